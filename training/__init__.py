@@ -1,0 +1,1 @@
+"""The embedded model: its task, its tokenizer, its training and its evaluation."""
