@@ -1,0 +1,1 @@
+"""Fork/join as decisions over plain data; only ``vllm_seam`` knows vLLM."""

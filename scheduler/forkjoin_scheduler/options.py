@@ -1,0 +1,39 @@
+"""What a request may say about fork/join: the ``forkjoin`` field of its body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError
+
+from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.errors import BadRequestOptions
+
+
+class RequestOptions(Limits):
+    """The limits of one request, the off switch, and whether it wants to see its threads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    enabled: bool = True
+    include_threads: bool = False
+
+    def limits(self, defaults: Limits) -> Limits:
+        """``defaults`` with what the request itself set."""
+        mine = {n: getattr(self, n) for n in Limits.model_fields if n in self.model_fields_set}
+        return defaults.model_copy(update=mine)
+
+
+def parse_options(value: Any) -> RequestOptions:
+    """Validate a ``forkjoin`` object. Raises BadRequestOptions naming each wrong key."""
+    if not isinstance(value, dict):
+        raise BadRequestOptions(f"forkjoin: expected an object, got {type(value).__name__}")
+    try:
+        return RequestOptions.model_validate(value)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"forkjoin.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors()
+        )
+        legal = ", ".join(sorted(RequestOptions.model_fields))
+        raise BadRequestOptions(f"{problems}. Legal keys: {legal}") from error

@@ -1,0 +1,58 @@
+"""Pieces of the transcript as outputs of the parent request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.outputs import LogprobsLists
+from vllm.v1.request import Request
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of the transcript, with its row of logprobs if the request wants them."""
+
+    token_id: int
+    logprobs: LogprobsLists | None = None
+    is_injected: bool = False
+
+
+def injected(token_id: int) -> Piece:
+    """A token that the engine wrote, not the model."""
+    return Piece(token_id, is_injected=True)
+
+
+def to_outputs(
+    parent: Request,
+    pieces: list[Piece],
+    finish_reason: FinishReason | None,
+    stop_reason: int | str | None,
+) -> list[EngineCoreOutput]:
+    """``pieces`` as outputs of ``parent``: one, or one a token where logprobs are wanted."""
+    params = parent.sampling_params
+    wants_logprobs = params is not None and params.num_logprobs is not None
+    if not pieces and finish_reason is None:
+        return []
+    groups = [[p] for p in pieces] if wants_logprobs and pieces else [pieces]
+    outputs = [
+        EngineCoreOutput(
+            request_id=parent.request_id,
+            new_token_ids=[p.token_id for p in group],
+            new_logprobs=(group[0].logprobs or _certain(group[0])) if wants_logprobs and group else None,
+        )
+        for group in groups
+    ]
+    outputs[-1].finish_reason = finish_reason
+    outputs[-1].stop_reason = stop_reason
+    return outputs
+
+
+def _certain(piece: Piece) -> LogprobsLists:
+    """An injected token was not sampled: its probability is 1, and it has no alternatives."""
+    return LogprobsLists(
+        np.array([[piece.token_id]], dtype=np.int32),
+        np.array([[0.0]], dtype=np.float32),
+        np.array([1], dtype=np.int32),
+    )

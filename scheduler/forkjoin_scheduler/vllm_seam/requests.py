@@ -1,0 +1,55 @@
+"""What fork/join does to vLLM ``Request`` objects: start a thread, fold tokens in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+
+
+def new_thread(
+    parent: Request, request_id: str, header_ids: Sequence[int], params: SamplingParams
+) -> Request:
+    """A request that goes on from the parent's tokens behind ``header_ids``."""
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=[*parent.all_token_ids, *header_ids],
+        sampling_params=params,
+        pooling_params=None,
+        client_index=parent.client_index,
+        arrival_time=parent.arrival_time,
+        lora_request=parent.lora_request,
+        cache_salt=parent.cache_salt,
+        priority=parent.priority,
+        trace_headers=parent.trace_headers,
+        block_hasher=parent._block_hasher,
+    )
+
+
+def fold(request: Request, token_ids: Sequence[int], params: SamplingParams) -> None:
+    """Append ``token_ids`` and make all that stands before the next token the prompt.
+
+    The V1 runner builds a resumed request from its prompt alone, so the outputs so far become
+    part of it; ``params`` carry what is left of max_tokens and min_tokens.
+    """
+    request._all_token_ids.extend(token_ids)
+    request.prompt_token_ids = list(request._all_token_ids)
+    request.num_prompt_tokens = len(request.prompt_token_ids)
+    request._output_token_ids.clear()
+    request.update_block_hashes()
+    request.sampling_params = params
+    assert params.max_tokens is not None
+    request.max_tokens = params.max_tokens
+
+
+def forget_in_flight(request: Request) -> None:
+    """Go back to the tokens whose KV is, or is being, written; drop the samples in flight.
+
+    In async scheduling the step in flight writes the KV of the token sampled last, so it counts.
+    """
+    request.num_computed_tokens = min(request.num_computed_tokens, request.num_tokens)
+    request.spec_token_ids = []
+    request.drop_stale_output = True
+    request.num_stale_output_tokens = request.num_in_flight_tokens
+    request.num_output_placeholders = 0

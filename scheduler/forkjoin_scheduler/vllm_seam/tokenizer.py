@@ -1,0 +1,32 @@
+"""vLLM's tokenizer as the decisions see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.tokenizers.registry import cached_tokenizer_from_config
+
+
+class EngineTokenizer:
+    """Encodes and decodes without special tokens added or dropped."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._vocab: dict[str, int] = inner.get_vocab()
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> EngineTokenizer:
+        """The tokenizer of the served model."""
+        return cls(cached_tokenizer_from_config(model_config))
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        text: str = self._inner.decode(ids, skip_special_tokens=False)
+        return text
+
+    def token_id(self, token: str) -> int | None:
+        known = self._vocab.get(token)
+        return known if known is not None and self.encode(token) == [known] else None
