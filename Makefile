@@ -1,42 +1,33 @@
-# The front door. `make` alone lists what there is.
-
-BIN := .venv/bin
-SOURCES := $(wildcard server scheduler training benchmarks tests)
-
-# Nothing here ever asks a model hub, and the tests share a small machine.
-TEST_ENV := HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1
-
 .DEFAULT_GOAL := help
-.PHONY: help install dev serve test check lint format train bench
+.PHONY: help install install-dev serve test check lint train bench
 
-help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+export HF_HUB_OFFLINE ?= 1
+BIN := .venv/bin
 
-install: ## Install what serving needs into .venv (the CPU backend, locked)
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install:  ## .venv with everything that serving on a CPU needs
 	@scripts/install
 
-dev: ## Install what the tests and linters need as well
+install-dev:  ## and what tests and checks need
 	@scripts/install --dev
 
-serve: install ## Serve the embedded model (options: make serve ARGS="--port 8001")
-	@exec $(BIN)/forkjoin serve $(ARGS)
+serve: install  ## start the server on the embedded model
+	@$(BIN)/forkjoin serve $(ARGS)
 
-test: dev ## Run the tests (options: make test ARGS="-k lock")
-	@$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+test: install-dev  ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
 
-check: lint test ## All that CI checks: format, lint, types, tests
+lint: install-dev  ## formatter, linter, type checker
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
 
-lint: dev ## Check format, lint and types
-	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy $(SOURCES)
+check: lint test  ## all that CI runs
 
-format: dev ## Rewrite the sources as the format and the fixable lints want them
-	$(BIN)/ruff check --fix-only --quiet $(SOURCES)
-	$(BIN)/ruff format $(SOURCES)
+train: install-dev  ## train the embedded model from scratch (about an hour on one core)
+	@$(BIN)/python -m training.train --out build/training --threads 1 --steps 6000 --tokens-per-batch 4096 $(ARGS)
 
-train: dev ## Train the embedded model from scratch (options: ARGS="--out DIR")
-	@$(BIN)/python -m training.train $(ARGS)
-
-bench: dev ## Measure every number the README names
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: install-dev  ## fork/join against sequential decoding of the same weights
+	@$(BIN)/python -m benchmarks.fork_vs_sequential $(ARGS)

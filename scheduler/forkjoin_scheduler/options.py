@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError
@@ -25,7 +26,15 @@ class RequestOptions(Limits):
 
 
 def parse_options(value: Any) -> RequestOptions:
-    """Validate a ``forkjoin`` object. Raises BadRequestOptions naming each wrong key."""
+    """Validate a ``forkjoin`` object, or its JSON text (vLLM's ``vllm_xargs`` hold no objects).
+
+    Raises BadRequestOptions naming each wrong key.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise BadRequestOptions(f"forkjoin: expected an object or its JSON, {error}") from error
     if not isinstance(value, dict):
         raise BadRequestOptions(f"forkjoin: expected an object, got {type(value).__name__}")
     try:

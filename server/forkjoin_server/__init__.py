@@ -1,1 +1,1 @@
-"""HTTP in, SSE out: vLLM's own OpenAI server with fork/join beside it."""
+"""vLLM's OpenAI server with fork/join: command line, request field, thread streams, metrics."""

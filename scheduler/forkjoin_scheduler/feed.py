@@ -1,0 +1,52 @@
+"""Where the front end's two halves meet: thread events in, one feed a request out.
+
+The output processor publishes what the engine core says of a family; whoever serves the request
+over HTTP has subscribed to it. Both run in the API server's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+Event = dict[str, Any]
+Observer = Callable[[Event], None]
+
+_KEY = re.compile(r"fj[0-9a-f]{32}")
+
+
+def new_key() -> str:
+    """A key that survives inside the request ids that vLLM derives from a given one."""
+    return f"fj{uuid.uuid4().hex}"
+
+
+class Feeds:
+    """The open feeds by key, and the observers of all events (metrics)."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, asyncio.Queue[Event]] = {}
+        self.observers: list[Observer] = []
+
+    def subscribe(self, key: str) -> asyncio.Queue[Event]:
+        """Open the feed of the request whose id holds ``key``."""
+        return self._queues.setdefault(key, asyncio.Queue())
+
+    def unsubscribe(self, key: str) -> None:
+        """Close a feed; later events of its request go to the observers alone."""
+        self._queues.pop(key, None)
+
+    def publish(self, external_request_id: str | None, events: list[Event]) -> None:
+        """Hand on ``events``; the request's id is None where it is gone already."""
+        match = _KEY.search(external_request_id or "")
+        queue = self._queues.get(match[0]) if match else None
+        for event in events:
+            for observe in self.observers:
+                observe(event)
+            if queue is not None:
+                queue.put_nowait(event)
+
+
+FEEDS = Feeds()

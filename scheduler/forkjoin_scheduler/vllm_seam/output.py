@@ -1,0 +1,61 @@
+"""vLLM's OutputProcessor, which also hears of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
+
+from forkjoin_scheduler.feed import FEEDS
+from forkjoin_scheduler.vllm_seam import wire
+
+
+class _ThreadText:
+    """Incremental text of one thread: held back while a character is incomplete."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self._shown = self._prefix = 0
+
+    def push(self, tokenizer: Any, token_ids: list[int]) -> str:
+        self.ids += token_ids
+        before = tokenizer.decode(self.ids[self._prefix : self._shown], skip_special_tokens=False)
+        text = tokenizer.decode(self.ids[self._prefix :], skip_special_tokens=False)
+        if text.endswith("\ufffd"):
+            return ""
+        self._prefix, self._shown = self._shown, len(self.ids)
+        return str(text[len(before) :])
+
+
+class ForkJoinOutputProcessor(OutputProcessor):
+    """Publishes the thread events to ``FEEDS``; everything else is vLLM's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._texts: dict[str, dict[int, _ThreadText]] = {}
+
+    def process_outputs(
+        self, engine_core_outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any
+    ) -> OutputProcessorOutput:
+        plain = []
+        for output in engine_core_outputs:
+            if packed := wire.unpack(output):
+                self._publish(*packed)
+            else:
+                plain.append(output)
+        return super().process_outputs(plain, *args, **kwargs)
+
+    def _publish(self, request_id: str, events: list[wire.Event]) -> None:
+        state = self.request_states.get(request_id)
+        for event in events:
+            if event["type"] == "tokens":
+                texts = self._texts.setdefault(request_id, {})
+                text = texts.setdefault(event["index"], _ThreadText())
+                event["text"] = text.push(self.tokenizer, event["token_ids"])
+            elif event["type"] == "family_ended":
+                self._texts.pop(request_id, None)
+        external = None
+        if state is not None:
+            external = state.parent_req.external_req_id if state.parent_req else state.external_req_id
+        FEEDS.publish(external, events)

@@ -1,0 +1,17 @@
+"""vLLM's plugin entry point: loaded in every process that vLLM starts.
+
+Patch: ``vllm.v1.engine.async_llm.OutputProcessor`` -> ForkJoinOutputProcessor.
+Symptom without it: thread events, which vLLM drops as outputs of an unknown request, are lost.
+Upstream: there is no option for the class. Remove when AsyncLLM takes one.
+"""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Put our OutputProcessor in the place of vLLM's."""
+    import vllm.v1.engine.async_llm as async_llm
+
+    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+
+    setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010

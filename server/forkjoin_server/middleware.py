@@ -1,0 +1,244 @@
+"""Fork/join around vLLM's routes: the request's field in, thread deltas and usage out.
+
+An ASGI middleware, so that vLLM's handlers stay as they are: it validates ``forkjoin`` and moves
+it to where the engine finds it, and weaves the thread events into the response. Events reach a
+client no later than the content that follows them: they are written before each chunk of vLLM's,
+and by a task of their own while vLLM has nothing to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.feed import FEEDS, new_key
+from forkjoin_scheduler.options import parse_options
+from forkjoin_server import metrics
+from forkjoin_server.readiness import is_ready
+from forkjoin_server.threads import Json, ThreadLog
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+CHAT = PATHS[0]
+
+
+class ForkJoinMiddleware:
+    """Wraps vLLM's FastAPI application."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        if metrics.observe not in FEEDS.observers:
+            FEEDS.observers.append(metrics.observe)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif scope["path"] == "/ready":
+            ready = await is_ready(scope)
+            await _respond(send, 200 if ready else 503, {"ready": ready})
+        elif scope["method"] == "POST" and scope["path"] in PATHS:
+            await self._generate(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _generate(self, scope: Message, receive: Receive, send: Send) -> None:
+        raw = await _body(receive)
+        key = new_key()
+        try:
+            body, wants_threads = prepare(json.loads(raw), scope["path"], key)
+        except BadRequestOptions as error:
+            await _respond(send, 400, _openai_error(str(error)))
+            return
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
+            # Not ours to judge: vLLM answers a body that is no JSON object.
+            await self.app(scope, _replay(raw, receive), send)
+            return
+        queue = FEEDS.subscribe(key)
+        weaver = Weaver(send, queue, ThreadLog(key), wants_threads)
+        pump = asyncio.create_task(weaver.pump())
+        try:
+            await self.app(_with_request_id(scope, key), _replay(json.dumps(body).encode(), receive), weaver.send)
+        finally:
+            pump.cancel()
+            FEEDS.unsubscribe(key)
+            with contextlib.suppress(asyncio.CancelledError):
+                await pump
+
+
+def prepare(body: Json, path: str, key: str) -> tuple[Json, bool]:
+    """Move the fork/join field of ``body`` to where the engine reads it.
+
+    Returns the body for vLLM and whether the client wants its threads. Raises BadRequestOptions.
+    """
+    body = dict(body)
+    given = body.pop("forkjoin", None)
+    options = parse_options({} if given is None else given)
+    fields = {} if given is None else dict(given)
+    stream_options = body.get("stream_options")
+    if isinstance(stream_options, dict) and "include_threads" in stream_options:
+        stream_options = dict(stream_options)
+        fields["include_threads"] = stream_options.pop("include_threads")
+        options = parse_options(fields)
+        body["stream_options"] = stream_options
+    if options.include_threads and path == CHAT and (body.get("n") or 1) > 1:
+        raise BadRequestOptions(f"include_threads: expected n = 1, got n = {body['n']}: ask for one choice")
+    if fields:
+        xargs = body.get("vllm_xargs")
+        body["vllm_xargs"] = (xargs if isinstance(xargs, dict) else {}) | {"forkjoin": json.dumps(fields)}
+    if path == "/v1/responses":
+        body.setdefault("request_id", f"resp_{key}")
+    return body, options.include_threads and path == CHAT
+
+
+@dataclass
+class Weaver:
+    """Writes vLLM's response to the client with the thread events in it."""
+
+    raw_send: Send
+    queue: asyncio.Queue[Json]
+    log: ThreadLog
+    wants_threads: bool
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _streams: bool = False
+    _start: Message | None = None
+    _template: Json | None = None
+    _buffer: bytes = b""
+
+    async def send(self, message: Message) -> None:
+        """Take a message of vLLM's response."""
+        async with self._lock:
+            if message["type"] == "http.response.start":
+                await self._begin(message)
+            elif self._streams:
+                await self._stream(message)
+            else:
+                await self._whole(message)
+
+    async def pump(self) -> None:
+        """Write thread events that come while vLLM has nothing to say."""
+        while True:
+            event = await self.queue.get()
+            async with self._lock:
+                await self._emit(event)
+
+    async def _begin(self, message: Message) -> None:
+        headers = dict(message["headers"])
+        self._streams = b"text/event-stream" in headers.get(b"content-type", b"")
+        if self._streams:
+            await self.raw_send(message)
+        else:
+            self._start = message
+
+    async def _whole(self, message: Message) -> None:
+        """Gather a JSON response; correct it if the request forked."""
+        self._buffer += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        self._drain_silently()
+        body = self._buffer
+        if self._start is not None and self._start["status"] == 200 and self.log.ended is not None:
+            body = json.dumps(self._corrected(json.loads(body))).encode()
+        start = self._start or {"type": "http.response.start", "status": 500, "headers": []}
+        start["headers"] = [
+            (k, str(len(body)).encode() if k.lower() == b"content-length" else v) for k, v in start["headers"]
+        ]
+        await self.raw_send(start)
+        await self.raw_send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, message: Message) -> None:
+        """Hand on complete server-sent events, each behind the thread events that precede it."""
+        self._buffer += message.get("body", b"")
+        *complete, self._buffer = self._buffer.split(b"\n\n")
+        for event in complete:
+            chunk = _chunk(event)
+            if self._template is None and chunk is not None:
+                self._template = {k: chunk[k] for k in ("id", "object", "created", "model") if k in chunk}
+            while not self.queue.empty():
+                await self._emit(self.queue.get_nowait())
+            if chunk is not None and chunk.get("usage") and self.log.ended:
+                event = b"data: " + json.dumps(self._corrected(chunk)).encode()
+            await self._write(event + b"\n\n")
+        if not message.get("more_body"):
+            await self.raw_send({"type": "http.response.body", "body": self._buffer})
+
+    async def _emit(self, event: Json) -> None:
+        entries = self.log.delta(event)
+        if entries and self.wants_threads and self._streams and self._template is not None:
+            choice = {"index": 0, "delta": {"threads": entries}, "finish_reason": None}
+            chunk = self._template | {"choices": [choice]}
+            await self._write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+
+    def _drain_silently(self) -> None:
+        while not self.queue.empty():
+            self.log.delta(self.queue.get_nowait())
+
+    def _corrected(self, response: Json) -> Json:
+        usage = response.get("usage")
+        if usage and "completion_tokens" in usage:
+            response["usage"] = self.log.correct_usage(usage)
+        if self.wants_threads and "message" in (response.get("choices") or [{}])[0]:
+            response["choices"][0]["message"]["threads"] = self.log.threads
+        return response
+
+    async def _write(self, body: bytes) -> None:
+        await self.raw_send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _chunk(event: bytes) -> Json | None:
+    """The JSON of a ``data:`` event, None for ``[DONE]`` and events of other kinds."""
+    data = event.removeprefix(b"data: ")
+    if data == event or not data.startswith(b"{"):
+        return None
+    chunk: Json = json.loads(data)
+    return chunk
+
+
+def _with_request_id(scope: Message, key: str) -> Message:
+    """``scope`` with our key in the X-Request-Id that vLLM derives its request id from."""
+    given = [v for k, v in scope["headers"] if k == b"x-request-id"]
+    value = b"-".join([*given, key.encode()])
+    others = [(k, v) for k, v in scope["headers"] if k not in (b"x-request-id", b"content-length")]
+    return {**scope, "headers": [*others, (b"x-request-id", value)]}
+
+
+async def _body(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that yields ``body`` once, then what the connection says (disconnects)."""
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _respond(send: Send, status: int, body: Json) -> None:
+    data = json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
+
+
+def _openai_error(message: str) -> Json:
+    return {"error": {"message": message, "type": "BadRequestError", "param": "forkjoin", "code": 400}}
