@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from training.task import Worksheet, make_worksheet
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """One engine for all tests that need nothing special of it."""
+    from tests.engine.harness import Engine
+
+    return Engine()
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test every block, slot and queue entry is back."""
+    yield
+    if "engine" in request.fixturenames:
+        engine = request.getfixturevalue("engine")
+        engine.drain()
+        assert engine.snapshot() == engine.baseline
+
+
+def worksheets(num: int, *, seed: int = 7, max_long: int = 6) -> list[Worksheet]:
+    rng = random.Random(seed)
+    return [
+        make_worksheet(rng, num_long=1 + i % max_long, num_short=i % 3 if i % max_long < 4 else 0, held_out=True)
+        for i in range(num)
+    ]

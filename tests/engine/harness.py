@@ -1,0 +1,213 @@
+"""A real engine in this process, a client-side reference, and scripted output."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+from forkjoin_scheduler.dialect import Dialect, load
+from forkjoin_scheduler.family import Family, Thread, ThreadEnd
+from forkjoin_scheduler.fork import ForkPlan, plan_fork
+from forkjoin_scheduler.join import plan_join
+from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+from forkjoin_server.cli import EMBEDDED_MODEL
+
+THREADWEAVER = load("threadweaver")
+
+
+class Script(AdapterLogitsProcessor):
+    """Forces tokens: ``extra_args["script"]`` is [[prompt suffix ids, token ids to write], …].
+
+    The entry with the longest matching suffix applies; behind its end comes end-of-sequence.
+    """
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def new_req_logits_processor(self, params: SamplingParams) -> Callable[..., torch.Tensor] | None:
+        script = (params.extra_args or {}).get("script")
+        if script is None:
+            return None
+        eos = (params.extra_args or {})["eos"]
+
+        def force(prompt_ids: list[int], output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+            fitting = [e for e in script if list(prompt_ids)[len(prompt_ids) - len(e[0]) :] == e[0]]
+            tokens = max(fitting, key=lambda e: len(e[0]))[1]
+            position = len(output_ids)
+            wanted = tokens[position] if position < len(tokens) else eos
+            logits[:] = float("-inf")
+            logits[wanted] = 0.0
+            return logits
+
+        return force
+
+
+@dataclass
+class Answer:
+    """What a request came to."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: list[Any] = field(default_factory=list)
+
+
+class Engine:
+    """An in-process vLLM engine on the embedded model, stepped by hand."""
+
+    def __init__(self, dialect: Dialect = THREADWEAVER, **options: Any) -> None:
+        settings = {"dialect": dialect.model_dump(mode="json"), "limits": dialect.limits.model_dump()}
+        defaults: dict[str, Any] = {"dtype": "float32", "block_size": 32, "max_model_len": 4096}
+        self.llm = LLM(
+            model=str(EMBEDDED_MODEL),
+            enforce_eager=True,
+            scheduler_cls="forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler",
+            additional_config={"forkjoin": settings},
+            logits_processors=[Script],
+            disable_log_stats=False,
+            **(defaults | options),
+        )
+        self.dialect = dialect
+        self.core = self.llm.llm_engine
+        self.scheduler: Any = self.core.engine_core.engine_core.scheduler
+        self.tokenizer = EngineTokenizer(self.llm.get_tokenizer())
+        self.eos = self.tokenizer.token_id("<|end|>")
+        self.steps: list[dict[str, int]] = []
+        self._ids = count()
+        self._record()
+        self.baseline = self.snapshot()
+
+    def _record(self) -> None:
+        """Note what each step of the scheduler computes, by request id."""
+        schedule = self.scheduler.schedule
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            output = schedule(*args, **kwargs)
+            self.steps.append(dict(output.num_scheduled_tokens))
+            return output
+
+        self.scheduler.schedule = recorded
+
+    def snapshot(self) -> dict[str, int]:
+        """What must be the same before and after any traffic."""
+        scheduler, pool = self.scheduler, self.scheduler.kv_cache_manager.block_pool
+        managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+        return {
+            "free_blocks": pool.get_num_free_blocks(),
+            "referenced": sum(b.ref_cnt > 0 for b in pool.blocks if not b.is_null),
+            "owners": sum(len(m.req_to_blocks) for m in managers),
+            "requests": len(scheduler.requests),
+            "queued": len(scheduler.running) + len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
+            "parked": scheduler.num_waiting_for_streaming_input,
+            "families": len(scheduler._live) + len(scheduler._threads),
+        }
+
+    def prompt(self, text: str) -> list[int]:
+        return self.tokenizer.encode(f"<|user|>{text}<|assistant|>")
+
+    def params(self, **options: Any) -> SamplingParams:
+        forkjoin = options.pop("forkjoin", {})
+        extra = {"forkjoin": forkjoin, **options.pop("extra_args", {})}
+        return SamplingParams(**({"temperature": 0.0, "max_tokens": 3000, "extra_args": extra} | options))
+
+    def scripted(self, root: str, threads: dict[str, str], after: str = "", **options: Any) -> SamplingParams:
+        """Parameters that make the model write ``root``, then each thread its text, then ``after``.
+
+        Texts stand for tokens; a text without its end tag is followed by end-of-sequence.
+        """
+        script = [[[], self.tokenizer.encode(root)]]
+        for number, text in threads.items():
+            header = self.tokenizer.encode(self.dialect.thread.header.format(n=number))
+            script.append([header, self.tokenizer.encode(text)])
+        script.append([self.tokenizer.encode("</Thread>\n"), self.tokenizer.encode(after)])
+        return self.params(extra_args={"script": script, "eos": self.eos}, **options)
+
+    def add(self, prompt: list[int], params: SamplingParams) -> str:
+        request_id = f"r{next(self._ids)}"
+        self.core.add_request(request_id, TokensPrompt(prompt_token_ids=prompt), params)
+        return request_id
+
+    def run(self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[Answer]:
+        """Run all of ``prompts`` together to their ends."""
+        each = params if isinstance(params, list) else [params] * len(prompts)
+        ids = [self.add(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
+        answers = self.drain()
+        return [answers[i] for i in ids]
+
+    def drain(self, max_steps: int = 20_000) -> dict[str, Answer]:
+        """Step until nothing is left; raises AssertionError if that takes for ever."""
+        answers: dict[str, Answer] = {}
+        for _ in range(max_steps):
+            if not self.core.has_unfinished_requests():
+                break
+            for output in self.core.step():
+                done = output.outputs[0]
+                answers[output.request_id] = Answer(
+                    list(done.token_ids), done.text, done.finish_reason, done.stop_reason, done.logprobs or []
+                )
+        else:
+            raise AssertionError(f"not finished after {max_steps} steps: {self.snapshot()}")
+        # One more step tells the worker of the last requests that ended.
+        self.core.step()
+        return answers
+
+    def step_until(self, ready: Callable[[], bool], max_steps: int = 5000) -> None:
+        for _ in range(max_steps):
+            if ready():
+                return
+            self.core.step()
+        raise AssertionError("the state was not reached")
+
+    def reference(self, prompts: list[list[int]]) -> list[list[int]]:
+        """The same protocol as a client would run it, on plain requests, greedy."""
+        plain = {"enabled": False}
+        trigger = self.tokenizer.token_id(self.dialect.trigger)
+        end = self.tokenizer.token_id(self.dialect.thread.end)
+        openings = self.run(prompts, self.params(forkjoin=plain, stop_token_ids=[trigger]))
+        results = [list(a.token_ids) for a in openings]
+        forked = [i for i, a in enumerate(openings) if a.stop_reason == trigger]
+        families: dict[int, Family] = {}
+        thread_prompts, owners = [], []
+        for i in forked:
+            context = [*prompts[i], *results[i]]
+            plan = plan_fork(self.dialect, self.dialect.limits, 0, context, self.tokenizer)
+            assert isinstance(plan, ForkPlan)
+            families[i] = Family(str(i), self.dialect.limits)
+            for thread in families[i].fork(plan):
+                thread_prompts.append([*context, *thread.plan.header_ids])
+                owners.append((i, thread))
+        texts = self.run(thread_prompts, self.params(forkjoin=plain, stop_token_ids=[end]))
+        for (i, thread), text in zip(owners, texts, strict=True):
+            families[i].thread_generated(thread, text.token_ids)
+            families[i].end_thread(thread, _end(text, end))
+        joined = []
+        for i in forked:
+            results[i] += plan_join(self.dialect, families[i].current, self.tokenizer).token_ids
+            joined.append([*prompts[i], *results[i]])
+        closings = self.run(joined, self.params(forkjoin=plain))
+        for i, closing in zip(forked, closings, strict=True):
+            results[i] += closing.token_ids
+        return results
+
+
+def _end(answer: Answer, end_id: int | None) -> ThreadEnd:
+    assert answer.stop_reason == end_id, "the reference handles well-formed threads only"
+    return ThreadEnd.STOP
+
+
+__all__ = ["THREADWEAVER", "Answer", "Engine", "Script", "Thread"]

@@ -1,0 +1,45 @@
+"""What a fork and a join compute, read from the scheduler."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+ROOT = "<think>\n<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: y</Outline>\n</Outlines>"
+
+
+def _thread_steps(engine, index):
+    return [(n, s[i]) for n, s in enumerate(engine.steps) for i in s if i.endswith(f"#{index}")]
+
+
+def test_a_fork_computes_the_trigger_and_the_header_only_and_starts_in_the_next_step(engine):
+    engine.steps.clear()
+    params = engine.scripted(ROOT, {"1": "aaaa</Thread>", "2": "bb</Thread>"}, "</Parallel>\n")
+    engine.run([engine.prompt("count")], params)
+    header = len(engine.tokenizer.encode("\n<Thread>\n1:"))
+    parent = [n for n, s in enumerate(engine.steps) for i in s if "#" not in i]
+    trigger_step = parent[len(engine.tokenizer.encode(ROOT)) - 1]
+    for index in (0, 1):
+        first_step, num_tokens = _thread_steps(engine, index)[0]
+        assert num_tokens == header + 1  # the trigger, sampled last, has no KV yet
+        assert first_step == trigger_step + 1
+
+
+def test_a_join_prefills_the_later_threads_and_the_injected_text_only(engine):
+    engine.steps.clear()
+    params = engine.scripted(ROOT, {"1": "aaaa</Thread>", "2": "bbbbbbb</Thread>"}, "</Parallel>\n")
+    (answer,) = engine.run([engine.prompt("count")], params)
+    last_thread_step = _thread_steps(engine, 1)[-1][0]
+    joined = engine.steps[last_thread_step + 1]
+    later = len(engine.tokenizer.encode("<Thread>\n2:bbbbbbb</Thread>"))
+    # and the end tag of thread 1, whose KV was never computed; the text after the join is "\n"
+    assert list(joined.values()) == [1 + later + 1]
+    assert answer.text == f"{ROOT}\n<Thread>\n1:aaaa</Thread><Thread>\n2:bbbbbbb</Thread>\n</Parallel>\n"
+
+
+def test_threads_of_many_families_run_in_one_step(engine):
+    engine.steps.clear()
+    params = engine.scripted(ROOT, {"1": "aaaa</Thread>", "2": "bb</Thread>"}, "</Parallel>\n")
+    engine.run([engine.prompt(f"family {i}") for i in range(8)], params)
+    assert max(sum("#" in i for i in s) for s in engine.steps) == 16

@@ -1,0 +1,59 @@
+"""Too few blocks, too few slots, aborts: exact, without deadlock, without a lost block."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.conftest import worksheets
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def small():
+    from tests.engine.harness import Engine
+
+    return Engine(
+        num_gpu_blocks_override=72, max_model_len=2048, max_num_seqs=4, max_num_batched_tokens=64,
+        enable_chunked_prefill=True,
+    )  # fmt: skip
+
+
+def test_under_kv_and_slot_pressure_the_answers_are_exact(small):
+    prompts = [small.prompt(s.prompt) for s in worksheets(10, seed=11)]
+    answers = small.run(prompts, small.params(max_tokens=1800))
+    assert [a.token_ids for a in answers] == small.reference(prompts)
+    assert small.snapshot() == small.baseline
+
+
+def test_parked_parents_that_hold_all_blocks_give_way(small):
+    two = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: y</Outline>\n</Outlines>"
+    threads = {"1": "a" * 200 + "</Thread>", "2": "b" * 150 + "</Thread>"}
+    params = small.scripted(two, threads, "</Parallel>\n")
+    prompts = [small.prompt(str(i) * 400) for i in range(6)]
+    answers = small.run(prompts, params)
+    wanted = f"{two}\n<Thread>\n1:{threads['1']}<Thread>\n2:{threads['2']}\n</Parallel>\n"
+    assert [a.text for a in answers] == [wanted] * 6
+    assert small.snapshot() == small.baseline
+
+
+def test_an_abort_in_the_middle_of_a_fork_returns_everything_in_the_same_step(engine):
+    two = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: y</Outline>\n</Outlines>"
+    params = engine.scripted(two, {"1": "a</Thread>", "2": "b" * 300 + "</Thread>"})
+    request_id = engine.add(engine.prompt("q"), params)
+    engine.step_until(lambda: any(t.endswith("#1") for t in engine.scheduler.requests))
+    engine.step_until(lambda: not any(t.endswith("#0") for t in engine.scheduler.requests))
+    engine.core.abort_request([request_id])
+    assert engine.snapshot() == engine.baseline
+
+
+def test_aborts_at_every_stage_leave_nothing(engine):
+    two = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: y</Outline>\n</Outlines>"
+    params = engine.scripted(two, {"1": "a" * 5 + "</Thread>", "2": "b" * 9 + "</Thread>"}, "</Parallel>\n")
+    for num_steps in range(1, 60, 3):
+        ids = [engine.add(engine.prompt(f"q{i}"), params) for i in range(3)]
+        for _ in range(num_steps):
+            engine.core.step()
+        engine.core.abort_request(ids[:2])
+        engine.drain()
+        assert engine.snapshot() == engine.baseline

@@ -1,0 +1,46 @@
+"""Sampling parameters act inside threads as they do outside."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+TWO = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: x</Outline>\n</Outlines>"
+PROBLEMS = "a=482*731, b=907*36"
+
+
+def test_every_token_has_its_logprobs_and_injected_ones_are_certain(engine):
+    params = engine.scripted(TWO, {"1": "a</Thread>", "2": "b</Thread>"}, "</Parallel>\n", logprobs=2)
+    (answer,) = engine.run([engine.prompt("q")], params)
+    assert len(answer.logprobs) == len(answer.token_ids)
+    injected = len(engine.tokenizer.encode(TWO))
+    entry = answer.logprobs[injected]
+    assert [(t, p.logprob) for t, p in entry.items()] == [(answer.token_ids[injected], 0.0)]
+
+
+def test_a_seed_makes_sampled_threads_reproducible(engine):
+    params = engine.params(temperature=1.5, seed=11, max_tokens=600)
+    prompts = [engine.prompt(PROBLEMS)]
+    first, second = engine.run(prompts, params), engine.run(prompts, params)
+    other = engine.run(prompts, engine.params(temperature=1.5, seed=12, max_tokens=600))
+    assert first[0].token_ids == second[0].token_ids != other[0].token_ids
+
+
+def test_min_tokens_is_owed_by_the_whole_family(engine):
+    params = engine.scripted(TWO, {"1": "a</Thread>", "2": "b</Thread>"}, "</Parallel>\n", min_tokens=60)
+    (answer,) = engine.run([engine.prompt("q")], params)
+    assert "1:a</Thread>" in answer.text
+
+
+def test_logit_bias_acts_inside_threads(engine):
+    banned = engine.tokenizer.token_id("7")
+    (answer,) = engine.run([engine.prompt(PROBLEMS)], engine.params(logit_bias={banned: -100.0}, max_tokens=900))
+    assert "7" not in answer.text.replace("482*731", "")
+    assert "<Thread>" in answer.text
+
+
+def test_siblings_with_a_seed_draw_apart():
+    from forkjoin_scheduler.vllm_seam.sampling import derived_seed
+
+    assert len({derived_seed(7, f"1/{i}") for i in range(100)}) == 100

@@ -1,0 +1,36 @@
+"""``scripts/install``, up to where it would begin to fetch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the script reads."""
+    for name in ("scripts", "requirements"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_an_unfit_python_is_refused_by_its_version_and_leaves_no_venv(checkout: Path) -> None:
+    python = checkout / "python3"
+    python.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit 0\nexit 1\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [checkout / "scripts/install"],
+        env=os.environ | {"PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Python 3.9.2" in done.stderr
+    assert not (checkout / ".venv").exists()

@@ -1,0 +1,64 @@
+"""The wheel: whoever installs it, away from this checkout, has the dialects and the model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel was installed into."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
+    subprocess.run([*build, str(ROOT)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    install = [*pip, "install", "--no-deps", "--no-index", "--target", str(folder / "site")]
+    subprocess.run([*install, str(wheel)], check=True)
+    return folder / "site"
+
+
+def run(site: Path, code: str) -> str:
+    """What ``code`` prints with the installed wheel ahead of this checkout."""
+    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=site, env=environment, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_wheel_holds_our_two_packages_and_nothing_else(site: Path) -> None:
+    held = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
+    assert held == {"bin", "forkjoin_scheduler", "forkjoin_server"}
+
+
+def test_the_packages_are_imported_from_the_wheel(site: Path) -> None:
+    assert run(site, "import forkjoin_scheduler as s; print(s.__file__)").startswith(str(site))
+
+
+def test_every_dialect_of_the_checkout_loads_from_the_wheel(site: Path) -> None:
+    code = "from forkjoin_scheduler.dialect import builtin_names, load; print(*map(load, builtin_names()))"
+    assert run(site, code)
+    names = run(site, "from forkjoin_scheduler.dialect import builtin_names; print(*builtin_names())")
+    assert names.split() == sorted(p.stem for p in (ROOT / "configs/dialects").glob("*.yaml"))
+
+
+def test_the_embedded_model_comes_whole_with_the_wheel(site: Path) -> None:
+    model = Path("forkjoin_server/embedded")
+    expected = {path.name: path.read_bytes() for path in (ROOT / "server" / model).iterdir()}
+    assert "model.safetensors" in expected
+    assert {path.name: path.read_bytes() for path in (site / model).iterdir()} == expected
+
+
+def test_the_embedded_models_tokenizer_loads_from_the_wheel(site: Path) -> None:
+    code = (
+        "from transformers import AutoConfig, AutoTokenizer; from forkjoin_server.cli import EMBEDDED_MODEL as m;"
+        "t = AutoTokenizer.from_pretrained(m); print(AutoConfig.from_pretrained(m).vocab_size >= len(t))"
+    )
+    assert run(site, code) == "True"
