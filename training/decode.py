@@ -22,7 +22,7 @@ class Decoder:
         self.model = model
         self.cos, self.sin = rotary(model.config, model.config.max_position_embeddings)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def generate(
         self, prompts: Sequence[list[int]], stop_ids: frozenset[int], max_tokens: int
     ) -> list[list[int]]:

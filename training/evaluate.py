@@ -69,9 +69,9 @@ class Evaluator:
     def __init__(self, folder: Path, batch_size: int = 128) -> None:
         self.decoder = Decoder(load(folder))
         self.tokenizer, self.batch_size = tok.build(), batch_size
-        self.eos = self.tokenizer.token_to_id(tok.EOS)
-        self.fork = self.tokenizer.token_to_id("</Outlines>")
-        self.thread_end = self.tokenizer.token_to_id("</Thread>")
+        self.eos = tok.token_id(self.tokenizer, tok.EOS)
+        self.fork = tok.token_id(self.tokenizer, "</Outlines>")
+        self.thread_end = tok.token_id(self.tokenizer, "</Thread>")
 
     def sequential(self, sheets: list[Worksheet]) -> list[Answer]:
         """The plain decode of every sheet."""

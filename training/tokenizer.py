@@ -57,6 +57,14 @@ def chat_prompt(text: str) -> str:
     return f"{USER}{text}{ASSISTANT}"
 
 
+def token_id(tokenizer: Any, token: str) -> int:
+    """The id of ``token``. Raises ValueError if the vocabulary lacks it."""
+    found = tokenizer.token_to_id(token)
+    if not isinstance(found, int):
+        raise ValueError(f"expected a token of the vocabulary, got {token!r}")
+    return found
+
+
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of ``text``, tags and special tokens as one id each."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids

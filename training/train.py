@@ -53,7 +53,7 @@ class Trainer:
         batch = next(self.batches)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = batch_loss(self.model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -158,9 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=recipe.seed)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    recipe = Recipe(
-        steps=args.steps, tokens_per_batch=args.tokens_per_batch, lr=args.lr, seed=args.seed
-    )
+    recipe = Recipe(steps=args.steps, tokens_per_batch=args.tokens_per_batch, lr=args.lr, seed=args.seed)
     trainer = Trainer(recipe, ModelConfig())
     if args.resume:
         trainer.load(torch.load(args.out / "checkpoint.pt", weights_only=True))

@@ -41,8 +41,7 @@ def parse_options(value: Any) -> RequestOptions:
         return RequestOptions.model_validate(value)
     except ValidationError as error:
         problems = "; ".join(
-            f"forkjoin.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
-            for e in error.errors()
+            f"forkjoin.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()
         )
         legal = ", ".join(sorted(RequestOptions.model_fields))
         raise BadRequestOptions(f"{problems}. Legal keys: {legal}") from error

@@ -25,6 +25,7 @@ class LinearTranscript(Generic[Piece]):
     _held: dict[int, list[Piece]] = field(default_factory=dict)
     _ended: set[int] = field(default_factory=set)
     _open: int = 0
+    _last: int | None = None
 
     def start(self) -> list[Piece]:
         """Release the first header."""
@@ -37,11 +38,16 @@ class LinearTranscript(Generic[Piece]):
         self._held.setdefault(position, []).extend(pieces)
         return []
 
+    def cut(self, position: int) -> None:
+        """The transcript ends in thread ``position``: nothing behind it is ever released."""
+        self._last = position
+
     def end(self, position: int) -> list[Piece]:
         """Thread ``position`` produces no more; return what may be released now."""
         self._ended.add(position)
         released: list[Piece] = []
-        while self._open in self._ended and self._open + 1 < len(self.headers):
+        last = len(self.headers) - 1 if self._last is None else self._last
+        while self._open in self._ended and self._open < last:
             self._open += 1
             released += self.headers[self._open] + self._held.pop(self._open, [])
         return released

@@ -66,7 +66,9 @@ class ForkJoinMiddleware:
         weaver = Weaver(send, queue, ThreadLog(key), wants_threads)
         pump = asyncio.create_task(weaver.pump())
         try:
-            await self.app(_with_request_id(scope, key), _replay(json.dumps(body).encode(), receive), weaver.send)
+            await self.app(
+                _with_request_id(scope, key), _replay(json.dumps(body).encode(), receive), weaver.send
+            )
         finally:
             pump.cancel()
             FEEDS.unsubscribe(key)

@@ -29,6 +29,8 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 def worksheets(num: int, *, seed: int = 7, max_long: int = 6) -> list[Worksheet]:
     rng = random.Random(seed)
     return [
-        make_worksheet(rng, num_long=1 + i % max_long, num_short=i % 3 if i % max_long < 4 else 0, held_out=True)
+        make_worksheet(
+            rng, num_long=1 + i % max_long, num_short=i % 3 if i % max_long < 4 else 0, held_out=True
+        )
         for i in range(num)
     ]

@@ -35,7 +35,9 @@ def test_min_tokens_is_owed_by_the_whole_family(engine):
 
 def test_logit_bias_acts_inside_threads(engine):
     banned = engine.tokenizer.token_id("7")
-    (answer,) = engine.run([engine.prompt(PROBLEMS)], engine.params(logit_bias={banned: -100.0}, max_tokens=900))
+    (answer,) = engine.run(
+        [engine.prompt(PROBLEMS)], engine.params(logit_bias={banned: -100.0}, max_tokens=900)
+    )
     assert "7" not in answer.text.replace("482*731", "")
     assert "<Thread>" in answer.text
 

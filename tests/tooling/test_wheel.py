@@ -57,8 +57,9 @@ def test_the_embedded_model_comes_whole_with_the_wheel(site: Path) -> None:
 
 
 def test_the_embedded_models_tokenizer_loads_from_the_wheel(site: Path) -> None:
-    code = (
-        "from transformers import AutoConfig, AutoTokenizer; from forkjoin_server.cli import EMBEDDED_MODEL as m;"
-        "t = AutoTokenizer.from_pretrained(m); print(AutoConfig.from_pretrained(m).vocab_size >= len(t))"
-    )
+    code = """if True:
+        from forkjoin_server.cli import EMBEDDED_MODEL
+        from transformers import AutoConfig, AutoTokenizer
+        tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+        print(AutoConfig.from_pretrained(EMBEDDED_MODEL).vocab_size >= len(tokenizer))"""
     assert run(site, code) == "True"

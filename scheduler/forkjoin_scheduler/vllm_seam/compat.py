@@ -45,6 +45,5 @@ def check_config(vllm_config: Any) -> None:
     for reason, has_it in REFUSED:
         if has_it(vllm_config):
             raise UnsupportedEngine(
-                f"fork/join can't be combined with {reason}. Drop the option, or serve with "
-                "--dialect none"
+                f"fork/join can't be combined with {reason}. Drop the option, or serve with --dialect none"
             )

@@ -27,7 +27,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.family import Family, FamilyState, Thread, ThreadEnd
 from forkjoin_scheduler.fork import Refusal, plan_fork
-from forkjoin_scheduler.join import body, plan_join
+from forkjoin_scheduler.join import plan_join
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.transcript import LinearTranscript
@@ -67,6 +67,8 @@ class _Live:
 class ForkJoinScheduler(AsyncScheduler):
     """AsyncScheduler (which serves sync scheduling too) with fork and join."""
 
+    max_num_active_reqs: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings = Settings.model_validate(self.vllm_config.additional_config.get(KEY, {}))
@@ -75,7 +77,9 @@ class ForkJoinScheduler(AsyncScheduler):
         self._live: dict[str, _Live] = {}
         self._threads: dict[str, tuple[_Live, Thread]] = {}
         self._triggered: list[Request] = []
-        self._num_slots = self.max_num_active_reqs
+        #: Aborted families whose last events have not left yet.
+        self._parting: list[_Live] = []
+        self._num_slots: int = self.max_num_active_reqs
         if self._dialect is None:
             return
         compat.check_version()
@@ -109,7 +113,8 @@ class ForkJoinScheduler(AsyncScheduler):
         for request in triggered:
             if not request.is_finished():
                 self._try_fork(self._dialect, request)
-        for live in list(self._live.values()):
+        parting, self._parting = self._parting, []
+        for live in [*self._live.values(), *parting]:
             self._advance(self._dialect, live)
             if leaving := self._leaving(live):
                 client = live.parent.client_index
@@ -126,13 +131,13 @@ class ForkJoinScheduler(AsyncScheduler):
         else:
             ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
         for request_id in list(ids):
-            if live := self._live.get(request_id):
+            if live := self._live.pop(request_id, None):
                 ids += self._cancel_threads(live)
+                live.pieces.clear()
+                self._parting.append(live)
         return super().finish_requests(ids, finished_status)
 
-    def reset_prefix_cache(
-        self, reset_running_requests: bool = False, reset_connector: bool = False
-    ) -> bool:
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         if reset_running_requests:
             for live in self._live.values():
                 self._evict(live)
@@ -143,9 +148,7 @@ class ForkJoinScheduler(AsyncScheduler):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        new_token_ids, stopped = super()._update_request_with_output(
-            request, new_token_ids, is_stale
-        )
+        new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if self._dialect is None or request.request_id in self._threads:
             return new_token_ids, stopped
         if live := self._live.get(request.request_id):
@@ -154,9 +157,7 @@ class ForkJoinScheduler(AsyncScheduler):
             self._triggered.append(request)
         return new_token_ids, stopped
 
-    def _get_local_prefix_cache_hit(
-        self, request: Request
-    ) -> tuple[KVCacheBlocks, int, int, bool]:
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """A thread starts on its parent's blocks, where those are still held."""
         if entry := self._threads.get(request.request_id):
             parent = entry[0].parent
@@ -259,7 +260,8 @@ class ForkJoinScheduler(AsyncScheduler):
 
     def _start_thread(self, live: _Live, thread: Thread) -> None:
         parent, family = live.parent, live.family
-        assert parent.sampling_params is not None and self._end_id is not None
+        assert parent.sampling_params is not None
+        assert self._end_id is not None
         room = max(self.max_model_len - parent.num_tokens - len(thread.plan.header_ids), 1)
         limit = family.limits.max_tokens_per_thread
         params = thread_params(
@@ -295,11 +297,12 @@ class ForkJoinScheduler(AsyncScheduler):
         pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(shown)]
         assert live.transcript is not None
         live.pieces += live.transcript.push(thread.position, pieces)
+        if end is ThreadEnd.REQUEST_STOP:
+            live.stop_reason = output.stop_reason
+            live.transcript.cut(thread.position)
+            self._cut_behind(live, thread)
         if end is not None:
             self._end_thread(live, thread, end)
-            if end is ThreadEnd.REQUEST_STOP:
-                live.stop_reason = output.stop_reason
-                self._cut_behind(live, thread)
         return True
 
     def _thread_end(self, output: EngineCoreOutput) -> ThreadEnd:
@@ -311,7 +314,8 @@ class ForkJoinScheduler(AsyncScheduler):
 
     def _end_thread(self, live: _Live, thread: Thread, end: ThreadEnd) -> None:
         """Book the end of ``thread`` and let its successors into the transcript."""
-        assert live.transcript is not None and self._dialect is not None
+        assert live.transcript is not None
+        assert self._dialect is not None
         live.family.end_thread(thread, end)
         self._threads.pop(live.family.thread_id(thread), None)
         if end in (ThreadEnd.EOS, ThreadEnd.LENGTH):
@@ -358,6 +362,9 @@ class ForkJoinScheduler(AsyncScheduler):
         too_long = parent.num_tokens + len(plan.token_ids) >= self.max_model_len
         if plan.end is not None or too_long or live.remaining == 0:
             stopped = plan.end is ThreadEnd.EOS and not too_long
+            if stopped:
+                # vLLM keeps the last token of a stopped request out of its text.
+                live.pieces.append(Piece(self._eos_of(live)))
             self._end_family(
                 live,
                 RequestStatus.FINISHED_STOPPED if stopped else RequestStatus.FINISHED_LENGTH_CAPPED,
@@ -368,9 +375,7 @@ class ForkJoinScheduler(AsyncScheduler):
         fold(
             parent,
             plan.token_ids,
-            resumed_params(
-                parent.sampling_params, max_tokens=live.remaining, generated=family.num_generated
-            ),
+            resumed_params(parent.sampling_params, max_tokens=live.remaining, generated=family.num_generated),
         )
         self._unpark(parent)
         if live.held is not None:
@@ -384,6 +389,11 @@ class ForkJoinScheduler(AsyncScheduler):
         live.events.append(
             {"type": "joined", "prefilled_tokens": parent.num_tokens - parent.num_computed_tokens}
         )
+
+    @staticmethod
+    def _eos_of(live: _Live) -> int:
+        """The end-of-sequence token that the first thread to write one wrote."""
+        return next(t.token_ids[-1] for t in live.family.current if t.end is ThreadEnd.EOS)
 
     def _unpark(self, parent: Request) -> None:
         self.waiting.remove_requests([parent])
