@@ -1,0 +1,177 @@
+"""Fork/join against sequential decoding of the same weights: ``python -m benchmarks.fork_vs_sequential``.
+
+One prompt at a time, of k independent multiplications for k = 1, 2, 3, 6. Each round asks a new
+prompt of each k twice, with fork/join and with ``{"enabled": false}``, the order alternating; the
+prefix cache is emptied before every answer, so that none profits from the one before it. The ratio
+is of the two answers to one prompt. Greedy. Prints a table; writes it with every single answer to
+``build/fork_vs_sequential.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.engine import BUILD, host_facts, start_engine
+from forkjoin_scheduler.feed import FEEDS, Event
+from training.task import LETTERS, Worksheet, check, make_worksheet
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+WIDTHS = (1, 2, 3, 6)
+MAX_TOKENS = 3000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer: ``critical_path`` is the tokens on its longest path, all of them if it did not fork."""
+
+    problems: int
+    round: int
+    forks: bool
+    seconds: float
+    tokens: int
+    critical_path: int
+    threads: int
+    right: bool
+
+
+class Bench:
+    """An engine, and what it said last of a request that forked."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._ended: Event | None = None
+        FEEDS.observers.append(self._observe)
+
+    def _observe(self, event: Event) -> None:
+        if event["type"] == "family_ended":
+            self._ended = event
+
+    def run(self, sheet: Worksheet, round_: int, *, forks: bool) -> Run:
+        """Answer ``sheet`` and measure."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=MAX_TOKENS, extra_args={"forkjoin": {"enabled": forks}}
+        )
+        self._llm.reset_prefix_cache()
+        self._ended = None
+        messages: Any = [{"role": "user", "content": sheet.prompt}]
+        start = time.perf_counter()
+        (output,) = self._llm.chat(messages, params, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        answer = output.outputs[0]
+        length = len(answer.token_ids)
+        family = self._ended or {"total_tokens": length, "critical_path_tokens": length, "num_threads": 0}
+        return Run(
+            len(sheet.problems),
+            round_,
+            forks,
+            seconds,
+            family["total_tokens"],
+            family["critical_path_tokens"],
+            family["num_threads"],
+            check(sheet, answer.text).right,
+        )
+
+
+def measure(bench: Bench, widths: Iterable[int], rounds: int, seed: int) -> list[Run]:
+    """The runs of all rounds; round 0, which warms up, is left out."""
+    rng = random.Random(seed)
+    runs = []
+    for round_ in range(rounds + 1):
+        for width in widths:
+            sheet = make_worksheet(rng, num_long=width, held_out=True)
+            order = (True, False) if round_ % 2 else (False, True)
+            runs += [bench.run(sheet, round_, forks=forks) for forks in order]
+    return [run for run in runs if run.round]
+
+
+def summarise(runs: list[Run], width: int) -> dict[str, Any]:
+    """A row of the table: medians over the rounds, and (least, greatest)."""
+    of_width = sorted((r for r in runs if r.problems == width), key=lambda r: r.round)
+    forked = [r for r in of_width if r.forks]
+    sequential = [r for r in of_width if not r.forks]
+    ratios = [s.seconds / f.seconds for f, s in zip(forked, sequential, strict=True)]
+    return {
+        "problems": width,
+        "fork_s": _spread([r.seconds for r in forked]),
+        "sequential_s": _spread([r.seconds for r in sequential]),
+        "sequential_over_fork": _spread(ratios),
+        "fork_tokens": statistics.median(r.tokens for r in forked),
+        "sequential_tokens": statistics.median(r.tokens for r in sequential),
+        "critical_path": statistics.median(r.critical_path for r in forked),
+        "threads": statistics.median(r.threads for r in forked),
+        "fork_right": sum(r.right for r in forked),
+        "sequential_right": sum(r.right for r in sequential),
+        "rounds": len(forked),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """``rows`` as a Markdown table."""
+    lines = [
+        "| problems | fork/join s | sequential s | sequential / fork | tokens, fork | tokens, seq. "
+        "| critical path | right, fork | right, seq. |",
+        "|---" * 9 + "|",
+    ]
+    for row in rows:
+        cells = [
+            row["problems"],
+            *(_cell(row[name]) for name in ("fork_s", "sequential_s", "sequential_over_fork")),
+            *(f"{row[name]:g}" for name in ("fork_tokens", "sequential_tokens", "critical_path")),
+            *(f"{row[name]}/{row['rounds']}" for name in ("fork_right", "sequential_right")),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+
+
+def _cell(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['least']:.2f}-{spread['greatest']:.2f})"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--problems", type=int, default=6, choices=range(1, len(LETTERS) + 1))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, got {args.rounds}")
+    widths = sorted({w for w in WIDTHS if w < args.problems} | {args.problems})
+    bench = Bench(start_engine())
+    before = host_facts()
+    runs = measure(bench, widths, args.rounds, args.seed)
+    rows = [summarise(runs, width) for width in widths]
+    print(f"median (least-greatest) of {args.rounds} prompts each, greedy, one at a time")
+    print(table(rows))
+    for name, fact in before.items():
+        print(f"{name}: {fact}")
+    BUILD.mkdir(exist_ok=True)
+    path = BUILD / "fork_vs_sequential.json"
+    result = {
+        "arguments": vars(args),
+        "host": before,
+        "load_average_after": host_facts()["load_average"],
+        "rows": rows,
+        "runs": [asdict(run) for run in runs],
+    }
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
