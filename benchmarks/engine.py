@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def start_engine(**options: Any) -> LLM:
     # The plugin does this for the server's engine client, which the offline one is not.
     setattr(llm_engine, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
     arguments = serve_arguments([])
-    served = dict(zip(arguments, arguments[1:], strict=False))
+    served = dict(pairwise(arguments))
     return LLM(
         model=str(EMBEDDED_MODEL),
         scheduler_cls=served["--scheduler-cls"],

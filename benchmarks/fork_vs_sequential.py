@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 2, 3, 6)
 MAX_TOKENS = 3000
+COLUMNS = (
+    "problems",
+    "fork/join s",
+    "sequential s",
+    "sequential / fork",
+    "tokens, fork",
+    "tokens, seq.",
+    "critical path",
+    "right, fork",
+    "right, seq.",
+)
 
 
 @dataclass(frozen=True)
@@ -118,11 +129,7 @@ def summarise(runs: list[Run], width: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """``rows`` as a Markdown table."""
-    lines = [
-        "| problems | fork/join s | sequential s | sequential / fork | tokens, fork | tokens, seq. "
-        "| critical path | right, fork | right, seq. |",
-        "|---" * 9 + "|",
-    ]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in rows:
         cells = [
             row["problems"],

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_scheduler.dialect import builtin_names, load, parse
+from forkjoin_scheduler.errors import DialectError
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_every_built_in_dialect_is_valid_and_cites_its_source(name):
+    assert load(name).name == name
+    assert load(name).source
+
+
+def test_a_tokenizer_that_lacks_a_control_token_is_refused_naming_it(dialect, byte_tokenizer):
+    tags = [t for t in dialect.control_tokens if t != "</Thread>"]
+    with pytest.raises(DialectError, match="</Thread>"):
+        dialect.check_tokenizer(byte_tokenizer(tags))
+
+
+def test_a_tokenizer_with_every_control_token_fits(dialect, tokenizer):
+    dialect.check_tokenizer(tokenizer)
+
+
+def test_an_unknown_key_is_refused_naming_it(dialect):
+    text = dialect.model_dump_json().replace('"name"', '"nmae": 1, "name"', 1)
+    with pytest.raises(DialectError, match="nmae"):
+        parse(text, "mine.yaml")
+
+
+def test_a_pattern_without_a_number_is_refused(dialect):
+    text = dialect.model_dump_json().replace("?P<number>", "?P<nr>")
+    with pytest.raises(DialectError, match="number"):
+        parse(text, "mine.yaml")
+
+
+def test_a_users_own_file_works_by_path(tmp_path, dialect):
+    path = tmp_path / "mine.yaml"
+    path.write_text(dialect.model_dump_json())
+    assert load(str(path)) == dialect
+
+
+def test_an_unknown_name_says_what_there_is():
+    with pytest.raises(DialectError, match="threadweaver"):
+        load("threadweavr")
