@@ -72,7 +72,12 @@ class Engine:
 
     def __init__(self, dialect: Dialect = THREADWEAVER, **options: Any) -> None:
         settings = {"dialect": dialect.model_dump(mode="json"), "limits": dialect.limits.model_dump()}
-        defaults: dict[str, Any] = {"dtype": "float32", "block_size": 32, "max_model_len": 4096, "logits_processors": [Script]}
+        defaults: dict[str, Any] = {
+            "dtype": "float32",
+            "block_size": 32,
+            "max_model_len": 4096,
+            "logits_processors": [Script],
+        }
         self.llm = LLM(
             model=str(EMBEDDED_MODEL),
             enforce_eager=True,

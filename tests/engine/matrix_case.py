@@ -64,11 +64,11 @@ def main(runner: str, mode: str) -> dict[str, Any]:
     from tests.engine.harness import Engine
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
 
-    engine = Engine(
-        max_num_seqs=16, max_num_batched_tokens=512, max_model_len=1024, logits_processors=None
-    )
+    engine = Engine(max_num_seqs=16, max_num_batched_tokens=512, max_model_len=1024, logits_processors=None)
     inner = engine.core.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-    texts = ["a=48*36, b=57*18", "a=12*34, b=7*8, c=56*78"] + ["a=482*731, b=64*28, c=91*73"] * (runner == "v1")
+    texts = ["a=48*36, b=57*18", "a=12*34, b=7*8, c=56*78"] + ["a=482*731, b=64*28, c=91*73"] * (
+        runner == "v1"
+    )
     prompts = [engine.prompt(t) for t in texts]
     engine.steps.clear()
     answers = engine.run(prompts, engine.params(max_tokens=900))

@@ -12,7 +12,8 @@ def threads(dialect, tokenizer):
     text = "<Outlines><Outline>1: x</Outline><Outline>2: y</Outline></Outlines>"
     plan = plan_fork(dialect, dialect.limits, 0, tokenizer.encode(text), tokenizer)
     return [
-        Thread(i, i, p, tokenizer.encode(f"t{i}</Thread>"), ThreadEnd.STOP) for i, p in enumerate(plan.threads)
+        Thread(i, i, p, tokenizer.encode(f"t{i}</Thread>"), ThreadEnd.STOP)
+        for i, p in enumerate(plan.threads)
     ]
 
 

@@ -48,11 +48,19 @@ def _weave(messages, events, wants=True):
 
 
 def _sse(chunk):
-    return {"type": "http.response.body", "body": b"data: " + json.dumps(chunk).encode() + b"\n\n", "more_body": True}
+    return {
+        "type": "http.response.body",
+        "body": b"data: " + json.dumps(chunk).encode() + b"\n\n",
+        "more_body": True,
+    }
 
 
 def test_thread_events_stand_before_the_content_that_follows_them_and_usage_is_corrected():
-    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    start = {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(b"content-type", b"text/event-stream")],
+    }
     usage = {"completion_tokens": 11, "total_tokens": 21, "prompt_tokens": 10}
     messages = [start, _sse({"id": "i", "choices": [1]}), _sse({"id": "i", "choices": [2]}), _sse({"choices": [], "usage": usage})]  # fmt: skip
     token = {"type": "tokens", "index": 1, "text": "hi", "token_ids": [1]}

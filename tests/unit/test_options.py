@@ -9,7 +9,12 @@ from forkjoin_scheduler.options import parse_options
 
 @pytest.mark.parametrize(
     ("value", "named"),
-    [({"bogus": 1}, "bogus"), ({"max_forks": -1}, "max_forks"), ({"enabled": "no"}, "enabled"), (3, "object")],
+    [
+        ({"bogus": 1}, "bogus"),
+        ({"max_forks": -1}, "max_forks"),
+        ({"enabled": "no"}, "enabled"),
+        (3, "object"),
+    ],
     ids=["unknown", "range", "type", "no_object"],
 )
 def test_a_wrong_field_is_named(value, named):

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of the real server on the embedded model; SIGTERM must end it."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(Path(sys.executable).parent / "forkjoin"),
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    command += ["--max-model-len", "4096", "--block-size", "32", "--enforce-eager"]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)
+        address = f"http://127.0.0.1:{port}"
+        try:
+            _wait_until_ready(process, address, log)
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=90) is not None
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    end = time.monotonic() + 240
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(f"{address}/ready", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"the server did not get ready:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{server}/v1", api_key="none", timeout=300) as openai:
+        yield openai

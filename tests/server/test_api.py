@@ -1,0 +1,139 @@
+"""The real server through the real OpenAI SDK."""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from training.task import check, make_worksheet
+
+pytestmark = pytest.mark.server
+
+ASK = {
+    "model": "abacus",
+    "temperature": 0,
+    "messages": [{"role": "user", "content": "a=482*731, b=7*8, c=907*36"}],
+}
+
+
+def _metric(server: str, name: str) -> float:
+    text = httpx.get(f"{server}/metrics").text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+def test_the_streamed_deltas_are_the_whole_answer_in_outline_order(client):
+    whole = client.chat.completions.create(**ASK).choices[0].message.content
+    chunks = list(client.chat.completions.create(**ASK, stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole
+    assert whole.index("<Thread>\n1:") < whole.index("<Thread>\n2:")
+
+
+def test_whoever_asks_sees_every_thread_live_through_the_stream_helper(client):
+    threads: dict[int, str] = {}
+    order, content = [], ""
+    with client.chat.completions.stream(**ASK, stream_options={"include_threads": True}) as stream:
+        for event in stream:
+            if event.type != "chunk" or not event.chunk.choices:
+                continue
+            delta = event.chunk.choices[0].delta
+            content += delta.content or ""
+            for entry in getattr(delta, "threads", None) or []:
+                threads[entry["index"]] = threads.get(entry["index"], "") + entry.get("content", "")
+                order.append(entry["index"])
+    assert order[:2] == [0, 1]
+    # side by side: the second thread speaks before the first has ended
+    assert order[2:].index(1) < len(order) - 2 - order[2:][::-1].index(0)
+    for index, text in threads.items():
+        assert f"<Thread>\n{index + 1}:{text}" in content
+
+
+def test_message_threads_and_usage_of_an_answer_that_is_not_streamed(client):
+    answer = client.chat.completions.create(**ASK, extra_body={"forkjoin": {"include_threads": True}})
+    threads, usage = answer.choices[0].message.threads, answer.usage
+    assert [t["index"] for t in threads] == [0, 1]
+    assert [t["finish_reason"] for t in threads] == ["stop", "stop"]
+    assert usage.completion_tokens == usage.forkjoin["total_tokens"] > usage.forkjoin["critical_path_tokens"]
+
+
+def test_switched_off_the_same_weights_decode_sequentially(client, server):
+    before = _metric(server, "forkjoin:forks_total")
+    answer = client.chat.completions.create(**ASK, extra_body={"forkjoin": {"enabled": False}})
+    assert "<Thread>" in answer.choices[0].message.content
+    assert _metric(server, "forkjoin:forks_total") == before
+
+
+def test_an_unknown_key_is_a_400_that_names_it(client):
+    with pytest.raises(openai.BadRequestError, match="forkjoin.bogus"):
+        client.chat.completions.create(**ASK, extra_body={"forkjoin": {"bogus": 1}})
+
+
+def test_max_tokens_in_the_middle_of_a_fork_ends_the_answer_and_counts_right(client):
+    answer = client.chat.completions.create(**ASK, max_tokens=150)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 150
+
+
+def test_a_refused_fork_is_counted_by_kind_and_policy(client, server):
+    name = 'forkjoin:malformed_outputs_total{kind="too_many_threads",policy="sequential"}'
+    before = _metric(server, name)
+    client.chat.completions.create(**ASK, extra_body={"forkjoin": {"max_threads_per_fork": 1}})
+    assert _metric(server, name) == before + 1
+
+
+def test_a_client_that_hangs_up_in_a_fork_leaves_nothing_behind(client, server):
+    stream = client.chat.completions.create(**ASK, stream=True, stream_options={"include_threads": True})
+    for chunk in stream:
+        if getattr(chunk.choices[0].delta, "threads", None):
+            break
+    stream.close()
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        client.completions.create(model="abacus", prompt="x", max_tokens=1)
+        left = [_metric(server, m) for m in ("forkjoin:threads_running ", "vllm:num_requests_running")]
+        if left == [0, 0] and _metric(server, "vllm:kv_cache_usage_perc") == 0:
+            return
+    pytest.fail(f"still there after a minute: {left}")
+
+
+def test_logprobs_have_an_entry_for_each_token(client):
+    answer = client.chat.completions.create(**ASK, logprobs=True, max_tokens=200)
+    assert len(answer.choices[0].logprobs.content) >= 200
+
+
+def test_two_choices_are_two_families(client):
+    answer = client.chat.completions.create(**(ASK | {"temperature": 0.3}), n=2)
+    assert all("<Thread>\n2:" in c.message.content for c in answer.choices)
+
+
+def test_completions_and_responses_carry_the_transcript(client):
+    whole = client.chat.completions.create(**ASK).choices[0].message.content
+    prompt = f"<|user|>{ASK['messages'][0]['content']}<|assistant|>"
+    plain = client.completions.create(model="abacus", prompt=prompt, temperature=0, max_tokens=2000)
+    response = client.responses.create(model="abacus", input=ASK["messages"][0]["content"], temperature=0)
+    assert plain.choices[0].text == response.output_text == whole
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health", "/version", "/ready", "/openapi.json"])
+def test_vllms_own_endpoints_answer(server, path):
+    assert httpx.get(server + path).status_code == 200
+
+
+def test_the_shipped_weights_fork_and_answer_right_through_the_server(client):
+    rng = random.Random(99)
+    sheets = [make_worksheet(rng, num_long=1 + i % 6, held_out=True) for i in range(24)]
+
+    def ask(sheet):
+        message = {"role": "user", "content": sheet.prompt}
+        answer = client.chat.completions.create(model="abacus", temperature=0, messages=[message])
+        return check(sheet, answer.choices[0].message.content)
+
+    with ThreadPoolExecutor(8) as pool:
+        verdicts = list(pool.map(ask, sheets))
+    decided = sum(v.num_threads == s.num_threads for v, s in zip(verdicts, sheets, strict=True))
+    assert decided >= 22
+    assert sum(v.right for v in verdicts) >= 20
