@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -102,7 +103,9 @@ def measure(bench: Bench, widths: Iterable[int], rounds: int, seed: int) -> list
         for width in widths:
             sheet = make_worksheet(rng, num_long=width, held_out=True)
             order = (True, False) if round_ % 2 else (False, True)
-            runs += [bench.run(sheet, round_, forks=forks) for forks in order]
+            for forks in order:
+                runs.append(bench.run(sheet, round_, forks=forks))
+                print(runs[-1], file=sys.stderr)
     return [run for run in runs if run.round]
 
 

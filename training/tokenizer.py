@@ -59,8 +59,8 @@ def chat_prompt(text: str) -> str:
 
 def token_id(tokenizer: Any, token: str) -> int:
     """The id of ``token``. Raises ValueError if the vocabulary lacks it."""
-    found = tokenizer.token_to_id(token)
-    if not isinstance(found, int):
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
         raise ValueError(f"expected a token of the vocabulary, got {token!r}")
     return found
 

@@ -41,7 +41,7 @@ class ThreadLog:
             return [{"index": event["index"], "content": event["text"]}]
         if kind == "thread_ended":
             end = {
-                "finish_reason": "length" if event["reason"] == "length" else "stop",
+                "finish_reason": "length" if event["reason"] in ("length", "cancelled") else "stop",
                 "usage": {"completion_tokens": event["num_tokens"]},
             }
             self.threads[event["index"]] |= end

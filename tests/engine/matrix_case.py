@@ -61,8 +61,9 @@ def main(runner: str, mode: str) -> dict[str, Any]:
         use_v2_runner()
     if mode == "async":
         force_async()
-    from tests.engine.harness import Engine
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
+
+    from tests.engine.harness import Engine
 
     engine = Engine(max_num_seqs=16, max_num_batched_tokens=512, max_model_len=1024, logits_processors=None)
     inner = engine.core.engine_core.engine_core.model_executor.driver_worker.worker.model_runner

@@ -57,3 +57,16 @@ def test_aborts_at_every_stage_leave_nothing(engine):
         engine.core.abort_request(ids[:2])
         engine.drain()
         assert engine.snapshot() == engine.baseline
+
+
+def test_an_aborted_family_reports_its_threads_as_cancelled(engine):
+    two = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: y</Outline>\n</Outlines>"
+    params = engine.scripted(two, {"1": "a" * 300 + "</Thread>", "2": "b" * 300 + "</Thread>"})
+    request_id = engine.add(engine.prompt("q"), params)
+    engine.step_until(lambda: any(t.endswith("#1") for t in engine.scheduler.requests))
+    engine.core.abort_request([request_id])
+    ended = [e for live in engine.scheduler._parting for e in live.events]
+    assert [(e["index"], e["reason"]) for e in ended if e["type"] == "thread_ended"] == [
+        (0, "cancelled"),
+        (1, "cancelled"),
+    ]

@@ -120,7 +120,7 @@ def test_completions_and_responses_carry_the_transcript(client):
 
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/version", "/ready", "/openapi.json"])
 def test_vllms_own_endpoints_answer(server, path):
-    assert httpx.get(server + path).status_code == 200
+    assert httpx.get(server + path, timeout=120).status_code == 200
 
 
 def test_the_shipped_weights_fork_and_answer_right_through_the_server(client):

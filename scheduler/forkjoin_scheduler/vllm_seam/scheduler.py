@@ -322,14 +322,7 @@ class ForkJoinScheduler(AsyncScheduler):
             close = self._tokenizer.encode(self._dialect.thread.close)
             live.pieces += live.transcript.push(thread.position, [injected(i) for i in close])
         live.pieces += live.transcript.end(thread.position)
-        live.events.append(
-            {
-                "type": "thread_ended",
-                "index": thread.index,
-                "reason": end.value,
-                "num_tokens": len(thread.token_ids),
-            }
-        )
+        live.events.append(_thread_ended(thread))
 
     def _cut_behind(self, live: _Live, thread: Thread) -> None:
         """The answer ends in ``thread``: cancel its later siblings."""
@@ -338,6 +331,7 @@ class ForkJoinScheduler(AsyncScheduler):
         for sibling in later:
             self._threads.pop(live.family.thread_id(sibling), None)
             live.family.end_thread(sibling, ThreadEnd.CANCELLED)
+            live.events.append(_thread_ended(sibling))
 
     # ---- join, and the end of the family ---------------------------------------------------
 
@@ -417,6 +411,7 @@ class ForkJoinScheduler(AsyncScheduler):
             kv.release(self.kv_cache_manager, live.held)
             live.held = None
         live_threads = live.family.finish() if live.family.state is not FamilyState.ENDED else []
+        live.events += [_thread_ended(t) for t in live_threads]
         ids = [live.family.thread_id(t) for t in live_threads]
         for thread_id in ids:
             self._threads.pop(thread_id, None)
@@ -470,6 +465,16 @@ class ForkJoinScheduler(AsyncScheduler):
         parent.num_computed_tokens = 0
         live.evicted = True
         self.waiting.add_request(parent)
+
+
+def _thread_ended(thread: Thread) -> wire.Event:
+    assert thread.end is not None
+    return {
+        "type": "thread_ended",
+        "index": thread.index,
+        "reason": thread.end.value,
+        "num_tokens": len(thread.token_ids),
+    }
 
 
 def _row(logprobs: LogprobsLists | None, index: int) -> LogprobsLists | None:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forkjoin_scheduler.dialect import builtin_names, load
+from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.settings import Settings
+from forkjoin_server.cli import EMBEDDED_MODEL, main, serve_arguments
+
+
+def _after(arguments, flag):
+    return arguments[arguments.index(flag) + 1]
+
+
+def _config(arguments):
+    return json.loads(_after(arguments, "--additional-config"))
+
+
+def test_without_a_model_the_embedded_one_is_served_under_its_own_name():
+    assert serve_arguments([])[:3] == [str(EMBEDDED_MODEL), "--served-model-name", "abacus"]
+    assert serve_arguments(["--port", "1"])[:5] == [*serve_arguments([])[:3], "--port", "1"]
+    assert (EMBEDDED_MODEL / "config.json").is_file()
+
+
+def test_vllms_own_flags_pass_through_in_order():
+    ours = ["--dialect", "none", "--max-forks=2"]
+    passed = ["some/model", "--port", "1", "-tp", "2", "--middleware", "mine"]
+    assert serve_arguments([*passed[:3], *ours, *passed[3:]])[: len(passed)] == passed
+
+
+def test_the_engine_is_told_the_scheduler_and_settings_that_it_accepts():
+    arguments = serve_arguments(["m"])
+    assert _after(arguments, "--scheduler-cls").endswith(".ForkJoinScheduler")
+    settings = Settings.model_validate(_config(arguments)["forkjoin"])
+    assert settings.dialect == load("threadweaver")
+    assert settings.limits == load("threadweaver").limits
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        ("--max-threads-per-fork", "max_threads_per_fork"),
+        ("--max-forks", "max_forks"),
+        ("--max-tokens-per-thread", "max_tokens_per_thread"),
+        ("--max-total-tokens", "max_total_tokens"),
+    ],
+)
+def test_a_limit_on_the_command_line_overrides_the_dialects_and_no_other(flag, name):
+    limits = _config(serve_arguments(["m", flag, "3"]))["forkjoin"]["limits"]
+    assert limits == load("threadweaver").limits.model_dump() | {name: 3}
+
+
+def test_no_forks_at_all_is_a_limit_too():
+    assert _config(serve_arguments(["m", "--max-forks", "0"]))["forkjoin"]["limits"]["max_forks"] == 0
+
+
+def test_dialect_none_serves_with_vllms_own_scheduler_but_keeps_the_request_field_checked():
+    arguments = serve_arguments(["m", "--dialect", "none", "--additional-config", '{"a": 1}'])
+    assert "--scheduler-cls" not in arguments
+    assert _config(arguments) == {"a": 1}
+    assert _after(arguments, "--middleware") == "forkjoin_server.middleware.ForkJoinMiddleware"
+
+
+def test_the_users_additional_config_is_kept_beside_ours():
+    config = _config(serve_arguments(["m", "--additional-config", '{"theirs": {"x": 1}}']))
+    assert config["theirs"] == {"x": 1}
+    assert "dialect" in config["forkjoin"]
+
+
+@pytest.mark.parametrize(("given", "seconds"), [([], "30"), (["--shutdown-timeout", "5"], "5")])
+def test_requests_in_flight_are_drained_for_as_long_as_the_user_says(given, seconds):
+    arguments = serve_arguments(["m", *given])
+    assert arguments.count("--shutdown-timeout") == 1
+    assert _after(arguments, "--shutdown-timeout") == seconds
+
+
+def test_an_unknown_dialect_is_an_error():
+    with pytest.raises(DialectError, match="threadweavr"):
+        serve_arguments(["m", "--dialect", "threadweavr"])
+
+
+def test_an_error_is_one_sentence_and_exit_status_2(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "m", "--dialect", "threadweavr"])
+    assert capsys.readouterr().err.splitlines() == [
+        "forkjoin: expected one of threadweaver or the path of a YAML file, got 'threadweavr', which is neither"
+    ]
+
+
+def test_the_dialects_are_listed_with_their_sources(capsys):
+    main(["dialects"])
+    assert capsys.readouterr().out.splitlines() == [f"{n}\t{load(n).source}" for n in builtin_names()]
+
+
+@pytest.mark.parametrize(("argv", "status"), [([], 2), (["sevre"], 2), (["--help"], 0)])
+def test_anything_else_shows_the_usage(argv, status, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == status
+    assert "forkjoin serve" in capsys.readouterr().err

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_server.threads import ThreadLog
+
+FORKED = {
+    "type": "forked",
+    "threads": [{"index": 0, "number": "1", "title": "x"}, {"index": 1, "number": "2.1", "title": ""}],
+}
+ENDED = {
+    "type": "family_ended",
+    "num_threads": 2,
+    "critical_path_tokens": 5,
+    "total_tokens": 8,
+    "injected_tokens": 3,
+}
+
+
+@pytest.fixture
+def log():
+    return ThreadLog("k")
+
+
+def test_all_children_of_a_fork_are_announced_at_once_in_increasing_order(log):
+    entries = log.delta(FORKED)
+    assert [(e["index"], e["id"], e["content"]) for e in entries] == [(0, "th_k_0", ""), (1, "th_k_1", "")]
+
+
+def test_a_thread_without_a_title_is_called_by_its_number(log):
+    assert [e["title"] for e in log.delta(FORKED)] == ["x", "2.1"]
+
+
+def test_only_content_repeats_and_the_log_gathers_it(log):
+    log.delta(FORKED)
+    assert log.delta({"type": "tokens", "index": 1, "text": "ab"}) == [{"index": 1, "content": "ab"}]
+    assert log.delta({"type": "tokens", "index": 1, "text": "c"}) == [{"index": 1, "content": "c"}]
+    assert [t["content"] for t in log.threads] == ["", "abc"]
+
+
+def test_an_announced_entry_does_not_change_when_its_thread_goes_on(log):
+    announced = log.delta(FORKED)
+    log.delta({"type": "tokens", "index": 0, "text": "ab"})
+    assert announced[0]["content"] == ""
+
+
+def test_a_token_without_text_yet_says_nothing(log):
+    log.delta(FORKED)
+    assert log.delta({"type": "tokens", "index": 0, "text": ""}) == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish_reason"),
+    [
+        ("stop", "stop"),
+        ("eos", "stop"),
+        ("request_stop", "stop"),
+        ("length", "length"),
+    ],
+)
+def test_a_threads_end_reads_as_openais_finish_reason_with_its_own_usage(log, reason, finish_reason):
+    log.delta(FORKED)
+    event = {"type": "thread_ended", "index": 1, "reason": reason, "num_tokens": 7}
+    end = {"finish_reason": finish_reason, "usage": {"completion_tokens": 7}}
+    assert log.delta(event) == [{"index": 1, **end}]
+    assert log.threads[1].items() >= end.items()
+
+
+@pytest.mark.parametrize("kind", ["joined", "refused", "of_a_later_version"])
+def test_other_events_are_not_shown(log, kind):
+    log.delta(FORKED)
+    before = [dict(t) for t in log.threads]
+    assert log.delta({"type": kind}) == []
+    assert log.threads == before
+
+
+def test_injected_tokens_are_taken_out_of_the_usage_and_the_prompt_is_not(log):
+    log.delta(ENDED)
+    usage = log.correct_usage({"prompt_tokens": 10, "completion_tokens": 11, "total_tokens": 21})
+    assert usage == {
+        "prompt_tokens": 10,
+        "completion_tokens": 8,
+        "total_tokens": 18,
+        "forkjoin": {"num_threads": 2, "critical_path_tokens": 5, "total_tokens": 8},
+    }
+
+
+def test_the_usage_of_a_request_without_a_family_is_vllms_own(log):
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert log.correct_usage(usage) is usage
