@@ -82,6 +82,9 @@ def prepare(body: Json, path: str, key: str) -> tuple[Json, bool]:
     Returns the body for vLLM and whether the client wants its threads. Raises BadRequestOptions.
     """
     body = dict(body)
+    xargs = body.get("vllm_xargs")
+    if isinstance(xargs, dict) and "forkjoin" in xargs:
+        raise BadRequestOptions("vllm_xargs.forkjoin: expected the field forkjoin in the body itself")
     given = body.pop("forkjoin", None)
     options = parse_options({} if given is None else given)
     fields = {} if given is None else dict(given)
@@ -94,7 +97,6 @@ def prepare(body: Json, path: str, key: str) -> tuple[Json, bool]:
     if options.include_threads and path == CHAT and (body.get("n") or 1) > 1:
         raise BadRequestOptions(f"include_threads: expected n = 1, got n = {body['n']}: ask for one choice")
     if fields:
-        xargs = body.get("vllm_xargs")
         body["vllm_xargs"] = (xargs if isinstance(xargs, dict) else {}) | {"forkjoin": json.dumps(fields)}
     if path == "/v1/responses":
         body.setdefault("request_id", f"resp_{key}")

@@ -68,7 +68,7 @@ def test_switched_off_the_same_weights_decode_sequentially(client, server):
 
 
 def test_an_unknown_key_is_a_400_that_names_it(client):
-    with pytest.raises(openai.BadRequestError, match="forkjoin.bogus"):
+    with pytest.raises(openai.BadRequestError, match=r"forkjoin\.bogus"):
         client.chat.completions.create(**ASK, extra_body={"forkjoin": {"bogus": 1}})
 
 

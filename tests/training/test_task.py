@@ -42,7 +42,9 @@ def test_a_missing_tag_is_judged_malformed(sheet, tag):
 def test_every_sum_that_the_work_states_is_true(problem):
     lines = work(problem).splitlines()
     for line in lines[1:-2]:
-        for cell in re.findall(r"(\d)\*(\d)=([0-9]+)\+(\d)=([0-9]+)(?:\+[A-G](\d)=([0-9]+))?[A-G](\d);", line):
+        for cell in re.findall(
+            r"(\d)\*(\d)=([0-9]+)\+(\d)=([0-9]+)(?:\+[A-G](\d)=([0-9]+))?[A-G](\d);", line
+        ):
             a, b, product, carry, total, above, grand, written = (int(x or 0) for x in cell)
             assert product == a * b
             assert total == product + carry

@@ -40,7 +40,9 @@ def test_every_id_fits_the_models_vocabulary():
 
 
 def test_the_dialect_that_it_is_served_with_has_all_its_control_tokens():
-    assert all(tok.encode(TOKENIZER, t) == [tok.token_id(TOKENIZER, t)] for t in load("threadweaver").control_tokens)
+    assert all(
+        tok.encode(TOKENIZER, t) == [tok.token_id(TOKENIZER, t)] for t in load("threadweaver").control_tokens
+    )
 
 
 def test_an_unknown_token_is_an_error():
@@ -58,7 +60,9 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "content", ["a=3*4", [{"type": "text", "text": "a=3"}, {"type": "text", "text": "*4"}]], ids=["text", "parts"]
+    "content",
+    ["a=3*4", [{"type": "text", "text": "a=3"}, {"type": "text", "text": "*4"}]],
+    ids=["text", "parts"],
 )
 def test_the_chat_template_renders_what_the_training_saw(saved, content):
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": content}]

@@ -15,7 +15,9 @@ from training.model import Llama, ModelConfig
 from training.train import Recipe, Trainer, batch_loss, learning_rate, save
 
 RECIPE = Recipe(steps=3, tokens_per_batch=600, warmup_steps=1)
-TINY = ModelConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8, intermediate_size=24)
+TINY = ModelConfig(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8, intermediate_size=24
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +82,11 @@ def test_the_loss_of_a_position_without_weight_does_not_count(model):
     assert batch_loss(model, replace(batch, targets=targets)) == batch_loss(model, batch)
 
 
-@pytest.mark.filterwarnings("ignore")  # transformers warns of its own deprecations on loading
 def test_transformers_loads_the_export_and_computes_the_same_logits(model, tmp_path):
     from transformers import LlamaForCausalLM
 
     export(model, tmp_path, torch.float32)
-    theirs, info = LlamaForCausalLM.from_pretrained(
-        tmp_path, dtype=torch.float32, output_loading_info=True
-    )
+    theirs, info = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not any(info.values())
     ids = torch.randint(0, TINY.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from forkjoin_scheduler.dialect import builtin_names, load, parse
@@ -43,3 +45,49 @@ def test_a_users_own_file_works_by_path(tmp_path, dialect):
 def test_an_unknown_name_says_what_there_is():
     with pytest.raises(DialectError, match="threadweaver"):
         load("threadweavr")
+
+
+class _Splitting:
+    """Splits ``split`` into two ids, though the vocabulary of its pieces is whole."""
+
+    def __init__(self, inner, split):
+        self.inner, self.split = inner, split
+
+    def token_id(self, token):
+        return None if token == self.split else self.inner.token_id(token)
+
+
+def test_a_split_control_token_is_named_and_no_other(dialect, tokenizer):
+    with pytest.raises(DialectError, match="</Outlines>") as caught:
+        dialect.check_tokenizer(_Splitting(tokenizer, "</Outlines>"))
+    assert not any(t in str(caught.value) for t in dialect.control_tokens if t != "</Outlines>")
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("outline", "closes"),
+        ("thread", "footer"),
+        ("join", "kinds"),
+        ("limits", "max_fork"),
+        ("policies", "eos"),
+    ],
+)
+def test_an_unknown_key_of_a_section_is_refused_naming_both(dialect, section, key):
+    fields = dialect.model_dump(mode="json")
+    fields[section][key] = 1
+    with pytest.raises(DialectError, match=rf"mine\.yaml.*\n{section}\.{key}\n"):
+        parse(json.dumps(fields), "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a", "name: [", "name: threadweaver"], ids=["empty", "list", "no_yaml", "incomplete"]
+)
+def test_a_file_that_is_no_dialect_is_refused_naming_it(text):
+    with pytest.raises(DialectError, match=r"mine\.yaml"):
+        parse(text, "mine.yaml")
+
+
+def test_a_control_token_that_plays_two_parts_is_checked_once(dialect):
+    again = dialect.model_copy(update={"tags": (dialect.trigger, "<X>", "<X>")})
+    assert again.control_tokens == ("</Outlines>", "<Outlines>", "</Thread>", "<X>")

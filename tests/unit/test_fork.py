@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.dialect import Limits, Policy
 from forkjoin_scheduler.fork import ForkPlan, Refusal, plan_fork
 
 BLOCK = "<Outlines>\n<Outline>1: x</Outline>\n<Outline> 2 : y z</Outline>\n</Outlines>"
@@ -43,3 +43,55 @@ def test_a_fork_is_refused_with_its_reason(dialect, tokenizer, text, limits, num
     plan = _plan(dialect, tokenizer, text, limits, num_forks)
     assert isinstance(plan, Refusal)
     assert plan.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("inside", "numbers"),
+    [
+        ("<Outline>1: x\n<Outline>2: y", ["1", "2"]),
+        ("<Outline>1: x</Outline><Outline>2", ["1"]),
+        ("<Outline>: x</Outline><Outline>2: y</Outline>", ["2"]),
+        ("<Outline>2: x</Outline><Outline>1: y</Outline><Outline>2: z</Outline>", ["2", "1"]),
+        ("<Outline>1.2: x</Outline><Outline>1.10: y</Outline>", ["1.2", "1.10"]),
+        ("<Outline>\n 1 \n:x</Outline>", ["1"]),
+    ],
+    ids=["unclosed", "cut_off", "no_number", "order_of_writing", "nested_numbers", "spaces"],
+)
+def test_malformed_outlines_fork_into_those_that_can_be_read(dialect, tokenizer, inside, numbers):
+    plan = _plan(dialect, tokenizer, f"<Outlines>{inside}</Outlines>")
+    assert isinstance(plan, ForkPlan)
+    assert [t.number for t in plan.threads] == numbers
+
+
+def test_an_unclosed_outlines_title_ends_at_the_next_tag(dialect, tokenizer):
+    plan = _plan(dialect, tokenizer, "<Outlines><Outline>1: a b\n<Outline>2: c</Outlines>")
+    assert [t.title for t in plan.threads] == ["a b", "c"]
+
+
+def test_outlines_before_the_opening_tag_do_not_count(dialect, tokenizer):
+    plan = _plan(dialect, tokenizer, "<Outline>1: x</Outline><Outlines><Outline>2: y</Outline></Outlines>")
+    assert [t.number for t in plan.threads] == ["2"]
+
+
+def test_duplicates_do_not_count_towards_the_limit_on_threads(dialect, tokenizer):
+    text = "<Outlines>" + "<Outline>1: x</Outline>" * 5 + "</Outlines>"
+    plan = _plan(dialect, tokenizer, text, Limits(max_threads_per_fork=1))
+    assert isinstance(plan, ForkPlan)
+    assert (len(plan.threads), plan.num_duplicates) == (1, 4)
+
+
+@pytest.mark.parametrize("width", [1, 50])
+def test_as_many_threads_as_the_limit_allows_are_forked(dialect, tokenizer, width):
+    text = "".join(f"<Outline>{n}: x</Outline>" for n in range(width))
+    plan = _plan(dialect, tokenizer, f"<Outlines>{text}</Outlines>", Limits(max_threads_per_fork=width))
+    assert isinstance(plan, ForkPlan)
+    assert len(plan.threads) == width
+
+
+@pytest.mark.parametrize("reason", ["no_outline", "too_many_threads", "too_many_forks"])
+def test_a_refusal_carries_the_policy_that_the_dialect_names_for_it(dialect, tokenizer, reason):
+    policies = dialect.policies.model_copy(update={reason: Policy.END_REQUEST})
+    dialect = dialect.model_copy(update={"policies": policies})
+    text = "<Outlines></Outlines>" if reason == "no_outline" else BLOCK
+    limits = Limits(max_threads_per_fork=1, max_forks=0 if reason == "too_many_forks" else 1)
+    assert _plan(dialect, tokenizer, text, limits) == Refusal(reason, Policy.END_REQUEST)

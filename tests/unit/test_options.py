@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from forkjoin_scheduler.dialect import Limits
@@ -25,3 +27,41 @@ def test_a_wrong_field_is_named(value, named):
 def test_what_a_request_sets_overrides_the_servers_limit_and_nothing_else():
     limits = parse_options('{"max_forks": 2}').limits(Limits(max_forks=9, max_total_tokens=77))
     assert (limits.max_forks, limits.max_total_tokens) == (2, 77)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("{", "JSON"),
+        ("[1]", "list"),
+        (None, "NoneType"),
+        ({"max_forks": "2"}, "max_forks"),
+        ({"max_forks": True}, "max_forks"),
+        ({"max_threads_per_fork": 0}, "max_threads_per_fork"),
+        ({"include_threads": 1}, "include_threads"),
+    ],
+    ids=["no_json", "json_list", "none", "text_number", "bool_number", "zero_threads", "number_bool"],
+)
+def test_nothing_is_guessed_from_a_value_of_another_type(value, named):
+    with pytest.raises(BadRequestOptions, match=named):
+        parse_options(value)
+
+
+def test_every_wrong_key_is_named_and_the_legal_ones_too():
+    with pytest.raises(BadRequestOptions) as caught:
+        parse_options({"bogus": 1, "max_forks": -1})
+    message = str(caught.value)
+    assert "forkjoin.bogus" in message
+    assert "forkjoin.max_forks" in message
+    assert "Legal keys: enabled, include_threads, max_forks, max_threads_per_fork" in message
+
+
+def test_a_request_that_says_nothing_forks_within_the_servers_limits_unseen():
+    options = parse_options({})
+    assert (options.enabled, options.include_threads) == (True, False)
+    assert options.limits(Limits(max_forks=3, max_total_tokens=7)) == Limits(max_forks=3, max_total_tokens=7)
+
+
+def test_an_object_and_its_json_mean_the_same():
+    fields = {"max_forks": 0, "include_threads": True}
+    assert parse_options(json.dumps(fields)) == parse_options(fields)

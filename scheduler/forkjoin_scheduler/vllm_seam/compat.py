@@ -24,8 +24,7 @@ REFUSED: tuple[Check, ...] = (
      lambda c: c.kv_transfer_config is not None),
     ("speculative decoding: the fork token may lie inside an accepted draft",
      lambda c: c.speculative_config is not None),
-    ("prefix caching switched off (--no-enable-prefix-caching): threads share their parent's "
-     "blocks through it",
+    ("prefix caching switched off: threads share their parent's blocks through it",
      lambda c: not c.cache_config.enable_prefix_caching),
     ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),
 )  # fmt: skip

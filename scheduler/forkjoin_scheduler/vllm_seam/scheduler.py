@@ -25,6 +25,7 @@ from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.family import Family, FamilyState, Thread, ThreadEnd
 from forkjoin_scheduler.fork import Refusal, plan_fork
 from forkjoin_scheduler.join import plan_join
@@ -219,8 +220,12 @@ class ForkJoinScheduler(AsyncScheduler):
     def _options(self, request: Request) -> RequestOptions:
         params = request.sampling_params
         extra = (params.extra_args or {}) if params is not None else {}
-        # The front end has validated them (BadRequestOptions is a 400 there).
-        return parse_options(extra.get(KEY, {}))
+        try:
+            return parse_options(extra.get(KEY, {}))
+        except BadRequestOptions as error:
+            # The front end answers these with a 400; what comes around it must not end the engine.
+            logger.warning("%s: %s; decoding sequentially", request.request_id, error)
+            return RequestOptions(enabled=False)
 
     @staticmethod
     def _bypasses(request: Request) -> bool:
@@ -322,7 +327,14 @@ class ForkJoinScheduler(AsyncScheduler):
             close = self._tokenizer.encode(self._dialect.thread.close)
             live.pieces += live.transcript.push(thread.position, [injected(i) for i in close])
         live.pieces += live.transcript.end(thread.position)
-        live.events.append(_thread_ended(thread))
+        event = _thread_ended(thread)
+        policies = {
+            ThreadEnd.EOS: self._dialect.policies.thread_eos,
+            ThreadEnd.LENGTH: self._dialect.policies.thread_length,
+        }
+        if policy := policies.get(end):
+            event["policy"] = policy.value
+        live.events.append(event)
 
     def _cut_behind(self, live: _Live, thread: Thread) -> None:
         """The answer ends in ``thread``: cancel its later siblings."""

@@ -1,0 +1,49 @@
+"""The npm SDK, as a client in JavaScript uses it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.server
+
+SOURCES = Path(__file__).parent / "npm"
+ASK = {
+    "model": "abacus",
+    "temperature": 0,
+    "messages": [{"role": "user", "content": "a=482*731, b=7*8, c=907*36"}],
+    "stream_options": {"include_threads": True, "include_usage": True},
+}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A folder with the script and the SDK it imports."""
+    folder = tmp_path_factory.mktemp("npm") / "package"
+    shutil.copytree(SOURCES, folder)
+    subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=300)
+    return folder
+
+
+def test_a_stream_with_threads_reads_like_any_other(package, server, client):
+    run = subprocess.run(
+        ["node", "stream.mjs", f"{server}/v1", json.dumps(ASK)],
+        cwd=package,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    seen = json.loads(run.stdout)
+    plain = {k: v for k, v in ASK.items() if k != "stream_options"}
+    whole = client.chat.completions.create(**plain)
+    assert (seen["content"], seen["finish_reason"]) == (whole.choices[0].message.content, "stop")
+    assert seen["usage"]["forkjoin"] == whole.usage.forkjoin
+    for index in (0, 1):
+        text = "".join(e.get("content", "") for e in seen["entries"] if e["index"] == index)
+        assert f"<Thread>\n{index + 1}:{text}" in seen["content"]
