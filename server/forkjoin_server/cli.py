@@ -52,7 +52,7 @@ def serve_arguments(argv: list[str]) -> list[str]:
     ours, rest = parser.parse_known_args(argv)
     if not rest or rest[0].startswith("-"):
         rest = [str(EMBEDDED_MODEL), "--served-model-name", EMBEDDED_NAME, *rest]
-    if "--shutdown-timeout" not in rest:
+    if not any(a.split("=")[0] == "--shutdown-timeout" for a in rest):
         rest += ["--shutdown-timeout", str(DRAIN_S)]
     middleware = ["--middleware", "forkjoin_server.middleware.ForkJoinMiddleware"]
     if ours.dialect == "none":

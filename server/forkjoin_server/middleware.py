@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,13 +82,15 @@ def prepare(body: Json, path: str, key: str) -> tuple[Json, bool]:
 
     Returns the body for vLLM and whether the client wants its threads. Raises BadRequestOptions.
     """
+    if not isinstance(body, dict):
+        raise TypeError("not a JSON object")
     body = dict(body)
     xargs = body.get("vllm_xargs")
     if isinstance(xargs, dict) and "forkjoin" in xargs:
         raise BadRequestOptions("vllm_xargs.forkjoin: expected the field forkjoin in the body itself")
     given = body.pop("forkjoin", None)
     options = parse_options({} if given is None else given)
-    fields = {} if given is None else dict(given)
+    fields = {} if given is None else options.model_dump(exclude_unset=True)
     stream_options = body.get("stream_options")
     if isinstance(stream_options, dict) and "include_threads" in stream_options:
         stream_options = dict(stream_options)
@@ -116,6 +119,7 @@ class Weaver:
     _start: Message | None = None
     _template: Json | None = None
     _buffer: bytes = b""
+    _pending: deque[Json] = field(default_factory=deque)
 
     async def send(self, message: Message) -> None:
         """Take a message of vLLM's response."""
@@ -130,9 +134,17 @@ class Weaver:
     async def pump(self) -> None:
         """Write thread events that come while vLLM has nothing to say."""
         while True:
-            event = await self.queue.get()
+            # Kept in order: whoever holds the lock may write it before this task gets there.
+            self._pending.append(await self.queue.get())
             async with self._lock:
-                await self._emit(event)
+                await self._emit_due()
+
+    async def _emit_due(self) -> None:
+        """Write all events that have come, in their order, once there is a chunk to shape them after."""
+        if self._template is None:
+            return
+        while self._pending or not self.queue.empty():
+            await self._emit(self._pending.popleft() if self._pending else self.queue.get_nowait())
 
     async def _begin(self, message: Message) -> None:
         headers = dict(message["headers"])
@@ -166,10 +178,13 @@ class Weaver:
             chunk = _chunk(event)
             if self._template is None and chunk is not None:
                 self._template = {k: chunk[k] for k in ("id", "object", "created", "model") if k in chunk}
-            while not self.queue.empty():
-                await self._emit(self.queue.get_nowait())
-            if chunk is not None and chunk.get("usage") and self.log.ended:
-                event = b"data: " + json.dumps(self._corrected(chunk)).encode()
+                await self._write(event + b"\n\n")
+                await self._emit_due()
+                continue
+            await self._emit_due()
+            if chunk is not None and self.log.ended and _holder_of_usage(chunk):
+                name = event.partition(b"data: ")[0]
+                event = name + b"data: " + json.dumps(self._corrected(chunk)).encode()
             await self._write(event + b"\n\n")
         if not message.get("more_body"):
             await self.raw_send({"type": "http.response.body", "body": self._buffer})
@@ -182,13 +197,14 @@ class Weaver:
             await self._write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
 
     def _drain_silently(self) -> None:
+        while self._pending:
+            self.log.delta(self._pending.popleft())
         while not self.queue.empty():
             self.log.delta(self.queue.get_nowait())
 
     def _corrected(self, response: Json) -> Json:
-        usage = response.get("usage")
-        if usage and "completion_tokens" in usage:
-            response["usage"] = self.log.correct_usage(usage)
+        if holder := _holder_of_usage(response):
+            holder["usage"] = self.log.correct_usage(holder["usage"])
         if self.wants_threads and "message" in (response.get("choices") or [{}])[0]:
             response["choices"][0]["message"]["threads"] = self.log.threads
         return response
@@ -198,12 +214,19 @@ class Weaver:
 
 
 def _chunk(event: bytes) -> Json | None:
-    """The JSON of a ``data:`` event, None for ``[DONE]`` and events of other kinds."""
-    data = event.removeprefix(b"data: ")
-    if data == event or not data.startswith(b"{"):
+    """The JSON of an event's data (/v1/responses names its events), None for ``[DONE]`` and comments."""
+    data = event.partition(b"data: ")[2]
+    if not data.startswith(b"{"):
         return None
     chunk: Json = json.loads(data)
     return chunk
+
+
+def _holder_of_usage(chunk: Json) -> Json | None:
+    """The object in ``chunk`` with a usage: itself, or the response that an event carries."""
+    inner = chunk.get("response")
+    holder: Json = inner if isinstance(inner, dict) else chunk
+    return holder if holder.get("usage") else None
 
 
 def _with_request_id(scope: Message, key: str) -> Message:

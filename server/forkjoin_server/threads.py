@@ -7,6 +7,9 @@ from typing import Any
 
 Json = dict[str, Any]
 
+#: What the families of a response add up to.
+_COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "injected_tokens")
+
 
 @dataclass
 class ThreadLog:
@@ -47,7 +50,9 @@ class ThreadLog:
             self.threads[event["index"]] |= end
             return [{"index": event["index"], **end}]
         if kind == "family_ended":
-            self.ended = event
+            # one family for each choice (n > 1) or prompt that forked
+            before = self.ended or {}
+            self.ended = {count: before.get(count, 0) + event[count] for count in _COUNTS}
         return []
 
     def correct_usage(self, usage: Json) -> Json:
@@ -55,8 +60,10 @@ class ThreadLog:
         if self.ended is None:
             return usage
         injected = self.ended["injected_tokens"]
+        # /v1/responses has its own word for them
+        generated = "output_tokens" if "output_tokens" in usage else "completion_tokens"
         return usage | {
-            "completion_tokens": usage["completion_tokens"] - injected,
+            generated: usage[generated] - injected,
             "total_tokens": usage["total_tokens"] - injected,
             "forkjoin": {
                 "num_threads": self.ended["num_threads"],

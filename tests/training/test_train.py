@@ -96,6 +96,7 @@ def test_transformers_loads_the_export_and_computes_the_same_logits(model, tmp_p
 def test_batched_decoding_takes_the_likeliest_token_of_the_plain_forward_pass(model):
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9]]
     outputs = Decoder(model).generate(prompts, frozenset(), max_tokens=5)
+    assert [len(o) for o in outputs] == [5, 5]
     for prompt, output in zip(prompts, outputs, strict=True):
         with torch.no_grad():
             best = model(torch.tensor([prompt + output])).argmax(-1)[0]
