@@ -32,11 +32,11 @@ def body(dialect: Dialect, thread: Thread, tokenizer: Tokenizer) -> list[int]:
     return kept + tokenizer.encode(dialect.thread.close)
 
 
-def ends_request(dialect: Dialect, end: ThreadEnd | None) -> bool:
-    """Whether a thread that ended so ends the request at the join."""
-    policies = dialect.policies
-    by_end = {ThreadEnd.EOS: policies.thread_eos, ThreadEnd.LENGTH: policies.thread_length}
-    return end in by_end and by_end[end] is Policy.END_REQUEST
+def end_policy(dialect: Dialect, end: ThreadEnd | None) -> Policy | None:
+    """The policy for a thread that ended without its end tag, None for any other end."""
+    if end is ThreadEnd.EOS:
+        return dialect.policies.thread_eos
+    return dialect.policies.thread_length if end is ThreadEnd.LENGTH else None
 
 
 def plan_join(dialect: Dialect, threads: list[Thread], tokenizer: Tokenizer) -> JoinPlan:
@@ -45,7 +45,8 @@ def plan_join(dialect: Dialect, threads: list[Thread], tokenizer: Tokenizer) -> 
     for thread in threads:
         token_ids += thread.plan.joined_header_ids
         token_ids += body(dialect, thread, tokenizer)
-    fatal = next((t.end for t in threads if ends_request(dialect, t.end)), None)
+    ends = [t.end for t in threads]
+    fatal = next((e for e in ends if end_policy(dialect, e) is Policy.END_REQUEST), None)
     closing = dialect.join.text + (dialect.join.close_block if fatal else "")
     closing_ids = tuple(tokenizer.encode(closing))
     first = threads[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from forkjoin_scheduler.dialect import Limits, builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError
+from forkjoin_scheduler.settings import KEY, Settings
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 EMBEDDED_NAME = "abacus"
@@ -59,17 +60,14 @@ def serve_arguments(argv: list[str]) -> list[str]:
         return [*rest, *middleware, "--additional-config", json.dumps(ours.additional_config)]
     dialect = load(ours.dialect)
     given = {n: getattr(ours, n) for n in Limits.model_fields if getattr(ours, n) is not None}
-    settings = {
-        "dialect": dialect.model_dump(mode="json"),
-        "limits": dialect.limits.model_dump() | given,
-    }
+    settings = Settings(dialect=dialect, limits=dialect.limits.model_copy(update=given))
     return [
         *rest,
         *middleware,
         "--scheduler-cls",
         "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler",
         "--additional-config",
-        json.dumps(ours.additional_config | {"forkjoin": settings}),
+        json.dumps(ours.additional_config | {KEY: settings.model_dump(mode="json")}),
     ]
 
 

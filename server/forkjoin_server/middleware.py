@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,8 +143,13 @@ class Weaver:
         """Write all events that have come, in their order, once there is a chunk to shape them after."""
         if self._template is None:
             return
+        for event in self._due():
+            await self._emit(event)
+
+    def _due(self) -> Iterator[Json]:
+        """The events that have come, in their order, each taken as it is yielded."""
         while self._pending or not self.queue.empty():
-            await self._emit(self._pending.popleft() if self._pending else self.queue.get_nowait())
+            yield self._pending.popleft() if self._pending else self.queue.get_nowait()
 
     async def _begin(self, message: Message) -> None:
         headers = dict(message["headers"])
@@ -159,7 +164,8 @@ class Weaver:
         self._buffer += message.get("body", b"")
         if message.get("more_body"):
             return
-        self._drain_silently()
+        for event in self._due():
+            self.log.delta(event)
         body = self._buffer
         if self._start is not None and self._start["status"] == 200 and self.log.ended is not None:
             body = json.dumps(self._corrected(json.loads(body))).encode()
@@ -176,31 +182,23 @@ class Weaver:
         *complete, self._buffer = self._buffer.split(b"\n\n")
         for event in complete:
             chunk = _chunk(event)
-            if self._template is None and chunk is not None:
-                self._template = {k: chunk[k] for k in ("id", "object", "created", "model") if k in chunk}
-                await self._write(event + b"\n\n")
-                await self._emit_due()
-                continue
             await self._emit_due()
             if chunk is not None and self.log.ended and _holder_of_usage(chunk):
                 name = event.partition(b"data: ")[0]
                 event = name + b"data: " + json.dumps(self._corrected(chunk)).encode()
             await self._write(event + b"\n\n")
+            if self._template is None and chunk is not None:
+                self._template = {k: chunk[k] for k in ("id", "object", "created", "model") if k in chunk}
+                await self._emit_due()
         if not message.get("more_body"):
             await self.raw_send({"type": "http.response.body", "body": self._buffer})
 
     async def _emit(self, event: Json) -> None:
         entries = self.log.delta(event)
-        if entries and self.wants_threads and self._streams and self._template is not None:
+        if entries and self.wants_threads and self._template is not None:
             choice = {"index": 0, "delta": {"threads": entries}, "finish_reason": None}
             chunk = self._template | {"choices": [choice]}
             await self._write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-
-    def _drain_silently(self) -> None:
-        while self._pending:
-            self.log.delta(self._pending.popleft())
-        while not self.queue.empty():
-            self.log.delta(self.queue.get_nowait())
 
     def _corrected(self, response: Json) -> Json:
         if holder := _holder_of_usage(response):

@@ -23,6 +23,7 @@ from forkjoin_scheduler.dialect import Dialect, load
 from forkjoin_scheduler.family import Family, Thread, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.join import plan_join
+from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from forkjoin_server.cli import EMBEDDED_MODEL
 
@@ -71,7 +72,7 @@ class Engine:
     """An in-process vLLM engine on the embedded model, stepped by hand."""
 
     def __init__(self, dialect: Dialect = THREADWEAVER, **options: Any) -> None:
-        settings = {"dialect": dialect.model_dump(mode="json"), "limits": dialect.limits.model_dump()}
+        settings = Settings(dialect=dialect, limits=dialect.limits).model_dump(mode="json")
         defaults: dict[str, Any] = {
             "dtype": "float32",
             "block_size": 32,
@@ -82,7 +83,7 @@ class Engine:
             model=str(EMBEDDED_MODEL),
             enforce_eager=True,
             scheduler_cls="forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler",
-            additional_config={"forkjoin": settings},
+            additional_config={KEY: settings},
             disable_log_stats=False,
             **(defaults | options),
         )

@@ -38,7 +38,11 @@ def server(tmp_path_factory):
             yield address
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=90) is not None
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                pytest.fail(f"SIGTERM did not end the server in 60 s:\n{log.read_text()[-4000:]}")
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:

@@ -28,7 +28,7 @@ from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.family import Family, FamilyState, Thread, ThreadEnd
 from forkjoin_scheduler.fork import Refusal, plan_fork
-from forkjoin_scheduler.join import plan_join
+from forkjoin_scheduler.join import end_policy, plan_join
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.transcript import LinearTranscript
@@ -51,8 +51,6 @@ class _Live:
     transcript: LinearTranscript[Piece] | None = None
     #: Blocks of the first thread, once it has ended.
     held: kv.HeldBlocks | None = None
-    #: Set when the parent's blocks were taken back under KV pressure.
-    evicted: bool = False
     stop_reason: int | str | None = None
     #: Set when the family ended by our decision: vLLM has not told the front end.
     finish_reason: FinishReason | None = None
@@ -63,6 +61,12 @@ class _Live:
     def remaining(self) -> int:
         """Tokens that the family may still generate."""
         return max(self.max_tokens - self.family.num_generated, 0)
+
+    @property
+    def is_evictable(self) -> bool:
+        """Whether it is parked and holds blocks, its parent's or the first thread's."""
+        holds_blocks = self.parent.num_computed_tokens > 0 or self.held is not None
+        return self.family.state is FamilyState.FORKED and holds_blocks
 
 
 class ForkJoinScheduler(AsyncScheduler):
@@ -199,7 +203,6 @@ class ForkJoinScheduler(AsyncScheduler):
             live.events.append({"type": "refused", "reason": plan.reason, "policy": plan.policy.value})
             return
         self._park(request)
-        live.evicted = request.num_computed_tokens == 0
         threads = live.family.fork(plan)
         headers = [[injected(i) for i in t.plan.joined_header_ids] for t in threads]
         live.transcript = LinearTranscript(headers)
@@ -252,9 +255,7 @@ class ForkJoinScheduler(AsyncScheduler):
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
         else:
-            self.waiting.remove_requests([request])
-            self.kv_holding_waiting.remove_requests([request])
-            self.deferred_waiting.discard(request)
+            self._dequeue(request)
         forget_in_flight(request)
         self._inflight_prefills.discard(request)
         request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
@@ -323,16 +324,13 @@ class ForkJoinScheduler(AsyncScheduler):
         assert self._dialect is not None
         live.family.end_thread(thread, end)
         self._threads.pop(live.family.thread_id(thread), None)
-        if end in (ThreadEnd.EOS, ThreadEnd.LENGTH):
+        policy = end_policy(self._dialect, end)
+        if policy is not None:
             close = self._tokenizer.encode(self._dialect.thread.close)
             live.pieces += live.transcript.push(thread.position, [injected(i) for i in close])
         live.pieces += live.transcript.end(thread.position)
         event = _thread_ended(thread)
-        policies = {
-            ThreadEnd.EOS: self._dialect.policies.thread_eos,
-            ThreadEnd.LENGTH: self._dialect.policies.thread_length,
-        }
-        if policy := policies.get(end):
+        if policy is not None:
             event["policy"] = policy.value
         live.events.append(event)
 
@@ -383,7 +381,8 @@ class ForkJoinScheduler(AsyncScheduler):
             plan.token_ids,
             resumed_params(parent.sampling_params, max_tokens=live.remaining, generated=family.num_generated),
         )
-        self._unpark(parent)
+        self._dequeue(parent)
+        self.num_waiting_for_streaming_input -= 1
         if live.held is not None:
             kv.adopt(self.kv_cache_manager, parent, live.held)
             live.held = None
@@ -391,7 +390,6 @@ class ForkJoinScheduler(AsyncScheduler):
         parent.status = RequestStatus.WAITING
         self._enqueue_waiting_request(parent)
         family.join()
-        live.evicted = False
         live.events.append(
             {"type": "joined", "prefilled_tokens": parent.num_tokens - parent.num_computed_tokens}
         )
@@ -401,11 +399,11 @@ class ForkJoinScheduler(AsyncScheduler):
         """The end-of-sequence token that the first thread to write one wrote."""
         return next(t.token_ids[-1] for t in live.family.current if t.end is ThreadEnd.EOS)
 
-    def _unpark(self, parent: Request) -> None:
-        self.waiting.remove_requests([parent])
-        self.kv_holding_waiting.remove_requests([parent])
-        self.deferred_waiting.discard(parent)
-        self.num_waiting_for_streaming_input -= 1
+    def _dequeue(self, request: Request) -> None:
+        """Take ``request`` out of whichever queue it waits in."""
+        self.waiting.remove_requests([request])
+        self.kv_holding_waiting.remove_requests([request])
+        self.deferred_waiting.discard(request)
 
     def _end_family(self, live: _Live, status: RequestStatus) -> None:
         """End the request here, with all its threads; what they wrote so far leaves in order."""
@@ -419,9 +417,7 @@ class ForkJoinScheduler(AsyncScheduler):
 
     def _cancel_threads(self, live: _Live) -> list[str]:
         """End the family's tree; returns the ids of the threads that are to be freed."""
-        if live.held is not None:
-            kv.release(self.kv_cache_manager, live.held)
-            live.held = None
+        self._release_held(live)
         live_threads = live.family.finish() if live.family.state is not FamilyState.ENDED else []
         live.events += [_thread_ended(t) for t in live_threads]
         ids = [live.family.thread_id(t) for t in live_threads]
@@ -456,27 +452,25 @@ class ForkJoinScheduler(AsyncScheduler):
         Parked parents are no victims of vLLM's preemption, so a pool full of them would wait for
         ever. The youngest gives way; its threads and its join recompute what they shared.
         """
-        parked = [
-            live
-            for live in self._live.values()
-            if live.family.state is FamilyState.FORKED and not live.evicted
-        ]
+        parked = [live for live in self._live.values() if live.is_evictable]
         if parked:
             self._evict(max(parked, key=lambda live: live.parent.arrival_time))
 
     def _evict(self, live: _Live) -> None:
-        if live.family.state is not FamilyState.FORKED or live.evicted:
+        if not live.is_evictable:
             return
         parent = live.parent
         logger.debug("evicting the parked parent %s", parent.request_id)
-        self.kv_holding_waiting.remove_requests([parent])
+        self._dequeue(parent)
         self.kv_cache_manager.free(parent)
+        self._release_held(live)
+        parent.num_computed_tokens = 0
+        self._enqueue_waiting_request(parent)
+
+    def _release_held(self, live: _Live) -> None:
         if live.held is not None:
             kv.release(self.kv_cache_manager, live.held)
             live.held = None
-        parent.num_computed_tokens = 0
-        live.evicted = True
-        self.waiting.add_request(parent)
 
 
 def _thread_ended(thread: Thread) -> wire.Event:
