@@ -13,8 +13,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-# V2 under Triton's interpreter takes more than the 400 s that were tried on a busy machine.
-@pytest.mark.parametrize("runner", ["v1"])
+@pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_fork_and_join_are_exact_on_each_runner_and_scheduling(runner, mode):
     command = [sys.executable, "-m", "tests.engine.matrix_case", runner, mode]
     root = Path(__file__).parents[2]
