@@ -9,10 +9,10 @@ import re
 from enum import Enum
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from forkjoin_scheduler.errors import DialectError
 
@@ -38,16 +38,39 @@ class JoinKind(str, Enum):
 class Policy(str, Enum):
     """What happens at a limit, or on malformed output."""
 
-    #: No fork: the model goes on decoding behind its own outline.
+    #: No fork: the model goes on decoding behind its own text, in which the trigger is ordinary.
     SEQUENTIAL = "sequential"
+    #: The repeated outline starts no thread; the others fork.
+    DROP = "drop"
     #: The thread gets its end tag and the family joins and goes on.
     CLOSE_THREAD = "close_thread"
-    #: The thread gets its end tag, the family joins, and the request ends behind the block.
+    #: What is open is closed (thread, block), and the request ends behind it.
     END_REQUEST = "end_request"
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_FIELD = re.compile(r"\{(\w*)\}")
+
+
+def _has_known_fields(template: str) -> str:
+    unknown = {name for name in _FIELD.findall(template) if name != "n"}
+    if unknown:
+        raise ValueError(
+            f"expected no field but {{n}} (the outline number), got {', '.join(sorted(unknown))}"
+        )
+    return template
+
+
+#: Text in which ``{n}`` stands for a thread's outline number.
+Template = Annotated[str, AfterValidator(_has_known_fields)]
+
+
+def fill(template: str, number: str) -> str:
+    """``template`` with ``number`` for ``{n}``."""
+    return template.replace("{n}", number)
 
 
 class Outline(_Strict):
@@ -69,10 +92,10 @@ class Outline(_Strict):
 
 
 class Thread(_Strict):
-    """What surrounds a thread's text; ``{n}`` is its outline number."""
+    """What surrounds a thread's text; ``{n}`` stands for its outline number."""
 
-    header: str = Field(description="injected before the thread in its own context")
-    joined_header: str = Field(description="the header of the 2nd and later threads once joined")
+    header: Template = Field(description="injected before the thread in its own context", min_length=1)
+    joined_header: Template = Field(description="the header of the 2nd and later threads once joined")
     end: str = Field(description="the token that ends a thread")
     close: str = Field(description="injected when a thread ends without its end token")
 
@@ -88,24 +111,73 @@ class Join(_Strict):
 class Limits(_Strict):
     """How much a request may fork. ``None``: no limit of its own."""
 
-    max_threads_per_fork: int | None = Field(default=50, ge=1)
-    max_forks: int | None = Field(default=16, ge=0)
-    max_tokens_per_thread: int | None = Field(default=None, ge=1)
-    max_total_tokens: int | None = Field(default=None, ge=1)
+    max_threads_per_fork: int | None = Field(
+        default=50, ge=1, description="threads of one fork; over it the dialect's policy applies"
+    )
+    max_forks: int | None = Field(
+        default=16, ge=0, description="forks of one request, those inside threads included"
+    )
+    max_tokens_per_thread: int | None = Field(default=None, ge=1, description="tokens of one thread")
+    max_total_tokens: int | None = Field(
+        default=None, ge=1, description="tokens that a request may generate, all its threads included"
+    )
+
+
+def _one_of(*allowed: Policy) -> AfterValidator:
+    def check(value: Policy) -> Policy:
+        if value not in allowed:
+            raise ValueError(f"expected {' or '.join(p.value for p in allowed)}, got {value.value}")
+        return value
+
+    return AfterValidator(check)
+
+
+RefusedFork = Annotated[Policy, _one_of(Policy.SEQUENTIAL, Policy.END_REQUEST)]
+UnclosedThread = Annotated[Policy, _one_of(Policy.CLOSE_THREAD, Policy.END_REQUEST)]
 
 
 class Policies(_Strict):
-    """The named outcome of each limit and of each malformed output."""
+    """The named outcome of each limit and of each malformed output; the defaults are ThreadWeaver's."""
 
-    no_outline: Policy = Policy.SEQUENTIAL
-    too_many_threads: Policy = Policy.SEQUENTIAL
-    too_many_forks: Policy = Policy.SEQUENTIAL
-    thread_eos: Policy = Policy.END_REQUEST
-    thread_length: Policy = Policy.END_REQUEST
+    no_outline: RefusedFork = Policy.SEQUENTIAL
+    duplicate_outline: Annotated[Policy, _one_of(Policy.DROP, Policy.SEQUENTIAL, Policy.END_REQUEST)] = (
+        Policy.DROP
+    )
+    too_many_threads: RefusedFork = Policy.SEQUENTIAL
+    too_many_forks: RefusedFork = Policy.SEQUENTIAL
+    #: The trigger inside a thread, deeper than ``Dialect.max_depth``.
+    nested_fork: RefusedFork = Policy.SEQUENTIAL
+    #: The prompt and the threads would not fit the context length beside each other.
+    no_room: RefusedFork = Policy.SEQUENTIAL
+    thread_eos: UnclosedThread = Policy.END_REQUEST
+    thread_length: UnclosedThread = Policy.END_REQUEST
+    #: The joined context would not fit the model's context length.
+    joined_too_long: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST
+    #: ``max_tokens`` or ``max_total_tokens`` ran out inside a fork.
+    total_tokens: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST
+
+
+class SamplingOverrides(_Strict):
+    """Sampling parameters of one phase, where the request itself leaves vLLM's default."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+
+
+class Sampling(_Strict):
+    """Sampling overrides by phase: inside threads, and in the request itself behind a join."""
+
+    thread: SamplingOverrides = SamplingOverrides()
+    after_join: SamplingOverrides = SamplingOverrides()
 
 
 class Dialect(_Strict):
-    """How a family of models forks and joins. Duplicate outline numbers are always dropped."""
+    """How a family of models forks and joins."""
 
     name: str
     source: str
@@ -115,6 +187,8 @@ class Dialect(_Strict):
     join: Join
     limits: Limits = Limits()
     policies: Policies = Policies()
+    sampling: Sampling = Sampling()
+    max_depth: int = Field(default=1, ge=1, description="how deep threads may nest; 1: threads don't fork")
     #: Further tags that the model writes itself, checked to be one token each.
     tags: tuple[str, ...] = ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from forkjoin_scheduler.dialect import Dialect, Limits, Policy, Tokenizer
+from forkjoin_scheduler.dialect import Dialect, Limits, Policy, Tokenizer, fill
 
 
 @dataclass(frozen=True)
@@ -44,34 +44,59 @@ def read_outlines(dialect: Dialect, text: str) -> list[tuple[str, str]]:
 
 
 def plan_fork(
-    dialect: Dialect, limits: Limits, num_forks: int, context: list[int], tokenizer: Tokenizer
+    dialect: Dialect,
+    limits: Limits,
+    context: list[int],
+    tokenizer: Tokenizer,
+    *,
+    num_forks: int = 0,
+    depth: int = 0,
+    max_model_len: int | None = None,
 ) -> ForkPlan | Refusal:
     """Decide what the trigger at the end of ``context`` (token ids) does.
 
-    ``num_forks`` counts the forks that the request has made before.
+    ``num_forks`` counts the forks that the request has made before, ``depth`` the threads around
+    the one that forks (0: the request itself), ``max_model_len`` the tokens a context can hold.
     """
     policies = dialect.policies
+    if depth >= dialect.max_depth:
+        return Refusal("nested_fork", policies.nested_fork)
     if limits.max_forks is not None and num_forks >= limits.max_forks:
         return Refusal("too_many_forks", policies.too_many_forks)
     outlines = read_outlines(dialect, tokenizer.decode(_since_opening(dialect, context, tokenizer)))
-    unique = dict(reversed(outlines))
-    ordered = list(dict.fromkeys(number for number, _ in outlines))
-    if not ordered:
+    titles = dict(reversed(outlines))
+    numbers = list(dict.fromkeys(number for number, _ in outlines))
+    if not numbers:
         return Refusal("no_outline", policies.no_outline)
-    if limits.max_threads_per_fork is not None and len(ordered) > limits.max_threads_per_fork:
+    num_duplicates = len(outlines) - len(numbers)
+    if num_duplicates and policies.duplicate_outline is not Policy.DROP:
+        return Refusal("duplicate_outline", policies.duplicate_outline)
+    if limits.max_threads_per_fork is not None and len(numbers) > limits.max_threads_per_fork:
         return Refusal("too_many_threads", policies.too_many_threads)
-    threads = []
-    for position, number in enumerate(ordered):
-        header = tuple(tokenizer.encode(dialect.thread.header.format(n=number)))
-        joined = dialect.thread.joined_header.format(n=number)
-        joined_ids = tuple(tokenizer.encode(joined)) if position else header
-        threads.append(ThreadPlan(number, unique[number], header, joined_ids))
-    return ForkPlan(tuple(threads), len(outlines) - len(ordered))
+    threads = tuple(
+        _plan_thread(dialect, number, titles[number], position == 0, tokenizer)
+        for position, number in enumerate(numbers)
+    )
+    longest = max(len(t.header_ids) for t in threads)
+    if max_model_len is not None and len(context) + longest >= max_model_len:
+        return Refusal("no_room", policies.no_room)
+    return ForkPlan(threads, num_duplicates)
+
+
+def _plan_thread(
+    dialect: Dialect, number: str, title: str, is_first: bool, tokenizer: Tokenizer
+) -> ThreadPlan:
+    header = tuple(tokenizer.encode(fill(dialect.thread.header, number)))
+    joined = header if is_first else tuple(tokenizer.encode(fill(dialect.thread.joined_header, number)))
+    return ThreadPlan(number, title, header, joined)
 
 
 def _since_opening(dialect: Dialect, context: list[int], tokenizer: Tokenizer) -> list[int]:
-    opens = tokenizer.token_id(dialect.outline.opens)
-    for index in range(len(context) - 1, -1, -1):
+    """What stands behind the last opening tag; nothing where another trigger lies in between."""
+    opens, trigger = tokenizer.token_id(dialect.outline.opens), tokenizer.token_id(dialect.trigger)
+    for index in range(len(context) - 2, -1, -1):
+        if context[index] == trigger:
+            break
         if context[index] == opens:
             return context[index:]
     return []

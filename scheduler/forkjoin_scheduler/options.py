@@ -21,8 +21,21 @@ class RequestOptions(Limits):
 
     def limits(self, defaults: Limits) -> Limits:
         """``defaults`` with what the request itself set."""
-        mine = {n: getattr(self, n) for n in Limits.model_fields if n in self.model_fields_set}
-        return defaults.model_copy(update=mine)
+        return defaults.model_copy(update={n: getattr(self, n) for n in self._set_limits()})
+
+    def check_caps(self, caps: Limits) -> None:
+        """Raise BadRequestOptions naming each limit that goes over the server's own."""
+        problems = []
+        for name in self._set_limits():
+            mine, cap = getattr(self, name), getattr(caps, name)
+            if cap is not None and (mine is None or mine > cap):
+                flag = f"--{name.replace('_', '-')}"
+                problems.append(f"forkjoin.{name}: expected at most {cap}, the server's {flag}, got {mine}")
+        if problems:
+            raise BadRequestOptions("; ".join(problems))
+
+    def _set_limits(self) -> list[str]:
+        return [n for n in Limits.model_fields if n in self.model_fields_set]
 
 
 def parse_options(value: Any) -> RequestOptions:

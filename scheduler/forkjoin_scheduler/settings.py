@@ -9,11 +9,29 @@ from forkjoin_scheduler.dialect import Dialect, Limits
 #: The key of vLLM's ``additional_config`` and of ``SamplingParams.extra_args``.
 KEY = "forkjoin"
 
+UNLIMITED = Limits(
+    max_threads_per_fork=None, max_forks=None, max_tokens_per_thread=None, max_total_tokens=None
+)
+
 
 class Settings(BaseModel):
-    """``additional_config["forkjoin"]``; ``dialect`` None switches fork/join off."""
+    """``additional_config["forkjoin"]``; ``dialect`` None switches fork/join off.
+
+    ``limits`` hold for requests that say nothing; no request may go over ``caps``, the limits
+    that the operator gave on the command line.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dialect: Dialect | None = None
     limits: Limits = Limits()
+    caps: Limits = UNLIMITED
+
+    @classmethod
+    def of(cls, dialect: Dialect, given: dict[str, int]) -> Settings:
+        """The dialect's own limits, with those ``given`` on the command line in their place."""
+        return cls(
+            dialect=dialect,
+            limits=dialect.limits.model_copy(update=given),
+            caps=UNLIMITED.model_copy(update=given),
+        )

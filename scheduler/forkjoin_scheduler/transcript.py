@@ -6,48 +6,63 @@ what is released, concatenated, is the text of the joined context, whatever orde
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 Piece = TypeVar("Piece")
 
 
-@dataclass
-class LinearTranscript(Generic[Piece]):
-    """One fork's threads in outline order; ``headers[i]`` opens thread i.
+class Transcript(Generic[Piece]):
+    """The text of one branch: its pieces and, where it forked, the transcripts of its threads.
 
-    >>> t = LinearTranscript([["h0"], ["h1"]])
-    >>> t.start(), t.push(1, ["b"]), t.push(0, ["a"]), t.end(1), t.end(0)
-    (['h0'], [], ['a'], [], ['h1', 'b'])
+    >>> root = Transcript()
+    >>> first, second = root.fork([["h0"], ["h1"]])
+    >>> second.push(["b"]); first.push(["a"]); root.release()
+    ['h0', 'a']
+    >>> first.close(); root.push(["joined"]); second.close(); root.release()
+    ['h1', 'b', 'joined']
     """
 
-    headers: list[list[Piece]]
-    _held: dict[int, list[Piece]] = field(default_factory=dict)
-    _ended: set[int] = field(default_factory=set)
-    _open: int = 0
-    _last: int | None = None
+    def __init__(self, pieces: Iterable[Piece] = ()) -> None:
+        self._parts: deque[Piece | Transcript[Piece]] = deque(pieces)
+        self._is_closed = False
+        self._is_last = False
 
-    def start(self) -> list[Piece]:
-        """Release the first header."""
-        return list(self.headers[0])
+    def push(self, pieces: Iterable[Piece]) -> None:
+        """Append ``pieces``."""
+        self._parts.extend(pieces)
 
-    def push(self, position: int, pieces: list[Piece]) -> list[Piece]:
-        """Take what thread ``position`` produced; return what may be released now."""
-        if position == self._open:
-            return pieces
-        self._held.setdefault(position, []).extend(pieces)
-        return []
+    def fork(self, headers: Iterable[Iterable[Piece]]) -> list[Transcript[Piece]]:
+        """Append one transcript for each thread, in outline order, opened by its header."""
+        threads = [Transcript(header) for header in headers]
+        self._parts.extend(threads)
+        return threads
 
-    def cut(self, position: int) -> None:
-        """The transcript ends in thread ``position``: nothing behind it is ever released."""
-        self._last = position
+    def close(self) -> None:
+        """Nothing will be appended any more: what follows may be released."""
+        self._is_closed = True
 
-    def end(self, position: int) -> list[Piece]:
-        """Thread ``position`` produces no more; return what may be released now."""
-        self._ended.add(position)
+    def cut(self) -> None:
+        """The whole transcript ends in this branch: nothing behind it is ever released."""
+        self._is_last = True
+
+    def release(self) -> list[Piece]:
+        """Take out what may be read now."""
         released: list[Piece] = []
-        last = len(self.headers) - 1 if self._last is None else self._last
-        while self._open in self._ended and self._open < last:
-            self._open += 1
-            released += self.headers[self._open] + self._held.pop(self._open, [])
+        while self._parts:
+            part = self._parts[0]
+            if isinstance(part, Transcript):
+                released += part.release()
+                if not part.is_done:
+                    break
+                self._parts.popleft()
+            else:
+                released.append(part)
+                self._parts.popleft()
         return released
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of it has been released and what follows it may be."""
+        return self._is_closed and not self._is_last and not self._parts

@@ -60,7 +60,7 @@ def serve_arguments(argv: list[str]) -> list[str]:
         return [*rest, *middleware, "--additional-config", json.dumps(ours.additional_config)]
     dialect = load(ours.dialect)
     given = {n: getattr(ours, n) for n in Limits.model_fields if getattr(ours, n) is not None}
-    settings = Settings(dialect=dialect, limits=dialect.limits.model_copy(update=given))
+    settings = Settings.of(dialect, given)
     return [
         *rest,
         *middleware,

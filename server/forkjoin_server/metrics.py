@@ -8,13 +8,22 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 _PREFIX = "forkjoin:"
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 50)
 
 FORKS = Counter(f"{_PREFIX}forks", "Forks made.")
+FORK_LATENCY = Histogram(
+    f"{_PREFIX}fork_latency_seconds",
+    "From the trigger token to the first token of a thread.",
+    buckets=SECONDS,
+)
+JOIN_LATENCY = Histogram(
+    f"{_PREFIX}join_latency_seconds", "From the last thread's end to the next token.", buckets=SECONDS
+)
 JOINS = Counter(f"{_PREFIX}joins", "Joins after which the request went on.")
 STARTED = Counter(f"{_PREFIX}threads_started", "Threads started.")
 ENDED = Counter(f"{_PREFIX}threads_ended", "Threads ended, by reason.", ["reason"])
-RUNNING = Gauge(f"{_PREFIX}threads_running", "Threads that decode or wait to.")
+RUNNING = Gauge(f"{_PREFIX}threads_running", "Threads that decode or wait to.", multiprocess_mode="livesum")
 WIDTH = Histogram(f"{_PREFIX}fork_width_threads", "Threads of a fork.", buckets=WIDTHS)
 SHARED = Counter(f"{_PREFIX}prefix_tokens_shared", "Prefix tokens that threads did not compute.")
 PREFILLED = Counter(f"{_PREFIX}join_prefilled_tokens", "Tokens prefilled at joins.")
@@ -58,6 +67,14 @@ def _refused(event: dict[str, Any]) -> None:
     MALFORMED.labels(event["reason"], event["policy"]).inc()
 
 
+def _fork_latency(event: dict[str, Any]) -> None:
+    FORK_LATENCY.observe(event["seconds"])
+
+
+def _join_latency(event: dict[str, Any]) -> None:
+    JOIN_LATENCY.observe(event["seconds"])
+
+
 def _family_ended(event: dict[str, Any]) -> None:
     CRITICAL.inc(event["critical_path_tokens"])
     TOTAL.inc(event["total_tokens"])
@@ -68,5 +85,8 @@ _HANDLERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "thread_ended": _thread_ended,
     "joined": _joined,
     "refused": _refused,
+    "limited": _refused,
+    "fork_latency": _fork_latency,
+    "join_latency": _join_latency,
     "family_ended": _family_ended,
 }

@@ -8,7 +8,7 @@ from typing import Any
 Json = dict[str, Any]
 
 #: What the families of a response add up to.
-_COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "injected_tokens")
+_COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "surplus_tokens")
 
 
 @dataclass
@@ -21,7 +21,15 @@ class ThreadLog:
 
     key: str
     threads: list[Json] = field(default_factory=list)
-    ended: Json | None = None
+    #: The running counts of each family: one for each choice (n > 1) or prompt that forked.
+    families: dict[str, Json] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> Json | None:
+        """What the families of the response add up to so far, None if nothing forked."""
+        if not self.families:
+            return None
+        return {count: sum(f[count] for f in self.families.values()) for count in _COUNTS}
 
     def delta(self, event: Json) -> list[Json]:
         """The entries of ``delta.threads`` that ``event`` adds, empty if none."""
@@ -30,8 +38,8 @@ class ThreadLog:
             entries = [
                 {
                     "index": t["index"],
-                    "id": f"th_{self.key}_{t['index']}",
-                    "parent_id": "root",
+                    "id": self._thread_id(t["index"]),
+                    "parent_id": self._thread_id(event["parent_index"]),
                     "title": t["title"] or t["number"],
                     "content": "",
                 }
@@ -49,22 +57,23 @@ class ThreadLog:
             }
             self.threads[event["index"]] |= end
             return [{"index": event["index"], **end}]
-        if kind == "family_ended":
-            # one family for each choice (n > 1) or prompt that forked
-            before = self.ended or {}
-            self.ended = {count: before.get(count, 0) + event[count] for count in _COUNTS}
+        if kind in ("progress", "family_ended"):
+            self.families[event["family"]] = event
         return []
+
+    def _thread_id(self, index: int) -> str:
+        return "root" if index < 0 else f"th_{self.key}_{index}"
 
     def correct_usage(self, usage: Json) -> Json:
         """Count each generated token once, injected text not at all; add what forking gave."""
         if self.ended is None:
             return usage
-        injected = self.ended["injected_tokens"]
+        surplus = self.ended["surplus_tokens"]
         # /v1/responses has its own word for them
         generated = "output_tokens" if "output_tokens" in usage else "completion_tokens"
         return usage | {
-            generated: usage[generated] - injected,
-            "total_tokens": usage["total_tokens"] - injected,
+            generated: usage[generated] - surplus,
+            "total_tokens": usage["total_tokens"] - surplus,
             "forkjoin": {
                 "num_threads": self.ended["num_threads"],
                 "critical_path_tokens": self.ended["critical_path_tokens"],

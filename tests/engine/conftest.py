@@ -34,3 +34,19 @@ def worksheets(num: int, *, seed: int = 7, max_long: int = 6) -> list[Worksheet]
         )
         for i in range(num)
     ]
+
+
+@pytest.fixture
+def events(engine, monkeypatch):
+    """The events of a kind that families told during the test."""
+    from forkjoin_scheduler.vllm_seam.live import LiveFamily
+
+    told: list[dict] = []
+    tell = LiveFamily.tell
+
+    def heard(self, kind, **fields):
+        told.append({"type": kind, **fields})
+        tell(self, kind, **fields)
+
+    monkeypatch.setattr(LiveFamily, "tell", heard)
+    return lambda kind: [e for e in told if e["type"] == kind]

@@ -20,7 +20,7 @@ from vllm.inputs import TokensPrompt
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from forkjoin_scheduler.dialect import Dialect, load
-from forkjoin_scheduler.family import Family, Thread, ThreadEnd
+from forkjoin_scheduler.family import Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.join import plan_join
 from forkjoin_scheduler.settings import KEY, Settings
@@ -72,7 +72,7 @@ class Engine:
     """An in-process vLLM engine on the embedded model, stepped by hand."""
 
     def __init__(self, dialect: Dialect = THREADWEAVER, **options: Any) -> None:
-        settings = Settings(dialect=dialect, limits=dialect.limits).model_dump(mode="json")
+        settings = Settings.of(dialect, {}).model_dump(mode="json")
         defaults: dict[str, Any] = {
             "dtype": "float32",
             "block_size": 32,
@@ -130,16 +130,26 @@ class Engine:
         extra = {"forkjoin": forkjoin, **options.pop("extra_args", {})}
         return SamplingParams(**({"temperature": 0.0, "max_tokens": 3000, "extra_args": extra} | options))
 
-    def scripted(self, root: str, threads: dict[str, str], after: str = "", **options: Any) -> SamplingParams:
+    def scripted(
+        self,
+        root: str,
+        threads: dict[str, str],
+        after: str = "",
+        *,
+        behind: dict[str, str] | None = None,
+        **options: Any,
+    ) -> SamplingParams:
         """Parameters that make the model write ``root``, then each thread its text, then ``after``.
 
         Texts stand for tokens; a text without its end tag is followed by end-of-sequence.
+        ``behind``: what it writes behind other joins, by the text that these end with.
         """
         script = [[[], self.tokenizer.encode(root)]]
         for number, text in threads.items():
             header = self.tokenizer.encode(self.dialect.thread.header.format(n=number))
             script.append([header, self.tokenizer.encode(text)])
-        script.append([self.tokenizer.encode("</Thread>\n"), self.tokenizer.encode(after)])
+        for ending, text in {"</Thread>\n": after, **(behind or {})}.items():
+            script.append([self.tokenizer.encode(ending), self.tokenizer.encode(text)])
         return self.params(extra_args={"script": script, "eos": self.eos}, **options)
 
     def add(self, prompt: list[int], params: SamplingParams) -> str:
@@ -190,19 +200,20 @@ class Engine:
         thread_prompts, owners = [], []
         for i in forked:
             context = [*prompts[i], *results[i]]
-            plan = plan_fork(self.dialect, self.dialect.limits, 0, context, self.tokenizer)
+            plan = plan_fork(self.dialect, self.dialect.limits, context, self.tokenizer)
             assert isinstance(plan, ForkPlan)
             families[i] = Family(str(i), self.dialect.limits)
-            for thread in families[i].fork(plan):
+            for thread in families[i].fork(families[i].root, plan):
+                assert thread.plan is not None
                 thread_prompts.append([*context, *thread.plan.header_ids])
                 owners.append((i, thread))
         texts = self.run(thread_prompts, self.params(forkjoin=plain, stop_token_ids=[end]))
         for (i, thread), text in zip(owners, texts, strict=True):
-            families[i].thread_generated(thread, text.token_ids)
-            families[i].end_thread(thread, _end(text, end))
+            families[i].generated(thread, text.token_ids)
+            families[i].end(thread, _end(text, end))
         joined = []
         for i in forked:
-            results[i] += plan_join(self.dialect, families[i].current, self.tokenizer).token_ids
+            results[i] += plan_join(self.dialect, families[i].root.threads, self.tokenizer).token_ids
             joined.append([*prompts[i], *results[i]])
         closings = self.run(joined, self.params(forkjoin=plain))
         for i, closing in zip(forked, closings, strict=True):
@@ -215,4 +226,4 @@ def _end(answer: Answer, end_id: int | None) -> ThreadEnd:
     return ThreadEnd.STOP
 
 
-__all__ = ["THREADWEAVER", "Answer", "Engine", "Script", "Thread"]
+__all__ = ["THREADWEAVER", "Answer", "Engine", "Script"]

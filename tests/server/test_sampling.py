@@ -39,13 +39,11 @@ def test_a_stop_string_in_a_thread_ends_the_answer_before_it(client, whole, stre
     assert (text, reason) == (content[: content.index(stop)], "stop")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the front end ends a request at a stop string before the engine tells what it injected",
-)
-def test_an_answer_ended_by_a_stop_string_counts_no_injected_token(client):
-    usage = client.chat.completions.create(**ASK, stop=["c:32652"]).usage
-    assert usage.completion_tokens == usage.forkjoin["total_tokens"]
+@pytest.mark.parametrize("stop", ["c:32652", "total"], ids=["in_a_thread", "behind_the_join"])
+def test_an_answer_ended_by_a_stop_string_counts_each_generated_token_once(client, whole, stop):
+    answer = client.chat.completions.create(**ASK, stop=[stop])
+    assert answer.choices[0].message.content == whole.choices[0].message.content.partition(stop)[0]
+    assert answer.usage.completion_tokens == answer.usage.forkjoin["total_tokens"]
 
 
 def test_logprobs_have_one_finite_entry_for_each_token_of_the_content(client, server, whole):

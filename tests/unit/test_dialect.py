@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from forkjoin_scheduler.dialect import builtin_names, load, parse
+from forkjoin_scheduler.dialect import builtin_names, fill, load, parse
 from forkjoin_scheduler.errors import DialectError
 
 
@@ -91,3 +91,28 @@ def test_a_file_that_is_no_dialect_is_refused_naming_it(text):
 def test_a_control_token_that_plays_two_parts_is_checked_once(dialect):
     again = dialect.model_copy(update={"tags": (dialect.trigger, "<X>", "<X>")})
     assert again.control_tokens == ("</Outlines>", "<Outlines>", "</Thread>", "<X>")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("thread", "header", "<Thread>{num}:", "num"),
+        ("thread", "joined_header", "{}{n}", "expected no field but"),
+        ("thread", "header", "", "at least 1 character"),
+        ("policies", "no_outline", "close_thread", "expected sequential or end_request"),
+        ("policies", "thread_eos", "sequential", "expected close_thread or end_request"),
+        ("policies", "duplicate_outline", "close_thread", "expected drop or sequential or end_request"),
+    ],
+)
+def test_what_would_fail_at_a_fork_is_refused_when_the_file_is_read(dialect, section, key, value, expected):
+    fields = dialect.model_dump(mode="json")
+    fields[section][key] = value
+    with pytest.raises(DialectError, match=expected):
+        parse(json.dumps(fields), "mine.yaml")
+
+
+def test_a_template_may_hold_other_braces_than_its_field(dialect):
+    fields = dialect.model_dump(mode="json")
+    fields["thread"]["header"] = "{{n}} \\{ {n} }"
+    header = parse(json.dumps(fields), "mine.yaml").thread.header
+    assert fill(header, "3") == "{3} \\{ 3 }"

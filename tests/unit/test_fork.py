@@ -8,8 +8,8 @@ from forkjoin_scheduler.fork import ForkPlan, Refusal, plan_fork
 BLOCK = "<Outlines>\n<Outline>1: x</Outline>\n<Outline> 2 : y z</Outline>\n</Outlines>"
 
 
-def _plan(dialect, tokenizer, text, limits=None, num_forks=0):
-    return plan_fork(dialect, limits or dialect.limits, num_forks, tokenizer.encode(text), tokenizer)
+def _plan(dialect, tokenizer, text, limits=None, **facts):
+    return plan_fork(dialect, limits or dialect.limits, tokenizer.encode(text), tokenizer, **facts)
 
 
 def test_each_outline_becomes_a_thread_with_its_title_and_headers(dialect, tokenizer):
@@ -40,7 +40,7 @@ def test_duplicates_are_dropped_and_counted_and_the_first_title_stays(dialect, t
     ids=["trigger_alone", "no_tag", "threads", "forks"],
 )
 def test_a_fork_is_refused_with_its_reason(dialect, tokenizer, text, limits, num_forks, reason):
-    plan = _plan(dialect, tokenizer, text, limits, num_forks)
+    plan = _plan(dialect, tokenizer, text, limits, num_forks=num_forks)
     assert isinstance(plan, Refusal)
     assert plan.reason == reason
 
@@ -95,3 +95,31 @@ def test_a_refusal_carries_the_policy_that_the_dialect_names_for_it(dialect, tok
     text = "<Outlines></Outlines>" if reason == "no_outline" else BLOCK
     limits = Limits(max_threads_per_fork=1, max_forks=0 if reason == "too_many_forks" else 1)
     assert _plan(dialect, tokenizer, text, limits) == Refusal(reason, Policy.END_REQUEST)
+
+
+def test_a_trigger_does_not_fork_into_the_outlines_of_an_earlier_fork(dialect, tokenizer):
+    plan = _plan(dialect, tokenizer, f"{BLOCK}some text</Outlines>")
+    assert plan == Refusal("no_outline", Policy.SEQUENTIAL)
+
+
+@pytest.mark.parametrize(("depth", "forks"), [(0, True), (1, True), (2, False)])
+def test_a_thread_forks_as_deep_as_the_dialect_says(dialect, tokenizer, depth, forks):
+    nested = dialect.model_copy(update={"max_depth": 2})
+    plan = _plan(nested, tokenizer, BLOCK, depth=depth)
+    assert isinstance(plan, ForkPlan) is forks
+    assert forks or plan == Refusal("nested_fork", Policy.SEQUENTIAL)
+
+
+def test_a_fork_that_leaves_a_thread_no_token_is_refused(dialect, tokenizer):
+    context = len(tokenizer.encode(BLOCK))
+    header = len(tokenizer.encode("\n<Thread>\n1:"))
+    assert isinstance(_plan(dialect, tokenizer, BLOCK, max_model_len=context + header + 1), ForkPlan)
+    refused = _plan(dialect, tokenizer, BLOCK, max_model_len=context + header)
+    assert refused == Refusal("no_room", Policy.SEQUENTIAL)
+
+
+def test_duplicates_refuse_the_fork_where_the_dialect_says_so(dialect, tokenizer):
+    policies = dialect.policies.model_copy(update={"duplicate_outline": Policy.SEQUENTIAL})
+    strict = dialect.model_copy(update={"policies": policies})
+    text = "<Outlines><Outline>1: a</Outline><Outline>1: b</Outline></Outlines>"
+    assert _plan(strict, tokenizer, text) == Refusal("duplicate_outline", Policy.SEQUENTIAL)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.dialect import Policy
-from forkjoin_scheduler.family import Thread, ThreadEnd
+from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.fork import plan_fork
 from forkjoin_scheduler.join import plan_join
 
@@ -11,9 +11,9 @@ from forkjoin_scheduler.join import plan_join
 @pytest.fixture
 def threads(dialect, tokenizer):
     text = "<Outlines><Outline>1: x</Outline><Outline>2: y</Outline></Outlines>"
-    plan = plan_fork(dialect, dialect.limits, 0, tokenizer.encode(text), tokenizer)
+    plan = plan_fork(dialect, dialect.limits, tokenizer.encode(text), tokenizer)
     return [
-        Thread(i, i, p, tokenizer.encode(f"t{i}</Thread>"), ThreadEnd.STOP)
+        Branch(f"r#{i}", None, p, i, i, BranchState.ENDED, ThreadEnd.STOP, tokenizer.encode(f"t{i}</Thread>"))
         for i, p in enumerate(plan.threads)
     ]
 
@@ -22,11 +22,6 @@ def test_the_joined_text_has_no_space_between_threads_and_the_join_text_behind(d
     plan = plan_join(dialect, threads, tokenizer)
     assert tokenizer.decode(list(plan.token_ids)) == "\n<Thread>\n1:t0</Thread><Thread>\n2:t1</Thread>\n"
     assert plan.end is None
-
-
-def test_all_of_thread_one_but_its_last_token_is_adopted(dialect, tokenizer, threads):
-    plan = plan_join(dialect, threads, tokenizer)
-    assert tokenizer.decode(list(plan.token_ids[: plan.num_adopted])) == "\n<Thread>\n1:t0"
 
 
 @pytest.mark.parametrize("end", [ThreadEnd.EOS, ThreadEnd.LENGTH])
@@ -50,15 +45,15 @@ def test_a_policy_that_closes_the_thread_lets_the_family_go_on(dialect, tokenize
 
 
 @pytest.mark.parametrize("end", [ThreadEnd.STOP, ThreadEnd.EOS, ThreadEnd.LENGTH])
-@pytest.mark.parametrize("text", ["", "x", "xyz"])
-def test_what_is_adopted_is_what_thread_one_has_computed_however_it_ended(
+@pytest.mark.parametrize("text", ["x", "xyz"])
+def test_what_thread_one_has_computed_is_a_prefix_of_the_join_however_it_ended(
     dialect, tokenizer, threads, end, text
 ):
     first = threads[0]
     first.token_ids, first.end = tokenizer.encode(text), end
     plan = plan_join(dialect, threads, tokenizer)
     computed = [*first.plan.header_ids, *first.token_ids[:-1]]
-    assert list(plan.token_ids[: plan.num_adopted]) == computed
+    assert list(plan.token_ids[: len(computed)]) == computed
 
 
 def test_the_first_thread_in_outline_order_says_why_the_request_ends(dialect, tokenizer, threads):

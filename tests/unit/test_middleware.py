@@ -11,8 +11,8 @@ from forkjoin_scheduler.options import parse_options
 from forkjoin_server.middleware import CHAT, PATHS, ForkJoinMiddleware, Weaver, prepare
 from forkjoin_server.threads import ThreadLog
 
-FORKED = {"type": "forked", "threads": [{"index": 0, "number": "1", "title": "x"}, {"index": 1, "number": "2", "title": ""}]}  # fmt: skip
-ENDED = {"type": "family_ended", "num_threads": 2, "critical_path_tokens": 5, "total_tokens": 8, "injected_tokens": 3}  # fmt: skip
+FORKED = {"type": "forked", "parent_index": -1, "threads": [{"index": 0, "number": "1", "title": "x"}, {"index": 1, "number": "2", "title": ""}]}  # fmt: skip
+ENDED = {"type": "family_ended", "family": "r", "num_threads": 2, "critical_path_tokens": 5, "total_tokens": 8, "surplus_tokens": 3}  # fmt: skip
 
 
 _STREAM = {

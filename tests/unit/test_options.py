@@ -7,6 +7,7 @@ import pytest
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.settings import UNLIMITED, Settings
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,19 @@ def test_a_request_that_says_nothing_forks_within_the_servers_limits_unseen():
 def test_an_object_and_its_json_mean_the_same():
     fields = {"max_forks": 0, "include_threads": True}
     assert parse_options(json.dumps(fields)) == parse_options(fields)
+
+
+@pytest.mark.parametrize("value", [9, None], ids=["more", "no_limit"])
+def test_a_request_may_not_go_over_a_limit_that_the_operator_gave(value):
+    caps = UNLIMITED.model_copy(update={"max_threads_per_fork": 8})
+    with pytest.raises(
+        BadRequestOptions, match=r"max_threads_per_fork: expected at most 8.*--max-threads-per"
+    ):
+        parse_options({"max_threads_per_fork": value}).check_caps(caps)
+    parse_options({"max_threads_per_fork": 8, "max_forks": 999}).check_caps(caps)
+
+
+def test_the_operators_limits_are_both_the_default_and_the_cap(dialect):
+    settings = Settings.of(dialect, {"max_forks": 3})
+    assert settings.limits == dialect.limits.model_copy(update={"max_forks": 3})
+    assert settings.caps == UNLIMITED.model_copy(update={"max_forks": 3})

@@ -6,14 +6,16 @@ from forkjoin_server.threads import ThreadLog
 
 FORKED = {
     "type": "forked",
+    "parent_index": -1,
     "threads": [{"index": 0, "number": "1", "title": "x"}, {"index": 1, "number": "2.1", "title": ""}],
 }
 ENDED = {
     "type": "family_ended",
+    "family": "a",
     "num_threads": 2,
     "critical_path_tokens": 5,
     "total_tokens": 8,
-    "injected_tokens": 3,
+    "surplus_tokens": 3,
 }
 
 
@@ -29,6 +31,13 @@ def test_all_children_of_a_fork_are_announced_at_once_in_increasing_order(log):
 
 def test_a_thread_without_a_title_is_called_by_its_number(log):
     assert [e["title"] for e in log.delta(FORKED)] == ["x", "2.1"]
+
+
+def test_a_thread_names_the_thread_that_forked_it(log):
+    assert {e["parent_id"] for e in log.delta(FORKED)} == {"root"}
+    inner = {"index": 2, "number": "1.1", "title": "y"}
+    (entry,) = log.delta(FORKED | {"parent_index": 1, "threads": [inner]})
+    assert (entry["parent_id"], entry["id"]) == ("th_k_1", "th_k_2")
 
 
 def test_only_content_repeats_and_the_log_gathers_it(log):
@@ -88,3 +97,13 @@ def test_injected_tokens_are_taken_out_of_the_usage_and_the_prompt_is_not(log):
 def test_the_usage_of_a_request_without_a_family_is_vllms_own(log):
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     assert log.correct_usage(usage) is usage
+
+
+def test_a_families_later_counts_take_the_place_of_its_earlier_ones_and_families_add_up(log):
+    log.delta(ENDED | {"type": "progress", "total_tokens": 4, "surplus_tokens": 1})
+    log.delta(ENDED | {"family": "b"})
+    assert log.ended == {
+        "num_threads": 4, "critical_path_tokens": 10, "total_tokens": 12, "surplus_tokens": 4,
+    }  # fmt: skip
+    log.delta(ENDED)
+    assert log.ended["total_tokens"] == 16

@@ -11,10 +11,14 @@ from vllm.v1.request import Request
 
 @dataclass
 class HeldBlocks:
-    """Blocks taken from a finished request, by KV cache group, with their cached counts."""
+    """Blocks taken from a finished request, by KV cache group, with their cached counts.
+
+    They hold the KV of its first ``num_tokens`` tokens.
+    """
 
     blocks: list[list[KVCacheBlock]]
     num_cached: list[int]
+    num_tokens: int
 
 
 def shared_prefix(manager: KVCacheManager, parent_id: str, num_tokens: int) -> KVCacheBlocks:
@@ -31,8 +35,11 @@ def shared_prefix(manager: KVCacheManager, parent_id: str, num_tokens: int) -> K
 
 
 def hold(manager: KVCacheManager, request: Request) -> HeldBlocks:
-    """Take the blocks of ``request`` out of its name, without returning them to the pool."""
-    held = HeldBlocks([], [])
+    """Take the blocks of ``request`` out of its name, without returning them to the pool.
+
+    The token sampled last has KV in async scheduling only; it is left out in both modes.
+    """
+    held = HeldBlocks([], [], min(request.num_computed_tokens, request.num_tokens - 1))
     for single in manager.coordinator.single_type_managers:
         held.num_cached.append(single.num_cached_block.get(request.request_id, 0))
         held.blocks.append(single.pop_blocks_for_free(request.request_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +13,15 @@ from vllm.v1.request import Request
 
 @dataclass(frozen=True)
 class Piece:
-    """One token of the transcript, with its row of logprobs if the request wants them."""
+    """One token of the transcript, with its row of logprobs if the model sampled it."""
 
     token_id: int
     logprobs: LogprobsLists | None = None
-    is_injected: bool = False
 
 
-def injected(token_id: int) -> Piece:
-    """A token that the engine wrote, not the model."""
-    return Piece(token_id, is_injected=True)
+def injected(token_ids: Iterable[int]) -> list[Piece]:
+    """Tokens that the engine wrote, not the model."""
+    return [Piece(token_id) for token_id in token_ids]
 
 
 def to_outputs(

@@ -6,37 +6,53 @@ import hashlib
 
 from vllm.sampling_params import SamplingParams
 
+from forkjoin_scheduler.dialect import SamplingOverrides
+
+_DEFAULTS = SamplingParams()
+
 
 def thread_params(
-    parent: SamplingParams, *, end_id: int, max_tokens: int, generated: int, salt: str
+    original: SamplingParams,
+    overrides: SamplingOverrides,
+    *,
+    end_id: int,
+    max_tokens: int,
+    generated: int,
+    salt: str,
 ) -> SamplingParams:
-    """The parent's parameters for a thread.
+    """The request's ``original`` parameters for a thread, ``generated`` tokens of the family in.
 
-    The thread also stops at ``end_id`` (which min_tokens does not forbid), its seed is derived
-    from the parent's, if that has one, and ``salt``, and what is left of min_tokens counts on.
+    The thread also stops at ``end_id``, which min_tokens does not forbid.
     """
-    params = parent.clone()
-    params.stop_token_ids = [*(parent.stop_token_ids or ()), end_id]
-    params.max_tokens = max_tokens
-    params.min_tokens = remaining_min_tokens(parent, generated, max_tokens)
-    params.prompt_logprobs = None
-    if parent.seed is not None:
-        params.seed = derived_seed(parent.seed, salt)
+    params = resumed_params(original, overrides, max_tokens=max_tokens, generated=generated, salt=salt)
+    params.stop_token_ids = [*(original.stop_token_ids or ()), end_id]
     return params
 
 
-def resumed_params(original: SamplingParams, *, max_tokens: int, generated: int) -> SamplingParams:
-    """The request's own parameters for going on behind a join, ``generated`` tokens in."""
+def resumed_params(
+    original: SamplingParams,
+    overrides: SamplingOverrides,
+    *,
+    max_tokens: int,
+    generated: int,
+    salt: str,
+) -> SamplingParams:
+    """The request's ``original`` parameters for going on behind a join.
+
+    What is left of min_tokens counts on; a seed is derived from the request's, if that has one,
+    and ``salt``, so that no two branches draw the same numbers. ``overrides`` take the place of
+    vLLM's defaults, not of what the request asked for.
+    """
     params = original.clone()
     params.max_tokens = max_tokens
-    params.min_tokens = remaining_min_tokens(original, generated, max_tokens)
+    params.min_tokens = min(max(original.min_tokens - generated, 0), max_tokens)
     params.prompt_logprobs = None
+    if original.seed is not None:
+        params.seed = derived_seed(original.seed, salt)
+    for name, value in overrides.model_dump(exclude_none=True).items():
+        if getattr(original, name) == getattr(_DEFAULTS, name):
+            setattr(params, name, value)
     return params
-
-
-def remaining_min_tokens(params: SamplingParams, generated: int, max_tokens: int) -> int:
-    """How many of ``min_tokens`` are still owed."""
-    return min(max(params.min_tokens - generated, 0), max_tokens)
 
 
 def derived_seed(seed: int, salt: str) -> int:

@@ -1,19 +1,18 @@
 """ForkJoinScheduler: vLLM's scheduler, in which a request may fork into threads and join.
 
-A fork, step by step: the parent samples the trigger (``_update_request_with_output``); at the end
+A fork, step by step: a branch samples the trigger (``_update_request_with_output``); at the end
 of that step it is parked, still holding its KV blocks, and its threads are queued before all
-waiting requests; in the next step each starts on the parent's blocks, by reference, and computes
-its header only. Their tokens leave as the parent's, in outline order. When the last has ended,
-the parent adopts the first thread's blocks and is resumed to prefill the others' tokens.
+waiting requests; in the next step each starts on its parent's blocks, by reference, and computes
+its header only. Their tokens leave as the request's, in outline order. When the last has ended,
+the branch adopts the first thread's blocks and is resumed to prefill the others' tokens.
 
-Invariants (pinned by tests): a parked parent is in no queue that runs; every block that a family
-holds is in the name of a live request or in ``_Live.held``; each request ends exactly once.
+Invariants (pinned by tests): a parked branch is in no queue that runs; every block that a family
+holds is in the name of a live request or in ``LiveFamily.held``; each request ends exactly once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.logger import init_logger
@@ -24,49 +23,23 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialect import Dialect, Policy
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.family import Family, FamilyState, Thread, ThreadEnd
+from forkjoin_scheduler.family import Branch, BranchState, Family, ThreadEnd
 from forkjoin_scheduler.fork import Refusal, plan_fork
-from forkjoin_scheduler.join import end_policy, plan_join
+from forkjoin_scheduler.join import close_block_ids, end_policy, plan_join
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_scheduler.transcript import LinearTranscript
-from forkjoin_scheduler.vllm_seam import compat, kv, wire
-from forkjoin_scheduler.vllm_seam.outputs import Piece, injected, to_outputs
-from forkjoin_scheduler.vllm_seam.requests import fold, forget_in_flight, new_thread
+from forkjoin_scheduler.vllm_seam import compat, kv, queues
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
+from forkjoin_scheduler.vllm_seam.requests import fold, new_thread
 from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 
 logger = init_logger(__name__)
 
-
-@dataclass
-class _Live:
-    """A family in the engine: its tree, its parent request, and what waits to leave."""
-
-    family: Family
-    parent: Request
-    max_tokens: int
-    transcript: LinearTranscript[Piece] | None = None
-    #: Blocks of the first thread, once it has ended.
-    held: kv.HeldBlocks | None = None
-    stop_reason: int | str | None = None
-    #: Set when the family ended by our decision: vLLM has not told the front end.
-    finish_reason: FinishReason | None = None
-    pieces: list[Piece] = field(default_factory=list)
-    events: list[wire.Event] = field(default_factory=list)
-
-    @property
-    def remaining(self) -> int:
-        """Tokens that the family may still generate."""
-        return max(self.max_tokens - self.family.num_generated, 0)
-
-    @property
-    def is_evictable(self) -> bool:
-        """Whether it is parked and holds blocks, its parent's or the first thread's."""
-        holds_blocks = self.parent.num_computed_tokens > 0 or self.held is not None
-        return self.family.state is FamilyState.FORKED and holds_blocks
+STOPPED, CAPPED = RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED
 
 
 class ForkJoinScheduler(AsyncScheduler):
@@ -76,17 +49,16 @@ class ForkJoinScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = Settings.model_validate(self.vllm_config.additional_config.get(KEY, {}))
-        self._dialect: Dialect | None = settings.dialect
-        self._limits = settings.limits
-        self._live: dict[str, _Live] = {}
-        self._threads: dict[str, tuple[_Live, Thread]] = {}
+        self._settings = Settings.model_validate(self.vllm_config.additional_config.get(KEY, {}))
+        self._live: dict[str, LiveFamily] = {}
+        self._threads: dict[str, tuple[LiveFamily, Branch]] = {}
         self._triggered: list[Request] = []
         #: Aborted families whose last events have not left yet.
-        self._parting: list[_Live] = []
+        self._parting: list[LiveFamily] = []
         self._num_slots: int = self.max_num_active_reqs
-        if self._dialect is None:
+        if self._settings.dialect is None:
             return
+        self._dialect: Dialect = self._settings.dialect
         compat.check_version()
         compat.check_config(self.vllm_config)
         self._tokenizer = EngineTokenizer.from_model_config(self.vllm_config.model_config)
@@ -96,8 +68,14 @@ class ForkJoinScheduler(AsyncScheduler):
 
     # ---- what vLLM calls -------------------------------------------------------------------
 
+    def add_request(self, request: Request) -> None:
+        super().add_request(request)
+        if self._settings.dialect is not None and self._may_fork(request):
+            cap = self._options(request).limits(self._settings.limits).max_total_tokens
+            request.max_tokens = min(request.max_tokens, cap or request.max_tokens)
+
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        # Parked parents are counted as active, though they need no slot of the runner: without
+        # Parked branches are counted as active, though they need no slot of the runner: without
         # this, max_num_seqs parked parents would never let a thread run.
         self.max_num_active_reqs = self._num_slots + self.num_waiting_for_streaming_input
         output = super().schedule(throttle_prefills)
@@ -109,22 +87,22 @@ class ForkJoinScheduler(AsyncScheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         result = super().update_from_output(scheduler_output, model_runner_output)
-        if self._dialect is None:
+        if self._settings.dialect is None:
             return result
-        for outputs in result.values():
-            if self._live:
+        if self._live:
+            for outputs in result.values():
                 outputs.outputs = [o for o in outputs.outputs if not self._take(o)]
         triggered, self._triggered = self._triggered, []
         for request in triggered:
-            if not request.is_finished():
-                self._try_fork(self._dialect, request)
+            if not request.is_finished() and self._may_fork(request):
+                self._try_fork(request)
         parting, self._parting = self._parting, []
         for live in [*self._live.values(), *parting]:
-            self._advance(self._dialect, live)
-            if leaving := self._leaving(live):
-                client = live.parent.client_index
+            self._advance(live)
+            if leaving := live.leaving():
+                client = live.request.client_index
                 result.setdefault(client, EngineCoreOutputs()).outputs.extend(leaving)
-            if live.family.state is FamilyState.ENDED:
+            if not live.family.is_live:
                 self._live.pop(live.family.request_id, None)
         return result
 
@@ -138,7 +116,7 @@ class ForkJoinScheduler(AsyncScheduler):
         for request_id in list(ids):
             if live := self._live.pop(request_id, None):
                 ids += self._cancel_threads(live)
-                live.pieces.clear()
+                live.transcripts[live.family.root].release()
                 self._parting.append(live)
         return super().finish_requests(ids, finished_status)
 
@@ -154,19 +132,20 @@ class ForkJoinScheduler(AsyncScheduler):
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        if self._dialect is None or request.request_id in self._threads:
+        if self._settings.dialect is None or not new_token_ids:
             return new_token_ids, stopped
         if live := self._live.get(request.request_id):
-            live.family.parent_generated(len(new_token_ids))
-        if not stopped and new_token_ids and new_token_ids[-1] == self._trigger_id:
+            live.family.generated(live.family.root, new_token_ids)
+            live.clock_token(live.family.root)
+        if not stopped and new_token_ids[-1] == self._trigger_id:
             self._triggered.append(request)
         return new_token_ids, stopped
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """A thread starts on its parent's blocks, where those are still held."""
         if entry := self._threads.get(request.request_id):
-            parent = entry[0].parent
-            if shared := parent.num_computed_tokens:
+            parent = self._request_of(entry[1].parent)
+            if shared := min(parent.num_computed_tokens, request.num_tokens - 1):
                 blocks = kv.shared_prefix(self.kv_cache_manager, parent.request_id, shared)
                 return blocks, shared, 0, False
         return super()._get_local_prefix_cache_hit(request)
@@ -174,114 +153,113 @@ class ForkJoinScheduler(AsyncScheduler):
     def _free_request_blocks(self, request: Request) -> None:
         """The first thread's blocks are held back: its text is a true prefix of the join."""
         entry = self._threads.get(request.request_id)
-        if entry and request.status in (
-            RequestStatus.FINISHED_STOPPED,
-            RequestStatus.FINISHED_LENGTH_CAPPED,
-        ):
+        if entry and request.status in (STOPPED, CAPPED):
             live, thread = entry
-            if thread.position == 0 and live.family.state is FamilyState.FORKED:
-                live.held = kv.hold(self.kv_cache_manager, request)
+            if thread.position == 0 and thread.is_live:
+                live.held[thread] = kv.hold(self.kv_cache_manager, request)
                 return
         super()._free_request_blocks(request)
 
     # ---- fork ------------------------------------------------------------------------------
 
-    def _try_fork(self, dialect: Dialect, request: Request) -> None:
-        """Fork ``request``, whose last token is the trigger, unless something speaks against it."""
-        options = self._options(request)
-        if not options.enabled or self._bypasses(request):
-            return
-        live = self._live.get(request.request_id) or self._new_family(request, options)
-        plan = plan_fork(
-            dialect,
-            live.family.limits,
-            live.family.num_forks,
-            list(request.all_token_ids),
-            self._tokenizer,
-        )
-        if isinstance(plan, Refusal):
-            live.events.append({"type": "refused", "reason": plan.reason, "policy": plan.policy.value})
-            return
-        self._park(request)
-        threads = live.family.fork(plan)
-        headers = [[injected(i) for i in t.plan.joined_header_ids] for t in threads]
-        live.transcript = LinearTranscript(headers)
-        live.pieces += live.transcript.start()
-        for thread in threads:
-            self._start_thread(live, thread)
-        live.events.append(
-            {
-                "type": "forked",
-                "num_duplicates": plan.num_duplicates,
-                "shared_tokens": request.num_computed_tokens,
-                "threads": [
-                    {"index": t.index, "number": t.plan.number, "title": t.plan.title} for t in threads
-                ],
-            }
-        )
-
-    def _options(self, request: Request) -> RequestOptions:
-        params = request.sampling_params
-        extra = (params.extra_args or {}) if params is not None else {}
-        try:
-            return parse_options(extra.get(KEY, {}))
-        except BadRequestOptions as error:
-            # The front end answers these with a 400; what comes around it must not end the engine.
-            logger.warning("%s: %s; decoding sequentially", request.request_id, error)
-            return RequestOptions(enabled=False)
-
-    @staticmethod
-    def _bypasses(request: Request) -> bool:
-        """Whether fork/join leaves this kind of request alone (documented in the README)."""
-        return bool(
+    def _may_fork(self, request: Request) -> bool:
+        """Whether fork/join has to do with ``request`` at all (the exceptions are in the README)."""
+        return self._options(request).enabled and not (
             request.use_structured_output
             or request.resumable
             or request.prompt_embeds is not None
             or request.mm_features
         )
 
-    def _new_family(self, request: Request, options: RequestOptions) -> _Live:
-        limits = options.limits(self._limits)
-        family = Family(request.request_id, limits, options.include_threads)
-        family.parent_generated(request.num_output_tokens)
-        cap = limits.max_total_tokens
-        max_tokens = request.max_tokens if cap is None else min(cap, request.max_tokens)
-        live = _Live(family, request, max_tokens)
-        self._live[request.request_id] = live
-        return live
-
-    def _park(self, request: Request) -> None:
-        """Take the parent out of the running; it keeps its blocks."""
-        if request.status == RequestStatus.RUNNING:
-            self.running.remove(request)
-        else:
-            self._dequeue(request)
-        forget_in_flight(request)
-        self._inflight_prefills.discard(request)
-        request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
-        self.num_waiting_for_streaming_input += 1
-        self._enqueue_waiting_request(request)
-        # The V2 runner frees the parent's slot; it is added anew at the join.
-        self.reset_preempted_req_ids.add(request.request_id)
-
-    def _start_thread(self, live: _Live, thread: Thread) -> None:
-        parent, family = live.parent, live.family
-        assert parent.sampling_params is not None
-        assert self._end_id is not None
-        room = max(self.max_model_len - parent.num_tokens - len(thread.plan.header_ids), 1)
-        limit = family.limits.max_tokens_per_thread
-        params = thread_params(
-            parent.sampling_params,
-            end_id=self._end_id,
-            max_tokens=max(min(live.remaining, limit or room, room), 1),
-            generated=family.num_generated,
-            salt=f"{family.num_forks}/{thread.index}",
+    def _try_fork(self, request: Request) -> None:
+        """Fork ``request``, whose last token is the trigger, unless something speaks against it."""
+        live, branch = self._threads.get(request.request_id) or self._root_of(request)
+        family = live.family
+        plan = plan_fork(
+            self._dialect,
+            family.limits,
+            list(request.all_token_ids),
+            self._tokenizer,
+            num_forks=family.num_forks,
+            depth=branch.depth,
+            max_model_len=self.max_model_len,
         )
-        request = new_thread(parent, family.thread_id(thread), thread.plan.header_ids, params)
+        if isinstance(plan, Refusal):
+            self._refuse(live, branch, plan)
+            return
+        queues.park(self, request)
+        threads = family.fork(branch, plan)
+        headers = [injected(p.joined_header_ids) for p in plan.threads]
+        transcripts = live.transcripts[branch].fork(headers)
+        live.transcripts |= zip(threads, transcripts, strict=True)
+        live.clock_fork(branch)
+        for thread in threads:
+            self._start_thread(live, thread, request)
+        live.tell(
+            "forked",
+            num_duplicates=plan.num_duplicates,
+            shared_tokens=request.num_computed_tokens,
+            parent_index=branch.index,
+            threads=[
+                {"index": t.index, "number": p.number, "title": p.title}
+                for t, p in zip(threads, plan.threads, strict=True)
+            ],
+        )
+
+    def _refuse(self, live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
+        live.tell("refused", reason=refusal.reason, policy=refusal.policy.value)
+        if refusal.policy is Policy.END_REQUEST:
+            closing = close_block_ids(self._dialect, self._tokenizer)
+            live.transcripts[branch].push(injected(closing))
+            self._end_family(live, CAPPED)
+
+    def _options(self, request: Request) -> RequestOptions:
+        params = request.sampling_params
+        extra = (params.extra_args or {}) if params is not None else {}
+        try:
+            options = parse_options(extra.get(KEY, {}))
+            options.check_caps(self._settings.caps)
+        except BadRequestOptions as error:
+            # The front end answers these with a 400; what comes around it must not end the engine.
+            logger.warning("%s: %s; decoding sequentially", request.request_id, error)
+            return RequestOptions(enabled=False)
+        return options
+
+    def _root_of(self, request: Request) -> tuple[LiveFamily, Branch]:
+        """The family of a request that is no thread, new if it has not forked yet."""
+        live = self._live.get(request.request_id)
+        if live is None:
+            options = self._options(request)
+            limits = options.limits(self._settings.limits)
+            family = Family(request.request_id, limits, include_threads=options.include_threads)
+            family.generated(family.root, list(request.output_token_ids))
+            assert request.sampling_params is not None
+            live = LiveFamily(family, request, request.sampling_params, request.max_tokens)
+            self._live[request.request_id] = live
+        return live, live.family.root
+
+    def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
+        assert thread.plan is not None
+        header_ids = thread.plan.header_ids
+        params = self._thread_params(live, thread, parent.num_tokens + len(header_ids))
+        request = new_thread(parent, thread.request_id, header_ids, params)
         self._threads[request.request_id] = (live, thread)
-        self.requests[request.request_id] = request
-        # Drained before ``waiting``: a family that runs is finished before a new one starts.
-        self.kv_holding_waiting.add_request(request)
+        queues.start(self, request)
+
+    def _thread_params(self, live: LiveFamily, thread: Branch, num_tokens: int) -> Any:
+        assert self._end_id is not None
+        return thread_params(
+            live.params,
+            self._dialect.sampling.thread,
+            end_id=self._end_id,
+            max_tokens=live.budget(thread, self.max_model_len - num_tokens),
+            generated=live.family.num_generated,
+            salt=f"{len(thread.forks)}/{thread.index}",
+        )
+
+    def _request_of(self, branch: Branch | None) -> Request:
+        assert branch is not None
+        return self.requests[branch.request_id]
 
     # ---- while the threads run -------------------------------------------------------------
 
@@ -291,196 +269,196 @@ class ForkJoinScheduler(AsyncScheduler):
         if entry is None:
             return False
         live, thread = entry
-        if not thread.is_live:
+        if thread.state is not BranchState.DECODING:
             return True
         # Several threads end a step together: what is over the budget was never generated.
         token_ids = output.new_token_ids[: live.remaining]
-        live.family.thread_generated(thread, token_ids)
+        live.family.generated(thread, token_ids)
+        live.clock_token(thread)
         if live.family.include_threads and token_ids:
-            live.events.append({"type": "tokens", "index": thread.index, "token_ids": token_ids})
-        end = self._thread_end(output) if output.finished else None
+            live.tell("tokens", index=thread.index, token_ids=token_ids)
+        end = self._end_of(output) if output.finished else None
         shown = token_ids[:-1] if end is ThreadEnd.EOS else token_ids
         pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(shown)]
-        assert live.transcript is not None
-        live.pieces += live.transcript.push(thread.position, pieces)
+        live.transcripts[thread].push(pieces)
         if end is ThreadEnd.REQUEST_STOP:
             live.stop_reason = output.stop_reason
-            live.transcript.cut(thread.position)
-            self._cut_behind(live, thread)
         if end is not None:
             self._end_thread(live, thread, end)
         return True
 
-    def _thread_end(self, output: EngineCoreOutput) -> ThreadEnd:
+    def _end_of(self, output: EngineCoreOutput) -> ThreadEnd:
         if output.finish_reason is not FinishReason.STOP:
             return ThreadEnd.LENGTH
         if output.stop_reason == self._end_id:
             return ThreadEnd.STOP
         return ThreadEnd.EOS if output.stop_reason is None else ThreadEnd.REQUEST_STOP
 
-    def _end_thread(self, live: _Live, thread: Thread, end: ThreadEnd) -> None:
+    def _end_thread(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
         """Book the end of ``thread`` and let its successors into the transcript."""
-        assert live.transcript is not None
-        assert self._dialect is not None
-        live.family.end_thread(thread, end)
-        self._threads.pop(live.family.thread_id(thread), None)
+        assert thread.parent is not None
+        self._threads.pop(thread.request_id, None)
+        live.family.end(thread, end)
+        transcript = live.transcripts.pop(thread)
         policy = end_policy(self._dialect, end)
         if policy is not None:
-            close = self._tokenizer.encode(self._dialect.thread.close)
-            live.pieces += live.transcript.push(thread.position, [injected(i) for i in close])
-        live.pieces += live.transcript.end(thread.position)
-        event = _thread_ended(thread)
-        if policy is not None:
-            event["policy"] = policy.value
-        live.events.append(event)
+            transcript.push(injected(self._tokenizer.encode(self._dialect.thread.close)))
+        if end is ThreadEnd.REQUEST_STOP:
+            transcript.cut()
+            self._cut_behind(live, thread)
+        transcript.close()
+        self._tell_end(live, thread, policy)
+        if thread.parent.state is BranchState.JOINABLE:
+            live.joinable.append(thread.parent)
+            live.clock_join(thread.parent)
 
-    def _cut_behind(self, live: _Live, thread: Thread) -> None:
-        """The answer ends in ``thread``: cancel its later siblings."""
-        later = [t for t in live.family.current[thread.position + 1 :] if t.is_live]
-        super().finish_requests([live.family.thread_id(t) for t in later], RequestStatus.FINISHED_ABORTED)
-        for sibling in later:
-            self._threads.pop(live.family.thread_id(sibling), None)
-            live.family.end_thread(sibling, ThreadEnd.CANCELLED)
-            live.events.append(_thread_ended(sibling))
+    @staticmethod
+    def _tell_end(live: LiveFamily, thread: Branch, policy: Policy | None = None) -> None:
+        assert thread.end is not None
+        more = {} if policy is None else {"policy": policy.value}
+        live.tell(
+            "thread_ended",
+            index=thread.index,
+            reason=thread.end.value,
+            num_tokens=thread.num_generated,
+            **more,
+        )
+
+    def _cut_behind(self, live: LiveFamily, thread: Branch) -> None:
+        """The answer ends in ``thread``: cancel its later siblings and all beneath them."""
+        assert thread.parent is not None
+        for sibling in thread.parent.threads[thread.position + 1 :]:
+            if sibling.is_live:
+                cancelled = [sibling, *live.family.end(sibling, ThreadEnd.CANCELLED)]
+                super().finish_requests(self._forget(live, cancelled), RequestStatus.FINISHED_ABORTED)
 
     # ---- join, and the end of the family ---------------------------------------------------
 
-    def _advance(self, dialect: Dialect, live: _Live) -> None:
-        """Do what is due: end a family out of budget, join one whose threads have ended."""
+    def _advance(self, live: LiveFamily) -> None:
+        """Do what is due: end a family out of budget, join the branches whose threads have ended."""
         family = live.family
-        if live.parent.is_finished():
-            if family.state is not FamilyState.ENDED:
-                family.finish()
-        elif family.state is FamilyState.FORKED and live.remaining == 0:
-            self._end_family(live, RequestStatus.FINISHED_LENGTH_CAPPED)
-        elif family.state is FamilyState.JOINABLE:
-            self._join(dialect, live)
+        if live.request.is_finished():
+            if family.is_live:
+                family.end(family.root, ThreadEnd.STOP)
+            return
+        if family.has_forked and live.remaining == 0:
+            self._end_at_limit(live, "total_tokens", self._dialect.policies.total_tokens)
+        while live.joinable and family.is_live:
+            self._join(live, live.joinable.pop())
 
-    def _join(self, dialect: Dialect, live: _Live) -> None:
-        family, parent = live.family, live.parent
-        if live.stop_reason is not None:
-            self._end_family(live, RequestStatus.FINISHED_STOPPED)
+    def _join(self, live: LiveFamily, branch: Branch) -> None:
+        if live.stop_reason is not None and any(t.end is ThreadEnd.REQUEST_STOP for t in branch.threads):
+            self._end_branch(live, branch, ThreadEnd.REQUEST_STOP)
             return
-        plan = plan_join(dialect, family.current, self._tokenizer)
-        live.pieces += [injected(i) for i in plan.closing_ids]
-        too_long = parent.num_tokens + len(plan.token_ids) >= self.max_model_len
-        if plan.end is not None or too_long or live.remaining == 0:
-            stopped = plan.end is ThreadEnd.EOS and not too_long
-            if stopped:
+        plan = plan_join(self._dialect, branch.threads, self._tokenizer)
+        request = self._request_of(branch)
+        num_tokens = request.num_tokens + len(plan.token_ids)
+        transcript = live.transcripts[branch]
+        transcript.push(injected(plan.closing_ids))
+        if num_tokens >= self.max_model_len:
+            self._end_at_limit(live, "joined_too_long", self._dialect.policies.joined_too_long)
+        elif plan.end is not None:
+            if plan.end is ThreadEnd.EOS and branch is live.family.root:
                 # vLLM keeps the last token of a stopped request out of its text.
-                live.pieces.append(Piece(self._eos_of(live)))
-            self._end_family(
-                live,
-                RequestStatus.FINISHED_STOPPED if stopped else RequestStatus.FINISHED_LENGTH_CAPPED,
+                transcript.push([Piece(self._eos_of(branch))])
+            branch.token_ids += plan.token_ids
+            self._end_branch(live, branch, plan.end)
+        else:
+            self._resume(live, branch, request, plan.token_ids)
+
+    def _resume(self, live: LiveFamily, branch: Branch, request: Request, token_ids: tuple[int, ...]) -> None:
+        """Let ``branch`` go on behind its threads: on the first one's blocks, the rest prefilled."""
+        family = live.family
+        num_tokens = request.num_tokens + len(token_ids)
+        family.join(branch, list(token_ids))
+        if branch is family.root:
+            params = resumed_params(
+                live.params,
+                self._dialect.sampling.after_join,
+                max_tokens=live.budget(branch, self.max_model_len - num_tokens),
+                generated=family.num_generated,
+                salt=f"{family.num_forks}/join",
             )
-            return
-        prefix = parent.num_tokens
-        assert parent.sampling_params is not None
-        fold(
-            parent,
-            plan.token_ids,
-            resumed_params(parent.sampling_params, max_tokens=live.remaining, generated=family.num_generated),
-        )
-        self._dequeue(parent)
-        self.num_waiting_for_streaming_input -= 1
-        if live.held is not None:
-            kv.adopt(self.kv_cache_manager, parent, live.held)
-            live.held = None
-            parent.num_computed_tokens = prefix + plan.num_adopted
-        parent.status = RequestStatus.WAITING
-        self._enqueue_waiting_request(parent)
-        family.join()
-        live.events.append(
-            {"type": "joined", "prefilled_tokens": parent.num_tokens - parent.num_computed_tokens}
-        )
+        else:
+            params = self._thread_params(live, branch, num_tokens)
+        fold(request, token_ids, params)
+        num_computed_tokens = request.num_computed_tokens
+        if held := live.held.pop(branch.threads[0], None):
+            kv.adopt(self.kv_cache_manager, request, held)
+            num_computed_tokens = held.num_tokens
+        queues.resume(self, request, num_computed_tokens)
+        live.tell("joined", prefilled_tokens=num_tokens - num_computed_tokens)
 
     @staticmethod
-    def _eos_of(live: _Live) -> int:
+    def _eos_of(branch: Branch) -> int:
         """The end-of-sequence token that the first thread to write one wrote."""
-        return next(t.token_ids[-1] for t in live.family.current if t.end is ThreadEnd.EOS)
+        return next(t.token_ids[-1] for t in branch.threads if t.end is ThreadEnd.EOS)
 
-    def _dequeue(self, request: Request) -> None:
-        """Take ``request`` out of whichever queue it waits in."""
-        self.waiting.remove_requests([request])
-        self.kv_holding_waiting.remove_requests([request])
-        self.deferred_waiting.discard(request)
+    def _end_branch(self, live: LiveFamily, branch: Branch, end: ThreadEnd) -> None:
+        """A parked ``branch`` ends with its threads: the request, or a thread that had forked."""
+        status = CAPPED if end is ThreadEnd.LENGTH else STOPPED
+        if branch is live.family.root:
+            self._end_family(live, status)
+            return
+        self._release_held(live, branch.threads)
+        super().finish_requests([branch.request_id], status)
+        self._end_thread(live, branch, end)
 
-    def _end_family(self, live: _Live, status: RequestStatus) -> None:
+    def _end_at_limit(self, live: LiveFamily, reason: str, policy: Policy) -> None:
+        live.tell("limited", reason=reason, policy=policy.value)
+        self._end_family(live, CAPPED)
+
+    def _end_family(self, live: LiveFamily, status: RequestStatus) -> None:
         """End the request here, with all its threads; what they wrote so far leaves in order."""
-        for thread in live.family.current:
-            if thread.is_live:
-                assert live.transcript is not None
-                live.pieces += live.transcript.end(thread.position)
+        for thread, transcript in live.transcripts.items():
+            if thread is not live.family.root:
+                transcript.close()
         ids = [live.family.request_id, *self._cancel_threads(live)]
         super().finish_requests(ids, status)
-        live.finish_reason = live.parent.get_finished_reason()
+        live.finish_reason = live.request.get_finished_reason()
 
-    def _cancel_threads(self, live: _Live) -> list[str]:
+    def _cancel_threads(self, live: LiveFamily) -> list[str]:
         """End the family's tree; returns the ids of the threads that are to be freed."""
-        self._release_held(live)
-        live_threads = live.family.finish() if live.family.state is not FamilyState.ENDED else []
-        live.events += [_thread_ended(t) for t in live_threads]
-        ids = [live.family.thread_id(t) for t in live_threads]
-        for thread_id in ids:
-            self._threads.pop(thread_id, None)
-        return ids
-
-    def _leaving(self, live: _Live) -> list[EngineCoreOutput]:
-        """What the family sends to the front end in this step."""
+        self._release_held(live, list(live.held))
         family = live.family
-        pieces, live.pieces = live.pieces, []
-        events, live.events = live.events, []
-        family.num_injected += sum(p.is_injected for p in pieces)
-        if family.state is FamilyState.ENDED:
-            events.append(
-                {
-                    "type": "family_ended",
-                    "num_threads": len(family.threads),
-                    "total_tokens": family.num_generated,
-                    "critical_path_tokens": family.num_critical,
-                    "injected_tokens": family.num_injected,
-                }
-            )
-        outputs = [wire.pack(family.request_id, events)] if events else []
-        return outputs + to_outputs(live.parent, pieces, live.finish_reason, live.stop_reason)
+        return self._forget(live, family.end(family.root, ThreadEnd.CANCELLED) if family.is_live else [])
+
+    def _forget(self, live: LiveFamily, cancelled: list[Branch]) -> list[str]:
+        """Tell of the end of ``cancelled`` threads; returns their request ids."""
+        self._release_held(live, cancelled)
+        for thread in cancelled:
+            self._threads.pop(thread.request_id, None)
+            self._tell_end(live, thread)
+        return [t.request_id for t in cancelled]
 
     # ---- KV pressure -----------------------------------------------------------------------
 
     def _relieve_kv_pressure(self) -> None:
-        """Nothing runs and nothing could be started: take back a parked parent's blocks.
+        """Nothing runs and nothing could be started: take back a family's parked blocks.
 
-        Parked parents are no victims of vLLM's preemption, so a pool full of them would wait for
+        Parked branches are no victims of vLLM's preemption, so a pool full of them would wait for
         ever. The youngest gives way; its threads and its join recompute what they shared.
         """
-        parked = [live for live in self._live.values() if live.is_evictable]
-        if parked:
-            self._evict(max(parked, key=lambda live: live.parent.arrival_time))
+        holding = [live for live in self._live.values() if self._parked_holders(live) or live.held]
+        if holding:
+            self._evict(max(holding, key=lambda live: live.request.arrival_time))
 
-    def _evict(self, live: _Live) -> None:
-        if not live.is_evictable:
-            return
-        parent = live.parent
-        logger.debug("evicting the parked parent %s", parent.request_id)
-        self._dequeue(parent)
-        self.kv_cache_manager.free(parent)
-        self._release_held(live)
-        parent.num_computed_tokens = 0
-        self._enqueue_waiting_request(parent)
+    def _parked_holders(self, live: LiveFamily) -> list[Request]:
+        """The requests of the family's parked branches that hold blocks."""
+        requests = [self._request_of(b) for b in live.parked()]
+        return [r for r in requests if r.num_computed_tokens > 0]
 
-    def _release_held(self, live: _Live) -> None:
-        if live.held is not None:
-            kv.release(self.kv_cache_manager, live.held)
-            live.held = None
+    def _evict(self, live: LiveFamily) -> None:
+        for request in self._parked_holders(live):
+            logger.debug("evicting the parked request %s", request.request_id)
+            self.kv_cache_manager.free(request)
+            queues.requeue_without_blocks(self, request)
+        self._release_held(live, list(live.held))
 
-
-def _thread_ended(thread: Thread) -> wire.Event:
-    assert thread.end is not None
-    return {
-        "type": "thread_ended",
-        "index": thread.index,
-        "reason": thread.end.value,
-        "num_tokens": len(thread.token_ids),
-    }
+    def _release_held(self, live: LiveFamily, threads: list[Branch]) -> None:
+        for thread in threads:
+            if held := live.held.pop(thread, None):
+                kv.release(self.kv_cache_manager, held)
 
 
 def _row(logprobs: LogprobsLists | None, index: int) -> LogprobsLists | None:

@@ -12,7 +12,8 @@ from vllm.v1.engine import EngineCoreOutput
 
 SUFFIX = "#forkjoin"
 
-#: A JSON-like event: ``type`` is forked | tokens | thread_ended | joined | refused | family_ended.
+#: A JSON-like event: ``type`` is forked | tokens | thread_ended | joined | refused | limited |
+#: fork_latency | join_latency | progress | family_ended.
 Event = dict[str, Any]
 
 

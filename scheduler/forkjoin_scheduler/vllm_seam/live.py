@@ -1,0 +1,99 @@
+"""A family in the engine: its tree, and what of it waits to leave for the front end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.family import Branch, BranchState, Family
+from forkjoin_scheduler.transcript import Transcript
+from forkjoin_scheduler.vllm_seam import kv, wire
+from forkjoin_scheduler.vllm_seam.outputs import Piece, to_outputs
+
+
+@dataclass(eq=False)
+class LiveFamily:
+    """``request`` is the root's; ``params`` are as the client gave them."""
+
+    family: Family
+    request: Request
+    params: SamplingParams
+    max_tokens: int
+    transcripts: dict[Branch, Transcript[Piece]] = field(default_factory=dict)
+    #: Blocks of threads that have ended, until their join.
+    held: dict[Branch, kv.HeldBlocks] = field(default_factory=dict)
+    #: Branches whose threads have all ended.
+    joinable: list[Branch] = field(default_factory=list)
+    stop_reason: int | str | None = None
+    #: Set when the family ended by our decision: vLLM has not told the front end.
+    finish_reason: FinishReason | None = None
+    events: list[wire.Event] = field(default_factory=list)
+    #: When a branch forked, or became joinable (``time.monotonic``), until its next token.
+    _forked_at: dict[Branch, float] = field(default_factory=dict)
+    _joinable_at: dict[Branch, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.transcripts[self.family.root] = Transcript()
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that the family may still generate."""
+        return max(self.max_tokens - self.family.num_generated, 0)
+
+    def budget(self, branch: Branch, room: int) -> int:
+        """Tokens that ``branch`` may still generate, ``room`` being left in its context."""
+        limit = self.family.limits.max_tokens_per_thread
+        if limit is None or branch is self.family.root:
+            own = self.remaining
+        else:
+            own = min(limit - branch.num_generated, self.remaining)
+        return max(min(own, room), 1)
+
+    def parked(self) -> list[Branch]:
+        """The branches that wait for their threads, the root first."""
+        return [b for b in self.family.root.subtree() if b.state is BranchState.FORKED]
+
+    def tell(self, kind: str, **fields: object) -> None:
+        """Note an event for the front end."""
+        self.events.append({"type": kind, **fields})
+
+    def clock_fork(self, branch: Branch) -> None:
+        """The trigger of ``branch`` has been sampled."""
+        self._forked_at[branch] = time.monotonic()
+
+    def clock_join(self, branch: Branch) -> None:
+        """The last thread of ``branch`` has ended."""
+        self._joinable_at[branch] = time.monotonic()
+
+    def clock_token(self, branch: Branch) -> None:
+        """``branch`` has generated: the first token after a fork or a join tells its latency."""
+        if branch.parent is not None and (start := self._forked_at.pop(branch.parent, None)):
+            self.tell("fork_latency", seconds=time.monotonic() - start)
+        if start := self._joinable_at.pop(branch, None):
+            self.tell("join_latency", seconds=time.monotonic() - start)
+
+    def leaving(self) -> list[EngineCoreOutput]:
+        """What the family sends to the front end in this step: events first, then its tokens."""
+        family = self.family
+        pieces = self.transcripts[family.root].release()
+        family.num_released += len(pieces)
+        # A stop string ends the request in the front end, which needs the counts of that very step.
+        if self.events or self.params.stop or not family.is_live:
+            self.tell("progress" if family.is_live else "family_ended", **self._counts())
+        events, self.events = self.events, []
+        outputs = [wire.pack(family.request_id, events)] if events else []
+        return outputs + to_outputs(self.request, pieces, self.finish_reason, self.stop_reason)
+
+    def _counts(self) -> dict[str, object]:
+        family = self.family
+        return {
+            "family": family.request_id,
+            "num_threads": len(family.threads),
+            "total_tokens": family.num_generated,
+            "critical_path_tokens": family.root.num_critical,
+            "surplus_tokens": family.num_surplus,
+        }
