@@ -2,6 +2,7 @@
 
 ForkJoinError
 ├── DialectError         a dialect file is wrong, or does not fit the tokenizer   (operator, at start)
+├── UsageError           the command line asks for what can't be                  (operator, at start)
 ├── UnsupportedEngine    an engine option can't be combined with fork/join        (operator, at start)
 ├── BadRequestOptions    the request's ``forkjoin`` field is wrong                (client, 400)
 └── IllegalTransition    our own bookkeeping was asked for the impossible         (a bug)
@@ -16,6 +17,10 @@ class ForkJoinError(Exception):
 
 class DialectError(ForkJoinError):
     """A dialect is malformed, unknown, or does not fit the model's tokenizer."""
+
+
+class UsageError(ForkJoinError):
+    """A flag of the command line is wrong, or clashes with another."""
 
 
 class UnsupportedEngine(ForkJoinError):

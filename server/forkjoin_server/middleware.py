@@ -12,15 +12,17 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server import metrics
-from forkjoin_server.readiness import is_ready
+from forkjoin_server.lifecycle import Lifecycle
 from forkjoin_server.threads import Json, ThreadLog
 
 Message = MutableMapping[str, Any]
@@ -31,22 +33,45 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 CHAT = PATHS[0]
 
+_DRAINING = {
+    "error": {
+        "message": "the server is shutting down and takes no new requests: send it again, or elsewhere",
+        "type": "ServiceUnavailableError",
+        "param": None,
+        "code": 503,
+    }
+}
+
 
 class ForkJoinMiddleware:
     """Wraps vLLM's FastAPI application."""
 
     def __init__(self, app: App) -> None:
         self.app = app
+        self.lifecycle = Lifecycle()
+        self._starting: asyncio.Task[None] | None = None
         if metrics.observe not in FEEDS.observers:
             FEEDS.observers.append(metrics.observe)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
+            self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
+            await self.app(scope, receive, send)
+        elif scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["path"] == "/ready":
-            ready = await is_ready(scope)
+            ready = await self.lifecycle.is_ready(scope["app"].state)
             await _respond(send, 200 if ready else 503, {"ready": ready})
-        elif scope["method"] == "POST" and scope["path"] in PATHS:
+        elif scope["method"] != "POST":
+            await self.app(scope, receive, send)
+        elif self.lifecycle.is_draining:
+            await _respond(send, 503, _DRAINING, [(b"retry-after", b"1")])
+        else:
+            with self.lifecycle.request():
+                await self._post(scope, receive, send)
+
+    async def _post(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["path"] in PATHS:
             await self._generate(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -55,7 +80,7 @@ class ForkJoinMiddleware:
         raw = await _body(receive)
         key = new_key()
         try:
-            body, wants_threads = prepare(json.loads(raw), scope["path"], key)
+            body, wants_threads = prepare(json.loads(raw), scope["path"], key, _caps(scope))
         except BadRequestOptions as error:
             await _respond(send, 400, _openai_error(str(error)))
             return
@@ -64,7 +89,7 @@ class ForkJoinMiddleware:
             await self.app(scope, _replay(raw, receive), send)
             return
         queue = FEEDS.subscribe(key)
-        weaver = Weaver(send, queue, ThreadLog(key), wants_threads)
+        weaver = Weaver(send, queue, ThreadLog(key, count_answers(body)), wants_threads)
         pump = asyncio.create_task(weaver.pump())
         try:
             await self.app(
@@ -77,7 +102,14 @@ class ForkJoinMiddleware:
                 await pump
 
 
-def prepare(body: Json, path: str, key: str) -> tuple[Json, bool]:
+def _caps(scope: Message) -> Limits:
+    """The limits that no request may go over, as the operator gave them to the engine."""
+    vllm_config = getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
+    given = vllm_config.additional_config.get(KEY) if vllm_config is not None else None
+    return Settings.model_validate(given).caps if given else UNLIMITED
+
+
+def prepare(body: Json, path: str, key: str, caps: Limits = UNLIMITED) -> tuple[Json, bool]:
     """Move the fork/join field of ``body`` to where the engine reads it.
 
     Returns the body for vLLM and whether the client wants its threads. Raises BadRequestOptions.
@@ -97,13 +129,22 @@ def prepare(body: Json, path: str, key: str) -> tuple[Json, bool]:
         fields["include_threads"] = stream_options.pop("include_threads")
         options = parse_options(fields)
         body["stream_options"] = stream_options
-    if options.include_threads and path == CHAT and (body.get("n") or 1) > 1:
-        raise BadRequestOptions(f"include_threads: expected n = 1, got n = {body['n']}: ask for one choice")
+    options.check_caps(caps)
+    if options.include_threads and path == CHAT and body.get("n") not in (None, 1):
+        raise BadRequestOptions(f"include_threads: expected n = 1, got n = {body['n']!r}: ask for one choice")
     if fields:
         body["vllm_xargs"] = (xargs if isinstance(xargs, dict) else {}) | {"forkjoin": json.dumps(fields)}
     if path == "/v1/responses":
         body.setdefault("request_id", f"resp_{key}")
     return body, options.include_threads and path == CHAT
+
+
+def count_answers(body: Json) -> int:
+    """How many sequences a request body asks for: choices times prompts; 1 where vLLM will refuse it."""
+    prompt, n = body.get("prompt"), body.get("n") or 1
+    is_list = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    num_prompts = len(prompt) if is_list and isinstance(prompt, list) else 1
+    return num_prompts * (n if isinstance(n, int) else 1)
 
 
 @dataclass
@@ -258,9 +299,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _respond(send: Send, status: int, body: Json) -> None:
+async def _respond(
+    send: Send, status: int, body: Json, more_headers: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
     data = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    headers += more_headers
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})
 

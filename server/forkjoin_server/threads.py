@@ -20,6 +20,8 @@ class ThreadLog:
     """
 
     key: str
+    #: How many answers the response holds: choices times prompts.
+    num_answers: int = 1
     threads: list[Json] = field(default_factory=list)
     #: The running counts of each family: one for each choice (n > 1) or prompt that forked.
     families: dict[str, Json] = field(default_factory=dict)
@@ -68,12 +70,16 @@ class ThreadLog:
         """Count each generated token once, injected text not at all; add what forking gave."""
         if self.ended is None:
             return usage
-        surplus = self.ended["surplus_tokens"]
         # /v1/responses has its own word for them
-        generated = "output_tokens" if "output_tokens" in usage else "completion_tokens"
+        word = "output_tokens" if "output_tokens" in usage else "completion_tokens"
+        if len(self.families) >= self.num_answers:
+            # vLLM leaves out what a stop string cut off; the families know all that was generated
+            generated = self.ended["total_tokens"]
+        else:
+            generated = usage[word] - self.ended["surplus_tokens"]
         return usage | {
-            generated: usage[generated] - surplus,
-            "total_tokens": usage["total_tokens"] - surplus,
+            word: generated,
+            "total_tokens": usage["total_tokens"] - usage[word] + generated,
             "forkjoin": {
                 "num_threads": self.ended["num_threads"],
                 "critical_path_tokens": self.ended["critical_path_tokens"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from forkjoin_scheduler.errors import UnsupportedEngine
+from forkjoin_scheduler.errors import UnsupportedEngine, UsageError
 
 
-def vllm_serve(arguments: list[str]) -> None:
+def vllm_serve(arguments: list[str], *, default_model: str, default_name: str) -> None:
     """Run ``vllm serve`` with ``arguments``. Raises UnsupportedEngine if vLLM can't be had.
+
+    ``default_model`` is served, as ``default_name``, where they name no model in any of vLLM's ways.
 
     Goes to vLLM's own subcommand: its ``main`` asks for a distribution named ``vllm``, which the
     CPU build is not.
@@ -26,7 +28,14 @@ def vllm_serve(arguments: list[str]) -> None:
     cli_env_setup()
     parser = FlexibleArgumentParser(prog="forkjoin")
     command = ServeSubcommand()
-    command.subparser_init(parser.add_subparsers(dest="subparser"))
-    args = parser.parse_args(["serve", *arguments])
+    serve = command.subparser_init(parser.add_subparsers(dest="subparser"))
+    serve.set_defaults(model=None)
+    try:
+        args = parser.parse_args(["serve", *arguments])
+    except ValueError as error:  # vLLM's own rules of where a model may stand
+        raise UsageError(str(error)) from error
+    if args.model is None and args.model_tag is None:
+        args.model = default_model
+        args.served_model_name = args.served_model_name or [default_name]
     command.validate(args)
     command.cmd(args)

@@ -1,48 +1,52 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The address of the real server on the embedded model; SIGTERM must end it."""
-    log = tmp_path_factory.mktemp("server") / "log"
+@contextlib.contextmanager
+def start_server(log: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The real server on the embedded model: its address and its process, which SIGTERM must end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        str(Path(sys.executable).parent / "forkjoin"),
-        "serve",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--max-model-len", "4096", "--block-size", "32", "--enforce-eager"]
+    command = [str(Path(sys.executable).parent / "forkjoin"), "serve", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--max-model-len", "4096", "--block-size", "32", "--enforce-eager"]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, *flags], stdout=out, stderr=out, env=env, start_new_session=True
+        )
         address = f"http://127.0.0.1:{port}"
         try:
             _wait_until_ready(process, address, log)
-            yield address
+            yield address, process
         finally:
-            process.send_signal(signal.SIGTERM)
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 pytest.fail(f"SIGTERM did not end the server in 60 s:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of one server for all tests that need nothing special of it."""
+    with start_server(tmp_path_factory.mktemp("server") / "log") as (address, _):
+        yield address
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import pytest
 
@@ -18,9 +19,30 @@ def _config(arguments):
     return json.loads(_after(arguments, "--additional-config"))
 
 
-def test_without_a_model_the_embedded_one_is_served_under_its_own_name():
-    assert serve_arguments([])[:3] == [str(EMBEDDED_MODEL), "--served-model-name", "abacus"]
-    assert serve_arguments(["--port", "1"])[:5] == [*serve_arguments([])[:3], "--port", "1"]
+@pytest.mark.parametrize(
+    ("argv", "model", "name"),
+    [
+        ([], str(EMBEDDED_MODEL), ["abacus"]),
+        (["--port", "1"], str(EMBEDDED_MODEL), ["abacus"]),
+        (["their/model"], "their/model", None),
+        (["--port", "1", "their/model"], "their/model", None),
+        (["--model", "their/model"], "their/model", None),
+        (["--config", "serve.yaml"], "their/model", None),
+    ],
+    ids=["none", "flags_only", "first", "behind_flags", "flag", "config_file"],
+)
+def test_the_embedded_model_is_served_where_no_other_is_named(argv, model, name, monkeypatch, tmp_path):
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    served = {}
+    (tmp_path / "serve.yaml").write_text("model: their/model\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["forkjoin"])
+    monkeypatch.setattr(ServeSubcommand, "validate", lambda self, args: None)
+    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(lambda args: served.update(vars(args))))
+    main(["serve", *argv])
+    assert served["model_tag"] or served["model"] == model
+    assert (served["served_model_name"], served["shutdown_timeout"]) == (name, 30)
     assert (EMBEDDED_MODEL / "config.json").is_file()
 
 
@@ -100,3 +122,43 @@ def test_anything_else_shows_the_usage(argv, status, capsys):
         main(argv)
     assert exit_.value.code == status
     assert "forkjoin serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--max-forks", "-1"], "--max-forks: Input should be greater than or equal to 0, got -1"),
+        (["--additional-config", "[1]"], "expected a JSON object without the key 'forkjoin', got [1]"),
+        (["--additional-config", '{"forkjoin": {}}'], "without the key 'forkjoin'"),
+        (["--additional-config", "{"], "--additional-config: expected a JSON object, Expecting property"),
+        (["--served-model-name", "mine"], "`model` should be provided as the first positional argument"),
+        (["--scheduler-cls", "mine"], "--scheduler-cls: expected none"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_one_sentence_and_exit_status_2(argv, expected, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", *argv])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("forkjoin: ")
+    assert expected in line
+
+
+def test_a_limit_of_the_command_line_is_a_cap_too():
+    caps = _config(serve_arguments(["m", "--max-forks", "3"]))["forkjoin"]["caps"]
+    assert caps == {"max_forks": 3} | dict.fromkeys(
+        ["max_threads_per_fork", "max_tokens_per_thread", "max_total_tokens"]
+    )
+
+
+def test_help_shows_our_flags_and_then_vllms(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", "--help"])
+    out = capsys.readouterr().out
+    assert exit_.value.code in (0, None)
+    assert out.index("--max-threads-per-fork N") < out.index("forkjoin dialects") or "--dialect" in out
+    assert "--help=all" in out
+
+
+def test_the_version_is_the_distributions(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"vllm-forkjoin {version('vllm-forkjoin')}\n"

@@ -191,7 +191,7 @@ def test_a_body_that_is_no_object_goes_to_vllm_as_it_came(raw):
 
 
 def test_the_feed_of_a_request_reaches_its_response_through_the_request_id():
-    seen, usage = {}, {"completion_tokens": 4, "total_tokens": 5}
+    seen, usage = {}, {"completion_tokens": 11, "total_tokens": 21}
     answer = json.dumps({"choices": [{"message": {}}], "usage": usage}).encode()
     forkjoin = {"include_threads": True}
     _, body = _ask(
@@ -200,7 +200,7 @@ def test_the_feed_of_a_request_reaches_its_response_through_the_request_id():
         headers=[(b"x-request-id", b"mine")],
     )
     response = json.loads(body["body"])
-    assert response["usage"]["completion_tokens"] == 1
+    assert (response["usage"]["completion_tokens"], response["usage"]["total_tokens"]) == (8, 18)
     assert [t["index"] for t in response["choices"][0]["message"]["threads"]] == [0, 1]
     assert seen["headers"][b"x-request-id"].startswith(b"mine-fj")
 

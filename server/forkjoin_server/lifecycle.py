@@ -1,0 +1,94 @@
+"""A replica's life: ``GET /ready``, the line that says it is up, and the drain that ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+POLL_S = 0.05
+
+#: What to ask the embedded model; any other model gets a greeting.
+EMBEDDED_QUESTION = "a=482*731, b=7*8, c=9047*36"
+
+
+class Lifecycle:
+    """Knows whether the server drains, and which requests are in flight.
+
+    vLLM shuts its engine down as soon as SIGTERM comes, and the HTTP server behind it. The engine
+    client's ``shutdown`` is wrapped, so that what is in flight is answered first.
+    """
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        self._in_flight = 0
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """A request that a drain waits for."""
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def start(self, state: Any) -> None:
+        """Wrap the engine client of vLLM's ``app.state``, and announce the server when it is ready."""
+        client = getattr(state, "engine_client", None)
+        if client is None:
+            return
+        client.shutdown = self._draining(client.shutdown)
+        while not await self.is_ready(state):
+            await asyncio.sleep(POLL_S)
+        if multiprocessing.current_process().name in ("MainProcess", "ApiServer_0"):
+            print(announcement(state.args, client.model_config.served_model_name), flush=True)
+
+    async def is_ready(self, state: Any) -> bool:
+        """Whether the engine answers, and the server takes requests."""
+        client, server = getattr(state, "engine_client", None), getattr(state, "server", None)
+        if self.is_draining or client is None or server is None or not server.started or server.should_exit:
+            return False
+        try:
+            await client.check_health()
+        except Exception:  # whatever the engine died of: it is not ready
+            return False
+        return True
+
+    def _draining(self, shutdown: Callable[..., None]) -> Callable[..., None]:
+        def drain(timeout: float | None = None) -> None:
+            """Runs in a thread of its own: the event loop goes on answering."""
+            self.is_draining = True
+            end = time.monotonic() + (timeout or 0)
+            while self._in_flight and time.monotonic() < end:
+                time.sleep(POLL_S)
+            left = None if timeout is None else max(end - time.monotonic(), 0)
+            shutdown(timeout=left)
+
+        return drain
+
+
+def announcement(args: Any, model: str) -> str:
+    """The address of the server and a request to try, from vLLM's parsed ``args``."""
+    socket = ""
+    if args.uds:
+        address, socket = "http://localhost", f" --unix-socket {args.uds}"
+    else:
+        host = args.host if args.host not in (None, "", "0.0.0.0", "::") else "localhost"  # noqa: S104
+        scheme = "https" if args.ssl_keyfile else "http"
+        address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{args.port}"
+    body = {
+        "model": model,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_threads": True, "include_usage": True},
+        "messages": [{"role": "user", "content": EMBEDDED_QUESTION if model == "abacus" else "Hello!"}],
+    }
+    return (
+        f"\nvllm-forkjoin serves {model} at {address}. Try:\n\n"
+        f"curl -sN{socket} {address}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        f"  -d '{json.dumps(body)}'\n"
+    )
