@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from forkjoin_scheduler.dialect import Dialect, load
@@ -93,6 +94,8 @@ class Engine:
         self.tokenizer = EngineTokenizer(self.llm.get_tokenizer())
         self.eos = self.tokenizer.token_id("<|end|>")
         self.steps: list[dict[str, int]] = []
+        #: The adapter that requests are sent with.
+        self.lora: LoRARequest | None = None
         self._ids = count()
         self._record()
         self.baseline = self.snapshot()
@@ -154,7 +157,8 @@ class Engine:
 
     def add(self, prompt: list[int], params: SamplingParams) -> str:
         request_id = f"r{next(self._ids)}"
-        self.core.add_request(request_id, TokensPrompt(prompt_token_ids=prompt), params)
+        prompt_tokens = TokensPrompt(prompt_token_ids=prompt)
+        self.core.add_request(request_id, prompt_tokens, params, lora_request=self.lora)
         return request_id
 
     def run(self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[Answer]:
@@ -181,6 +185,15 @@ class Engine:
         self.core.step()
         return answers
 
+    def prompt_logprobs(self, request_id: str) -> list[Any]:
+        """Run the only request to its end; its prompt's logprobs, one dict a token."""
+        found: list[Any] = []
+        while self.core.has_unfinished_requests():
+            for output in self.core.step():
+                assert output.request_id == request_id
+                found = output.prompt_logprobs or found
+        return found
+
     def step_until(self, ready: Callable[[], bool], max_steps: int = 5000) -> None:
         for _ in range(max_steps):
             if ready():
@@ -188,12 +201,12 @@ class Engine:
             self.core.step()
         raise AssertionError("the state was not reached")
 
-    def reference(self, prompts: list[list[int]]) -> list[list[int]]:
-        """The same protocol as a client would run it, on plain requests, greedy."""
+    def reference(self, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+        """The same protocol as a client would run it, on plain requests with the same ``options``."""
         plain = {"enabled": False}
         trigger = self.tokenizer.token_id(self.dialect.trigger)
         end = self.tokenizer.token_id(self.dialect.thread.end)
-        openings = self.run(prompts, self.params(forkjoin=plain, stop_token_ids=[trigger]))
+        openings = self.run(prompts, self.params(forkjoin=plain, stop_token_ids=[trigger], **options))
         results = [list(a.token_ids) for a in openings]
         forked = [i for i, a in enumerate(openings) if a.stop_reason == trigger]
         families: dict[int, Family] = {}
@@ -207,7 +220,7 @@ class Engine:
                 assert thread.plan is not None
                 thread_prompts.append([*context, *thread.plan.header_ids])
                 owners.append((i, thread))
-        texts = self.run(thread_prompts, self.params(forkjoin=plain, stop_token_ids=[end]))
+        texts = self.run(thread_prompts, self.params(forkjoin=plain, stop_token_ids=[end], **options))
         for (i, thread), text in zip(owners, texts, strict=True):
             families[i].generated(thread, text.token_ids)
             families[i].end(thread, _end(text, end))
@@ -215,7 +228,7 @@ class Engine:
         for i in forked:
             results[i] += plan_join(self.dialect, families[i].root.threads, self.tokenizer).token_ids
             joined.append([*prompts[i], *results[i]])
-        closings = self.run(joined, self.params(forkjoin=plain))
+        closings = self.run(joined, self.params(forkjoin=plain, **options))
         for i, closing in zip(forked, closings, strict=True):
             results[i] += closing.token_ids
         return results

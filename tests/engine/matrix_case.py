@@ -1,6 +1,6 @@
 """One cell of {V1, V2 runner} x {sync, async scheduling}, in a process of its own.
 
-``python -m tests.engine.matrix_case v2 async`` prints a JSON line. What GPUs run by default (V2,
+``python -m tests.engine.matrix_case v2 async 1`` prints a JSON line (1: tensor parallel size). What GPUs run by default (V2,
 async) runs here on the CPU: V2 under Triton's interpreter, async with CUDA's streams stubbed.
 """
 
@@ -54,19 +54,30 @@ def use_v2_runner() -> None:
     triton.backends.backends["cpu"] = type("Backend", (), {"driver": Driver, "compiler": None})()
 
 
-def main(runner: str, mode: str) -> dict[str, Any]:
+def _runner_name(worker: Any) -> str:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
+
+    return "v2" if isinstance(worker.model_runner, V2Runner) else "v1"
+
+
+def main(runner: str, mode: str, tensor_parallel_size: int) -> dict[str, Any]:
     """Run a few worksheets and aborts; say whether all was exact and all came back."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if runner == "v2":
         use_v2_runner()
     if mode == "async":
         force_async()
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
-
     from tests.engine.harness import Engine
 
-    engine = Engine(max_num_seqs=16, max_num_batched_tokens=512, max_model_len=1024, logits_processors=None)
-    inner = engine.core.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    engine = Engine(
+        max_num_seqs=16,
+        max_num_batched_tokens=512,
+        max_model_len=1024,
+        logits_processors=None,
+        tensor_parallel_size=tensor_parallel_size,
+    )
+    executor = engine.core.engine_core.engine_core.model_executor
+    (runner_name,) = set(executor.collective_rpc(_runner_name))
     texts = ["a=48*36, b=57*18", "a=12*34, b=7*8, c=56*78"] + ["a=482*731, b=64*28, c=91*73"] * (
         runner == "v1"
     )
@@ -80,7 +91,8 @@ def main(runner: str, mode: str) -> dict[str, Any]:
     engine.core.abort_request([request_id])
     engine.drain()
     return {
-        "runner": "v2" if isinstance(inner, V2Runner) else "v1",
+        "runner": runner_name,
+        "ranks": executor.parallel_config.world_size,
         "async": engine.core.vllm_config.scheduler_config.async_scheduling,
         "num_threads": len({i for s in steps for i in s if "#" in i}),
         "exact": exact,
@@ -90,4 +102,4 @@ def main(runner: str, mode: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("CASE " + json.dumps(main(sys.argv[1], sys.argv[2])))
+    print("CASE " + json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,21 @@ import pytest
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
-@pytest.mark.parametrize("runner", ["v1", "v2"])
-def test_fork_and_join_are_exact_on_each_runner_and_scheduling(runner, mode):
-    command = [sys.executable, "-m", "tests.engine.matrix_case", runner, mode]
+CASES = [("v1", "sync", 1), ("v1", "async", 1), ("v2", "sync", 1), ("v2", "async", 1), ("v1", "sync", 2)]
+
+
+@pytest.mark.parametrize(("runner", "mode", "ranks"), CASES, ids=lambda v: str(v))
+def test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism(runner, mode, ranks):
+    command = [sys.executable, "-m", "tests.engine.matrix_case", runner, mode, str(ranks)]
+    env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks)))} if ranks > 1 else None
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=840, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=env, capture_output=True, text=True, timeout=840, check=False
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
     assert lines, done.stdout[-2000:] + done.stderr[-4000:]
     case = json.loads(lines[0].removeprefix("CASE "))
-    assert (case["runner"], case["async"]) == (runner, mode == "async")
+    assert (case["runner"], case["async"], case["ranks"]) == (runner, mode == "async", ranks)
     assert case["exact"]
     assert case["returned"]
     assert case["num_threads"] >= 4

@@ -1,0 +1,151 @@
+"""Exact under other block sizes and batch mixes, in bf16, with LoRA, and with penalties."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.engine.conftest import worksheets
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block_size": 64, "max_num_seqs": 7, "max_num_batched_tokens": 48},
+        {"block_size": 128, "max_num_seqs": 64, "num_gpu_blocks_override": 40, "max_model_len": 2048},
+    ],
+    ids=["blocks_of_64_small_chunks", "blocks_of_128_preempted"],
+)
+def test_every_block_size_and_batch_mix_is_exact(options):
+    from tests.engine.harness import Engine
+
+    engine = Engine(**options, enable_chunked_prefill=True)
+    prompts = [engine.prompt(s.prompt) for s in worksheets(12, seed=21)]
+    answers = engine.run(prompts, engine.params(max_tokens=1800))
+    assert [a.token_ids for a in answers] == engine.reference(prompts)
+    assert sum("</Parallel>" in a.text for a in answers) > 6
+    assert engine.snapshot() == engine.baseline
+
+
+def test_a_fork_in_a_full_batch_beside_plain_traffic_is_exact_for_all():
+    from tests.engine.harness import Engine
+
+    engine = Engine(max_num_seqs=6)
+    prompts = [engine.prompt(s.prompt) for s in worksheets(10, seed=31)]
+    plain = [i % 2 == 0 for i in range(len(prompts))]
+    params = [engine.params(forkjoin={"enabled": not p}) for p in plain]
+    answers = [a.token_ids for a in engine.run(prompts, params)]
+    alone = engine.run(prompts, engine.params(forkjoin={"enabled": False}))
+    expected = [
+        a.token_ids if p else r for a, r, p in zip(alone, engine.reference(prompts), plain, strict=True)
+    ]
+    assert answers == expected
+    assert max(len(step) for step in engine.steps) == 6
+    assert engine.snapshot() == engine.baseline
+
+
+#: What bf16 rounding may move a logprob by; a thread that saw other text moves it by far more.
+BF16_NATS = 0.75
+
+
+def test_in_bf16_each_token_is_as_likely_as_in_a_plain_request_with_the_same_context():
+    from tests.engine.harness import Engine
+
+    engine = Engine(dtype="bfloat16")
+    prompts = [engine.prompt(s.prompt) for s in worksheets(40, seed=41)]
+    answers = engine.run(prompts, engine.params(logprobs=0))
+    forked = [(p, a) for p, a in zip(prompts, answers, strict=True) if "</Parallel>" in a.text]
+    assert len(forked) > 20
+
+    def drift(prompt, answer, *, upto=None):
+        """Largest |Δlogprob| of the tokens behind the join, the text before it being prefilled."""
+        start = len(prompt) + answer.token_ids.index(engine.tokenizer.token_id("</Parallel>"))
+        context = [*prompt, *answer.token_ids]
+        if upto:  # the control: a context without the threads' text
+            cut = context.index(engine.tokenizer.token_id("</Outlines>")) + 1
+            context, start = [*context[:cut], *context[start:]], cut
+        params = engine.params(forkjoin={"enabled": False}, max_tokens=1, prompt_logprobs=0)
+        request_id = engine.add(context, params)
+        given = engine.prompt_logprobs(request_id)[start:]
+        own = answer.logprobs[-len(given) :]
+        tokens = context[start:]
+        return max(abs(g[t].logprob - o[t].logprob) for g, o, t in zip(given, own, tokens, strict=True))
+
+    drifts = [drift(p, a) for p, a in forked]
+    assert max(drifts) < BF16_NATS
+    assert sorted(drift(p, a, upto=True) for p, a in forked)[len(forked) // 2] > 2 * BF16_NATS
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 0.2},
+        {"repetition_penalty": 1.2},
+        {"logit_bias": {20: 3.0}},
+        {"temperature": 1.2, "top_k": 1},
+        {"temperature": 0.9, "min_p": 0.99},
+    ],
+    ids=lambda o: next(reversed(o)),
+)
+def test_a_sampling_parameter_acts_in_threads_as_in_plain_requests(engine, options):
+    prompts = [engine.prompt(s.prompt) for s in worksheets(12, seed=51)]
+    answers = engine.run(prompts, engine.params(**options))
+    # a request whose thread ended by end-of-sequence ends behind the block: not for the reference
+    whole = [
+        i for i, a in enumerate(answers) if a.text.partition("</Parallel>")[2] and a.finish_reason == "stop"
+    ]
+    assert len(whole) > 3
+    reference = engine.reference([prompts[i] for i in whole], **options)
+    assert [answers[i].token_ids for i in whole] == reference
+
+
+def test_allowed_tokens_and_bad_words_hold_inside_threads(engine):
+    nine = engine.tokenizer.token_id("9")
+    allowed = [i for i in range(engine.llm.llm_engine.model_config.get_vocab_size()) if i != nine]
+    for options in ({"allowed_token_ids": allowed}, {"bad_words": ["9"]}):
+        (answer,) = engine.run(
+            [engine.prompt("a=482*731, b=807*36")], engine.params(**options, max_tokens=900)
+        )
+        assert "<Thread>" in answer.text
+        assert nine not in answer.token_ids
+
+
+def _adapter(folder: Path, config: dict) -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden, heads, rank = config["hidden_size"], config["num_attention_heads"], 8
+    width = heads * config.get("head_dim", hidden // heads)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{name}.lora_A.weight"] = torch.randn(rank, hidden, generator=generator)
+        tensors[f"{name}.lora_B.weight"] = torch.randn(width, rank, generator=generator) * 0.02
+    save_file(tensors, folder / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+
+
+def test_threads_use_the_lora_of_their_request(tmp_path):
+    from vllm.lora.request import LoRARequest
+
+    from forkjoin_server.cli import EMBEDDED_MODEL
+    from tests.engine.harness import Engine
+
+    _adapter(tmp_path, json.loads((EMBEDDED_MODEL / "config.json").read_text()))
+    engine = Engine(enable_lora=True, max_lora_rank=8)
+    prompts = [engine.prompt(s.prompt) for s in worksheets(10, seed=61)]
+    base = [a.token_ids for a in engine.run(prompts, engine.params())]
+    engine.lora = LoRARequest("tiny", 1, str(tmp_path))
+    adapted = engine.run(prompts, engine.params(max_tokens=1500))
+    forked = [i for i, a in enumerate(adapted) if "</Parallel>" in a.text]
+    assert len(forked) > 2
+    answers = [adapted[i].token_ids for i in forked]
+    assert answers == engine.reference([prompts[i] for i in forked])
+    assert answers != [base[i] for i in forked]
+    assert engine.snapshot() == engine.baseline
