@@ -46,7 +46,7 @@ def parse_options(value: Any) -> RequestOptions:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRequestOptions(f"forkjoin: expected an object or its JSON, {error}") from error
     if not isinstance(value, dict):
         raise BadRequestOptions(f"forkjoin: expected an object, got {type(value).__name__}")

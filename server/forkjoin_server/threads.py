@@ -1,4 +1,4 @@
-"""Thread events as clients see them: ``delta.threads``, ``message.threads`` and the usage."""
+"""The thread events of one response, gathered: its threads, entry by entry, and its usage."""
 
 from __future__ import annotations
 
@@ -70,19 +70,13 @@ class ThreadLog:
         """Count each generated token once, injected text not at all; add what forking gave."""
         if self.ended is None:
             return usage
-        # /v1/responses has its own word for them
+        # /v1/responses and /v1/messages have their own word for them, and the latter has no total
         word = "output_tokens" if "output_tokens" in usage else "completion_tokens"
         if len(self.families) >= self.num_answers:
             # vLLM leaves out what a stop string cut off; the families know all that was generated
-            generated = self.ended["total_tokens"]
+            surplus = usage[word] - self.ended["total_tokens"]
         else:
-            generated = usage[word] - self.ended["surplus_tokens"]
-        return usage | {
-            word: generated,
-            "total_tokens": usage["total_tokens"] - usage[word] + generated,
-            "forkjoin": {
-                "num_threads": self.ended["num_threads"],
-                "critical_path_tokens": self.ended["critical_path_tokens"],
-                "total_tokens": self.ended["total_tokens"],
-            },
-        }
+            surplus = self.ended["surplus_tokens"]
+        corrected = {name: usage[name] - surplus for name in (word, "total_tokens") if name in usage}
+        forkjoin = {name: self.ended[name] for name in _COUNTS if name != "surplus_tokens"}
+        return usage | corrected | {"forkjoin": forkjoin}

@@ -94,6 +94,12 @@ def test_injected_tokens_are_taken_out_of_the_usage_and_the_prompt_is_not(log):
     }
 
 
+def test_a_message_has_output_tokens_and_no_total(log):
+    log.delta(ENDED)
+    usage = log.correct_usage({"input_tokens": 10, "output_tokens": 11})
+    assert usage == {"input_tokens": 10, "output_tokens": 8, "forkjoin": usage["forkjoin"]}
+
+
 def test_the_usage_of_a_request_without_a_family_is_vllms_own(log):
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     assert log.correct_usage(usage) is usage

@@ -1,0 +1,85 @@
+"""What a request's body says of fork/join: checked, and moved to where the engine reads it."""
+
+from __future__ import annotations
+
+import json
+
+from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.options import RequestOptions, parse_options
+from forkjoin_scheduler.settings import UNLIMITED
+from forkjoin_server.responses import without_threads
+from forkjoin_server.threads import Json
+
+CHAT = "/v1/chat/completions"
+BATCH = "/v1/chat/completions/batch"
+COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
+#: The routes whose requests may fork with options of their own and whose usage is corrected.
+PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES)
+
+
+def prepare(body: Json, path: str, key: str, caps: Limits = UNLIMITED) -> tuple[Json, bool]:
+    """Move the fork/join field of ``body`` to where the engine reads it.
+
+    Returns the body for vLLM and whether the client wants its threads. Raises BadRequestOptions.
+    """
+    body = dict(body)
+    xargs = body.get("vllm_xargs")
+    if isinstance(xargs, dict) and "forkjoin" in xargs:
+        raise BadRequestOptions("vllm_xargs.forkjoin: expected the field forkjoin in the body itself")
+    options = _take_options(body)
+    options.check_caps(caps)
+    if options.include_threads:
+        _check_threads_can_be_shown(body, path)
+    if fields := options.model_dump(exclude_unset=True):
+        if not (xargs is None or isinstance(xargs, dict)):
+            raise BadRequestOptions(f"vllm_xargs: expected an object, got {type(xargs).__name__}")
+        body["vllm_xargs"] = (xargs or {}) | {"forkjoin": json.dumps(fields)}
+    if path == RESPONSES:
+        _prepare_responses(body, key)
+    return body, options.include_threads
+
+
+def count_answers(body: Json) -> int:
+    """How many sequences a request body asks for: choices times prompts; 1 where vLLM will refuse it."""
+    prompts, n = body.get("prompt", body.get("messages")), body.get("n") or 1
+    is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], (int, dict))
+    num_prompts = len(prompts) if is_batch and isinstance(prompts, list) else 1
+    return num_prompts * (n if isinstance(n, int) else 1)
+
+
+def _take_options(body: Json) -> RequestOptions:
+    """Take the options out of ``body``: its ``forkjoin``, and one of its ``stream_options``."""
+    given = body.pop("forkjoin", None)
+    options = parse_options({} if given is None else given)
+    stream_options = body.get("stream_options")
+    if not (isinstance(stream_options, dict) and "include_threads" in stream_options):
+        return options
+    body["stream_options"] = {k: v for k, v in stream_options.items() if k != "include_threads"}
+    include = {"include_threads": stream_options["include_threads"]}
+    return parse_options(options.model_dump(exclude_unset=True) | include)
+
+
+def _check_threads_can_be_shown(body: Json, path: str) -> None:
+    if path not in (CHAT, RESPONSES):
+        raise BadRequestOptions(f"include_threads: expected {CHAT} or {RESPONSES}, got {path}")
+    if path == CHAT and body.get("n") not in (None, 1):
+        raise BadRequestOptions(f"include_threads: expected n = 1, got n = {body['n']!r}: ask for one choice")
+    if path == RESPONSES and body.get("background"):
+        raise BadRequestOptions(
+            "include_threads: expected background = false, for what is fetched later has no threads"
+        )
+
+
+def _prepare_responses(body: Json, key: str) -> None:
+    """Put ``key`` in the request id, which this route takes from the body only."""
+    given = body.get("request_id")
+    if given is None:
+        body["request_id"] = f"resp_{key}"
+    elif isinstance(given, str) and not body.get("background"):
+        # A response in the background is fetched and cancelled by the id that the client gave.
+        body["request_id"] = f"{given}_{key}"
+    if isinstance(body.get("input"), list):
+        body["input"] = without_threads(body["input"])

@@ -1,0 +1,171 @@
+"""Weaves the thread events of one request into vLLM's response to it.
+
+Events reach a client no later than the content that follows them: they are written before each
+chunk of vLLM's, and by a task of their own while vLLM has nothing to say. How they look is the
+route's business (a ``Presenter``); a chunk that nothing has to be said of passes byte by byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from forkjoin_server.threads import Json, ThreadLog
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Presenter(Protocol):
+    """How one route shows threads. Decides only; nothing that it is given is changed."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the stream has come to where threads may be shown."""
+        ...
+
+    def pass_on(self, chunk: Json) -> list[Json]:
+        """``chunk`` of vLLM's stream as the client gets it, with what must stand before it."""
+        ...
+
+    def show(self, entries: list[Json]) -> list[Json]:
+        """The chunks that say ``entries`` (of ``ThreadLog.delta``)."""
+        ...
+
+    def whole(self, response: Json) -> Json:
+        """``response``, which is not streamed, with its threads."""
+        ...
+
+
+class Unseen:
+    """The client did not ask for its threads."""
+
+    is_ready = True
+
+    def pass_on(self, chunk: Json) -> list[Json]:
+        return [chunk]
+
+    def show(self, entries: list[Json]) -> list[Json]:
+        return []
+
+    def whole(self, response: Json) -> Json:
+        return response
+
+
+@dataclass
+class Weaver:
+    """Writes vLLM's response to the client with the thread events in it, and the usage corrected."""
+
+    raw_send: Send
+    queue: asyncio.Queue[Json]
+    log: ThreadLog
+    presenter: Presenter
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _streams: bool = False
+    _start: Message | None = None
+    _buffer: bytes = b""
+    _pending: deque[Json] = field(default_factory=deque)
+
+    async def send(self, message: Message) -> None:
+        """Take a message of vLLM's response."""
+        async with self._lock:
+            if message["type"] == "http.response.start":
+                await self._begin(message)
+            elif self._streams:
+                await self._stream(message)
+            else:
+                await self._whole(message)
+
+    async def pump(self) -> None:
+        """Write thread events that come while vLLM has nothing to say."""
+        while True:
+            # Kept in order: whoever holds the lock may write it before this task gets there.
+            self._pending.append(await self.queue.get())
+            async with self._lock:
+                await self._emit_due()
+
+    async def _begin(self, message: Message) -> None:
+        headers = dict(message["headers"])
+        self._streams = b"text/event-stream" in headers.get(b"content-type", b"")
+        if self._streams:
+            await self.raw_send(message)
+        else:
+            self._start = message
+
+    async def _whole(self, message: Message) -> None:
+        """Gather a JSON response; correct it if the request forked."""
+        self._buffer += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        for event in self._due():
+            self.log.delta(event)
+        body = self._buffer
+        if self._start is not None and self._start["status"] == 200 and self.log.ended is not None:
+            body = json.dumps(self.presenter.whole(self._corrected(json.loads(body)))).encode()
+        start = self._start or {"type": "http.response.start", "status": 500, "headers": []}
+        start["headers"] = [
+            (k, str(len(body)).encode() if k.lower() == b"content-length" else v) for k, v in start["headers"]
+        ]
+        await self.raw_send(start)
+        await self.raw_send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, message: Message) -> None:
+        """Hand on complete server-sent events, each behind the thread events that precede it."""
+        self._buffer += message.get("body", b"")
+        *complete, self._buffer = self._buffer.split(b"\n\n")
+        for event in complete:
+            await self._emit_due()
+            chunk = _chunk(event)
+            chunks = [] if chunk is None else self.presenter.pass_on(self._corrected(chunk))
+            if chunk is None or chunks == [chunk]:
+                await self._write(event + b"\n\n")
+            else:
+                await self._write(b"".join(map(_sse, chunks)))
+            await self._emit_due()
+        if not message.get("more_body"):
+            await self.raw_send({"type": "http.response.body", "body": self._buffer})
+
+    async def _emit_due(self) -> None:
+        """Write all events that have come, in their order, once the presenter is ready for them."""
+        if not self.presenter.is_ready:
+            return
+        for event in self._due():
+            entries = self.log.delta(event)
+            if entries and (chunks := self.presenter.show(entries)):
+                await self._write(b"".join(map(_sse, chunks)))
+
+    def _due(self) -> Iterator[Json]:
+        """The events that have come, in their order, each taken as it is yielded."""
+        while self._pending or not self.queue.empty():
+            yield self._pending.popleft() if self._pending else self.queue.get_nowait()
+
+    def _corrected(self, chunk: Json) -> Json:
+        """``chunk`` with the usage corrected that it has, or that the response it carries has."""
+        if self.log.ended is None:
+            return chunk
+        inner = chunk.get("response")
+        if isinstance(inner, dict):
+            return chunk | {"response": self._corrected(inner)}
+        return chunk | {"usage": self.log.correct_usage(chunk["usage"])} if chunk.get("usage") else chunk
+
+    async def _write(self, body: bytes) -> None:
+        await self.raw_send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _chunk(event: bytes) -> Json | None:
+    """The JSON of an event's data (most routes name their events), None for ``[DONE]`` and comments."""
+    data = event.partition(b"data: ")[2]
+    if not data.startswith(b"{"):
+        return None
+    chunk: Json = json.loads(data)
+    return chunk
+
+
+def _sse(chunk: Json) -> bytes:
+    """``chunk`` as a server-sent event; whoever types chunks names events by the type."""
+    name = f"event: {chunk['type']}\n" if "type" in chunk else ""
+    return f"{name}data: {json.dumps(chunk)}\n\n".encode()

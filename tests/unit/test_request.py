@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.options import parse_options
+from forkjoin_server.request import CHAT, COMPLETIONS, PATHS, RESPONSES, count_answers, prepare
+
+SHOWN = {"include_threads": True}
+
+
+def test_the_field_moves_to_where_the_engine_reads_it():
+    body, wants = prepare({"forkjoin": {"max_forks": 1}, "vllm_xargs": {"a": 1}}, CHAT, "k")
+    assert body == {"vllm_xargs": {"a": 1, "forkjoin": '{"max_forks": 1}'}}
+    assert not wants
+
+
+def test_include_threads_in_stream_options_is_taken_out_of_them():
+    body, wants = prepare({"stream_options": SHOWN | {"include_usage": True}}, CHAT, "k")
+    assert wants
+    assert body["stream_options"] == {"include_usage": True}
+
+
+def test_what_the_engine_is_told_is_json_that_it_reads_back():
+    fields = {"max_forks": 1, "enabled": False}
+    body, _ = prepare({"forkjoin": fields}, CHAT, "k")
+    assert parse_options(body["vllm_xargs"]["forkjoin"]) == parse_options(fields)
+
+
+def test_a_body_that_says_nothing_of_fork_join_passes_as_it_is():
+    given = {"model": "m", "messages": [], "n": 3, "stream_options": {"include_usage": True}}
+    assert prepare(given, CHAT, "k") == (given, False)
+
+
+def test_the_clients_own_body_is_not_changed():
+    given = {
+        "forkjoin": {"max_forks": 1},
+        "stream_options": SHOWN,
+        "vllm_xargs": {},
+        "input": [{"id": "th_fj1"}],
+    }
+    before = json.dumps(given)
+    prepare(given, RESPONSES, "k")
+    assert json.dumps(given) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"forkjoin": {"bogus": 1}}, r"forkjoin\.bogus"),
+        ({"forkjoin": 3}, "expected an object, got int"),
+        ({"forkjoin": []}, "expected an object, got list"),
+        ({"forkjoin": "[" * 100_000}, "expected an object or its JSON"),
+        ({"forkjoin": "9" * 5000}, "expected an object or its JSON"),
+        ({"forkjoin": {"enabled": None}}, r"forkjoin\.enabled"),
+        ({"forkjoin": {"max_forks": {"a": None}}}, r"forkjoin\.max_forks"),
+        ({"stream_options": {"include_threads": "yes"}}, r"forkjoin\.include_threads.*'yes'"),
+        ({"stream_options": {"include_threads": None}}, r"forkjoin\.include_threads.*None"),
+        ({"vllm_xargs": "x", "forkjoin": {"max_forks": 1}}, "vllm_xargs: expected an object, got str"),
+        ({"vllm_xargs": [], "forkjoin": {"max_forks": 1}}, "vllm_xargs: expected an object, got list"),
+        ({"vllm_xargs": {"forkjoin": "{"}}, r"vllm_xargs\.forkjoin"),
+    ],
+)  # fmt: skip
+def test_a_wrong_body_is_refused_by_name(body, message):
+    with pytest.raises(BadRequestOptions, match=message):
+        prepare(body, CHAT, "k")
+
+
+@pytest.mark.parametrize("field", ["vllm_xargs", "stream_options"])
+@pytest.mark.parametrize("wrong", ["x", [], 3])
+def test_what_is_wrong_with_vllms_own_fields_is_left_for_it_to_say(field, wrong):
+    assert prepare({field: wrong}, CHAT, "k") == ({field: wrong}, False)
+
+
+@pytest.mark.parametrize("n", [2, "2", 0, "x", [], {}, 1.5, 10**30])
+def test_threads_of_anything_but_one_choice_are_refused(n):
+    with pytest.raises(BadRequestOptions, match="expected n = 1, got n = "):
+        prepare({"n": n, "forkjoin": SHOWN}, CHAT, "k")
+
+
+@pytest.mark.parametrize("n", [None, 1, 1.0])
+def test_threads_of_one_choice_are_shown(n):
+    assert prepare({"n": n, "forkjoin": SHOWN}, CHAT, "k")[1]
+
+
+def test_several_choices_may_fork_unseen():
+    body, wants = prepare({"n": 2, "forkjoin": {"max_forks": 1}}, CHAT, "k")
+    assert (body["n"], wants) == (2, False)
+
+
+@pytest.mark.parametrize("path", [p for p in PATHS if p not in (CHAT, RESPONSES)])
+@pytest.mark.parametrize("body", [{"forkjoin": SHOWN}, {"stream": True, "stream_options": SHOWN}])
+def test_a_route_that_shows_no_threads_says_which_do(path, body):
+    with pytest.raises(BadRequestOptions, match=f"expected {CHAT} or {RESPONSES}, got {path}"):
+        prepare(body, path, "k")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_route_takes_the_other_options(path):
+    body, wants = prepare({"forkjoin": {"max_forks": 1, "include_threads": False}}, path, "k")
+    assert json.loads(body["vllm_xargs"]["forkjoin"])["max_forks"] == 1
+    assert not wants
+
+
+@pytest.mark.parametrize("body", [{"forkjoin": SHOWN}, {"stream": True, "stream_options": SHOWN}])
+def test_responses_show_threads(body):
+    assert prepare(body, RESPONSES, "k")[1]
+
+
+def test_threads_of_a_response_in_the_background_are_refused():
+    with pytest.raises(BadRequestOptions, match="background"):
+        prepare({"background": True, "forkjoin": SHOWN}, RESPONSES, "k")
+
+
+@pytest.mark.parametrize(
+    ("given", "id_"),
+    [
+        ({}, "resp_k"),
+        ({"request_id": None}, "resp_k"),
+        ({"request_id": "mine"}, "mine_k"),
+        ({"request_id": "mine", "background": True}, "mine"),
+        ({"request_id": 5}, 5),
+    ],
+)
+def test_the_key_goes_into_the_id_of_a_response(given, id_):
+    assert prepare(given, RESPONSES, "k")[0]["request_id"] == id_
+
+
+def test_threads_that_a_client_gives_back_are_taken_out_of_its_input():
+    own = [{"role": "user", "content": "x"}, {"type": "reasoning", "id": "rs_1"}, None]
+    thread = {"type": "reasoning", "id": "th_fj0_1", "summary": [], "thread": {"index": 1}}
+    assert prepare({"input": [*own, thread]}, RESPONSES, "k")[0]["input"] == own
+    assert prepare({"input": "x"}, RESPONSES, "k")[0]["input"] == "x"
+    assert prepare({"input": [thread]}, COMPLETIONS, "k")[0]["input"] == [thread]
+
+
+@pytest.mark.parametrize(
+    ("body", "num_answers"),
+    [
+        ({"messages": [{"role": "user"}]}, 1),
+        ({"messages": [{"role": "user"}], "n": 3}, 3),
+        ({"messages": [[{"role": "user"}], [{"role": "user"}]]}, 2),
+        ({"prompt": "x", "n": 2}, 2),
+        ({"prompt": ["x", "y"], "n": 2}, 4),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": [[1], [2]]}, 2),
+        ({"input": "x"}, 1),
+        ({"prompt": "x", "n": "2"}, 1),
+    ],
+)
+def test_the_answers_of_a_response_are_choices_times_prompts(body, num_answers):
+    assert count_answers(body) == num_answers
