@@ -12,10 +12,11 @@ import pytest
 pytestmark = pytest.mark.server
 
 SOURCES = Path(__file__).parent / "npm"
+PROMPT = "a=482*731, b=7*8, c=907*36"
 ASK = {
     "model": "abacus",
     "temperature": 0,
-    "messages": [{"role": "user", "content": "a=482*731, b=7*8, c=907*36"}],
+    "messages": [{"role": "user", "content": PROMPT}],
     "stream_options": {"include_threads": True, "include_usage": True},
 }
 
@@ -29,9 +30,9 @@ def package(tmp_path_factory):
     return folder
 
 
-def test_a_stream_with_threads_reads_like_any_other(package, server, client):
+def _node(package, script, server, request):
     run = subprocess.run(
-        ["node", "stream.mjs", f"{server}/v1", json.dumps(ASK)],
+        ["node", script, f"{server}/v1", json.dumps(request)],
         cwd=package,
         capture_output=True,
         text=True,
@@ -39,7 +40,11 @@ def test_a_stream_with_threads_reads_like_any_other(package, server, client):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    seen = json.loads(run.stdout)
+    return json.loads(run.stdout)
+
+
+def test_a_stream_with_threads_reads_like_any_other(package, server, client):
+    seen = _node(package, "stream.mjs", server, ASK)
     plain = {k: v for k, v in ASK.items() if k != "stream_options"}
     whole = client.chat.completions.create(**plain)
     assert (seen["content"], seen["finish_reason"]) == (whole.choices[0].message.content, "stop")
@@ -47,3 +52,17 @@ def test_a_stream_with_threads_reads_like_any_other(package, server, client):
     for index in (0, 1):
         text = "".join(e.get("content", "") for e in seen["entries"] if e["index"] == index)
         assert f"<Thread>\n{index + 1}:{text}" in seen["content"]
+
+
+def test_a_response_with_threads_reads_like_any_other(package, server, client):
+    ask = {"model": "abacus", "temperature": 0, "input": PROMPT}
+    seen = _node(package, "responses.mjs", server, ask | {"forkjoin": {"include_threads": True}})
+    transcript = client.responses.create(**ask).output_text
+    assert seen["said"]["0"] == seen["snapshot"] == transcript
+    assert seen["whole"]["output_text"] == transcript
+    for response in (seen["final"], seen["whole"]):
+        assert response["output"][0]["content"][0]["text"] == transcript
+        texts = [item["content"][0]["text"] for item in response["output"][1:]]
+        assert texts == [seen["said"]["1"], seen["said"]["2"]]
+        for number, text in enumerate(texts, 1):
+            assert f"<Thread>\n{number}:{text}" in transcript
