@@ -78,6 +78,14 @@ def test_max_tokens_in_the_middle_of_a_fork_ends_the_answer_and_counts_right(cli
     assert answer.usage.completion_tokens == 150
 
 
+def test_the_latency_of_a_fork_and_of_a_join_is_measured(client, server):
+    names = [f"forkjoin:{kind}_latency_seconds" for kind in ("fork", "join")]
+    before = [_metric(server, f"{n}_count") for n in names]
+    client.chat.completions.create(**ASK)
+    assert [_metric(server, f"{n}_count") for n in names] == [b + 1 for b in before]
+    assert all(0 < _metric(server, f"{n}_sum") for n in names)
+
+
 def test_a_refused_fork_is_counted_by_kind_and_policy(client, server):
     name = 'forkjoin:malformed_outputs_total{kind="too_many_threads",policy="sequential"}'
     before = _metric(server, name)
