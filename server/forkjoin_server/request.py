@@ -47,7 +47,10 @@ def count_answers(body: Json) -> int:
     prompts, n = body.get("prompt", body.get("messages")), body.get("n") or 1
     is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], (int, dict))
     num_prompts = len(prompts) if is_batch and isinstance(prompts, list) else 1
-    return num_prompts * (n if isinstance(n, int) else 1)
+    try:
+        return num_prompts * int(n)  # vLLM takes "2" for 2
+    except (TypeError, ValueError, OverflowError):
+        return num_prompts
 
 
 def _take_options(body: Json) -> RequestOptions:

@@ -147,7 +147,10 @@ def test_threads_that_a_client_gives_back_are_taken_out_of_its_input():
         ({"prompt": [1, 2, 3]}, 1),
         ({"prompt": [[1], [2]]}, 2),
         ({"input": "x"}, 1),
-        ({"prompt": "x", "n": "2"}, 1),
+        ({"prompt": "x", "n": "2"}, 2),
+        ({"prompt": "x", "n": []}, 1),
+        ({"prompt": "x", "n": {}}, 1),
+        ({"prompt": "x", "n": "x"}, 1),
     ],
 )
 def test_the_answers_of_a_response_are_choices_times_prompts(body, num_answers):
