@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Protocol
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from forkjoin_scheduler.errors import DialectError
 
@@ -105,7 +113,7 @@ class Join(_Strict):
 
     kind: JoinKind = JoinKind.REPREFILL
     text: str = Field(description="injected after the last thread")
-    close_block: str = Field(description="written when the request ends at the join")
+    close_block: str = Field(description="injected in its place when the request ends at the join")
 
 
 class Limits(_Strict):
@@ -182,7 +190,9 @@ class Dialect(_Strict):
     name: str
     source: str
     trigger: str = Field(description="the token that forks")
-    outline: Outline
+    #: Where the threads are announced; None: each fork has ``width`` threads with one prompt.
+    outline: Outline | None = None
+    width: int | None = Field(default=None, ge=1, description="threads of each fork, without an outline")
     thread: Thread
     join: Join
     limits: Limits = Limits()
@@ -192,10 +202,17 @@ class Dialect(_Strict):
     #: Further tags that the model writes itself, checked to be one token each.
     tags: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _has_outline_or_width(self) -> Dialect:
+        if (self.outline is None) == (self.width is None):
+            raise ValueError("expected either outline or width, got both or neither")
+        return self
+
     @property
     def control_tokens(self) -> tuple[str, ...]:
         """Every token that must be one id in the model's vocabulary."""
-        return tuple(dict.fromkeys((self.trigger, self.outline.opens, self.thread.end, *self.tags)))
+        opens = () if self.outline is None else (self.outline.opens,)
+        return tuple(dict.fromkeys((self.trigger, *opens, self.thread.end, *self.tags)))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise DialectError naming each control token that the tokenizer splits or lacks."""

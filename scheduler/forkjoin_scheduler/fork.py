@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from forkjoin_scheduler.dialect import Dialect, Limits, Policy, Tokenizer, fill
+from forkjoin_scheduler.dialect import Dialect, Limits, Outline, Policy, Tokenizer, fill
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Refusal:
     policy: Policy
 
 
-def read_outlines(dialect: Dialect, text: str) -> list[tuple[str, str]]:
+def read_outlines(outline: Outline, text: str) -> list[tuple[str, str]]:
     """(number, title) of each outline in ``text`` after the last opening tag, in order."""
-    block = text.rpartition(dialect.outline.opens)[2]
+    block = text.rpartition(outline.opens)[2]
     return [
         (match["number"], (match.groupdict().get("title") or "").strip())
-        for match in re.finditer(dialect.outline.pattern, block)
+        for match in re.finditer(outline.pattern, block)
     ]
 
 
@@ -63,7 +63,7 @@ def plan_fork(
         return Refusal("nested_fork", policies.nested_fork)
     if limits.max_forks is not None and num_forks >= limits.max_forks:
         return Refusal("too_many_forks", policies.too_many_forks)
-    outlines = read_outlines(dialect, tokenizer.decode(_since_opening(dialect, context, tokenizer)))
+    outlines = _announced(dialect, limits, context, tokenizer)
     titles = dict(reversed(outlines))
     numbers = list(dict.fromkeys(number for number, _ in outlines))
     if not numbers:
@@ -91,12 +91,24 @@ def _plan_thread(
     return ThreadPlan(number, title, header, joined)
 
 
-def _since_opening(dialect: Dialect, context: list[int], tokenizer: Tokenizer) -> list[int]:
+def _announced(
+    dialect: Dialect, limits: Limits, context: list[int], tokenizer: Tokenizer
+) -> list[tuple[str, str]]:
+    """(number, title) of each thread: as the outlines say, or as many as the dialect's width."""
+    if dialect.outline is not None:
+        since = _since_opening(dialect.outline.opens, dialect.trigger, context, tokenizer)
+        return read_outlines(dialect.outline, tokenizer.decode(since))
+    assert dialect.width is not None
+    width = min(dialect.width, limits.max_threads_per_fork or dialect.width)
+    return [(str(n), "") for n in range(1, width + 1)]
+
+
+def _since_opening(opens: str, trigger: str, context: list[int], tokenizer: Tokenizer) -> list[int]:
     """What stands behind the last opening tag; nothing where another trigger lies in between."""
-    opens, trigger = tokenizer.token_id(dialect.outline.opens), tokenizer.token_id(dialect.trigger)
+    opening, triggering = tokenizer.token_id(opens), tokenizer.token_id(trigger)
     for index in range(len(context) - 2, -1, -1):
-        if context[index] == trigger:
+        if context[index] == triggering:
             break
-        if context[index] == opens:
+        if context[index] == opening:
             return context[index:]
     return []

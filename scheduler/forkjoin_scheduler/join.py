@@ -38,7 +38,7 @@ def end_policy(dialect: Dialect, end: ThreadEnd | None) -> Policy | None:
 
 def close_block_ids(dialect: Dialect, tokenizer: Tokenizer) -> list[int]:
     """What closes a block at which the request ends."""
-    return tokenizer.encode(dialect.join.text + dialect.join.close_block)
+    return tokenizer.encode(dialect.join.close_block)
 
 
 def plan_join(dialect: Dialect, threads: list[Branch], tokenizer: Tokenizer) -> JoinPlan:

@@ -23,6 +23,7 @@ DRAIN_S = 30
 
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
        forkjoin dialects
+       forkjoin dialects check MODEL DIALECT
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> None:
             if any(a.partition("=")[0] in ("--help", "-h") for a in argv):
                 print(_parser().format_help())
             run_vllm(serve_arguments(argv[1:]))
+        elif argv[:2] == ["dialects", "check"]:
+            check_dialect(argv[2:])
         elif argv == ["dialects"]:
             for name in builtin_names():
                 print(f"{name}\t{load(name).source}")
@@ -50,6 +53,20 @@ def main(argv: list[str] | None = None) -> None:
     except ForkJoinError as error:
         print(f"forkjoin: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def check_dialect(argv: list[str]) -> None:
+    """Say whether the tokenizer of a model has what a dialect needs.
+
+    Raises DialectError naming what it lacks, UsageError if there is no such model.
+    """
+    if len(argv) != 2:
+        raise UsageError(f"dialects check: expected MODEL and DIALECT, got {' '.join(argv) or 'nothing'}")
+    from forkjoin_server.vllm_seam import tokenizer_of
+
+    model, dialect = argv[0], load(argv[1])
+    dialect.check_tokenizer(tokenizer_of(model))
+    print(f"{model} fits {dialect.name}: each of {', '.join(dialect.control_tokens)} is one token")
 
 
 def serve_arguments(argv: list[str]) -> list[str]:

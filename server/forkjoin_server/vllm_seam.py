@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from forkjoin_scheduler.dialect import Tokenizer
 from forkjoin_scheduler.errors import UnsupportedEngine, UsageError
+
+
+def tokenizer_of(model: str) -> Tokenizer:
+    """The tokenizer of ``model``, a folder or a name on the hub. Raises UsageError if it can't be had."""
+    from vllm.tokenizers.registry import get_tokenizer
+
+    from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+
+    try:
+        return EngineTokenizer(get_tokenizer(model))
+    except Exception as error:  # of whatever kind the hub and the tokenizers raise
+        first_line = str(error).partition("\n")[0]
+        raise UsageError(f"expected a model with a tokenizer, got {model!r}: {first_line}") from error
 
 
 def vllm_serve(arguments: list[str], *, default_model: str, default_name: str) -> None:

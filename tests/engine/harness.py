@@ -12,6 +12,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ THREADWEAVER = load("threadweaver")
 class Script(AdapterLogitsProcessor):
     """Forces tokens: ``extra_args["script"]`` is [[prompt suffix ids, token ids to write], …].
 
-    The entry with the longest matching suffix applies; behind its end comes end-of-sequence.
+    The entry with the longest matching suffix applies, behind its end comes end-of-sequence; where
+    none matches the model decides.
     """
 
     def is_argmax_invariant(self) -> bool:
@@ -48,6 +50,8 @@ class Script(AdapterLogitsProcessor):
 
         def force(prompt_ids: list[int], output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
             fitting = [e for e in script if list(prompt_ids)[len(prompt_ids) - len(e[0]) :] == e[0]]
+            if not fitting:
+                return logits
             tokens = max(fitting, key=lambda e: len(e[0]))[1]
             position = len(output_ids)
             wanted = tokens[position] if position < len(tokens) else eos
@@ -72,7 +76,7 @@ class Answer:
 class Engine:
     """An in-process vLLM engine on the embedded model, stepped by hand."""
 
-    def __init__(self, dialect: Dialect = THREADWEAVER, **options: Any) -> None:
+    def __init__(self, dialect: Dialect = THREADWEAVER, model: Path = EMBEDDED_MODEL, **options: Any) -> None:
         settings = Settings.of(dialect, {}).model_dump(mode="json")
         defaults: dict[str, Any] = {
             "dtype": "float32",
@@ -81,7 +85,7 @@ class Engine:
             "logits_processors": [Script],
         }
         self.llm = LLM(
-            model=str(EMBEDDED_MODEL),
+            model=str(model),
             enforce_eager=True,
             scheduler_cls="forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler",
             additional_config={KEY: settings},

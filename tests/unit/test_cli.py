@@ -107,7 +107,7 @@ def test_an_error_is_one_sentence_and_exit_status_2(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["serve", "m", "--dialect", "threadweavr"])
     assert capsys.readouterr().err.splitlines() == [
-        "forkjoin: expected one of threadweaver or the path of a YAML file, got 'threadweavr', which is neither"
+        "forkjoin: expected one of parallel-r1, threadweaver or the path of a YAML file, got 'threadweavr', which is neither"
     ]
 
 
@@ -162,3 +162,22 @@ def test_help_shows_our_flags_and_then_vllms(capsys):
 def test_the_version_is_the_distributions(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"vllm-forkjoin {version('vllm-forkjoin')}\n"
+
+
+def test_a_model_is_checked_for_a_dialect_without_starting_a_server(capsys):
+    main(["dialects", "check", str(EMBEDDED_MODEL), "threadweaver"])
+    assert "fits threadweaver: each of </Outlines>, <Outlines>" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([str(EMBEDDED_MODEL), "parallel-r1"], "splits or lacks </Path>, <Path>, <Summary>, </Summary>"),
+        (["/no/such/model", "threadweaver"], "expected a model with a tokenizer, got '/no/such/model'"),
+        ([], "expected MODEL and DIALECT, got nothing"),
+    ],
+)
+def test_a_model_that_does_not_fit_a_dialect_is_refused_saying_why(argv, expected, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["dialects", "check", *argv])
+    assert expected in capsys.readouterr().err

@@ -116,3 +116,10 @@ def test_a_template_may_hold_other_braces_than_its_field(dialect):
     fields["thread"]["header"] = "{{n}} \\{ {n} }"
     header = parse(json.dumps(fields), "mine.yaml").thread.header
     assert fill(header, "3") == "{3} \\{ 3 }"
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_dialect_has_either_outlines_or_a_width(dialect, both):
+    fields = dialect.model_dump(mode="json") | ({"width": 2} if both else {"outline": None})
+    with pytest.raises(DialectError, match="either outline or width"):
+        parse(json.dumps(fields), "mine.yaml")

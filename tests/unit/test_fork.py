@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialect import Limits, Policy
+from forkjoin_scheduler.dialect import Limits, Policy, load
 from forkjoin_scheduler.fork import ForkPlan, Refusal, plan_fork
 
 BLOCK = "<Outlines>\n<Outline>1: x</Outline>\n<Outline> 2 : y z</Outline>\n</Outlines>"
@@ -123,3 +123,12 @@ def test_duplicates_refuse_the_fork_where_the_dialect_says_so(dialect, tokenizer
     strict = dialect.model_copy(update={"policies": policies})
     text = "<Outlines><Outline>1: a</Outline><Outline>1: b</Outline></Outlines>"
     assert _plan(strict, tokenizer, text) == Refusal("duplicate_outline", Policy.SEQUENTIAL)
+
+
+@pytest.mark.parametrize(("limit", "width"), [(None, 2), (8, 2), (1, 1)])
+def test_without_outlines_as_many_threads_fork_as_the_dialect_is_wide(byte_tokenizer, limit, width):
+    parallel = load("parallel-r1")
+    tokenizer = byte_tokenizer(list(parallel.control_tokens))
+    plan = _plan(parallel, tokenizer, "x<Parallel>", Limits(max_threads_per_fork=limit))
+    assert isinstance(plan, ForkPlan)
+    assert [tokenizer.decode(list(t.header_ids)) for t in plan.threads] == ["<Path>"] * width

@@ -35,7 +35,7 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
 from forkjoin_scheduler.vllm_seam.requests import fold, new_thread
 from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params
-from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 
 logger = init_logger(__name__)
 
@@ -63,6 +63,7 @@ class ForkJoinScheduler(AsyncScheduler):
         compat.check_config(self.vllm_config)
         self._tokenizer = EngineTokenizer.from_model_config(self.vllm_config.model_config)
         self._dialect.check_tokenizer(self._tokenizer)
+        self._eos_ids = end_of_sequence_ids(self.vllm_config.model_config)
         self._trigger_id = self._tokenizer.token_id(self._dialect.trigger)
         self._end_id = self._tokenizer.token_id(self._dialect.thread.end)
 
@@ -292,7 +293,9 @@ class ForkJoinScheduler(AsyncScheduler):
             return ThreadEnd.LENGTH
         if output.stop_reason == self._end_id:
             return ThreadEnd.STOP
-        return ThreadEnd.EOS if output.stop_reason is None else ThreadEnd.REQUEST_STOP
+        if output.stop_reason is None or output.stop_reason in self._eos_ids:
+            return ThreadEnd.EOS
+        return ThreadEnd.REQUEST_STOP
 
     def _end_thread(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
         """Book the end of ``thread`` and let its successors into the transcript."""

@@ -7,6 +7,12 @@ from typing import Any
 from vllm.tokenizers.registry import cached_tokenizer_from_config
 
 
+def end_of_sequence_ids(model_config: Any) -> frozenset[int]:
+    """The end-of-sequence tokens of the model's generation config, which vLLM makes stop tokens."""
+    ids = model_config.try_get_generation_config().get("eos_token_id")
+    return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+
 class EngineTokenizer:
     """Encodes and decodes without special tokens added or dropped."""
 
