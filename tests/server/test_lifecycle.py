@@ -21,9 +21,23 @@ ASK = {
     "messages": [{"role": "user", "content": "a=482*731, b=907*36, c=913*846, d=623*547, e=819*364"}],
 }
 
+#: One runs at a time: when the drain begins, some still wait.
+NUM_ASKED = 8
+
+
+def _num_over(answers: list[str]) -> int:
+    return sum(a.endswith("[DONE]") for a in answers)
+
+
+def _num_in_engine(address: str) -> float:
+    lines = httpx.get(f"{address}/metrics", timeout=30).text.splitlines()
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+
 
 def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
-    with start_server(tmp_path / "log", "--max-num-seqs", "1") as (address, process):
+    flags = ["--max-num-seqs", "1", "--shutdown-timeout", "300"]
+    with start_server(tmp_path / "log", *flags) as (address, process):
         log = (tmp_path / "log").read_text()
         curl = log[log.index("curl -sN") :].partition("}'\n")[0] + "}'"
         assert address in curl
@@ -32,33 +46,36 @@ def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
         assert events[-1] == "[DONE]"
         assert json.loads(events[-2])["usage"]["forkjoin"]["num_threads"] == 2
 
-        content: list[str] = []
-        forking, over = threading.Event(), threading.Event()
+        answers = [""] * NUM_ASKED
+        forking = threading.Event()
 
-        def ask():
-            with httpx.stream("POST", f"{address}/v1/chat/completions", json=ASK, timeout=300) as response:
+        def ask(i: int) -> None:
+            with httpx.stream("POST", f"{address}/v1/chat/completions", json=ASK, timeout=600) as response:
                 for line in response.iter_lines():
                     if line.startswith("data: {"):
-                        content.append(json.loads(line[6:])["choices"][0]["delta"].get("content") or "")
+                        answers[i] += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
                     elif line == "data: [DONE]":
-                        over.set()
-                    if "</Outlines>" in "".join(content[-3:]):
+                        answers[i] += line
+                    if "</Outlines>" in answers[i]:
                         forking.set()
 
-        stream = threading.Thread(target=ask)
-        stream.start()
+        streams = [threading.Thread(target=ask, args=(i,)) for i in range(NUM_ASKED)]
+        for stream in streams:
+            stream.start()
+        while _num_in_engine(address) + _num_over(answers) < NUM_ASKED:
+            assert _num_over(answers) < NUM_ASKED
         assert forking.wait(120)
         process.send_signal(signal.SIGTERM)
-        statuses = {"ready": 200}
-        while statuses["ready"] == 200:
-            statuses["ready"] = httpx.get(f"{address}/ready", timeout=30).status_code
+        ready = 200
+        while ready == 200:
+            ready = httpx.get(f"{address}/ready", timeout=30).status_code
         refused = httpx.post(f"{address}/v1/chat/completions", json=ASK, timeout=30)
-        was_over = over.is_set()
-        stream.join(timeout=120)
-        assert statuses["ready"] == refused.status_code == 503
+        num_over = _num_over(answers)
+        for stream in streams:
+            stream.join(timeout=300)
+        assert ready == refused.status_code == 503
         assert "shutting down" in refused.json()["error"]["message"]
-        assert not was_over
-        assert over.is_set()
-        assert "".join(content).count("</Thread>") == 5
-        assert "total ends in" in "".join(content)
+        assert num_over < NUM_ASKED
+        assert [a.count("</Thread>") for a in answers] == [5] * NUM_ASKED
+        assert all("total ends in" in a and a.endswith("data: [DONE]") for a in answers)
         assert process.wait(timeout=60) == 0
