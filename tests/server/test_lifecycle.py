@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import threading
+import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -25,6 +27,14 @@ ASK = {
 NUM_ASKED = 8
 
 
+def _announced(log: Path) -> str:
+    """The log, once it says how to ask: that is told a moment after the server is ready."""
+    end = time.monotonic() + 30
+    while "}'\n" not in log.read_text() and time.monotonic() < end:
+        time.sleep(0.05)
+    return log.read_text()
+
+
 def _num_over(answers: list[str]) -> int:
     return sum(a.endswith("[DONE]") for a in answers)
 
@@ -38,7 +48,7 @@ def _num_in_engine(address: str) -> float:
 def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
     flags = ["--max-num-seqs", "1", "--shutdown-timeout", "300"]
     with start_server(tmp_path / "log", *flags) as (address, process):
-        log = (tmp_path / "log").read_text()
+        log = _announced(tmp_path / "log")
         curl = log[log.index("curl -sN") :].partition("}'\n")[0] + "}'"
         assert address in curl
         answer = subprocess.run(curl, shell=True, capture_output=True, text=True, check=True, timeout=300)
