@@ -1,0 +1,66 @@
+"""What a stitched join asks of the workers in one step; it rides on vLLM's ``SchedulerOutput``.
+
+Orders are an extra attribute of the output. vLLM hands the object itself to a worker in the same
+process and pickles it, with its ``__dict__``, to those in others. It makes a copy without the
+attribute in one place, n-gram speculation, which ``layouts.refusal`` refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ATTRIBUTE = "forkjoin"
+
+Int64s = npt.NDArray[np.int64]
+
+
+def _no_copies() -> Int64s:
+    return np.empty((0, 2), dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Orders:
+    """The orders of one step; not to be changed once attached."""
+
+    #: [n, 2]: source slot, destination slot. A slot is block id * block size + offset in the block,
+    #: by the scheduler's blocks. No slot is both a source and a destination, none a destination twice.
+    #: The sources' blocks must stay taken until this step is scheduled: vLLM clears blocks that are
+    #: allocated in a step, and fills those that it copies, before the slots are copied.
+    slot_copies: Int64s = field(default_factory=_no_copies)
+    #: Request id -> what is added to the position of each of its tokens computed in this step.
+    #: Every position must stay in [0, max_model_len).
+    position_offsets: dict[str, int] = field(default_factory=dict)
+
+    def token_offsets(self, request_ids: list[str], num_tokens: npt.NDArray[Any]) -> Int64s | None:
+        """The offset of each token of a batch, or None if all are zero.
+
+        Args:
+            request_ids: the requests in the order of the batch.
+            num_tokens: how many tokens of each are computed in this step.
+
+        """
+        if not self.position_offsets:
+            return None
+        by_request = [self.position_offsets.get(request_id, 0) for request_id in request_ids]
+        if not any(by_request):
+            return None
+        return np.repeat(np.array(by_request, dtype=np.int64), num_tokens[: len(by_request)])
+
+
+NOTHING = Orders()
+
+
+def attach(scheduler_output: Any, orders: Orders) -> None:
+    """Let ``orders`` be obeyed by the workers when they execute ``scheduler_output``."""
+    setattr(scheduler_output, ATTRIBUTE, orders)
+
+
+def orders_of(scheduler_output: Any) -> Orders:
+    """The orders attached to ``scheduler_output``, empty if there are none."""
+    attached: Mapping[str, Orders] = vars(scheduler_output)
+    return attached.get(ATTRIBUTE, NOTHING)

@@ -1,0 +1,160 @@
+"""The workers' side of the stitched join: vLLM's own worker, whose model runner also obeys orders.
+
+``--worker-cls forkjoin_scheduler.vllm_seam.worker.ForkJoinWorker``
+
+A step of a model runner, with what is ours marked ``*``:
+
+1. zero new blocks, copy blocks that are shared in part
+2. ``*`` copy slots (``Orders.slot_copies``)
+3. positions = slot index, slot mapping from them, attention metadata
+4. ``*`` positions += offset (``Orders.position_offsets``)
+5. forward pass, sampling
+
+Why this order holds:
+
+- 2 behind 1: a destination may be a block allocated in this step, which 1 clears, or a copy made in
+  it, whose tail 1 would overwrite. A source is never cleared: it was computed, so it is not new.
+- 2 before 5: the parent's tokens read the destinations.
+- 2 among the steps: all are queued on one stream. So the forward pass in flight (async scheduling) has
+  written the sources, and who gets their blocks in a later step writes them later. In this step nobody
+  may: 1 would clear them. That is the scheduler's part (``Orders.slot_copies``).
+- 4 behind 3: the KV of a token is written where the slot mapping says, which must stay the index.
+  Attention's mask counts by slots (``seq_lens``), so only the rotation sees the offset.
+
+Never met a GPU: whether FULL CUDA graphs, captured with our buffers, replay with offsets; and that
+nothing above waits for the device. Both runners, without graphs, are run on CPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from vllm.platforms import current_platform
+from vllm.utils.import_utils import resolve_obj_by_qualname
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from forkjoin_scheduler.errors import UnsupportedEngine
+from forkjoin_scheduler.vllm_seam.layouts import Copier, copy_slots, facts_of, layout_of, refusal, slot_copier
+from forkjoin_scheduler.vllm_seam.orders import NOTHING, Int64s, Orders, orders_of
+
+#: The base classes, to the type checker: which they are is the platform's choice.
+Runner: Any = object
+PlatformWorker: Any = resolve_obj_by_qualname(
+    "vllm.v1.worker.cpu_worker.CPUWorker" if current_platform.is_cpu() else "vllm.v1.worker.gpu_worker.Worker"
+)
+
+
+class CopiesSlots(Runner):
+    """What both model runners need to move KV."""
+
+    #: Layers and what moves their KV. Not the caches: these must not outlive vLLM's own references.
+    _stitched: tuple[tuple[Copier, Any], ...] = ()
+
+    def learn_layouts(self) -> None:
+        """Find out how to move the KV of each layer.
+
+        Raises:
+            UnsupportedEngine: when a layer's can't be moved; the engine does not start.
+
+        """
+        if reason := refusal(facts_of(self.vllm_config, self.kv_cache_config, self.attn_groups)):
+            raise UnsupportedEngine(reason)
+        context = self.vllm_config.compilation_config.static_forward_context
+        found = []
+        for group in (group for groups in self.attn_groups for group in groups):
+            for layer in (context[name] for name in group.layer_names):
+                copier = slot_copier(*layout_of(group.backend, layer))
+                assert copier is not None, "refusal() knows the same table"
+                found.append((copier, layer))
+        self._stitched = tuple(found)
+
+    def _copy_slots(self, slot_copies: Int64s) -> None:
+        copy_slots(((copier, layer.kv_cache) for copier, layer in self._stitched), slot_copies)
+
+
+class ObeysOrdersV1(CopiesSlots):
+    """In front of vLLM's first model runner."""
+
+    def _update_states(self, scheduler_output: Any) -> Any:
+        corrections = super()._update_states(scheduler_output)
+        self._copy_slots(orders_of(scheduler_output).slot_copies)
+        return corrections
+
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: npt.NDArray[Any]) -> Any:
+        """Offset the positions in vLLM's own buffer, which graphs read and each step writes anew."""
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        orders = orders_of(scheduler_output)
+        _offset(self.positions, orders, self.input_batch.req_ids, num_scheduled_tokens)
+        return prepared
+
+
+class ObeysOrdersV2(CopiesSlots):
+    """In front of vLLM's second model runner."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        self.model_state: Any = OffsetPositions(self.model_state, self.input_buffers.positions)
+
+    def update_requests(self, scheduler_output: Any) -> None:
+        super().update_requests(scheduler_output)
+        orders = orders_of(scheduler_output)
+        self._copy_slots(orders.slot_copies)
+        self.model_state.orders = orders
+
+
+class OffsetPositions:
+    """The model's ``ModelState``, except that the model is given positions of our own.
+
+    vLLM's buffer must keep the slot index: the sampler seeds its noise and counts ``min_tokens`` by it.
+    Graphs are captured on a buffer, not on its values, so ours is given in the dummy inputs of the
+    capture too, and filled in every step, orders or not. Padding is copied with the rest: as valid as
+    vLLM's.
+    """
+
+    def __init__(self, inner: Any, like: torch.Tensor) -> None:
+        self._inner = inner
+        self._positions = torch.zeros_like(like)
+        #: Those of the step that is being executed. A dummy run's request ids are in none.
+        self.orders: Orders = NOTHING
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
+        inputs = self._inner.prepare_inputs(input_batch, req_states)
+        positions = self._positions[: input_batch.num_tokens_after_padding].copy_(input_batch.positions)
+        _offset(positions, self.orders, input_batch.req_ids, input_batch.num_scheduled_tokens)
+        return {**inputs, "positions": positions}
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        inputs = self._inner.prepare_dummy_inputs(num_reqs, num_tokens)
+        return {**inputs, "positions": self._positions[:num_tokens]}
+
+
+def _offset(
+    positions: torch.Tensor, orders: Orders, request_ids: list[str], num_tokens: npt.NDArray[Any]
+) -> None:
+    """Add, in place, to the positions of a batch what ``orders`` say of its requests."""
+    offsets = orders.token_offsets(request_ids, num_tokens)
+    if offsets is not None:
+        positions[: len(offsets)] += async_tensor_h2d(offsets, device=positions.device)
+
+
+class ForkJoinWorker(PlatformWorker):
+    """The platform's worker with a model runner that obeys orders."""
+
+    def init_device(self) -> None:
+        """Build the runner and put our methods in front of its class.
+
+        Which class it is the worker decides, on CPUs by name and in the middle of this method; so the
+        runner is made ours when it stands. Ours need no set-up, and nothing has run yet.
+        """
+        super().init_device()
+        runner, ours = self.model_runner, ObeysOrdersV2 if self.use_v2_model_runner else ObeysOrdersV1
+        runner.__class__ = type(f"ForkJoin{type(runner).__name__}", (ours, type(runner)), {})
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        super().initialize_from_config(kv_cache_config)
+        self.model_runner.learn_layouts()
