@@ -1,0 +1,495 @@
+"""How KV moves in each named layout, what orders look like, and what is refused.
+
+These tests import vLLM and torch but start no engine. What the CPU kernels keep in a block is asked of
+vLLM's own op; views for the GPU backends are made by vLLM's own code, in CPU memory.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from vllm import _custom_ops as ops
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
+from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
+from vllm.v1.attention.backends.utils import _DEFAULT_LAYOUT_PREFERENCE
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheTensor,
+    KVQuantMode,
+    compute_layout_strides,
+    create_kv_cache_views,
+)
+from vllm.v1.kv_cache_layout import KVCacheLayout
+
+from forkjoin_scheduler.vllm_seam.layouts import (
+    COPIERS,
+    REFUSALS,
+    CacheFacts,
+    copy_slots,
+    facts_of,
+    layout_of,
+    refusal,
+    slot_copier,
+)
+from forkjoin_scheduler.vllm_seam.orders import NOTHING, Orders, attach, orders_of
+from forkjoin_scheduler.vllm_seam.worker import OffsetPositions
+
+HEADS, BLOCKS = 2, 8
+GUARD = 256  # bytes in front of the layers and behind them, which no copy may touch
+ISAS = [("vec", 32, 64), ("vec", 128, 64), ("vec16", 16, 64), ("vec16", 32, 80), ("vec16", 128, 80)]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The KV caches of ``num_layers`` layers in one buffer, laid out and viewed by vLLM's own code."""
+
+    layout: KVCacheLayout
+    block_size: int
+    head_size: int = 8
+    num_layers: int = 3
+    kernel_block_size: int | None = None
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def spec(self) -> FullAttentionSpec:
+        return FullAttentionSpec(
+            block_size=self.block_size, num_kv_heads=HEADS, head_size=self.head_size, dtype=self.dtype
+        )
+
+    def random_bytes(self, seed: int = 0) -> torch.Tensor:
+        size = 2 * GUARD + self.num_layers * BLOCKS * self.spec.page_size_bytes
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(-128, 128, (size,), dtype=torch.int8, generator=generator)
+
+    def views(self, raw: torch.Tensor) -> list[torch.Tensor]:
+        layer, block, *_ = compute_layout_strides(self.spec, BLOCKS, self.num_layers, self.layout)
+        names = [f"layers.{i}" for i in range(self.num_layers)]
+        placed = KVCacheTensor(
+            size=len(raw), layers=names, layer_stride=layer, block_stride=block, offset=GUARD
+        )
+        return create_kv_cache_views(raw, self.spec, BLOCKS, self.layout, placed, self.kernel_block_size)
+
+    def kernel_slot(self, slot: int) -> tuple[int, int]:
+        """(kernel block, offset) of a scheduler's slot: a block's pieces follow each other."""
+        block, offset = divmod(slot, self.block_size)
+        size = self.kernel_block_size or self.block_size
+        return block * (self.block_size // size) + offset // size, offset % size
+
+
+def _random_copies(num_slots: int, length: int, seed: int = 1) -> np.ndarray:
+    """``length`` copies whose sources and destinations are all different slots."""
+    return np.random.default_rng(seed).permutation(num_slots)[: 2 * length].reshape(length, 2)
+
+
+def _moved_one_by_one(memory: Memory, raw: torch.Tensor, copies: np.ndarray) -> torch.Tensor:
+    """A copy of ``raw`` in which the K and V of each token were moved, one token after the other."""
+    moved = raw.clone()
+    for cache in memory.views(moved):
+        # how FLASH_ATTN, FLASHINFER and TRITON_ATTN take K and V from a cache
+        keys, values = cache.transpose(1, 2).split(memory.head_size, dim=-1)
+        for source, destination in copies.tolist():
+            here, there = memory.kernel_slot(source), memory.kernel_slot(destination)
+            keys[there] = keys[here].clone()
+            values[there] = values[here].clone()
+    return moved
+
+
+def _layouts(backend: type | None) -> tuple[KVCacheLayout, ...]:
+    """The physical layouts that a backend supports; FlashInfer, not installed here, names none either."""
+    named = backend.supported_kv_cache_layouts() if backend else None
+    return _DEFAULT_LAYOUT_PREFERENCE if named is None else named
+
+
+ROWS = [
+    pytest.param(name, layout, id=f"{name}-{layout.name}")
+    for name, backend in {
+        "FLASH_ATTN": FlashAttentionBackend,
+        "FLASHINFER": None,
+        "TRITON_ATTN": TritonAttentionBackend,
+    }.items()
+    for layout in _layouts(backend)
+]
+
+
+def _assert_moves_like_one_by_one(copier, memory, lengths):
+    for length in lengths:
+        raw = memory.random_bytes(seed=length)
+        copies = _random_copies(BLOCKS * memory.block_size, length, seed=length)
+        expected = _moved_one_by_one(memory, raw, copies)
+        copy_slots([(copier, view) for view in memory.views(raw)], copies)
+        assert torch.equal(raw, expected)
+
+
+# ---- moving slots --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+@pytest.mark.parametrize(("name", "layout"), ROWS)
+def test_a_copy_moves_the_k_and_v_of_the_ordered_slots_and_no_other_byte(name, layout, block_size):
+    memory = Memory(layout, block_size)
+    _assert_moves_like_one_by_one(slot_copier(name, None), memory, (1, block_size, 2 * block_size + 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "layout"), ROWS)
+def test_a_copy_moves_k_and_v_of_other_precisions_too(name, layout, dtype):
+    _assert_moves_like_one_by_one(slot_copier(name, None), Memory(layout, 16, dtype=dtype), (7, 40))
+
+
+@pytest.mark.parametrize("sizes", [(32, 16), (128, 16), (128, 64)], ids=lambda s: f"{s[0]}by{s[1]}")
+@pytest.mark.parametrize("layout", [KVCacheLayout.LBNHC, KVCacheLayout.LBHNC], ids=lambda x: x.name)
+@pytest.mark.parametrize("name", ["FLASH_ATTN", "FLASHINFER", "TRITON_ATTN"])
+def test_slots_count_through_kernel_blocks_that_cut_a_scheduler_block(name, layout, sizes):
+    memory = Memory(layout, sizes[0], kernel_block_size=sizes[1])
+    _assert_moves_like_one_by_one(slot_copier(name, None), memory, (1, 50, 2 * sizes[0] + 5))
+
+
+@pytest.mark.parametrize("layout", _DEFAULT_LAYOUT_PREFERENCE, ids=lambda x: x.name)
+def test_vllm_cuts_blocks_into_kernel_blocks_in_the_two_layouts_above_only(layout):
+    memory = Memory(layout, 32, kernel_block_size=16)
+    if layout in (KVCacheLayout.LBNHC, KVCacheLayout.LBHNC):
+        assert [len(view) for view in memory.views(memory.random_bytes())] == [2 * BLOCKS] * 3
+    else:
+        with pytest.raises(ValueError, match="cannot be split into 2 kernel blocks"):
+            memory.views(memory.random_bytes())
+
+
+def _write(isa, caches, keys, values, slots):
+    """What ``CPUAttentionBackendImpl.do_kv_cache_update`` does, in each of ``caches``."""
+    for layer, cache in enumerate(caches):
+        blocks, heads, size, _ = cache.size()
+        halves = cache.view((blocks, heads, size * 2, -1)).chunk(2, dim=2)
+        ops.cpu_attn_reshape_and_cache(keys[layer], values[layer], *halves, torch.from_numpy(slots), isa)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("isa", "block_size", "head_size"), ISAS)
+@pytest.mark.parametrize("layout", CPUAttentionBackend.supported_kv_cache_layouts(), ids=lambda x: x.name)
+def test_cpu_kv_that_was_moved_is_what_the_op_writes_there(layout, isa, block_size, head_size, dtype):
+    memory = Memory(layout, block_size, head_size, num_layers=2, dtype=dtype)
+    for length in (1, 19, 2 * block_size + 5):
+        moved, written = memory.random_bytes(), memory.random_bytes()
+        copies = _random_copies(BLOCKS * block_size, length)
+        keys, values = torch.randn(2, 2, length, HEADS, head_size, dtype=dtype)
+        for raw in (moved, written):
+            _write(isa, memory.views(raw), keys, values, copies[:, 0].copy())
+        _write(isa, memory.views(written), keys, values, copies[:, 1].copy())
+        assert not torch.equal(moved, written)
+        copy_slots([(slot_copier("CPU_ATTN", isa), view) for view in memory.views(moved)], copies)
+        assert torch.equal(moved, written)
+
+
+@pytest.mark.parametrize("isa", ["vec", "vec16"])
+def test_the_cpu_keeps_k_by_columns_and_v_by_rows(isa):
+    cache = torch.tensor([[[[0.0, 1, 10, 11], [2, 3, 12, 13]]]])
+    # one head of size 2, blocks of 2: K = [[0, 1], [10, 11]] by columns, V = [[2, 3], [12, 13]] by rows
+    copy_slots([(slot_copier("CPU_ATTN", isa), cache)], np.array([[0, 1]]))
+    assert cache.flatten().tolist() == [0, 0, 10, 10, 2, 3, 2, 3]
+
+
+ALL = pytest.mark.parametrize("copier", COPIERS.values(), ids=[f"{n}-{i}" for n, i in COPIERS])
+
+
+def _tokens(copier, cache):
+    """What lies in each slot of a cache that has one head of size 1: its K, which is its V too."""
+    halves = cache.reshape(len(cache), 2, -1)
+    rows = cache[:, 0]
+    keys, values = (
+        (rows[..., 0], rows[..., 1])
+        if copier is slot_copier("FLASH_ATTN", None)
+        else (halves[:, 0], halves[:, 1])
+    )
+    assert torch.equal(keys, values)
+    return keys.flatten().tolist()
+
+
+def _numbered(copier, num_blocks=2, size=2):
+    """A cache whose slot i holds K = V = i."""
+    blocks = torch.arange(num_blocks * size, dtype=torch.float32).view(num_blocks, 1, size)
+    if copier is slot_copier("FLASH_ATTN", None):
+        return torch.stack([blocks, blocks], dim=-1)
+    return torch.cat([blocks, blocks], dim=-1).view(num_blocks, 1, size, 2)
+
+
+@ALL
+def test_slots_that_are_not_destinations_stay(copier):
+    cache = _numbered(copier)
+    assert _tokens(copier, cache) == [0, 1, 2, 3]
+    copy_slots([(copier, cache)], np.array([[1, 2]]))
+    assert _tokens(copier, cache) == [0, 1, 1, 3]
+
+
+@ALL
+def test_layers_that_share_a_cache_move_it_once(copier):
+    cache = _numbered(copier)
+    # moved at once, slot 1 gets 0 and slot 2 gets 1; moved again, slot 2 would get 0
+    chain = np.array([[0, 1], [1, 2]])
+    copy_slots([(copier, cache), (copier, cache.view(cache.shape))], chain)
+    assert _tokens(copier, cache) == [0, 0, 1, 3]
+
+
+@ALL
+def test_layers_with_caches_of_their_own_all_move(copier):
+    caches = [_numbered(copier) for _ in range(3)]
+    copy_slots([(copier, cache) for cache in caches], np.array([[3, 0]]))
+    assert [_tokens(copier, cache) for cache in caches] == [[3, 1, 2, 3]] * 3
+
+
+@ALL
+def test_an_empty_order_moves_nothing_and_looks_at_no_cache(copier):
+    cache = _numbered(copier)
+    copy_slots([(copier, cache)], NOTHING.slot_copies)
+    assert _tokens(copier, cache) == [0, 1, 2, 3]
+    copy_slots((pytest.fail("looked") for _ in range(1)), NOTHING.slot_copies)
+
+
+def test_an_unpickled_order_that_may_not_be_written_is_obeyed():
+    copier = slot_copier("FLASH_ATTN", None)
+    cache, copies = _numbered(copier), np.array([[0, 3]])
+    copies.setflags(write=False)
+    copy_slots([(copier, cache)], copies)
+    assert _tokens(copier, cache) == [0, 1, 2, 0]
+
+
+def test_the_table_above_covers_every_named_layout():
+    tested = {(param.values[0], None) for param in ROWS} | {("CPU_ATTN", isa) for isa, *_ in ISAS}
+    assert tested == set(COPIERS)
+
+
+@pytest.mark.parametrize(
+    "layout", [("CPU_ATTN", "amx"), ("CPU_ATTN", None), ("FLASH_ATTN", "vec"), ("FLEX_ATTENTION", None)]
+)
+def test_a_layout_that_is_not_named_has_no_copier(layout):
+    assert slot_copier(*layout) is None
+
+
+# ---- orders --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offsets", [{}, {"a": 0}, {"not in the batch": 5}], ids=["none", "zero", "other's"])
+def test_offsets_that_are_all_zero_are_none(offsets):
+    assert Orders(position_offsets=offsets).token_offsets(["a", "b"], np.array([1, 2])) is None
+
+
+def test_the_offset_of_a_request_is_repeated_for_each_of_its_tokens():
+    orders = Orders(position_offsets={"c": 7, "a": -2})
+    offsets = orders.token_offsets(["a", "b", "c"], np.array([3, 1, 2]))
+    assert offsets.tolist() == [-2, -2, -2, 0, 7, 7]
+
+
+def test_counts_behind_those_of_the_batch_have_no_offset():
+    orders = Orders(position_offsets={"a": 4})
+    assert orders.token_offsets(["a"], np.array([2, 9, 9], dtype=np.int32)).tolist() == [4, 4]
+
+
+def test_orders_stay_on_a_scheduler_output_that_is_pickled():
+    output = SchedulerOutput.make_empty()
+    attach(output, Orders(slot_copies=np.array([[3, 40], [4, 41]]), position_offsets={"a": 5}))
+    orders = orders_of(pickle.loads(pickle.dumps(output)))
+    assert orders.slot_copies.tolist() == [[3, 40], [4, 41]]
+    assert orders.slot_copies.dtype == np.int64
+    assert orders.position_offsets == {"a": 5}
+
+
+def test_a_scheduler_output_without_orders_has_nothing_to_obey():
+    output = pickle.loads(pickle.dumps(SchedulerOutput.make_empty()))
+    assert orders_of(output) is NOTHING
+    assert NOTHING.slot_copies.shape == (0, 2)
+    assert NOTHING.position_offsets == {}
+
+
+# ---- what can't be stitched ----------------------------------------------------------------
+
+PLAIN = (("FLASH_ATTN", None),)
+OR_ELSE = "use a dialect that joins by prefilling again, or serve with --dialect none"
+
+#: id -> (facts, words of: expected, seen, what to do), in the order of REFUSALS.
+REFUSED = {
+    "speculation": (
+        {"speculates": True},
+        ("no speculative decoding", "a draft model", "drop --speculative-config"),
+    ),
+    "context_parallel": (
+        {"num_context_ranks": 4},
+        ("all KV of a sequence on one rank", "over 4 ranks", "context parallel sizes to 1"),
+    ),
+    "mrope": ({"uses_mrope": True}, ("one position a token", "a model with M-RoPE", OR_ELSE)),
+    "alibi": ({"has_alibi": True}, ("positions that the model is given", "ALiBi slopes", OR_ELSE)),
+    "mla": (
+        {"specs": ("MLAAttentionSpec",)},
+        ("the KV of each token", "MLA (MLAAttentionSpec)", OR_ELSE),
+    ),
+    "mamba": (
+        {"specs": ("FullAttentionSpec", "MambaSpec")},
+        ("the KV of each token", "Mamba layers (FullAttentionSpec, MambaSpec)", OR_ELSE),
+    ),
+    "window": (
+        {"window": 4096},
+        ("attention to all tokens", "a sliding window or local chunks (FullAttentionSpec)", OR_ELSE),
+    ),
+    "other_spec": (
+        {"specs": ("FullAttentionSpec", "CrossAttentionSpec")},
+        ("plain full attention", "found FullAttentionSpec, CrossAttentionSpec", OR_ELSE),
+    ),
+    "groups": ({"num_groups": 2}, ("one KV cache group", "found 2, each with blocks", OR_ELSE)),
+    "quantized": (
+        {"is_quantized": True, "cache_dtype": "fp8_e4m3"},
+        ("in the model's precision", "a quantised one (fp8_e4m3)", "set --kv-cache-dtype"),
+    ),
+    "irregular": ({"is_irregular": True}, ("K and V of one head size", "packed, uneven", OR_ELSE)),
+    "interleaved": (
+        {"is_interleaved": True},
+        ("that follow each other", "other layers' between them", "set VLLM_KV_CACHE_LAYOUT=LBNHC"),
+    ),
+    "amx": (
+        {"layouts": (("CPU_ATTN", "vec"), ("CPU_ATTN", "amx"))},
+        ("K stored by columns and V by rows", "CPU_ATTN (amx)", "set --dtype float32 or float16"),
+    ),
+    "unknown": (
+        {"layouts": (*PLAIN, ("CPU_ATTN", "neon"), ("FLEX_ATTENTION", None))},
+        ("CPU_ATTN (vec)", "found CPU_ATTN (neon), FLEX_ATTENTION", "choose one of them with --attention"),
+    ),
+}
+
+
+def _facts(**changes) -> CacheFacts:
+    return CacheFacts(**{"layouts": PLAIN, **changes})
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_says_what_was_expected_what_was_seen_and_what_to_do(case):
+    changes, words = REFUSED[case]
+    sentence = refusal(_facts(**changes))
+    expects, rest = sentence.removeprefix("the stitched join expects ").split(", found ")
+    seen, to_do = f"found {rest}".split(": ")
+    assert [word in part for word, part in zip(words, (expects, seen, to_do), strict=True)] == [True] * 3
+    assert to_do.endswith(OR_ELSE)
+
+
+def test_each_row_of_the_refusals_is_the_first_that_applies_to_its_case():
+    cases = [_facts(**changes) for changes, _ in REFUSED.values()]
+    first = [next(i for i, row in enumerate(REFUSALS) if row[0](facts)) for facts in cases]
+    assert first == list(range(len(REFUSALS)))
+
+
+@pytest.mark.parametrize("spec", ["SlidingWindowSpec", "ChunkedLocalAttentionSpec"])
+def test_a_window_is_known_by_the_kind_of_its_cache_too(spec):
+    assert f"local chunks ({spec})" in refusal(_facts(specs=(spec,)))
+
+
+@pytest.mark.parametrize("layout", COPIERS, ids=lambda layout: "-".join(filter(None, layout)))
+def test_plain_facts_of_a_named_layout_are_not_refused(layout):
+    assert refusal(_facts(layouts=(layout,))) is None
+
+
+def _facts_of_a_runner(kernel_block_size=None, impl=None, **spec) -> CacheFacts:
+    """The facts of a stand-in for a runner that has one attention layer."""
+    plain = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+    group = SimpleNamespace(
+        kv_cache_spec=FullAttentionSpec(**{**plain, **spec}),
+        backend=FlashAttentionBackend,
+        layer_names=["attn"],
+        kernel_block_size=kernel_block_size,
+    )
+    config = SimpleNamespace(
+        compilation_config=SimpleNamespace(static_forward_context={"attn": SimpleNamespace(impl=impl)}),
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
+        model_config=SimpleNamespace(uses_mrope=False),
+        speculative_config=None,
+    )
+    return facts_of(config, SimpleNamespace(kv_cache_groups=[group]), [[group]])
+
+
+def test_the_facts_of_a_plain_runner_are_the_plain_facts():
+    assert _facts_of_a_runner() == _facts()
+
+
+@pytest.mark.parametrize(
+    ("runner", "facts"),
+    [
+        ({"kernel_block_size": 16}, {"is_interleaved": True}),
+        ({"impl": SimpleNamespace(alibi_slopes=[0.5])}, {"has_alibi": True}),
+        ({"sliding_window": 64}, {"window": 64}),
+        ({"attention_chunk_size": 32}, {"window": 32}),
+        ({"kv_quant_mode": KVQuantMode.FP8_PER_TENSOR}, {"is_quantized": True}),
+        ({"head_size_v": 4}, {"is_irregular": True}),
+        ({"non_causal": True}, {"is_irregular": True}),
+        ({"num_head_slots": 2}, {"is_irregular": True}),
+        ({"state_content_bytes": 24}, {"is_irregular": True}),
+        ({"tokens_per_state": 2}, {"is_irregular": True}),
+    ],
+    ids=lambda x: next(iter(x)),
+)
+def test_what_is_not_plain_in_a_runner_is_a_fact(runner, facts):
+    assert _facts_of_a_runner(**runner) == _facts(**facts)
+
+
+def test_a_layout_is_the_name_of_the_backend_and_of_the_kernels_if_the_layer_has_any():
+    assert layout_of(FlashAttentionBackend, SimpleNamespace()) == ("FLASH_ATTN", None)
+    assert layout_of(CPUAttentionBackend, SimpleNamespace(isa="vec16")) == ("CPU_ATTN", "vec16")
+
+
+# ---- positions of our own ------------------------------------------------------------------
+
+
+class ModelState:
+    """A stand-in for vLLM's, which gives the model its ids."""
+
+    name = "inner"
+
+    def prepare_inputs(self, input_batch, req_states):
+        return {"ids": "real", "positions": "not these"}
+
+    def prepare_dummy_inputs(self, num_reqs, num_tokens):
+        return {"ids": "dummy"}
+
+
+#: Two tokens of request a, three of b, one of padding.
+BATCH = SimpleNamespace(
+    req_ids=["a", "b"],
+    num_scheduled_tokens=np.array([2, 3]),
+    positions=torch.tensor([10, 11, 50, 51, 52, 0]),
+    num_tokens_after_padding=6,
+)
+
+
+def _step(state, **offsets):
+    state.orders = Orders(position_offsets=offsets)
+    return state.prepare_inputs(BATCH, None)["positions"]
+
+
+@pytest.fixture
+def state():
+    return OffsetPositions(ModelState(), like=torch.full((8,), 99))
+
+
+def test_positions_are_offset_where_ordered_and_equal_elsewhere(state):
+    assert _step(state, b=-40).tolist() == [10, 11, 10, 11, 12, 0]
+    assert BATCH.positions.tolist() == [10, 11, 50, 51, 52, 0]
+
+
+def test_an_offset_does_not_last_into_the_next_step(state):
+    _step(state, a=5)
+    assert _step(state).tolist() == BATCH.positions.tolist()
+
+
+def test_every_step_and_a_graphs_capture_are_given_one_buffer_which_is_not_vllms(state):
+    captured = state.prepare_dummy_inputs(1, 4)["positions"]
+    assert captured.tolist() == [0] * 4
+    buffers = {captured.data_ptr(), _step(state).data_ptr(), _step(state, a=1).data_ptr()}
+    assert len(buffers) == 1
+    assert BATCH.positions.data_ptr() not in buffers
+
+
+def test_all_else_is_the_inner_states(state):
+    assert state.name == "inner"
+    assert state.prepare_inputs(BATCH, None)["ids"] == "real"
+    assert state.prepare_dummy_inputs(1, 4)["ids"] == "dummy"
