@@ -5,19 +5,23 @@ Declared in YAML (``configs/dialects/``), validated here, checked against the to
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
+from collections.abc import Hashable
 from enum import Enum
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
+import regex
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
+    StringConstraints,
     field_validator,
     model_validator,
 )
@@ -35,12 +39,52 @@ class Tokenizer(Protocol):
     def token_id(self, token: str) -> int | None:
         """The id of ``token``, or None unless the vocabulary holds it as one token."""
 
+    def turns(self) -> tuple[str, str, str] | None:
+        """What the chat template writes before a user's first turn, and between turns.
+
+        That is between an assistant's and a user's, then the other way round. None without a chat
+        template.
+        """
+
+
+class ForkAt(str, Enum):
+    """When a branch forks."""
+
+    #: As soon as it has written the trigger.
+    TRIGGER = "trigger"
+    #: When it ends its turn, if what it wrote ends with the trigger or, without one, announces threads.
+    END = "end"
+    #: Behind the prompt, before anything is generated.
+    PROMPT = "prompt"
+
+
+class Context(str, Enum):
+    """What a thread sees."""
+
+    #: All that its parent saw up to the fork, and its header. The KV of it is shared.
+    PARENT = "parent"
+    #: Its header only, which then is a prompt of its own.
+    HEADER = "header"
+
 
 class JoinKind(str, Enum):
     """How the threads come together again."""
 
     #: The parent's context goes on as the concatenation of the threads, prefilled linearly.
     REPREFILL = "reprefill"
+    #: The threads' KV is moved behind the parent's as it is: what follows sees all threads, each of
+    #: which saw itself only, at positions that go on from the longest.
+    STITCH = "stitch"
+    #: The call that forked is replaced by what the threads return, in the parent's context.
+    REWRITE = "rewrite"
+    #: The parent does not wait; the threads' text is spliced into the answer, nothing returns.
+    SPLICE = "splice"
+    #: The parent does not wait; what a thread returns is inserted where the parent asks for it.
+    ON_DEMAND = "on_demand"
+    #: The answer is the threads' text one behind the other, and ends there.
+    FINISH = "finish"
+    #: The answer is the thread whose result most threads have.
+    VOTE = "vote"
 
 
 class Policy(str, Enum):
@@ -60,60 +104,192 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_FIELD = re.compile(r"\{(\w*)\}")
+#: What a template may hold: the groups of an outline, what the dialect's rule makes of the message,
+#: and the turns of the model's chat template (``begin`` begins a chat and a user's turn in it,
+#: ``user`` ends the assistant's turn and begins a user's, ``assistant`` the other way round).
+FIELDS = ("n", "title", "message", "resolved", "begin", "user", "assistant")
+#: Those that are known as soon as the model is.
+_TURNS = ("begin", "user", "assistant")
+#: What braces may be in a template: doubled, they are literal; else a field.
+_BRACES = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 
 
-def _has_known_fields(template: str) -> str:
-    unknown = {name for name in _FIELD.findall(template) if name != "n"}
-    if unknown:
+def _has_known_fields(template: str, *, known: tuple[str, ...] = FIELDS) -> str:
+    names = [found[1] for found in _BRACES.finditer(template) if found[1] is not None]
+    if unknown := sorted({name for name in names if name not in known}):
+        raise ValueError(f"expected the fields {', '.join(known)}, got {', '.join(unknown)}")
+    if re.search("[{}]", _BRACES.sub("", template)):
         raise ValueError(
-            f"expected no field but {{n}} (the outline number), got {', '.join(sorted(unknown))}"
+            f"expected each brace to be doubled ({{{{ or }}}}) or part of a field "
+            f"({', '.join(f'{{{name}}}' for name in known)}), got {template!r}"
         )
     return template
 
 
-#: Text in which ``{n}`` stands for a thread's outline number.
+#: Text with fields in braces, ``{n}`` for a thread's outline number; ``{{`` and ``}}`` are braces.
 Template = Annotated[str, AfterValidator(_has_known_fields)]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
-def fill(template: str, number: str) -> str:
-    """``template`` with ``number`` for ``{n}``."""
-    return template.replace("{n}", number)
+def fill(template: str, **fields: str) -> str:
+    """``template`` with ``fields`` filled in, the others as they are, and doubled braces single.
+
+    >>> fill("{n}. {title} {{n}}", n="1")
+    '1. {title} {n}'
+    """
+    return _BRACES.sub(lambda found: fields.get(found[1], found[0]) if found[1] else found[0][0], template)
+
+
+def _fill_turns(template: str | None, turns: dict[str, str]) -> str | None:
+    """The same template without the fields of ``turns``."""
+    if template is None:
+        return None
+
+    def filled(found: re.Match[str]) -> str:
+        value = turns.get(found[1])
+        return found[0] if value is None else value.replace("{", "{{").replace("}", "}}")
+
+    return _BRACES.sub(filled, template)
 
 
 class Outline(_Strict):
-    """Where the sub-tasks are announced."""
+    """Where the threads are announced."""
 
-    opens: str = Field(description="token after whose last occurrence the outlines are read")
-    pattern: str = Field(description="regex: group 'number' and, optionally, group 'title'")
+    opens: NonEmpty | None = Field(
+        default=None,
+        description="token or text behind whose last occurrence the outlines are read; none: all that the "
+        "branch wrote since its prompt, or since it forked last",
+    )
+    pattern: str = Field(description="regex: group 'number' and, optionally, 'title' and 'message'")
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
+    def _names_a_number(cls, value: str) -> str:
+        return _regex(value, needs="number")
+
+
+#: A pattern may come from a client: what it may repeat in all, and how long it may be.
+MAX_REPEATS, MAX_PATTERN_CHARS = 1000, 2000
+_COUNTS = re.compile(r"\{([0-9]*),?([0-9]*)\}")
+#: Braces that are no count: to the module that searches (``regex``) they may mean something else.
+_OTHER_BRACE = re.compile(r"(?<!\\)(?:\\\\)*\{(?![0-9]*,?[0-9]*\})")
+
+
+def _regex(value: str, *, needs: str | None = None) -> str:
+    if len(value) > MAX_PATTERN_CHARS:
+        raise ValueError(f"not a regular expression of at most {MAX_PATTERN_CHARS} characters")
+    counts = [int(n) for pair in _COUNTS.findall(value) for n in pair if n]
+    if math.prod(max(n, 1) for n in counts) > MAX_REPEATS:
+        raise ValueError(f"not a regular expression whose counts repeat at most {MAX_REPEATS} times in all")
+    if _OTHER_BRACE.search(value):
+        raise ValueError("not a regular expression in which { begins a count, or is written as \\{")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # where the two modules may read a pattern differently
             groups = re.compile(value).groupindex
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
-        if "number" not in groups:
-            raise ValueError("expected a group named 'number'")
-        return value
+            regex.compile(value)
+    except (re.error, regex.error, OverflowError, RecursionError, Warning) as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    if needs is not None and needs not in groups:
+        raise ValueError(f"expected a group named {needs!r}")
+    return value
+
+
+def _asks(value: str) -> str:
+    return _regex(value, needs="number")
+
+
+Regex = Annotated[str, AfterValidator(_regex)]
 
 
 class Thread(_Strict):
-    """What surrounds a thread's text; ``{n}`` stands for its outline number."""
+    """What surrounds a thread's text."""
 
-    header: Template = Field(description="injected before the thread in its own context", min_length=1)
-    joined_header: Template = Field(description="the header of the 2nd and later threads once joined")
-    end: str = Field(description="the token that ends a thread")
-    close: str = Field(description="injected when a thread ends without its end token")
+    context: Context = Context.PARENT
+    header: Template = Field(description="injected before the thread in its own context")
+    joined_header: Template | None = Field(
+        default=None,
+        description="the header of the 2nd and later threads once joined; none: the same",
+    )
+    first_joined_header: Template | None = Field(
+        default=None, description="that of the first thread, where it differs from the one it ran with"
+    )
+    end: Annotated[NonEmpty, AfterValidator(_has_known_fields)] | None = Field(
+        default=None, description="the token (or text) that ends a thread; none: end of sequence"
+    )
+    close: str = Field(default="", description="injected when a thread ends without its end token")
+    tail: str = Field(default="", description="injected behind every thread, however it ended")
+    without_trigger: bool = Field(
+        default=False, description="whether a thread sees its parent up to before the trigger only"
+    )
+    resolve: Literal["countdown_node"] | None = Field(
+        default=None, description="a rule of assembly.py that makes {resolved} of the message"
+    )
+    returns: Regex | None = Field(
+        default=None,
+        description="regex whose last match in a thread (its group 'result', if it has one) is what "
+        "returns; none: all of it",
+    )
+    returned_end: Template = Field(
+        default="", description="injected behind what returns of a thread, where `returns` cuts it out"
+    )
+    failed_header: Template | None = Field(
+        default=None, description="the joined header of a thread in which `returns` finds nothing"
+    )
 
 
 class Join(_Strict):
-    """What follows the threads."""
+    """How the threads come together, and what follows them."""
 
     kind: JoinKind = JoinKind.REPREFILL
-    text: str = Field(description="injected after the last thread")
-    close_block: str = Field(description="injected in its place when the request ends at the join")
+    when: Literal["all", "first"] = Field(
+        default="all", description="whether all threads come to their end, or the first cuts the others off"
+    )
+    text: str = Field(
+        default="", description="injected after the last thread; in a file, a template of the turns only"
+    )
+    close_block: str = Field(
+        default="", description="injected in its place when the request ends at the join"
+    )
+    opens: NonEmpty | None = Field(
+        default=None, description="rewrite: the text that begins the call; it and all behind it are replaced"
+    )
+    opened: str = Field(default="", description="rewrite: injected before the first thread")
+    ask: Annotated[str, AfterValidator(_asks)] | None = Field(
+        default=None, description="on_demand: regex of the text that asks for a thread, with a group 'number'"
+    )
+    result: Regex | None = Field(
+        default=None, description="vote: regex whose last match in a thread (group 'result') is its vote"
+    )
+
+    @property
+    def waits(self) -> bool:
+        """Whether the branch that forked stands still until its threads have ended."""
+        return self.kind not in (JoinKind.SPLICE, JoinKind.ON_DEMAND)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the branch that forked decodes on behind its threads."""
+        return self.kind not in (JoinKind.FINISH, JoinKind.VOTE)
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> Join:
+        if (self.kind is JoinKind.REWRITE) != (self.opens is not None):
+            raise ValueError("expected join.opens with the kind rewrite, and with no other")
+        if (self.kind is JoinKind.ON_DEMAND) != (self.ask is not None):
+            raise ValueError("expected join.ask with the kind on_demand, and with no other")
+        if (self.kind is JoinKind.VOTE) != (self.result is not None):
+            raise ValueError("expected join.result with the kind vote, and with no other")
+        return self
+
+
+class Positions(_Strict):
+    """Stitched joins: how positions go on, counted from the token before (1: no gap)."""
+
+    fork_gap: int = Field(default=1, ge=0, description="from the trigger to the first token of each header")
+    join_gap: int = Field(
+        default=1, ge=0, description="from the furthest token of any thread to what follows the join"
+    )
 
 
 class Limits(_Strict):
@@ -157,6 +333,8 @@ class Policies(_Strict):
     nested_fork: RefusedFork = Policy.SEQUENTIAL
     #: The prompt and the threads would not fit the context length beside each other.
     no_room: RefusedFork = Policy.SEQUENTIAL
+    #: The branch asks for the result of a thread that it has not started.
+    unknown_thread: RefusedFork = Policy.SEQUENTIAL
     thread_eos: UnclosedThread = Policy.END_REQUEST
     thread_length: UnclosedThread = Policy.END_REQUEST
     #: The joined context would not fit the model's context length.
@@ -189,30 +367,82 @@ class Dialect(_Strict):
 
     name: str
     source: str
-    trigger: str = Field(description="the token that forks")
-    #: Where the threads are announced; None: each fork has ``width`` threads with one prompt.
+    fork_at: ForkAt = ForkAt.TRIGGER
+    #: Whether tags are tokens of the vocabulary, or text that may be tokenised in any way.
+    tags_are: Literal["tokens", "text"] = "tokens"
+    trigger: NonEmpty | None = Field(
+        default=None, description="the token that forks; a regex where tags are text"
+    )
+    #: Where the threads are announced; None: each fork has ``width`` threads.
     outline: Outline | None = None
     width: int | None = Field(default=None, ge=1, description="threads of each fork, without an outline")
     thread: Thread
-    join: Join
+    join: Join = Join()
+    positions: Positions = Positions()
     limits: Limits = Limits()
     policies: Policies = Policies()
     sampling: Sampling = Sampling()
+    #: Tokens that a context must still have room for to fork.
+    min_room: int = Field(default=1, ge=1)
     max_depth: int = Field(default=1, ge=1, description="how deep threads may nest; 1: threads don't fork")
     #: Further tags that the model writes itself, checked to be one token each.
-    tags: tuple[str, ...] = ()
+    tags: tuple[NonEmpty, ...] = ()
+    #: Appended to the last user message of a chat, for models that were not trained to fork.
+    instruction: str | None = None
+    #: An attribute that the model's class must have to be served with this dialect, and why.
+    needs_model_attribute: str | None = None
 
     @model_validator(mode="after")
-    def _has_outline_or_width(self) -> Dialect:
+    def _is_whole(self) -> Dialect:
         if (self.outline is None) == (self.width is None):
             raise ValueError("expected either outline or width, got both or neither")
+        if self.fork_at is ForkAt.TRIGGER and self.trigger is None:
+            raise ValueError("expected a trigger, for fork_at is trigger")
+        if self.fork_at is ForkAt.PROMPT and self.width is None:
+            raise ValueError("expected a width, for at the end of the prompt nothing is announced")
+        if self.tags_are == "text" and self.trigger is not None:
+            _regex(self.trigger)
+        if self.trigger is not None and self.trigger == self.thread.end:
+            raise ValueError(f"expected a trigger other than thread.end, got {self.trigger!r} for both")
+        if self.fork_at is ForkAt.END and self.trigger is None and self.outline is None:
+            raise ValueError("expected a trigger or an outline, to know which turns end with a fork")
+        if self.join.kind is JoinKind.STITCH and (
+            self.thread.context is Context.HEADER or self.join.opened or self._changes_threads
+        ):
+            raise ValueError(
+                "expected threads that see their parent, with no joined_header, first_joined_header, "
+                "returns or opened: a stitched thread stays as it ran"
+            )
+        if self.thread.without_trigger and (self.join.waits or self.tags_are == "text"):
+            raise ValueError(
+                "expected without_trigger only where the trigger is a token and the parent does not wait: "
+                "a joined context has it"
+            )
+        if self.thread.context is Context.HEADER and not self.thread.header:
+            raise ValueError("expected a header, for it is all that a thread sees")
         return self
+
+    @property
+    def _changes_threads(self) -> bool:
+        thread = self.thread
+        shortened = thread.joined_header is None or thread.header.endswith(thread.joined_header)
+        return not shortened or thread.first_joined_header is not None or thread.returns is not None
+
+    @property
+    def is_stitched(self) -> bool:
+        """Whether its joins move KV instead of computing it."""
+        return self.join.kind is JoinKind.STITCH
 
     @property
     def control_tokens(self) -> tuple[str, ...]:
         """Every token that must be one id in the model's vocabulary."""
-        opens = () if self.outline is None else (self.outline.opens,)
-        return tuple(dict.fromkeys((self.trigger, *opens, self.thread.end, *self.tags)))
+        if self.tags_are == "text":
+            return self.tags
+        opens = self.outline.opens if self.outline is not None else None
+        numbers = [str(n) for n in range(1, (self.width or 1) + 1)]
+        ends = [fill(self.thread.end, n=n) for n in numbers] if self.thread.end is not None else []
+        named = [t for t in (self.trigger, opens) if t is not None]
+        return tuple(dict.fromkeys((*named, *ends, *self.tags)))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise DialectError naming each control token that the tokenizer splits or lacks."""
@@ -224,13 +454,59 @@ class Dialect(_Strict):
                 "model was trained with (--dialect), or serve it without (--dialect none)"
             )
 
+    def with_turns(self, tokenizer: Tokenizer) -> Dialect:
+        """The dialect with the turns of the model's chat template in its texts, and join.text plain.
+
+        Raises DialectError if it has such fields and the tokenizer no chat template.
+        """
+        names = ("header", "joined_header", "first_joined_header", "failed_header", "end")
+        templates = [getattr(self.thread, name) for name in names] + [self.join.text]
+        fields = {found[1] for t in templates if t is not None for found in _BRACES.finditer(t)}
+        turns: dict[str, str] = {}
+        if not fields.isdisjoint(_TURNS):
+            written = tokenizer.turns()
+            if written is None:
+                raise DialectError(
+                    f"dialect {self.name!r} speaks in turns, but the model's tokenizer has no chat template: "
+                    "give one with --chat-template, or choose another dialect"
+                )
+            turns = dict(zip(_TURNS, written, strict=True))
+        thread = {name: _fill_turns(getattr(self.thread, name), turns) for name in names}
+        return self.model_copy(
+            update={
+                "thread": self.thread.model_copy(update=thread),
+                "join": self.join.model_copy(update={"text": fill(self.join.text, **turns)}),
+            }
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, where YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"expected each key once, got {key!r} twice", node.value[index][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
 
 def parse(text: str, origin: str) -> Dialect:
     """Validate the YAML ``text``. Raises DialectError naming ``origin`` and each wrong field."""
     try:
-        return Dialect.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
+        fields = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        if not isinstance(fields, dict):
+            raise DialectError(f"dialect {origin}: expected a mapping of fields, got {type(fields).__name__}")
+        dialect = Dialect.model_validate(fields)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DialectError(f"dialect {origin}: {error}") from error
+    try:
+        _has_known_fields(dialect.join.text, known=_TURNS)
+    except ValueError as error:
+        raise DialectError(f"dialect {origin}: join.text: {error}") from error
+    return dialect
 
 
 def builtin_names() -> list[str]:
@@ -241,14 +517,20 @@ def builtin_names() -> list[str]:
 def load(name_or_path: str) -> Dialect:
     """The built-in dialect of that name, or the file at that path. Raises DialectError."""
     if name_or_path in builtin_names():
-        return parse((_folder() / f"{name_or_path}.yaml").read_text(), name_or_path)
+        return parse((_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"), name_or_path)
     path = Path(name_or_path)
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            raise DialectError(
+                f"expected one of {', '.join(builtin_names())} or the path of a YAML file, "
+                f"got {name_or_path!r}, which is neither"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise DialectError(
-            f"expected one of {', '.join(builtin_names())} or the path of a YAML file, "
-            f"got {name_or_path!r}, which is neither"
-        )
-    return parse(path.read_text(), str(path))
+            f"dialect {name_or_path}: expected a readable YAML file in UTF-8: {error}"
+        ) from error
+    return parse(text, str(path))
 
 
 def _folder() -> Path:

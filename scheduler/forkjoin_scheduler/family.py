@@ -3,18 +3,20 @@
 A family is a tree of branches: the root is the request, every other branch a thread. Each goes
 through the same states::
 
-            FORK              LAST_THREAD_ENDED           JOIN
-  DECODING ──────▶ FORKED ───────────────────▶ JOINABLE ──────▶ DECODING
+            PARK              LAST_THREAD_ENDED           JOIN
+  DECODING ──────▶ PARKED ───────────────────▶ JOINABLE ──────▶ DECODING
       └───────────────┴────────── END ────────────┴──────▶ ENDED
 
-Invariants (pinned by tests): an illegal step raises and changes nothing; a branch is FORKED
-exactly while one of its threads has not ended; thread indices are dense over the family, in order
-of forking.
+A branch that does not wait for its threads (spliced, on demand) forks without being parked.
+
+Invariants (pinned by tests): an illegal step raises and changes nothing; a branch is PARKED
+exactly while a thread that it waits for has not ended; thread indices are dense over the family,
+in order of forking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -27,7 +29,7 @@ class BranchState(Enum):
     """Where a branch stands."""
 
     DECODING = auto()
-    FORKED = auto()
+    PARKED = auto()
     JOINABLE = auto()
     ENDED = auto()
 
@@ -35,18 +37,18 @@ class BranchState(Enum):
 class Step(Enum):
     """What can happen to a branch."""
 
-    FORK = auto()
+    PARK = auto()
     LAST_THREAD_ENDED = auto()
     JOIN = auto()
     END = auto()
 
 
 TRANSITIONS: dict[tuple[BranchState, Step], BranchState] = {
-    (BranchState.DECODING, Step.FORK): BranchState.FORKED,
-    (BranchState.FORKED, Step.LAST_THREAD_ENDED): BranchState.JOINABLE,
+    (BranchState.DECODING, Step.PARK): BranchState.PARKED,
+    (BranchState.PARKED, Step.LAST_THREAD_ENDED): BranchState.JOINABLE,
     (BranchState.JOINABLE, Step.JOIN): BranchState.DECODING,
     (BranchState.DECODING, Step.END): BranchState.ENDED,
-    (BranchState.FORKED, Step.END): BranchState.ENDED,
+    (BranchState.PARKED, Step.END): BranchState.ENDED,
     (BranchState.JOINABLE, Step.END): BranchState.ENDED,
 }
 
@@ -62,11 +64,13 @@ class ThreadEnd(str, Enum):
     LENGTH = "length"
     #: It wrote one of the request's own stop tokens: the answer ends here.
     REQUEST_STOP = "request_stop"
+    #: Another thread was the first to end, and the dialect waits for no more.
+    CUT = "cut"
     #: Its request ended, or an earlier sibling ended the answer.
     CANCELLED = "cancelled"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Branch:
     """The request itself, or one of its threads.
 
@@ -81,13 +85,26 @@ class Branch:
     index: int = -1
     #: Place among its siblings, in outline order.
     position: int = 0
+    #: Tokens of its parent's context at the fork.
+    fork_len: int = 0
     state: BranchState = BranchState.DECODING
     end: ThreadEnd | None = None
     token_ids: list[int] = field(default_factory=list)
     #: The threads of each fork, in outline order.
     forks: list[list[Branch]] = field(default_factory=list)
+    #: The threads that it stands still for, or did last.
+    waits_for: list[Branch] = field(default_factory=list)
     #: Tokens that the model generated in this branch itself; injected text is not counted.
     num_generated: int = 0
+    #: Tokens on the longest path that leads to its last one.
+    num_critical: int = 0
+    #: The position of its next token less that token's place in its context (stitched joins).
+    offset: int = 0
+    #: The same, when it started.
+    start_offset: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Branch {self.request_id} {self.state.name}>"
 
     @property
     def is_live(self) -> bool:
@@ -105,12 +122,12 @@ class Branch:
         return 0 if self.parent is None else self.parent.depth + 1
 
     @property
-    def num_critical(self) -> int:
-        """Tokens on its longest path: its own and, of each fork, the longest thread's."""
-        return self.num_generated + sum(max(t.num_critical for t in fork) for fork in self.forks)
+    def own_ids(self) -> list[int]:
+        """What a thread's context has behind its parent's: the header, then ``token_ids``."""
+        return [*(self.plan.header_ids if self.plan else ()), *self.token_ids]
 
     def subtree(self) -> Iterator[Branch]:
-        """This branch and all beneath it."""
+        """This branch and all beneath it, each before its threads."""
         yield self
         for fork in self.forks:
             for thread in fork:
@@ -135,78 +152,133 @@ class Family:
         #: All threads of all forks, by index.
         self.threads: list[Branch] = []
         self.num_forks = 0
+        #: Branches that have not ended.
+        self.num_live = 1
         #: Tokens that the model generated, threads included; injected text is not counted.
         self.num_generated = 0
-        #: Tokens released to the transcript that are not the root's own.
-        self.num_released = 0
+        #: Tokens that have left as the answer, injected text included.
+        self.num_shown = 0
 
     @property
     def is_live(self) -> bool:
-        """Whether the request has not ended."""
-        return self.root.is_live
+        """Whether any branch has not ended."""
+        return self.num_live > 0
 
     @property
-    def has_forked(self) -> bool:
-        """Whether a fork is open."""
-        return self.root.state in (BranchState.FORKED, BranchState.JOINABLE)
+    def has_live_threads(self) -> bool:
+        """Whether a thread has not ended."""
+        return self.num_live > self.root.is_live
 
     @property
-    def num_surplus(self) -> int:
-        """Tokens of the transcript so far less those generated: the injected less the held back."""
-        return self.root.num_generated + self.num_released - self.num_generated
+    def num_critical(self) -> int:
+        """Tokens on the longest path: what the answer would take with all threads side by side."""
+        return max(b.num_critical for b in (self.root, *self.threads))
 
-    def fork(self, branch: Branch, plan: ForkPlan) -> list[Branch]:
-        """Start the threads of ``plan`` in ``branch``. Raises IllegalTransition unless DECODING."""
-        branch.go(Step.FORK)
+    def fork(
+        self, branch: Branch, plan: ForkPlan, context_len: int = 0, *, waits: bool = True, offset: int = 0
+    ) -> list[Branch]:
+        """Start the threads of ``plan`` in ``branch``, ``context_len`` tokens into its context.
+
+        ``offset``: their positions less their slots.
+        Raises IllegalTransition unless it decodes.
+        """
+        if waits:
+            branch.go(Step.PARK)
+        else:
+            self._check_decodes(branch, "forked")
         first = len(self.threads)
         threads = [
-            Branch(f"{self.request_id}#{first + i}", branch, p, first + i, i)
+            Branch(
+                f"{self.request_id}#{first + i}",
+                branch,
+                p,
+                first + i,
+                i,
+                context_len,
+                num_critical=branch.num_critical,
+                offset=offset,
+                start_offset=offset,
+            )
             for i, p in enumerate(plan.threads)
         ]
         branch.forks.append(threads)
+        if waits:
+            branch.waits_for = threads
         self.threads += threads
+        self.num_live += len(threads)
         self.num_forks += 1
         return threads
 
+    def wait(self, branch: Branch, threads: Sequence[Branch]) -> None:
+        """Let ``branch`` stand still until ``threads`` have ended.
+
+        Raises IllegalTransition unless it decodes.
+        """
+        branch.go(Step.PARK)
+        branch.waits_for = list(threads)
+        if not any(t.is_live for t in threads):
+            branch.go(Step.LAST_THREAD_ENDED)
+
     def generated(self, branch: Branch, token_ids: list[int]) -> None:
         """``branch`` generated ``token_ids``. Raises IllegalTransition unless it decodes."""
-        if branch.state is not BranchState.DECODING:
-            raise IllegalTransition(f"{branch.request_id}: generated tokens in state {branch.state.name}")
+        self._check_decodes(branch, "generated tokens")
         if branch is not self.root:
             branch.token_ids += token_ids
         branch.num_generated += len(token_ids)
+        branch.num_critical += len(token_ids)
         self.num_generated += len(token_ids)
 
     def join(self, branch: Branch, token_ids: list[int]) -> None:
         """``branch`` goes on behind its threads, ``token_ids`` joined in.
 
-        Raises IllegalTransition unless every thread has ended.
+        Raises IllegalTransition unless every thread that it waited for has ended.
         """
         branch.go(Step.JOIN)
+        branch.num_critical = max([branch.num_critical, *(t.num_critical for t in branch.waits_for)])
         if branch is not self.root:
             branch.token_ids += token_ids
 
-    def end(self, branch: Branch, end: ThreadEnd) -> list[Branch]:
+    def end(self, branch: Branch, end: ThreadEnd, *, cancels: bool = True) -> list[Branch]:
         """``branch`` ended, in whatever way; returns the live threads beneath that this cancelled.
 
-        Raises IllegalTransition if it had ended before.
+        Without ``cancels``, those go on by themselves. Raises IllegalTransition if it had ended
+        before.
         """
         branch.go(Step.END)
         branch.end = end
-        cancelled = [b for b in branch.subtree() if b.is_live]
+        self.num_live -= 1
+        branch.waits_for = branch.waits_for if cancels else []
+        cancelled = [b for b in branch.subtree() if b.is_live] if cancels else []
         for thread in cancelled:
             thread.go(Step.END)
             thread.end = ThreadEnd.CANCELLED
-        parent = branch.parent
-        if parent is not None and not any(t.is_live for t in parent.threads):
-            parent.go(Step.LAST_THREAD_ENDED)
+        self.num_live -= len(cancelled)
+        for thread in (branch, *cancelled):
+            self._tell_who_waits(thread)
         return cancelled
+
+    @staticmethod
+    def _tell_who_waits(thread: Branch) -> None:
+        parent = thread.parent
+        if parent is None or parent.state is not BranchState.PARKED:
+            return
+        if not any(t.is_live for t in parent.waits_for):
+            parent.go(Step.LAST_THREAD_ENDED)
+
+    @staticmethod
+    def _check_decodes(branch: Branch, what: str) -> None:
+        if branch.state is not BranchState.DECODING:
+            raise IllegalTransition(f"{branch.request_id}: {what} in state {branch.state.name}")
 
     def check_integrity(self) -> None:
         """Raise IllegalTransition if an invariant of this module is broken."""
         for branch in self.root.subtree():
-            has_live = any(t.is_live for t in branch.threads)
-            if has_live != (branch.state is BranchState.FORKED):
+            has_live = any(t.is_live for t in branch.waits_for)
+            if has_live != (branch.state is BranchState.PARKED) and branch.is_live:
                 raise IllegalTransition(f"{branch.request_id}: {branch.state} with live threads: {has_live}")
+            if has_live and not branch.is_live:
+                raise IllegalTransition(f"{branch.request_id}: ended before the threads it waits for")
+        if self.num_live != sum(b.is_live for b in self.root.subtree()):
+            raise IllegalTransition(f"{self.request_id}: {self.num_live} is not the number of live branches")
         if [t.index for t in self.threads] != list(range(len(self.threads))):
             raise IllegalTransition(f"{self.request_id}: thread indices are not dense")

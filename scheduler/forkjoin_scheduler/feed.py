@@ -23,6 +23,16 @@ def new_key() -> str:
     return f"fj{uuid.uuid4().hex}"
 
 
+def key_in(request_id: str) -> str | None:
+    """The key of the request that has this id, None without one.
+
+    The last, for ours stands behind the id that the client gave, which may hold a key itself: that
+    of the response that the client asks about again, say.
+    """
+    keys = _KEY.findall(request_id)
+    return keys[-1] if keys else None
+
+
 class Feeds:
     """The open feeds by key, and the observers of all events (metrics)."""
 
@@ -40,8 +50,7 @@ class Feeds:
 
     def publish(self, external_request_id: str | None, events: list[Event]) -> None:
         """Hand on ``events``; the request's id is None where it is gone already."""
-        match = _KEY.search(external_request_id or "")
-        queue = self._queues.get(match[0]) if match else None
+        queue = self._queues.get(key_in(external_request_id or "") or "")
         for event in events:
             for observe in self.observers:
                 observe(event)

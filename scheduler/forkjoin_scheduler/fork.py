@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from forkjoin_scheduler.dialect import Dialect, Limits, Outline, Policy, Tokenizer, fill
+from forkjoin_scheduler.assembly import RULES
+from forkjoin_scheduler.dialect import Context, Dialect, Limits, Outline, Policy, Tokenizer, fill
+
+
+@dataclass(frozen=True)
+class Announced:
+    """One thread as the model announced it."""
+
+    number: str
+    title: str = ""
+    message: str = ""
+    #: What the dialect's rule makes of the message.
+    resolved: str = ""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The fields of templates that it fills."""
+        return {"n": self.number, "title": self.title, "message": self.message, "resolved": self.resolved}
 
 
 @dataclass(frozen=True)
 class ThreadPlan:
-    """One thread to start: its outline number and title, and the texts around it as token ids."""
+    """One thread to start: its outline number and title, and the texts around it as token ids.
+
+    ``end``: the text of the tag that ends it; None: end of sequence. ``failed_header_ids``: the
+    header once joined if nothing returns. ``returned_end_ids``: what stands behind what returns.
+    """
 
     number: str
     title: str
     header_ids: tuple[int, ...]
     joined_header_ids: tuple[int, ...]
+    end: str | None = None
+    failed_header_ids: tuple[int, ...] | None = None
+    returned_end_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,13 +58,18 @@ class Refusal:
     policy: Policy
 
 
-def read_outlines(outline: Outline, text: str) -> list[tuple[str, str]]:
-    """(number, title) of each outline in ``text`` after the last opening tag, in order."""
-    block = text.rpartition(outline.opens)[2]
-    return [
-        (match["number"], (match.groupdict().get("title") or "").strip())
-        for match in re.finditer(outline.pattern, block)
-    ]
+def read_outlines(outline: Outline, text: str) -> list[Announced]:
+    """The threads announced in ``text`` after the last opening tag, in order; none without a number."""
+    if outline.opens is not None:
+        _, opened, text = text.rpartition(outline.opens)
+        if not opened:
+            return []
+    return [_announced(match) for match in re.finditer(outline.pattern, text) if match["number"]]
+
+
+def _announced(match: re.Match[str]) -> Announced:
+    groups = match.groupdict()
+    return Announced(match["number"], (groups.get("title") or "").strip(), groups.get("message") or "")
 
 
 def plan_fork(
@@ -49,63 +78,100 @@ def plan_fork(
     context: list[int],
     tokenizer: Tokenizer,
     *,
+    since: int = 0,
     num_forks: int = 0,
     depth: int = 0,
     max_model_len: int | None = None,
 ) -> ForkPlan | Refusal:
     """Decide what the trigger at the end of ``context`` (token ids) does.
 
-    ``num_forks`` counts the forks that the request has made before, ``depth`` the threads around
-    the one that forks (0: the request itself), ``max_model_len`` the tokens a context can hold.
+    ``since``: tokens of the context that were there before the branch wrote, or when it forked
+    last. ``num_forks`` counts the forks that the request has made before, ``depth`` the threads
+    around the one that forks (0: the request itself), ``max_model_len`` the tokens a context can
+    hold.
     """
     policies = dialect.policies
     if depth >= dialect.max_depth:
         return Refusal("nested_fork", policies.nested_fork)
     if limits.max_forks is not None and num_forks >= limits.max_forks:
         return Refusal("too_many_forks", policies.too_many_forks)
-    outlines = _announced(dialect, limits, context, tokenizer)
-    titles = dict(reversed(outlines))
-    numbers = list(dict.fromkeys(number for number, _ in outlines))
-    if not numbers:
+    announced = _all_announced(dialect, limits, context, since, tokenizer)
+    by_number = {a.number: a for a in reversed(announced)}
+    first_ones = [by_number[n] for n in dict.fromkeys(a.number for a in announced)]
+    if not first_ones:
         return Refusal("no_outline", policies.no_outline)
-    num_duplicates = len(outlines) - len(numbers)
+    num_duplicates = len(announced) - len(first_ones)
     if num_duplicates and policies.duplicate_outline is not Policy.DROP:
         return Refusal("duplicate_outline", policies.duplicate_outline)
-    if limits.max_threads_per_fork is not None and len(numbers) > limits.max_threads_per_fork:
+    if limits.max_threads_per_fork is not None and len(first_ones) > limits.max_threads_per_fork:
         return Refusal("too_many_threads", policies.too_many_threads)
     threads = tuple(
-        _plan_thread(dialect, number, titles[number], position == 0, tokenizer)
-        for position, number in enumerate(numbers)
+        _plan_thread(dialect, one, position == 0, tokenizer) for position, one in enumerate(first_ones)
     )
-    longest = max(len(t.header_ids) for t in threads)
-    if max_model_len is not None and len(context) + longest >= max_model_len:
+    seen = len(context) if dialect.thread.context is Context.PARENT else 0
+    if not has_room(threads, seen, max_model_len, dialect.min_room):
         return Refusal("no_room", policies.no_room)
     return ForkPlan(threads, num_duplicates)
 
 
-def _plan_thread(
-    dialect: Dialect, number: str, title: str, is_first: bool, tokenizer: Tokenizer
-) -> ThreadPlan:
-    header = tuple(tokenizer.encode(fill(dialect.thread.header, number)))
-    joined = header if is_first else tuple(tokenizer.encode(fill(dialect.thread.joined_header, number)))
-    return ThreadPlan(number, title, header, joined)
+def has_room(
+    threads: tuple[ThreadPlan, ...], context_len: int, max_model_len: int | None, min_room: int = 1
+) -> bool:
+    """Whether each of ``threads`` can write at least one token, and the context ``min_room`` tokens."""
+    longest = max(len(t.header_ids) for t in threads)
+    return max_model_len is None or context_len + max(longest + 1, min_room) <= max_model_len
 
 
-def _announced(
-    dialect: Dialect, limits: Limits, context: list[int], tokenizer: Tokenizer
-) -> list[tuple[str, str]]:
-    """(number, title) of each thread: as the outlines say, or as many as the dialect's width."""
-    if dialect.outline is not None:
-        since = _since_opening(dialect.outline.opens, dialect.trigger, context, tokenizer)
-        return read_outlines(dialect.outline, tokenizer.decode(since))
+def _plan_thread(dialect: Dialect, one: Announced, is_first: bool, tokenizer: Tokenizer) -> ThreadPlan:
+    thread = dialect.thread
+    header = thread.header
+    if is_first:
+        joined = thread.first_joined_header if thread.first_joined_header is not None else header
+    else:
+        joined = thread.joined_header if thread.joined_header is not None else header
+
+    def ids(template: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(fill(template, **one.fields)))
+
+    return ThreadPlan(
+        one.number,
+        one.title,
+        ids(header),
+        ids(joined),
+        None if thread.end is None else fill(thread.end, **one.fields),
+        None if thread.failed_header is None else ids(thread.failed_header),
+        ids(thread.returned_end),
+    )
+
+
+def _all_announced(
+    dialect: Dialect, limits: Limits, context: list[int], since: int, tokenizer: Tokenizer
+) -> list[Announced]:
+    """The threads as the outlines announce them, or as many as the dialect's width."""
+    outline = dialect.outline
+    if outline is not None:
+        if outline.opens is not None and dialect.tags_are == "tokens":
+            tokens = _since_opening(outline.opens, dialect.trigger, context, tokenizer)
+        else:
+            tokens = context[since:]
+        announced = read_outlines(outline, tokenizer.decode(tokens))
+        rule = dialect.thread.resolve
+        return announced if rule is None else _resolved(rule, announced, tokenizer.decode(context))
     assert dialect.width is not None
     width = min(dialect.width, limits.max_threads_per_fork or dialect.width)
-    return [(str(n), "") for n in range(1, width + 1)]
+    return [Announced(str(n)) for n in range(1, width + 1)]
 
 
-def _since_opening(opens: str, trigger: str, context: list[int], tokenizer: Tokenizer) -> list[int]:
+def _resolved(rule: str, announced: list[Announced], text: str) -> list[Announced]:
+    """What ``rule`` makes of the messages; threads of which it can't make anything are left out."""
+    made = [(one, RULES[rule](text, one.message)) for one in announced]
+    return [replace(one, resolved=resolved) for one, resolved in made if resolved is not None]
+
+
+def _since_opening(opens: str, trigger: str | None, context: list[int], tokenizer: Tokenizer) -> list[int]:
     """What stands behind the last opening tag; nothing where another trigger lies in between."""
-    opening, triggering = tokenizer.token_id(opens), tokenizer.token_id(trigger)
+    opening = tokenizer.token_id(opens)
+    triggering = None if trigger is None else tokenizer.token_id(trigger)
     for index in range(len(context) - 2, -1, -1):
         if context[index] == triggering:
             break

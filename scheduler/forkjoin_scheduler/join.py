@@ -2,31 +2,80 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import regex
 
 from forkjoin_scheduler.dialect import Dialect, Policy, Tokenizer
 from forkjoin_scheduler.family import Branch, ThreadEnd
+
+#: Enough for any sane pattern on any text that a model writes; for all threads of a vote together.
+MATCH_TIMEOUT_S = 0.25
 
 
 @dataclass(frozen=True)
 class JoinPlan:
     """How a branch goes on.
 
-    ``token_ids`` are appended to its context; ``closing_ids`` are those behind the last thread.
-    ``end``: if set, the branch ends behind the block, for this reason of a thread.
+    ``token_ids`` are appended to its context, of which a call that is rewritten has been cut off
+    behind ``keep`` tokens; ``closing_ids`` are those of them behind the last thread. ``end``: if
+    set, the branch ends behind the block, for this reason of a thread.
     """
 
     token_ids: tuple[int, ...]
     closing_ids: tuple[int, ...]
     end: ThreadEnd | None
+    keep: int | None = None
 
 
 def body(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> list[int]:
-    """The text of ``thread`` as it stands in the joined context, its header not included."""
-    if thread.end is ThreadEnd.STOP:
+    """The text of ``thread`` behind its header, closed as the dialect closes it."""
+    assert thread.plan is not None
+    if thread.end is ThreadEnd.CUT:
         return list(thread.token_ids)
-    kept = thread.token_ids[:-1] if thread.end is ThreadEnd.EOS else list(thread.token_ids)
-    return kept + tokenizer.encode(dialect.thread.close)
+    ends_itself = thread.end is ThreadEnd.STOP and thread.plan.end is not None
+    return written(thread) + tokenizer.encode(
+        ("" if ends_itself else dialect.thread.close) + dialect.thread.tail
+    )
+
+
+def written(thread: Branch) -> list[int]:
+    """What ``thread`` has written of its text: all but an end of sequence."""
+    assert thread.plan is not None
+    by_eos = thread.end is ThreadEnd.EOS or (thread.end is ThreadEnd.STOP and thread.plan.end is None)
+    return thread.token_ids[:-1] if by_eos else list(thread.token_ids)
+
+
+def joined_ids(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> list[int]:
+    """What stands of ``thread`` in the joined context: a header, and what returns of it."""
+    plan = thread.plan
+    assert plan is not None
+    ids = body(dialect, thread, tokenizer)
+    if dialect.thread.returns is None:
+        return [*plan.joined_header_ids, *ids]
+    result = last_match(dialect.thread.returns, tokenizer.decode(ids))
+    if result is not None:
+        return [*plan.joined_header_ids, *tokenizer.encode(result), *plan.returned_end_ids]
+    if plan.failed_header_ids is not None:
+        return list(plan.failed_header_ids)
+    return [*plan.joined_header_ids, *plan.returned_end_ids]
+
+
+def last_match(pattern: str, text: str, timeout_s: float | None = None) -> str | None:
+    """The last match of ``pattern`` in ``text``: its group ``result``, if it has one.
+
+    None also where the search takes too long: a pattern may come from a client, and must not stop
+    the engine.
+    """
+    try:
+        matches = list(regex.finditer(pattern, text, timeout=timeout_s or MATCH_TIMEOUT_S))
+    except TimeoutError:
+        return None
+    if not matches:
+        return None
+    return matches[-1]["result"] if "result" in matches[-1].groupdict() else matches[-1][0]
 
 
 def end_policy(dialect: Dialect, end: ThreadEnd | None) -> Policy | None:
@@ -41,14 +90,50 @@ def close_block_ids(dialect: Dialect, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(dialect.join.close_block)
 
 
-def plan_join(dialect: Dialect, threads: list[Branch], tokenizer: Tokenizer) -> JoinPlan:
+def plan_join(dialect: Dialect, threads: Sequence[Branch], tokenizer: Tokenizer) -> JoinPlan:
     """Join ``threads`` (in outline order, all ended)."""
-    token_ids: list[int] = []
+    token_ids: list[int] = tokenizer.encode(dialect.join.opened)
     for thread in threads:
-        assert thread.plan is not None
-        token_ids += thread.plan.joined_header_ids
-        token_ids += body(dialect, thread, tokenizer)
+        token_ids += joined_ids(dialect, thread, tokenizer)
     ends = [t.end for t in threads]
     fatal = next((e for e in ends if end_policy(dialect, e) is Policy.END_REQUEST), None)
     closing = close_block_ids(dialect, tokenizer) if fatal else tokenizer.encode(dialect.join.text)
     return JoinPlan((*token_ids, *closing), tuple(closing), fatal)
+
+
+def plan_rewrite(
+    dialect: Dialect, threads: Sequence[Branch], context: Sequence[int], tokenizer: Tokenizer
+) -> JoinPlan:
+    """Join ``threads`` in the place of the call at the end of ``context`` that started them."""
+    assert dialect.join.opens is not None
+    plan = plan_join(dialect, threads, tokenizer)
+    keep, before = _cut_call(dialect.join.opens, context, tokenizer)
+    return JoinPlan((*before, *plan.token_ids), plan.closing_ids, plan.end, keep)
+
+
+def _cut_call(opens: str, context: Sequence[int], tokenizer: Tokenizer) -> tuple[int, list[int]]:
+    """How many tokens stand before the last call, and the text of a token that reaches into it."""
+    if opens not in tokenizer.decode(list(context)):
+        return len(context), []
+    for keep in range(len(context) - 1, -1, -1):
+        before, found, _ = tokenizer.decode(list(context[keep:])).partition(opens)
+        if found:
+            return keep, tokenizer.encode(before)
+    return len(context), []
+
+
+def vote(dialect: Dialect, threads: Sequence[Branch], tokenizer: Tokenizer) -> tuple[Branch, str | None]:
+    """The first thread whose result most threads have, and that result.
+
+    A thread in which the pattern is not found in time has no vote; the first thread wins where none
+    has.
+    """
+    assert dialect.join.result is not None
+    each_s = MATCH_TIMEOUT_S / len(threads)
+    results = [last_match(dialect.join.result, tokenizer.decode(written(t)), each_s) for t in threads]
+    votes = Counter(r.strip() for r in results if r is not None)
+    if not votes:
+        return threads[0], None
+    winner = max(votes, key=lambda result: votes[result])
+    first = next(t for t, r in zip(threads, results, strict=True) if r is not None and r.strip() == winner)
+    return first, winner

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from forkjoin_scheduler.dialect import Dialect, Limits
 
@@ -26,12 +28,15 @@ class Settings(BaseModel):
     dialect: Dialect | None = None
     limits: Limits = Limits()
     caps: Limits = UNLIMITED
+    #: Tokens a step in which threads that have ended are prefilled for their join; 0: none.
+    join_ahead_tokens: int = Field(default=128, ge=0)
 
     @classmethod
-    def of(cls, dialect: Dialect, given: dict[str, int]) -> Settings:
+    def of(cls, dialect: Dialect, given: dict[str, int], **more: Any) -> Settings:
         """The dialect's own limits, with those ``given`` on the command line in their place."""
         return cls(
             dialect=dialect,
             limits=dialect.limits.model_copy(update=given),
             caps=UNLIMITED.model_copy(update=given),
+            **more,
         )

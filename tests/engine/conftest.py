@@ -37,8 +37,8 @@ def worksheets(num: int, *, seed: int = 7, max_long: int = 6) -> list[Worksheet]
 
 
 @pytest.fixture
-def events(engine, monkeypatch):
-    """The events of a kind that families told during the test."""
+def events(monkeypatch):
+    """The events of a kind that an engine's families told during the test."""
     from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
     told: list[dict] = []

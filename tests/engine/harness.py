@@ -21,22 +21,29 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from forkjoin_scheduler.dialect import Dialect, load
+from forkjoin_scheduler.dialect import Dialect, fill, load
 from forkjoin_scheduler.family import Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.join import plan_join
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from forkjoin_server.cli import EMBEDDED_MODEL
+from tests.engine.platform import force_async
 
 THREADWEAVER = load("threadweaver")
+
+#: Whether engines schedule asynchronously, as they do on GPUs.
+IS_ASYNC = bool(os.environ.get("FORKJOIN_TEST_ASYNC"))
+if IS_ASYNC:
+    force_async()
 
 
 class Script(AdapterLogitsProcessor):
     """Forces tokens: ``extra_args["script"]`` is [[prompt suffix ids, token ids to write], …].
 
     The entry with the longest matching suffix applies, behind its end comes end-of-sequence; where
-    none matches the model decides.
+    none matches, or the entry says null, the model decides.
     """
 
     def is_argmax_invariant(self) -> bool:
@@ -53,6 +60,8 @@ class Script(AdapterLogitsProcessor):
             if not fitting:
                 return logits
             tokens = max(fitting, key=lambda e: len(e[0]))[1]
+            if tokens is None:
+                return logits
             position = len(output_ids)
             wanted = tokens[position] if position < len(tokens) else eos
             logits[:] = float("-inf")
@@ -76,8 +85,18 @@ class Answer:
 class Engine:
     """An in-process vLLM engine on the embedded model, stepped by hand."""
 
-    def __init__(self, dialect: Dialect = THREADWEAVER, model: Path = EMBEDDED_MODEL, **options: Any) -> None:
-        settings = Settings.of(dialect, {}).model_dump(mode="json")
+    def __init__(
+        self,
+        dialect: Dialect = THREADWEAVER,
+        model: Path = EMBEDDED_MODEL,
+        *,
+        join_ahead_tokens: int = 0,
+        limits: dict[str, int] | None = None,
+        **options: Any,
+    ) -> None:
+        settings = Settings.of(dialect, limits or {}, join_ahead_tokens=join_ahead_tokens)
+        if dialect.is_stitched:
+            options.setdefault("worker_cls", WORKER)
         defaults: dict[str, Any] = {
             "dtype": "float32",
             "block_size": 32,
@@ -88,7 +107,7 @@ class Engine:
             model=str(model),
             enforce_eager=True,
             scheduler_cls="forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler",
-            additional_config={KEY: settings},
+            additional_config={KEY: settings.model_dump(mode="json")},
             disable_log_stats=False,
             **(defaults | options),
         )
@@ -100,7 +119,10 @@ class Engine:
         self.steps: list[dict[str, int]] = []
         #: The adapter that requests are sent with.
         self.lora: LoRARequest | None = None
+        #: Tokens of a context without KV when it is sampled from: the last, but for async scheduling.
+        self.num_late = 0 if self.core.vllm_config.scheduler_config.async_scheduling else 1
         self._ids = count()
+        self._answers: dict[str, Answer] = {}
         self._record()
         self.baseline = self.snapshot()
 
@@ -126,7 +148,8 @@ class Engine:
             "requests": len(scheduler.requests),
             "queued": len(scheduler.running) + len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
             "parked": scheduler.num_waiting_for_streaming_input,
-            "families": len(scheduler._live) + len(scheduler._threads),
+            "families": len(scheduler._live) + len(scheduler._threads) + len(scheduler._fills),
+            "stitches": len(scheduler._to_stitch) + len(scheduler._offsets) + len(scheduler._moving),
         }
 
     def prompt(self, text: str) -> list[int]:
@@ -141,22 +164,24 @@ class Engine:
         self,
         root: str,
         threads: dict[str, str],
-        after: str = "",
+        after: str | None = "",
         *,
-        behind: dict[str, str] | None = None,
+        behind: dict[str, str | None] | None = None,
+        ending: str = "</Thread>\n",
         **options: Any,
     ) -> SamplingParams:
         """Parameters that make the model write ``root``, then each thread its text, then ``after``.
 
-        Texts stand for tokens; a text without its end tag is followed by end-of-sequence.
-        ``behind``: what it writes behind other joins, by the text that these end with.
+        Texts stand for tokens; a text without its end tag is followed by end-of-sequence, and None
+        means that the model decides. ``ending``: what the context ends with at the join; ``behind``:
+        what it writes behind other joins, by the text that these end with.
         """
-        script = [[[], self.tokenizer.encode(root)]]
+        encode = self.tokenizer.encode
+        script: list[list[Any]] = [[[], encode(root)]]
         for number, text in threads.items():
-            header = self.tokenizer.encode(self.dialect.thread.header.format(n=number))
-            script.append([header, self.tokenizer.encode(text)])
-        for ending, text in {"</Thread>\n": after, **(behind or {})}.items():
-            script.append([self.tokenizer.encode(ending), self.tokenizer.encode(text)])
+            script.append([encode(fill(self.dialect.thread.header, n=number)), encode(text)])
+        for end, behind_it in {ending: after, **(behind or {})}.items():
+            script.append([encode(end), None if behind_it is None else encode(behind_it)])
         return self.params(extra_args={"script": script, "eos": self.eos}, **options)
 
     def add(self, prompt: list[int], params: SamplingParams) -> str:
@@ -172,22 +197,26 @@ class Engine:
         answers = self.drain()
         return [answers[i] for i in ids]
 
-    def drain(self, max_steps: int = 20_000) -> dict[str, Answer]:
+    def drain(self, max_steps: int = 5_000) -> dict[str, Answer]:
         """Step until nothing is left; raises AssertionError if that takes for ever."""
-        answers: dict[str, Answer] = {}
         for _ in range(max_steps):
             if not self.core.has_unfinished_requests():
                 break
-            for output in self.core.step():
-                done = output.outputs[0]
-                answers[output.request_id] = Answer(
-                    list(done.token_ids), done.text, done.finish_reason, done.stop_reason, done.logprobs or []
-                )
+            self.step()
         else:
             raise AssertionError(f"not finished after {max_steps} steps: {self.snapshot()}")
         # One more step tells the worker of the last requests that ended.
         self.core.step()
+        answers, self._answers = self._answers, {}
         return answers
+
+    def step(self) -> None:
+        """One step; what requests have come to by then, ``drain`` returns."""
+        for output in self.core.step():
+            done = output.outputs[0]
+            self._answers[output.request_id] = Answer(
+                list(done.token_ids), done.text, done.finish_reason, done.stop_reason, done.logprobs or []
+            )
 
     def prompt_logprobs(self, request_id: str) -> list[Any]:
         """Run the only request to its end; its prompt's logprobs, one dict a token."""

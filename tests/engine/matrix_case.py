@@ -1,57 +1,18 @@
 """One cell of {V1, V2 runner} x {sync, async scheduling}, in a process of its own.
 
-``python -m tests.engine.matrix_case v2 async 1`` prints a JSON line (1: tensor parallel size). What GPUs run by default (V2,
-async) runs here on the CPU: V2 under Triton's interpreter, async with CUDA's streams stubbed.
+``python -m tests.engine.matrix_case v2 async 1 stitch`` prints a JSON line (1: tensor parallel size; stitch
+or reprefill: the kind of join). What GPUs run by default (V2, async) runs here on the CPU: V2 under Triton's
+interpreter, async with CUDA's streams stubbed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
-
-
-def force_async() -> None:
-    """Switch async scheduling on, which vLLM's CPU platform switches off."""
-    import torch
-    from vllm.platforms.cpu import CpuPlatform
-
-    original = CpuPlatform.check_and_update_config.__func__
-
-    def patched(cls: Any, vllm_config: Any) -> None:
-        original(cls, vllm_config)
-        vllm_config.scheduler_config.async_scheduling = True
-
-    CpuPlatform.check_and_update_config = classmethod(patched)
-
-    class Stub:
-        """Stands for a stream or an event: on a CPU everything has happened already."""
-
-        device = torch.device("cpu")
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *args, **kwargs: None
-
-    torch.cuda.Stream = torch.cuda.Event = torch.Event = Stub
-    torch.cuda.current_stream = lambda *args: Stub()
-    torch.cuda.stream = lambda *args: contextlib.nullcontext()
-
-
-def use_v2_runner() -> None:
-    """Let vLLM take Triton for usable, interpreted, before it is imported."""
-    os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
-    import triton.backends
-
-    class Driver:
-        @staticmethod
-        def is_active() -> bool:
-            return True
-
-    triton.backends.backends["cpu"] = type("Backend", (), {"driver": Driver, "compiler": None})()
 
 
 def _runner_name(worker: Any) -> str:
@@ -60,46 +21,123 @@ def _runner_name(worker: Any) -> str:
     return "v2" if isinstance(worker.model_runner, V2Runner) else "v1"
 
 
-def main(runner: str, mode: str, tensor_parallel_size: int) -> dict[str, Any]:
+def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[str, Any]:
     """Run a few worksheets and aborts; say whether all was exact and all came back."""
+    from tests.engine.platform import force_async, use_v2_runner
+
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if runner == "v2":
         use_v2_runner()
     if mode == "async":
         force_async()
-    from tests.engine.harness import Engine
+    from forkjoin_scheduler.dialect import load
+    from tests.engine.harness import THREADWEAVER, Engine
+    from tests.engine.renamed import MULTIVERSE, with_tokens
 
-    engine = Engine(
-        max_num_seqs=16,
-        max_num_batched_tokens=512,
-        max_model_len=1024,
-        logits_processors=None,
-        tensor_parallel_size=tensor_parallel_size,
-    )
+    is_stitched = join == "stitch"
+    with tempfile.TemporaryDirectory() as folder:
+        spoken = (
+            (load("multiverse"), with_tokens(Path(folder), MULTIVERSE)) if is_stitched else (THREADWEAVER,)
+        )
+        engine = Engine(
+            *spoken,
+            max_num_seqs=16,
+            max_num_batched_tokens=512,
+            max_model_len=1024,
+            logits_processors=None,
+            tensor_parallel_size=tensor_parallel_size,
+        )
     executor = engine.core.engine_core.engine_core.model_executor
     (runner_name,) = set(executor.collective_rpc(_runner_name))
     texts = ["a=48*36, b=57*18", "a=12*34, b=7*8, c=56*78"] + ["a=482*731, b=64*28, c=91*73"] * (
         runner == "v1"
     )
-    prompts = [engine.prompt(t) for t in texts]
+    prompts = [engine.prompt(t) for t in texts[: 2 if is_stitched else None]]
+    params = engine.params(max_tokens=500 if is_stitched else 900, logprobs=0)
     engine.steps.clear()
-    answers = engine.run(prompts, engine.params(max_tokens=900))
+    answers = engine.run(prompts, params)
     steps = list(engine.steps)
-    exact = [a.token_ids for a in answers] == engine.reference(prompts)
+    found = _stitched(engine, prompts, params, answers) if is_stitched else _linear(engine, prompts, answers)
     request_id = engine.add(prompts[0], engine.params())
     engine.step_until(lambda: any("#" in i for i in engine.scheduler.requests))
     engine.core.abort_request([request_id])
     engine.drain()
-    return {
+    return found | {
         "runner": runner_name,
         "ranks": executor.parallel_config.world_size,
         "async": engine.core.vllm_config.scheduler_config.async_scheduling,
-        "num_threads": len({i for s in steps for i in s if "#" in i}),
-        "exact": exact,
+        "num_threads": len({i for s in steps for i in s if "#" in i and "#fill" not in i}),
         "returned": engine.snapshot() == engine.baseline,
         "first_thread_step_tokens": next(s[i] for s in steps for i in s if "#" in i),
     }
 
 
+def _linear(engine: Any, prompts: list[list[int]], answers: list[Any]) -> dict[str, Any]:
+    exact = [a.token_ids for a in answers] == engine.reference(prompts)
+    return {"exact": exact and _explicit_is_exact(engine, prompts[0])}
+
+
+def _explicit_is_exact(engine: Any, prompt: list[int]) -> bool:
+    """Branches behind the prompt, and a closing section, against the same as plain requests."""
+    texts = ["1:a=48*36\n", "2:b=57*18\n"]
+    headers, closing = [engine.tokenizer.encode(t) for t in texts], "\ntotal"
+    plain = {"forkjoin": {"enabled": False}, "max_tokens": 24}
+    bodies = [a.token_ids for a in engine.run([[*prompt, *h] for h in headers], engine.params(**plain))]
+    joined = [
+        t for h, b in zip(headers, bodies, strict=True) for t in (*h, *(b[:-1] if b[-1] == engine.eos else b))
+    ]
+    joined += engine.tokenizer.encode(closing)
+    (behind,) = engine.run([[*prompt, *joined]], engine.params(**plain))
+    asked = {"branches": [{"text": t} for t in texts], "closing": closing, "max_tokens_per_thread": 24}
+    (answer,) = engine.run([prompt], engine.params(forkjoin=asked, max_tokens=24 * 3))
+    num = len(joined) + len(behind.token_ids)
+    return bool(answer.token_ids[:num] == [*joined, *behind.token_ids])
+
+
+def _stitched(engine: Any, prompts: list[list[int]], params: Any, answers: list[Any]) -> dict[str, Any]:
+    """Against the reference in transformers; and again, each family losing its blocks on the way."""
+    from tests.engine.stitched_cases import compare
+    from tests.engine.stitched_reference import load_model
+
+    deltas, exact = [], True
+    for prompt, answer in zip(prompts, answers, strict=True):
+        context, continuation = _context(engine, prompt, answer.token_ids)
+        own = [e[t].logprob for e, t in zip(answer.logprobs, answer.token_ids, strict=True)]
+        right = compare(load_model(), context, continuation, own[-len(continuation) :])
+        deltas.append(right.max_delta)
+        exact &= right.same_tokens
+    ids = [engine.add(prompt, params) for prompt in prompts]
+    for num_steps in (90, 150, 30):
+        for _ in range(num_steps):
+            engine.step()
+        for live in list(engine.scheduler._live.values()):
+            engine.scheduler._evict(live)
+        while engine.scheduler._evicted:
+            engine.scheduler._restore_evicted()
+    again = engine.drain()
+    restored = [again[i].token_ids for i in ids] == [a.token_ids for a in answers]
+    return {"exact": exact, "max_delta": max(deltas), "restored": restored}
+
+
+def _context(engine: Any, prompt: list[int], token_ids: list[int]) -> tuple[list[Any], list[int]]:
+    """The reference's context tree of an answer with one fork, and what the model wrote behind it."""
+    from tests.engine.stitched_reference import Fork, Run
+
+    goal, path, end, conclusion = (
+        engine.tokenizer.token_id(t) for t in ("</Goal>", "<Path>", "</Path>", "<Conclusion>")
+    )
+    fork, join = token_ids.index(goal) + 1, token_ids.index(conclusion)
+    block = token_ids[fork + 1 : join]  # behind the newline that stands before the first thread
+    starts = [i for i, t in enumerate(block) if t == path]
+    threads = [block[a:b] for a, b in zip(starts, [*starts[1:], len(block)], strict=True)]
+    assert all(t[-2] == end for t in threads)
+    context = [
+        Run([*prompt, *token_ids[: fork + 1]]),
+        Fork([[Run(t)] for t in threads]),
+        Run(token_ids[join:]),
+    ]
+    return context, token_ids[join + 2 :]
+
+
 if __name__ == "__main__":
-    print("CASE " + json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print("CASE " + json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])))

@@ -22,7 +22,7 @@ def test_a_fork_computes_the_trigger_and_the_header_only_and_starts_in_the_next_
     trigger_step = parent[len(engine.tokenizer.encode(ROOT)) - 1]
     for index in (0, 1):
         first_step, num_tokens = _thread_steps(engine, index)[0]
-        assert num_tokens == header + 1  # the trigger, sampled last, has no KV yet
+        assert num_tokens == header + engine.num_late  # the trigger, sampled last
         assert first_step == trigger_step + 1
 
 

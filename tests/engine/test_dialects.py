@@ -1,4 +1,4 @@
-"""Published dialects other than the embedded model's, driven by forced tokens through the real engine.
+"""Every published dialect, driven by forced tokens through the real engine in its published format.
 
 The embedded model stands in for theirs, with their control tokens in the place of its own.
 """
@@ -6,37 +6,75 @@ The embedded model stands in for theirs, with their control tokens in the place 
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 
-from forkjoin_scheduler.dialect import load
-from forkjoin_server.cli import EMBEDDED_MODEL
+from forkjoin_scheduler.dialect import Dialect, load
+from tests.engine.renamed import APAR, HPD, NPR, PARALLEL_R1, PARATHINKER, with_tokens
 
 pytestmark = pytest.mark.engine
 
 
-def _with_tokens(folder: Path, renamed: dict[str, str]) -> Path:
-    """The embedded model in ``folder``, its tokens ``renamed``."""
-    model = shutil.copytree(EMBEDDED_MODEL, folder / "model")
-    path = model / "tokenizer.json"
-    text = path.read_text()
-    for own, other in renamed.items():
-        assert f'"{own}"' in text
-        text = text.replace(f'"{own}"', f'"{other}"')
-    path.write_text(text)
-    return model
+@pytest.fixture(scope="module")
+def text_engine():
+    """An engine for dialects whose tags are text; ``speak`` tells it which."""
+    from tests.engine.harness import Engine
+
+    return Engine(load("explicit"))
+
+
+@pytest.fixture
+def speak(text_engine):
+    from forkjoin_scheduler.bound import BoundDialect
+    from forkjoin_scheduler.settings import Settings
+
+    scheduler, before = text_engine.scheduler, text_engine.dialect
+
+    def change(dialect: Dialect):
+        text_engine.dialect = dialect
+        scheduler._settings = Settings.of(dialect, {}, join_ahead_tokens=0)
+        scheduler._spoken = BoundDialect.bind(dialect, text_engine.tokenizer)
+        return text_engine
+
+    yield change
+    change(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(text_engine):
+    yield
+    text_engine.drain()
+    assert text_engine.snapshot() == text_engine.baseline
+
+
+def run(engine, script, *, prompt=None, **options):
+    """Run a request in which the model writes, behind each context that ends with a text, another text."""
+    encode = engine.tokenizer.encode
+    extra = {"script": [[encode(end), None if t is None else encode(t)] for end, t in script.items()]}
+    params = engine.params(extra_args=extra | {"eos": engine.eos}, **options)
+    (answer,) = engine.run([prompt or engine.prompt("q")], params)
+    assert engine.snapshot() == engine.baseline
+    return answer
+
+
+def thread_prompts(engine):
+    """The tokens of each thread's first step, by its index."""
+    first: dict[str, int] = {}
+    for step in engine.steps:
+        for request_id, num in step.items():
+            if "#" in request_id and "#fill" not in request_id:
+                first.setdefault(request_id.partition("#")[2], num)
+    return first
+
+
+# ---- Parallel-R1 -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def parallel_r1(tmp_path_factory):
     from tests.engine.harness import Engine
 
-    names = {
-        "<Thread>": "<Path>", "</Thread>": "</Path>", "<Outlines>": "<Summary>", "</Outlines>": "</Summary>",
-    }  # fmt: skip
-    return Engine(load("parallel-r1"), _with_tokens(tmp_path_factory.mktemp("r1"), names))
+    return Engine(load("parallel-r1"), with_tokens(tmp_path_factory.mktemp("r1"), PARALLEL_R1))
 
 
 def _script(engine, path, **options):
@@ -51,8 +89,7 @@ def test_parallel_r1_forks_into_two_equal_prompts_and_joins_them_under_a_summary
     assert answer.text == (
         "think<Parallel><Path>abc</Path><Path>abc</Path></Parallel>\n<Summary>both</Summary>end"
     )
-    first = [next(n for s in engine.steps for i, n in s.items() if i.endswith(f"#{t}")) for t in (0, 1)]
-    assert first == [2, 2]  # the trigger and <Path>
+    assert thread_prompts(engine) == dict.fromkeys("01", engine.num_late + 1)  # the trigger and <Path>
     joined = next(s for s in reversed(engine.steps) if max(s.values(), default=0) > 1)
     # the end tag of the first path, the second path whole, and what is injected
     assert list(joined.values()) == [1 + 5 + len(engine.tokenizer.encode("</Parallel>\n<Summary>"))]
@@ -81,6 +118,353 @@ def test_the_paths_of_parallel_r1_part_by_their_seeds_and_a_seed_repeats_them(pa
     assert first == again
     one, other = first.partition("</Parallel>")[0].split("<Path>")[1:]
     assert one != other
+
+
+# ---- NPR ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def npr(tmp_path_factory):
+    from tests.engine.harness import Engine
+
+    return Engine(load("npr"), with_tokens(tmp_path_factory.mktemp("npr"), NPR))
+
+
+def _plans(*numbers):
+    return "<guideline>\n" + "".join(f"<plan>{n}: p{n}</plan>\n" for n in numbers) + "</guideline>"
+
+
+def test_npr_joins_its_steps_as_published_and_writes_a_takeaway(npr):
+    root = "go\n" + _plans(1, 2)
+    script = {"": root, "<step>\n1:": " one</step>", "<step>\n2:": " two two</step>"}
+    answer = run(npr, script | {"</step>\n<takeaway>\n": "so</takeaway>end"})
+    steps = "<step>\n1: one</step>\n<step>\n2: two two</step>\n"
+    assert answer.text == f"{root}\n{steps}<takeaway>\nso</takeaway>end"
+
+
+@pytest.mark.parametrize("numbers", [(), (1, 2, 3, 4, 5, 6)], ids=["no_plan", "six_plans"])
+def test_npr_ends_where_there_are_not_one_to_five_plans(npr, numbers):
+    answer = run(npr, {"": _plans(*numbers) + "never"})
+    assert (answer.text, answer.finish_reason) == (_plans(*numbers) + "</takeaway>", "length")
+
+
+def test_npr_does_not_fork_with_fewer_than_1024_tokens_left(npr, events):
+    prompt = npr.prompt("q" * (4096 - 1024 - 10))
+    root = "go\n" + _plans(1, 2) + "on"
+    answer = run(npr, {"": root}, prompt=prompt, max_tokens=200)
+    assert answer.text == root
+    assert [e["reason"] for e in events("refused")] == ["no_room"]
+
+
+def test_npr_penalises_repetition_inside_steps_only(npr):
+    seen = []
+    start = type(npr.scheduler)._start_thread
+
+    def noted(self, live, thread, parent):
+        start(self, live, thread, parent)
+        seen.append(self.requests[thread.request_id].sampling_params.repetition_penalty)
+
+    npr.scheduler._start_thread = noted.__get__(npr.scheduler)
+    run(npr, {"": _plans(1), "<step>\n1:": "x</step>", "</step>\n<takeaway>\n": "y"})
+    del npr.scheduler._start_thread
+    assert seen == [1.02]
+
+
+# ---- ParaThinker -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parathinker(tmp_path_factory):
+    from tests.engine.harness import Engine
+
+    fields = load("parathinker").model_dump() | {"needs_model_attribute": None, "width": 3}
+    dialect = Dialect.model_validate(fields | {"tags": ("<summary>", "</summary>")})
+    return Engine(dialect, with_tokens(tmp_path_factory.mktemp("para"), PARATHINKER))
+
+
+def test_parathinker_forks_behind_the_prompt_and_the_first_path_to_end_cuts_the_others_off(parathinker):
+    script = {"<think1>": "aaaaaaaaaaaa</think1>", "<think2>": "bbb</think2>", "<think3>": "ccccc</think3>"}
+    summary = (
+        "<summary>By analyzing multiple reasoning processes above, I concluded that: The final answer is"
+    )
+    answer = run(parathinker, script | {summary: " 7</summary>"})
+    # the step in which the second path ends is the others' fourth, too
+    assert answer.text == f"<think1>aaaa<think2>bbb</think2><think3>cccc{summary} 7</summary>"
+
+
+def test_parathinker_goes_on_from_the_longest_path(parathinker):
+    script = {f"<think{n}>": "x" * n + f"</think{n}>" for n in (1, 2, 3)}
+    offsets = []
+    begin = type(parathinker.scheduler)._start_stitched
+
+    def noted(self, request, stitched, offset):
+        offsets.append((stitched.num_tokens, offset))
+        begin(self, request, stitched, offset)
+
+    parathinker.scheduler._start_stitched = noted.__get__(parathinker.scheduler)
+    prompt = parathinker.prompt("q")
+    run(parathinker, script, prompt=prompt, max_tokens=40)
+    del parathinker.scheduler._start_stitched
+    # the first ends with its second token, when the others have two, too: three slots each
+    assert offsets == [(len(prompt) + 9, len(prompt) + 3 - (len(prompt) + 9))]
+
+
+def test_parathinkers_weights_are_refused_without_a_class_that_adds_its_embeddings(parathinker):
+    from forkjoin_scheduler.errors import DialectError
+    from forkjoin_scheduler.vllm_seam import compat
+
+    with pytest.raises(DialectError, match=r"seg_embeddings.*LlamaForCausalLM has none"):
+        compat.check_model(load("parathinker"), parathinker.scheduler.vllm_config.model_config)
+
+
+# ---- APAR and HPD ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apar(tmp_path_factory):
+    from tests.engine.harness import Engine
+
+    return Engine(load("apar"), with_tokens(tmp_path_factory.mktemp("apar"), APAR))
+
+
+def test_apar_goes_on_while_its_threads_run_and_splices_them_in(apar):
+    apar.steps.clear()
+    script = {
+        "": "1. one[SplitMask]\n\n2. two[SplitMask]\n\nend",
+        "1. one[SplitMask][SplitSop]": ": first detail",
+        "2. two[SplitMask][SplitSop]": ": second",
+    }
+    answer = run(apar, script)
+    assert answer.text == (
+        "1. one[SplitMask][SplitSop]: first detail\n\n2. two[SplitMask][SplitSop]: second\n\nend"
+    )
+    assert answer.finish_reason == "stop"
+    together = [s for s in apar.steps if any("#" in i for i in s) and any("#" not in i for i in s)]
+    assert len(together) > 10
+    assert thread_prompts(apar)["0"] <= 2  # the trigger and [SplitSop]
+
+
+def test_apars_threads_may_outlive_their_parent_and_fork_themselves(apar):
+    script = {
+        "": "a[SplitMask]z",
+        "a[SplitMask][SplitSop]": "b[SplitMask]y" + "." * 30,
+        "b[SplitMask][SplitSop]": "c" * 50,
+    }
+    answer = run(apar, script)
+    inner = "b[SplitMask][SplitSop]" + "c" * 50 + "y" + "." * 30
+    assert answer.text == f"a[SplitMask][SplitSop]{inner}z"
+    assert apar.snapshot() == apar.baseline
+
+
+@pytest.mark.parametrize("num_steps", range(3, 60, 6))
+def test_an_abort_of_apar_ends_its_threads_even_when_their_parent_has_ended(apar, num_steps):
+    script = {"": "a[SplitMask]z", "a[SplitMask][SplitSop]": "b" * 60}
+    encode = apar.tokenizer.encode
+    extra = {"script": [[encode(k), encode(v)] for k, v in script.items()], "eos": apar.eos}
+    request_id = apar.add(apar.prompt("q"), apar.params(extra_args=extra))
+    for _ in range(num_steps):
+        apar.core.step()
+    apar.core.abort_request([request_id])
+    apar.drain()
+    assert apar.snapshot() == apar.baseline
+
+
+def test_the_tokens_of_apars_threads_count_against_max_tokens(apar):
+    script = {"": "a[SplitMask]" + "z" * 200, "a[SplitMask][SplitSop]": "b" * 200}
+    answer = run(apar, script, max_tokens=100)
+    assert answer.finish_reason == "length"
+    injected = 1
+    assert len(answer.token_ids) <= 100 + injected
+
+
+def test_hpds_threads_see_child_in_the_place_of_fork(tmp_path):
+    from tests.engine.harness import Engine
+
+    engine = Engine(load("hpd"), with_tokens(tmp_path, HPD))
+    prompts = []
+    start = type(engine.scheduler)._start_thread
+
+    def noted(self, live, thread, parent):
+        start(self, live, thread, parent)
+        prompts.append(engine.tokenizer.decode(list(self.requests[thread.request_id].prompt_token_ids)))
+
+    engine.scheduler._start_thread = noted.__get__(engine.scheduler)
+    script = {"": "title [1]<FORK>box [2]<FORK>.", "title [1]<CHILD>": "Hello", "box [2]<CHILD>": "World"}
+    answer = run(engine, script)
+    assert [p.rpartition("<|assistant|>")[2] for p in prompts] == [
+        "title [1]<CHILD>",
+        "title [1]<FORK>box [2]<CHILD>",
+    ]
+    assert answer.text == "title [1]<FORK><CHILD>Hellobox [2]<FORK><CHILD>World."
+
+
+# ---- AsyncThink --------------------------------------------------------------------------------
+
+
+def _asyncthink():
+    fields = load("asyncthink").model_dump()
+    fields["thread"]["header"] = "[work]{message}[go]"
+    return Dialect.model_validate(fields)
+
+
+@pytest.mark.parametrize("thinking", [2, 80], ids=["done_before_asked", "asked_before_done"])
+def test_asyncthink_goes_on_and_gets_a_result_where_it_asks_for_it(speak, thinking):
+    engine = speak(_asyncthink())
+    root = "<FORK-1>add 1 and 2</FORK-1> meanwhile, <JOIN-1>"
+    script = {
+        "": root,
+        "[work]add 1 and 2[go]": "h" + "m" * thinking + "<RETURN>3</RETURN>",
+        "<JOIN-1>3</JOIN-1>": " so 3",
+    }
+    engine.steps.clear()
+    answer = run(engine, script)
+    assert answer.text == f"{root}3</JOIN-1> so 3"
+    first = next(s for s in engine.steps if any("#" in i for i in s))
+    assert any("#" not in i for i in first)
+
+
+def test_a_question_for_a_thread_that_was_never_started_is_plain_text(speak, events):
+    engine = speak(_asyncthink())
+    answer = run(engine, {"": "<JOIN-7> on"})
+    assert answer.text == "<JOIN-7> on"
+    assert [e["reason"] for e in events("refused")] == ["unknown_thread"]
+
+
+def test_two_workers_run_side_by_side_and_return_in_the_order_asked(speak):
+    engine = speak(_asyncthink())
+    root = "<FORK-1>a</FORK-1><FORK-2>b</FORK-2><JOIN-2>"
+    script = {
+        "": root,
+        "[work]a[go]": "<RETURN>A</RETURN>",
+        "[work]b[go]": "." * 20 + "<RETURN>B</RETURN>",
+        "<JOIN-2>B</JOIN-2>": "<JOIN-1>",
+        "<JOIN-1>A</JOIN-1>": "end",
+    }
+    assert run(engine, script).text == f"{root}B</JOIN-2><JOIN-1>A</JOIN-1>end"
+
+
+# ---- APR ---------------------------------------------------------------------------------------
+
+TRACE = (
+    "Moving to Node #0\nCurrent State: 11:[3, 4, 4], Operations: []\n"
+    "Exploring Operation: 3+4=7, Resulting Numbers: [4, 7]\nGenerated Node #1: 11:[4, 7] Operation: 3+4=7\n"
+    "Exploring Operation: 4-3=1, Resulting Numbers: [4, 1]\nGenerated Node #2: 11:[4, 1] Operation: 4-3=1\n"
+)
+CALL = (
+    "<Calling Sub Searches>\n<Start Sub Search 0 at level 1> Moving to Node #1\n"
+    "<Start Sub Search 1 at level 1> Moving to Node #2\n<End Calling Sub Searches>\n"
+)
+FOUND = "Exploring Operation: 4+7=11\n11,11 equal: Goal Reached"
+
+
+def test_apr_searches_from_the_nodes_that_it_names_and_gets_what_they_found_in_place_of_the_call(speak):
+    engine = speak(load("apr"))
+    child = "Moving to Node #{}\nCurrent State: 11:[{}], Operations: [{}]"
+    one, two = child.format(1, "4, 7", "'3+4=7'"), child.format(2, "4, 1", "'4-3=1'")
+    clean = f"{one}\n{FOUND}"
+    block = (
+        f"<Sub Searches>\n<Goal Reached in Sub Search 0 at level 1 at Node #1>\n{clean}\n"
+        "<No Solution in Sub Search 1 at level 1 at Node #2>\n<End Sub Searches>\n"
+    )
+    script = {
+        "<|assistant|>": TRACE + CALL,
+        one: f"\ntrying\n11,11 equal: Goal Reached\n{clean}",
+        two: "\nNo solution found.\n",
+        "<End Sub Searches>\n": "11,11 equal: Goal Reached\n",
+    }
+    contexts = []
+    resume = type(engine.scheduler)._resume
+
+    def noted(self, live, branch, request, plan):
+        resume(self, live, branch, request, plan)
+        contexts.append(
+            engine.tokenizer.decode(list(request.prompt_token_ids)).rpartition("<|assistant|>")[2]
+        )
+
+    engine.scheduler._resume = noted.__get__(engine.scheduler)
+    answer = run(engine, script)
+    del engine.scheduler._resume
+    assert contexts == [TRACE + block]
+    assert answer.text == TRACE + CALL + block + "11,11 equal: Goal Reached\n"
+
+
+def test_a_turn_of_apr_without_a_call_ends_as_it_would(speak):
+    engine = speak(load("apr"))
+    answer = run(engine, {"<|assistant|>": TRACE})
+    assert (answer.text, answer.finish_reason) == (TRACE, "stop")
+
+
+def test_a_call_of_apr_for_nodes_that_are_not_there_ends_the_turn(speak, events):
+    engine = speak(load("apr"))
+    answer = run(engine, {"<|assistant|>": CALL})
+    assert (answer.text, answer.finish_reason) == (CALL, "stop")
+    assert [e["reason"] for e in events("refused")] == ["no_outline"]
+
+
+# ---- skeleton ----------------------------------------------------------------------------------
+
+
+def test_skeleton_expands_every_point_and_the_answer_is_the_outline_and_the_points(speak):
+    engine = speak(load("skeleton"))
+    outline = "1. First\n2. Second thing"
+    script = {"<|assistant|>": outline, "1. First: ": "aaa.", "2. Second thing: ": "bb."}
+    engine.steps.clear()
+    answer = run(engine, script)
+    assert answer.text == f"{outline}\n\n1. First: aaa.\n\n2. Second thing: bb."
+    assert answer.finish_reason == "stop"
+    assert max(sum("#" in i for i in s) for s in engine.steps) == 2
+
+
+def test_without_an_outline_skeleton_is_a_plain_answer(speak):
+    engine = speak(load("skeleton"))
+    answer = run(engine, {"<|assistant|>": "Just so."})
+    assert (answer.text, answer.finish_reason) == ("Just so.", "stop")
+
+
+# ---- what requests ask for ---------------------------------------------------------------------
+
+
+def test_named_branches_run_as_threads_and_the_model_closes_over_all_of_them(text_engine):
+    branches = [{"title": "pro", "text": "Pro:"}, {"text": "\nCon:"}]
+    script = {"Pro:": " yes", "Con:": " no, never", "So:": " maybe"}
+    options = {"forkjoin": {"branches": branches, "closing": "\nSo:"}}
+    text_engine.steps.clear()
+    answer = run(text_engine, script, **options)
+    assert answer.text == "Pro: yes\nCon: no, never\nSo: maybe"
+    assert thread_prompts(text_engine)["0"] == len("Pro:")
+
+
+def test_without_a_closing_the_answer_ends_with_the_branches(text_engine):
+    answer = run(text_engine, {"A:": "a", "B:": "b"}, forkjoin={"branches": [{"text": "A:"}, {"text": "B:"}]})
+    assert (answer.text, answer.finish_reason) == ("A:aB:b", "stop")
+
+
+def test_the_best_of_n_is_what_most_threads_answer(text_engine, events):
+    prompt = text_engine.prompt("a=48*36")
+    options = {"temperature": 1.0, "seed": 3, "max_tokens": 1500}
+    vote = {"best_of": 5, "vote": r"a=(?P<result>[0-9]+) \("}
+    answer = text_engine.run([prompt], text_engine.params(forkjoin=vote, **options))[0]
+    assert "a=1728 (8)" in answer.text
+    assert answer.finish_reason == "stop"
+    assert [e["result"] for e in events("voted")] == ["1728"]
+
+
+def test_a_vote_that_nobody_casts_takes_the_first_thread(text_engine, events):
+    script = {"<|assistant|>": "nothing to see"}
+    answer = run(text_engine, script, forkjoin={"best_of": 3, "vote": "[0-9]+"})
+    assert answer.text == "nothing to see"
+    assert [(e["index"], e["result"]) for e in events("voted")] == [(0, None)]
+
+
+def test_fifty_branches_of_one_prompt_compute_it_once(text_engine):
+    prompt = text_engine.prompt("q" * 500)
+    branches = [{"text": f"{n}:"} for n in range(50)]
+    text_engine.steps.clear()
+    run(text_engine, {":": "x"}, prompt=prompt, forkjoin={"branches": branches})
+    assert max(thread_prompts(text_engine).values()) == len("10:")
+
+
+# ---- all of them -------------------------------------------------------------------------------
 
 
 def test_a_thread_may_end_by_any_of_the_models_end_of_sequence_tokens(tmp_path):

@@ -16,9 +16,8 @@ pytestmark = pytest.mark.engine
 CASES = [("v1", "sync", 1), ("v1", "async", 1), ("v2", "sync", 1), ("v2", "async", 1), ("v1", "sync", 2)]
 
 
-@pytest.mark.parametrize(("runner", "mode", "ranks"), CASES, ids=lambda v: str(v))
-def test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism(runner, mode, ranks):
-    command = [sys.executable, "-m", "tests.engine.matrix_case", runner, mode, str(ranks)]
+def run_case(runner, mode, ranks, join):
+    command = [sys.executable, "-m", "tests.engine.matrix_case", runner, mode, str(ranks), join]
     env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks)))} if ranks > 1 else None
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -31,5 +30,20 @@ def test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_paral
     assert case["exact"]
     assert case["returned"]
     assert case["num_threads"] >= 4
+    return case
+
+
+@pytest.mark.parametrize(("runner", "mode", "ranks"), CASES, ids=lambda v: str(v))
+def test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism(runner, mode, ranks):
+    case = run_case(runner, mode, ranks, "reprefill")
     # "\n<Thread>\n1:" has 5 tokens; in sync mode the trigger has no KV yet
+    assert case["first_thread_step_tokens"] == (5 if mode == "async" else 6)
+
+
+@pytest.mark.parametrize(("runner", "mode", "ranks"), CASES, ids=lambda v: str(v))
+def test_a_stitched_join_is_what_transformers_computes_and_is_restored_when_lost(runner, mode, ranks):
+    case = run_case(runner, mode, ranks, "stitch")
+    assert case["max_delta"] <= 1e-4
+    assert case["restored"]
+    # "\n<Path>\n1:" has 5 tokens
     assert case["first_thread_step_tokens"] == (5 if mode == "async" else 6)

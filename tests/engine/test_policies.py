@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Dialect
 from tests.engine.conftest import worksheets
 
@@ -20,17 +21,18 @@ WELL = {"1": "a</Thread>", "2": "b</Thread>"}
 @pytest.fixture
 def speaks(engine) -> Iterator:
     """Lets the engine speak ThreadWeaver's dialect with some fields changed, until the test ends."""
-    original = engine.scheduler._dialect
+    original = engine.scheduler._spoken
 
     def change(**sections) -> Dialect:
-        fields = original.model_dump()
+        fields = original.dialect.model_dump()
         for name, value in sections.items():
             fields[name] = fields[name] | value if isinstance(value, dict) else value
-        engine.scheduler._dialect = Dialect.model_validate(fields)
-        return engine.scheduler._dialect
+        dialect = Dialect.model_validate(fields)
+        engine.scheduler._spoken = BoundDialect.bind(dialect, engine.tokenizer)
+        return dialect
 
     yield change
-    engine.scheduler._dialect = original
+    engine.scheduler._spoken = original
 
 
 def _run(engine, root, threads, after="</Parallel>\nend", **options):

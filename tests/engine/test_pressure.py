@@ -9,12 +9,12 @@ from tests.engine.conftest import worksheets
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module")
-def small():
+@pytest.fixture(scope="module", params=[0, 32], ids=["joins_at_once", "joins_ahead"])
+def small(request):
     from tests.engine.harness import Engine
 
     return Engine(
-        num_gpu_blocks_override=72, max_model_len=2048, max_num_seqs=4, max_num_batched_tokens=64,
+        join_ahead_tokens=request.param, num_gpu_blocks_override=72, max_model_len=2048, max_num_seqs=4, max_num_batched_tokens=64,
         enable_chunked_prefill=True,
     )  # fmt: skip
 
@@ -24,6 +24,19 @@ def test_under_kv_and_slot_pressure_the_answers_are_exact(small):
     answers = small.run(prompts, small.params(max_tokens=1800))
     assert [a.token_ids for a in answers] == small.reference(prompts)
     assert small.snapshot() == small.baseline
+
+
+@pytest.mark.parametrize(("first", "second"), [(300, 70), (300, 100), (270, 130)])
+def test_parents_that_have_joined_in_the_same_step_and_hold_all_blocks_give_way(first, second):
+    from tests.engine.harness import Engine
+
+    engine = Engine(num_gpu_blocks_override=25, max_model_len=600, block_size=32, max_num_seqs=8)
+    two = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: y</Outline>\n</Outlines>"
+    threads = {"1": "a" * first + "</Thread>", "2": "b" * second + "</Thread>"}
+    answers = engine.run([engine.prompt("q")] * 2, engine.scripted(two, threads, "</Parallel>\n"))
+    assert len({a.text for a in answers}) == 1
+    assert answers[0].finish_reason == "stop"
+    assert engine.snapshot() == engine.baseline
 
 
 def test_parked_parents_that_hold_all_blocks_give_way(small):

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.engine
     [
         {"block_size": 64, "max_num_seqs": 7, "max_num_batched_tokens": 48},
         {"block_size": 128, "max_num_seqs": 64, "num_gpu_blocks_override": 40, "max_model_len": 2048},
+        {"join_ahead_tokens": 24, "max_num_seqs": 9},
     ],
-    ids=["blocks_of_64_small_chunks", "blocks_of_128_preempted"],
+    ids=["blocks_of_64_small_chunks", "blocks_of_128_preempted", "joins_prefilled_ahead"],
 )
 def test_every_block_size_and_batch_mix_is_exact(options):
     from tests.engine.harness import Engine

@@ -7,9 +7,12 @@ from typing import Any
 
 import vllm
 
-from forkjoin_scheduler.errors import UnsupportedEngine
+from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
 
 SUPPORTED = "0.32."
+#: The worker class that stitched joins need.
+WORKER = "forkjoin_scheduler.vllm_seam.worker.ForkJoinWorker"
 
 Check = tuple[str, Callable[[Any], bool]]
 
@@ -26,8 +29,45 @@ REFUSED: tuple[Check, ...] = (
      lambda c: c.speculative_config is not None),
     ("prefix caching switched off: threads share their parent's blocks through it",
      lambda c: not c.cache_config.enable_prefix_caching),
+    ("a model with Mamba layers: the state of a sequence can't be shared in the middle of a block",
+     lambda c: c.model_config.is_hybrid or c.model_config.is_attention_free),
     ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),
 )  # fmt: skip
+
+
+def check_stitching(vllm_config: Any, num_blocks: int) -> None:
+    """Raise UnsupportedEngine unless stitched joins can run: our workers, and room for a join.
+
+    A join needs its threads' blocks and the joined context's beside each other, for a moment.
+    """
+    if not vllm_config.parallel_config.worker_cls.endswith(".ForkJoinWorker"):
+        raise UnsupportedEngine(
+            f"a dialect with a stitched join needs --worker-cls {WORKER}, found "
+            f"{vllm_config.parallel_config.worker_cls}: serve with `forkjoin serve`, which gives it"
+        )
+    block_size, longest = vllm_config.cache_config.block_size, vllm_config.model_config.max_model_len
+    needed = 2 * -(-longest // block_size) + 2
+    if num_blocks < needed:
+        raise UnsupportedEngine(
+            f"a stitched join of contexts up to --max-model-len {longest} needs {needed} KV blocks of "
+            f"{block_size} tokens, found {num_blocks}: lower --max-model-len, or give the cache more memory"
+        )
+
+
+def check_model(dialect: Dialect, model_config: Any) -> None:
+    """Raise DialectError unless the model's class has what weights trained for ``dialect`` need of it."""
+    name = dialect.needs_model_attribute
+    if name is None:
+        return
+    from vllm.model_executor.model_loader.utils import get_model_cls
+
+    model = get_model_cls(model_config)
+    if not hasattr(model, name):
+        raise DialectError(
+            f"dialect {dialect.name!r} needs a model class with the attribute {name!r}, which does in its "
+            f"forward pass what these weights were trained with; {model.__name__} has none: register a class "
+            "that has it with vLLM's ModelRegistry, or choose another dialect"
+        )
 
 
 def check_version() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.stitch import Slots, slots
 
-@dataclass
+#: Set on a request whose KV is not that of its tokens one behind the other.
+_UNHASHED = "_forkjoin_unhashed"
+
+
+@dataclass(eq=False)
 class HeldBlocks:
     """Blocks taken from a finished request, by KV cache group, with their cached counts.
 
@@ -21,25 +28,24 @@ class HeldBlocks:
     num_tokens: int
 
 
-def shared_prefix(manager: KVCacheManager, parent_id: str, num_tokens: int) -> KVCacheBlocks:
-    """The blocks of ``parent_id`` that hold its first ``num_tokens`` tokens, by reference.
+def shared_prefix(manager: KVCacheManager, source: str | HeldBlocks, num_tokens: int) -> KVCacheBlocks:
+    """The blocks of a request, or held ones, with the first ``num_tokens`` tokens, by reference.
 
     The count need not be a multiple of the block size: vLLM copies a partial tail on write.
     """
+    of = manager.get_blocks(source).blocks if isinstance(source, str) else source.blocks
     groups = []
-    for single, blocks in zip(
-        manager.coordinator.single_type_managers, manager.get_blocks(parent_id).blocks, strict=True
-    ):
+    for single, blocks in zip(manager.coordinator.single_type_managers, of, strict=True):
         groups.append(list(blocks[: -(-num_tokens // single.block_size)]))
     return manager.create_kv_cache_blocks(tuple(groups))
 
 
-def hold(manager: KVCacheManager, request: Request) -> HeldBlocks:
+def hold(manager: KVCacheManager, request: Request, num_tokens: int) -> HeldBlocks:
     """Take the blocks of ``request`` out of its name, without returning them to the pool.
 
-    The token sampled last has KV in async scheduling only; it is left out in both modes.
+    Its first ``num_tokens`` tokens count at most; those without KV never do.
     """
-    held = HeldBlocks([], [], min(request.num_computed_tokens, request.num_tokens - 1))
+    held = HeldBlocks([], [], min(request.num_computed_tokens, num_tokens))
     for single in manager.coordinator.single_type_managers:
         held.num_cached.append(single.num_cached_block.get(request.request_id, 0))
         held.blocks.append(single.pop_blocks_for_free(request.request_id))
@@ -60,3 +66,51 @@ def adopt(manager: KVCacheManager, request: Request, held: HeldBlocks) -> None:
     ):
         single.req_to_blocks[request.request_id] = blocks
         single.num_cached_block[request.request_id] = num_cached
+
+
+def held_slots(manager: KVCacheManager, held: HeldBlocks, first: int, end: int) -> Slots:
+    """The slots of the tokens ``first`` to ``end`` in held blocks (of the only KV cache group)."""
+    return _slots(manager, held.blocks[0], first, end)
+
+
+def request_slots(manager: KVCacheManager, request_id: str, first: int, end: int) -> Slots:
+    """The slots of the tokens ``first`` to ``end`` of a request (in the only KV cache group)."""
+    return _slots(manager, manager.get_blocks(request_id).blocks[0], first, end)
+
+
+def _slots(manager: KVCacheManager, blocks: Sequence[KVCacheBlock], first: int, end: int) -> Slots:
+    (single,) = manager.coordinator.single_type_managers
+    return slots([b.block_id for b in blocks], single.block_size, first, end)
+
+
+def num_blocks(manager: KVCacheManager) -> int:
+    """Blocks of the pool that requests can have."""
+    return manager.block_pool.num_gpu_blocks - 1  # one is vLLM's null block
+
+
+def never_hash(request: Request) -> None:
+    """Keep the KV that ``request`` writes from now on out of the prefix cache."""
+    setattr(request, _UNHASHED, True)
+
+
+def is_unhashed(request: Request) -> bool:
+    """Whether ``never_hash`` was called for ``request``."""
+    return getattr(request, _UNHASHED, False)
+
+
+def guard_hashing(manager: KVCacheManager) -> None:
+    """Let the prefix cache pass by requests that ``never_hash`` names.
+
+    Patch: ``KVCacheCoordinator.cache_blocks`` of this manager's coordinator.
+    Symptom without it: a stitched block is found by a request with the same tokens in a row, whose
+    KV is another.
+    Upstream: requests have a switch for reading the prefix cache (``skip_reading_prefix_cache``)
+    and none for writing it. Remove when there is one.
+    """
+    original: Callable[..., None] = manager.coordinator.cache_blocks
+
+    def cache_blocks(request: Request, *args: Any, **kwargs: Any) -> None:
+        if not is_unhashed(request):
+            original(request, *args, **kwargs)
+
+    setattr(manager.coordinator, "cache_blocks", cache_blocks)  # noqa: B010

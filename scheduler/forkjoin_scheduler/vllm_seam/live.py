@@ -4,40 +4,67 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.family import Branch, BranchState, Family
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, wire
 from forkjoin_scheduler.vllm_seam.outputs import Piece, to_outputs
+from forkjoin_scheduler.vllm_seam.wish import Wish
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.vllm_seam.jobs import Job
 
 
 @dataclass(eq=False)
 class LiveFamily:
-    """``request`` is the root's; ``params`` are as the client gave them."""
+    """``request`` is the root's, ``wish`` what the client asked for with it."""
 
     family: Family
     request: Request
-    params: SamplingParams
-    max_tokens: int
+    wish: Wish
     transcripts: dict[Branch, Transcript[Piece]] = field(default_factory=dict)
     #: Blocks of threads that have ended, until their join.
     held: dict[Branch, kv.HeldBlocks] = field(default_factory=dict)
+    #: KV that is computed beside the decoding.
+    jobs: list[Job] = field(default_factory=list)
+    #: Those of them that prefill ended threads behind one another, by the branch that waits for these.
+    ahead: dict[Branch, Job] = field(default_factory=dict)
     #: Branches whose threads have all ended.
     joinable: list[Branch] = field(default_factory=list)
+    #: Threads by the number that their parent knows them by, where it asks for them one by one.
+    numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
+    #: Threads whose end the front end has been told.
+    told: set[Branch] = field(default_factory=set)
     stop_reason: int | str | None = None
+    #: The stop token of the request's own that a thread wrote: the last of the answer.
+    stop_piece: Piece | None = None
     #: Set when the family ended by our decision: vLLM has not told the front end.
     finish_reason: FinishReason | None = None
+    #: The root's own end, where its threads go on behind it.
+    own_finish: FinishReason | None = None
     events: list[wire.Event] = field(default_factory=list)
     #: When a branch forked, or became joinable (``time.monotonic``), until its next token.
     _forked_at: dict[Branch, float] = field(default_factory=dict)
     _joinable_at: dict[Branch, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.max_tokens = self.request.max_tokens
         self.transcripts[self.family.root] = Transcript()
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the family forks and joins."""
+        return self.wish.spoken.dialect
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether the root's own tokens go through the transcript, for threads run beside it."""
+        return not self.dialect.join.waits
 
     @property
     def remaining(self) -> int:
@@ -55,7 +82,7 @@ class LiveFamily:
 
     def parked(self) -> list[Branch]:
         """The branches that wait for their threads, the root first."""
-        return [b for b in self.family.root.subtree() if b.state is BranchState.FORKED]
+        return [b for b in self.family.root.subtree() if b.state is BranchState.PARKED]
 
     def tell(self, kind: str, **fields: object) -> None:
         """Note an event for the front end."""
@@ -80,9 +107,11 @@ class LiveFamily:
         """What the family sends to the front end in this step: events first, then its tokens."""
         family = self.family
         pieces = self.transcripts[family.root].release()
-        family.num_released += len(pieces)
+        if self.finish_reason is FinishReason.STOP and self.stop_piece is not None:
+            pieces.append(self.stop_piece)
+        family.num_shown += len(pieces)
         # A stop string ends the request in the front end, which needs the counts of that very step.
-        if self.events or self.params.stop or not family.is_live:
+        if self.events or self.wish.params.stop or not family.is_live:
             self.tell("progress" if family.is_live else "family_ended", **self._counts())
         events, self.events = self.events, []
         outputs = [wire.pack(family.request_id, events)] if events else []
@@ -94,6 +123,6 @@ class LiveFamily:
             "family": family.request_id,
             "num_threads": len(family.threads),
             "total_tokens": family.num_generated,
-            "critical_path_tokens": family.root.num_critical,
-            "surplus_tokens": family.num_surplus,
+            "critical_path_tokens": family.num_critical,
+            "surplus_tokens": family.num_shown - family.num_generated,
         }

@@ -8,6 +8,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam.requests import forget_in_flight
 
+#: Set on a suspended request: the status that it waited with.
+_RESUMES_AS = "_forkjoin_resumes_as"
+
 
 def park(scheduler: Any, request: Request) -> None:
     """Take ``request`` out of the running; it keeps its blocks and waits, natively skipped."""
@@ -17,33 +20,54 @@ def park(scheduler: Any, request: Request) -> None:
         dequeue(scheduler, request)
     forget_in_flight(request)
     scheduler._inflight_prefills.discard(request)
-    request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
-    scheduler.num_waiting_for_streaming_input += 1
-    scheduler._enqueue_waiting_request(request)
+    _enqueue_parked(scheduler, request)
     # The V2 runner frees its slot; it is added anew at the join.
     scheduler.reset_preempted_req_ids.add(request.request_id)
 
 
+def suspend(scheduler: Any, request: Request) -> None:
+    """Let a waiting ``request``, which holds no blocks, wait on until its KV is computed anew."""
+    dequeue(scheduler, request)
+    setattr(request, _RESUMES_AS, request.status)
+    _enqueue_parked(scheduler, request)
+
+
+def _enqueue_parked(scheduler: Any, request: Request) -> None:
+    request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
+    scheduler.num_waiting_for_streaming_input += 1
+    scheduler._enqueue_waiting_request(request)
+
+
 def resume(scheduler: Any, request: Request, num_computed_tokens: int) -> None:
     """Let a parked ``request`` run again, ``num_computed_tokens`` of whose tokens have KV."""
+    _unpark(scheduler, request, num_computed_tokens, RequestStatus.WAITING)
+
+
+def regain(scheduler: Any, request: Request, num_computed_tokens: int) -> None:
+    """Let a suspended ``request`` run again, as what it was: new to the workers, or preempted."""
+    _unpark(scheduler, request, num_computed_tokens, getattr(request, _RESUMES_AS))
+
+
+def _unpark(scheduler: Any, request: Request, num_computed_tokens: int, status: RequestStatus) -> None:
     dequeue(scheduler, request)
     scheduler.num_waiting_for_streaming_input -= 1
     request.num_computed_tokens = num_computed_tokens
-    request.status = RequestStatus.WAITING
+    request.status = status
     scheduler._enqueue_waiting_request(request)
 
 
-def start(scheduler: Any, request: Request) -> None:
-    """Queue a thread before all that wait to start: a family that runs is finished first."""
-    scheduler.requests[request.request_id] = request
-    scheduler.kv_holding_waiting.add_request(request)
-
-
-def requeue_without_blocks(scheduler: Any, request: Request) -> None:
-    """A parked ``request`` has lost its blocks: it waits where those wait that hold none."""
+def repark(scheduler: Any, request: Request, num_computed_tokens: int) -> None:
+    """A parked ``request`` has lost its blocks (0), or has them again: it waits where such wait."""
     dequeue(scheduler, request)
-    request.num_computed_tokens = 0
+    request.num_computed_tokens = num_computed_tokens
     scheduler._enqueue_waiting_request(request)
+
+
+def start(scheduler: Any, request: Request, *, first: bool = True) -> None:
+    """Queue a new request, ``first``: before all that wait to start, to finish what runs."""
+    scheduler.requests[request.request_id] = request
+    queue = scheduler.kv_holding_waiting if first else scheduler.waiting
+    queue.add_request(request)
 
 
 def dequeue(scheduler: Any, request: Request) -> None:

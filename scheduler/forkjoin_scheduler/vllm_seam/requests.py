@@ -1,4 +1,4 @@
-"""What fork/join does to vLLM ``Request`` objects: start a thread, fold tokens in."""
+"""What fork/join does to vLLM ``Request`` objects: start one, fold tokens in, take tokens off."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 
-def new_thread(
-    parent: Request, request_id: str, header_ids: Sequence[int], params: SamplingParams
-) -> Request:
-    """A request that goes on from the parent's tokens behind ``header_ids``."""
+def new_request(root: Request, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> Request:
+    """A request of the same client, adapter and priority as ``root`` on ``token_ids``."""
     return Request(
         request_id=request_id,
-        prompt_token_ids=[*parent.all_token_ids, *header_ids],
+        prompt_token_ids=list(token_ids),
         sampling_params=params,
         pooling_params=None,
-        client_index=parent.client_index,
-        arrival_time=parent.arrival_time,
-        lora_request=parent.lora_request,
-        cache_salt=parent.cache_salt,
-        priority=parent.priority,
-        trace_headers=parent.trace_headers,
-        block_hasher=parent._block_hasher,
+        client_index=root.client_index,
+        arrival_time=root.arrival_time,
+        lora_request=root.lora_request,
+        cache_salt=root.cache_salt,
+        priority=root.priority,
+        trace_headers=root.trace_headers,
+        block_hasher=root._block_hasher,
     )
 
 
@@ -41,6 +39,15 @@ def fold(request: Request, token_ids: Sequence[int], params: SamplingParams) -> 
     request.sampling_params = params
     assert params.max_tokens is not None
     request.max_tokens = params.max_tokens
+
+
+def truncate(request: Request, num_tokens: int) -> None:
+    """Forget all but the first ``num_tokens`` tokens; for a request that will be folded."""
+    num_cut = request.num_tokens - num_tokens
+    del request._all_token_ids[num_tokens:]
+    del request._output_token_ids[max(len(request._output_token_ids) - num_cut, 0) :]
+    request.block_hashes.clear()
+    request.update_block_hashes()
 
 
 def forget_in_flight(request: Request) -> None:

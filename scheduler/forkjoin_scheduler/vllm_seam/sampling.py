@@ -15,17 +15,22 @@ def thread_params(
     original: SamplingParams,
     overrides: SamplingOverrides,
     *,
-    end_id: int,
+    end_id: int | None,
     max_tokens: int,
     generated: int,
     salt: str,
 ) -> SamplingParams:
     """The request's ``original`` parameters for a thread, ``generated`` tokens of the family in.
 
-    The thread also stops at ``end_id``, which min_tokens does not forbid.
+    The thread also stops at ``end_id``, if any, which min_tokens does not forbid: a thread with an
+    end tag may be as short as it likes.
     """
     params = resumed_params(original, overrides, max_tokens=max_tokens, generated=generated, salt=salt)
-    params.stop_token_ids = [*(original.stop_token_ids or ()), end_id]
+    if end_id is not None:
+        params.stop_token_ids = [*(original.stop_token_ids or ()), end_id]
+        # min_tokens would forbid the end tag: on its way to the workers vLLM counts it among the stop
+        # tokens. What the request owes is owed behind the join.
+        params.min_tokens = 0
     return params
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from vllm.tokenizers.registry import cached_tokenizer_from_config
 
+#: Turns that no chat template writes by itself, to find what it writes around them.
+_MARKS = ("\u2042first\u2042", "\u2042second\u2042", "\u2042third\u2042")
+
 
 def end_of_sequence_ids(model_config: Any) -> frozenset[int]:
     """The end-of-sequence tokens of the model's generation config, which vLLM makes stop tokens."""
@@ -26,7 +29,7 @@ class EngineTokenizer:
         return cls(cached_tokenizer_from_config(model_config))
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._inner.encode(text, add_special_tokens=False)
+        ids: list[int] = self._inner.encode(text, add_special_tokens=False) if text else []
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -36,3 +39,17 @@ class EngineTokenizer:
     def token_id(self, token: str) -> int | None:
         known = self._vocab.get(token)
         return known if known is not None and self.encode(token) == [known] else None
+
+    def turns(self) -> tuple[str, str, str] | None:
+        if getattr(self._inner, "chat_template", None) is None:
+            return None
+        first, second, third = _MARKS
+        messages = [
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": second},
+            {"role": "user", "content": third},
+        ]
+        text: str = self._inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        opening = self._inner.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+        begin = opening.partition(first)[0]
+        return begin, text.rpartition(second)[2].partition(third)[0], text.rpartition(third)[2]

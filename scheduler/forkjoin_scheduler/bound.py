@@ -1,0 +1,92 @@
+"""A dialect and the tokenizer of the model that speaks it: what a stream of tokens says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forkjoin_scheduler.dialect import Dialect, ForkAt, Tokenizer, fill
+from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.fork import ThreadPlan, read_outlines
+
+#: Tokens at the end of a text in which a tag is looked for, where tags are text.
+WINDOW_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class BoundDialect:
+    """``dialect`` as ``tokenizer`` writes it."""
+
+    dialect: Dialect
+    tokenizer: Tokenizer
+    trigger_id: int | None
+
+    @classmethod
+    def bind(cls, dialect: Dialect, tokenizer: Tokenizer) -> BoundDialect:
+        """Check and bind. Raises DialectError if ``tokenizer`` lacks what ``dialect`` needs."""
+        dialect.check_tokenizer(tokenizer)
+        dialect = dialect.with_turns(tokenizer)
+        _check_headers(dialect, tokenizer)
+        is_token = dialect.trigger is not None and dialect.tags_are == "tokens"
+        return cls(dialect, tokenizer, tokenizer.token_id(dialect.trigger or "") if is_token else None)
+
+    def triggers(self, token_ids: Sequence[int]) -> bool:
+        """Whether the last of ``token_ids`` forks."""
+        if self.dialect.fork_at is not ForkAt.TRIGGER:
+            return False
+        if self.trigger_id is not None:
+            return token_ids[-1] == self.trigger_id
+        assert self.dialect.trigger is not None
+        return self._completes(self.dialect.trigger, token_ids) is not None
+
+    def ends_turn_with_fork(self, token_ids: Sequence[int]) -> bool:
+        """Whether a branch that wrote ``token_ids`` and ends its turn forks instead."""
+        if self.dialect.fork_at is not ForkAt.END:
+            return False
+        text = self.tokenizer.decode(list(token_ids))
+        trigger = self.dialect.trigger
+        if trigger is not None:
+            pattern = re.escape(trigger) if self.dialect.tags_are == "tokens" else f"(?:{trigger})"
+            return re.search(rf"{pattern}\s*\Z", text) is not None
+        return self.dialect.outline is not None and bool(read_outlines(self.dialect.outline, text))
+
+    def asked_for(self, token_ids: Sequence[int]) -> str | None:
+        """The number of the thread that the last of ``token_ids`` asks for, if it does."""
+        if self.dialect.join.ask is None:
+            return None
+        found = self._completes(self.dialect.join.ask, token_ids)
+        return None if found is None else found["number"]
+
+    def end_id(self, plan: ThreadPlan) -> int | None:
+        """The token that ends a thread; None if that is a text, or end of sequence."""
+        if plan.end is None or self.dialect.tags_are == "text":
+            return None
+        return self.tokenizer.token_id(plan.end)
+
+    def ends(self, plan: ThreadPlan, token_ids: Sequence[int]) -> bool:
+        """Whether the last of ``token_ids`` completes the text that ends the thread."""
+        if plan.end is None or self.dialect.tags_are == "tokens":
+            return False
+        return self._completes(re.escape(plan.end), token_ids) is not None
+
+    def _completes(self, pattern: str, token_ids: Sequence[int]) -> re.Match[str] | None:
+        """A match of ``pattern`` in the text of ``token_ids`` that ends in its last token."""
+        tail = list(token_ids[-WINDOW_TOKENS:])
+        before = len(self.tokenizer.decode(tail[:-1]))
+        matches = re.finditer(pattern, self.tokenizer.decode(tail))
+        return next((m for m in matches if m.end() > before), None)
+
+
+def _check_headers(dialect: Dialect, tokenizer: Tokenizer) -> None:
+    """Raise DialectError if a stitched thread's joined header is no end of its header, token for token."""
+    joined = dialect.thread.joined_header
+    if not dialect.is_stitched or joined is None:
+        return
+    header_ids = tokenizer.encode(fill(dialect.thread.header, n="1"))
+    joined_ids = tokenizer.encode(fill(joined, n="1"))
+    if header_ids[len(header_ids) - len(joined_ids) :] != joined_ids:
+        raise DialectError(
+            f"dialect {dialect.name!r}: expected the tokens of thread.joined_header {joined!r} at the end of "
+            f"those of thread.header {dialect.thread.header!r}; the model's tokenizer joins them otherwise"
+        )

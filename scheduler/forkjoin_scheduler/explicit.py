@@ -1,0 +1,53 @@
+"""Forks that a request asks for by itself, behind its prompt, of any model: branches, best of N."""
+
+from __future__ import annotations
+
+from forkjoin_scheduler.dialect import (
+    Dialect,
+    ForkAt,
+    Join,
+    JoinKind,
+    Limits,
+    Policies,
+    Policy,
+    Thread,
+    Tokenizer,
+)
+from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.options import RequestOptions
+
+#: A branch that runs out of tokens is left as it is; the others are worth having.
+_POLICIES = Policies(thread_eos=Policy.CLOSE_THREAD, thread_length=Policy.CLOSE_THREAD)
+
+
+def explicit_dialect(options: RequestOptions, limits: Limits) -> Dialect:
+    """How a request forks that names its branches, or wants the best of N."""
+    if options.best_of is not None:
+        name, width, join = "best_of", options.best_of, Join(kind=JoinKind.VOTE, result=options.vote)
+    else:
+        assert options.branches is not None
+        name, width = "branches", len(options.branches)
+        join = Join(kind=JoinKind.FINISH) if options.closing is None else Join(text=options.closing)
+    return Dialect(
+        name=name,
+        source="the request",
+        fork_at=ForkAt.PROMPT,
+        width=width,
+        thread=Thread(header=""),
+        join=join,
+        limits=limits,
+        policies=_POLICIES,
+    )
+
+
+def explicit_plan(options: RequestOptions, tokenizer: Tokenizer) -> ForkPlan:
+    """The threads that the request asks for."""
+    if options.branches is None:
+        return ForkPlan(
+            tuple(ThreadPlan(str(n), "", (), ()) for n in range(1, (options.best_of or 0) + 1)), 0
+        )
+    threads = []
+    for number, branch in enumerate(options.branches, 1):
+        header = tuple(tokenizer.encode(branch.text or f"{branch.title}\n"))
+        threads.append(ThreadPlan(str(number), branch.title, header, header))
+    return ForkPlan(tuple(threads), 0)

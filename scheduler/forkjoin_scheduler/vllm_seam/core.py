@@ -1,0 +1,120 @@
+"""What every part of the scheduler knows: the settings, the families, and whose request is whose.
+
+``ForkJoinScheduler`` is made of layers, each on the one before: ``core`` (this), ``jobs`` (KV that
+is computed beside the decoding), ``stitching``, ``ahead`` (the progressive join), ``ending``,
+``joining``, ``forking``, and ``scheduler``, which vLLM calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.dialect import ForkAt
+from forkjoin_scheduler.errors import BadRequestOptions, UnsupportedEngine
+from forkjoin_scheduler.explicit import explicit_dialect
+from forkjoin_scheduler.family import Branch, Family
+from forkjoin_scheduler.options import RequestOptions, parse_options
+from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.vllm_seam import compat, kv
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
+from forkjoin_scheduler.vllm_seam.wish import Wish
+
+logger = init_logger(__name__)
+
+STOPPED, CAPPED = RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED
+
+
+class Core(AsyncScheduler):
+    """The state that the layers share."""
+
+    max_num_active_reqs: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if KEY not in self.vllm_config.additional_config:
+            raise UnsupportedEngine(
+                f"the fork/join scheduler expects its settings in additional_config[{KEY!r}], found none: "
+                "serve with `forkjoin serve`, which gives them, or without --scheduler-cls"
+            )
+        self._settings = Settings.model_validate(self.vllm_config.additional_config[KEY])
+        #: Families that have forked, by the id of their request.
+        self._live: dict[str, LiveFamily] = {}
+        #: The requests of threads that decode, by id.
+        self._threads: dict[str, tuple[LiveFamily, Branch]] = {}
+        #: What requests that fork/join has to do with ask for.
+        self._wishes: WeakKeyDictionary[Request, Wish] = WeakKeyDictionary()
+        self._num_slots: int = self.max_num_active_reqs
+        self._spoken: BoundDialect | None = None
+        if self._settings.dialect is None:
+            return
+        compat.check_version()
+        compat.check_config(self.vllm_config)
+        compat.check_model(self._settings.dialect, self.vllm_config.model_config)
+        self._tokenizer = EngineTokenizer.from_model_config(self.vllm_config.model_config)
+        self._eos_ids = end_of_sequence_ids(self.vllm_config.model_config)
+        self._spoken = BoundDialect.bind(self._settings.dialect, self._tokenizer)
+        if self._settings.dialect.is_stitched:
+            compat.check_stitching(self.vllm_config, kv.num_blocks(self.kv_cache_manager))
+            kv.guard_hashing(self.kv_cache_manager)
+
+    def _wish_of(self, request: Request) -> Wish | None:
+        """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""
+        assert self._spoken is not None
+        params = request.sampling_params
+        if (
+            params is None
+            or request.use_structured_output
+            or request.resumable
+            or request.prompt_embeds is not None
+            or request.mm_features
+        ):
+            return None
+        options = self._options(request)
+        if not options.enabled:
+            return None
+        limits = options.limits(self._settings.limits)
+        spoken, at_prompt = self._spoken, self._spoken.dialect.fork_at is ForkAt.PROMPT
+        if options.forks_at_prompt:
+            spoken, at_prompt = BoundDialect(explicit_dialect(options, limits), self._tokenizer, None), True
+        if at_prompt and params.prompt_logprobs is not None:
+            logger.warning(
+                "%s: prompt_logprobs with a fork behind the prompt: decoding sequentially", request.request_id
+            )
+            return None
+        return Wish(options, limits, spoken, params, request.num_prompt_tokens, at_prompt)
+
+    def _options(self, request: Request) -> RequestOptions:
+        assert request.sampling_params is not None
+        try:
+            options = parse_options((request.sampling_params.extra_args or {}).get(KEY, {}))
+            options.check_limits(self._settings.limits, self._settings.caps)
+        except BadRequestOptions as error:
+            # The front end answers these with a 400; what comes around it must not end the engine.
+            logger.warning("%s: %s; decoding sequentially", request.request_id, error)
+            return RequestOptions(enabled=False)
+        return options
+
+    def _branch_of(self, request: Request) -> tuple[LiveFamily, Branch]:
+        """The family and branch of a request, the family new if the request has not forked yet."""
+        if entry := self._threads.get(request.request_id):
+            return entry
+        live = self._live.get(request.request_id)
+        if live is None:
+            wish = self._wishes[request]
+            family = Family(request.request_id, wish.limits, include_threads=wish.options.include_threads)
+            family.generated(family.root, list(request.output_token_ids))
+            family.num_shown = family.num_generated
+            live = LiveFamily(family, request, wish)
+            self._live[request.request_id] = live
+        return live, live.family.root
+
+    def _request_of(self, branch: Branch | None) -> Request:
+        assert branch is not None
+        return self.requests[branch.request_id]

@@ -1,0 +1,246 @@
+"""What a thread's tokens and its end do: the transcript, what is kept of its KV, the end of the family."""
+
+from __future__ import annotations
+
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.outputs import LogprobsLists
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.dialect import Context, JoinKind, Policy
+from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.join import body, close_block_ids, end_policy, written
+from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.ahead import Ahead
+from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
+
+
+class Ending(Ahead):
+    """Takes the outputs of threads, and ends threads and families."""
+
+    # ---- outputs ---------------------------------------------------------------------------
+
+    def _take(self, output: EngineCoreOutput) -> bool:
+        """Take an output that is not for the front end as it is; returns False for every other."""
+        if job := self._fills.get(output.request_id):
+            if output.finished:
+                self._fill_done(job)
+            return True
+        if entry := self._threads.get(output.request_id):
+            self._take_thread(*entry, output)
+            return True
+        live = self._live.get(output.request_id)
+        if live is not None and live.takes_over:
+            self._take_root(live, output)
+            return True
+        return False
+
+    def _take_thread(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> None:
+        if thread.state is not BranchState.DECODING:
+            return
+        assert thread.plan is not None
+        # Several threads end a step together: what is over the budget was never generated.
+        token_ids = output.new_token_ids[: live.remaining]
+        live.family.generated(thread, token_ids)
+        live.clock_token(thread)
+        end = self._end_of(live, thread, output) if output.finished else None
+        if end is None and token_ids and live.wish.spoken.ends(thread.plan, thread.token_ids):
+            super().finish_requests([thread.request_id], STOPPED)
+            end = ThreadEnd.STOP
+        by_eos = end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
+        shown = token_ids[:-1] if by_eos else token_ids
+        if live.family.include_threads and shown:
+            live.tell("tokens", index=thread.index, token_ids=shown)
+        pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(shown)]
+        if end is ThreadEnd.REQUEST_STOP:
+            # The answer may end later than this thread; its stop token leaves with the end.
+            live.stop_reason = output.stop_reason
+            live.stop_piece = pieces.pop() if pieces else None
+        live.transcripts[thread].push(pieces)
+        if end is not None:
+            self._end_thread(live, thread, end)
+
+    def _take_root(self, live: LiveFamily, output: EngineCoreOutput) -> None:
+        """The root's own tokens where threads run beside it: they wait for their turn too."""
+        pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(output.new_token_ids)]
+        live.transcripts[live.family.root].push(pieces)
+        if output.finished:
+            live.own_finish, live.stop_reason = output.finish_reason, output.stop_reason
+            live.family.end(live.family.root, ThreadEnd.STOP, cancels=False)
+
+    def _end_of(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> ThreadEnd:
+        assert thread.plan is not None
+        if output.finish_reason is not FinishReason.STOP:
+            return ThreadEnd.LENGTH
+        end_id = live.wish.spoken.end_id(thread.plan)
+        if end_id is not None and output.stop_reason == end_id:
+            return ThreadEnd.STOP
+        if output.stop_reason is None or output.stop_reason in self._eos_ids:
+            return ThreadEnd.STOP if thread.plan.end is None else ThreadEnd.EOS
+        return ThreadEnd.REQUEST_STOP
+
+    # ---- ends ------------------------------------------------------------------------------
+
+    def _free_request_blocks(self, request: Request) -> None:
+        """Blocks that a join or a job needs are held back."""
+        if request.status in (STOPPED, CAPPED):
+            if job := self._fills.get(request.request_id):
+                assert job.fill is not None
+                job.loose.append(kv.hold(self.kv_cache_manager, request, len(job.fill.token_ids)))
+                return
+            entry = self._threads.get(request.request_id)
+            if entry and entry[1].state is BranchState.DECODING and self._needs_blocks_of(*entry):
+                live, thread = entry
+                live.held[thread] = kv.hold(self.kv_cache_manager, request, request.num_tokens)
+                return
+        super()._free_request_blocks(request)
+
+    def _needs_blocks_of(self, live: LiveFamily, thread: Branch) -> bool:
+        """A stitched join takes all threads' blocks; otherwise the first's text is a true prefix."""
+        if live.dialect.is_stitched:
+            return True
+        plan = thread.plan
+        assert plan is not None
+        return (
+            thread.position == 0
+            and live.dialect.thread.context is Context.PARENT
+            and live.dialect.join.kind is JoinKind.REPREFILL
+            and live.dialect.thread.returns is None
+            and not live.dialect.join.opened
+            and plan.header_ids == plan.joined_header_ids
+        )
+
+    def _end_thread(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
+        """Tell of the end of ``thread`` and let its successors into the transcript."""
+        self._threads.pop(thread.request_id, None)
+        self._offsets.pop(thread.request_id, None)
+        thread.end = end
+        transcript = live.transcripts[thread]
+        policy = end_policy(live.dialect, end)
+        if end is not ThreadEnd.REQUEST_STOP:
+            injected_ids = body(live.dialect, thread, self._tokenizer)[len(written(thread)) :]
+            transcript.push(injected(injected_ids))
+        if end is ThreadEnd.REQUEST_STOP:
+            transcript.cut()
+            self._cut_behind(live, thread)
+        transcript.close()
+        if live.dialect.join.kind is not JoinKind.VOTE:
+            live.transcripts.pop(thread)
+        self._tell_end(live, thread, policy)
+        held = live.held.pop(thread, None)
+        if held is not None:
+            self._trim(live, thread, held)
+        if live.dialect.is_stitched and end is not ThreadEnd.REQUEST_STOP and held is not None:
+            if not self._close_kv(live, thread, held):
+                return
+        elif held is not None:
+            live.held[thread] = held
+        self._closed(live, thread)
+
+    def _trim(self, live: LiveFamily, thread: Branch, held: kv.HeldBlocks) -> None:
+        """Of what a thread's blocks hold, an end of sequence does not count, nor what may differ by mode.
+
+        The token sampled last has KV in async scheduling only.
+        """
+        assert thread.plan is not None
+        kept = thread.fork_len + len(thread.plan.header_ids) + len(thread.token_ids)
+        if thread.end is ThreadEnd.EOS or thread.plan.end is None or not live.dialect.is_stitched:
+            kept -= 1
+        held.num_tokens = min(held.num_tokens, kept)
+
+    def _closed(self, live: LiveFamily, thread: Branch) -> None:
+        assert thread.parent is not None
+        assert thread.end is not None
+        live.family.end(thread, thread.end, cancels=live.dialect.join.waits)
+        if thread.parent.state is BranchState.JOINABLE:
+            live.joinable.append(thread.parent)
+            live.clock_join(thread.parent)
+        else:
+            self._prefill_ahead(live, thread.parent)
+
+    def _cut_slower(self, live: LiveFamily) -> None:
+        """Where the first thread to end is the last to run: cut the others off where they are."""
+        for branch in live.parked():
+            if any(t.end in (ThreadEnd.STOP, ThreadEnd.EOS, ThreadEnd.LENGTH) for t in branch.waits_for):
+                for thread in branch.waits_for:
+                    if thread.request_id in self._threads:
+                        super().finish_requests([thread.request_id], STOPPED)
+                        self._end_thread(live, thread, ThreadEnd.CUT)
+
+    @staticmethod
+    def _tell_end(live: LiveFamily, thread: Branch, policy: Policy | None = None) -> None:
+        if thread in live.told:
+            return  # cancelled while its last tokens got their KV
+        live.told.add(thread)
+        assert thread.end is not None
+        more = {} if policy is None else {"policy": policy.value}
+        live.tell(
+            "thread_ended",
+            index=thread.index,
+            reason=thread.end.value,
+            num_tokens=thread.num_generated,
+            **more,
+        )
+
+    def _cut_behind(self, live: LiveFamily, thread: Branch) -> None:
+        """The answer ends in ``thread``: cancel its later siblings and all beneath them."""
+        assert thread.parent is not None
+        siblings = next(fork for fork in thread.parent.forks if thread in fork)
+        for sibling in siblings[thread.position + 1 :]:
+            if sibling.is_live:
+                cancelled = [sibling, *live.family.end(sibling, ThreadEnd.CANCELLED)]
+                super().finish_requests(self._forget(live, cancelled), RequestStatus.FINISHED_ABORTED)
+
+    # ---- the end of the family -------------------------------------------------------------
+
+    def _end_at_limit(self, live: LiveFamily, reason: str, policy: Policy) -> None:
+        live.tell("limited", reason=reason, policy=policy.value)
+        self._end_family(live, CAPPED)
+
+    def _end_with_block(self, live: LiveFamily, branch: Branch) -> None:
+        """End the request in ``branch``, its block closed."""
+        closing = close_block_ids(live.dialect, self._tokenizer)
+        live.transcripts[branch].push(injected(closing))
+        self._end_family(live, CAPPED)
+
+    def _end_family(self, live: LiveFamily, status: RequestStatus) -> None:
+        """End the request here, with all its threads; what they wrote so far leaves in order."""
+        for thread, transcript in live.transcripts.items():
+            if thread is not live.family.root:
+                transcript.close()
+        ids = [live.family.request_id, *self._cancel_threads(live)]
+        super().finish_requests(ids, status)
+        live.finish_reason = _FINISH_REASONS[status]
+
+    def _cancel_threads(self, live: LiveFamily) -> list[str]:
+        """End the family's tree; returns the ids of the threads that are to be freed."""
+        self._drop_jobs(live)
+        self._release_held(live, list(live.held))
+        self._unstitch(live.family.request_id)
+        self._offsets.pop(live.family.request_id, None)
+        family = live.family
+        if family.root.is_live:
+            return self._forget(live, family.end(family.root, ThreadEnd.CANCELLED))
+        cancelled = []
+        for thread in family.threads:
+            if thread.is_live:
+                cancelled += [thread, *family.end(thread, ThreadEnd.CANCELLED)]
+        return self._forget(live, cancelled)
+
+    def _forget(self, live: LiveFamily, cancelled: list[Branch]) -> list[str]:
+        """Tell of the end of ``cancelled`` threads; returns their request ids."""
+        self._release_held(live, cancelled)
+        for thread in cancelled:
+            self._threads.pop(thread.request_id, None)
+            self._offsets.pop(thread.request_id, None)
+            self._unstitch(thread.request_id)
+            self._tell_end(live, thread)
+        return [t.request_id for t in cancelled]
+
+
+_FINISH_REASONS = {STOPPED: FinishReason.STOP, CAPPED: FinishReason.LENGTH}
+
+
+def _row(logprobs: LogprobsLists | None, index: int) -> LogprobsLists | None:
+    return None if logprobs is None else logprobs.slice_request(index, 1)

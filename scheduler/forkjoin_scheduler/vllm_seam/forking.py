@@ -1,0 +1,202 @@
+"""What a branch's own tokens do: a trigger forks it, a question for a thread's result parks it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.dialect import Context, ForkAt, JoinKind, Policy
+from forkjoin_scheduler.explicit import explicit_plan
+from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.fork import ForkPlan, Refusal, has_room, plan_fork
+from forkjoin_scheduler.stitch import thread_offset
+from forkjoin_scheduler.transcript import Transcript
+from forkjoin_scheduler.vllm_seam import queues
+from forkjoin_scheduler.vllm_seam.joining import SHOWN_LIVE, Joining
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.outputs import injected
+from forkjoin_scheduler.vllm_seam.requests import new_request, truncate
+from forkjoin_scheduler.vllm_seam.wish import Wish
+
+
+class Forking(Joining):
+    """Hears triggers as tokens are booked, and acts on them at the end of the step."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        #: Requests that fork at the end of this step, with the plan where it is made already.
+        self._triggered: list[tuple[Request, ForkPlan | None]] = []
+        #: Requests that ask for the result of a thread, by its number.
+        self._asking: list[tuple[Request, str]] = []
+
+    # ---- vLLM's hook -----------------------------------------------------------------------
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        wish = self._wishes.get(request)
+        if wish is None or not new_token_ids:
+            return super()._update_request_with_output(request, new_token_ids, is_stale)
+        if wish.at_prompt:
+            # It forks before it writes: the sample is dropped, and the placeholder of it goes at the fork.
+            wish.at_prompt = False
+            self._triggered.append((request, None))
+            return super()._update_request_with_output(request, [], is_stale)
+        new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        if stopped:
+            if plan := self._plan_instead_of_ending(request, wish):
+                self._triggered.append((request, plan))
+                return [], False
+        elif wish.spoken.triggers(request._all_token_ids):
+            self._triggered.append((request, None))
+        elif number := wish.spoken.asked_for(request._all_token_ids):
+            self._asking.append((request, number))
+        if live := self._live.get(request.request_id):
+            live.family.generated(live.family.root, new_token_ids)
+            if not live.takes_over:
+                live.family.num_shown += len(new_token_ids)
+            live.clock_token(live.family.root)
+        return new_token_ids, stopped
+
+    def _plan_instead_of_ending(self, request: Request, wish: Wish) -> ForkPlan | None:
+        """The fork that a turn which ends here calls for; its end of sequence is taken back then."""
+        if wish.spoken.dialect.fork_at is not ForkAt.END or request.status != RequestStatus.FINISHED_STOPPED:
+            return None
+        if request.stop_reason is not None and request.stop_reason not in self._eos_ids:
+            return None
+        context = request._all_token_ids[:-1]
+        if not wish.spoken.ends_turn_with_fork(context[wish.since :]):
+            return None
+        live, branch = self._branch_of(request)
+        plan = self._plan_fork(live, branch, context, wish)
+        if isinstance(plan, Refusal):
+            live.tell("refused", reason=plan.reason, policy=plan.policy.value)
+            return None
+        request.status, request.stop_reason = RequestStatus.RUNNING, None
+        truncate(request, len(context))
+        return plan
+
+    # ---- fork ------------------------------------------------------------------------------
+
+    def _act_on_triggers(self) -> None:
+        triggered, self._triggered = self._triggered, []
+        for request, plan in triggered:
+            if not request.is_finished():
+                self._try_fork(request, plan)
+        asking, self._asking = self._asking, []
+        for request, number in asking:
+            if not request.is_finished():
+                self._wait_for(request, number)
+
+    def _try_fork(self, request: Request, plan: ForkPlan | Refusal | None) -> None:
+        """Fork ``request``, which has come to where it forks, unless something speaks against it."""
+        live, branch = self._branch_of(request)
+        wish = self._wishes[request]
+        if branch.state is not BranchState.DECODING:
+            return
+        plan = plan or self._plan_fork(live, branch, request._all_token_ids, wish)
+        if isinstance(plan, Refusal):
+            self._refuse(live, branch, plan)
+            if not request.is_finished():
+                self._sample_again(request)
+            return
+        waits = live.dialect.join.waits
+        if waits:
+            queues.park(self, request)
+        wish.since = request.num_tokens
+        fork_len = 0
+        if live.dialect.thread.context is Context.PARENT:
+            fork_len = request.num_tokens - live.dialect.thread.without_trigger
+        offset = thread_offset(branch.offset, live.dialect.positions) if live.dialect.is_stitched else 0
+        threads = live.family.fork(branch, plan, fork_len, waits=waits, offset=offset)
+        self._open_transcripts(live, branch, threads)
+        live.clock_fork(branch)
+        for thread in threads:
+            self._start_thread(live, thread, request)
+        live.tell(
+            "forked",
+            num_duplicates=plan.num_duplicates,
+            shared_tokens=min(request.num_computed_tokens, fork_len),
+            parent_index=branch.index,
+            threads=[
+                {"index": t.index, "number": p.number, "title": p.title}
+                for t, p in zip(threads, plan.threads, strict=True)
+            ],
+        )
+
+    def _sample_again(self, request: Request) -> None:
+        """A fork behind the prompt was refused: the sample that was dropped for it is drawn anew."""
+        if request.num_output_tokens == 0:
+            queues.park(self, request)
+            queues.resume(self, request, min(request.num_computed_tokens, request.num_tokens - 1))
+
+    def _plan_fork(
+        self, live: LiveFamily, branch: Branch, context: list[int], wish: Wish
+    ) -> ForkPlan | Refusal:
+        """The request may itself say into what it forks; otherwise the model has said so."""
+        if wish.options.forks_at_prompt:
+            asked_for = explicit_plan(wish.options, self._tokenizer)
+            if live.family.limits.max_forks == 0:
+                return Refusal("too_many_forks", live.dialect.policies.too_many_forks)
+            if not has_room(asked_for.threads, len(context), self.max_model_len):
+                return Refusal("no_room", live.dialect.policies.no_room)
+            return asked_for
+        plan = plan_fork(
+            live.dialect,
+            live.family.limits,
+            context,
+            self._tokenizer,
+            since=wish.since,
+            num_forks=live.family.num_forks,
+            depth=branch.depth,
+            max_model_len=self.max_model_len - max(branch.offset, 0),
+        )
+        if isinstance(plan, ForkPlan) and any((branch, t.number) in live.numbered for t in plan.threads):
+            return Refusal("duplicate_outline", Policy.SEQUENTIAL)
+        return plan
+
+    def _open_transcripts(self, live: LiveFamily, branch: Branch, threads: list[Branch]) -> None:
+        kind = live.dialect.join.kind
+        if kind in SHOWN_LIVE:
+            plans = [t.plan for t in threads]
+            headers = [injected(p.joined_header_ids) for p in plans if p is not None]
+            transcripts = live.transcripts[branch].fork(headers)
+        else:
+            transcripts = [Transcript() for _ in threads]
+        live.transcripts |= zip(threads, transcripts, strict=True)
+        if kind is JoinKind.ON_DEMAND:
+            live.numbered |= {(branch, t.plan.number): t for t in threads if t.plan is not None}
+
+    def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
+        assert thread.plan is not None
+        token_ids = [*parent._all_token_ids[: thread.fork_len], *thread.plan.header_ids]
+        params = self._thread_params(live, thread, self._thread_room(live, thread, len(token_ids)))
+        request = new_request(live.request, thread.request_id, token_ids, params)
+        self._threads[request.request_id] = (live, thread)
+        self._wishes[request] = replace(live.wish, since=len(token_ids), at_prompt=False)
+        if live.dialect.is_stitched:
+            self._set_start(request, thread, parent)
+        queues.start(self, request)
+
+    def _refuse(self, live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
+        live.tell("refused", reason=refusal.reason, policy=refusal.policy.value)
+        if refusal.policy is Policy.END_REQUEST:
+            self._end_with_block(live, branch)
+
+    # ---- results on demand -----------------------------------------------------------------
+
+    def _wait_for(self, request: Request, number: str) -> None:
+        """``request`` has asked for the result of a thread: it stands still until that has ended."""
+        live, branch = self._branch_of(request)
+        thread = live.numbered.get((branch, number))
+        if branch.state is not BranchState.DECODING:
+            return
+        if thread is None:
+            self._refuse(live, branch, Refusal("unknown_thread", live.dialect.policies.unknown_thread))
+            return
+        queues.park(self, request)
+        live.family.wait(branch, [thread])
+        if not thread.is_live:
+            live.joinable.append(branch)
+            live.clock_join(branch)

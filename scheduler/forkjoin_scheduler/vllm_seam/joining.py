@@ -1,0 +1,179 @@
+"""How a branch goes on when its threads have ended, or ends with them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.dialect import JoinKind
+from forkjoin_scheduler.family import Branch, ThreadEnd
+from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, vote, written
+from forkjoin_scheduler.vllm_seam import kv, queues
+from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
+from forkjoin_scheduler.vllm_seam.ending import Ending
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
+from forkjoin_scheduler.vllm_seam.requests import fold, truncate
+from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params
+
+#: Joins whose threads are shown one behind the other as they run; of the others the answer shows
+#: what they come to.
+SHOWN_LIVE = (JoinKind.REPREFILL, JoinKind.STITCH, JoinKind.FINISH, JoinKind.SPLICE)
+
+
+class Joining(Ending):
+    """Lets branches go on behind their threads."""
+
+    def _advance(self, live: LiveFamily) -> None:
+        """Do what is due: end a family out of budget, join the branches whose threads have ended."""
+        family = live.family
+        if live.request.is_finished() and family.root.is_live:
+            family.end(family.root, ThreadEnd.STOP)
+            return
+        if family.has_live_threads and live.remaining == 0:
+            self._end_at_limit(live, "total_tokens", live.dialect.policies.total_tokens)
+        if live.dialect.join.when == "first":
+            self._cut_slower(live)
+        if live.dialect.is_stitched and any(map(partial(self._outgrows, live), live.parked())):
+            self._end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
+        while live.joinable and family.is_live:
+            self._join(live, live.joinable.pop())
+        if live.own_finish is not None and not family.is_live and live.finish_reason is None:
+            live.finish_reason = live.own_finish
+
+    def _outgrows(self, live: LiveFamily, branch: Branch) -> bool:
+        """Whether the threads of a parked ``branch`` hold more already than its joined context may."""
+        own = sum(len(t.token_ids) for t in branch.waits_for)
+        return branch.waits_for[0].fork_len + own >= self.max_model_len
+
+    def _join(self, live: LiveFamily, branch: Branch) -> None:
+        threads = branch.waits_for
+        if live.stop_reason is not None and any(t.end is ThreadEnd.REQUEST_STOP for t in threads):
+            self._end_branch(live, branch, ThreadEnd.REQUEST_STOP)
+            return
+        request = self._request_of(branch)
+        if live.dialect.join.kind is JoinKind.VOTE:
+            self._show_winner(live, branch)
+            self._end_branch(live, branch, ThreadEnd.STOP)
+            return
+        plan = self._plan_join(live, branch, request)
+        shown = plan.closing_ids if live.dialect.join.kind in SHOWN_LIVE else plan.token_ids
+        transcript = live.transcripts[branch]
+        transcript.push(injected(shown))
+        num_tokens = (request.num_tokens if plan.keep is None else plan.keep) + len(plan.token_ids)
+        room = self._room(live, branch, num_tokens)
+        if room <= 0:
+            self._end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
+        elif plan.end is not None or not live.dialect.join.goes_on:
+            end = plan.end or self._end_of_all(branch)
+            if end is not ThreadEnd.LENGTH and branch is live.family.root:
+                # vLLM keeps the last token of a stopped request out of its text.
+                transcript.push([Piece(self._eos_of(branch))])
+            branch.token_ids += plan.token_ids
+            self._end_branch(live, branch, end)
+        else:
+            self._resume(live, branch, request, plan)
+
+    def _plan_join(self, live: LiveFamily, branch: Branch, request: Request) -> JoinPlan:
+        if live.dialect.join.kind is JoinKind.REWRITE:
+            return plan_rewrite(live.dialect, branch.waits_for, request._all_token_ids, self._tokenizer)
+        return plan_join(live.dialect, branch.waits_for, self._tokenizer)
+
+    def _room(self, live: LiveFamily, branch: Branch, num_tokens: int) -> int:
+        """Tokens that a context of ``num_tokens`` can still take, in KV slots and in positions."""
+        offset = self._offset_behind(live, branch.waits_for) if live.dialect.is_stitched else 0
+        return self.max_model_len - num_tokens - max(offset, 0)
+
+    @staticmethod
+    def _end_of_all(branch: Branch) -> ThreadEnd:
+        """How a branch ends that ends with its threads."""
+        ends = [t.end for t in branch.waits_for]
+        return ThreadEnd.STOP if ThreadEnd.STOP in ends else ThreadEnd.LENGTH
+
+    def _show_winner(self, live: LiveFamily, branch: Branch) -> None:
+        winner, result = vote(live.dialect, branch.waits_for, self._tokenizer)
+        for thread in branch.waits_for:
+            transcript = live.transcripts.pop(thread)
+            if thread is winner:
+                live.transcripts[branch].push(transcript.release())
+        # vLLM keeps the last token of a stopped request out of its text.
+        live.transcripts[branch].push([Piece(self._eos_of(branch))])
+        live.tell("voted", index=winner.index, result=result)
+
+    def _resume(self, live: LiveFamily, branch: Branch, request: Request, plan: JoinPlan) -> None:
+        """Let ``branch`` go on behind its threads: on KV that is there, the rest prefilled."""
+        family, threads = live.family, list(branch.waits_for)
+        wish = self._wishes.get(request)
+        if plan.keep is not None:
+            truncate(request, plan.keep)
+            self.kv_cache_manager.free(request)
+            request.num_computed_tokens = 0
+        num_tokens = request.num_tokens + len(plan.token_ids)
+        family.join(branch, list(plan.token_ids))
+        params = self._params_behind_join(live, branch, self._room(live, branch, num_tokens))
+        num_computed_tokens = request.num_computed_tokens
+        if live.dialect.is_stitched:
+            stitched = self._stitched(live, {t: live.held.pop(t) for t in threads})
+            branch.offset = self._offset_behind(live, threads)
+            num_computed_tokens = stitched.num_tokens
+            self._start_stitched(request, stitched, branch.offset)
+        fold(request, plan.token_ids, params)
+        if held := self._prefilled_ahead(live, branch):
+            kv.adopt(self.kv_cache_manager, request, held)
+            num_computed_tokens = held.num_tokens
+        if wish is not None:
+            wish.since = request.num_tokens
+        queues.resume(self, request, num_computed_tokens)
+        live.tell("joined", prefilled_tokens=num_tokens - num_computed_tokens)
+
+    def _params_behind_join(self, live: LiveFamily, branch: Branch, room: int) -> Any:
+        if branch is not live.family.root:
+            return self._thread_params(live, branch, room)
+        return resumed_params(
+            live.wish.params,
+            live.dialect.sampling.after_join,
+            max_tokens=live.budget(branch, room),
+            generated=live.family.num_generated,
+            salt=f"{live.family.num_forks}/join",
+        )
+
+    def _thread_room(self, live: LiveFamily, thread: Branch, num_tokens: int) -> int:
+        """Tokens that the context of ``thread``, of ``num_tokens``, can still take.
+
+        A stitched thread's end has to get its KV, too.
+        """
+        room = self.max_model_len - num_tokens - max(thread.offset, 0)
+        if live.dialect.is_stitched:
+            spoken = live.dialect.thread
+            room -= len(self._tokenizer.encode(spoken.close + spoken.tail)) + 1
+        return room
+
+    def _thread_params(self, live: LiveFamily, thread: Branch, room: int) -> Any:
+        assert thread.plan is not None
+        return thread_params(
+            live.wish.params,
+            live.dialect.sampling.thread,
+            end_id=live.wish.spoken.end_id(thread.plan),
+            max_tokens=live.budget(thread, room),
+            generated=live.family.num_generated,
+            salt=f"{len(thread.forks)}/{thread.index}",
+        )
+
+    def _eos_of(self, branch: Branch) -> int:
+        """The end-of-sequence token that the first thread to write one wrote."""
+        wrote = (t.token_ids[-1] for t in branch.waits_for if not t.forks and written(t) != t.token_ids)
+        return next(wrote, min(self._eos_ids, default=0))
+
+    def _end_branch(self, live: LiveFamily, branch: Branch, end: ThreadEnd) -> None:
+        """A parked ``branch`` ends with its threads: the request, or a thread that had forked."""
+        status = CAPPED if end is ThreadEnd.LENGTH else STOPPED
+        if branch is live.family.root:
+            self._end_family(live, status)
+            return
+        if held := self._prefilled_ahead(live, branch):
+            kv.release(self.kv_cache_manager, held)
+        self._release_held(live, branch.waits_for)
+        super().finish_requests([branch.request_id], status)
+        self._end_thread(live, branch, end)

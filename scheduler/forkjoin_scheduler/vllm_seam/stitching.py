@@ -1,0 +1,294 @@
+"""Stitched joins in the engine: KV moved behind KV, and computed anew where it was lost.
+
+The KV of a stitched context can't be computed from its tokens in a row: each thread saw only
+itself. So every thread's blocks are kept until the join; the branch adopts the first thread's,
+vLLM allocates what is missing when it schedules the branch, and the orders of that step tell the
+workers which slots to move there. A stitched branch that loses its blocks is *restored*: its own
+text up to each fork is computed, then each thread upon it, then they are stitched again.
+
+Invariants (pinned by tests): stitched KV is never hashed; blocks that are moved from stay held
+until the step that moves them has run; a restored context has the KV it had.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from functools import partial
+
+import numpy as np
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.join import body
+from forkjoin_scheduler.stitch import joined_offset, num_skipped
+from forkjoin_scheduler.vllm_seam import kv, queues
+from forkjoin_scheduler.vllm_seam.jobs import Fill, Job, Jobs, Move, Stitched, Work
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.orders import Orders, attach
+
+Source = str | kv.HeldBlocks | None
+#: A part of a job's work that comes to a result.
+Part = Generator[Fill, kv.HeldBlocks, kv.HeldBlocks]
+
+
+class Stitching(Jobs):
+    """Keeps threads' KV for stitched joins, stitches it, and restores it."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        #: Blocks that a step moves KV from, by that step.
+        self._moving: dict[int, list[kv.HeldBlocks]] = {}
+        #: Requests that vLLM preempted in this step and that can't be computed in a row.
+        self._lost: list[Request] = []
+
+    # ---- orders to the workers -------------------------------------------------------------
+
+    def _give_orders(self, output: SchedulerOutput) -> None:
+        """Tell the workers what to move in this step, and whose positions are off their slots."""
+        scheduled = output.num_scheduled_tokens
+        offsets = {i: self._offsets[i] for i in scheduled if i in self._offsets} if self._offsets else {}
+        moves = []
+        for request_id in [i for i in self._to_stitch if i in scheduled]:
+            stitched = self._to_stitch.pop(request_id)
+            moves += self._moves(request_id, stitched)
+            self._moving.setdefault(id(output), []).extend(m.held for m in stitched.moves)
+        if moves or offsets:
+            copies = np.concatenate(moves) if moves else np.empty((0, 2), dtype=np.int64)
+            attach(output, Orders(copies, offsets))
+
+    def _moves(self, request_id: str, stitched: Stitched) -> list[np.ndarray]:
+        moves, at = [], stitched.first
+        for move in stitched.moves:
+            end = at + move.end - move.first
+            source = kv.held_slots(self.kv_cache_manager, move.held, move.first, move.end)
+            destination = kv.request_slots(self.kv_cache_manager, request_id, at, end)
+            moves.append(np.stack([source, destination], axis=1))
+            at = end
+        return moves
+
+    def _release_moved(self, output: SchedulerOutput) -> None:
+        """The step of ``output`` has run."""
+        for held in self._moving.pop(id(output), ()):
+            kv.release(self.kv_cache_manager, held)
+
+    # ---- threads ---------------------------------------------------------------------------
+
+    def _set_start(self, request: Request, thread: Branch, parent: Request) -> None:
+        """Positions and hashing of the request of a new thread in a stitched dialect."""
+        if thread.offset:
+            self._offsets[request.request_id] = thread.offset
+        if thread.offset or kv.is_unhashed(parent):
+            kv.never_hash(request)
+
+    def _own_ids(self, live: LiveFamily, thread: Branch) -> list[int]:
+        """The tokens of a thread behind its parent's context, as they stand in the joined one."""
+        assert thread.plan is not None
+        return [*thread.plan.header_ids, *body(live.dialect, thread, self._tokenizer)]
+
+    def _context(self, live: LiveFamily, thread: Branch) -> list[int]:
+        """All tokens before the end of a thread that has ended, in the order of their KV."""
+        parent = self._request_of(thread.parent)
+        return [*parent._all_token_ids[: thread.fork_len], *self._own_ids(live, thread)]
+
+    def _close_kv(self, live: LiveFamily, thread: Branch, held: kv.HeldBlocks) -> bool:
+        """Keep the KV of a thread that has ended; returns whether it is all there.
+
+        Its end tag, or what was written in its place, may have none yet: a job computes it, and
+        calls ``_closed``.
+        """
+        context = self._context(live, thread)
+        if held.num_tokens >= len(context):
+            live.held[thread] = held
+            return True
+        first: list[kv.HeldBlocks] = [held]
+
+        def work(job: Job) -> Work:
+            if first:
+                computed = yield Fill(context, first.pop(), offset=thread.offset, is_linear=False)
+            else:
+                computed = yield from self._replay(
+                    job, live, thread, context, self._request_of(thread.parent).request_id
+                )
+            live.held[thread] = job.take(computed)
+            self._closed(live, thread)
+
+        self._start_job(live, work)
+        return False
+
+    def _closed(self, live: LiveFamily, thread: Branch) -> None:
+        """All KV of ``thread`` is there."""
+        raise NotImplementedError  # pragma: no cover - the layer of the joins says what then
+
+    # ---- joins -----------------------------------------------------------------------------
+
+    def _stitched(self, live: LiveFamily, held: dict[Branch, kv.HeldBlocks]) -> Stitched:
+        """The context behind a join of the threads (in outline order) whose blocks are handed over."""
+        ends = {t: t.fork_len + len(self._own_ids(live, t)) for t in held}
+        (first, start), *others = held.items()
+        moves = [Move(blocks, t.fork_len + num_skipped(t, is_first=False), ends[t]) for t, blocks in others]
+        return Stitched(start, ends[first], tuple(moves))
+
+    def _start_stitched(self, request: Request, stitched: Stitched, offset: int) -> None:
+        """Give ``request`` the KV that is put together when it is scheduled next."""
+        kv.adopt(self.kv_cache_manager, request, stitched.held)
+        kv.never_hash(request)
+        self._to_stitch[request.request_id] = stitched
+        self._offsets[request.request_id] = offset
+
+    def _offset_behind(self, live: LiveFamily, threads: Sequence[Branch]) -> int:
+        """The offset of what follows a join of ``threads``."""
+        lengths = [len(self._own_ids(live, t)) for t in threads]
+        skipped = [num_skipped(t, is_first=t is threads[0]) for t in threads]
+        joined_len = threads[0].fork_len + sum(lengths) - sum(skipped)
+        return joined_offset(threads, lengths, joined_len, live.dialect.positions)
+
+    # ---- restoring -------------------------------------------------------------------------
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        if request.request_id in self._fills or kv.is_unhashed(request):
+            self._lost.append(request)
+
+    def _restore_lost(self) -> None:
+        """See to it that what vLLM has preempted is computed as it was, not in a row."""
+        lost, self._lost = self._lost, []
+        for request in lost:
+            if request.is_finished():
+                continue
+            if job := self._fills.get(request.request_id):
+                # A linear one vLLM computes again by itself.
+                if job.fill is not None and not job.fill.is_linear:
+                    self._restart_job(job)
+                continue
+            live, branch = self._branch_of(request)
+            if self._joined_forks(branch):
+                queues.suspend(self, request)
+                self._start_job(live, partial(self._restored, live, branch))
+
+    def _suspend_family(self, live: LiveFamily) -> None:
+        """Take all KV of a stitched family back; ``_regain_family`` lets it be computed anew."""
+        self._drop_jobs(live)
+        self._release_held(live, list(live.held))
+        for branch in live.family.root.subtree():
+            if branch.is_live and (request := self.requests.get(branch.request_id)):
+                self._suspend(request)
+        self._lost = [r for r in self._lost if r.status == RequestStatus.PREEMPTED]
+
+    def _regain_family(self, live: LiveFamily) -> None:
+        self._start_job(live, partial(self._restored, live, live.family.root))
+
+    def _suspend(self, request: Request) -> None:
+        if request.status == RequestStatus.RUNNING:
+            self.running.remove(request)
+            super()._preempt_request(request, time.monotonic(), drop_stale_output=True)
+        else:
+            self.kv_cache_manager.free(request)
+            self._unstitch(request.request_id)
+        if request.status == RequestStatus.WAITING_FOR_STREAMING_REQ:
+            queues.repark(self, request, 0)
+        else:
+            request.num_computed_tokens = 0
+            queues.suspend(self, request)
+
+    def _release_held(self, live: LiveFamily, threads: Sequence[Branch]) -> None:
+        for thread in threads:
+            if held := live.held.pop(thread, None):
+                kv.release(self.kv_cache_manager, held)
+
+    def _restored(self, live: LiveFamily, branch: Branch, job: Job) -> Work:
+        parent = branch.parent
+        yield from self._restore(job, live, branch, None if parent is None else parent.request_id)
+
+    def _restore(
+        self, job: Job, live: LiveFamily, branch: Branch, source: Source
+    ) -> Generator[Fill, kv.HeldBlocks, None]:
+        """Compute anew what a suspended ``branch`` has lost, and all beneath it."""
+        request = self._request_of(branch)
+        context = list(request._all_token_ids)
+        start, offset = yield from self._replay_forks(job, live, branch, context, source)
+        if branch.state is not BranchState.PARKED:
+            if start is not None:
+                self._start_stitched(request, start, offset)
+            queues.regain(self, request, 0 if start is None else start.num_tokens)
+            return
+        computed = yield self._fill(context, start, source, branch, offset)
+        kv.adopt(self.kv_cache_manager, request, job.take(computed))
+        queues.repark(self, request, len(context))
+        # Those that have ended first: as soon as one goes on that has not, the branch may have to join.
+        ended = [t for t in branch.waits_for if t.request_id not in self._threads]
+        for thread in ended:
+            context = self._context(live, thread)
+            computed = yield from self._replay(job, live, thread, context, request.request_id)
+            live.held[thread] = job.take(computed)
+        for thread in ended:
+            if thread.is_live:
+                self._closed(live, thread)
+        for thread in branch.waits_for:
+            if thread.request_id in self._threads:
+                yield from self._restore(job, live, thread, request.request_id)
+
+    def _replay(self, job: Job, live: LiveFamily, thread: Branch, context: list[int], source: Source) -> Part:
+        """The KV of the ``context`` of a thread that has ended, on ``source``."""
+        start, offset = yield from self._replay_forks(job, live, thread, context, source)
+        return (yield self._fill(context, start, source, thread, offset))
+
+    def _replay_forks(
+        self, job: Job, live: LiveFamily, branch: Branch, context: list[int], source: Source
+    ) -> Generator[Fill, kv.HeldBlocks, tuple[Stitched | None, int]]:
+        """The KV up to behind the last join of ``branch`` (None: it has none), and its offset there."""
+        start, offset = None, branch.start_offset
+        for threads in self._joined_forks(branch):
+            fork_len = threads[0].fork_len
+            prefix = yield self._fill(context[:fork_len], start, source, branch, offset)
+            computed = {}
+            for thread in threads:
+                own = [*context[:fork_len], *self._own_ids(live, thread)]
+                computed[thread] = yield from self._replay(job, live, thread, own, prefix)
+            start = self._stitched(live, {t: job.take(held) for t, held in computed.items()})
+            offset = self._offset_behind(live, threads)
+            kv.release(self.kv_cache_manager, job.take(prefix))
+        return start, offset
+
+    @staticmethod
+    def _fill(
+        context: list[int], start: Stitched | None, source: Source, branch: Branch, offset: int
+    ) -> Fill:
+        if start is not None:
+            return Fill(context, start, offset=offset, is_linear=False)
+        return Fill(context, None, source, branch.fork_len, offset, is_linear=source is None)
+
+    @staticmethod
+    def _joined_forks(branch: Branch) -> list[list[Branch]]:
+        """The forks of ``branch`` that have been stitched, in order."""
+        is_open = branch.state in (BranchState.PARKED, BranchState.JOINABLE)
+        return branch.forks[:-1] if is_open else branch.forks
+
+    # ---- vLLM's hooks ----------------------------------------------------------------------
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+        """A thread starts on its parent's blocks, where those are still held; a fill on its source's."""
+        source, limit = self._source_of(request)
+        if source is not None:
+            there = (
+                source.num_tokens
+                if isinstance(source, kv.HeldBlocks)
+                else self.requests[source].num_computed_tokens
+            )
+            if shared := min(there, limit, request.num_tokens - 1):
+                return kv.shared_prefix(self.kv_cache_manager, source, shared), shared, 0, False
+        return super()._get_local_prefix_cache_hit(request)
+
+    def _source_of(self, request: Request) -> tuple[Source, int]:
+        """Whose first tokens ``request`` shares, and how many."""
+        if job := self._fills.get(request.request_id):
+            assert job.fill is not None
+            return job.fill.source, job.fill.num_shared
+        if entry := self._threads.get(request.request_id):
+            thread = entry[1]
+            assert thread.parent is not None
+            if thread.fork_len and thread.parent.request_id in self.requests:
+                return thread.parent.request_id, thread.fork_len
+        return None, 0

@@ -1,0 +1,27 @@
+"""What one request asks of fork/join, read once when it arrives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm.sampling_params import SamplingParams
+
+from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.options import RequestOptions
+
+
+@dataclass
+class Wish:
+    """``params`` are as the client gave them.
+
+    ``since``: tokens of the context that were there before the request wrote, or when it forked
+    last. ``at_prompt``: whether it is still to fork behind its prompt.
+    """
+
+    options: RequestOptions
+    limits: Limits
+    spoken: BoundDialect
+    params: SamplingParams
+    since: int
+    at_prompt: bool

@@ -1,0 +1,51 @@
+"""What GPUs run by default, on the CPU: async scheduling, and the V2 model runner under Triton's interpreter.
+
+Both must be called before an engine is made, ``use_v2_runner`` before vLLM is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+
+def force_async() -> None:
+    """Switch async scheduling on, which vLLM's CPU platform switches off."""
+    import torch
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config.__func__
+
+    def patched(cls: Any, vllm_config: Any) -> None:
+        original(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(patched)
+
+    class Stub:
+        """Stands for a stream or an event: on a CPU everything has happened already."""
+
+        device = torch.device("cpu")
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **kwargs: None
+
+    torch.cuda.Stream = torch.cuda.Event = torch.Event = Stub
+    torch.cuda.current_stream = lambda *args: Stub()
+    torch.cuda.stream = lambda *args: contextlib.nullcontext()
+
+
+def use_v2_runner() -> None:
+    """Let vLLM take Triton for usable, interpreted, before it is imported."""
+    os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    import triton.backends
+
+    class Driver:
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+    triton.backends.backends["cpu"] = type("Backend", (), {"driver": Driver, "compiler": None})()

@@ -1,0 +1,113 @@
+"""Stitched joins in the engine, against transformers with explicit positions and masks, in fp32."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.stitched_cases import TRAJECTORIES, Driver, arithmetic, compare, split
+
+pytestmark = pytest.mark.engine
+
+PROMPT = "a=482*731, b=9047*36"
+NUM_FREE = 16
+NATS = 1e-4
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    from forkjoin_scheduler.dialect import load
+    from tests.engine.harness import Engine
+    from tests.engine.renamed import MULTIVERSE, with_tokens
+
+    return Engine(load("multiverse"), with_tokens(tmp_path_factory.mktemp("multiverse"), MULTIVERSE))
+
+
+@pytest.fixture(scope="module")
+def model():
+    from tests.engine.stitched_reference import load_model
+
+    return load_model()
+
+
+def run(engine, trajectories, **options):
+    """Run all of them together; each answer's free tokens and their logprobs."""
+    driver = Driver(engine)
+    params = [driver.params(t, NUM_FREE, **options) for t in trajectories]
+    answers = engine.run([engine.prompt(PROMPT)] * len(params), params)
+    found = []
+    for answer in answers:
+        tokens = answer.token_ids[-NUM_FREE:]
+        found.append(
+            (tokens, [e[t].logprob for e, t in zip(answer.logprobs[-NUM_FREE:], tokens, strict=True)])
+        )
+    return found
+
+
+def check(engine, model, trajectory, tokens, own):
+    context = Driver(engine).context(PROMPT, trajectory, tokens)
+    right = compare(model, context, tokens, own)
+    assert right.same_tokens
+    assert right.max_delta <= NATS
+    return context
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_what_follows_a_stitched_join_is_what_the_reference_says(engine, model, name):
+    ((tokens, own),) = run(engine, [TRAJECTORIES[name]])
+    context = check(engine, model, TRAJECTORIES[name], tokens, own)
+    controls = [compare(model, context, tokens, own, **{w: True}) for w in ("positions_wrong", "mask_wrong")]
+    if name != "one_thread":  # which stands in a row
+        assert all(c.max_delta > NATS for c in controls)
+
+
+def test_all_of_them_side_by_side_are_as_they_are_alone(engine, model):
+    found = run(engine, list(TRAJECTORIES.values()))
+    for trajectory, (tokens, own) in zip(TRAJECTORIES.values(), found, strict=True):
+        check(engine, model, trajectory, tokens, own)
+
+
+def test_a_stitched_join_computes_the_injected_text_only(engine):
+    engine.steps.clear()
+    run(engine, [TRAJECTORIES["uneven"]])
+    last_thread_step = max(n for n, s in enumerate(engine.steps) if any("#" in i for i in s))
+    assert list(engine.steps[last_thread_step + 1].values()) == [
+        len(engine.tokenizer.encode("<Conclusion>\n"))
+    ]
+    # one step before, two tokens a thread: its end tag, sampled last, has no KV yet, and the injected newline
+    closing = [n for s in engine.steps for i, n in s.items() if "#fill" in i]
+    assert closing == [engine.num_late + 1] * 4
+
+
+def test_a_thread_starts_with_its_trigger_and_header_only(engine):
+    engine.steps.clear()
+    run(engine, [TRAJECTORIES["equal"]])
+    first = next(s for s in engine.steps if any("#" in i for i in s))
+    assert list(first.values()) == [engine.num_late + len(engine.tokenizer.encode("\n<Path>\n1:"))] * 2
+
+
+def test_stitched_blocks_are_never_found_in_the_prefix_cache(engine):
+    run(engine, [TRAJECTORIES["over_many_blocks"]])
+    driver = Driver(engine)
+    params = driver.params(TRAJECTORIES["over_many_blocks"], NUM_FREE)
+    (answer,) = engine.run([engine.prompt(PROMPT)], params)
+    context = [*engine.prompt(PROMPT), *answer.token_ids]
+    fork = context.index(engine.tokenizer.token_id("</Goal>"))
+    engine.steps.clear()
+    # the same tokens in a row, as an ordinary request
+    engine.run([context], engine.params(forkjoin={"enabled": False}, max_tokens=1))
+    found = len(context) - next(iter(engine.steps[0].values()))
+    # the first thread stands in a row behind the fork; no block that holds the second one is found
+    second = [i for i, t in enumerate(context) if t == engine.tokenizer.token_id("<Path>")][1]
+    assert fork // 32 * 32 <= found <= second // 32 * 32
+
+
+@pytest.mark.parametrize("limit", [1, 3, 8])
+def test_a_thread_cut_off_is_closed_and_stitched(engine, limit):
+    trajectory = ["w\n", split("u", [20, 6])]
+    driver = Driver(engine)
+    params = driver.params(trajectory, NUM_FREE, forkjoin={"max_tokens_per_thread": limit})
+    (answer,) = engine.run([engine.prompt(PROMPT)], params)
+    block = answer.text.partition("</Goal>")[2].partition("<Conclusion>\n")[0]
+    texts = [arithmetic(1, 20), arithmetic(2, 6)]
+    kept = [t[:limit] + "\n</Path>" if len(t) >= limit else t + "</Path>" for t in texts]
+    assert block == "\n" + "".join(f"<Path>\n{n}:{t}\n" for n, t in enumerate(kept, 1))
