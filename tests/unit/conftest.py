@@ -6,8 +6,9 @@ import pytest
 class ByteTokenizer:
     """One id a byte, and one for each of the tags; worked out by hand."""
 
-    def __init__(self, tags: list[str]) -> None:
+    def __init__(self, tags: list[str], turns: tuple[str, str, str] | None = None) -> None:
         self.tags = tags
+        self._turns = turns
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -22,6 +23,35 @@ class ByteTokenizer:
 
     def token_id(self, token: str) -> int | None:
         return 256 + self.tags.index(token) if token in self.tags else None
+
+    def turns(self) -> tuple[str, str, str] | None:
+        return self._turns
+
+
+class PieceTokenizer:
+    """One id a byte of UTF-8, and one for each of ``pieces``, of which the longest is taken."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces = [bytes([i]) for i in range(256)] + [p.encode() for p in pieces]
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        rest = text.encode()
+        while rest:
+            piece = max((p for p in self._pieces if rest.startswith(p)), key=len)
+            ids.append(self._pieces.index(piece))
+            rest = rest[len(piece) :]
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(self._pieces[i] for i in ids).decode(errors="replace")
+
+    def token_id(self, token: str) -> int | None:
+        ids = self.encode(token)
+        return ids[0] if len(ids) == 1 else None
+
+    def turns(self) -> tuple[str, str, str] | None:
+        return None
 
 
 @pytest.fixture
@@ -39,3 +69,22 @@ def tokenizer(dialect):
 @pytest.fixture
 def byte_tokenizer():
     return ByteTokenizer
+
+
+@pytest.fixture
+def piece_tokenizer():
+    return PieceTokenizer
+
+
+@pytest.fixture
+def make_dialect():
+    """A dialect of a few fields: what is not given is the plainest that can be."""
+    from forkjoin_scheduler.dialect import Dialect
+
+    def make(**fields):
+        plain = {"name": "mine", "source": "a test", "trigger": "<F>", "thread": {"header": "<T>{n}:"}}
+        if "outline" not in fields:
+            plain["width"] = 2
+        return Dialect.model_validate(plain | fields)
+
+    return make

@@ -1,22 +1,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 
 from forkjoin_scheduler.dialect import builtin_names, load
-from forkjoin_scheduler.errors import DialectError
-from forkjoin_scheduler.settings import Settings
-from forkjoin_server.cli import EMBEDDED_MODEL, main, serve_arguments
+from forkjoin_scheduler.errors import DialectError, UnsupportedEngine, UsageError
+from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
+from forkjoin_server.cli import EMBEDDED_MODEL, main, serve_args
 
 
-def _after(arguments, flag):
-    return arguments[arguments.index(flag) + 1]
+@pytest.fixture(autouse=True)
+def _no_other_arguments(monkeypatch):
+    """vLLM's parser looks at the process's own."""
+    monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
 
 
-def _config(arguments):
-    return json.loads(_after(arguments, "--additional-config"))
+def _settings(args):
+    return Settings.model_validate(args.additional_config["forkjoin"])
+
+
+def _yaml(folder, text):
+    path = folder / "serve.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
 
 
 @pytest.mark.parametrize(
@@ -27,37 +37,43 @@ def _config(arguments):
         (["their/model"], "their/model", None),
         (["--port", "1", "their/model"], "their/model", None),
         (["--model", "their/model"], "their/model", None),
-        (["--config", "serve.yaml"], "their/model", None),
+        (["--config", "model.yaml"], "their/model", None),
+        (["--config=model.yaml"], "their/model", None),
+        (["--config", "port.yaml"], str(EMBEDDED_MODEL), ["abacus"]),
+        (["their/model", "--config", "port.yaml"], "their/model", None),
+        (["--model", "their/model", "--config", "port.yaml"], "their/model", None),
+        (["--config", "port.yaml", "their/model"], "their/model", None),
+        (["--config", "name.yaml"], str(EMBEDDED_MODEL), ["mine"]),
     ],
-    ids=["none", "flags_only", "first", "behind_flags", "flag", "config_file"],
 )
 def test_the_embedded_model_is_served_where_no_other_is_named(argv, model, name, monkeypatch, tmp_path):
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     served = {}
-    (tmp_path / "serve.yaml").write_text("model: their/model\n")
+    (tmp_path / "model.yaml").write_text("model: their/model\n")
+    (tmp_path / "port.yaml").write_text("port: 1\n")
+    (tmp_path / "name.yaml").write_text("served-model-name: mine\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["forkjoin"])
     monkeypatch.setattr(ServeSubcommand, "validate", lambda self, args: None)
     monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(lambda args: served.update(vars(args))))
     main(["serve", *argv])
-    assert served["model_tag"] or served["model"] == model
+    assert (served["model_tag"] or served["model"]) == model
     assert (served["served_model_name"], served["shutdown_timeout"]) == (name, 30)
     assert (EMBEDDED_MODEL / "config.json").is_file()
 
 
-def test_vllms_own_flags_pass_through_in_order():
-    ours = ["--dialect", "none", "--max-forks=2"]
-    passed = ["some/model", "--port", "1", "-tp", "2", "--middleware", "mine"]
-    assert serve_arguments([*passed[:3], *ours, *passed[3:]])[: len(passed)] == passed
+def test_vllms_own_flags_pass_through():
+    args = serve_args(["m", "--port", "1025", "--max-forks=2", "-tp", "2", "--middleware", "mine"])
+    assert (args.model_tag, args.port, args.tensor_parallel_size) == ("m", 1025, 2)
+    assert args.middleware == ["mine", "forkjoin_server.middleware.ForkJoinMiddleware"]
 
 
 def test_the_engine_is_told_the_scheduler_and_settings_that_it_accepts():
-    arguments = serve_arguments(["m"])
-    assert _after(arguments, "--scheduler-cls").endswith(".ForkJoinScheduler")
-    settings = Settings.model_validate(_config(arguments)["forkjoin"])
-    assert settings.dialect == load("threadweaver")
-    assert settings.limits == load("threadweaver").limits
+    args = serve_args(["m"])
+    assert args.scheduler_cls.endswith(".ForkJoinScheduler")
+    assert args.worker_cls == "auto"
+    assert _settings(args).dialect == load("threadweaver")
+    assert _settings(args).limits == load("threadweaver").limits
 
 
 @pytest.mark.parametrize(
@@ -65,50 +81,79 @@ def test_the_engine_is_told_the_scheduler_and_settings_that_it_accepts():
     [
         ("--max-threads-per-fork", "max_threads_per_fork"),
         ("--max-forks", "max_forks"),
+        ("--max_forks", "max_forks"),
         ("--max-tokens-per-thread", "max_tokens_per_thread"),
         ("--max-total-tokens", "max_total_tokens"),
     ],
 )
 def test_a_limit_on_the_command_line_overrides_the_dialects_and_no_other(flag, name):
-    limits = _config(serve_arguments(["m", flag, "3"]))["forkjoin"]["limits"]
+    limits = _settings(serve_args(["m", flag, "3"])).limits.model_dump()
     assert limits == load("threadweaver").limits.model_dump() | {name: 3}
 
 
 def test_no_forks_at_all_is_a_limit_too():
-    assert _config(serve_arguments(["m", "--max-forks", "0"]))["forkjoin"]["limits"]["max_forks"] == 0
+    assert _settings(serve_args(["m", "--max-forks", "0"])).limits.max_forks == 0
 
 
 def test_dialect_none_serves_with_vllms_own_scheduler_but_keeps_the_request_field_checked():
-    arguments = serve_arguments(["m", "--dialect", "none", "--additional-config", '{"a": 1}'])
-    assert "--scheduler-cls" not in arguments
-    assert _config(arguments) == {"a": 1}
-    assert _after(arguments, "--middleware") == "forkjoin_server.middleware.ForkJoinMiddleware"
+    args = serve_args(["m", "--dialect", "none", "--additional-config", '{"a": 1}'])
+    assert args.scheduler_cls is None
+    assert args.additional_config == {"a": 1}
+    assert args.middleware == ["forkjoin_server.middleware.ForkJoinMiddleware"]
 
 
-def test_the_users_additional_config_is_kept_beside_ours():
-    config = _config(serve_arguments(["m", "--additional-config", '{"theirs": {"x": 1}}']))
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--additional-config", '{"theirs": {"x": 1}}'],
+        ["--additional_config", '{"theirs": {"x": 1}}'],
+        ["--additional-config.theirs.x", "1"],
+        ["--additional_config.theirs.x=1"],
+    ],
+)
+def test_the_users_additional_config_is_kept_beside_ours_in_whatever_form_it_comes(given):
+    config = serve_args(["m", *given]).additional_config
     assert config["theirs"] == {"x": 1}
-    assert "dialect" in config["forkjoin"]
+    assert config["forkjoin"]["dialect"]["name"] == "threadweaver"
 
 
-@pytest.mark.parametrize(("given", "seconds"), [([], "30"), (["--shutdown-timeout", "5"], "5")])
+def test_all_flags_may_stand_in_vllms_config_file_and_those_of_the_command_line_win(tmp_path):
+    text = "dialect: parallel-r1\nmax-forks: 2\nmax_total_tokens: 9\njoin-ahead-tokens: 0\n"
+    more = "shutdown-timeout: 5\nadditional-config: {theirs: {x: 1}}\n"
+    args = serve_args([*_yaml(tmp_path, text + more), "--max-forks", "3"])
+    settings = _settings(args)
+    assert settings.dialect == load("parallel-r1")
+    assert (settings.caps.max_forks, settings.caps.max_total_tokens) == (3, 9)
+    assert settings.join_ahead_tokens == 0
+    assert (args.shutdown_timeout, args.additional_config["theirs"]) == (5, {"x": 1})
+
+
+@pytest.mark.parametrize(("given", "tokens"), [([], 128), (["--join-ahead-tokens", "0"], 0)])
+def test_how_far_joins_are_prefilled_ahead_is_the_users_to_say(given, tokens):
+    assert _settings(serve_args(["m", *given])).join_ahead_tokens == tokens
+
+
+@pytest.mark.parametrize(("given", "seconds"), [([], 30), (["--shutdown-timeout", "5"], 5)])
 def test_requests_in_flight_are_drained_for_as_long_as_the_user_says(given, seconds):
-    arguments = serve_arguments(["m", *given])
-    assert arguments.count("--shutdown-timeout") == 1
-    assert _after(arguments, "--shutdown-timeout") == seconds
+    assert serve_args(["m", *given]).shutdown_timeout == seconds
+
+
+def test_a_stitched_join_gets_the_worker_that_it_needs():
+    assert serve_args(["m", "--dialect", "npr"]).worker_cls.endswith("worker.ForkJoinWorker")
 
 
 def test_an_unknown_dialect_is_an_error():
     with pytest.raises(DialectError, match="threadweavr"):
-        serve_arguments(["m", "--dialect", "threadweavr"])
+        serve_args(["m", "--dialect", "threadweavr"])
 
 
 def test_an_error_is_one_sentence_and_exit_status_2(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["serve", "m", "--dialect", "threadweavr"])
-    assert capsys.readouterr().err.splitlines() == [
-        "forkjoin: expected one of parallel-r1, threadweaver or the path of a YAML file, got 'threadweavr', which is neither"
-    ]
+    assert capsys.readouterr().err == (
+        f"forkjoin: expected one of {', '.join(builtin_names())} or the path of a YAML file, "
+        "got 'threadweavr', which is neither\n"
+    )
 
 
 def test_the_dialects_are_listed_with_their_sources(capsys):
@@ -128,26 +173,40 @@ def test_anything_else_shows_the_usage(argv, status, capsys):
     ("argv", "expected"),
     [
         (["--max-forks", "-1"], "--max-forks: Input should be greater than or equal to 0, got -1"),
+        (["--join-ahead-tokens", "-1"], "--join-ahead-tokens: Input should be greater than or equal to 0"),
         (["--additional-config", "[1]"], "expected a JSON object without the key 'forkjoin', got [1]"),
         (["--additional-config", '{"forkjoin": {}}'], "without the key 'forkjoin'"),
-        (["--additional-config", "{"], "--additional-config: expected a JSON object, Expecting property"),
+        (["--additional-config.forkjoin.dialect", "x"], "without the key 'forkjoin'"),
         (["--served-model-name", "mine"], "`model` should be provided as the first positional argument"),
         (["--scheduler-cls", "mine"], "--scheduler-cls: expected none"),
+        (["--dialect", "multiverse", "--worker-cls", "mine"], "--worker-cls: expected none"),
+        (["--dialect", "none", "--max-forks", "1"], "--max-forks: expected a dialect"),
+        (["--dialect", "none", "--join-ahead-tokens", "1"], "--join-ahead-tokens: expected a dialect"),
+        (["--config", "/no/such.yaml"], "--config: expected a YAML file of flags, got /no/such.yaml"),
     ],
 )
 def test_a_flag_that_cannot_be_is_one_sentence_and_exit_status_2(argv, expected, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["serve", *argv])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("forkjoin: ")
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("forkjoin: ")]
     assert expected in line
 
 
+@pytest.mark.parametrize("text", ["- 1\n", "a: [1\n", ""], ids=["list", "no_yaml", "empty"])
+def test_a_config_file_that_is_none_is_refused_by_name(text, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", *_yaml(tmp_path, text)])
+    assert f"forkjoin: --config: expected a YAML file of flags, got {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_class_of_the_config_file_is_refused_as_on_the_command_line(tmp_path):
+    with pytest.raises(UsageError, match="--scheduler-cls: expected none"):
+        serve_args(_yaml(tmp_path, "scheduler-cls: mine\n"))
+
+
 def test_a_limit_of_the_command_line_is_a_cap_too():
-    caps = _config(serve_arguments(["m", "--max-forks", "3"]))["forkjoin"]["caps"]
-    assert caps == {"max_forks": 3} | dict.fromkeys(
-        ["max_threads_per_fork", "max_tokens_per_thread", "max_total_tokens"]
-    )
+    caps = _settings(serve_args(["m", "--max-forks", "3"])).caps
+    assert caps == UNLIMITED.model_copy(update={"max_forks": 3})
 
 
 def test_help_shows_our_flags_and_then_vllms(capsys):
@@ -181,3 +240,101 @@ def test_a_model_that_does_not_fit_a_dialect_is_refused_saying_why(argv, expecte
     with pytest.raises(SystemExit, match="2"):
         main(["dialects", "check", *argv])
     assert expected in capsys.readouterr().err
+
+
+TEXT_DIALECT = """
+name: spoken
+source: a test
+tags_are: text
+fork_at: prompt
+width: 2
+thread: {header: HEADER}
+join: {kind: vote, result: "[0-9]+"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("'{n}:'", "fits spoken: its tags are text, which any tokenizer writes\n"),
+        (
+            "'{user}{n}:{assistant}'",
+            "any tokenizer writes; the chat template gives the turns that it speaks in",
+        ),
+    ],
+)
+def test_a_dialect_whose_tags_are_text_is_checked_for_its_turns_only(header, said, tmp_path, capsys):
+    (tmp_path / "spoken.yaml").write_text(TEXT_DIALECT.replace("HEADER", header))
+    main(["dialects", "check", str(EMBEDDED_MODEL), str(tmp_path / "spoken.yaml")])
+    assert said in capsys.readouterr().out
+
+
+def test_a_dialect_that_speaks_in_turns_needs_a_chat_template(tmp_path, capsys):
+    (tmp_path / "spoken.yaml").write_text(TEXT_DIALECT.replace("HEADER", "'{user}'"))
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED_MODEL, model, ignore=shutil.ignore_patterns("*.jinja", "*.safetensors"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["dialects", "check", str(model), str(tmp_path / "spoken.yaml")])
+    assert "the model's tokenizer has no chat template" in capsys.readouterr().err
+
+
+def _vllm_config(dialect, **changes):
+    """What the check at start looks at of a VllmConfig."""
+    from forkjoin_scheduler.vllm_seam.compat import WORKER
+
+    parallel = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1}
+    parallel |= {"prefill_context_parallel_size": 1, "worker_cls": WORKER}
+    config = {
+        "additional_config": {KEY: Settings.of(load(dialect), {}).model_dump(mode="json")} if dialect else {},
+        "parallel_config": SimpleNamespace(**(parallel | changes)),
+        "kv_transfer_config": None,
+        "speculative_config": None,
+        "cache_config": SimpleNamespace(enable_prefix_caching=True, block_size=16),
+        "model_config": SimpleNamespace(
+            runner_type="generate", max_model_len=64, is_hybrid=False, is_attention_free=False
+        ),
+    }
+    return SimpleNamespace(**config)
+
+
+@pytest.fixture
+def embedded_tokenizer(monkeypatch):
+    from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+    from forkjoin_server.vllm_seam import tokenizer_of
+
+    tokenizer = tokenizer_of(str(EMBEDDED_MODEL))
+    monkeypatch.setattr(EngineTokenizer, "from_model_config", lambda model_config: tokenizer)
+
+
+@pytest.mark.usefixtures("embedded_tokenizer")
+@pytest.mark.parametrize(
+    ("dialect", "changes", "error", "message"),
+    [
+        ("threadweaver", {"pipeline_parallel_size": 2}, UnsupportedEngine, "pipeline parallelism"),
+        ("parallel-r1", {}, DialectError, "splits or lacks </Path>"),
+        ("stitched", {"worker_cls": "auto"}, UnsupportedEngine, "needs --worker-cls"),
+    ],
+)
+def test_what_the_engine_will_refuse_is_refused_before_it_starts(dialect, changes, error, message, stitched):
+    from forkjoin_server.vllm_seam import check_at_start
+
+    with pytest.raises(error, match=message):
+        check_at_start(_vllm_config(stitched if dialect == "stitched" else dialect, **changes))
+
+
+@pytest.mark.usefixtures("embedded_tokenizer")
+def test_what_the_engine_takes_starts(stitched):
+    from forkjoin_server.vllm_seam import check_at_start
+
+    check_at_start(_vllm_config("threadweaver"))
+    check_at_start(_vllm_config(stitched))
+    check_at_start(_vllm_config(None, pipeline_parallel_size=2))
+
+
+@pytest.fixture
+def stitched(tmp_path):
+    """The embedded model's dialect, with a join that moves its threads' KV."""
+    dialect = load("threadweaver").model_dump(mode="json")
+    dialect["join"]["kind"], dialect["thread"]["joined_header"] = "stitch", None
+    (tmp_path / "stitched.yaml").write_text(json.dumps(dialect))
+    return str(tmp_path / "stitched.yaml")

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from forkjoin_scheduler.dialect import Dialect, Policies, builtin_names, parse
+from forkjoin_scheduler.assembly import RULES
+from forkjoin_scheduler.bound import WINDOW_TOKENS
+from forkjoin_scheduler.dialect import (
+    FIELDS,
+    Context,
+    Dialect,
+    ForkAt,
+    Join,
+    JoinKind,
+    Limits,
+    Outline,
+    Policies,
+    Policy,
+    Positions,
+    Sampling,
+    SamplingOverrides,
+    Thread,
+    builtin_names,
+    load,
+    parse,
+)
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
+from forkjoin_scheduler.join import MATCH_TIMEOUT_S
+from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_options
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/dialects.md").read_text()
@@ -29,6 +52,116 @@ def test_the_dialect_worked_from_scratch_forks_as_the_guide_says(byte_tokenizer)
 @pytest.mark.parametrize("name", [*Policies.model_fields, *Dialect.model_fields, *builtin_names()])
 def test_the_guide_names_every_key_policy_and_built_in_dialect(name):
     assert re.search(rf"`{name}[`.]", GUIDE)
+
+
+SECTIONS = {
+    "outline": Outline,
+    "thread": Thread,
+    "join": Join,
+    "positions": Positions,
+    "limits": Limits,
+    "sampling": Sampling,
+}
+
+
+@pytest.mark.parametrize(
+    "name", [f"{s}.{key}" for s, model in SECTIONS.items() for key in model.model_fields]
+)
+def test_the_guide_names_every_key_of_a_section_with_its_section(name):
+    assert f"`{name}`" in GUIDE
+
+
+def test_the_guide_names_no_key_that_there_is_not():
+    for section, key in re.findall(r"`(\w+)\.(\w+)`", GUIDE):
+        assert (section, key) == ("assembly", "py") or key in SECTIONS[section].model_fields
+
+
+#: What may stand in a key or a request: none of it may be missing from the guide.
+WORDS = [
+    *(e.value for kind in (ForkAt, Context, JoinKind, Policy) for e in kind),
+    *SamplingOverrides.model_fields,
+    *ExplicitBranch.model_fields,
+    *RULES,
+    *(f"{{{name}}}" for name in FIELDS),
+    *("branches", "closing", "best_of", "vote", "first", "all", "tokens", "text"),
+]
+
+
+@pytest.mark.parametrize("word", dict.fromkeys(WORDS))
+def test_the_guide_names_every_value_and_field(word):
+    assert f"`{word}`" in GUIDE
+
+
+def _rows(heading: str) -> dict[str, list[str]]:
+    """The cells of the first table behind ``heading``, by the name in the first."""
+    section = GUIDE.partition(f"{heading}\n")[2].partition("\n#")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines]
+    return {row[0].strip("` "): row[1:] for row in cells}
+
+
+def test_the_table_of_built_in_dialects_is_that_of_their_files():
+    rows = _rows("## Built in")
+    assert sorted(rows) == builtin_names()
+    for name, (_, forks, joins, nesting, _) in rows.items():
+        dialect = load(name)
+        assert nesting.split()[0] == str(dialect.max_depth)
+        if name == "explicit":
+            continue
+        assert joins.startswith(f"`{dialect.join.kind.value}`")
+        if dialect.fork_at is ForkAt.TRIGGER and dialect.tags_are == "tokens":
+            assert f"`{dialect.trigger}`" in forks
+        if dialect.width is not None:
+            assert f", {dialect.width} " in forks
+
+
+def test_the_table_of_joins_says_who_waits(make_dialect):
+    needs = {"rewrite": {"opens": "<C>"}, "on_demand": {"ask": "(?P<number>.)"}, "vote": {"result": "x"}}
+    rows = _rows("## Joins")
+    assert list(rows) == [kind.value for kind in JoinKind]
+    for kind, (waits, goes_on) in rows.items():
+        join = make_dialect(join={"kind": kind} | needs.get(kind, {})).join
+        assert (waits == "the parent") is join.waits
+        assert join.goes_on or goes_on.startswith("nothing: the answer is the")
+
+
+def test_the_table_of_policies_gives_each_its_default_first_and_all_others():
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| [^|]* \| ([^|]*) \|$", GUIDE, flags=re.M)
+    said = {
+        name: re.findall(r"`(\w+)`", policies)
+        for names, policies in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    for name in Policies.model_fields:
+        allowed = []
+        for policy in Policy:
+            try:
+                Policies.model_validate({name: policy.value})
+            except ValueError:
+                continue
+            allowed.append(policy.value)
+        assert said[name][0] == getattr(Policies(), name).value
+        assert sorted(said[name]) == sorted(allowed)
+
+
+def test_the_requests_in_the_guide_are_taken():
+    requests = [json.loads(line) for line in re.findall(r"^    (\{.*\})$", GUIDE, flags=re.M)]
+    options = [parse_options(request["forkjoin"]) for request in requests]
+    assert [bool(o.branches) for o in options] == [True, False]
+    assert all(o.forks_at_prompt for o in options)
+    assert {"branches", "closing", "best_of", "vote"} < set(RequestOptions.model_fields)
+
+
+def test_the_numbers_and_layouts_in_the_guide_are_the_codes():
+    from forkjoin_scheduler.vllm_seam.layouts import COPIERS
+
+    assert f"in the last {WINDOW_TOKENS} tokens" in GUIDE
+    assert f"given up after {MATCH_TIMEOUT_S} s" in GUIDE
+    layouts: dict[str, list[str]] = {}
+    for name, isa in COPIERS:
+        layouts.setdefault(name, []).extend([] if isa is None else [isa])
+    named = ", ".join(f"{n} ({', '.join(isas)})" if isas else n for n, isas in layouts.items())
+    assert f"KV layouts {named}." in GUIDE
 
 
 @pytest.mark.parametrize("path", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/dialects.md"])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import copy
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -26,41 +26,165 @@ def _facts(family: Family) -> Any:
             b.end,
             list(b.token_ids),
             [[t.index for t in f] for f in b.forks],
+            [t.index for t in b.waits_for],
             b.num_generated,
+            b.num_critical,
         )
         for b in family.root.subtree()
     ]
-    return branches, [t.index for t in family.threads], family.num_forks, family.num_generated
+    counts = family.num_forks, family.num_live, family.num_generated, family.num_shown
+    return branches, [t.index for t in family.threads], counts
 
 
-actions = st.lists(
-    st.tuples(
-        st.sampled_from(["fork", "generate", "end", "join"]), st.integers(1, 3), st.integers(0, 30)
-    ),
-    max_size=60,
-)  # fmt: skip
+def _do(family: Family, name: str, branch: Branch, size: int) -> None:
+    """One step of a life, of ``branch``."""
+    if name == "fork":
+        family.fork(branch, _plan(size))
+    elif name == "fork_beside":
+        family.fork(branch, _plan(size), waits=False)
+    elif name == "wait":
+        family.wait(branch, branch.threads[:size])
+    elif name == "generate":
+        family.generated(branch, [7] * size)
+    elif name == "join":
+        family.join(branch, [7] * size)
+    else:
+        family.end(branch, ThreadEnd.STOP)
+
+
+def _bounds_hold(family: Family) -> None:
+    assert family.num_generated == sum(b.num_generated for b in family.root.subtree())
+    assert max(b.num_generated for b in family.root.subtree()) <= family.num_critical
+    assert family.num_critical <= family.num_generated
+    for branch in family.root.subtree():
+        assert branch.num_generated <= branch.num_critical <= family.num_generated
+
+
+NAMES = ["fork", "fork_beside", "wait", "generate", "join", "end"]
+actions = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 3), st.integers(0, 30)), max_size=60)
 
 
 @given(actions)
 def test_any_sequence_keeps_the_tree_sound_and_an_illegal_step_changes_nothing(sequence):
     family = Family("r", Limits())
-    for name, width, pick in sequence:
+    for name, size, pick in sequence:
         before = _facts(family)
         branch = [family.root, *family.threads][pick % (len(family.threads) + 1)]
         try:
-            if name == "fork":
-                family.fork(branch, _plan(width))
-            elif name == "generate":
-                family.generated(branch, [pick])
-            elif name == "end":
-                family.end(branch, ThreadEnd.STOP)
-            else:
-                family.join(branch, [7] * width)
+            _do(family, name, branch, size)
         except IllegalTransition:
             assert _facts(family) == before
         family.check_integrity()
-        assert family.root.num_critical <= family.num_generated
-        assert family.num_generated == sum(b.num_generated for b in family.root.subtree())
+        _bounds_hold(family)
+        assert family.num_live == sum(b.is_live for b in (family.root, *family.threads))
+        assert family.has_live_threads == any(t.is_live for t in family.threads)
+
+
+@given(actions)
+def test_the_critical_path_is_the_longest_in_the_graph_of_tokens(sequence):
+    """The oracle: each token a node, behind the last of its branch or those of the threads joined."""
+    family = Family("r", Limits())
+    depths: list[int] = []
+    behind: dict[Branch, list[int]] = {family.root: []}
+    for name, size, pick in sequence:
+        branch = [family.root, *family.threads][pick % (len(family.threads) + 1)]
+        try:
+            _do(family, name, branch, size)
+        except IllegalTransition:
+            continue
+        if name in ("fork", "fork_beside"):
+            behind |= dict.fromkeys(branch.threads, behind[branch])
+        elif name == "join":
+            behind[branch] = [n for b in (branch, *branch.waits_for) for n in behind[b]]
+        elif name == "generate":
+            for _ in range(size):
+                depths.append(1 + max((depths[n] for n in behind[branch]), default=0))
+                behind[branch] = [len(depths) - 1]
+    assert family.num_critical == max(depths, default=0)
+
+
+@given(actions, st.data())
+def test_any_family_can_be_brought_to_its_end_branch_by_branch(sequence, data):
+    family = Family("r", Limits())
+    for name, size, pick in sequence:
+        branch = [family.root, *family.threads][pick % (len(family.threads) + 1)]
+        with suppress(IllegalTransition):
+            _do(family, name, branch, size)
+    while live := [b for b in family.root.subtree() if b.is_live and not any(t.is_live for t in b.waits_for)]:
+        family.end(data.draw(st.sampled_from(live)), ThreadEnd.STOP, cancels=False)
+        family.check_integrity()
+    assert (family.is_live, family.num_live, family.has_live_threads) == (False, 0, False)
+
+
+@given(actions)
+def test_ending_the_request_leaves_nothing_alive_whatever_went_on(sequence):
+    family = Family("r", Limits())
+    for name, size, pick in sequence:
+        branch = [family.root, *family.threads][pick % (len(family.threads) + 1)]
+        with suppress(IllegalTransition):
+            _do(family, name, branch, size)
+    live = [b for b in family.root.subtree() if b.is_live]
+    if family.root.is_live:
+        assert family.end(family.root, ThreadEnd.CANCELLED) == live[1:]
+        assert not family.is_live
+        family.check_integrity()
+
+
+def test_a_fork_that_does_not_wait_leaves_its_branch_decoding():
+    family = Family("r", Limits())
+    family.generated(family.root, [0] * 4)
+    first, second = family.fork(family.root, _plan(2), waits=False)
+    family.generated(family.root, [0] * 3)
+    family.generated(first, [1] * 5)
+    assert (family.root.state, family.root.waits_for) == (BranchState.DECODING, [])
+    assert (family.root.num_critical, first.num_critical, second.num_critical) == (7, 9, 4)
+    assert (family.num_critical, family.num_generated, family.num_live) == (9, 12, 3)
+
+
+def test_threads_go_on_behind_the_end_of_a_request_that_did_not_wait():
+    family = Family("r", Limits())
+    threads = family.fork(family.root, _plan(2), waits=False)
+    assert family.end(family.root, ThreadEnd.STOP, cancels=False) == []
+    assert (family.is_live, family.has_live_threads, family.num_live) == (True, True, 2)
+    for thread in threads:
+        family.generated(thread, [1])
+        family.end(thread, ThreadEnd.STOP)
+    family.check_integrity()
+    assert not family.is_live
+
+
+def test_a_branch_waits_for_the_threads_that_it_asks_for_and_no_others():
+    family = Family("r", Limits())
+    first, second = family.fork(family.root, _plan(2), waits=False)
+    family.generated(second, [2] * 6)
+    family.wait(family.root, [first])
+    family.end(second, ThreadEnd.STOP)
+    assert family.root.state is BranchState.PARKED
+    family.generated(first, [1] * 3)
+    family.end(first, ThreadEnd.STOP)
+    assert family.root.state is BranchState.JOINABLE
+    family.join(family.root, [9])
+    assert (family.root.num_critical, family.num_critical) == (3, 6)
+
+
+def test_waiting_for_a_thread_that_has_ended_takes_no_time():
+    family = Family("r", Limits())
+    first, _ = family.fork(family.root, _plan(2), waits=False)
+    family.end(first, ThreadEnd.STOP)
+    family.wait(family.root, [first])
+    assert family.root.state is BranchState.JOINABLE
+    family.check_integrity()
+
+
+def test_threads_know_where_they_forked_and_at_which_offset():
+    family = Family("r", Limits())
+    threads = family.fork(family.root, _plan(2), 11, offset=-3)
+    assert [(t.fork_len, t.offset, t.start_offset, t.position) for t in threads] == [
+        (11, -3, -3, 0),
+        (11, -3, -3, 1),
+    ]
+    family.generated(threads[0], [5, 6])
+    assert (threads[0].own_ids, family.root.own_ids) == ([0, 5, 6], [])
 
 
 def test_the_critical_path_takes_the_longest_thread_of_each_fork():
@@ -85,7 +209,7 @@ def test_a_fork_inside_a_thread_counts_on_that_threads_path():
     family.join(first, [9, 9, 9])
     family.generated(first, [4])
     family.generated(second, [1, 2])
-    assert (first.num_critical, family.root.num_critical, family.num_generated) == (5, 5, 10)
+    assert (first.num_critical, family.num_critical, family.num_generated) == (5, 5, 10)
     assert first.token_ids == [1, 9, 9, 9, 4]
     assert [t.depth for t in family.threads] == [1, 1, 2, 2]
 
@@ -106,7 +230,7 @@ def test_ending_the_request_cancels_the_live_threads_only():
 def _in_state(state: BranchState) -> tuple[Family, Branch]:
     """A family and its root in ``state``."""
     family = Family("r", Limits())
-    if state in (BranchState.FORKED, BranchState.JOINABLE):
+    if state in (BranchState.PARKED, BranchState.JOINABLE):
         thread = family.fork(family.root, _plan(1))[0]
         if state is BranchState.JOINABLE:
             family.end(thread, ThreadEnd.STOP)
@@ -116,12 +240,12 @@ def _in_state(state: BranchState) -> tuple[Family, Branch]:
 
 
 @pytest.mark.parametrize("state", BranchState)
-@pytest.mark.parametrize("step", [Step.FORK, Step.JOIN, Step.END])
+@pytest.mark.parametrize("step", [Step.PARK, Step.JOIN, Step.END])
 def test_a_step_is_taken_exactly_where_the_table_allows_it(state, step):
     family, root = _in_state(state)
     before = _facts(family)
     take = {
-        Step.FORK: lambda: family.fork(root, _plan(2)),
+        Step.PARK: lambda: family.fork(root, _plan(2)),
         Step.JOIN: lambda: family.join(root, []),
         Step.END: lambda: family.end(root, ThreadEnd.STOP),
     }[step]
@@ -134,12 +258,21 @@ def test_a_step_is_taken_exactly_where_the_table_allows_it(state, step):
         assert _facts(family) == before
 
 
-@pytest.mark.parametrize("state", [BranchState.FORKED, BranchState.JOINABLE, BranchState.ENDED])
-def test_only_a_branch_that_decodes_generates(state):
-    family, root = _in_state(state)
+@pytest.mark.parametrize("state", [BranchState.PARKED, BranchState.JOINABLE, BranchState.ENDED])
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda family: family.generated(family.root, [1]),
+        lambda family: family.fork(family.root, _plan(1), waits=False),
+        lambda family: family.wait(family.root, family.root.threads),
+    ],
+    ids=["generates", "forks_without_waiting", "waits"],
+)
+def test_only_a_branch_that_decodes_does_anything(state, step):
+    family, _ = _in_state(state)
     before = _facts(family)
     with pytest.raises(IllegalTransition, match=f"in state {state.name}"):
-        family.generated(root, [1])
+        step(family)
     assert _facts(family) == before
 
 
@@ -152,7 +285,7 @@ def test_a_family_whose_threads_all_end_in_any_order_forks_again_with_dense_ids(
     for ends in forks:
         threads = family.fork(family.root, _plan(len(ends)))
         for i in data.draw(st.permutations(range(len(ends)))):
-            assert family.has_forked
+            assert family.root.waits_for == threads
             family.end(threads[i], ends[i])
         family.join(family.root, [])
         family.check_integrity()
@@ -167,13 +300,26 @@ def test_a_family_whose_threads_all_end_in_any_order_forks_again_with_dense_ids(
         lambda f: setattr(f.root, "state", BranchState.DECODING),
         lambda f: f.threads.reverse(),
         lambda f: [setattr(t, "state", BranchState.ENDED) for t in f.threads],
+        lambda f: setattr(f, "num_live", 2),
+        lambda f: setattr(f.root, "state", BranchState.ENDED),
     ],
-    ids=["live_but_decoding", "order", "forked_without_live"],
+    ids=["live_but_decoding", "order", "parked_without_live", "count", "ended_before_its_threads"],
 )
 def test_the_integrity_check_finds_a_broken_family(breakage):
     family = Family("r", Limits())
     family.fork(family.root, _plan(2))
     family.check_integrity()
-    breakage(copy.copy(family))
+    breakage(family)
     with pytest.raises(IllegalTransition):
         family.check_integrity()
+
+
+def test_a_parked_branch_that_ends_without_cancelling_waits_for_its_threads_no_more():
+    family = Family("r", Limits())
+    family.fork(family.root, _plan(1))
+    family.end(family.root, ThreadEnd.STOP, cancels=False)
+    family.check_integrity()
+    assert (family.num_live, family.has_live_threads, family.root.waits_for) == (1, True, [])
+    family.end(family.threads[0], ThreadEnd.STOP)
+    family.check_integrity()
+    assert not family.is_live

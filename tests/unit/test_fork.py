@@ -2,8 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialect import Limits, Policy, load
-from forkjoin_scheduler.fork import ForkPlan, Refusal, plan_fork
+from forkjoin_scheduler.dialect import Limits, Outline, Policy, load
+from forkjoin_scheduler.fork import (
+    Announced,
+    ForkPlan,
+    Refusal,
+    ThreadPlan,
+    has_room,
+    plan_fork,
+    read_outlines,
+)
 
 BLOCK = "<Outlines>\n<Outline>1: x</Outline>\n<Outline> 2 : y z</Outline>\n</Outlines>"
 
@@ -132,3 +140,109 @@ def test_without_outlines_as_many_threads_fork_as_the_dialect_is_wide(byte_token
     plan = _plan(parallel, tokenizer, "x<Parallel>", Limits(max_threads_per_fork=limit))
     assert isinstance(plan, ForkPlan)
     assert [tokenizer.decode(list(t.header_ids)) for t in plan.threads] == ["<Path>"] * width
+
+
+CALL = r"<(?P<number>\d+)>(?P<message>[^<]*)"
+
+
+def test_what_the_model_says_to_a_thread_fills_its_header_and_is_not_filled_itself(
+    make_dialect, byte_tokenizer
+):
+    calls = make_dialect(
+        outline={"pattern": CALL},
+        thread={"context": "header", "header": "{n}/{message}/{title}{{n}}", "end": "</{n}>"},
+        tags_are="text",
+    )
+    plan = _plan(calls, byte_tokenizer([]), "<1>do {n}<2>")
+    assert [(bytes(t.header_ids).decode(), t.end) for t in plan.threads] == [
+        ("1/do {n}/{n}", "</1>"),
+        ("2//{n}", "</2>"),
+    ]
+
+
+def test_an_outline_without_a_number_starts_no_thread(make_dialect, byte_tokenizer):
+    """The group took no part in the first match, and is empty in the second."""
+    outline = {"pattern": r"- (?:(?P<number>\d*)\.|\*) ?(?P<title>\w+)"}
+    listing = make_dialect(outline=outline, tags_are="text")
+    plan = _plan(listing, byte_tokenizer([]), "- * a\n- . b\n- 7. c")
+    assert [(t.number, t.title) for t in plan.threads] == [("7", "c")]
+    refused = _plan(listing, byte_tokenizer([]), "- * a\n- . b")
+    assert refused == Refusal("no_outline", Policy.SEQUENTIAL)
+
+
+def test_titles_and_messages_that_take_no_part_are_empty():
+    outline = Outline(pattern=r"(?P<number>\d)(?::(?P<title>\w+))?(?:!(?P<message>\w+))?")
+    assert read_outlines(outline, "1 2:x 3!y") == [
+        Announced("1"),
+        Announced("2", "x"),
+        Announced("3", "", "y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("1 CALL 2 CALL 3", ["3"]), ("1 2", []), ("1 CALL", [])],
+    ids=["last", "never_opened", "nothing_behind"],
+)
+def test_without_its_opening_text_nothing_is_announced(text, numbers):
+    outline = Outline(opens="CALL", pattern=r"(?P<number>\d)")
+    assert [a.number for a in read_outlines(outline, text)] == numbers
+
+
+def test_outlines_without_an_opening_are_read_in_what_the_branch_wrote_only(make_dialect, byte_tokenizer):
+    listing = make_dialect(outline={"pattern": r"(?P<number>\d)\."}, tags_are="text")
+    plan = _plan(listing, byte_tokenizer([]), "1. 2. 3.", since=len("1. 2."))
+    assert [t.number for t in plan.threads] == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("thread", "joined"),
+    [
+        ({}, ["<T>1:", "<T>2:"]),
+        ({"joined_header": "<J>{n}"}, ["<T>1:", "<J>2"]),
+        ({"first_joined_header": "<A>{n}"}, ["<A>1", "<T>2:"]),
+        ({"first_joined_header": "", "joined_header": ", "}, ["", ", "]),
+    ],
+    ids=["same", "later_ones", "first_one", "empty_first"],
+)
+def test_joined_headers_are_those_of_the_threads_unless_the_dialect_has_others(
+    make_dialect, byte_tokenizer, thread, joined
+):
+    dialect = make_dialect(thread={"header": "<T>{n}:"} | thread)
+    plan = _plan(dialect, byte_tokenizer([]), "<F>")
+    assert [bytes(t.joined_header_ids).decode() for t in plan.threads] == joined
+    assert [bytes(t.header_ids).decode() for t in plan.threads] == ["<T>1:", "<T>2:"]
+
+
+def test_a_thread_that_ends_with_its_turn_has_no_end_tag(make_dialect, byte_tokenizer):
+    assert [t.end for t in _plan(make_dialect(), byte_tokenizer([]), "<F>").threads] == [None, None]
+
+
+@pytest.mark.parametrize(("room", "fits"), [(9, False), (10, True)])
+def test_a_dialect_may_want_more_room_than_one_token_a_thread(room, fits):
+    threads = (ThreadPlan("1", "", (1, 2), (1, 2)), ThreadPlan("2", "", (1, 2, 3), (1,)))
+    assert has_room(threads, 6, room, min_room=1) is fits
+    assert has_room(threads, 6, room + 2, min_room=6) is fits
+    assert has_room(threads, 6, None, min_room=10**9)
+
+
+def test_min_room_is_asked_for_at_the_fork(make_dialect, byte_tokenizer):
+    roomy = make_dialect(min_room=100)
+    refused = _plan(roomy, byte_tokenizer([]), "<F>", max_model_len=102)
+    assert refused == Refusal("no_room", Policy.SEQUENTIAL)
+    assert isinstance(_plan(roomy, byte_tokenizer([]), "<F>", max_model_len=103), ForkPlan)
+
+
+def test_a_nested_fork_is_counted_with_its_own_outlines(byte_tokenizer):
+    multiverse = load("multiverse")
+    tokenizer = byte_tokenizer(list(multiverse.control_tokens))
+    outer = "<Goal><Outline>1: a</Outline><Outline>2: b</Outline></Goal>\n<Path>\n2:"
+    inner = "<Goal><Outline>2.1: c</Outline><Outline>2.2: d</Outline></Goal>"
+    plan = _plan(multiverse, tokenizer, outer + inner, depth=1, num_forks=1)
+    assert [t.number for t in plan.threads] == ["2.1", "2.2"]
+    assert [tokenizer.decode(list(t.header_ids)) for t in plan.threads] == [
+        "\n<Path>\n2.1:",
+        "\n<Path>\n2.2:",
+    ]
+    assert _plan(multiverse, tokenizer, outer + "</Goal>", depth=1).reason == "no_outline"
+    assert _plan(multiverse, tokenizer, outer + inner, depth=5).reason == "nested_fork"

@@ -2,20 +2,41 @@ from __future__ import annotations
 
 import pytest
 
+from forkjoin_scheduler import join
 from forkjoin_scheduler.dialect import Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.fork import plan_fork
-from forkjoin_scheduler.join import plan_join
+from forkjoin_scheduler.fork import ForkPlan, ThreadPlan, plan_fork
+from forkjoin_scheduler.join import (
+    body,
+    close_block_ids,
+    end_policy,
+    joined_ids,
+    last_match,
+    plan_join,
+    plan_rewrite,
+    vote,
+    written,
+)
+
+
+def _ended(plan: ThreadPlan, token_ids: list[int], *, end=ThreadEnd.STOP, position: int = 0) -> Branch:
+    """A thread that has ended after ``token_ids``."""
+    return Branch(
+        f"r#{position}",
+        plan=plan,
+        index=position,
+        position=position,
+        state=BranchState.ENDED,
+        end=end,
+        token_ids=token_ids,
+    )
 
 
 @pytest.fixture
 def threads(dialect, tokenizer):
     text = "<Outlines><Outline>1: x</Outline><Outline>2: y</Outline></Outlines>"
     plan = plan_fork(dialect, dialect.limits, tokenizer.encode(text), tokenizer)
-    return [
-        Branch(f"r#{i}", None, p, i, i, BranchState.ENDED, ThreadEnd.STOP, tokenizer.encode(f"t{i}</Thread>"))
-        for i, p in enumerate(plan.threads)
-    ]
+    return [_ended(p, tokenizer.encode(f"t{i}</Thread>"), position=i) for i, p in enumerate(plan.threads)]
 
 
 def test_the_joined_text_has_no_space_between_threads_and_the_join_text_behind(dialect, tokenizer, threads):
@@ -68,3 +89,274 @@ def test_the_closing_is_the_part_behind_the_last_thread(dialect, tokenizer, thre
     plan = plan_join(dialect, threads, tokenizer)
     assert tokenizer.decode(list(plan.closing_ids)) == "\n</Parallel>"
     assert plan.token_ids[-len(plan.closing_ids) :] == plan.closing_ids
+
+
+# ---- texts of threads that end in other ways -----------------------------------------------
+
+
+def _texts(dialect, tokenizer, *texts: str, end=ThreadEnd.STOP) -> list[Branch]:
+    """The ended threads of a fork of ``dialect`` (no outlines) that wrote ``texts``, and their ends."""
+    wide = dialect.model_copy(update={"width": len(texts)})
+    plan = plan_fork(wide, wide.limits, tokenizer.encode("<F>"), tokenizer)
+    assert isinstance(plan, ForkPlan)
+    tag = [0] if plan.threads[0].end is None else tokenizer.encode(plan.threads[0].end)
+    return [
+        _ended(p, [*tokenizer.encode(text), *(tag if end is ThreadEnd.STOP else [])], end=end, position=i)
+        for i, (p, text) in enumerate(zip(plan.threads, texts, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "thread_end", "token_ids", "expected"),
+    [
+        (ThreadEnd.STOP, "!", b"ab!", "ab!"),
+        (ThreadEnd.STOP, None, b"ab\0", "ab]"),
+        (ThreadEnd.EOS, "!", b"ab\0", "ab]"),
+        (ThreadEnd.EOS, "!", b"\0", "]"),
+        (ThreadEnd.LENGTH, "!", b"ab", "ab]"),
+        (ThreadEnd.LENGTH, None, b"ab", "ab]"),
+        (ThreadEnd.CANCELLED, "!", b"", "]"),
+    ],
+    ids=["tag", "turn", "eos", "eos_alone", "length", "length_of_turn", "cancelled"],
+)
+def test_a_body_is_the_text_without_an_end_of_sequence_closed_once(
+    make_dialect, byte_tokenizer, end, thread_end, token_ids, expected
+):
+    dialect = make_dialect(thread={"header": "x", "end": thread_end, "close": "]"})
+    thread = _ended(ThreadPlan("1", "", (), (), thread_end), list(token_ids), end=end)
+    assert bytes(body(dialect, thread, byte_tokenizer([]))).decode() == expected
+    assert bytes(written(thread)).decode() == expected.removesuffix("]")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        (r"\d+", "1 22 333", "333"),
+        (r"=(?P<result>\d)", "=1 =2 3", "2"),
+        (r"=(?P<result>\d)?", "=1 =x", None),
+        (r"\d", "none", None),
+        (r"\s\w+\s", "a b ", " b "),
+    ],
+    ids=["whole", "group", "group_without_part", "no_match", "keeps_space"],
+)
+def test_the_last_match_counts_its_group_before_the_whole(pattern, text, expected):
+    assert last_match(pattern, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("thread", "expected"),
+    [
+        ({"returns": r"=(?P<result>\w+)"}, "j2;1"),
+        ({"returns": r"=(?P<result>\w+)", "failed_header": "none of {n}"}, "j2;1"),
+        ({"returns": "nowhere"}, "j;1"),
+        ({"returns": "nowhere", "failed_header": "none of {n}"}, "none of 1"),
+        ({"returns": "nowhere", "failed_header": ""}, ""),
+        ({}, "j=1 =2!]"),
+        ({"failed_header": "none of {n}"}, "j=1 =2!]"),
+    ],
+    ids=[
+        "found",
+        "found_not_failed",
+        "not_found",
+        "failed",
+        "failed_without_a_word",
+        "all_of_it",
+        "all_never_fails",
+    ],
+)
+def test_of_a_thread_returns_what_the_dialect_cuts_out(make_dialect, byte_tokenizer, thread, expected):
+    thread = {
+        "header": "x",
+        "first_joined_header": "j",
+        "end": "!",
+        "tail": "]",
+        "returned_end": ";{n}",
+    } | thread
+    dialect, tokenizer = make_dialect(thread=thread), byte_tokenizer([])
+    (ended,) = _texts(dialect, tokenizer, "=1 =2")
+    assert bytes(joined_ids(dialect, ended, tokenizer)).decode() == expected
+
+
+#: Fails only after trying each way to part a row of a's.
+CATASTROPHIC = r"(a|aa)+$|b"
+
+
+def test_a_search_that_takes_too_long_finds_nothing(monkeypatch):
+    text = "b" + "a" * 60 + "!"
+    assert last_match("b", text) == "b"
+    monkeypatch.setattr(join, "MATCH_TIMEOUT_S", 1e-3)
+    assert last_match(CATASTROPHIC, text) is None
+
+
+def test_a_thread_in_which_the_search_takes_too_long_returns_nothing_and_has_no_vote(
+    monkeypatch, make_dialect, byte_tokenizer
+):
+    monkeypatch.setattr(join, "MATCH_TIMEOUT_S", 1e-3)
+    tokenizer = byte_tokenizer([])
+    returning = make_dialect(thread={"header": "x", "returns": CATASTROPHIC, "failed_header": "none"})
+    slow, quick = _texts(returning, tokenizer, "b" + "a" * 60 + "!", "b")
+    assert bytes(joined_ids(returning, slow, tokenizer)).decode() == "none"
+    voting = make_dialect(join={"kind": "vote", "result": CATASTROPHIC})
+    assert vote(voting, [slow, quick], tokenizer) == (quick, "b")
+
+
+@pytest.mark.parametrize("pattern", ["a{i", "a{s<=", "a{e}+", "[[:alpha:]"])
+def test_a_pattern_that_can_not_be_searched_for_is_refused_before_it_is(make_dialect, pattern):
+    with pytest.raises(ValueError, match="not a regular expression"):
+        make_dialect(join={"kind": "vote", "result": pattern})
+
+
+# ---- ends, closes, tails -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (ThreadEnd.STOP, "ab!~"),
+        (ThreadEnd.EOS, "ab]~"),
+        (ThreadEnd.LENGTH, "ab!]~"),
+        (ThreadEnd.CUT, "ab!"),
+    ],
+)
+def test_a_tail_stands_behind_every_thread_but_one_that_is_cut_off_where_it_is(
+    make_dialect, byte_tokenizer, end, expected
+):
+    dialect = make_dialect(thread={"header": "x", "end": "!", "close": "]", "tail": "~"})
+    thread = _ended(ThreadPlan("1", "", (), (), "!"), list(b"ab!"), end=end)
+    assert bytes(body(dialect, thread, byte_tokenizer([]))).decode() == expected
+
+
+def test_a_thread_without_an_end_tag_is_closed_and_gets_its_tail(make_dialect, byte_tokenizer):
+    dialect = make_dialect(thread={"header": "x", "close": "]", "tail": "~"})
+    thread = _ended(ThreadPlan("1", "", (), ()), list(b"ab\0"))
+    assert bytes(body(dialect, thread, byte_tokenizer([]))).decode() == "ab]~"
+
+
+@pytest.mark.parametrize("closing", [Policy.END_REQUEST, Policy.CLOSE_THREAD])
+def test_a_thread_that_was_cut_off_is_no_malformed_one(make_dialect, byte_tokenizer, closing):
+    dialect = make_dialect(
+        thread={"header": "x", "end": "!"}, policies={"thread_eos": closing, "thread_length": closing}
+    )
+    tokenizer = byte_tokenizer([])
+    assert end_policy(dialect, ThreadEnd.CUT) is None
+    assert plan_join(dialect, _texts(dialect, tokenizer, "a", end=ThreadEnd.CUT), tokenizer).end is None
+
+
+def test_the_joined_text_opens_has_its_own_first_header_and_returns_in_order(make_dialect, byte_tokenizer):
+    dialect = make_dialect(
+        thread={
+            "header": "x",
+            "first_joined_header": "",
+            "joined_header": ", ",
+            "end": "!",
+            "returns": r"\d",
+        },
+        join={"opened": "<got ", "text": ">"},
+    )
+    tokenizer = byte_tokenizer([])
+    plan = plan_join(dialect, _texts(dialect, tokenizer, "a 1", "b 2", "none"), tokenizer)
+    assert bytes(plan.token_ids).decode() == "<got 1, 2, >"
+    assert (bytes(plan.closing_ids), plan.end, plan.keep) == (b">", None, None)
+
+
+def test_a_thread_that_its_request_stopped_or_cancelled_is_no_malformed_one(make_dialect, byte_tokenizer):
+    tokenizer = byte_tokenizer([])
+    dialect = make_dialect(thread={"header": "x", "end": "!"})
+    for end in (ThreadEnd.REQUEST_STOP, ThreadEnd.CANCELLED):
+        assert plan_join(dialect, _texts(dialect, tokenizer, "a", end=end), tokenizer).end is None
+
+
+def test_what_closes_a_block_is_the_dialects(dialect, tokenizer):
+    assert tokenizer.decode(close_block_ids(dialect, tokenizer)) == "\n</Parallel>"
+
+
+# ---- a call is rewritten -------------------------------------------------------------------
+
+
+@pytest.fixture
+def calling(make_dialect):
+    return make_dialect(
+        tags_are="text",
+        outline={"pattern": r"(?P<number>\d)"},
+        thread={"header": "{n}", "joined_header": ""},
+        join={"kind": "rewrite", "opens": "<call>", "opened": "<got>", "text": "</got>"},
+    )
+
+
+def _rewritten(dialect, tokenizer, context: list[int], *texts: str):
+    threads = [_ended(ThreadPlan("1", "", (), ()), [*tokenizer.encode(t), 0]) for t in texts]
+    plan = plan_rewrite(dialect, threads, context, tokenizer)
+    assert plan.keep is not None
+    return plan, tokenizer.decode([*context[: plan.keep], *plan.token_ids])
+
+
+def test_the_last_call_and_all_behind_it_become_what_the_threads_return(calling, byte_tokenizer):
+    tokenizer = byte_tokenizer([])
+    context = tokenizer.encode("a <call>1</call> b <call>2</call> ")
+    plan, text = _rewritten(calling, tokenizer, context, "x", "y")
+    assert (plan.keep, text) == (len("a <call>1</call> b "), "a <call>1</call> b <got>xy</got>")
+    assert bytes(plan.closing_ids) == b"</got>"
+
+
+def test_text_before_a_call_in_the_token_that_it_begins_in_is_kept(calling, piece_tokenizer):
+    tokenizer = piece_tokenizer(["b <ca", "ll>1", "</call>"])
+    context = tokenizer.encode("aä b <call>1</call>")
+    plan, text = _rewritten(calling, tokenizer, context, "x")
+    assert text == "aä b <got>x</got>"
+    assert plan.keep == len(tokenizer.encode("aä "))
+
+
+def test_where_no_call_is_found_nothing_is_cut(calling, byte_tokenizer):
+    tokenizer = byte_tokenizer([])
+    plan, text = _rewritten(calling, tokenizer, tokenizer.encode("no cal"), "x")
+    assert (plan.keep, text) == (6, "no cal<got>x</got>")
+
+
+def test_a_call_that_is_all_of_the_context_leaves_nothing_before(calling, byte_tokenizer):
+    tokenizer = byte_tokenizer([])
+    plan, text = _rewritten(calling, tokenizer, tokenizer.encode("<call>"), "x")
+    assert (plan.keep, text) == (0, "<got>x</got>")
+
+
+def test_a_call_that_is_not_there_is_not_looked_for_in_every_tail_of_the_context(calling, byte_tokenizer):
+    tokenizer, decoded = byte_tokenizer([]), []
+    decode = tokenizer.decode
+    tokenizer.decode = lambda ids: decoded.append(len(ids)) or decode(ids)
+    _rewritten(calling, tokenizer, [ord("a")] * 1000, "x")
+    assert sum(decoded) < 20 * 1000
+
+
+# ---- votes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "winner", "result"),
+    [
+        (["=1", "=2", "=2"], 1, "2"),
+        (["=2", "=1"], 0, "2"),
+        (["=1", "=2", "=2", "=1"], 0, "1"),
+        (["?", "=3", "?"], 1, "3"),
+        (["?", "?"], 0, None),
+        (["=9 ", "= 1", "=1\t"], 1, "1"),
+        (["=1 =2", "=2 =1", "=1"], 1, "1"),
+        (["="], 0, ""),
+    ],
+    ids=["most", "tie", "tie_of_two", "no_match", "none_matches", "whitespace", "last_match", "empty"],
+)
+def test_the_first_thread_with_the_result_of_most_wins(make_dialect, byte_tokenizer, texts, winner, result):
+    dialect = make_dialect(join={"kind": "vote", "result": r"=(?P<result>[\s\d]*)"})
+    tokenizer = byte_tokenizer([])
+    threads = _texts(dialect, tokenizer, *texts)
+    assert vote(dialect, threads, tokenizer) == (threads[winner], result)
+
+
+def test_a_vote_without_a_group_is_all_that_matched(make_dialect, byte_tokenizer):
+    dialect, tokenizer = make_dialect(join={"kind": "vote", "result": r"=\d"}), byte_tokenizer([])
+    threads = _texts(dialect, tokenizer, "=1", "=2")
+    assert vote(dialect, threads, tokenizer) == (threads[0], "=1")
+
+
+def test_an_end_of_sequence_is_no_part_of_a_vote_but_text_cut_off_is(make_dialect, byte_tokenizer):
+    dialect, tokenizer = make_dialect(join={"kind": "vote", "result": r"(?s)=.*"}), byte_tokenizer([])
+    by_length = _texts(dialect, tokenizer, "=12", end=ThreadEnd.LENGTH)
+    assert vote(dialect, [*by_length, *_texts(dialect, tokenizer, "=1", "=1")], tokenizer)[1] == "=1"

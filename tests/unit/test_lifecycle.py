@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from forkjoin_server.in_flight import FILE, InFlight, shared_with_children
 from forkjoin_server.lifecycle import Lifecycle, announcement
 
 
@@ -71,3 +73,30 @@ def test_the_announcement_names_the_address_that_the_server_listens_on(args, cur
     state, _ = _state()
     vars(state.args).update(args)
     assert curl in announcement(state.args, "m")
+
+
+def test_a_drain_waits_for_what_the_other_api_servers_have_in_flight():
+    with shared_with_children():
+        mine, others = Lifecycle(), Lifecycle()
+    state, stopped = _state()
+    asyncio.run(mine.start(state))
+    with others.request():
+        drain = threading.Thread(target=state.engine_client.shutdown, kwargs={"timeout": 60})
+        drain.start()
+        while not mine.is_draining:
+            time.sleep(0.001)
+        assert stopped == []
+    drain.join(timeout=10)
+    assert 50 < stopped[0] <= 60
+
+
+def test_api_servers_know_of_each_others_requests_until_the_last_has_ended():
+    with shared_with_children():
+        first, second, third = (InFlight(os.environ[FILE]) for _ in range(3))
+    assert FILE not in os.environ
+    with first.request():
+        with second.request(), second.request():
+            assert third.is_any()
+        assert second.is_any()
+        assert first.is_any()
+    assert not any(p.is_any() for p in (first, second, third))

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from forkjoin_scheduler.feed import FEEDS
+from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_server.middleware import ForkJoinMiddleware
-from forkjoin_server.request import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES
+from forkjoin_server.routes import CHAT, COMPLETIONS, INVOCATIONS, MESSAGES, PATHS, RESPONSES
 
 #: As the engine publishes them to all observers, metrics too.
 FORKED = {"type": "forked", "parent_index": -1, "num_duplicates": 0, "shared_tokens": 3, "threads": [{"index": 0, "number": "1", "title": "x"}, {"index": 1, "number": "2", "title": ""}]}  # fmt: skip
@@ -80,6 +80,78 @@ def test_the_feed_of_a_request_reaches_its_response_through_the_request_id():
     assert (response["usage"]["completion_tokens"], response["usage"]["total_tokens"]) == (8, 18)
     assert [t["index"] for t in response["choices"][0]["message"]["threads"]] == [0, 1]
     assert seen["headers"][b"x-request-id"].startswith(b"mine-fj")
+
+
+def _with_key(headers, body, path, victim):
+    """What ``victim``, a feed whose key the client gives, and the client's own response get to see."""
+    usage = {"completion_tokens": 11, "output_tokens": 11, "total_tokens": 21}
+    if path == RESPONSES:
+        usage.pop("completion_tokens")
+    answer = json.dumps({"choices": [{"message": {}}], "output": [], "usage": usage}).encode()
+
+    async def app(scope, receive, send):
+        # vLLM takes the id of a response from the body, any other from the header
+        given = json.loads((await receive())["body"]).get("request_id")
+        given = given if path == RESPONSES else dict(scope["headers"])[b"x-request-id"].decode()
+        FEEDS.publish(f"chatcmpl-{given}", [FORKED, ENDED])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": answer})
+
+    queue = FEEDS.subscribe(victim)
+    try:
+        sent = _ask(app, body, path, headers)
+    finally:
+        FEEDS.unsubscribe(victim)
+    return queue, json.loads(sent[1]["body"])["usage"]
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+@pytest.mark.parametrize("place", ["header", "body"])
+def test_the_events_of_a_request_are_its_own_whatever_id_its_client_gives(path, place):
+    victim = new_key()
+    given = f"chatcmpl-{victim}"
+    headers = [(b"x-request-id", given.encode())] if place == "header" else []
+    body = {"request_id": given} if place == "body" else {}
+    queue, usage = _with_key(headers, body, path, victim)
+    assert queue.empty()
+    assert usage["forkjoin"]["num_threads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [({"messages": []}, "threads"), ({"prompt": "x"}, None), ({"prompt_embeds": "x"}, None)],
+)
+def test_invocations_are_the_route_that_takes_their_body(body, field):
+    usage = {"completion_tokens": 11, "total_tokens": 21}
+    answer = json.dumps({"choices": [{"message": {}}], "usage": usage}).encode()
+    asked = body | {"forkjoin": {"include_threads": field is not None}}
+    _, message = _ask(_recorder({}, answer, [FORKED, ENDED]), asked, INVOCATIONS)
+    response = json.loads(message["body"])
+    assert response["usage"]["completion_tokens"] == 8
+    assert list(response["choices"][0]["message"]) == ([field] if field else [])
+
+
+@pytest.mark.parametrize("path", ["/inference/v1/generate", "/tokenize", f"{CHAT}/render", INVOCATIONS])
+def test_the_field_is_refused_where_it_would_be_ignored(path):
+    seen = {}
+    start, body = _ask(_recorder(seen), {"input": "x", "forkjoin": {}}, path)
+    assert start["status"] == 400
+    assert f"forkjoin: {path} does not know it" in json.loads(body["body"])["error"]["message"]
+    assert seen == {}
+
+
+@pytest.mark.parametrize("raw", [b"", b'{"input":  1}', b"[1]"])
+def test_any_other_route_gets_its_body_as_it_came(raw):
+    seen = {}
+    _ask(_recorder(seen), raw, "/tokenize")
+    assert seen["body"] == raw
+
+
+def test_an_upload_is_not_read():
+    seen = {}
+    form = [(b"content-type", b"multipart/form-data; boundary=x")]
+    _ask(_recorder(seen), b"0123456789", "/v1/audio/transcriptions", form)
+    assert seen["body"] == b"01234"
 
 
 def test_a_response_shows_its_threads_as_output_items():

@@ -6,7 +6,7 @@ import pytest
 
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_options
 from forkjoin_scheduler.settings import UNLIMITED, Settings
 
 
@@ -54,7 +54,9 @@ def test_every_wrong_key_is_named_and_the_legal_ones_too():
     message = str(caught.value)
     assert "forkjoin.bogus" in message
     assert "forkjoin.max_forks" in message
-    assert "Legal keys: enabled, include_threads, max_forks, max_threads_per_fork" in message
+    legal = message.partition("Legal keys: ")[2].split(", ")
+    assert legal == sorted(RequestOptions.model_fields)
+    assert {"branches", "best_of", "enabled", "include_threads", "max_forks", "vote"} <= set(legal)
 
 
 def test_a_request_that_says_nothing_forks_within_the_servers_limits_unseen():
@@ -74,11 +76,82 @@ def test_a_request_may_not_go_over_a_limit_that_the_operator_gave(value):
     with pytest.raises(
         BadRequestOptions, match=r"max_threads_per_fork: expected at most 8.*--max-threads-per"
     ):
-        parse_options({"max_threads_per_fork": value}).check_caps(caps)
-    parse_options({"max_threads_per_fork": 8, "max_forks": 999}).check_caps(caps)
+        parse_options({"max_threads_per_fork": value}).check_limits(UNLIMITED, caps)
+    parse_options({"max_threads_per_fork": 8, "max_forks": 999}).check_limits(UNLIMITED, caps)
 
 
 def test_the_operators_limits_are_both_the_default_and_the_cap(dialect):
     settings = Settings.of(dialect, {"max_forks": 3})
     assert settings.limits == dialect.limits.model_copy(update={"max_forks": 3})
     assert settings.caps == UNLIMITED.model_copy(update={"max_forks": 3})
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["object", "json"])
+def test_branches_are_read_from_plain_objects(as_json):
+    fields = {"branches": [{"title": "a"}, {"text": "b\n"}], "closing": "so"}
+    options = parse_options(json.dumps(fields) if as_json else fields)
+    assert options.branches == [ExplicitBranch(title="a"), ExplicitBranch(text="b\n")]
+    assert (options.closing, options.forks_at_prompt) == ("so", True)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"branches": []}, r"forkjoin\.branches: .*at least 1"),
+        ({"branches": [{"text": "x"}] * 257}, r"forkjoin\.branches: .*at most 256"),
+        ({"branches": [{"title": "a"}, {}]}, r"forkjoin\.branches\.1: .*expected a title or a text"),
+        ({"branches": [{"title": "a", "txt": "b"}]}, r"forkjoin\.branches\.0\.txt"),
+        ({"branches": [{"title": 1}]}, r"forkjoin\.branches\.0\.title: .*valid string, got 1"),
+        ({"branches": ["a"]}, r"forkjoin\.branches\.0: .*got 'a'"),
+        ({"branches": {"title": "a"}}, r"forkjoin\.branches: .*valid list"),
+        ({"branches": [{"title": "a"}], "closing": ""}, r"forkjoin\.closing: .*at least 1"),
+        ({"closing": "x"}, "expected branches beside closing"),
+        (
+            {"branches": [{"title": "a"}], "best_of": 2, "vote": "x"},
+            "expected branches or best_of, got both",
+        ),
+        ({"best_of": 2}, "expected best_of and vote together"),
+        ({"vote": "x"}, "expected best_of and vote together"),
+        ({"best_of": 0, "vote": "x"}, r"forkjoin\.best_of: .*greater than or equal to 1"),
+        ({"best_of": 257, "vote": "x"}, r"forkjoin\.best_of: .*less than or equal to 256"),
+        ({"best_of": 2.0, "vote": "x"}, r"forkjoin\.best_of"),
+        ({"best_of": 2, "vote": "("}, r"forkjoin\.vote: .*not a regular expression"),
+        ({"best_of": 2, "vote": "a{99999999999999999999}"}, r"forkjoin\.vote: .*not a regular expression"),
+        ({"best_of": 2, "vote": "(" * 3000 + ")" * 3000}, r"forkjoin\.vote: .*not a regular expression"),
+    ],
+    ids=[
+        "no_branches", "many_branches", "says_nothing", "unknown_key", "number_title", "text_branch",
+        "one_branch", "empty_closing", "closing_alone", "both", "no_vote", "vote_alone", "none", "many",
+        "fraction", "no_regex", "huge_repetition", "deep_regex",
+    ],
+)  # fmt: skip
+def test_what_a_request_forks_into_is_checked_and_the_wrong_field_named(value, named):
+    with pytest.raises(BadRequestOptions, match=named):
+        parse_options(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ({"branches": [{"title": "a"}] * 3}, "branches"),
+        ({"best_of": 3, "vote": "x"}, "best_of"),
+    ],
+)
+def test_no_more_threads_are_asked_for_than_a_fork_may_have(value, name):
+    options = parse_options(value)
+    options.check_limits(Limits(max_threads_per_fork=3), UNLIMITED)
+    with pytest.raises(
+        BadRequestOptions, match=rf"forkjoin\.{name}: expected at most max_threads_per_fork = 2, got 3"
+    ):
+        options.check_limits(Limits(max_threads_per_fork=2), UNLIMITED)
+
+
+def test_a_request_may_narrow_its_fork_only_to_what_it_asks_for():
+    options = parse_options({"best_of": 3, "vote": "x", "max_threads_per_fork": 2})
+    with pytest.raises(BadRequestOptions, match="max_threads_per_fork = 2, got 3"):
+        options.check_limits(Limits(max_threads_per_fork=9), UNLIMITED)
+
+
+def test_a_request_that_asks_for_no_fork_has_none_behind_its_prompt():
+    assert not parse_options({"max_forks": 1}).forks_at_prompt
+    assert parse_options({"best_of": 1, "vote": "x"}).forks_at_prompt

@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+from forkjoin_scheduler.dialect import load
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.feed import new_key
 from forkjoin_scheduler.options import parse_options
-from forkjoin_server.request import CHAT, COMPLETIONS, PATHS, RESPONSES, count_answers, prepare
+from forkjoin_scheduler.settings import Settings
+from forkjoin_server.request import count_answers, prepare
+from forkjoin_server.routes import CHAT, COMPLETIONS, PATHS, RESPONSES
 
 SHOWN = {"include_threads": True}
 
@@ -52,8 +56,8 @@ def test_the_clients_own_body_is_not_changed():
         ({"forkjoin": {"bogus": 1}}, r"forkjoin\.bogus"),
         ({"forkjoin": 3}, "expected an object, got int"),
         ({"forkjoin": []}, "expected an object, got list"),
-        ({"forkjoin": "[" * 100_000}, "expected an object or its JSON"),
-        ({"forkjoin": "9" * 5000}, "expected an object or its JSON"),
+        ({"forkjoin": "{}"}, "forkjoin: expected an object, got str"),
+        ({"forkjoin": "[" * 100_000}, "forkjoin: expected an object, got str"),
         ({"forkjoin": {"enabled": None}}, r"forkjoin\.enabled"),
         ({"forkjoin": {"max_forks": {"a": None}}}, r"forkjoin\.max_forks"),
         ({"stream_options": {"include_threads": "yes"}}, r"forkjoin\.include_threads.*'yes'"),
@@ -128,6 +132,11 @@ def test_the_key_goes_into_the_id_of_a_response(given, id_):
     assert prepare(given, RESPONSES, "k")[0]["request_id"] == id_
 
 
+def test_a_response_in_the_background_may_not_have_the_id_of_another_of_ours():
+    with pytest.raises(BadRequestOptions, match="request_id: expected a new id"):
+        prepare({"request_id": f"resp_{new_key()}", "background": True}, RESPONSES, "k")
+
+
 def test_threads_that_a_client_gives_back_are_taken_out_of_its_input():
     own = [{"role": "user", "content": "x"}, {"type": "reasoning", "id": "rs_1"}, None]
     thread = {"type": "reasoning", "id": "th_fj0_1", "summary": [], "thread": {"index": 1}}
@@ -155,3 +164,73 @@ def test_threads_that_a_client_gives_back_are_taken_out_of_its_input():
 )
 def test_the_answers_of_a_response_are_choices_times_prompts(body, num_answers):
     assert count_answers(body) == num_answers
+
+
+THREADWEAVER = Settings.of(load("threadweaver"), {})
+BRANCHES = {"branches": [{"title": "a"}, {"text": "b"}]}
+VOTE = {"best_of": 3, "vote": "[0-9]+"}
+
+
+@pytest.mark.parametrize("asked", [BRANCHES, BRANCHES | {"closing": "So:"}, VOTE])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_fork_that_a_request_asks_for_goes_to_the_engine(path, asked):
+    body, _ = prepare({"forkjoin": asked}, path, "k", THREADWEAVER)
+    assert json.loads(body["vllm_xargs"]["forkjoin"]).keys() == asked.keys()
+    assert parse_options(body["vllm_xargs"]["forkjoin"]) == parse_options(asked)
+
+
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+
+
+@pytest.mark.parametrize(("asked", "name"), [(BRANCHES, "branches"), (VOTE, "best_of")])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"prompt_logprobs": 0}, "expected no prompt_logprobs and no echo"),
+        ({"echo": True}, "expected no prompt_logprobs and no echo"),
+        ({"response_format": {"type": "json_object"}}, "not with structured output"),
+        ({"messages": IMAGE}, "not with multimodal content"),
+    ],
+)
+def test_a_fork_that_the_engine_would_not_do_is_refused_where_it_is_asked_for(asked, name, more, message):
+    with pytest.raises(BadRequestOptions, match=rf"^forkjoin\.{name}: .*{message}"):
+        prepare({"forkjoin": asked} | more, CHAT, "k", THREADWEAVER)
+    prepare(more, CHAT, "k", THREADWEAVER)
+
+
+@pytest.mark.parametrize(
+    ("asked", "settings", "message"),
+    [
+        (VOTE | {"enabled": False}, THREADWEAVER, "expected forkjoin.enabled = true beside it"),
+        (VOTE, Settings(), "it runs with --dialect none"),
+        (VOTE | {"best_of": 51}, THREADWEAVER, "expected at most max_threads_per_fork = 50, got 51"),
+    ],
+)
+def test_a_fork_is_refused_where_there_is_none(asked, settings, message):
+    with pytest.raises(BadRequestOptions, match=rf"forkjoin\.best_of: .*{message}"):
+        prepare({"forkjoin": asked}, CHAT, "k", settings)
+
+
+TELLING = Settings.of(load("threadweaver").model_copy(update={"instruction": "\n\nFork!"}), {})
+QUESTION = {"messages": [{"role": "user", "content": "x"}]}
+
+
+def _told(settings=TELLING, path=CHAT, **more):
+    return prepare(QUESTION | more, path, "k", settings)[0]["messages"][0]["content"]
+
+
+def test_a_dialects_instruction_is_added_to_a_chat():
+    assert _told() == _told(forkjoin={"max_forks": 1}) == "x\n\nFork!"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"forkjoin": {"enabled": False}}, {"forkjoin": VOTE}, {"response_format": {"type": "json_object"}}],
+    ids=["off", "explicit", "left_alone"],
+)
+def test_a_request_in_which_the_model_will_not_fork_is_not_told_to(more):
+    assert _told(**more) == "x"
+
+
+def test_a_dialect_without_an_instruction_adds_none():
+    assert _told(THREADWEAVER) == _told(Settings()) == "x"

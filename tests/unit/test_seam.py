@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import operator
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,134 +35,354 @@ def test_only_the_seam_imports_vllm_and_torch(path):
         assert not _imports(path) & {"vllm", "torch"}
 
 
-def test_only_kv_py_touches_the_kv_cache_managers_insides():
-    touching = {
-        p.name for p in SOURCES if "single_type_managers" in p.read_text() or "block_pool" in p.read_text()
+def _attributes(path: Path) -> list[ast.Attribute]:
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+
+
+#: What of vLLM's KV cache one file of the seam alone may touch: the scheduler's managers, and the workers' tensors.
+INSIDES = {
+    "kv.py": (
+        "coordinator single_type_managers block_pool req_to_blocks num_cached_block pop_blocks_for_free "
+        "free_blocks cache_blocks get_blocks create_kv_cache_blocks num_gpu_blocks"
+    ),
+    "worker.py": "kv_cache",
+    "layouts.py worker.py": "static_forward_context",
+}
+
+
+@pytest.mark.parametrize("files", INSIDES)
+def test_only_these_files_touch_the_kv_caches_insides(files):
+    insides = set(INSIDES[files].split())
+    touching = {p.name for p in SOURCES for a in _attributes(p) if a.attr in insides}
+    assert touching == set(files.split())
+
+
+def test_all_others_ask_the_kv_cache_manager_for_nothing_but_to_free_a_request():
+    asked = {
+        a.attr
+        for p in SOURCES
+        for a in _attributes(p)
+        if isinstance(a.value, ast.Attribute) and a.value.attr == "kv_cache_manager"
     }
-    assert touching == {"kv.py"}
+    assert asked == {"free"}
 
 
-def test_the_scheduler_extends_async_scheduler_and_calls_super():
-    path = ROOT / "scheduler/forkjoin_scheduler/vllm_seam/scheduler.py"
-    cls = next(n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef) and n.bases)
-    assert [ast.unparse(b) for b in cls.bases] == ["AsyncScheduler"]
-    schedule = next(n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "schedule")
-    assert "super().schedule(" in ast.unparse(schedule)
-    assert len(ast.unparse(schedule).splitlines()) < 10
+# ---- the layers of the scheduler -----------------------------------------------------------
+
+#: File -> class, each on the one before.
+LAYERS = {
+    "core": "Core",
+    "jobs": "Jobs",
+    "stitching": "Stitching",
+    "ahead": "Ahead",
+    "ending": "Ending",
+    "joining": "Joining",
+    "forking": "Forking",
+    "scheduler": "ForkJoinScheduler",
+}
+#: Methods that a layer leaves to a later one, which vLLM does not know.
+LEFT_OPEN = {"_closed"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["_update_request_with_output", "_get_local_prefix_cache_hit", "_free_request_blocks",
-     "_enqueue_waiting_request"],
-)  # fmt: skip
-def test_the_private_members_that_we_build_on_exist(name):
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-
-    assert callable(getattr(AsyncScheduler, name))
+def _path(layer: str) -> Path:
+    return ROOT / f"scheduler/forkjoin_scheduler/vllm_seam/{layer}.py"
 
 
-def test_the_scheduler_is_an_async_scheduler_so_async_scheduling_stays_on():
+def _class(layer: str) -> ast.ClassDef:
+    classes = [n for n in ast.parse(_path(layer).read_text()).body if isinstance(n, ast.ClassDef)]
+    return next(c for c in classes if c.name == LAYERS[layer])
+
+
+def _methods(node: ast.AST) -> list[ast.FunctionDef]:
+    return [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef)]
+
+
+def _loaded(layer: str) -> type:
+    module = importlib.import_module(f"forkjoin_scheduler.vllm_seam.{layer}")
+    return getattr(module, LAYERS[layer])
+
+
+def test_the_layers_stand_in_this_order_on_async_scheduler_so_async_scheduling_stays_on():
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
     from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 
-    assert issubclass(ForkJoinScheduler, AsyncScheduler)
+    chain = [*(_loaded(layer) for layer in reversed(LAYERS)), AsyncScheduler]
+    assert list(ForkJoinScheduler.__mro__[: len(chain)]) == chain
+    assert [len(c.__bases__) for c in chain[:-1]] == [1] * len(LAYERS)
 
 
-def _methods(path: Path) -> list[ast.FunctionDef]:
-    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+@pytest.mark.parametrize("layer", LAYERS)
+def test_each_override_of_a_method_of_vllms_scheduler_calls_it(layer):
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    overrides = [m for m in _methods(_class(layer)) if hasattr(AsyncScheduler, m.name)]
+    assert [m.name for m in overrides if f"super().{m.name}(" not in ast.unparse(m)] == []
+
+
+def test_what_we_override_of_vllms_scheduler_is_known():
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    overrides = {
+        m.name: layer for layer in LAYERS for m in _methods(_class(layer)) if hasattr(AsyncScheduler, m.name)
+    }
+    del overrides["__init__"]
+    assert overrides == {
+        "_preempt_request": "stitching",
+        "_get_local_prefix_cache_hit": "stitching",
+        "_free_request_blocks": "ending",
+        "_update_request_with_output": "forking",
+        "add_request": "scheduler",
+        "schedule": "scheduler",
+        "update_from_output": "scheduler",
+        "finish_requests": "scheduler",
+        "reset_prefix_cache": "scheduler",
+    }
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_replaces_no_method_of_another_but_those_left_open(layer):
+    cls = _loaded(layer)
+    below = [c for c in cls.__mro__[1:] if c.__module__.startswith("forkjoin_scheduler")]
+    names = {n for n, value in vars(cls).items() if callable(value) and not n.startswith("__")}
+    assert {n for n in names if any(n in vars(c) for c in below)} <= LEFT_OPEN
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_our_overrides_take_the_parameters_of_vllms_methods(layer):
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    for name, ours in vars(_loaded(layer)).items():
+        theirs = getattr(AsyncScheduler, name, None)
+        if callable(theirs) and not name.startswith("__"):
+            assert _shape(ours) == _shape(theirs), name
+
+
+def _shape(function) -> list[tuple]:
+    """Names, kinds and defaults of the parameters."""
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_copies_schedule(path):
-    copies = [m for m in _methods(path) if m.name == "schedule" and "super().schedule(" not in ast.unparse(m)]
-    assert copies == []
+    for method in _methods(ast.parse(path.read_text())):
+        if method.name in ("schedule", "update_from_output"):
+            assert f"super().{method.name}(" in ast.unparse(method)
+            assert len(ast.unparse(method).splitlines()) < 40
 
 
-def test_each_override_of_a_method_of_vllms_scheduler_calls_it():
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+# ---- the workers' and the front end's side -------------------------------------------------
 
-    path = ROOT / "scheduler/forkjoin_scheduler/vllm_seam/scheduler.py"
-    overrides = [m for m in _methods(path) if hasattr(AsyncScheduler, m.name)]
-    assert len(overrides) >= 7
-    assert [m.name for m in overrides if f"super().{m.name}(" not in ast.unparse(m)] == []
-
-
-def test_our_overrides_take_the_parameters_of_vllms_methods():
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-
-    from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
-
-    for name, ours in vars(ForkJoinScheduler).items():
-        theirs = getattr(AsyncScheduler, name, None)
-        if callable(theirs) and name != "__init__" and not name.startswith("__"):
-            assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters), (
-                name
-            )
+V1, V2 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner", "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
+#: Our class -> the one of vLLM that it stands in front of.
+IN_FRONT = {
+    "worker:ObeysOrdersV1": V1,
+    "worker:ObeysOrdersV2": V2,
+    "worker:ForkJoinWorker": "vllm.v1.worker.gpu_worker:Worker",
+    "worker:OffsetPositions": "vllm.v1.worker.gpu.model_states.interface:ModelState",
+    "output:ForkJoinOutputProcessor": "vllm.v1.engine.output_processor:OutputProcessor",
+}
 
 
-#: Attributes that vLLM's constructors set, which the seam reads or writes: class -> names.
+def _named(target: str) -> type:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("ours", IN_FRONT)
+def test_what_stands_in_front_of_vllms_workers_hands_every_call_on(ours):
+    module, _, name = ours.partition(":")
+    theirs = _named(IN_FRONT[ours])
+    tree = ast.parse(_path(module).read_text())
+    cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    overrides = [m for m in _methods(cls) if hasattr(theirs, m.name) and not m.name.startswith("__")]
+    assert overrides != []
+    for method in overrides:
+        source = ast.unparse(method)
+        assert f"super().{method.name}(" in source or f"self._inner.{method.name}(" in source
+        parameters = list(inspect.signature(getattr(theirs, method.name)).parameters)
+        if method.args.vararg is None:
+            assert [a.arg for a in method.args.args] == parameters
+        else:
+            named = [a.arg for a in method.args.args]
+            assert named == parameters[: len(named)]
+
+
+# ---- what we build on ----------------------------------------------------------------------
+
+SCHEDULER, REQUEST = "vllm.v1.core.sched.async_scheduler:AsyncScheduler", "vllm.v1.request:Request"
+MANAGER = "vllm.v1.core.kv_cache_manager:KVCacheManager"
+COORDINATOR = "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator"
+SINGLE = "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager"
+
+#: What vLLM's constructors set, and the seam reads or writes: class -> names.
 ATTRIBUTES = {
-    "vllm.v1.core.sched.scheduler:Scheduler": (
+    SCHEDULER: (
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
         "vllm_config"
     ),
-    "vllm.v1.core.kv_cache_manager:KVCacheManager": "coordinator block_pool",
-    "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator": "single_type_managers",
-    "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager": (
-        "block_size req_to_blocks num_cached_block"
-    ),
-    "vllm.v1.request:Request": (
-        "all_token_ids _all_token_ids _output_token_ids _block_hasher prompt_token_ids num_prompt_tokens max_tokens "
-        "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
+    MANAGER: "coordinator block_pool",
+    COORDINATOR: "single_type_managers",
+    SINGLE: "block_size req_to_blocks num_cached_block",
+    "vllm.v1.core.block_pool:BlockPool": "num_gpu_blocks",
+    "vllm.v1.core.kv_cache_utils:KVCacheBlock": "block_id",
+    REQUEST: (
+        "request_id status stop_reason sampling_params _all_token_ids _output_token_ids "
+        "output_token_ids _block_hasher block_hashes prompt_token_ids num_prompt_tokens max_tokens "
+        "num_computed_tokens num_preemptions spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
         "priority trace_headers resumable prompt_embeds mm_features"
+    ),
+    "vllm.v1.core.sched.output:SchedulerOutput": "num_scheduled_tokens total_num_scheduled_tokens",
+    "vllm.v1.engine:EngineCoreOutputs": "outputs",
+    "vllm.v1.engine:EngineCoreOutput": (
+        "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params"
     ),
     "vllm.v1.engine.output_processor:OutputProcessor": "request_states tokenizer",
     "vllm.v1.engine.output_processor:RequestState": "parent_req external_req_id",
     "vllm.v1.engine.parallel_sampling:ParentRequest": "external_req_id",
+    V1: "positions input_batch attn_groups kv_cache_config vllm_config",
+    V2: "model_state input_buffers attn_groups kv_cache_config vllm_config",
+    "vllm.v1.worker.gpu_worker:Worker": "model_runner use_v2_model_runner",
+    "vllm.v1.worker.gpu.input_batch:InputBuffers": "positions",
+    "vllm.v1.worker.gpu.input_batch:InputBatch": (
+        "req_ids num_scheduled_tokens num_tokens_after_padding positions"
+    ),
+    "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids",
+    "vllm.v1.worker.utils:AttentionGroup": "backend layer_names kv_cache_spec",
 }
 
 
 @pytest.mark.parametrize("target", ATTRIBUTES)
 def test_the_attributes_that_we_build_on_are_set_by_vllms_constructors(target):
-    module, _, name = target.partition(":")
-    source = inspect.getsource(getattr(importlib.import_module(module), name))
+    cls = _named(target)
+    source = "".join(inspect.getsource(c) for c in cls.__mro__ if c.__module__.startswith("vllm"))
     missing = [a for a in ATTRIBUTES[target].split() if not re.search(rf"\b{a}\b\s*[:=,]", source)]
     assert missing == []
 
 
-#: Methods and names of vLLM that the seam calls: module -> dotted names.
+#: Methods and names of vLLM that the seam calls: class or module -> names.
 CALLED = {
-    "vllm.v1.core.kv_cache_manager": (
-        "KVCacheManager.get_blocks KVCacheManager.create_kv_cache_blocks KVCacheManager.free"
+    SCHEDULER: (
+        "__init__ add_request schedule update_from_output finish_requests reset_prefix_cache _preempt_request "
+        "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request"
     ),
-    "vllm.v1.core.block_pool": "BlockPool.free_blocks",
-    "vllm.v1.core.single_type_kv_cache_manager": "SingleTypeKVCacheManager.pop_blocks_for_free",
-    "vllm.v1.core.sched.request_queue": "RequestQueue.remove_requests RequestQueue.add_request",
-    "vllm.v1.request": (
-        "Request.update_block_hashes Request.is_finished Request.get_finished_reason "
-        "Request.use_structured_output RequestStatus.WAITING_FOR_STREAMING_REQ "
-        "RequestStatus.FINISHED_LENGTH_CAPPED"
+    MANAGER: "get_blocks create_kv_cache_blocks free",
+    COORDINATOR: "cache_blocks",
+    SINGLE: "pop_blocks_for_free",
+    "vllm.v1.core.block_pool:BlockPool": "free_blocks",
+    "vllm.v1.core.sched.request_queue:RequestQueue": "remove_requests add_request",
+    REQUEST: ("num_tokens num_output_tokens update_block_hashes is_finished use_structured_output"),
+    "vllm.v1.request:RequestStatus": (
+        "WAITING WAITING_FOR_STREAMING_REQ RUNNING PREEMPTED FINISHED_STOPPED FINISHED_LENGTH_CAPPED "
+        "FINISHED_ABORTED"
     ),
-    "vllm.v1.outputs": "LogprobsLists.slice_request",
+    "vllm.v1.engine:EngineCoreOutput": "finished",
+    "vllm.v1.outputs:LogprobsLists": "slice_request",
+    "vllm.sampling_params:SamplingParams": "clone num_logprobs",
+    V1: "_update_states _prepare_inputs",
+    V2: "load_model update_requests",
+    "vllm.v1.worker.gpu_worker:Worker": "init_device initialize_from_config",
+    "vllm.v1.worker.gpu.model_states.interface:ModelState": "prepare_inputs prepare_dummy_inputs",
+    "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs",
     "vllm.v1.engine.async_llm": "OutputProcessor",
-    "vllm.tokenizers.registry": "cached_tokenizer_from_config",
-    "vllm.entrypoints.cli.serve": (
-        "ServeSubcommand.subparser_init ServeSubcommand.validate ServeSubcommand.cmd"
-    ),
+    "vllm.tokenizers.registry": "cached_tokenizer_from_config get_tokenizer",
+    "vllm.utils.torch_utils": "async_tensor_h2d",
+    "vllm.utils.import_utils": "resolve_obj_by_qualname",
+    "vllm.v1.worker.cpu_worker": "CPUWorker",
+    "vllm.entrypoints.cli.serve:ServeSubcommand": "subparser_init validate cmd",
     "vllm.entrypoints.serve.utils.api_utils": "cli_env_setup",
     "vllm.utils.argparse_utils": "FlexibleArgumentParser",
 }
 
 
-@pytest.mark.parametrize("module", CALLED)
-def test_the_members_that_we_call_exist(module):
-    loaded = importlib.import_module(module)
-    for name in CALLED[module].split():
-        assert operator.attrgetter(name)(loaded) is not None
+@pytest.mark.parametrize("target", CALLED)
+def test_the_members_that_we_call_exist(target):
+    loaded = _named(target) if ":" in target else importlib.import_module(target)
+    assert [name for name in CALLED[target].split() if not hasattr(loaded, name)] == []
+
+
+#: Names by which the seam's files know an object of vLLM's: (file, name) -> class.
+KNOWN_AS = (
+    {(f"{layer}.py", "self"): SCHEDULER for layer in LAYERS}
+    | {("queues.py", "scheduler"): SCHEDULER}
+    | {("kv.py", "manager"): MANAGER, ("kv.py", "single"): SINGLE}
+    | {("requests.py", "root"): REQUEST, ("outputs.py", "parent"): REQUEST, ("forking.py", "parent"): REQUEST}
+    | {(path.name, "request"): REQUEST for path in _path("core").parent.glob("*.py")}
+)
+
+
+def _used(path: Path) -> set[tuple[str, str]]:
+    """(class, member) for each member of an object of vLLM's that the file touches by a known name."""
+    used = set()
+    nodes = _attributes(path)
+    if path.stem in LAYERS:  # the other classes of the file have a `self` of their own
+        others = [n for n in ast.parse(path.read_text()).body if getattr(n, "name", "") != LAYERS[path.stem]]
+        lines = {line for n in others for line in range(n.lineno, (n.end_lineno or n.lineno) + 1)}
+        nodes = [n for n in nodes if n.lineno not in lines]
+    for node in nodes:
+        name = node.value.id if isinstance(node.value, ast.Name) else None
+        if isinstance(node.value, ast.Attribute) and node.value.attr == "request":
+            name = "request"  # live.request, job.request
+        if isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()" and path.stem in LAYERS:
+            name = "self"
+        if target := KNOWN_AS.get((path.name, name or "")):
+            used.add((target, node.attr))
+    return used
+
+
+def _ours() -> set[str]:
+    """Members that the layers have themselves."""
+    names: set[str] = set()
+    for layer in LAYERS:
+        for node in ast.walk(_class(layer)):
+            if isinstance(node, ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.AnnAssign | ast.Assign):
+                targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
+                names |= {
+                    t.attr
+                    for target in targets
+                    for t in ast.walk(target)
+                    if isinstance(t, ast.Attribute) and ast.unparse(t.value) == "self"
+                }
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    return {n for n in names if not hasattr(AsyncScheduler, n)} - set(ATTRIBUTES[SCHEDULER].split())
+
+
+def test_the_lists_name_every_member_of_vllms_that_the_seam_touches():
+    listed = {(t, n) for table in (ATTRIBUTES, CALLED) for t, names in table.items() for n in names.split()}
+    ours = {(SCHEDULER, name) for name in _ours()}
+    used = {member for path in _path("core").parent.glob("*.py") for member in _used(path)}
+    assert used - ours - listed == set()
+
+
+def test_the_lists_name_nothing_that_the_seam_no_longer_touches():
+    words = set()
+    for path in SOURCES:
+        if any(str(path.relative_to(ROOT)).startswith(seam) for seam in SEAM):
+            words |= set(re.findall(r"\w+", path.read_text()))
+    listed = {n for table in (ATTRIBUTES, CALLED) for names in table.values() for n in names.split()}
+    assert listed - words == set()
+
+
+def test_every_private_member_of_anothers_that_the_seam_touches_is_listed():
+    """Private members of vLLM's by whatever name it is known: those that none of our files defines."""
+    listed = {n for table in (ATTRIBUTES, CALLED) for names in table.values() for n in names.split()}
+    seam = [p for p in SOURCES if any(str(p.relative_to(ROOT)).startswith(name) for name in SEAM)]
+    defined = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                defined.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                defined |= {node.attr} if ast.unparse(node.value) == "self" else set()
+    private = {a.attr for p in seam for a in _attributes(p) if re.match("_[a-z]", a.attr)}
+    assert private - defined - listed == set()
 
 
 def test_thread_events_ride_on_fields_that_vllms_output_has():
@@ -180,3 +400,14 @@ def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeyp
     monkeypatch.setattr(compat.vllm, "__version__", "0.33.0")
     with pytest.raises(UnsupportedEngine, match=r"0\.32.*0\.33\.0.*install"):
         compat.check_version()
+
+
+def test_the_blocks_of_a_thread_that_saw_its_header_only_begin_no_joined_context(make_dialect):
+    from forkjoin_scheduler.family import Branch
+    from forkjoin_scheduler.fork import ThreadPlan
+    from forkjoin_scheduler.vllm_seam.joining import Joining
+
+    thread = Branch("r#0", plan=ThreadPlan("1", "", (1,), (1,)))
+    for context, keeps in [("header", False), ("parent", True)]:
+        live = SimpleNamespace(dialect=make_dialect(thread={"header": "x", "context": context}))
+        assert Joining._needs_blocks_of(None, live, thread) is keeps

@@ -105,6 +105,31 @@ def test_the_usage_of_a_request_without_a_family_is_vllms_own(log):
     assert log.correct_usage(usage) is usage
 
 
+def test_a_request_without_a_family_has_no_threads_for_whoever_asks():
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    forkjoin = {"num_threads": 0, "critical_path_tokens": 2, "total_tokens": 2}
+    assert ThreadLog("k", is_wanted=True).correct_usage(usage) == usage | {"forkjoin": forkjoin}
+
+
+@pytest.mark.parametrize("result", ["42", None])
+def test_the_outcome_of_a_vote_stands_in_the_usage_which_counts_all_who_voted(log, result):
+    log.delta(FORKED)
+    assert log.delta({"type": "voted", "index": 1, "result": result}) == []
+    log.delta(ENDED | {"surplus_tokens": -4})
+    # vLLM knows the tokens of the winner only
+    usage = log.correct_usage({"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14})
+    assert (usage["completion_tokens"], usage["total_tokens"]) == (8, 18)
+    assert usage["forkjoin"]["vote"] == {"index": 1, "result": result}
+    assert [sorted(t) for t in log.threads] == [["content", "id", "index", "parent_id", "title"]] * 2
+
+
+def test_of_several_answers_no_vote_is_told():
+    log = ThreadLog("k", num_answers=2)
+    log.delta({"type": "voted", "index": 1, "result": "42"})
+    log.delta(ENDED)
+    assert "vote" not in log.correct_usage({"completion_tokens": 4})["forkjoin"]
+
+
 def test_a_families_later_counts_take_the_place_of_its_earlier_ones_and_families_add_up(log):
     log.delta(ENDED | {"type": "progress", "total_tokens": 4, "surplus_tokens": 1})
     log.delta(ENDED | {"family": "b"})

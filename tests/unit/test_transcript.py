@@ -81,3 +81,28 @@ def test_nothing_behind_a_cut_is_released():
     root.push(["joined"])
     assert root.release() == ["h0", "h1", "i0", "x"]
     assert root.release() == []
+
+
+def test_a_branch_that_does_not_wait_for_its_threads_speaks_behind_them():
+    root: Transcript[str] = Transcript(["a"])
+    (first,) = root.fork([["h0"]])
+    root.push(["b"])
+    (second,) = root.fork([["h1"]])
+    root.push(["c"])
+    root.close()
+    assert root.release() == ["a", "h0"]
+    second.push(["y"])
+    second.close()
+    assert root.release() == []
+    first.push(["x"])
+    first.close()
+    assert root.release() == ["x", "b", "h1", "y", "c"]
+    assert root.is_done
+
+
+def test_a_cut_transcript_is_never_done():
+    root: Transcript[str] = Transcript(["a"])
+    root.cut()
+    root.close()
+    assert root.release() == ["a"]
+    assert not root.is_done

@@ -3,8 +3,6 @@ from __future__ import annotations
 import asyncio
 import json
 
-import pytest
-
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.threads import ThreadLog
@@ -17,7 +15,7 @@ STREAM = START | {"headers": [(b"content-type", b"text/event-stream; charset=utf
 
 
 def _weaver(send, queue, present):
-    log = ThreadLog("k")
+    log = ThreadLog("k", is_wanted=present is not _unseen)
     return Weaver(send, queue, log, present(log))
 
 
@@ -77,12 +75,34 @@ def test_a_whole_response_gets_its_threads_and_a_length_that_fits():
     assert [t["title"] for t in message["threads"]] == ["x", "2"]
 
 
-@pytest.mark.parametrize("present", [_unseen, ChatThreads, ResponseThreads])
-def test_without_a_fork_the_bytes_are_vllms_own(present):
+def test_without_a_fork_the_bytes_are_vllms_own_for_a_client_that_did_not_ask():
     message = {"type": "http.response.body", "body": b'{"output":  [], "usage": {}}'}
-    assert _weave([START, message], [[], []], present)[1]["body"] == message["body"]
+    assert _weave([START, message], [[], []], _unseen)[1]["body"] == message["body"]
     chunk = _sse({"type": "response.created", "sequence_number": 0, "response": {"usage": None}}, "x")
-    assert _weave([STREAM, chunk], [[], []], present)[1:] == [chunk]
+    assert _weave([STREAM, chunk], [[], []], _unseen)[1:] == [chunk]
+
+
+NONE = {"num_threads": 0, "critical_path_tokens": 11, "total_tokens": 11}
+
+
+def test_a_client_that_asked_is_told_that_a_chat_did_not_fork():
+    usage = {"completion_tokens": 11, "total_tokens": 21}
+    whole = {"choices": [{"message": {"content": "x"}}], "usage": usage}
+    body = _weave([START, {"type": "http.response.body", "body": json.dumps(whole).encode()}], [[], []])[1]
+    answer = json.loads(body["body"])
+    assert answer["choices"][0]["message"] == {"content": "x", "threads": []}
+    chunk = {"choices": [], "usage": usage}
+    streamed = _json(_weave([STREAM, _sse({"id": "i", "choices": [1]}), _sse(chunk)], [[], [], []])[2])
+    assert answer["usage"] == streamed["usage"] == usage | {"forkjoin": NONE}
+
+
+def test_a_client_that_asked_is_told_that_a_response_did_not_fork():
+    whole = {"output": [{"type": "message"}], "usage": {"output_tokens": 11, "total_tokens": 21}}
+    message = {"type": "http.response.body", "body": json.dumps(whole).encode()}
+    answer = json.loads(_weave([START, message], [[], []], ResponseThreads)[1]["body"])
+    final = {"type": "response.completed", "sequence_number": 0, "response": whole}
+    streamed = _json(_weave([STREAM, _sse(final, "response.completed")], [[], []], ResponseThreads)[1])
+    assert answer == streamed["response"] == whole | {"usage": whole["usage"] | {"forkjoin": NONE}}
 
 
 def test_an_event_is_not_kept_waiting_for_vllms_next_chunk():

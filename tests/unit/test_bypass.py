@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_server.bypass import bypass_reason
+
+
+def _content(*parts):
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"regex": "a"}},
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"tool_choice": {"type": "any"}},
+        {"tool_choice": {"type": "allowed_tools", "mode": "required"}},
+        {"text": {"format": {"type": "json_schema"}}},
+        {"output_config": {"format": {"type": "json_schema"}}},
+    ],
+)
+def test_each_routes_word_for_structured_output_is_known(body):
+    assert bypass_reason(body) == "structured output"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "x"}},
+        {"image_url": "x"},
+        {"type": "input_audio", "input_audio": {}},
+        {"type": "input_image"},
+        {"type": "video_url"},
+        {"type": "image", "source": {}},
+        {"type": "tool_result", "content": [{"type": "image"}]},
+    ],
+)
+def test_media_are_found_in_messages_and_in_input(part):
+    assert bypass_reason(_content({"type": "text", "text": "x"}, part)) == "multimodal content"
+    assert bypass_reason({"input": _content(part)["messages"]}) == "multimodal content"
+
+
+def test_prompt_embeddings_and_beam_search_are_left_alone_too():
+    assert bypass_reason({"prompt_embeds": "x"}) == "prompt embeddings"
+    assert bypass_reason({"use_beam_search": True}) == "beam search"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        _content({"type": "text", "text": "an image_url"}),
+        {"messages": [{"role": "assistant", "content": "x", "audio": None}]},
+        {"messages": "x", "input": 3},
+        {"response_format": {"type": "text"}, "text": {"format": {"type": "text"}}, "tool_choice": "auto"},
+        {"response_format": "x", "text": "x", "tool_choice": {"type": "auto"}, "use_beam_search": False},
+    ],
+)
+def test_any_other_request_may_fork(body):
+    assert bypass_reason(body) is None
+
+
+def test_content_may_nest_as_deep_as_json_can():
+    content: object = [{"type": "image"}]
+    for _ in range(5000):
+        content = [content]
+    assert bypass_reason({"input": content}) == "multimodal content"

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_scheduler.feed import Feeds, key_in, new_key
+
+OTHER = "fj" + "0" * 32
+
+
+def test_a_key_is_found_in_the_ids_that_vllm_makes_of_it():
+    key = new_key()
+    for request_id in (key, f"chatcmpl-mine-{key}", f"cmpl-{key}-0-1a2b3c4d", f"resp_{key}_1"):
+        assert key_in(request_id) == key
+
+
+def test_an_id_without_a_key_has_none():
+    assert key_in("chatcmpl-mine") is None
+
+
+@pytest.mark.parametrize("given", [f"chatcmpl-{OTHER}", f"resp_{OTHER}_{OTHER}", "fj0", "fjfj"])
+def test_of_several_keys_the_last_is_ours_for_the_client_gave_the_others(given):
+    key = new_key()
+    for joint in "-_":
+        assert key_in(f"chatcmpl-{given}{joint}{key}-0") == key
+
+
+def test_events_go_to_the_feed_of_their_request_and_to_all_observers():
+    feeds, seen = Feeds(), []
+    feeds.observers.append(seen.append)
+    mine, other = feeds.subscribe(new_key()), feeds.subscribe(OTHER)
+    key = next(k for k in feeds._queues if k != OTHER)
+    feeds.publish(f"chatcmpl-{OTHER}-{key}", [{"type": "forked"}])
+    feeds.publish(None, [{"type": "joined"}])
+    assert mine.get_nowait() == {"type": "forked"}
+    assert mine.empty()
+    assert other.empty()
+    assert [e["type"] for e in seen] == ["forked", "joined"]

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+from prometheus_client import REGISTRY
+
+from forkjoin_server.metrics import observe
+
+
+@pytest.mark.parametrize(
+    ("event", "name", "labels", "grows_by"),
+    [
+        ({"type": "joined_ahead", "prefilled_tokens": 7}, "forkjoin:join_ahead_tokens_total", {}, 7),
+        ({"type": "voted", "result": "4"}, "forkjoin:votes_total", {"outcome": "decided"}, 1),
+        ({"type": "voted", "result": None}, "forkjoin:votes_total", {"outcome": "undecided"}, 1),
+    ],
+)
+def test_an_event_counts_in_its_metric(event, name, labels, grows_by):
+    before = REGISTRY.get_sample_value(name, labels) or 0
+    observe(event)
+    assert REGISTRY.get_sample_value(name, labels) == before + grows_by
+
+
+def test_an_event_of_a_later_version_is_not_counted():
+    observe({"type": "of_a_later_version"})

@@ -1,0 +1,152 @@
+"""Stitched positions and slots, against an oracle that lays a tree out token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkjoin_scheduler.dialect import Limits, Positions
+from forkjoin_scheduler.family import Branch, Family, ThreadEnd
+from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.stitch import joined_offset, num_skipped, slots, thread_offset
+
+
+@dataclass
+class Text:
+    """``length`` tokens of its own, then forks: each its threads and how much follows their join.
+
+    ``skipped``: of its own tokens, those that are left out of the joined context unless it is first.
+    """
+
+    length: int
+    skipped: int = 0
+    forks: list[tuple[list[Text], int]] = field(default_factory=list)
+
+
+def _texts(depth: int, *, most_skipped: int = 4) -> st.SearchStrategy[Text]:
+    lengths = st.integers(1, 5)
+    forks: st.SearchStrategy[list[tuple[list[Text], int]]] = st.just([])
+    if depth:
+        threads = st.lists(_texts(depth - 1, most_skipped=most_skipped), min_size=1, max_size=3)
+        forks = st.lists(st.tuples(threads, lengths), max_size=2)
+    return lengths.flatmap(
+        lambda n: st.builds(Text, st.just(n), st.integers(0, min(n - 1, most_skipped)), forks)
+    )
+
+
+# ---- the oracle ----------------------------------------------------------------------------
+
+
+def _laid_out(text: Text, first: int, positions: Positions) -> list[int]:
+    """The position of each token of ``text``, in the order of the joined context."""
+    out = list(range(first, first + text.length))
+    for threads, behind in text.forks:
+        laid = [_laid_out(thread, out[-1] + positions.fork_gap, positions) for thread in threads]
+        start = max(position for thread in laid for position in thread) + positions.join_gap
+        out += laid[0]
+        for thread, positioned in zip(threads[1:], laid[1:], strict=True):
+            out += positioned[thread.skipped :]
+        out += range(start, start + behind)
+    return out
+
+
+# ---- the same by offsets -------------------------------------------------------------------
+
+
+def _thread(number: int, skipped: int) -> ThreadPlan:
+    """A thread with a header of which the first ``skipped`` tokens do not stand in the joined context."""
+    return ThreadPlan(str(number), "", (0,) * (skipped + 1), (0,))
+
+
+def _by_offsets(family: Family, branch: Branch, text: Text, at: int, positions: Positions) -> list[int]:
+    """The positions by slot and offset, ``at`` being the slot of the first token of ``text``."""
+    out = [slot + branch.offset for slot in range(at, at + text.length)]
+    for texts, behind in text.forks:
+        fork_len = at + len(out)
+        plan = ForkPlan(tuple(_thread(n, t.skipped) for n, t in enumerate(texts)), 0)
+        threads = family.fork(branch, plan, fork_len, offset=thread_offset(branch.offset, positions))
+        lengths = []
+        for thread, inner in zip(threads, texts, strict=True):
+            # Each runs right behind the fork, in slots of its own.
+            laid = _by_offsets(family, thread, inner, fork_len, positions)
+            family.end(thread, ThreadEnd.STOP)
+            lengths.append(len(laid))
+            out += laid[num_skipped(thread, is_first=thread is threads[0]) :]
+        family.join(branch, [])
+        branch.offset = joined_offset(threads, lengths, at + len(out), positions)
+        first = at + len(out)
+        out += [slot + branch.offset for slot in range(first, first + behind)]
+    return out
+
+
+@given(_texts(2), st.integers(0, 3), st.integers(0, 3), st.integers(0, 20))
+def test_positions_by_offset_are_those_of_the_text_laid_out_token_by_token(text, fork_gap, join_gap, prompt):
+    positions = Positions(fork_gap=fork_gap, join_gap=join_gap)
+    family = Family("r", Limits())
+    assert _by_offsets(family, family.root, text, prompt, positions) == _laid_out(text, prompt, positions)
+
+
+def _two(offset: int = 0, *, skipped: int = 0) -> list[Branch]:
+    family = Family("r", Limits())
+    return family.fork(
+        family.root, ForkPlan((_thread(1, skipped), _thread(2, skipped)), 0), 10, offset=offset
+    )
+
+
+def test_the_example_of_the_module():
+    assert joined_offset(_two(thread_offset(0, Positions())), [4, 6], 20, Positions()) == -4
+
+
+@pytest.mark.parametrize(
+    ("fork_gap", "join_gap", "header_at", "behind_at"),
+    [(1, 1, 10, 16), (1, 2, 10, 17), (2, 2, 11, 18), (0, 0, 9, 14)],
+    ids=["training", "later", "both_later", "overlapping"],
+)
+def test_gaps_are_counted_from_the_trigger_and_from_the_furthest_thread(
+    fork_gap, join_gap, header_at, behind_at
+):
+    """The trigger at 9, threads of 4 and 6 tokens: what follows stands in slot 20."""
+    positions = Positions(fork_gap=fork_gap, join_gap=join_gap)
+    threads = _two(thread_offset(0, positions))
+    assert 10 + threads[0].offset == header_at
+    assert 20 + joined_offset(threads, [4, 6], 20, positions) == behind_at
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 5])
+def test_header_tokens_left_out_move_slots_and_no_positions(skipped):
+    threads = _two(skipped=skipped)
+    assert [num_skipped(t, is_first=t is threads[0]) for t in threads] == [0, skipped]
+    joined_len = 10 + 4 + 6 - skipped
+    assert joined_len + joined_offset(threads, [4, 6], joined_len, Positions()) == 16
+
+
+def test_positions_may_run_before_slots_where_header_tokens_are_left_out():
+    """One token of the second thread's six stands in the joined context, still at its position."""
+    assert joined_offset(_two(skipped=5), [4, 6], 15, Positions()) == 1
+
+
+@given(_texts(2, most_skipped=0))
+def test_without_gaps_no_context_has_more_positions_than_slots(text):
+    family = Family("r", Limits())
+    laid = _by_offsets(family, family.root, text, 0, Positions())
+    assert laid[-1] <= len(laid) - 1
+    assert all(position <= slot for slot, position in enumerate(laid))
+
+
+# ---- slots ---------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 8), st.permutations(range(12)), st.data())
+def test_slots_are_those_of_the_blocks_laid_one_behind_the_other(block_size, block_ids, data):
+    everything = [b * block_size + i for b in block_ids for i in range(block_size)]
+    first = data.draw(st.integers(0, len(everything)))
+    end = data.draw(st.integers(first, len(everything)))
+    assert slots(block_ids, block_size, first, end).tolist() == everything[first:end]
+
+
+def test_slots_beyond_the_blocks_are_an_error():
+    with pytest.raises(IndexError):
+        slots([3], 4, 0, 5)
