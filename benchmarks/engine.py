@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forkjoin_server.cli import EMBEDDED_MODEL, serve_arguments
+from forkjoin_server.cli import EMBEDDED_MODEL, serve_args
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -35,12 +33,11 @@ def start_engine(**options: Any) -> LLM:
 
     # The plugin does this for the server's engine client, which the offline one is not.
     setattr(llm_engine, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
-    arguments = serve_arguments([])
-    served = dict(pairwise(arguments))
+    served = serve_args([])
     return LLM(
         model=str(EMBEDDED_MODEL),
-        scheduler_cls=served["--scheduler-cls"],
-        additional_config=json.loads(served["--additional-config"]),
+        scheduler_cls=served.scheduler_cls,
+        additional_config=served.additional_config,
         **options,
     )
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from forkjoin_scheduler.dialect import Limits, builtin_names, load
+from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.dialect import Dialect, builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
-from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server.flags import add_flags, configure
+from forkjoin_server.in_flight import shared_with_children
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 EMBEDDED_NAME = "abacus"
@@ -28,18 +26,13 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
 
-SCHEDULER = "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler"
-MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
-
 
 def main(argv: list[str] | None = None) -> None:
     """Run ``argv`` (default: the process's own). Exits with 2 and one sentence on bad input."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["serve"]:
-            if any(a.partition("=")[0] in ("--help", "-h") for a in argv):
-                print(_parser().format_help())
-            run_vllm(serve_arguments(argv[1:]))
+            serve(argv[1:])
         elif argv[:2] == ["dialects", "check"]:
             check_dialect(argv[2:])
         elif argv == ["dialects"]:
@@ -55,6 +48,52 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
+def serve(argv: list[str]) -> None:
+    """Run ``vllm serve`` with ``argv``, our flags among it, in the way that these ask for.
+
+    Raises UnsupportedEngine if vLLM is missing, another version, or set up as fork/join can't be;
+    DialectError for a dialect that is wrong or not the model's; UsageError for flags that can't be.
+    """
+    from forkjoin_server.vllm_seam import check_version, run_serve
+
+    if any(a.partition("=")[0] in ("--help", "-h") for a in argv):
+        print(_own_help())
+    check_version()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # vLLM's argument parser looks at the process's own arguments too.
+    sys.argv = ["forkjoin", "serve", *argv]
+    args = serve_args(argv)
+    with shared_with_children():
+        run_serve(args)
+
+
+def serve_args(argv: list[str]) -> argparse.Namespace:
+    """The parsed arguments of vLLM that do what ``forkjoin serve ARGV`` asks."""
+    from forkjoin_server.vllm_seam import parse_serve
+
+    args = parse_serve(
+        argv,
+        add_flags,
+        default_model=str(EMBEDDED_MODEL),
+        default_name=EMBEDDED_NAME,
+        default_drain_s=DRAIN_S,
+    )
+    configure(args)
+    return args
+
+
+def _own_help() -> str:
+    parser = argparse.ArgumentParser(
+        prog="forkjoin serve",
+        usage=USAGE.removeprefix("usage: "),
+        description="Fork/join's own flags; those of `vllm serve` follow.",
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_flags(parser)
+    return parser.format_help()
+
+
 def check_dialect(argv: list[str]) -> None:
     """Say whether the tokenizer of a model has what a dialect needs.
 
@@ -65,81 +104,20 @@ def check_dialect(argv: list[str]) -> None:
     from forkjoin_server.vllm_seam import tokenizer_of
 
     model, dialect = argv[0], load(argv[1])
-    dialect.check_tokenizer(tokenizer_of(model))
-    print(f"{model} fits {dialect.name}: each of {', '.join(dialect.control_tokens)} is one token")
+    bound = BoundDialect.bind(dialect, tokenizer_of(model))
+    print(f"{model} fits {dialect.name}: {'; '.join(_found(dialect, bound.dialect))}")
 
 
-def serve_arguments(argv: list[str]) -> list[str]:
-    """The arguments of ``vllm serve`` that do what ``forkjoin serve ARGV`` asks.
-
-    Raises DialectError for a wrong dialect, UsageError for flags that can't be.
-    """
-    ours, rest = _parser().parse_known_args(argv)
-    config = _additional_config(ours.additional_config)
-    flags = {a.partition("=")[0].replace("_", "-") for a in rest}
-    if "--shutdown-timeout" not in flags:
-        rest += ["--shutdown-timeout", str(DRAIN_S)]
-    rest += ["--middleware", MIDDLEWARE]
-    if ours.dialect == "none":
-        return [*rest, "--additional-config", json.dumps(config)]
-    if "--scheduler-cls" in flags:
-        raise UsageError(
-            "--scheduler-cls: expected none, for fork/join is a scheduler itself: drop it, or serve "
-            "with --dialect none"
-        )
-    settings = Settings.of(load(ours.dialect), _given_limits(ours))
-    config |= {KEY: settings.model_dump(mode="json")}
-    return [*rest, "--scheduler-cls", SCHEDULER, "--additional-config", json.dumps(config)]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="forkjoin serve",
-        usage=USAGE.removeprefix("usage: "),
-        description="Fork/join's own flags; those of `vllm serve` follow.",
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--dialect", default="threadweaver", help=f"{', '.join(builtin_names())}, a YAML file, or none"
-    )
-    parser.add_argument("--additional-config", default="{}", help="as in vLLM; fork/join adds its settings")
-    for name, field in Limits.model_fields.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=field.description)
-    return parser
-
-
-def _given_limits(ours: argparse.Namespace) -> dict[str, int]:
-    given = {n: getattr(ours, n) for n in Limits.model_fields if getattr(ours, n) is not None}
-    try:
-        Limits(**given)
-    except ValidationError as error:
-        problems = [
-            f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}, got {e['input']}" for e in error.errors()
-        ]
-        raise UsageError("; ".join(problems)) from error
-    return given
-
-
-def _additional_config(text: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"--additional-config: expected a JSON object, {error}") from error
-    if not isinstance(config, dict) or KEY in config:
-        raise UsageError(f"--additional-config: expected a JSON object without the key {KEY!r}, got {text}")
-    return config
-
-
-def run_vllm(arguments: list[str]) -> None:
-    """Hand over to ``vllm serve``. Raises UnsupportedEngine if vLLM is missing or another version."""
-    from forkjoin_server.vllm_seam import vllm_serve
-
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    # vLLM's argument parser looks at the process's own arguments too.
-    sys.argv = ["forkjoin", "serve", *arguments]
-    vllm_serve(arguments, default_model=str(EMBEDDED_MODEL), default_name=EMBEDDED_NAME)
+def _found(dialect: Dialect, bound: Dialect) -> list[str]:
+    """What ``dialect`` needs and the tokenizer that it was ``bound`` to has."""
+    found = []
+    if dialect.control_tokens:
+        found.append(f"each of {', '.join(dialect.control_tokens)} is one token")
+    if dialect.tags_are == "text":
+        found.append("its tags are text, which any tokenizer writes")
+    if bound != dialect:
+        found.append("the chat template gives the turns that it speaks in")
+    return found or ["it needs nothing of the tokenizer"]
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import multiprocessing
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
+
+from forkjoin_server.in_flight import FILE, InFlight
 
 POLL_S = 0.05
 
@@ -25,16 +28,11 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.is_draining = False
-        self._in_flight = 0
+        self._in_flight = InFlight(os.environ.get(FILE))
 
-    @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self) -> AbstractContextManager[None]:
         """A request that a drain waits for."""
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
+        return self._in_flight.request()
 
     async def start(self, state: Any) -> None:
         """Wrap the engine client of vLLM's ``app.state``, and announce the server when it is ready."""
@@ -63,7 +61,7 @@ class Lifecycle:
             """Runs in a thread of its own: the event loop goes on answering."""
             self.is_draining = True
             end = time.monotonic() + (timeout or 0)
-            while self._in_flight and time.monotonic() < end:
+            while self._in_flight.is_any() and time.monotonic() < end:
                 time.sleep(POLL_S)
             left = None if timeout is None else max(end - time.monotonic(), 0)
             shutdown(timeout=left)

@@ -11,15 +11,15 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable
 
-from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.feed import FEEDS, new_key
-from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
+from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import metrics
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.lifecycle import Lifecycle
-from forkjoin_server.request import MESSAGES, PATHS, RESPONSES, count_answers, prepare
+from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
+from forkjoin_server.routes import MESSAGES, PATHS, RESPONSES, route_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.weaver import Message, Presenter, Send, Unseen, Weaver
 
@@ -61,25 +61,29 @@ class ForkJoinMiddleware:
                 await self._post(path, scope, receive, send)
 
     async def _post(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
-        if path in PATHS:
-            await self._generate(path, scope, receive, send)
-        else:
+        if _is_upload(scope):
             await self.app(scope, receive, send)
-
-    async def _generate(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
+            return
         raw = await _body(receive)
         given = _json_object(raw)
-        if given is None:
-            # Not ours to judge: vLLM answers a body that is no JSON object.
+        route = None if given is None else route_of(path, given)
+        if given is not None and route is not None:
+            await self._generate(route, given, scope, receive, send)
+        elif given is not None and KEY in given:
+            message = f"forkjoin: {path} does not know it: expected one of {', '.join(PATHS)}"
+            await _respond(send, 400, _error(message, path))
+        else:
+            # Not ours to judge: vLLM answers a body that is no JSON object, and what does not generate.
             await self.app(scope, _replay(raw, receive), send)
-            return
+
+    async def _generate(self, path: str, given: Json, scope: Message, receive: Receive, send: Send) -> None:
         key = new_key()
         try:
-            body, wants_threads = prepare(given, path, key, _caps(scope))
+            body, wants_threads = prepare(given, path, key, _settings(scope))
         except BadRequestOptions as error:
             await _respond(send, 400, _error(str(error), path))
             return
-        queue, log = FEEDS.subscribe(key), ThreadLog(key, count_answers(body))
+        queue, log = FEEDS.subscribe(key), ThreadLog(key, count_answers(body), is_wanted=wants_threads)
         weaver = Weaver(send, queue, log, _presenter(log, path) if wants_threads else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:
@@ -95,15 +99,20 @@ class ForkJoinMiddleware:
                 await pump
 
 
-def _caps(scope: Message) -> Limits:
-    """The limits that no request may go over, as the operator gave them to the engine."""
+def _settings(scope: Message) -> Settings:
+    """The dialect and the limits, as the operator gave them to the engine."""
     vllm_config = getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
     given = vllm_config.additional_config.get(KEY) if vllm_config is not None else None
-    return Settings.model_validate(given).caps if given else UNLIMITED
+    return Settings.model_validate(given) if given else DEFAULTS
 
 
 def _presenter(log: ThreadLog, path: str) -> Presenter:
     return ResponseThreads(log) if path == RESPONSES else ChatThreads(log)
+
+
+def _is_upload(scope: Message) -> bool:
+    """Whether the body is a form with files, which holds no field of ours and may be large."""
+    return any(k == b"content-type" and v.startswith(b"multipart/") for k, v in scope["headers"])
 
 
 def _json_object(raw: bytes) -> Json | None:
@@ -163,7 +172,7 @@ async def _respond(
 
 def _error(message: str, path: str, status: int = 400) -> Json:
     is_client = status == 400
-    if path == MESSAGES:
+    if path.startswith(MESSAGES):
         kind = "invalid_request_error" if is_client else "overloaded_error"
         return {"type": "error", "error": {"type": kind, "message": message}}
     kind, param = ("BadRequestError", "forkjoin") if is_client else ("ServiceUnavailableError", None)

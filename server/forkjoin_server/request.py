@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 
-from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.feed import key_in
 from forkjoin_scheduler.options import RequestOptions, parse_options
-from forkjoin_scheduler.settings import UNLIMITED
+from forkjoin_scheduler.settings import Settings
+from forkjoin_server.bypass import bypass_reason
+from forkjoin_server.instruction import with_instruction
 from forkjoin_server.responses import without_threads
+from forkjoin_server.routes import CHAT, RESPONSES
 from forkjoin_server.threads import Json
 
-CHAT = "/v1/chat/completions"
-BATCH = "/v1/chat/completions/batch"
-COMPLETIONS = "/v1/completions"
-RESPONSES = "/v1/responses"
-MESSAGES = "/v1/messages"
-#: The routes whose requests may fork with options of their own and whose usage is corrected.
-PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES)
+DEFAULTS = Settings()
 
 
-def prepare(body: Json, path: str, key: str, caps: Limits = UNLIMITED) -> tuple[Json, bool]:
+def prepare(body: Json, path: str, key: str, settings: Settings = DEFAULTS) -> tuple[Json, bool]:
     """Move the fork/join field of ``body`` to where the engine reads it.
 
     Returns the body for vLLM and whether the client wants its threads. Raises BadRequestOptions.
@@ -30,9 +27,13 @@ def prepare(body: Json, path: str, key: str, caps: Limits = UNLIMITED) -> tuple[
     if isinstance(xargs, dict) and "forkjoin" in xargs:
         raise BadRequestOptions("vllm_xargs.forkjoin: expected the field forkjoin in the body itself")
     options = _take_options(body)
-    options.check_caps(caps)
+    options.check_limits(settings.limits, settings.caps)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
+    if options.forks_at_prompt:
+        _check_forks_at_prompt(body, options, settings)
+    elif instruction := _instruction(body, options, settings):
+        body = with_instruction(body, path, instruction)
     if fields := options.model_dump(exclude_unset=True):
         if not (xargs is None or isinstance(xargs, dict)):
             raise BadRequestOptions(f"vllm_xargs: expected an object, got {type(xargs).__name__}")
@@ -40,6 +41,13 @@ def prepare(body: Json, path: str, key: str, caps: Limits = UNLIMITED) -> tuple[
     if path == RESPONSES:
         _prepare_responses(body, key)
     return body, options.include_threads
+
+
+def _instruction(body: Json, options: RequestOptions, settings: Settings) -> str | None:
+    """The dialect's, unless the request will not fork: then it is not to be asked for the tags of threads."""
+    if not options.enabled or settings.dialect is None or bypass_reason(body) is not None:
+        return None
+    return settings.dialect.instruction
 
 
 def count_answers(body: Json) -> int:
@@ -56,6 +64,9 @@ def count_answers(body: Json) -> int:
 def _take_options(body: Json) -> RequestOptions:
     """Take the options out of ``body``: its ``forkjoin``, and one of its ``stream_options``."""
     given = body.pop("forkjoin", None)
+    if isinstance(given, str):
+        # Its JSON is how the engine gets it; from a client it is a mistake.
+        raise BadRequestOptions("forkjoin: expected an object, got str")
     options = parse_options({} if given is None else given)
     stream_options = body.get("stream_options")
     if not (isinstance(stream_options, dict) and "include_threads" in stream_options):
@@ -76,13 +87,31 @@ def _check_threads_can_be_shown(body: Json, path: str) -> None:
         )
 
 
+def _check_forks_at_prompt(body: Json, options: RequestOptions, settings: Settings) -> None:
+    """Raise BadRequestOptions if the engine would not do the fork that the request itself asks for."""
+    asked = "forkjoin.branches" if options.branches is not None else "forkjoin.best_of"
+    if not options.enabled:
+        raise BadRequestOptions(f"{asked}: expected forkjoin.enabled = true beside it, got false")
+    if settings.dialect is None:
+        raise BadRequestOptions(f"{asked}: expected a server that forks, but it runs with --dialect none")
+    if reason := bypass_reason(body):
+        raise BadRequestOptions(f"{asked}: expected a request that may fork, but not with {reason}: drop one")
+    if body.get("prompt_logprobs") is not None or body.get("echo"):
+        raise BadRequestOptions(f"{asked}: expected no prompt_logprobs and no echo beside it: drop one")
+
+
 def _prepare_responses(body: Json, key: str) -> None:
     """Put ``key`` in the request id, which this route takes from the body only."""
     given = body.get("request_id")
     if given is None:
         body["request_id"] = f"resp_{key}"
     elif isinstance(given, str) and not body.get("background"):
-        # A response in the background is fetched and cancelled by the id that the client gave.
         body["request_id"] = f"{given}_{key}"
+    elif isinstance(given, str) and key_in(given):
+        # A response in the background is fetched and cancelled by the id that the client gave. So our
+        # key can't be put behind it, and its threads would be told of to the request that has this one.
+        raise BadRequestOptions(
+            "request_id: expected a new id for a response in the background, got a used one"
+        )
     if isinstance(body.get("input"), list):
         body["input"] = without_threads(body["input"])

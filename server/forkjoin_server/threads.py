@@ -9,6 +9,8 @@ Json = dict[str, Any]
 
 #: What the families of a response add up to.
 _COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "surplus_tokens")
+#: Those that are all of the answer's tokens where nothing forked: one step each.
+_ALL_TOKENS = ("critical_path_tokens", "total_tokens")
 
 
 @dataclass
@@ -22,9 +24,18 @@ class ThreadLog:
     key: str
     #: How many answers the response holds: choices times prompts.
     num_answers: int = 1
+    #: Whether the client asked for the threads: then it is told that there were none, too.
+    is_wanted: bool = False
     threads: list[Json] = field(default_factory=list)
     #: The running counts of each family: one for each choice (n > 1) or prompt that forked.
     families: dict[str, Json] = field(default_factory=dict)
+    #: What a best-of-N request chose: the index of the thread, and the result that most have.
+    vote: Json | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the response is to be told anything that vLLM's own does not say."""
+        return self.is_wanted or bool(self.families)
 
     @property
     def ended(self) -> Json | None:
@@ -61,6 +72,9 @@ class ThreadLog:
             return [{"index": event["index"], **end}]
         if kind in ("progress", "family_ended"):
             self.families[event["family"]] = event
+        elif kind == "voted" and self.num_answers == 1:
+            # Of several answers each has a vote of its own, and nowhere to stand.
+            self.vote = {"index": event["index"], "result": event["result"]}
         return []
 
     def _thread_id(self, index: int) -> str:
@@ -68,15 +82,20 @@ class ThreadLog:
 
     def correct_usage(self, usage: Json) -> Json:
         """Count each generated token once, injected text not at all; add what forking gave."""
-        if self.ended is None:
+        if not self.has_news:
             return usage
         # /v1/responses and /v1/messages have their own word for them, and the latter has no total
         word = "output_tokens" if "output_tokens" in usage else "completion_tokens"
+        counts = self.ended
+        if counts is None:
+            counts = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(_ALL_TOKENS, usage[word])
         if len(self.families) >= self.num_answers:
             # vLLM leaves out what a stop string cut off; the families know all that was generated
-            surplus = usage[word] - self.ended["total_tokens"]
+            surplus = usage[word] - counts["total_tokens"]
         else:
-            surplus = self.ended["surplus_tokens"]
+            surplus = counts["surplus_tokens"]
         corrected = {name: usage[name] - surplus for name in (word, "total_tokens") if name in usage}
-        forkjoin = {name: self.ended[name] for name in _COUNTS if name != "surplus_tokens"}
+        forkjoin = {name: counts[name] for name in _COUNTS if name != "surplus_tokens"}
+        if self.vote is not None:
+            forkjoin |= {"vote": self.vote}
         return usage | corrected | {"forkjoin": forkjoin}

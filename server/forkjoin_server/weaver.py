@@ -97,14 +97,14 @@ class Weaver:
             self._start = message
 
     async def _whole(self, message: Message) -> None:
-        """Gather a JSON response; correct it if the request forked."""
+        """Gather a JSON response; correct it if the request forked, or its client asked to be told."""
         self._buffer += message.get("body", b"")
         if message.get("more_body"):
             return
         for event in self._due():
             self.log.delta(event)
         body = self._buffer
-        if self._start is not None and self._start["status"] == 200 and self.log.ended is not None:
+        if self._start is not None and self._start["status"] == 200 and self.log.has_news:
             body = json.dumps(self.presenter.whole(self._corrected(json.loads(body)))).encode()
         start = self._start or {"type": "http.response.start", "status": 500, "headers": []}
         start["headers"] = [
@@ -145,7 +145,7 @@ class Weaver:
 
     def _corrected(self, chunk: Json) -> Json:
         """``chunk`` with the usage corrected that it has, or that the response it carries has."""
-        if self.log.ended is None:
+        if not self.log.has_news:
             return chunk
         inner = chunk.get("response")
         if isinstance(inner, dict):

@@ -60,6 +60,49 @@ def test_message_threads_and_usage_of_an_answer_that_is_not_streamed(client):
     assert usage.completion_tokens == usage.forkjoin["total_tokens"] > usage.forkjoin["critical_path_tokens"]
 
 
+def test_whoever_asks_for_the_threads_of_an_answer_without_any_is_told_so(client):
+    ask = ASK | {"messages": [{"role": "user", "content": "a=7*8"}]}
+    answer = client.chat.completions.create(**ask, extra_body={"forkjoin": {"include_threads": True}})
+    num_tokens = answer.usage.completion_tokens
+    forkjoin = {"num_threads": 0, "critical_path_tokens": num_tokens, "total_tokens": num_tokens}
+    assert (answer.choices[0].message.threads, answer.usage.forkjoin) == ([], forkjoin)
+    options = {"include_threads": True, "include_usage": True}
+    *_, last = client.chat.completions.create(**ask, stream=True, stream_options=options)
+    assert last.usage.forkjoin == forkjoin
+    response = client.responses.create(
+        model="abacus", input="a=7*8", temperature=0, extra_body={"forkjoin": {"include_threads": True}}
+    )
+    assert response.usage.forkjoin == forkjoin
+    assert [item.type for item in response.output] == ["message"]
+
+
+def test_invocations_take_the_field_as_the_route_behind_them_does(client, server):
+    asked = ASK | {"forkjoin": {"include_threads": True}}
+    answer = httpx.post(f"{server}/invocations", json=asked, timeout=300).json()
+    assert [t["index"] for t in answer["choices"][0]["message"]["threads"]] == [0, 1]
+    refused = httpx.post(f"{server}/invocations", json=ASK | {"forkjoin": {"bogus": 1}}, timeout=300)
+    assert refused.status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/inference/v1/generate", "/tokenize", "/v1/chat/completions/render"])
+def test_a_route_that_does_not_know_the_field_says_so(server, path):
+    answer = httpx.post(server + path, json=ASK | {"forkjoin": {}}, timeout=300)
+    assert answer.status_code == 400
+    assert f"forkjoin: {path} does not know it" in answer.text
+
+
+@pytest.mark.parametrize("place", ["header", "body"])
+def test_an_id_of_a_former_response_does_not_take_a_request_its_threads(client, place):
+    def ask(**more):
+        body = {"forkjoin": {"include_threads": True}} | more.pop("extra_body", {})
+        return client.chat.completions.create(**ASK, extra_body=body, **more)
+
+    former = ask().id
+    more = {"extra_headers": {"X-Request-Id": former}} if place == "header" else {}
+    answer = ask(**more, extra_body={"request_id": former} if place == "body" else {})
+    assert [t["finish_reason"] for t in answer.choices[0].message.threads] == ["stop", "stop"]
+
+
 def test_switched_off_the_same_weights_decode_sequentially(client, server):
     before = _metric(server, "forkjoin:forks_total")
     answer = client.chat.completions.create(**ASK, extra_body={"forkjoin": {"enabled": False}})

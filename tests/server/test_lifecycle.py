@@ -89,3 +89,27 @@ def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
         assert [a.count("</Thread>") for a in answers] == [5] * NUM_ASKED
         assert all("total ends in" in a and a.endswith("data: [DONE]") for a in answers)
         assert process.wait(timeout=60) == 0
+
+
+def test_no_api_server_hangs_up_while_another_has_requests_in_flight(tmp_path):
+    with start_server(tmp_path / "log", "--api-server-count", "2") as (address, process):
+        clients = [httpx.Client(timeout=60) for _ in range(8)]
+        for client in clients:
+            client.get(f"{address}/ready")
+        with httpx.stream(
+            "POST",
+            f"{address}/v1/chat/completions",
+            json=ASK | {"ignore_eos": True, "max_tokens": 3000},
+            timeout=300,
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            while clients[0].get(f"{address}/ready").status_code == 200:
+                time.sleep(0.05)
+            answers = [client.post(f"{address}/v1/chat/completions", json=ASK) for client in clients]
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        for client in clients:
+            client.close()
+        assert {a.status_code for a in answers} == {503}
+        assert process.wait(timeout=60) == 0

@@ -1,0 +1,64 @@
+"""Requests that fork/join leaves alone, told by their body.
+
+The engine decides for itself, by what vLLM makes of a request; this is to say so in time: to refuse
+a fork that the client asks for, and to ask no model for threads that would not run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from forkjoin_server.threads import Json
+
+#: Types of content parts, which also are the keys of their payload (a part may go without a type).
+_MEDIA = re.compile(r"(input_)?(image|audio|video|file)(_url|_pil|_embeds)?|document")
+
+
+def bypass_reason(body: Json) -> str | None:
+    """Why a request with this body will not fork, None if it may."""
+    if _is_structured(body):
+        return "structured output"
+    if any(map(_is_media, _objects(body.get("messages"), body.get("input")))):
+        return "multimodal content"
+    if body.get("prompt_embeds") is not None:
+        return "prompt embeddings"
+    return "beam search" if body.get("use_beam_search") else None
+
+
+def _is_structured(body: Json) -> bool:
+    """Whether vLLM will constrain what is generated, in any of the words that its routes have for it."""
+    formats = [body.get("response_format"), _get(body.get("text"), "format")]
+    return (
+        body.get("structured_outputs") is not None
+        or any(_get(f, "type") not in (None, "text") for f in formats)
+        or _get(body.get("output_config"), "format") is not None
+        or _forces_a_tool(body.get("tool_choice"))
+    )
+
+
+def _forces_a_tool(choice: object) -> bool:
+    if choice == "required" or _get(choice, "mode") == "required":
+        return True
+    return _get(choice, "type") in ("function", "tool", "any", "custom")
+
+
+def _is_media(part: Json) -> bool:
+    names = [str(part.get("type")), *(key for key, value in part.items() if value is not None)]
+    return any(_MEDIA.fullmatch(name) for name in names)
+
+
+def _objects(*roots: object) -> Iterator[Json]:
+    """Messages, and the parts of their content. No recursion: how deep they nest is the client's choice."""
+    left = list(roots)
+    while left:
+        item = left.pop()
+        if isinstance(item, list):
+            left += item
+        elif isinstance(item, dict):
+            yield item
+            left.append(item.get("content"))
+
+
+def _get(value: object, key: str) -> object:
+    return value.get(key) if isinstance(value, dict) else None

@@ -1,0 +1,104 @@
+"""Fork/join's own flags of ``forkjoin serve``, and what they make of vLLM's arguments.
+
+They are added to vLLM's own parser. So they may stand wherever its flags may, in its config file
+too, and what it makes of them (dotted keys, underscores, a file) is merged before we add ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from forkjoin_scheduler.dialect import Limits, builtin_names, load
+from forkjoin_scheduler.errors import UsageError
+from forkjoin_scheduler.settings import KEY, Settings
+
+SCHEDULER = "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler"
+MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
+
+_JOIN_AHEAD = "join_ahead_tokens"
+_JOIN_AHEAD_HELP = (
+    "tokens a step in which threads that have ended are prefilled for their join while others still run; "
+    f"0: none (default {Settings.model_fields[_JOIN_AHEAD].default})"
+)
+
+
+def add_flags(parser: Any) -> None:
+    """Add our flags to ``parser`` (argparse's, or vLLM's, which is one)."""
+    group = parser.add_argument_group("ForkJoin", "How requests fork into threads.")
+    group.add_argument(
+        "--dialect",
+        dest=_dest("dialect"),
+        default="threadweaver",
+        metavar="NAME|FILE|none",
+        help=f"{', '.join(builtin_names())}, a YAML file, or none",
+    )
+    helps = {name: field.description for name, field in Limits.model_fields.items()}
+    for name, text in (helps | {_JOIN_AHEAD: _JOIN_AHEAD_HELP}).items():
+        group.add_argument(
+            _flag(name), dest=_dest(name), type=int, metavar="N", help=text, default=argparse.SUPPRESS
+        )
+
+
+def configure(args: argparse.Namespace) -> None:
+    """Make vLLM's parsed ``args`` serve with fork/join as our flags among them say.
+
+    Raises DialectError for a wrong dialect, UsageError for flags that can't be.
+    """
+    config, dialect_name = args.additional_config, getattr(args, _dest("dialect"))
+    if not isinstance(config, dict) or KEY in config:
+        raise UsageError(f"--additional-config: expected a JSON object without the key {KEY!r}, got {config}")
+    limits, more = _given(args, Limits), _given(args, Settings)
+    args.middleware = [*args.middleware, MIDDLEWARE]
+    if dialect_name == "none":
+        if useless := [_flag(name) for name in limits | more]:
+            raise UsageError(
+                f"{', '.join(useless)}: expected a dialect, for --dialect none switches fork/join off: "
+                "drop the one or the other"
+            )
+        return
+    settings = Settings.of(load(dialect_name), limits, **more)
+    _take_classes(args, is_stitched=settings.dialect is not None and settings.dialect.is_stitched)
+    args.additional_config = config | {KEY: settings.model_dump(mode="json")}
+
+
+def _take_classes(args: argparse.Namespace, *, is_stitched: bool) -> None:
+    """Our scheduler, and our worker where joins are stitched, in the place of vLLM's own."""
+    if args.scheduler_cls is not None:
+        raise UsageError(
+            "--scheduler-cls: expected none, for fork/join is a scheduler itself: drop it, or serve "
+            "with --dialect none"
+        )
+    args.scheduler_cls = SCHEDULER
+    if is_stitched:
+        if args.worker_cls != "auto":
+            raise UsageError(
+                "--worker-cls: expected none, for a stitched join needs a worker of its own: drop it, or "
+                "choose a dialect that joins by prefilling"
+            )
+        from forkjoin_scheduler.vllm_seam.compat import WORKER
+
+        args.worker_cls = WORKER
+
+
+def _given(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, int]:
+    """The flags given that are fields of ``model``. Raises UsageError naming each that is out of range."""
+    values = {name: getattr(args, _dest(name), None) for name in model.model_fields if name != "dialect"}
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        model.model_validate(given)
+    except ValidationError as error:
+        problems = [f"{_flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}" for e in error.errors()]
+        raise UsageError("; ".join(problems)) from error
+    return given
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _dest(name: str) -> str:
+    """Out of the way of vLLM's own arguments."""
+    return f"forkjoin_{name}"

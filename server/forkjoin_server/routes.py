@@ -1,0 +1,28 @@
+"""vLLM's routes whose requests may fork: by path, and on ``/invocations`` by the body's shape."""
+
+from __future__ import annotations
+
+from forkjoin_server.threads import Json
+
+CHAT = "/v1/chat/completions"
+BATCH = "/v1/chat/completions/batch"
+COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
+#: The routes whose requests may fork with options of their own and whose usage is corrected.
+PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES)
+#: SageMaker's, which vLLM hands to whichever of its routes takes the body.
+INVOCATIONS = "/invocations"
+
+
+def route_of(path: str, body: Json) -> str | None:
+    """Which of ``PATHS`` answers ``body`` at ``path``, None if none does.
+
+    On ``/invocations`` vLLM tries a chat first, which must have messages; then a completion, then
+    what does not generate (embeddings have an ``input``).
+    """
+    if path != INVOCATIONS:
+        return path if path in PATHS else None
+    if "messages" in body:
+        return CHAT
+    return COMPLETIONS if "prompt" in body or "prompt_embeds" in body else None

@@ -1,0 +1,58 @@
+"""Forks that a request asks for by itself, through the real SDK."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.server
+
+ASK = {"model": "abacus", "messages": [{"role": "user", "content": "a=17*23, b=4*5"}]}
+SHOWN = {"include_threads": True}
+BRANCHES = {"branches": [{"title": "first", "text": "a="}, {"text": "b="}], "closing": "\ntotal"}
+VOTE = {"best_of": 3, "vote": r"total ends in (?P<result>\d)"}
+
+
+def _ask(client, forkjoin, **more):
+    return client.chat.completions.create(**(ASK | more), extra_body={"forkjoin": SHOWN | forkjoin})
+
+
+def test_branches_are_threads_with_the_titles_that_they_were_given(client):
+    answer = _ask(client, BRANCHES, temperature=0, max_tokens=300)
+    assert [t["title"] for t in answer.choices[0].message.threads] == ["first", "2"]
+    assert answer.usage.completion_tokens == answer.usage.forkjoin["total_tokens"] <= 300
+
+
+def test_the_best_of_several_is_one_answer_whose_usage_counts_all(client):
+    answer = _ask(client, VOTE, temperature=0.5)
+    (choice,) = answer.choices
+    forkjoin, threads = answer.usage.forkjoin, choice.message.threads
+    winner = threads[forkjoin["vote"]["index"]]
+    assert choice.message.content in winner["content"]
+    assert choice.message.content.endswith(f"total ends in {forkjoin['vote']['result']}")
+    assert answer.usage.completion_tokens == sum(t["usage"]["completion_tokens"] for t in threads)
+    assert forkjoin["critical_path_tokens"] == max(t["usage"]["completion_tokens"] for t in threads)
+    assert forkjoin["num_threads"] == 3
+
+
+def test_a_vote_without_a_result_is_told_as_one_streamed(client):
+    options = SHOWN | {"include_usage": True}
+    *_, last = _ask(client, VOTE | {"vote": "no such text"}, stream=True, stream_options=options)
+    assert last.usage.forkjoin["vote"]["result"] is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"extra": {"prompt_logprobs": 1}},
+        {"extra": {"echo": True}},
+    ],
+    ids=["structured", "prompt_logprobs", "echo"],
+)
+@pytest.mark.parametrize("asked", [BRANCHES, VOTE], ids=["branches", "best_of"])
+def test_a_fork_that_cannot_be_is_a_400_that_names_it(client, asked, more):
+    more = dict(more)
+    body = {"forkjoin": asked} | more.pop("extra", {})
+    with pytest.raises(openai.BadRequestError, match=rf"forkjoin\.{next(iter(asked))}"):
+        client.chat.completions.create(**ASK, **more, extra_body=body)

@@ -1,0 +1,40 @@
+"""What cannot be served is refused in one sentence, before an engine starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.server
+
+FORKJOIN = Path(sys.executable).parent / "forkjoin"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--no-enable-prefix-caching"], "fork/join can't be combined with prefix caching switched off"),
+        (["--dialect", "parallel-r1"], "dialect 'parallel-r1' needs each of its control tokens"),
+        (["--dialect", "npr", "--api-server-count", "2"], "dialect 'npr' needs each of its control tokens"),
+        (["--dialect", "none", "--max-forks", "1"], "--max-forks: expected a dialect"),
+    ],
+    ids=["engine_option", "tokenizer", "several_api_servers", "useless_flag"],
+)
+def test_it_ends_with_one_sentence_and_exit_status_2(flags, sentence):
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    done = subprocess.run(
+        [str(FORKJOIN), "serve", "--port", "0", "--max-model-len", "1024", *flags],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"forkjoin: {sentence}")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "EngineCore" not in done.stdout + done.stderr
