@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.engine import host_facts, start_engine
-from forkjoin_scheduler.dialect import Dialect, fill
+from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.feed import FEEDS, Event
+from forkjoin_scheduler.patterns import fill
 from forkjoin_scheduler.settings import KEY
 from forkjoin_server.cli import EMBEDDED_MODEL, serve_args
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forkjoin_scheduler.dialect import Dialect, ForkAt, Tokenizer, fill
+from forkjoin_scheduler.dialect import Dialect, ForkAt, Tokenizer
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.fork import ThreadPlan, read_outlines
+from forkjoin_scheduler.patterns import fill
 
 #: Tokens at the end of a text in which a tag is looked for, where tags are text.
 WINDOW_TOKENS = 48

@@ -5,28 +5,30 @@ Declared in YAML (``configs/dialects/``), validated here, checked against the to
 
 from __future__ import annotations
 
-import math
-import re
-import warnings
-from collections.abc import Hashable
 from enum import Enum
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-import regex
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     field_validator,
     model_validator,
 )
 
 from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.patterns import (
+    BRACES,
+    TURNS,
+    NonEmpty,
+    Regex,
+    Template,
+    check_regex,
+    fill,
+    fill_turns,
+    has_known_fields,
+)
 
 
 class Tokenizer(Protocol):
@@ -104,54 +106,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-#: What a template may hold: the groups of an outline, what the dialect's rule makes of the message,
-#: and the turns of the model's chat template (``begin`` begins a chat and a user's turn in it,
-#: ``user`` ends the assistant's turn and begins a user's, ``assistant`` the other way round).
-FIELDS = ("n", "title", "message", "resolved", "begin", "user", "assistant")
-#: Those that are known as soon as the model is.
-_TURNS = ("begin", "user", "assistant")
-#: What braces may be in a template: doubled, they are literal; else a field.
-_BRACES = re.compile(r"\{\{|\}\}|\{(\w+)\}")
-
-
-def _has_known_fields(template: str, *, known: tuple[str, ...] = FIELDS) -> str:
-    names = [found[1] for found in _BRACES.finditer(template) if found[1] is not None]
-    if unknown := sorted({name for name in names if name not in known}):
-        raise ValueError(f"expected the fields {', '.join(known)}, got {', '.join(unknown)}")
-    if re.search("[{}]", _BRACES.sub("", template)):
-        raise ValueError(
-            f"expected each brace to be doubled ({{{{ or }}}}) or part of a field "
-            f"({', '.join(f'{{{name}}}' for name in known)}), got {template!r}"
-        )
-    return template
-
-
-#: Text with fields in braces, ``{n}`` for a thread's outline number; ``{{`` and ``}}`` are braces.
-Template = Annotated[str, AfterValidator(_has_known_fields)]
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-
-
-def fill(template: str, **fields: str) -> str:
-    """``template`` with ``fields`` filled in, the others as they are, and doubled braces single.
-
-    >>> fill("{n}. {title} {{n}}", n="1")
-    '1. {title} {n}'
-    """
-    return _BRACES.sub(lambda found: fields.get(found[1], found[0]) if found[1] else found[0][0], template)
-
-
-def _fill_turns(template: str | None, turns: dict[str, str]) -> str | None:
-    """The same template without the fields of ``turns``."""
-    if template is None:
-        return None
-
-    def filled(found: re.Match[str]) -> str:
-        value = turns.get(found[1])
-        return found[0] if value is None else value.replace("{", "{{").replace("}", "}}")
-
-    return _BRACES.sub(filled, template)
-
-
 class Outline(_Strict):
     """Where the threads are announced."""
 
@@ -165,41 +119,11 @@ class Outline(_Strict):
     @field_validator("pattern")
     @classmethod
     def _names_a_number(cls, value: str) -> str:
-        return _regex(value, needs="number")
-
-
-#: A pattern may come from a client: what it may repeat in all, and how long it may be.
-MAX_REPEATS, MAX_PATTERN_CHARS = 1000, 2000
-_COUNTS = re.compile(r"\{([0-9]*),?([0-9]*)\}")
-#: Braces that are no count: to the module that searches (``regex``) they may mean something else.
-_OTHER_BRACE = re.compile(r"(?<!\\)(?:\\\\)*\{(?![0-9]*,?[0-9]*\})")
-
-
-def _regex(value: str, *, needs: str | None = None) -> str:
-    if len(value) > MAX_PATTERN_CHARS:
-        raise ValueError(f"not a regular expression of at most {MAX_PATTERN_CHARS} characters")
-    counts = [int(n) for pair in _COUNTS.findall(value) for n in pair if n]
-    if math.prod(max(n, 1) for n in counts) > MAX_REPEATS:
-        raise ValueError(f"not a regular expression whose counts repeat at most {MAX_REPEATS} times in all")
-    if _OTHER_BRACE.search(value):
-        raise ValueError("not a regular expression in which { begins a count, or is written as \\{")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # where the two modules may read a pattern differently
-            groups = re.compile(value).groupindex
-            regex.compile(value)
-    except (re.error, regex.error, OverflowError, RecursionError, Warning) as error:
-        raise ValueError(f"not a regular expression: {error}") from error
-    if needs is not None and needs not in groups:
-        raise ValueError(f"expected a group named {needs!r}")
-    return value
+        return check_regex(value, needs="number")
 
 
 def _asks(value: str) -> str:
-    return _regex(value, needs="number")
-
-
-Regex = Annotated[str, AfterValidator(_regex)]
+    return check_regex(value, needs="number")
 
 
 class Thread(_Strict):
@@ -214,7 +138,7 @@ class Thread(_Strict):
     first_joined_header: Template | None = Field(
         default=None, description="that of the first thread, where it differs from the one it ran with"
     )
-    end: Annotated[NonEmpty, AfterValidator(_has_known_fields)] | None = Field(
+    end: Annotated[NonEmpty, AfterValidator(has_known_fields)] | None = Field(
         default=None, description="the token (or text) that ends a thread; none: end of sequence"
     )
     close: str = Field(default="", description="injected when a thread ends without its end token")
@@ -401,7 +325,7 @@ class Dialect(_Strict):
         if self.fork_at is ForkAt.PROMPT and self.width is None:
             raise ValueError("expected a width, for at the end of the prompt nothing is announced")
         if self.tags_are == "text" and self.trigger is not None:
-            _regex(self.trigger)
+            check_regex(self.trigger)
         if self.trigger is not None and self.trigger == self.thread.end:
             raise ValueError(f"expected a trigger other than thread.end, got {self.trigger!r} for both")
         if self.fork_at is ForkAt.END and self.trigger is None and self.outline is None:
@@ -461,79 +385,20 @@ class Dialect(_Strict):
         """
         names = ("header", "joined_header", "first_joined_header", "failed_header", "end")
         templates = [getattr(self.thread, name) for name in names] + [self.join.text]
-        fields = {found[1] for t in templates if t is not None for found in _BRACES.finditer(t)}
+        fields = {found[1] for t in templates if t is not None for found in BRACES.finditer(t)}
         turns: dict[str, str] = {}
-        if not fields.isdisjoint(_TURNS):
+        if not fields.isdisjoint(TURNS):
             written = tokenizer.turns()
             if written is None:
                 raise DialectError(
                     f"dialect {self.name!r} speaks in turns, but the model's tokenizer has no chat template: "
                     "give one with --chat-template, or choose another dialect"
                 )
-            turns = dict(zip(_TURNS, written, strict=True))
-        thread = {name: _fill_turns(getattr(self.thread, name), turns) for name in names}
+            turns = dict(zip(TURNS, written, strict=True))
+        thread = {name: fill_turns(getattr(self.thread, name), turns) for name in names}
         return self.model_copy(
             update={
                 "thread": self.thread.model_copy(update=thread),
                 "join": self.join.model_copy(update={"text": fill(self.join.text, **turns)}),
             }
         )
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, where YAML takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"expected each key once, got {key!r} twice", node.value[index][0].start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def parse(text: str, origin: str) -> Dialect:
-    """Validate the YAML ``text``. Raises DialectError naming ``origin`` and each wrong field."""
-    try:
-        fields = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-        if not isinstance(fields, dict):
-            raise DialectError(f"dialect {origin}: expected a mapping of fields, got {type(fields).__name__}")
-        dialect = Dialect.model_validate(fields)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DialectError(f"dialect {origin}: {error}") from error
-    try:
-        _has_known_fields(dialect.join.text, known=_TURNS)
-    except ValueError as error:
-        raise DialectError(f"dialect {origin}: join.text: {error}") from error
-    return dialect
-
-
-def builtin_names() -> list[str]:
-    """The names of the dialects that come with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml"))
-
-
-def load(name_or_path: str) -> Dialect:
-    """The built-in dialect of that name, or the file at that path. Raises DialectError."""
-    if name_or_path in builtin_names():
-        return parse((_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"), name_or_path)
-    path = Path(name_or_path)
-    try:
-        if not path.is_file():
-            raise DialectError(
-                f"expected one of {', '.join(builtin_names())} or the path of a YAML file, "
-                f"got {name_or_path!r}, which is neither"
-            )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DialectError(
-            f"dialect {name_or_path}: expected a readable YAML file in UTF-8: {error}"
-        ) from error
-    return parse(text, str(path))
-
-
-def _folder() -> Path:
-    """The dialect files: inside the wheel, or in the checkout's ``configs/``."""
-    packaged = Path(str(resources.files("forkjoin_scheduler"))) / "dialects"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs" / "dialects"

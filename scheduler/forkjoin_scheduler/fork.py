@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, replace
 
 from forkjoin_scheduler.assembly import RULES
-from forkjoin_scheduler.dialect import Context, Dialect, Limits, Outline, Policy, Tokenizer, fill
+from forkjoin_scheduler.dialect import Context, Dialect, Limits, Outline, Policy, Tokenizer
+from forkjoin_scheduler.patterns import fill
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from forkjoin_scheduler.dialect import Limits, NonEmpty, Regex
+from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.patterns import NonEmpty, Regex
 
 
 class ExplicitBranch(BaseModel):

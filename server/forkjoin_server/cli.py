@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.dialect import Dialect, builtin_names, load
+from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
 from forkjoin_server.flags import add_flags, configure
 from forkjoin_server.in_flight import shared_with_children

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from forkjoin_scheduler.dialect import Limits, builtin_names, load
+from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
 

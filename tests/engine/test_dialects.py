@@ -9,7 +9,8 @@ import json
 
 import pytest
 
-from forkjoin_scheduler.dialect import Dialect, load
+from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialect_files import load
 from tests.engine.renamed import APAR, HPD, NPR, PARALLEL_R1, PARATHINKER, with_tokens
 
 pytestmark = pytest.mark.engine

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from forkjoin_scheduler.dialect import load
+from forkjoin_scheduler.dialect_files import load
 from tests.engine.renamed import MULTIVERSE, NPR, with_tokens
 
 pytestmark = pytest.mark.engine

@@ -15,7 +15,7 @@ NATS = 1e-4
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    from forkjoin_scheduler.dialect import load
+    from forkjoin_scheduler.dialect_files import load
     from tests.engine.harness import Engine
     from tests.engine.renamed import MULTIVERSE, with_tokens
 

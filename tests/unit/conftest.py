@@ -56,7 +56,7 @@ class PieceTokenizer:
 
 @pytest.fixture
 def dialect():
-    from forkjoin_scheduler.dialect import load
+    from forkjoin_scheduler.dialect_files import load
 
     return load("threadweaver")
 

@@ -11,7 +11,6 @@ import pytest
 from forkjoin_scheduler.assembly import RULES
 from forkjoin_scheduler.bound import WINDOW_TOKENS
 from forkjoin_scheduler.dialect import (
-    FIELDS,
     Context,
     Dialect,
     ForkAt,
@@ -25,13 +24,12 @@ from forkjoin_scheduler.dialect import (
     Sampling,
     SamplingOverrides,
     Thread,
-    builtin_names,
-    load,
-    parse,
 )
+from forkjoin_scheduler.dialect_files import builtin_names, load, parse
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.join import MATCH_TIMEOUT_S
 from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_options
+from forkjoin_scheduler.patterns import FIELDS
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/dialects.md").read_text()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from forkjoin_scheduler.dialect import load
+from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.feed import new_key
 from forkjoin_scheduler.options import parse_options

@@ -230,7 +230,7 @@ ATTRIBUTES = {
     REQUEST: (
         "request_id status stop_reason sampling_params _all_token_ids _output_token_ids "
         "output_token_ids _block_hasher block_hashes prompt_token_ids num_prompt_tokens max_tokens "
-        "num_computed_tokens num_preemptions spec_token_ids drop_stale_output num_stale_output_tokens "
+        "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
         "priority trace_headers resumable prompt_embeds mm_features"
     ),

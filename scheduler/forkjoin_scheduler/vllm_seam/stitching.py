@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -118,9 +119,10 @@ class Stitching(Jobs):
         self._start_job(live, work)
         return False
 
-    def _closed(self, live: LiveFamily, thread: Branch) -> None:
-        """All KV of ``thread`` is there."""
-        raise NotImplementedError  # pragma: no cover - the layer of the joins says what then
+    if TYPE_CHECKING:
+
+        def _closed(self, live: LiveFamily, thread: Branch) -> None:
+            """All KV of ``thread`` is there: the layer of the ends says what then."""
 
     # ---- joins -----------------------------------------------------------------------------
 
