@@ -103,6 +103,7 @@ class Engine:
             "dtype": "float32",
             "block_size": 32,
             "max_model_len": 4096,
+            "num_gpu_blocks_override": 2048,
             "logits_processors": [Script],
         }
         self.llm = LLM(
@@ -130,11 +131,12 @@ class Engine:
 
     def _record(self) -> None:
         """Note what each step of the scheduler computes, by request id."""
-        schedule = self.scheduler.schedule
+        schedule, steps = self.scheduler.schedule, self.steps
 
+        # Without a reference to self: an engine that no test needs any more must go, and its memory.
         def recorded(*args: Any, **kwargs: Any) -> Any:
             output = schedule(*args, **kwargs)
-            self.steps.append(dict(output.num_scheduled_tokens))
+            steps.append(dict(output.num_scheduled_tokens))
             return output
 
         self.scheduler.schedule = recorded

@@ -278,6 +278,14 @@ def test_the_tokens_of_apars_threads_count_against_max_tokens(apar):
     assert len(answer.token_ids) <= 100 + injected
 
 
+def test_a_stop_token_in_a_spliced_thread_ends_the_answer(apar):
+    stop = apar.tokenizer.token_id("Z")
+    script = {"": "a[SplitMask]" + "z" * 50, "a[SplitMask][SplitSop]": "bbbZ"}
+    answer = run(apar, script, stop_token_ids=[stop])
+    assert answer.text == "a[SplitMask][SplitSop]bbb"
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
+
+
 def test_hpds_threads_see_child_in_the_place_of_fork(tmp_path):
     from tests.engine.harness import Engine
 
@@ -400,6 +408,7 @@ def test_a_call_of_apr_for_nodes_that_are_not_there_ends_the_turn(speak, events)
     answer = run(engine, {"<|assistant|>": CALL})
     assert (answer.text, answer.finish_reason) == (CALL, "stop")
     assert [e["reason"] for e in events("refused")] == ["no_outline"]
+    assert events("family_ended")[-1]["total_tokens"] == len(answer.token_ids)
 
 
 # ---- skeleton ----------------------------------------------------------------------------------
@@ -455,6 +464,17 @@ def test_a_vote_that_nobody_casts_takes_the_first_thread(text_engine, events):
     answer = run(text_engine, script, forkjoin={"best_of": 3, "vote": "[0-9]+"})
     assert answer.text == "nothing to see"
     assert [(e["index"], e["result"]) for e in events("voted")] == [(0, None)]
+
+
+def test_each_thread_of_a_vote_has_the_tokens_and_the_stop_tokens_of_an_answer(text_engine, events):
+    stop = text_engine.tokenizer.token_id("Z")
+    vote = {"best_of": 3, "vote": "[0-9]+", "include_threads": True}
+    answer = run(text_engine, {"<|assistant|>": "x7" + "." * 50}, forkjoin=vote, max_tokens=20)
+    assert (answer.text, answer.finish_reason) == ("x7" + "." * 18, "length")
+    assert [e["num_tokens"] for e in events("thread_ended")] == [20] * 3
+    answer = run(text_engine, {"<|assistant|>": "x7Zyy"}, forkjoin=vote, stop_token_ids=[stop])
+    assert (answer.text, answer.finish_reason) == ("x7", "stop")
+    assert events("voted")[-1]["result"] == "7"
 
 
 def test_fifty_branches_of_one_prompt_compute_it_once(text_engine):

@@ -76,7 +76,8 @@ class Ending(Ahead):
         end_id = live.wish.spoken.end_id(thread.plan)
         if end_id is not None and output.stop_reason == end_id:
             return ThreadEnd.STOP
-        if output.stop_reason is None or output.stop_reason in self._eos_ids:
+        is_answer = live.dialect.join.kind is JoinKind.VOTE  # which the request's own stop tokens end, too
+        if is_answer or output.stop_reason is None or output.stop_reason in self._eos_ids:
             return ThreadEnd.STOP if thread.plan.end is None else ThreadEnd.EOS
         return ThreadEnd.REQUEST_STOP
 

@@ -43,21 +43,23 @@ class Forking(Joining):
             wish.at_prompt = False
             self._triggered.append((request, None))
             return super()._update_request_with_output(request, [], is_stale)
+        live = self._live.get(request.request_id)
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        if stopped:
-            if plan := self._plan_instead_of_ending(request, wish):
-                self._triggered.append((request, plan))
-                return [], False
+        plan = self._plan_instead_of_ending(request, wish) if stopped else None
+        if plan is not None:
+            self._triggered.append((request, plan))
+        elif stopped:
+            pass
         elif wish.spoken.triggers(request._all_token_ids):
             self._triggered.append((request, None))
         elif number := wish.spoken.asked_for(request._all_token_ids):
             self._asking.append((request, number))
-        if live := self._live.get(request.request_id):
+        if live is not None:
             live.family.generated(live.family.root, new_token_ids)
-            if not live.takes_over:
+            if not live.takes_over and plan is None:
                 live.family.num_shown += len(new_token_ids)
             live.clock_token(live.family.root)
-        return new_token_ids, stopped
+        return (new_token_ids, stopped) if plan is None else ([], False)
 
     def _plan_instead_of_ending(self, request: Request, wish: Wish) -> ForkPlan | None:
         """The fork that a turn which ends here calls for; its end of sequence is taken back then."""
@@ -68,11 +70,14 @@ class Forking(Joining):
         context = request._all_token_ids[:-1]
         if not wish.spoken.ends_turn_with_fork(context[wish.since :]):
             return None
+        is_first = request.request_id not in self._live
         live, branch = self._branch_of(request)
         plan = self._plan_fork(live, branch, context, wish)
         if isinstance(plan, Refusal):
             live.tell("refused", reason=plan.reason, policy=plan.policy.value)
             return None
+        if is_first and branch is live.family.root:
+            live.family.num_shown -= 1  # the end of sequence does not leave
         request.status, request.stop_reason = RequestStatus.RUNNING, None
         truncate(request, len(context))
         return plan

@@ -34,6 +34,8 @@ class Joining(Ending):
             return
         if family.has_live_threads and live.remaining == 0:
             self._end_at_limit(live, "total_tokens", live.dialect.policies.total_tokens)
+        if live.takes_over and live.stop_piece is not None and family.is_live:
+            self._end_family(live, STOPPED)
         if live.dialect.join.when == "first":
             self._cut_slower(live)
         if live.dialect.is_stitched and any(map(partial(self._outgrows, live), live.parked())):
@@ -55,8 +57,7 @@ class Joining(Ending):
             return
         request = self._request_of(branch)
         if live.dialect.join.kind is JoinKind.VOTE:
-            self._show_winner(live, branch)
-            self._end_branch(live, branch, ThreadEnd.STOP)
+            self._end_branch(live, branch, self._show_winner(live, branch))
             return
         plan = self._plan_join(live, branch, request)
         shown = plan.closing_ids if live.dialect.join.kind in SHOWN_LIVE else plan.token_ids
@@ -92,15 +93,19 @@ class Joining(Ending):
         ends = [t.end for t in branch.waits_for]
         return ThreadEnd.STOP if ThreadEnd.STOP in ends else ThreadEnd.LENGTH
 
-    def _show_winner(self, live: LiveFamily, branch: Branch) -> None:
+    def _show_winner(self, live: LiveFamily, branch: Branch) -> ThreadEnd:
+        """Let the thread with the most votes out as the answer; returns how that ends."""
         winner, result = vote(live.dialect, branch.waits_for, self._tokenizer)
         for thread in branch.waits_for:
             transcript = live.transcripts.pop(thread)
             if thread is winner:
                 live.transcripts[branch].push(transcript.release())
-        # vLLM keeps the last token of a stopped request out of its text.
-        live.transcripts[branch].push([Piece(self._eos_of(branch))])
         live.tell("voted", index=winner.index, result=result)
+        if winner.end is not ThreadEnd.STOP:
+            return ThreadEnd.LENGTH
+        # vLLM keeps the last token of a stopped request out of its text.
+        live.transcripts[branch].push([Piece(winner.token_ids[-1])])
+        return ThreadEnd.STOP
 
     def _resume(self, live: LiveFamily, branch: Branch, request: Request, plan: JoinPlan) -> None:
         """Let ``branch`` go on behind its threads: on KV that is there, the rest prefilled."""

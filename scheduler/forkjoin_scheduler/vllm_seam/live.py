@@ -53,7 +53,10 @@ class LiveFamily:
     _joinable_at: dict[Branch, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.max_tokens = self.request.max_tokens
+        #: Of the request and all its threads; each thread of a vote is an answer with as many as one.
+        self.max_tokens = self.request.max_tokens * (self.wish.options.best_of or 1)
+        if (cap := self.wish.limits.max_total_tokens) is not None:
+            self.max_tokens = min(self.max_tokens, cap)
         self.transcripts[self.family.root] = Transcript()
 
     @property
@@ -73,12 +76,12 @@ class LiveFamily:
 
     def budget(self, branch: Branch, room: int) -> int:
         """Tokens that ``branch`` may still generate, ``room`` being left in its context."""
-        limit = self.family.limits.max_tokens_per_thread
-        if limit is None or branch is self.family.root:
-            own = self.remaining
-        else:
-            own = min(limit - branch.num_generated, self.remaining)
-        return max(min(own, room), 1)
+        own = [self.remaining, room]
+        if branch is not self.family.root:
+            limit = self.family.limits.max_tokens_per_thread
+            own += [] if limit is None else [limit - branch.num_generated]
+            own += [self.request.max_tokens] if self.wish.options.best_of else []
+        return max(min(own), 1)
 
     def parked(self) -> list[Branch]:
         """The branches that wait for their threads, the root first."""

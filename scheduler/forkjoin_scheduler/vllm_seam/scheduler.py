@@ -45,6 +45,7 @@ class ForkJoinScheduler(Forking):
             return
         self._wishes[request] = wish
         cap = wish.limits.max_total_tokens
+        # a family that does not fork ends there by itself
         request.max_tokens = min(request.max_tokens, cap or request.max_tokens)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
