@@ -12,8 +12,15 @@ import pytest
 pytestmark = pytest.mark.engine
 
 FOLDER = Path(__file__).parent
-#: Malformed output and limits, every dialect, the progressive join, and stitched families evicted.
-FILES = ("test_dialects", "test_malformed", "test_malformed_stitched", "test_ahead", "test_stitched_pressure")
+#: Malformed output and limits, every dialect, the progressive join, and families that lose their blocks.
+FILES = (
+    "test_dialects",
+    "test_malformed",
+    "test_malformed_stitched",
+    "test_ahead",
+    "test_pressure",
+    "test_stitched_pressure",
+)
 
 
 @pytest.mark.skipif("FORKJOIN_TEST_ASYNC" in os.environ, reason="this is the run with it on")

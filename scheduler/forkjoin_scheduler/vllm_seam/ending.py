@@ -91,7 +91,14 @@ class Ending(Ahead):
                 job.loose.append(kv.hold(self.kv_cache_manager, request, len(job.fill.token_ids)))
                 return
             entry = self._threads.get(request.request_id)
-            if entry and entry[1].state is BranchState.DECODING and self._needs_blocks_of(*entry):
+            # One that was preempted with its last token in flight ends without blocks.
+            has_blocks = request.num_computed_tokens > 0
+            if (
+                entry
+                and has_blocks
+                and entry[1].state is BranchState.DECODING
+                and self._needs_blocks_of(*entry)
+            ):
                 live, thread = entry
                 live.held[thread] = kv.hold(self.kv_cache_manager, request, request.num_tokens)
                 return
@@ -114,6 +121,7 @@ class Ending(Ahead):
 
     def _end_thread(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
         """Tell of the end of ``thread`` and let its successors into the transcript."""
+        wrote_it_itself = thread.state is BranchState.DECODING
         self._threads.pop(thread.request_id, None)
         self._offsets.pop(thread.request_id, None)
         thread.end = end
@@ -132,7 +140,7 @@ class Ending(Ahead):
         held = live.held.pop(thread, None)
         if held is not None:
             self._trim(live, thread, held)
-        if live.dialect.is_stitched and end is not ThreadEnd.REQUEST_STOP and held is not None:
+        if live.dialect.is_stitched and end is not ThreadEnd.REQUEST_STOP and wrote_it_itself:
             if not self._close_kv(live, thread, held):
                 return
         elif held is not None:

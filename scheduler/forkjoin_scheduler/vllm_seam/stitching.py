@@ -94,17 +94,17 @@ class Stitching(Jobs):
         parent = self._request_of(thread.parent)
         return [*parent._all_token_ids[: thread.fork_len], *self._own_ids(live, thread)]
 
-    def _close_kv(self, live: LiveFamily, thread: Branch, held: kv.HeldBlocks) -> bool:
-        """Keep the KV of a thread that has ended; returns whether it is all there.
+    def _close_kv(self, live: LiveFamily, thread: Branch, held: kv.HeldBlocks | None) -> bool:
+        """Keep the KV of a thread that has ended (None: it has lost it); returns whether it is all there.
 
         Its end tag, or what was written in its place, may have none yet: a job computes it, and
         calls ``_closed``.
         """
         context = self._context(live, thread)
-        if held.num_tokens >= len(context):
+        if held is not None and held.num_tokens >= len(context):
             live.held[thread] = held
             return True
-        first: list[kv.HeldBlocks] = [held]
+        first = [] if held is None else [held]
 
         def work(job: Job) -> Work:
             if first:
