@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Iterator
 
@@ -15,13 +14,6 @@ def engine():
     from tests.engine.harness import Engine
 
     return Engine()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def engines_go_with_their_module() -> Iterator[None]:
-    """Their memory adds up otherwise."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)

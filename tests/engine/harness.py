@@ -40,6 +40,10 @@ IS_ASYNC = bool(os.environ.get("FORKJOIN_TEST_ASYNC"))
 if IS_ASYNC:
     force_async()
 
+#: All engines of the process: vLLM's teardown of one takes state with it that the others need. So they
+#: stay, with few KV blocks each, for their memory adds up.
+_ENGINES: list[Any] = []
+
 
 class Script(AdapterLogitsProcessor):
     """Forces tokens: ``extra_args["script"]`` is [[prompt suffix ids, token ids to write], …].
@@ -103,7 +107,7 @@ class Engine:
             "dtype": "float32",
             "block_size": 32,
             "max_model_len": 4096,
-            "num_gpu_blocks_override": 2048,
+            "num_gpu_blocks_override": 1500,
             "logits_processors": [Script],
         }
         self.llm = LLM(
@@ -127,13 +131,13 @@ class Engine:
         self._ids = count()
         self._answers: dict[str, Answer] = {}
         self._record()
+        _ENGINES.append(self)
         self.baseline = self.snapshot()
 
     def _record(self) -> None:
         """Note what each step of the scheduler computes, by request id."""
         schedule, steps = self.scheduler.schedule, self.steps
 
-        # Without a reference to self: an engine that no test needs any more must go, and its memory.
         def recorded(*args: Any, **kwargs: Any) -> Any:
             output = schedule(*args, **kwargs)
             steps.append(dict(output.num_scheduled_tokens))

@@ -218,6 +218,13 @@ def test_parathinkers_weights_are_refused_without_a_class_that_adds_its_embeddin
         compat.check_model(load("parathinker"), parathinker.scheduler.vllm_config.model_config)
 
 
+def test_a_path_of_parathinker_that_ends_by_eos_is_joined_as_it_is(parathinker):
+    script = {"<think1>": "a" * 20 + "</think1>", "<think2>": "bb", "<think3>": "c" * 20 + "</think3>"}
+    answer = run(parathinker, script, max_tokens=60)
+    # the end of sequence is sampled in the step of the others' third token
+    assert answer.text.startswith("<think1>aaa<think2>bb<think3>ccc<summary>By analyzing")
+
+
 # ---- APAR and HPD ------------------------------------------------------------------------------
 
 
@@ -276,6 +283,12 @@ def test_the_tokens_of_apars_threads_count_against_max_tokens(apar):
     assert answer.finish_reason == "length"
     injected = 1
     assert len(answer.token_ids) <= 100 + injected
+
+
+def test_a_thread_of_apar_that_runs_out_of_tokens_is_left_as_it_is(apar):
+    script = {"": "a[SplitMask]zz", "a[SplitMask][SplitSop]": "b" * 50}
+    answer = run(apar, script, forkjoin={"max_tokens_per_thread": 4})
+    assert (answer.text, answer.finish_reason) == ("a[SplitMask][SplitSop]bbbbzz", "stop")
 
 
 def test_a_stop_token_in_a_spliced_thread_ends_the_answer(apar):
@@ -352,6 +365,23 @@ def test_two_workers_run_side_by_side_and_return_in_the_order_asked(speak):
     assert run(engine, script).text == f"{root}B</JOIN-2><JOIN-1>A</JOIN-1>end"
 
 
+@pytest.mark.parametrize(("work", "limit"), [("hm", None), ("hm" * 30, 6)], ids=["eos", "length"])
+def test_a_worker_of_asyncthink_that_returns_nothing_gives_nothing(speak, work, limit):
+    engine = speak(_asyncthink())
+    root = "<FORK-1>a</FORK-1><JOIN-1>"
+    script = {"": root, "[work]a[go]": work, "<JOIN-1></JOIN-1>": " well"}
+    answer = run(engine, script, forkjoin={"max_tokens_per_thread": limit})
+    assert answer.text == f"{root}</JOIN-1> well"
+
+
+def test_a_fork_of_asyncthink_with_a_number_that_is_taken_is_plain_text(speak, events):
+    engine = speak(_asyncthink())
+    root = "<FORK-1>a</FORK-1><FORK-1>b</FORK-1><JOIN-1>"
+    script = {"": root, "[work]a[go]": "<RETURN>A</RETURN>", "<JOIN-1>A</JOIN-1>": "end"}
+    assert run(engine, script).text == f"{root}A</JOIN-1>end"
+    assert [e["reason"] for e in events("refused")] == ["duplicate_outline"]
+
+
 # ---- APR ---------------------------------------------------------------------------------------
 
 TRACE = (
@@ -411,6 +441,17 @@ def test_a_call_of_apr_for_nodes_that_are_not_there_ends_the_turn(speak, events)
     assert events("family_ended")[-1]["total_tokens"] == len(answer.token_ids)
 
 
+def test_a_search_of_apr_that_runs_out_of_tokens_has_no_solution(speak):
+    engine = speak(load("apr"))
+    one = "Moving to Node #1\nCurrent State: 11:[4, 7], Operations: ['3+4=7']"
+    script = {"<|assistant|>": TRACE + CALL, one: "\n" + "." * 60, "<End Sub Searches>\n": "so"}
+    answer = run(engine, script, forkjoin={"max_tokens_per_thread": 8}, max_tokens=900)
+    assert answer.text.endswith(
+        "<Sub Searches>\n<No Solution in Sub Search 0 at level 1 at Node #1>\n"
+        "<No Solution in Sub Search 1 at level 1 at Node #2>\n<End Sub Searches>\nso"
+    )
+
+
 # ---- skeleton ----------------------------------------------------------------------------------
 
 
@@ -423,6 +464,14 @@ def test_skeleton_expands_every_point_and_the_answer_is_the_outline_and_the_poin
     assert answer.text == f"{outline}\n\n1. First: aaa.\n\n2. Second thing: bb."
     assert answer.finish_reason == "stop"
     assert max(sum("#" in i for i in s) for s in engine.steps) == 2
+
+
+def test_a_point_of_skeleton_named_twice_is_written_once_and_a_long_one_is_cut(speak):
+    engine = speak(load("skeleton"))
+    outline = "1. First\n1. Again\n3. Third"
+    script = {"<|assistant|>": outline, "1. First: ": "a" * 30, "3. Third: ": "cc."}
+    answer = run(engine, script, forkjoin={"max_tokens_per_thread": 5})
+    assert answer.text == f"{outline}\n\n1. First: aaaaa\n\n3. Third: cc."
 
 
 def test_without_an_outline_skeleton_is_a_plain_answer(speak):
