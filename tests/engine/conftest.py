@@ -13,7 +13,7 @@ def engine():
     """One engine for all tests that need nothing special of it."""
     from tests.engine.harness import Engine
 
-    return Engine()
+    return Engine(num_gpu_blocks_override=5000)
 
 
 @pytest.fixture(autouse=True)
