@@ -205,7 +205,7 @@ class Engine:
         answers = self.drain()
         return [answers[i] for i in ids]
 
-    def drain(self, max_steps: int = 5_000) -> dict[str, Answer]:
+    def drain(self, max_steps: int = 20_000) -> dict[str, Answer]:
         """Step until nothing is left; raises AssertionError if that takes for ever."""
         for _ in range(max_steps):
             if not self.core.has_unfinished_requests():

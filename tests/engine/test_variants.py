@@ -17,7 +17,7 @@ pytestmark = pytest.mark.engine
 @pytest.mark.parametrize(
     ("seed", "options"),
     [
-        (21, {"block_size": 64, "max_num_seqs": 12, "max_num_batched_tokens": 96}),
+        (21, {"block_size": 64, "max_num_seqs": 24, "max_num_batched_tokens": 96}),
         (22, {"block_size": 128, "max_num_seqs": 64, "num_gpu_blocks_override": 60, "max_model_len": 2048}),
         (23, {"join_ahead_tokens": 24, "max_num_seqs": 30}),
     ],
