@@ -273,7 +273,7 @@ def _check_vote(answer: Answer) -> None:
     assert votes[vote["result"]] == max(votes.values())
     assert found[vote["index"]][-1] == vote["result"]
     assert answer.content == answer.threads[vote["index"]]["content"]
-    assert answer.finish_reason == "stop"
+    assert answer.finish_reason == answer.threads[vote["index"]]["finish_reason"]
     assert len(answer.threads) == answer.usage.forkjoin["num_threads"] == BEST_OF["best_of"]
     assert answer.usage.completion_tokens == sum(answer.thread_tokens)
     assert answer.usage.forkjoin["critical_path_tokens"] == max(answer.thread_tokens)
