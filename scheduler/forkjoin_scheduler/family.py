@@ -152,6 +152,8 @@ class Family:
         #: All threads of all forks, by index.
         self.threads: list[Branch] = []
         self.num_forks = 0
+        #: Threads of the widest fork.
+        self.widest = 0
         #: Branches that have not ended.
         self.num_live = 1
         #: Tokens that the model generated, threads included; injected text is not counted.
@@ -207,6 +209,7 @@ class Family:
         self.threads += threads
         self.num_live += len(threads)
         self.num_forks += 1
+        self.widest = max(self.widest, len(threads))
         return threads
 
     def wait(self, branch: Branch, threads: Sequence[Branch]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from forkjoin_scheduler.dialect import Dialect, Limits
 
@@ -28,8 +28,32 @@ class Settings(BaseModel):
     dialect: Dialect | None = None
     limits: Limits = Limits()
     caps: Limits = UNLIMITED
-    #: Tokens a step in which threads that have ended are prefilled for their join; 0: none.
-    join_ahead_tokens: int = Field(default=128, ge=0)
+    join_ahead_tokens: int = Field(
+        default=128,
+        ge=0,
+        description="tokens a step in which threads that have ended are prefilled for their join while "
+        "others still run; 0: none",
+    )
+    admission: Literal["family", "greedy"] = Field(
+        default="family",
+        description="family: a request starts when what it is expected to need, its threads included, fits "
+        "beside what runs; greedy: as soon as its prompt fits, as in vLLM",
+    )
+    max_threads_running: int | None = Field(
+        default=None, ge=1, description="threads of one request that run at a time; the others wait"
+    )
+    slo_itl_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="let threads sit out steps where too many would make any stream slower than this many "
+        "milliseconds a token",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_thread_policy(self) -> Settings:
+        if self.max_threads_running is not None and self.slo_itl_ms is not None:
+            raise ValueError("expected max_threads_running or slo_itl_ms, got both")
+        return self
 
     @classmethod
     def of(cls, dialect: Dialect, given: dict[str, int], **more: Any) -> Settings:

@@ -7,9 +7,10 @@ too, and what it makes of them (dotted keys, underscores, a file) is merged befo
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.dialect_files import builtin_names, load
@@ -19,11 +20,8 @@ from forkjoin_scheduler.settings import KEY, Settings
 SCHEDULER = "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler"
 MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
 
-_JOIN_AHEAD = "join_ahead_tokens"
-_JOIN_AHEAD_HELP = (
-    "tokens a step in which threads that have ended are prefilled for their join while others still run; "
-    f"0: none (default {Settings.model_fields[_JOIN_AHEAD].default})"
-)
+#: Settings with a flag of their own; the others come from the dialect and the limits.
+_SETTINGS = tuple(n for n, field in Settings.model_fields.items() if field.description)
 
 
 def add_flags(parser: Any) -> None:
@@ -36,11 +34,23 @@ def add_flags(parser: Any) -> None:
         metavar="NAME|FILE|none",
         help=f"{', '.join(builtin_names())}, a YAML file, or none",
     )
-    helps = {name: field.description for name, field in Limits.model_fields.items()}
-    for name, text in (helps | {_JOIN_AHEAD: _JOIN_AHEAD_HELP}).items():
-        group.add_argument(
-            _flag(name), dest=_dest(name), type=int, metavar="N", help=text, default=argparse.SUPPRESS
-        )
+    for model, names in ((Limits, tuple(Limits.model_fields)), (Settings, _SETTINGS)):
+        for name in names:
+            _add_flag(group, name, model.model_fields[name])
+
+
+def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
+    """A flag for ``field``: what it may be is left to the model, but for its type."""
+    kinds = get_args(field.annotation) or (field.annotation,)
+    is_choice = get_origin(field.annotation) is Literal
+    default = "" if field.default is None else f" (default {field.default})"
+    group.add_argument(
+        _flag(name),
+        dest=_dest(name),
+        default=argparse.SUPPRESS,
+        help=f"{field.description}{default}",
+        **({"choices": kinds} if is_choice else {"type": kinds[0], "metavar": "N"}),
+    )
 
 
 def configure(args: argparse.Namespace) -> None:
@@ -84,14 +94,17 @@ def _take_classes(args: argparse.Namespace, *, is_stitched: bool) -> None:
         args.worker_cls = WORKER
 
 
-def _given(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, int]:
+def _given(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
     """The flags given that are fields of ``model``. Raises UsageError naming each that is out of range."""
     values = {name: getattr(args, _dest(name), None) for name in model.model_fields if name != "dialect"}
     given = {name: value for name, value in values.items() if value is not None}
     try:
         model.model_validate(given)
     except ValidationError as error:
-        problems = [f"{_flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}" for e in error.errors()]
+        problems = [
+            f"{_flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}" if e["loc"] else str(e["msg"])
+            for e in error.errors()
+        ]
         raise UsageError("; ".join(problems)) from error
     return given
 

@@ -88,6 +88,24 @@ def num_blocks(manager: KVCacheManager) -> int:
     return manager.block_pool.num_gpu_blocks - 1  # one is vLLM's null block
 
 
+def num_free_blocks(manager: KVCacheManager) -> int:
+    """Blocks that nobody holds; some of them may still be found by the prefix cache."""
+    return manager.block_pool.get_num_free_blocks()
+
+
+def block_size(manager: KVCacheManager) -> int:
+    """Tokens for which a request takes one block, all KV cache groups counted together."""
+    sizes = [single.block_size for single in manager.coordinator.single_type_managers]
+    return max(round(1 / sum(1 / size for size in sizes)), 1)
+
+
+def num_new_blocks(manager: KVCacheManager, request: Request) -> int:
+    """Blocks that ``request`` takes from the free ones when it starts: all but those that others hold."""
+    found, _, _ = manager.get_computed_blocks(request)
+    num_held = sum(block.ref_cnt > 0 for blocks in found.blocks for block in blocks)
+    return -(-request.num_tokens // block_size(manager)) - num_held
+
+
 def never_hash(request: Request) -> None:
     """Keep the KV that ``request`` writes from now on out of the prefix cache."""
     setattr(request, _UNHASHED, True)

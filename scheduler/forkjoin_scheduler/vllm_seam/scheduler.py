@@ -21,13 +21,13 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.vllm_seam import queues
+from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.core import logger
-from forkjoin_scheduler.vllm_seam.forking import Forking
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.pacing import Pacing
 
 
-class ForkJoinScheduler(Forking):
+class ForkJoinScheduler(Pacing):
     """AsyncScheduler (which serves sync scheduling too) with fork and join."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -52,7 +52,12 @@ class ForkJoinScheduler(Forking):
         # Parked branches are counted as active, though they need no slot of the runner: without
         # this, max_num_seqs parked parents would never let a thread run.
         self.max_num_active_reqs = self._num_slots + self.num_waiting_for_streaming_input
+        self._open_door()
+        if self._threads:
+            self._spare_the_oldest()
+            self._pace_threads()
         output = super().schedule(throttle_prefills)
+        self._step_scheduled(output)
         if self._live:
             self._give_orders(output)
             self._restore_lost()
@@ -63,6 +68,7 @@ class ForkJoinScheduler(Forking):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
+        self._step_ended(scheduler_output)
         result = super().update_from_output(scheduler_output, model_runner_output)
         if self._spoken is None:
             return result
@@ -111,6 +117,14 @@ class ForkJoinScheduler(Forking):
         return done
 
     # ---- KV pressure -----------------------------------------------------------------------
+
+    def _spare_the_oldest(self) -> None:
+        """Let whoever vLLM preempts first, the last in its list, be of the youngest family.
+
+        What runs is to be finished; a thread of an old family may have started a moment ago.
+        """
+        if kv.num_free_blocks(self.kv_cache_manager) < len(self.running):
+            self.running.sort(key=lambda request: request.arrival_time)
 
     def _relieve_kv_pressure(self) -> None:
         """Nothing runs and nothing could be started: take back a family's blocks.

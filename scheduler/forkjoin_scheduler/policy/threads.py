@@ -1,0 +1,152 @@
+"""Which threads run in a step.
+
+All of them (``Eager``), some of each family (``Capped``), or as many as the others can bear
+(``Slack``, in the spirit of TAPER, arXiv 2605.06914).
+
+Every thread slows the step that all share. A policy may let threads wait for a slot, or sit out
+steps; what it never does is let a family stand still that has a slot. ``Slack`` prefers the thread
+that is furthest behind: on that one the join will wait longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from forkjoin_scheduler.policy.fair_share import fair_shares
+from forkjoin_scheduler.policy.step_cost import NOTHING, Load, StepCost
+
+
+@dataclass(frozen=True)
+class ThreadFacts:
+    """A thread that could run in the next step."""
+
+    key: str
+    family: str
+    #: Tokens it has generated.
+    written: int = 0
+    #: Tokens of KV that its step reads.
+    context: int = 0
+    #: Whether it has a slot already.
+    has_slot: bool = False
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What is known before a step. ``others``: what all but these threads will compute in it.
+
+    ``slack``: seconds until the first of all streams is late; None: nobody is protected.
+    ``num_others_waiting``: requests that wait for a slot and could start.
+    """
+
+    threads: Sequence[ThreadFacts]
+    others: Load = NOTHING
+    slack: float | None = None
+    num_slots: int = 1 << 30
+    num_others_waiting: int = 0
+
+
+class ThreadPolicy(Protocol):
+    """Decides which threads run."""
+
+    def choose(self, facts: StepFacts) -> set[str]:
+        """The keys of the threads that run in the next step."""
+        ...
+
+
+class Eager:
+    """All of them."""
+
+    def choose(self, facts: StepFacts) -> set[str]:
+        """All, as far as the slots are shared fairly."""
+        return _started_fairly(facts)
+
+
+@dataclass(frozen=True)
+class Capped:
+    """At most ``per_family`` of a family at a time, each to its end: the others hold no KV so long."""
+
+    per_family: int
+
+    def choose(self, facts: StepFacts) -> set[str]:
+        """Those of each family that have a slot, then others in their order, up to the cap."""
+        fair = _started_fairly(facts)
+        chosen: set[str] = set()
+        left: dict[str, int] = {}
+        for thread in sorted((t for t in facts.threads if t.key in fair), key=lambda t: not t.has_slot):
+            left[thread.family] = left.get(thread.family, self.per_family) - 1
+            if left[thread.family] >= 0:
+                chosen.add(thread.key)
+        return chosen
+
+
+@dataclass(frozen=True)
+class Slack:
+    """As many as the predicted step leaves every stream in time; ``target``: seconds a token."""
+
+    cost: StepCost
+    target: float
+
+    def choose(self, facts: StepFacts) -> set[str]:
+        """One of each family, then more in rank, up to the slack.
+
+        All, as long as nothing is known, and where even the first ones would take longer than the
+        target: what can't be kept is not worth the waiting.
+        """
+        fair = _started_fairly(facts)
+        if facts.slack is None or not self.cost.is_ready:
+            return fair
+        pairs = ranked(t for t in facts.threads if t.key in fair)
+        chosen, load = set(), facts.others
+        for thread in (t for rank, t in pairs if rank == 0):
+            load = load.plus(thread.context)
+            chosen.add(thread.key)
+        if self.cost.predict(load) > self.target:
+            return fair
+        for thread in (t for rank, t in pairs if rank > 0):
+            load = load.plus(thread.context)
+            if self.cost.predict(load) > facts.slack:
+                break
+            chosen.add(thread.key)
+        return chosen
+
+
+def ranked(threads: Iterable[ThreadFacts]) -> list[tuple[int, ThreadFacts]]:
+    """``threads`` with their ranks in their families: the furthest behind is first, of rank 0.
+
+    In order of rank; of one rank, the furthest behind come first. One that has a slot goes before
+    one that would need it.
+    """
+    by_family: dict[str, list[ThreadFacts]] = {}
+    for thread in threads:
+        by_family.setdefault(thread.family, []).append(thread)
+    pairs = []
+    for own in by_family.values():
+        pairs += list(enumerate(sorted(own, key=_behind)))
+    return sorted(pairs, key=lambda pair: (pair[0], _behind(pair[1])))
+
+
+def _behind(thread: ThreadFacts) -> tuple[int, bool]:
+    return thread.written, not thread.has_slot
+
+
+def _started_fairly(facts: StepFacts) -> set[str]:
+    """Those that have a slot, and those that may take one: a wide fork takes no more than its share.
+
+    As long as there are slots for all that want one, all may.
+    """
+    num_single = facts.others.num_sequences + facts.num_others_waiting
+    if len(facts.threads) + num_single <= facts.num_slots:
+        return {t.key for t in facts.threads}
+    demands: dict[object, int] = {}
+    for thread in facts.threads:
+        demands[thread.family] = demands.get(thread.family, 0) + 1
+    shares = fair_shares(demands | dict.fromkeys(range(num_single), 1), facts.num_slots)
+    left = {family: shares[family] for family in demands}
+    chosen = set()
+    for thread in sorted(facts.threads, key=lambda t: not t.has_slot):
+        if thread.has_slot or left[thread.family] > 0:
+            chosen.add(thread.key)
+            left[thread.family] -= 1
+    return chosen

@@ -1,0 +1,104 @@
+"""Which waiting requests may start: see ``policy/admission.py``. Threads and what has run always may."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.policy.admission import Admission, Need, Room
+from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
+from forkjoin_scheduler.vllm_seam.forking import Forking
+
+#: Requests that do not fork may start before one that waits for room, so many times.
+MAX_OVERTAKEN = 32
+#: So many waiting requests are looked at in a step behind one that has to wait.
+LOOKED_AT = 64
+
+
+class Admitting(Forking):
+    """Keeps requests that may fork waiting until there is room for what they will need."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._admission = Admission()
+        #: Requests that may fork and were let in, by id, until they end.
+        self._admitted: dict[str, Request] = {}
+        #: Who was refused in this step, and how many behind it.
+        self._kept_waiting: Request | None = None
+        self._num_kept_waiting = 0
+        self._overtaken = 0
+
+    def _open_door(self) -> None:
+        """A new step begins."""
+        self._kept_waiting, self._num_kept_waiting = None, 0
+
+    # ---- vLLM's hooks ----------------------------------------------------------------------
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        """Whether vLLM may start ``request`` in this step."""
+        if not super()._handle_blocked_waiting_request(request):
+            return False
+        if self._spoken is None or self._settings.admission == "greedy" or not self._is_new(request):
+            return True
+        may_fork = request in self._wishes
+        if self._kept_waiting is None:
+            if not may_fork or self._is_admitted(request):
+                return True
+            self._kept_waiting = request
+        elif not may_fork and self._overtaken < MAX_OVERTAKEN:
+            self._overtaken += 1
+            return True
+        self._num_kept_waiting += 1
+        if self._num_kept_waiting >= LOOKED_AT:
+            self._close_door()
+        return False
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        self._admission.ran_short()
+        super()._preempt_request(request, timestamp, drop_stale_output)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        if self._admitted.pop(request.request_id, None) and request.status in (STOPPED, CAPPED):
+            self._admission.learn(self._come_to(request))
+        return super()._free_request(request, *args, **kwargs)
+
+    # ----------------------------------------------------------------------------------------
+
+    def _is_new(self, request: Request) -> bool:
+        return (
+            request.status == RequestStatus.WAITING
+            and request.num_computed_tokens == 0
+            and request.request_id not in self._admitted
+            and request.request_id not in self._threads
+            and request.request_id not in self._fills
+        )
+
+    def _is_admitted(self, request: Request) -> bool:
+        if self._admission.is_due and not self._fits(request):
+            return False
+        self._admitted[request.request_id] = request
+        self._overtaken = 0
+        return True
+
+    def _fits(self, request: Request) -> bool:
+        manager = self.kv_cache_manager
+        room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._num_slots)
+        running = (self._come_to(r) for r in self._admitted.values())
+        return self._admission.admits(kv.num_new_blocks(manager, request), request.max_tokens, running, room)
+
+    def _come_to(self, request: Request) -> Need:
+        if live := self._live.get(request.request_id):
+            family = live.family
+            return Need(family.num_generated, family.widest, family.num_critical)
+        return Need(request.num_output_tokens, 0, request.num_output_tokens)
+
+    def _close_door(self) -> None:
+        """Let vLLM look at no more waiting requests in this step.
+
+        Not where one further behind may have to run first: by priority, or to give a family its KV again.
+        """
+        if self.policy == SchedulingPolicy.FCFS and not self._fills:
+            self.max_num_active_reqs = 0

@@ -1,0 +1,137 @@
+"""Which threads run in a step: see ``policy/threads.py``. Those left out wait, or sit the step out."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.policy.deadlines import Deadlines
+from forkjoin_scheduler.policy.step_cost import Load, StepCost
+from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, StepFacts, ThreadFacts, ThreadPolicy
+from forkjoin_scheduler.vllm_seam.admitting import Admitting
+
+
+class Pacing(Admitting):
+    """Asks the policy before each step, and learns from each what a step takes."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._cost = StepCost()
+        self._deadlines: Deadlines | None = None
+        self._pace: ThreadPolicy = self._chosen_policy()
+        #: Threads that may not start in this step.
+        self._held_back: set[str] = set()
+        #: Steps whose end is awaited: what they compute, and when they were scheduled.
+        self._in_flight: deque[tuple[Load, float]] = deque()
+        self._last_end = 0.0
+
+    def _chosen_policy(self) -> ThreadPolicy:
+        settings = self._settings
+        if settings.max_threads_running is not None:
+            return Capped(settings.max_threads_running)
+        if settings.slo_itl_ms is not None:
+            target = settings.slo_itl_ms / 1e3
+            self._deadlines = Deadlines(target)
+            return Slack(self._cost, target)
+        return Eager()
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        return request.request_id not in self._held_back and super()._handle_blocked_waiting_request(request)
+
+    # ---- before a step ---------------------------------------------------------------------
+
+    def _pace_threads(self) -> None:
+        """Let the policy choose the threads of the next step."""
+        self._held_back = set()
+        if not self._threads or (isinstance(self._pace, Eager) and not self._is_crowded()):
+            return
+        threads = [
+            self._thread_facts(r) for r in map(self.requests.__getitem__, self._threads) if _could_run(r)
+        ]
+        chosen = self._pace.choose(
+            StepFacts(
+                threads, self._load_of_others(), self._slack(), self._num_slots, self._num_others_waiting()
+            )
+        )
+        for thread in threads:
+            if thread.key not in chosen:
+                self._sit_out(self.requests[thread.key])
+
+    def _is_crowded(self) -> bool:
+        """Whether more want a slot than there are."""
+        num_waiting = len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
+        return len(self.running) + num_waiting > self._num_slots
+
+    def _thread_facts(self, request: Request) -> ThreadFacts:
+        live, thread = self._threads[request.request_id]
+        has_slot = request.status == RequestStatus.RUNNING
+        return ThreadFacts(
+            request.request_id,
+            live.family.request_id,
+            thread.num_generated,
+            request.num_computed_tokens if has_slot else request.num_tokens,
+            has_slot,
+        )
+
+    def _load_of_others(self) -> Load:
+        others = [r for r in self.running if r.request_id not in self._threads]
+        to_compute = sum(
+            max(r.num_tokens_with_spec + r.num_output_placeholders - r.num_computed_tokens, 1) for r in others
+        )
+        return Load(
+            len(others),
+            min(to_compute, self.max_num_scheduled_tokens),
+            sum(r.num_computed_tokens for r in others),
+        )
+
+    def _num_others_waiting(self) -> int:
+        """Requests that wait for a slot and could start, as far as is known."""
+        waiting = len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
+        num_threads = sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._threads))
+        return max(waiting - num_threads - self._num_kept_waiting, 0)
+
+    def _sit_out(self, request: Request) -> None:
+        if request.status == RequestStatus.RUNNING:
+            # vLLM's own means for microbatches: not eligible before the step behind the next.
+            request.next_decode_eligible_step = self.current_step + 2
+        else:
+            self._held_back.add(request.request_id)
+
+    def _slack(self) -> float | None:
+        """Seconds until the first stream is late."""
+        if self._deadlines is None:
+            return None
+        others = [
+            r for r in self.running if r.request_id not in self._threads and r.request_id not in self._fills
+        ]
+        streams = {r.request_id: r for r in others} | self._admitted
+        written = {i: self._come_to(r).critical for i, r in streams.items()}
+        return self._deadlines.slack(written, time.monotonic())
+
+    # ---- what steps take -------------------------------------------------------------------
+
+    def _step_scheduled(self, output: SchedulerOutput) -> None:
+        if self._deadlines is None or not output.total_num_scheduled_tokens:
+            return
+        num_tokens = output.num_scheduled_tokens
+        context = sum(self.requests[i].num_computed_tokens for i in num_tokens)
+        load = Load(len(num_tokens), output.total_num_scheduled_tokens, context)
+        self._in_flight.append((load, time.monotonic()))
+
+    def _step_ended(self, output: SchedulerOutput) -> None:
+        """From its scheduling, or from the end of the step before it if that came later."""
+        if self._deadlines is None or not output.total_num_scheduled_tokens or not self._in_flight:
+            return
+        (load, scheduled), now = self._in_flight.popleft(), time.monotonic()
+        self._cost.observe(load, now - max(scheduled, self._last_end))
+        self._last_end = now
+
+
+_WAITS = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+
+
+def _could_run(request: Request) -> bool:
+    return request.status == RequestStatus.RUNNING or request.status in _WAITS
