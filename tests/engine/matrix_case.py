@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -74,7 +75,29 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
 
 def _linear(engine: Any, prompts: list[list[int]], answers: list[Any]) -> dict[str, Any]:
     exact = [a.token_ids for a in answers] == engine.reference(prompts)
-    return {"exact": exact and _explicit_is_exact(engine, prompts[0])}
+    return {
+        "exact": exact and _explicit_is_exact(engine, prompts[0]),
+        "restless": _run_restless(engine, prompts) == [a.token_ids for a in answers],
+    }
+
+
+class Restless:
+    """A policy under which threads sit out steps as chance has it, all but one of each family."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(1)
+
+    def choose(self, facts: Any) -> set[str]:
+        """One thread of each family, and some of the others."""
+        keys = {t.family: t.key for t in facts.threads}
+        return {*keys.values(), *(t.key for t in facts.threads if self._random.random() < 0.5)}
+
+
+def _run_restless(engine: Any, prompts: list[list[int]]) -> list[list[int]]:
+    engine.scheduler._pace = Restless()
+    answers = engine.run(prompts, engine.params(max_tokens=900))
+    engine.scheduler._pace = engine.scheduler._chosen_policy()
+    return [a.token_ids for a in answers]
 
 
 def _explicit_is_exact(engine: Any, prompt: list[int]) -> bool:

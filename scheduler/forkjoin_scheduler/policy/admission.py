@@ -45,10 +45,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Room:
-    """What is free: KV blocks, of ``block_size`` tokens each, and slots of a step."""
+    """What is free: KV blocks, with ``tokens_per_block`` tokens each, and slots of a step."""
 
     free_blocks: int
-    block_size: int
+    tokens_per_block: int
     num_slots: int
 
 
@@ -95,20 +95,20 @@ class Admission:
 
         One that runs alone always may.
         """
-        blocks = room.free_blocks - prompt_blocks - self._growth(Need(0), max_tokens, room.block_size)
+        blocks = room.free_blocks - prompt_blocks - self._growth(Need(0), max_tokens, room.tokens_per_block)
         slots = room.num_slots - self.parallelism.mean
         is_alone = True
         for need in running:
             is_alone = False
-            blocks -= self._growth(need, None, room.block_size)
+            blocks -= self._growth(need, None, room.tokens_per_block)
             slots -= self.parallelism.mean
             if blocks < 0 or slots < 0:
                 return False
         return is_alone or (blocks >= 0 and slots >= 0)
 
-    def _growth(self, need: Need, max_tokens: int | None, block_size: int) -> float:
+    def _growth(self, need: Need, max_tokens: int | None, tokens_per_block: int) -> float:
         """Blocks that a request will still take; each thread leaves one partly empty."""
         tokens = self.tokens.mean if max_tokens is None else min(self.tokens.mean, max_tokens)
         left = max(tokens - need.generated, tokens * self.LAST_PART)
         to_fork = 0.0 if need.width else self.width.mean
-        return self.reserve * (left / block_size + to_fork)
+        return self.reserve * (left / tokens_per_block + to_fork)

@@ -14,12 +14,15 @@ def fair_shares(demands: Mapping[Key, int], num_slots: int) -> dict[Key, int]:
     None gets more than its demand; what is left of an even split goes one by one in the order of
     ``demands``. Time: O(n log n).
     """
-    shares: dict[Key, int] = {}
-    left, num_left = num_slots, len(demands)
-    for key in sorted(demands, key=lambda k: demands[k]):
-        shares[key] = min(demands[key], left // num_left)
-        left -= shares[key]
-        num_left -= 1
+    left, level = num_slots, 0
+    ascending = sorted(demands.values())
+    for index, demand in enumerate(ascending):
+        level = left // (len(ascending) - index)
+        if demand > level:
+            break
+        left -= demand
+    shares = {key: min(demand, level) for key, demand in demands.items()}
+    left = num_slots - sum(shares.values())
     for key, demand in demands.items():
         if left <= 0:
             break

@@ -52,10 +52,10 @@ class ForkJoinScheduler(Pacing):
         # Parked branches are counted as active, though they need no slot of the runner: without
         # this, max_num_seqs parked parents would never let a thread run.
         self.max_num_active_reqs = self._num_slots + self.num_waiting_for_streaming_input
-        self._open_door()
         if self._threads:
             self._spare_the_oldest()
             self._pace_threads()
+        self._open_door()
         output = super().schedule(throttle_prefills)
         self._step_scheduled(output)
         if self._live:
