@@ -24,6 +24,18 @@ JOINS = Counter(f"{_PREFIX}joins", "Joins after which the request went on.")
 STARTED = Counter(f"{_PREFIX}threads_started", "Threads started.")
 ENDED = Counter(f"{_PREFIX}threads_ended", "Threads ended, by reason.", ["reason"])
 RUNNING = Gauge(f"{_PREFIX}threads_running", "Threads that decode or wait to.", multiprocess_mode="livesum")
+WAITING = Gauge(
+    f"{_PREFIX}threads_waiting",
+    "Threads that wait to run, by engine: for a slot, for KV blocks, or because the policy lets them.",
+    ["engine"],
+    multiprocess_mode="livemostrecent",
+)
+QUEUED = Gauge(
+    f"{_PREFIX}requests_waiting",
+    "Requests that wait to run, by engine. vllm:num_requests_waiting counts parents of running threads too.",
+    ["engine"],
+    multiprocess_mode="livemostrecent",
+)
 WIDTH = Histogram(f"{_PREFIX}fork_width_threads", "Threads of a fork.", buckets=WIDTHS)
 SHARED = Counter(f"{_PREFIX}prefix_tokens_shared", "Prefix tokens that threads did not compute.")
 PREFILLED = Counter(f"{_PREFIX}join_prefilled_tokens", "Tokens prefilled at joins.")
@@ -90,6 +102,12 @@ def _family_ended(event: dict[str, Any]) -> None:
     TOTAL.inc(event["total_tokens"])
 
 
+def _load(event: dict[str, Any]) -> None:
+    engine = str(event["engine"])
+    WAITING.labels(engine).set(event["threads"])
+    QUEUED.labels(engine).set(event["requests"])
+
+
 _HANDLERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "forked": _forked,
     "thread_ended": _thread_ended,
@@ -101,4 +119,5 @@ _HANDLERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "fork_latency": _fork_latency,
     "join_latency": _join_latency,
     "family_ended": _family_ended,
+    "load": _load,
 }

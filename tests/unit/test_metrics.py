@@ -20,5 +20,12 @@ def test_an_event_counts_in_its_metric(event, name, labels, grows_by):
     assert REGISTRY.get_sample_value(name, labels) == before + grows_by
 
 
+def test_how_many_wait_is_told_by_engine():
+    observe({"type": "load", "engine": 3, "threads": 5, "requests": 2})
+    observe({"type": "load", "engine": 4, "threads": 0, "requests": 1})
+    names = ["forkjoin:threads_waiting", "forkjoin:requests_waiting"]
+    assert [[REGISTRY.get_sample_value(n, {"engine": e}) for n in names] for e in "34"] == [[5, 2], [0, 1]]
+
+
 def test_an_event_of_a_later_version_is_not_counted():
     observe({"type": "of_a_later_version"})

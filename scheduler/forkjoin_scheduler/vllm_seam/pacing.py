@@ -62,8 +62,15 @@ class Pacing(Admitting):
 
     def _is_crowded(self) -> bool:
         """Whether more want a slot than there are."""
-        num_waiting = len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
-        return len(self.running) + num_waiting > self._num_slots
+        return len(self.running) + self._num_waiting() > self._num_slots
+
+    def _num_waiting(self) -> int:
+        """What waits to run; parked branches do not."""
+        return len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
+
+    def _num_requests_waiting(self) -> int:
+        num_fills = sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._fills))
+        return self._num_waiting() - self._num_threads_waiting() - num_fills
 
     def _thread_facts(self, request: Request) -> ThreadFacts:
         live, thread = self._threads[request.request_id]
@@ -89,9 +96,10 @@ class Pacing(Admitting):
 
     def _num_others_waiting(self) -> int:
         """Requests that wait for a slot and could start, as far as is known."""
-        waiting = len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
-        num_threads = sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._threads))
-        return max(waiting - num_threads - self._num_kept_waiting, 0)
+        return max(self._num_requests_waiting() - self._num_kept_waiting, 0)
+
+    def _num_threads_waiting(self) -> int:
+        return sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._threads))
 
     def _sit_out(self, request: Request) -> None:
         if request.status == RequestStatus.RUNNING:

@@ -21,7 +21,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.vllm_seam import kv, queues
+from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import logger
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.pacing import Pacing
@@ -36,6 +36,8 @@ class ForkJoinScheduler(Pacing):
         self._parting: list[LiveFamily] = []
         #: Stitched families whose blocks were taken back, to be restored when another has ended.
         self._evicted: list[LiveFamily] = []
+        #: Threads and requests that wait, as last told.
+        self._told_waiting = 0, 0
 
     # ---- what vLLM calls -------------------------------------------------------------------
 
@@ -90,7 +92,17 @@ class ForkJoinScheduler(Pacing):
                 self._offsets.pop(live.family.request_id, None)
         if parting or len(self._live) < num_live:
             self._restore_evicted()
+        self._tell_load(result)
         return result
+
+    def _tell_load(self, result: dict[int, EngineCoreOutputs]) -> None:
+        """Tell the first front end how many threads and requests wait to run, where that has changed."""
+        waiting = self._num_threads_waiting(), self._num_requests_waiting()
+        if waiting != self._told_waiting:
+            self._told_waiting = waiting
+            engine = self.vllm_config.parallel_config.data_parallel_index
+            load = {"type": "load", "engine": engine, "threads": waiting[0], "requests": waiting[1]}
+            result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [load]))
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus

@@ -13,7 +13,7 @@ from vllm.v1.engine import EngineCoreOutput
 SUFFIX = "#forkjoin"
 
 #: A JSON-like event: ``type`` is forked | tokens | thread_ended | joined | refused | limited |
-#: fork_latency | join_latency | progress | family_ended.
+#: fork_latency | join_latency | progress | family_ended; of no family, but of an engine: load.
 Event = dict[str, Any]
 
 
