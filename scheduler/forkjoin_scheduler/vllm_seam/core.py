@@ -2,7 +2,8 @@
 
 ``ForkJoinScheduler`` is made of layers, each on the one before: ``core`` (this), ``jobs`` (KV that
 is computed beside the decoding), ``stitching``, ``ahead`` (the progressive join), ``ending``,
-``joining``, ``forking``, and ``scheduler``, which vLLM calls.
+``joining``, ``forking``, ``admitting`` and ``pacing`` (when what runs), and ``scheduler``, which
+vLLM calls.
 """
 
 from __future__ import annotations
