@@ -45,21 +45,24 @@ class Forking(Joining):
             return super()._update_request_with_output(request, [], is_stale)
         live = self._live.get(request.request_id)
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        plan = self._plan_instead_of_ending(request, wish) if stopped else None
-        if plan is not None:
+        plan = None
+        if not stopped:
+            self._listen(request, wish)
+        elif plan := self._plan_instead_of_ending(request, wish):
             self._triggered.append((request, plan))
-        elif stopped:
-            pass
-        elif wish.spoken.triggers(request._all_token_ids):
-            self._triggered.append((request, None))
-        elif number := wish.spoken.asked_for(request._all_token_ids):
-            self._asking.append((request, number))
         if live is not None:
             live.family.generated(live.family.root, new_token_ids)
             if not live.takes_over and plan is None:
                 live.family.num_shown += len(new_token_ids)
             live.clock_token(live.family.root)
         return (new_token_ids, stopped) if plan is None else ([], False)
+
+    def _listen(self, request: Request, wish: Wish) -> None:
+        """Note what the token that ``request`` has just written calls for at the end of the step."""
+        if wish.spoken.triggers(request._all_token_ids):
+            self._triggered.append((request, None))
+        elif number := wish.spoken.asked_for(request._all_token_ids):
+            self._asking.append((request, number))
 
     def _plan_instead_of_ending(self, request: Request, wish: Wish) -> ForkPlan | None:
         """The fork that a turn which ends here calls for; its end of sequence is taken back then."""
