@@ -116,7 +116,7 @@ class Forking(Joining):
         fork_len = 0
         if live.dialect.thread.context is Context.PARENT:
             fork_len = request.num_tokens - live.dialect.thread.without_trigger
-        offset = thread_offset(branch.offset, live.dialect.positions) if live.dialect.is_stitched else 0
+        offset = self._offset_of_threads(live, branch)
         threads = live.family.fork(branch, plan, fork_len, waits=waits, offset=offset)
         self._open_transcripts(live, branch, threads)
         live.clock_fork(branch)
@@ -158,11 +158,16 @@ class Forking(Joining):
             since=wish.since,
             num_forks=live.family.num_forks,
             depth=branch.depth,
-            max_model_len=self.max_model_len - max(branch.offset, 0),
+            max_model_len=self.max_model_len - max(self._offset_of_threads(live, branch), 0),
         )
         if isinstance(plan, ForkPlan) and any((branch, t.number) in live.numbered for t in plan.threads):
             return Refusal("duplicate_outline", Policy.SEQUENTIAL)
         return plan
+
+    @staticmethod
+    def _offset_of_threads(live: LiveFamily, branch: Branch) -> int:
+        """The positions of the threads that ``branch`` would start, less their slots."""
+        return thread_offset(branch.offset, live.dialect.positions) if live.dialect.is_stitched else 0
 
     def _open_transcripts(self, live: LiveFamily, branch: Branch, threads: list[Branch]) -> None:
         kind = live.dialect.join.kind
@@ -179,7 +184,7 @@ class Forking(Joining):
     def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
         assert thread.plan is not None
         token_ids = [*parent._all_token_ids[: thread.fork_len], *thread.plan.header_ids]
-        params = self._thread_params(live, thread, self._thread_room(live, thread, len(token_ids)))
+        params = self._thread_params(live, thread, self._room(live, thread, len(token_ids), thread.offset))
         request = new_request(live.request, thread.request_id, token_ids, params)
         self._threads[request.request_id] = (live, thread)
         self._wishes[request] = replace(live.wish, since=len(token_ids), at_prompt=False)
