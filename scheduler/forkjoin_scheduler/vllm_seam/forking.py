@@ -105,6 +105,7 @@ class Forking(Joining):
             return
         plan = plan or self._plan_fork(live, branch, request._all_token_ids, wish)
         if isinstance(plan, Refusal):
+            wish.since = request.num_tokens
             self._refuse(live, branch, plan)
             if not request.is_finished():
                 self._sample_again(request)
