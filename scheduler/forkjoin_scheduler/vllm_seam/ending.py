@@ -63,11 +63,19 @@ class Ending(Ahead):
 
     def _take_root(self, live: LiveFamily, output: EngineCoreOutput) -> None:
         """The root's own tokens where threads run beside it: they wait for their turn too."""
+        root = live.family.root
         pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(output.new_token_ids)]
-        live.transcripts[live.family.root].push(pieces)
+        if output.finish_reason is FinishReason.STOP:
+            # It leaves with the end of the answer, if no limit is in its way.
+            live.own_stop_piece = pieces.pop() if pieces else None
+        live.transcripts[root].push(pieces)
         if output.finished:
             live.own_finish, live.stop_reason = output.finish_reason, output.stop_reason
-            live.family.end(live.family.root, ThreadEnd.STOP, cancels=False)
+            # What was to be had on demand nobody will ask for any more; spliced threads go on.
+            cancelled = live.family.end(
+                root, ThreadEnd.STOP, cancels=live.dialect.join.kind is JoinKind.ON_DEMAND
+            )
+            super().finish_requests(self._forget(live, cancelled), RequestStatus.FINISHED_ABORTED)
 
     def _end_of(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> ThreadEnd:
         assert thread.plan is not None
