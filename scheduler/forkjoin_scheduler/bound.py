@@ -59,6 +59,11 @@ class BoundDialect:
         found = self._completes(self.dialect.join.ask, token_ids)
         return None if found is None else found["number"]
 
+    def written_itself(self, token_ids: Sequence[int]) -> str | None:
+        """The text of ``swaps`` that the last of ``token_ids`` completes, if it does."""
+        completed = (t for t in self.dialect.swaps if self._completes(re.escape(t), token_ids))
+        return next(completed, None)
+
     def end_id(self, plan: ThreadPlan) -> int | None:
         """The token that ends a thread; None if that is a text, or end of sequence."""
         if plan.end is None or self.dialect.tags_are == "text":

@@ -311,6 +311,8 @@ class Dialect(_Strict):
     max_depth: int = Field(default=1, ge=1, description="how deep threads may nest; 1: threads don't fork")
     #: Further tags that the model writes itself, checked to be one token each.
     tags: tuple[NonEmpty, ...] = ()
+    #: Texts that the model should not write itself, and what then stands in their place in its context.
+    swaps: dict[NonEmpty, str] = Field(default_factory=dict)
     #: Appended to the last user message of a chat, for models that were not trained to fork.
     instruction: str | None = None
     #: An attribute that the model's class must have to be served with this dialect, and why.
@@ -341,6 +343,10 @@ class Dialect(_Strict):
             raise ValueError(
                 "expected without_trigger only where the trigger is a token and the parent does not wait: "
                 "a joined context has it"
+            )
+        if self.swaps and self.is_stitched:
+            raise ValueError(
+                "expected swaps only where the context stands in a row, not with the kind stitch"
             )
         if self.thread.context is Context.HEADER and not self.thread.header:
             raise ValueError("expected a header, for it is all that a thread sees")

@@ -10,13 +10,14 @@ from forkjoin_scheduler.dialect import Context, ForkAt, JoinKind, Policy
 from forkjoin_scheduler.explicit import explicit_plan
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal, has_room, plan_fork
+from forkjoin_scheduler.join import cut_last
 from forkjoin_scheduler.stitch import thread_offset
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import queues
 from forkjoin_scheduler.vllm_seam.joining import SHOWN_LIVE, Joining
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
-from forkjoin_scheduler.vllm_seam.requests import new_request, truncate
+from forkjoin_scheduler.vllm_seam.requests import fold, new_request, truncate
 from forkjoin_scheduler.vllm_seam.wish import Wish
 
 
@@ -29,6 +30,8 @@ class Forking(Joining):
         self._triggered: list[tuple[Request, ForkPlan | None]] = []
         #: Requests that ask for the result of a thread, by its number.
         self._asking: list[tuple[Request, str]] = []
+        #: Requests that have written what the dialect swaps.
+        self._swapping: list[tuple[Request, str]] = []
 
     # ---- vLLM's hook -----------------------------------------------------------------------
 
@@ -63,6 +66,8 @@ class Forking(Joining):
             self._triggered.append((request, None))
         elif number := wish.spoken.asked_for(request._all_token_ids):
             self._asking.append((request, number))
+        elif text := wish.spoken.written_itself(request._all_token_ids):
+            self._swapping.append((request, text))
 
     def _plan_instead_of_ending(self, request: Request, wish: Wish) -> ForkPlan | None:
         """The fork that a turn which ends here calls for; its end of sequence is taken back then."""
@@ -96,6 +101,10 @@ class Forking(Joining):
         for request, number in asking:
             if not request.is_finished():
                 self._wait_for(request, number)
+        swapping, self._swapping = self._swapping, []
+        for request, text in swapping:
+            if not request.is_finished():
+                self._swap(request, text)
 
     def _try_fork(self, request: Request, plan: ForkPlan | Refusal | None) -> None:
         """Fork ``request``, which has come to where it forks, unless something speaks against it."""
@@ -197,6 +206,24 @@ class Forking(Joining):
         live.tell("refused", reason=refusal.reason, policy=refusal.policy.value)
         if refusal.policy is Policy.END_REQUEST:
             self._end_with_block(live, branch)
+
+    # ---- what the model should not write itself --------------------------------------------
+
+    def _swap(self, request: Request, text: str) -> None:
+        """``request`` has written ``text``: what the dialect has for it takes its place, if there is room."""
+        live, branch = self._branch_of(request)
+        keep, before = cut_last(text, request._all_token_ids, self._tokenizer)
+        token_ids = [*before, *self._tokenizer.encode(live.dialect.swaps[text])]
+        room = self._room(live, branch, keep + len(token_ids))
+        if branch.state is not BranchState.DECODING or room <= 0:
+            return
+        live.tell("refused", reason="stray_tag", policy="swap")
+        queues.park(self, request)
+        branch.take_back(request.num_tokens - keep, token_ids)
+        self._rewind(request, keep)
+        fold(request, token_ids, self._params_behind_join(live, branch, room))
+        queues.resume(self, request, 0)
+        live.transcripts[branch].push(injected(token_ids))
 
     # ---- results on demand -----------------------------------------------------------------
 

@@ -121,9 +121,7 @@ class Joining(Ending):
         family, threads = live.family, list(branch.waits_for)
         wish = self._wishes.get(request)
         if plan.keep is not None:
-            truncate(request, plan.keep)
-            self.kv_cache_manager.free(request)
-            request.num_computed_tokens = 0
+            self._rewind(request, plan.keep)
         num_tokens = request.num_tokens + len(plan.token_ids)
         family.join(branch, list(plan.token_ids))
         params = self._params_behind_join(live, branch, self._room_behind_join(live, branch, num_tokens))
@@ -141,6 +139,15 @@ class Joining(Ending):
             wish.since = request.num_tokens
         queues.resume(self, request, num_computed_tokens)
         live.tell("joined", prefilled_tokens=num_tokens - num_computed_tokens)
+
+    def _rewind(self, request: Request, num_tokens: int) -> None:
+        """Let a parked ``request`` be as it was behind ``num_tokens`` tokens, to go on otherwise.
+
+        Its blocks go back: they may be hashed by the tokens that are cut off.
+        """
+        truncate(request, num_tokens)
+        self.kv_cache_manager.free(request)
+        request.num_computed_tokens = 0
 
     def _params_behind_join(self, live: LiveFamily, branch: Branch, room: int) -> Any:
         if branch is not live.family.root:
