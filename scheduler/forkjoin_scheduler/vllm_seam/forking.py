@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from vllm.v1.request import Request, RequestStatus
@@ -122,6 +123,7 @@ class Forking(Joining):
         waits = live.dialect.join.waits
         if waits:
             queues.park(self, request)
+        wrote = request._all_token_ids[wish.since :]
         wish.since = request.num_tokens
         fork_len = 0
         if live.dialect.thread.context is Context.PARENT:
@@ -129,6 +131,7 @@ class Forking(Joining):
         offset = self._offset_of_threads(live, branch)
         threads = live.family.fork(branch, plan, fork_len, waits=waits, offset=offset)
         self._open_transcripts(live, branch, threads)
+        self._expect_newlines(live, branch, threads, wrote)
         live.clock_fork(branch)
         for thread in threads:
             self._start_thread(live, thread, request)
@@ -190,6 +193,17 @@ class Forking(Joining):
         live.transcripts |= zip(threads, transcripts, strict=True)
         if kind is JoinKind.ON_DEMAND:
             live.numbered |= {(branch, t.plan.number): t for t in threads if t.plan is not None}
+
+    def _expect_newlines(
+        self, live: LiveFamily, branch: Branch, threads: list[Branch], wrote: list[int]
+    ) -> None:
+        """Note which newlines the dialect wants where ``branch``, which ``wrote`` this, has forked."""
+        thread, join = live.dialect.thread, live.dialect.join
+        after = thread.newlines_after
+        if thread.newlines and (after is None or re.search(after, self._tokenizer.decode(wrote))):
+            live.newlines |= dict.fromkeys(threads, thread.newlines)
+        if join.newlines:
+            live.newlines[branch] = join.newlines
 
     def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
         assert thread.plan is not None

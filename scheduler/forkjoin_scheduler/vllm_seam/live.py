@@ -38,6 +38,8 @@ class LiveFamily:
     joinable: list[Branch] = field(default_factory=list)
     #: Threads by the number that their parent knows them by, where it asks for them one by one.
     numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
+    #: Newlines that the next text of a branch is to begin with, in the answer.
+    newlines: dict[Branch, int] = field(default_factory=dict)
     #: Threads whose end the front end has been told.
     told: set[Branch] = field(default_factory=set)
     stop_reason: int | str | None = None
