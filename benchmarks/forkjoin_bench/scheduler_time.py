@@ -127,8 +127,8 @@ class Driver:
 
 def outline_of(width: int) -> list[int]:
     """Tokens with which a root of the embedded model forks into ``width`` threads."""
-    from vllm.transformers_utils.config import get_config  # noqa: F401  (vLLM's tokenizers need it)
     from vllm.tokenizers import get_tokenizer
+    from vllm.transformers_utils.config import get_config  # noqa: F401  (vLLM's tokenizers need it)
 
     from forkjoin_server.cli import EMBEDDED_MODEL
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -55,7 +55,11 @@ class SessionAffinity:
         return own if own.num_unfinished <= least.num_unfinished + self.slack else least
 
 
-ROUTERS = {"round-robin": RoundRobin, "least-loaded": LeastLoaded, "affinity": SessionAffinity}
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "round-robin": RoundRobin,
+    "least-loaded": LeastLoaded,
+    "affinity": SessionAffinity,
+}
 
 
 def simulate(

@@ -68,9 +68,7 @@ class StepCost:
         x = load._features()
         for row, xi in zip(self._squares, x, strict=True):
             row[:] = [_FORGET * old + xi * xj for old, xj in zip(row, x, strict=True)]
-        self._products = [
-            _FORGET * old + xi * seconds for old, xi in zip(self._products, x, strict=True)
-        ]
+        self._products = [_FORGET * old + xi * seconds for old, xi in zip(self._products, x, strict=True)]
         self._weights = None
         self.num_observed += 1
 
@@ -93,7 +91,7 @@ class StepCost:
 
 
 def _solved(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """x of ``matrix`` x = ``right``, for a symmetric positive definite matrix, by elimination."""
+    """X of ``matrix`` x = ``right``, for a symmetric positive definite matrix, by elimination."""
     rows = [[*row, r] for row, r in zip(matrix, right, strict=True)]
     n = len(rows)
     for i in range(n):
