@@ -11,7 +11,7 @@ Curves = Mapping[str, Mapping[float, Result]]
 
 
 def draw_curves(curves: Curves, path: Path, x_label: str) -> None:
-    """``curves``: by policy, results by what is varied. Latency, throughput and recomputation, side by side."""
+    """``curves``: by policy, results by what is varied. Latency, throughput and recomputation are drawn."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
