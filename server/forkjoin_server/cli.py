@@ -6,21 +6,19 @@ import argparse
 import os
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
-from forkjoin_server.flags import add_flags, configure
+from forkjoin_server.configuration import EMBEDDED_MODEL as EMBEDDED_MODEL  # where others look for it
+from forkjoin_server.configuration import resolve
+from forkjoin_server.effective import effective, lines
+from forkjoin_server.flags import add_flags
 from forkjoin_server.in_flight import shared_with_children
 
-EMBEDDED_MODEL = Path(__file__).parent / "embedded"
-EMBEDDED_NAME = "abacus"
-#: Seconds that a SIGTERM leaves requests in flight to finish, unless --shutdown-timeout says else.
-DRAIN_S = 30
-
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
+       forkjoin doctor [--json] [the flags of serve]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
        forkjoin --version
@@ -63,24 +61,15 @@ def serve(argv: list[str]) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # vLLM's argument parser looks at the process's own arguments too.
     sys.argv = ["forkjoin", "serve", *argv]
-    args = serve_args(argv)
+    given = resolve(argv, os.environ)
+    print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
     with shared_with_children():
-        run_serve(args)
+        run_serve(given.args)
 
 
 def serve_args(argv: list[str]) -> argparse.Namespace:
     """The parsed arguments of vLLM that do what ``forkjoin serve ARGV`` asks."""
-    from forkjoin_server.vllm_seam import parse_serve
-
-    args = parse_serve(
-        argv,
-        add_flags,
-        default_model=str(EMBEDDED_MODEL),
-        default_name=EMBEDDED_NAME,
-        default_drain_s=DRAIN_S,
-    )
-    configure(args)
-    return args
+    return resolve(argv, os.environ).args
 
 
 def _own_help() -> str:
