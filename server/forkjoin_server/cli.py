@@ -8,12 +8,12 @@ import sys
 from importlib.metadata import version
 
 from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
 from forkjoin_server.configuration import EMBEDDED_MODEL as EMBEDDED_MODEL  # where others look for it
 from forkjoin_server.configuration import resolve
-from forkjoin_server.effective import effective, lines
+from forkjoin_server.effective import Given, effective, lines
+from forkjoin_server.fit import found
 from forkjoin_server.flags import add_flags
 from forkjoin_server.in_flight import shared_with_children
 
@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv[:1] == ["serve"]:
             serve(argv[1:])
+        elif argv[:1] == ["doctor"]:
+            doctor(argv[1:])
         elif argv[:2] == ["dialects", "check"]:
             check_dialect(argv[2:])
         elif argv == ["dialects"]:
@@ -58,13 +60,34 @@ def serve(argv: list[str]) -> None:
     if any(a.partition("=")[0] in ("--help", "-h") for a in argv):
         print(_own_help())
     check_version()
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    # vLLM's argument parser looks at the process's own arguments too.
-    sys.argv = ["forkjoin", "serve", *argv]
-    given = resolve(argv, os.environ)
+    given = _resolve(argv)
     print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
     with shared_with_children():
         run_serve(given.args)
+
+
+def _resolve(argv: list[str]) -> Given:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # vLLM's argument parser looks at the process's own arguments too.
+    sys.argv = ["forkjoin", "serve", *argv]
+    return resolve(argv, os.environ)
+
+
+def doctor(argv: list[str]) -> None:
+    """Say what ``forkjoin serve ARGV`` would meet, a line a check. Exits with 1 if it would not start.
+
+    Raises UsageError and DialectError for what `forkjoin serve` refuses before it looks at anything.
+    """
+    # What vLLM logs on the way is told by the checks, and must not get into the JSON.
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+    from forkjoin_server.doctor.examine import as_json, examine, installed, is_well
+
+    checks, values, is_json = installed(), [], "--json" in argv
+    if is_well(checks):
+        given = _resolve([a for a in argv if a != "--json"])
+        checks, values = [*checks, *examine(given)], effective(given)
+    print(as_json(checks, values) if is_json else "\n".join(map(str, checks)))
+    raise SystemExit(0 if is_well(checks) else 1)
 
 
 def serve_args(argv: list[str]) -> argparse.Namespace:
@@ -95,19 +118,7 @@ def check_dialect(argv: list[str]) -> None:
 
     model, dialect = argv[0], load(argv[1])
     bound = BoundDialect.bind(dialect, tokenizer_of(model))
-    print(f"{model} fits {dialect.name}: {'; '.join(_found(dialect, bound.dialect))}")
-
-
-def _found(dialect: Dialect, bound: Dialect) -> list[str]:
-    """What ``dialect`` needs and the tokenizer that it was ``bound`` to has."""
-    found = []
-    if dialect.control_tokens:
-        found.append(f"each of {', '.join(dialect.control_tokens)} is one token")
-    if dialect.tags_are == "text":
-        found.append("its tags are text, which any tokenizer writes")
-    if bound != dialect:
-        found.append("the chat template gives the turns that it speaks in")
-    return found or ["it needs nothing of the tokenizer"]
+    print(f"{model} fits {dialect.name}: {'; '.join(found(dialect, bound.dialect))}")
 
 
 if __name__ == "__main__":

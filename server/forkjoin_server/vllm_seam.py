@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from forkjoin_scheduler import redact
-from forkjoin_scheduler.dialect import Tokenizer
+from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.dialect import Dialect, Tokenizer
 from forkjoin_scheduler.errors import UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, Settings
 
@@ -148,15 +149,37 @@ def check_at_start(vllm_config: Any) -> None:
 
     Raises UnsupportedEngine, or DialectError where the model's tokenizer lacks what the dialect needs.
     """
-    from forkjoin_scheduler.bound import BoundDialect
     from forkjoin_scheduler.vllm_seam import compat
-    from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 
     dialect = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
     if dialect is None:
         return
     compat.check_config(vllm_config)
-    BoundDialect.bind(dialect, EngineTokenizer.from_model_config(vllm_config.model_config))
+    bind_to_model(dialect, vllm_config)
     if dialect.is_stitched:
         # How many blocks there will be, the engine finds out.
         compat.check_stitching(vllm_config, num_blocks=sys.maxsize)
+
+
+def bind_to_model(dialect: Dialect, vllm_config: Any) -> BoundDialect:
+    """``dialect`` as the served model's tokenizer writes it. Raises DialectError if that can't."""
+    from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+
+    return BoundDialect.bind(dialect, EngineTokenizer.from_model_config(vllm_config.model_config))
+
+
+def engine_config(args: argparse.Namespace) -> Any:
+    """The config that ``vllm serve`` makes of ``args``. Raises UsageError where it can't."""
+    from pydantic import ValidationError
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    args.model = args.model_tag or args.model
+    try:
+        ServeSubcommand().validate(args)
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    except ValidationError as error:
+        reasons = [str(e["msg"]).removeprefix("Value error, ") for e in error.errors()]
+        raise UsageError("; ".join(reasons)) from error
+    except Exception as error:  # of whatever kind the model's files, the hub and the platform raise
+        raise UsageError(str(error).partition("\n")[0]) from error
