@@ -67,10 +67,13 @@ def serve(argv: list[str]) -> None:
 
 
 def _resolve(argv: list[str]) -> Given:
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # vLLM's argument parser looks at the process's own arguments too.
     sys.argv = ["forkjoin", "serve", *argv]
-    return resolve(argv, os.environ)
+    given = resolve(argv, os.environ)
+    # On a CPU vLLM takes nearly all memory for the cache, unless told; and this variable before any flag.
+    if given.origins.keys().isdisjoint(("kv_cache_memory_bytes", "gpu_memory_utilization")):
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    return given
 
 
 def doctor(argv: list[str]) -> None:

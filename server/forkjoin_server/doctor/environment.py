@@ -82,6 +82,8 @@ def hub(model: str, environ: Mapping[str, str]) -> Check:
     """Where the model comes from: a folder, the hub's cache, or the hub."""
     if os.path.isdir(model):
         return ok("hub", "not needed, the model is a folder")
+    if model.startswith(("/", ".", "~")):
+        return fail("hub", f"there is no folder {model}", "correct the path, or mount it")
     from huggingface_hub import snapshot_download
 
     is_offline = environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

@@ -36,7 +36,7 @@ def examine(given: Given) -> Iterator[Check]:
     try:
         vllm_config = engine_config(args)
     except UsageError as error:
-        yield fail("model", str(error))
+        yield fail("model", f"vLLM takes no such model, or not with these flags: {error}")
         return
     if here.kind == "cpu":
         yield environment.preload(os.environ)

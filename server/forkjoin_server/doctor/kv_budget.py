@@ -34,11 +34,12 @@ def kv_budget(vllm_config: Any, cache: Cache) -> Check:
     if cache.num_tokens < longest:
         to_do = f"{more}, or lower --max-model-len to {cache.num_tokens}"
         return fail("kv_budget", f"{seen}, too few for one context of {longest}", to_do)
-    families = num_families(cache, vllm_config.scheduler_config.max_num_seqs)
+    num_slots = vllm_config.scheduler_config.max_num_seqs
+    families = num_families(cache, num_slots)
     seen += (
         f": {cache.num_tokens / longest:.1f} contexts of {longest} tokens, or {families} families of the "
         f"expected need ({PROMPT_TOKENS} tokens of prompt, {Admission.PRIOR_TOKENS} generated, "
-        f"{Admission.PRIOR_WIDTH} threads)"
+        f"{Admission.PRIOR_WIDTH} threads; --max-num-seqs {num_slots})"
     )
     if families < 2:
         return warn("kv_budget", seen, f"requests will run one by one; {more} or raise --max-num-seqs")
