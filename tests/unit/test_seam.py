@@ -258,6 +258,7 @@ ATTRIBUTES = {
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids",
     "vllm.v1.worker.utils:AttentionGroup": "backend layer_names kv_cache_spec",
+    "vllm.utils.argparse_utils:FlexibleArgumentParser": "_option_string_actions",
 }
 
 
