@@ -93,14 +93,29 @@ def run_serve(args: argparse.Namespace) -> None:
     """Run ``vllm serve`` with ``args``.
 
     Goes to vLLM's own subcommand: its ``main`` asks for a distribution named ``vllm``, which the
-    CPU build is not. Raises UnsupportedEngine or DialectError before an engine starts.
+    CPU build is not. Raises UnsupportedEngine, UsageError or DialectError before an engine starts.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
+    _check_tracing(args)
     _check_configs()
     command = ServeSubcommand()
     command.validate(args)
     command.cmd(args)
+
+
+def _check_tracing(args: argparse.Namespace) -> None:
+    """Raise UsageError if traces are asked for that nothing here can export.
+
+    vLLM says so too: in the traceback of a validation error, with that of the import in it.
+    """
+    from vllm.tracing import is_tracing_available
+
+    if args.otlp_traces_endpoint is not None and not is_tracing_available():
+        raise UsageError(
+            "--otlp-traces-endpoint: expected the OpenTelemetry packages, found none or not all of them: "
+            "install vllm-forkjoin[otel]"
+        )
 
 
 def _check_configs() -> None:

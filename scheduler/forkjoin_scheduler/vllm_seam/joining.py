@@ -131,7 +131,7 @@ class Joining(Ending):
         if wish is not None:
             wish.since = request.num_tokens
         queues.resume(self, request, num_computed_tokens)
-        live.tell("joined", prefilled_tokens=num_tokens - num_computed_tokens)
+        live.tell("joined", parent_index=branch.index, prefilled_tokens=num_tokens - num_computed_tokens)
 
     def _params_behind_join(self, live: LiveFamily, branch: Branch, room: int) -> Any:
         if branch is not live.family.root:
