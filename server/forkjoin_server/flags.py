@@ -49,7 +49,11 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
         dest=_dest(name),
         default=argparse.SUPPRESS,
         help=f"{field.description}{default}",
-        **({"choices": kinds} if is_choice else {"type": kinds[0], "metavar": "N"}),
+        **(
+            {"choices": kinds}
+            if is_choice
+            else {"type": kinds[0], "metavar": "PATH" if str in kinds else "N"}
+        ),
     )
 
 

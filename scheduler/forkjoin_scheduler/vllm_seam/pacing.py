@@ -11,6 +11,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.policy.deadlines import Deadlines
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
 from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, StepFacts, ThreadFacts, ThreadPolicy
+from forkjoin_scheduler.settings import own_thread_policy
 from forkjoin_scheduler.vllm_seam.admitting import Admitting
 
 
@@ -30,6 +31,8 @@ class Pacing(Admitting):
 
     def _chosen_policy(self) -> ThreadPolicy:
         settings = self._settings
+        if settings.thread_policy is not None:
+            return own_thread_policy(settings.thread_policy)()
         if settings.max_threads_running is not None:
             return Capped(settings.max_threads_running)
         if settings.slo_itl_ms is not None:
