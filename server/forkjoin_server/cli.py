@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
+from forkjoin_server import logs
 from forkjoin_server.flags import add_flags, configure
 from forkjoin_server.in_flight import shared_with_children
 
@@ -55,16 +57,23 @@ def serve(argv: list[str]) -> None:
     Raises UnsupportedEngine if vLLM is missing, another version, or set up as fork/join can't be;
     DialectError for a dialect that is wrong or not the model's; UsageError for flags that can't be.
     """
-    from forkjoin_server.vllm_seam import check_version, run_serve
+    from forkjoin_server.vllm_seam import check_version, log_as, run_serve
 
     if any(a.partition("=")[0] in ("--help", "-h") for a in argv):
         print(_own_help())
+    starts_as_json = logs.wants_json(argv)
+    if starts_as_json:
+        logs.start_relay()
     check_version()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     # vLLM's argument parser looks at the process's own arguments too.
     sys.argv = ["forkjoin", "serve", *argv]
     args = serve_args(argv)
-    with shared_with_children():
+    with shared_with_children(), contextlib.ExitStack() as stack:
+        if args.forkjoin_log_format == "json":
+            if not starts_as_json:
+                logs.start_relay()
+            log_as(args, lambda *how: stack.enter_context(logs.written(logs.config(*how))))
         run_serve(args)
 
 

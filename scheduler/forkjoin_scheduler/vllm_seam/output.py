@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
 from vllm.v1.metrics.stats import IterationStats
 
+from forkjoin_scheduler import event_log
 from forkjoin_scheduler.feed import FEEDS
 from forkjoin_scheduler.vllm_seam import wire
 
@@ -85,4 +87,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
         external = None
         if state is not None:
             external = state.parent_req.external_req_id if state.parent_req else state.external_req_id
+        if event_log.LOG.isEnabledFor(logging.INFO):
+            for event in told.events:
+                event_log.log(external or told.request_id, event)
         FEEDS.publish(external, told.events)
