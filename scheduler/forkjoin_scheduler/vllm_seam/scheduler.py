@@ -25,6 +25,7 @@ from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import logger
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.pacing import Pacing
+from forkjoin_scheduler.vllm_seam.sampling import without_banned
 
 
 class ForkJoinScheduler(Pacing):
@@ -45,6 +46,8 @@ class ForkJoinScheduler(Pacing):
         super().add_request(request)
         if self._spoken is None or (wish := self._wish_of(request)) is None:
             return
+        if banned := wish.spoken.banned_ids():
+            wish.params = request.sampling_params = without_banned(wish.params, banned)
         self._wishes[request] = wish
         cap = wish.limits.max_total_tokens
         # a family that does not fork ends there by itself
