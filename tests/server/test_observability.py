@@ -7,7 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from scripts.metrics_page import VLLMS, ours
 from tests.server.conftest import start_server
 from tests.server.otlp import attributes, collector
 
@@ -173,15 +175,21 @@ def test_what_its_threads_did_is_logged_with_their_ids(entries, answer):
     assert ended == {t["index"]: t["usage"]["completion_tokens"] for t in threads}
 
 
-def test_the_engine_names_the_request_too(observed):
-    address, _, log = observed
-    _ask(address, prompt_logprobs=1, max_tokens=5, forkjoin={"best_of": 2, "vote": "x"})
-    (warned,) = (e for e in _entries(log) if e["logger"] == "vllm.forkjoin.engine")
-    assert warned["process"] == "EngineCore"
-    assert "decoding sequentially" in warned["message"]
-    assert warned["request_key"] in warned["request_id"]
-
-
 def test_how_to_ask_is_logged(entries):
     (said,) = (e["message"] for e in entries if e["logger"] == "vllm.forkjoin.server")
     assert said.startswith("vllm-forkjoin serves abacus at http://127.0.0.1:")
+
+
+# ---- metrics -------------------------------------------------------------------------------
+
+
+def test_the_server_exposes_every_metric_of_the_page_with_its_type_and_labels(observed, answer):
+    text = httpx.get(f"{observed[0]}/metrics", timeout=60).text
+    there = {f.name: f for f in text_string_to_metric_families(text)}
+    for row in [*ours(), *VLLMS]:
+        family = there[row.name.removesuffix("_total")]
+        assert family.type == row.kind, row.name
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(row.labels), row.name
+    forked = {name for name, family in there.items() if name.startswith("forkjoin:") and family.samples}
+    assert {"forkjoin:threads_waiting", "forkjoin:requests_waiting", "forkjoin:threads_ended"} <= forked

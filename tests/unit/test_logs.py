@@ -5,6 +5,7 @@ import logging
 import logging.config
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -150,3 +151,12 @@ def test_forks_joins_and_ends_are_logged_with_their_ids(told):
 
 def test_nothing_is_logged_of_them_unasked():
     assert not event_log.LOG.isEnabledFor(logging.INFO)
+
+
+def test_the_engine_names_the_request_that_it_warns_of(caplog, monkeypatch):
+    from forkjoin_scheduler.vllm_seam import core
+
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    core._warn(SimpleNamespace(request_id="r"), "decoding sequentially")
+    (record,) = (r for r in caplog.records if r.name == "vllm.forkjoin.engine")
+    assert (record.getMessage(), record.forkjoin) == ("r: decoding sequentially", {"request_id": "r"})
