@@ -123,16 +123,25 @@ def run_serve(args: argparse.Namespace) -> None:
 
 
 def _check_tracing(args: argparse.Namespace) -> None:
-    """Raise UsageError if traces are asked for that nothing here can export.
+    """Raise UsageError if traces are asked for that can't be made.
 
-    vLLM says so too: in the traceback of a validation error, with that of the import in it.
+    vLLM's own check of the packages finds them always (``is_tracing_available`` asks whether there
+    are functions that could tell); without them it traces nothing. Without statistics, an assertion
+    in its ``do_tracing`` ends the first request and all others with it.
     """
-    from vllm.tracing import is_tracing_available
+    from vllm.tracing import otel_import_error_traceback
 
-    if args.otlp_traces_endpoint is not None and not is_tracing_available():
+    if args.otlp_traces_endpoint is None:
+        return
+    if otel_import_error_traceback is not None:
         raise UsageError(
             "--otlp-traces-endpoint: expected the OpenTelemetry packages, found none or not all of them: "
             "install vllm-forkjoin[otel]"
+        )
+    if args.disable_log_stats:
+        raise UsageError(
+            "--otlp-traces-endpoint: expected no --disable-log-stats beside it, for spans are made of these: "
+            "drop the one or the other"
         )
 
 

@@ -288,7 +288,7 @@ CALLED = {
     "vllm.v1.worker.gpu_worker:Worker": "init_device initialize_from_config",
     "vllm.v1.worker.gpu.model_states.interface:ModelState": "prepare_inputs prepare_dummy_inputs",
     "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs do_tracing",
-    "vllm.tracing": "is_tracing_available",
+    "vllm.tracing": "otel_import_error_traceback",
     "vllm.v1.engine.async_llm": "OutputProcessor",
     "vllm.tokenizers.registry": "cached_tokenizer_from_config get_tokenizer",
     "vllm.utils.torch_utils": "async_tensor_h2d",
