@@ -79,6 +79,8 @@ LAYERS = {
     "ending": "Ending",
     "joining": "Joining",
     "forking": "Forking",
+    "admitting": "Admitting",
+    "pacing": "Pacing",
     "scheduler": "ForkJoinScheduler",
 }
 #: Methods that a layer leaves to a later one, which vLLM does not know.
@@ -133,6 +135,8 @@ def test_what_we_override_of_vllms_scheduler_is_known():
         "_get_local_prefix_cache_hit": "stitching",
         "_free_request_blocks": "ending",
         "_update_request_with_output": "forking",
+        "_handle_blocked_waiting_request": "admitting",
+        "_free_request": "admitting",
         "add_request": "scheduler",
         "schedule": "scheduler",
         "update_from_output": "scheduler",
@@ -221,21 +225,24 @@ ATTRIBUTES = {
     SCHEDULER: (
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
-        "vllm_config"
+        "vllm_config current_step max_num_scheduled_tokens policy"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",
     SINGLE: "block_size req_to_blocks num_cached_block",
     "vllm.v1.core.block_pool:BlockPool": "num_gpu_blocks",
-    "vllm.v1.core.kv_cache_utils:KVCacheBlock": "block_id",
+    "vllm.v1.core.kv_cache_utils:KVCacheBlock": "block_id ref_cnt",
     REQUEST: (
         "request_id status stop_reason sampling_params _all_token_ids _output_token_ids "
         "output_token_ids _block_hasher block_hashes prompt_token_ids num_prompt_tokens max_tokens "
         "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
-        "priority trace_headers resumable prompt_embeds mm_features"
+        "priority trace_headers resumable prompt_embeds mm_features "
+        "next_decode_eligible_step"
     ),
-    "vllm.v1.core.sched.output:SchedulerOutput": "num_scheduled_tokens total_num_scheduled_tokens",
+    "vllm.v1.core.sched.output:SchedulerOutput": (
+        "num_scheduled_tokens total_num_scheduled_tokens preempted_req_ids"
+    ),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
     "vllm.v1.engine:EngineCoreOutput": (
         "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params trace_headers"
@@ -267,14 +274,18 @@ def test_the_attributes_that_we_build_on_are_set_by_vllms_constructors(target):
 CALLED = {
     SCHEDULER: (
         "__init__ add_request schedule update_from_output finish_requests reset_prefix_cache _preempt_request "
-        "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request"
+        "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request "
+        "_handle_blocked_waiting_request _free_request"
     ),
-    MANAGER: "get_blocks create_kv_cache_blocks free",
+    MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks",
     COORDINATOR: "cache_blocks",
     SINGLE: "pop_blocks_for_free",
-    "vllm.v1.core.block_pool:BlockPool": "free_blocks",
+    "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",
+    "vllm.v1.core.sched.request_queue:SchedulingPolicy": "FCFS",
     "vllm.v1.core.sched.request_queue:RequestQueue": "remove_requests add_request",
-    REQUEST: ("num_tokens num_output_tokens update_block_hashes is_finished use_structured_output"),
+    REQUEST: (
+        "num_tokens num_tokens_with_spec num_output_tokens update_block_hashes is_finished use_structured_output"
+    ),
     "vllm.v1.request:RequestStatus": (
         "WAITING WAITING_FOR_STREAMING_REQ RUNNING PREEMPTED FINISHED_STOPPED FINISHED_LENGTH_CAPPED "
         "FINISHED_ABORTED"
