@@ -36,11 +36,11 @@ class FamilySpans:
     >>> threads = [{"index": 0, "number": "1", "title": "x"}]
     >>> spans.hear({"type": "forked", "parent_index": -1, "shared_tokens": 9, "threads": threads}, 100)
     >>> spans.hear({"type": "thread_ended", "index": 0, "reason": "stop", "num_tokens": 5}, 200)
-    >>> spans.threads[0].start_ns, spans.threads[0].end_ns, spans.request.events[0][0]
+    >>> spans.threads[0].start_ns, spans.threads[0].end_ns, spans.root.events[0][0]
     (100, 200, 'forkjoin.fork')
     """
 
-    request: BranchSpan = field(default_factory=BranchSpan)
+    root: BranchSpan = field(default_factory=BranchSpan)
     threads: dict[int, BranchSpan] = field(default_factory=dict)
 
     def hear(self, event: dict[str, Any], at_ns: int) -> None:
@@ -69,7 +69,7 @@ class FamilySpans:
                 self._note(ROOT, "vote", at_ns, chosen)
             case {"type": "progress" | "family_ended"}:
                 counts = ("num_threads", "critical_path_tokens", "total_tokens")
-                self.request.attributes |= {f"forkjoin.{count}": event[count] for count in counts}
+                self.root.attributes |= {f"forkjoin.{count}": event[count] for count in counts}
 
     def _start(self, thread: dict[str, Any], parent_index: int, at_ns: int) -> None:
         attributes: Attributes = {
@@ -80,5 +80,5 @@ class FamilySpans:
         self.threads[thread["index"]] = BranchSpan(parent_index, at_ns, attributes=attributes)
 
     def _note(self, index: int, name: str, at_ns: int, attributes: Attributes) -> None:
-        span = self.request if index == ROOT else self.threads[index]
+        span = self.root if index == ROOT else self.threads[index]
         span.events.append((f"forkjoin.{name}", at_ns, attributes))

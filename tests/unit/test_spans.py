@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import doctest
+
+from forkjoin_scheduler import spans
 from forkjoin_scheduler.spans import ROOT, FamilySpans
 
 
@@ -54,7 +57,7 @@ def test_what_happens_in_a_branch_is_noted_in_its_own_span():
     join = {"forkjoin.join.prefilled_tokens": 4}
     limited = {"forkjoin.limited.reason": "total_tokens", "forkjoin.limited.policy": "end_request"}
     refused = {"forkjoin.refused.reason": "nested_fork", "forkjoin.refused.policy": "sequential"}
-    assert family.request.events == [
+    assert family.root.events == [
         ("forkjoin.fork", 1, fork),
         ("forkjoin.join", 5, join),
         ("forkjoin.limited", 6, limited),
@@ -71,13 +74,18 @@ def test_a_vote_and_the_counts_are_the_requests():
         ({"type": "voted", "index": 0, "result": None}, 2),
         ({"type": "family_ended", "family": "r", "surplus_tokens": 1} | counts, 3),
     )
-    assert [attributes for _, _, attributes in family.request.events] == [
+    assert [attributes for _, _, attributes in family.root.events] == [
         {"forkjoin.vote.thread": 1, "forkjoin.vote.result": "42"},
         {"forkjoin.vote.thread": 0},
     ]
-    assert family.request.attributes == {f"forkjoin.{name}": count for name, count in counts.items()}
+    assert family.root.attributes == {f"forkjoin.{name}": count for name, count in counts.items()}
 
 
 def test_what_is_of_no_branch_changes_nothing():
     other = [{"type": "tokens", "index": 0}, {"type": "fork_latency", "seconds": 1}, {"type": "load"}]
     assert _heard(*((event, 1) for event in other)) == FamilySpans()
+
+
+def test_the_worked_example_is_right():
+    done = doctest.testmod(spans)
+    assert done.failed == 0 < done.attempted

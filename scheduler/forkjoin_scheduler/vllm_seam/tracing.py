@@ -70,7 +70,7 @@ class ThreadTracer(SpanProcessor):
     def _complete(self, request_span: Span, family: FamilySpans, external_id: str) -> None:
         now_ns, key = time.time_ns(), key_in(external_id)
         spans: dict[int, trace.Span] = {ROOT: request_span}
-        request_span.set_attributes(family.request.attributes)
+        request_span.set_attributes(family.root.attributes)
         for index, thread in family.threads.items():
             spans[index] = self._tracer.start_span(
                 THREAD,
@@ -80,7 +80,7 @@ class ThreadTracer(SpanProcessor):
             )
             if key is not None:
                 spans[index].set_attribute("forkjoin.thread.id", f"th_{key}_{index}")
-        for index, branch in [(ROOT, family.request), *family.threads.items()]:
+        for index, branch in [(ROOT, family.root), *family.threads.items()]:
             for name, at_ns, attributes in branch.events:
                 spans[index].add_event(name, attributes, at_ns)
         for index, thread in family.threads.items():
