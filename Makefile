@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check lint train bench
+.PHONY: help install install-dev serve test check lint train bench metrics-page
 
 export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
@@ -31,3 +31,6 @@ train: install-dev  ## train the embedded model from scratch (about an hour on o
 
 bench: install-dev  ## fork/join against sequential decoding of the same weights
 	@$(BIN)/python -m benchmarks.fork_vs_sequential $(ARGS)
+
+metrics-page: install-dev  ## docs/metrics.md, from the metrics' definitions
+	@$(BIN)/python -m scripts.metrics_page

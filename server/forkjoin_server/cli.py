@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
+from forkjoin_server import logs
 from forkjoin_server.configuration import EMBEDDED_MODEL as EMBEDDED_MODEL  # where others look for it
 from forkjoin_server.configuration import resolve
 from forkjoin_server.effective import Given, effective, lines
@@ -55,15 +57,23 @@ def serve(argv: list[str]) -> None:
     Raises UnsupportedEngine if vLLM is missing, another version, or set up as fork/join can't be;
     DialectError for a dialect that is wrong or not the model's; UsageError for flags that can't be.
     """
-    from forkjoin_server.vllm_seam import check_version, run_serve
+    from forkjoin_server.vllm_seam import check_version, log_as, run_serve
 
     if any(a.partition("=")[0] in ("--help", "-h") for a in argv):
         print(_own_help())
+    starts_as_json = logs.wants_json(argv)
+    if starts_as_json:
+        logs.start_relay()
     check_version()
     given = _resolve(argv)
-    print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
-    with shared_with_children():
-        run_serve(given.args)
+    args = given.args
+    with shared_with_children(), contextlib.ExitStack() as stack:
+        if args.forkjoin_log_format == "json":
+            if not starts_as_json:
+                logs.start_relay()
+            log_as(args, lambda *how: stack.enter_context(logs.written(logs.config(*how))))
+        print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
+        run_serve(args)
 
 
 def _resolve(argv: list[str]) -> Given:
