@@ -33,7 +33,10 @@ def _of_pod(pod: Pod, manifests: list[Manifest]) -> Iterator[str]:
         yield "expected seccomp RuntimeDefault"
     if named := [k for k in ("hostNetwork", "hostPID", "hostIPC") if spec.get(k)]:
         yield f"shares the node's {named}"
-    if spec.get("automountServiceAccountToken") is not False and spec["containers"][0]["name"] not in MAY_HAVE_TOKEN:
+    if (
+        spec.get("automountServiceAccountToken") is not False
+        and spec["containers"][0]["name"] not in MAY_HAVE_TOKEN
+    ):
         yield "gets a token of the cluster's API"
     for volume in spec.get("volumes", []):
         if "hostPath" in volume:
@@ -75,12 +78,17 @@ def _of_container(container: dict[str, Any]) -> Iterator[str]:
             yield f"{arg} stands in the manifest"
 
 
-def _of_lifecycle(container: dict[str, Any], spec: dict[str, Any], manifests: list[Manifest]) -> Iterator[str]:
+def _of_lifecycle(
+    container: dict[str, Any], spec: dict[str, Any], manifests: list[Manifest]
+) -> Iterator[str]:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         if probe not in container:
             yield f"no {probe}"
     if container["name"] == "server":
-        paths = [container.get(f"{p}Probe", {}).get("httpGet", {}).get("path") for p in ("startup", "readiness", "liveness")]
+        paths = [
+            container.get(f"{p}Probe", {}).get("httpGet", {}).get("path")
+            for p in ("startup", "readiness", "liveness")
+        ]
         if paths != ["/health", "/ready", "/health"]:
             yield f"expected probes on /health, /ready and /health, got {paths}"
     pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
@@ -98,7 +106,9 @@ def drain_s(container: dict[str, Any], manifests: list[Manifest]) -> int:
             return int(arg.partition("=")[2])
     import yaml
 
-    configs = [m["data"]["server.yaml"] for m in of_kind(manifests, "ConfigMap") if "server.yaml" in m["data"]]
+    configs = [
+        m["data"]["server.yaml"] for m in of_kind(manifests, "ConfigMap") if "server.yaml" in m["data"]
+    ]
     return int(yaml.safe_load(configs[0])["shutdown-timeout"])
 
 

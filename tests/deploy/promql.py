@@ -29,7 +29,9 @@ def labels(query: str) -> set[str]:
     """The labels that ``query`` matches or groups by."""
     bare = _STRING.sub('""', query)
     matched = {m for braces in _MATCHERS.findall(bare) for m in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", braces)}
-    return matched | {label.strip() for _, group in _GROUPING.findall(bare) for label in group.split(",") if label.strip()}
+    return matched | {
+        label.strip() for _, group in _GROUPING.findall(bare) for label in group.split(",") if label.strip()
+    }
 
 
 def ours() -> set[str]:
@@ -55,7 +57,11 @@ def vllms() -> set[str]:
             kind = call.func.attr.removeprefix("_").removesuffix("_cls")
             for keyword in call.keywords:
                 value = keyword.value
-                if keyword.arg == "name" and isinstance(value, ast.Constant) and str(value.value).startswith("vllm:"):
+                if (
+                    keyword.arg == "name"
+                    and isinstance(value, ast.Constant)
+                    and str(value.value).startswith("vllm:")
+                ):
                     names |= _series(value.value, kind)
     return names
 

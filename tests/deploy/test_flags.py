@@ -19,7 +19,11 @@ def _argv(container, manifests, tmp_path):
         path = tmp_path / (name if name == "server.yaml" else f"dialects/{name}")
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    variables = {"$(LWS_LEADER_ADDRESS)": "leader.example", "$(LWS_WORKER_INDEX)": "1", "/etc/forkjoin": str(tmp_path)}
+    variables = {
+        "$(LWS_LEADER_ADDRESS)": "leader.example",
+        "$(LWS_WORKER_INDEX)": "1",
+        "/etc/forkjoin": str(tmp_path),
+    }
     argv = container["args"]
     for variable, value in variables.items():
         argv = [a.replace(variable, value) for a in argv]
@@ -31,7 +35,12 @@ def _argv(container, manifests, tmp_path):
 def test_a_server_takes_its_flags_and_its_config(rendered, tmp_path, name):
     from forkjoin_server.cli import serve_args
 
-    found = [(p, c) for p in pods(rendered[name]) for c in p.spec["containers"] if c["name"] in ("server", "worker")]
+    found = [
+        (p, c)
+        for p in pods(rendered[name])
+        for c in p.spec["containers"]
+        if c["name"] in ("server", "worker")
+    ]
     for pod, container in found:
         args = serve_args(_argv(container, rendered[name], tmp_path))
         assert (args.host, args.port) == ("0.0.0.0", 8000)
@@ -70,14 +79,21 @@ def test_a_flag_that_is_none_is_refused(rendered, tmp_path):
 def test_a_dialect_file_of_the_values_is_a_dialect(rendered, tmp_path):
     from forkjoin_scheduler.dialect_files import load
 
-    config = next(m["data"] for m in of_kind(rendered["helm gpu-scaled"], "ConfigMap") if "reasoner.yaml" in m["data"])
+    config = next(
+        m["data"] for m in of_kind(rendered["helm gpu-scaled"], "ConfigMap") if "reasoner.yaml" in m["data"]
+    )
     file = tmp_path / "reasoner.yaml"
     file.write_text(config["reasoner.yaml"])
     assert load(str(file)).name == "reasoner"
 
 
 def test_the_router_takes_its_flags(tools, rendered):
-    args = next(c["args"] for p in pods(rendered["helm gpu-scaled"]) for c in p.spec["containers"] if c["name"] == "router")
+    args = next(
+        c["args"]
+        for p in pods(rendered["helm gpu-scaled"])
+        for c in p.spec["containers"]
+        if c["name"] == "router"
+    )
 
     def parse(*argv):
         code = (

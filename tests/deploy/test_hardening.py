@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.deploy.hardening import faults
-from tests.deploy.manifests import ROOT, SETS, pods
+from tests.deploy.manifests import SETS, pods
 
 #: checkov's rules that do not hold here, with the reason.
 NOT_HERE = {
@@ -58,7 +58,9 @@ WORSE = {
     "ready is health": lambda m: _server(m)["readinessProbe"]["httpGet"].update(path="/health"),
     "no preStop": lambda m: _server(m).pop("lifecycle"),
     "short grace": lambda m: _pod(m).update(terminationGracePeriodSeconds=40),
-    "no policy": lambda m: m["spec"]["template"]["metadata"]["labels"].update({"app.kubernetes.io/name": "x"}),
+    "no policy": lambda m: m["spec"]["template"]["metadata"]["labels"].update(
+        {"app.kubernetes.io/name": "x"}
+    ),
 }
 
 
@@ -110,7 +112,12 @@ def _as_kubernetes(manifests):
                 name = f"{manifest['metadata']['name']}-{pod.spec['containers'][0]['name']}"
                 template = {"metadata": {"labels": pod.labels}, "spec": pod.spec}
                 spec = {"replicas": i, "selector": {"matchLabels": pod.labels}, "template": template}
-                yield {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
+                yield {
+                    "apiVersion": "apps/v1",
+                    "kind": "Deployment",
+                    "metadata": {"name": name},
+                    "spec": spec,
+                }
         else:
             yield manifest
 
@@ -133,7 +140,9 @@ def test_checkov_finds_nothing(tools, rendered, tmp_path):
         and not (check == "CKV2_K8S_6" and "kuberay" in file)  # its policy is the operator's to make
     ]
     assert unexplained == []
-    assert NOT_HERE.keys() <= {check for check, _, _ in found}, "one of NOT_HERE finds nothing any more: drop it"
+    assert NOT_HERE.keys() <= {check for check, _, _ in found}, (
+        "one of NOT_HERE finds nothing any more: drop it"
+    )
 
 
 def test_checkov_refuses_a_bare_pod(tools, tmp_path):

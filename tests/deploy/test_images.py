@@ -18,7 +18,11 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 
 
 def _hadolint(tools, file):
-    return subprocess.run([tools / "hadolint", "--no-color", "--failure-threshold", "style", file], capture_output=True, text=True)
+    return subprocess.run(
+        [tools / "hadolint", "--no-color", "--failure-threshold", "style", file],
+        capture_output=True,
+        text=True,
+    )
 
 
 def _last(text, instruction):
@@ -42,7 +46,9 @@ def test_hadolint_refuses_what_is_not_pinned(tools, tmp_path):
 
 
 def test_checkov_finds_nothing_in_them(tools):
-    assert _checkov(tools, ROOT / "docker", framework="dockerfile") == []
+    found = {(check, file) for check, _, file in _checkov(tools, ROOT / "docker", framework="dockerfile")}
+    # A base that an argument names looks unpinned to it: the next test looks at the argument.
+    assert found == {("CKV_DOCKER_7", f"/{file.name}") for file in DOCKERFILES}
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=NAMES)
@@ -74,7 +80,9 @@ def test_it_has_an_init_and_a_health_check_in_exec_form(file):
     assert "HEALTHCHECK NONE" in text or re.search(r'HEALTHCHECK .*\\\n +CMD \["python', text)
 
 
-@pytest.mark.parametrize("file", [f for f in DOCKERFILES if f.suffix != ".ray"], ids=[n for n in NAMES if n != "ray"])
+@pytest.mark.parametrize(
+    "file", [f for f in DOCKERFILES if f.suffix != ".ray"], ids=[n for n in NAMES if n != "ray"]
+)
 def test_labels_say_what_it_is_and_what_it_stands_on(file):
     text = file.read_text()
     labels = set(re.findall(r"org\.opencontainers\.image\.([\w.]+)=", text))
@@ -106,7 +114,9 @@ def test_the_chart_runs_the_images_of_its_version(rendered):
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == VERSION
     built = {f"vllm-forkjoin-{name}:{VERSION}" for name in NAMES}
-    run = {c["image"] for manifests in rendered.values() for p in pods(manifests) for c in p.spec["containers"]}
+    run = {
+        c["image"] for manifests in rendered.values() for p in pods(manifests) for c in p.spec["containers"]
+    }
     assert run == built
 
 

@@ -74,7 +74,11 @@ def _request(method, path, body=b"", query=b""):
     async def receive():
         return {"type": "http.request", "body": body, "more_body": False}
 
-    headers = [(b"host", b"cluster"), (b"authorization", b"Bearer x"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"host", b"cluster"),
+        (b"authorization", b"Bearer x"),
+        (b"content-length", str(len(body)).encode()),
+    ]
     scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": headers}
     return Request(scope | {"server": ("cluster", 80), "scheme": "http"}, receive)
 

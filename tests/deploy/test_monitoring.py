@@ -20,14 +20,22 @@ def queries(rendered: dict[str, list[Manifest]]) -> dict[str, list[str]]:
     """Every query that we ship, by where it stands, with the variables of Grafana filled in."""
     manifests = rendered["helm gpu-scaled"]
     dashboard = json.loads(
-        next(m["data"]["vllm-forkjoin.json"] for m in of_kind(manifests, "ConfigMap") if "vllm-forkjoin.json" in m["data"])
+        next(
+            m["data"]["vllm-forkjoin.json"]
+            for m in of_kind(manifests, "ConfigMap")
+            if "vllm-forkjoin.json" in m["data"]
+        )
     )
     rules = [r["expr"] for g in of_kind(manifests, "PrometheusRule")[0]["spec"]["groups"] for r in g["rules"]]
     triggers = of_kind(manifests, "ScaledObject")[0]["spec"]["triggers"]
     adapter = yaml.safe_load((DEPLOY / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     return {
         "dashboard": [_filled(t["expr"]) for p in dashboard["panels"] for t in p.get("targets", [])]
-        + [_filled(v["definition"].partition("(")[2].rpartition(",")[0]) for v in dashboard["templating"]["list"] if "definition" in v],
+        + [
+            _filled(v["definition"].partition("(")[2].rpartition(",")[0])
+            for v in dashboard["templating"]["list"]
+            if "definition" in v
+        ],
         "rules": rules,
         "keda": [t["metadata"]["query"] for t in triggers],
         "adapter": [r["seriesQuery"] for r in adapter]
@@ -48,14 +56,16 @@ def shipped(rendered) -> dict[str, list[str]]:
 
 
 def test_there_are_queries_everywhere(shipped):
-    assert {k: len(v) >= n for (k, v), n in zip(shipped.items(), (30, 11, 2, 4), strict=True)} == dict.fromkeys(shipped, True)
+    assert {
+        k: len(v) >= n for (k, v), n in zip(shipped.items(), (30, 11, 2, 4), strict=True)
+    } == dict.fromkeys(shipped, True)
 
 
 def test_they_name_only_metrics_that_the_code_exposes(shipped):
     known = promql.ours() | promql.vllms() | promql.HTTP | promql.ALWAYS
     named = {m for group in shipped.values() for query in group for m in promql.metrics(query)}
     assert named - known == set()
-    assert {"forkjoin:threads_running", "vllm:num_requests_waiting_by_reason"} <= named
+    assert {"forkjoin:requests_waiting", "vllm:kv_cache_usage_perc"} <= named
 
 
 def test_every_metric_of_fork_join_is_on_the_dashboard(shipped):
@@ -68,7 +78,10 @@ def test_every_metric_of_fork_join_is_on_the_dashboard(shipped):
     ("query", "named"),
     [
         ('sum by (pod) (rate(a:b_total{c=~"d|e",f="g_total"}[5m])) > 0.5', {"a:b_total"}),
-        ("histogram_quantile(0.95, sum by (le) (rate(h_bucket[1m]))) and on (pod) x == 1e3", {"h_bucket", "x"}),
+        (
+            "histogram_quantile(0.95, sum by (le) (rate(h_bucket[1m]))) and on (pod) x == 1e3",
+            {"h_bucket", "x"},
+        ),
         ("sum(clamp_min(sum by (pod) (a) - sum by (pod) (b{}), 0))", {"a", "b"}),
     ],
 )
@@ -93,7 +106,9 @@ def _as_rules(path, expressions):
 
 
 def test_every_query_is_promql(tools, shipped, tmp_path):
-    done = _promtool(tools, "check", "rules", _as_rules(tmp_path / "q.yaml", [q for g in shipped.values() for q in g]))
+    done = _promtool(
+        tools, "check", "rules", _as_rules(tmp_path / "q.yaml", [q for g in shipped.values() for q in g])
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -62,7 +62,12 @@ def test_what_is_wrong_is_refused_whatever_kind_it_is(ask, rendered):
     broken = {kind: copy.deepcopy(sample[kind]) for kind in BROKEN if kind in sample}
     for kind, manifest in broken.items():
         BROKEN[kind](manifest)
-    broken["Widget"] = {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "x"}, "spec": {}}
+    broken["Widget"] = {
+        "apiVersion": "example.com/v1",
+        "kind": "Widget",
+        "metadata": {"name": "x"},
+        "spec": {},
+    }
     answer = ask("judge", manifests=[[m] for m in broken.values()], versions=VERSIONS, schemas=SCHEMAS)
     assert [kind for kind, faults in zip(broken, answer, strict=True) if not faults] == []
 
@@ -87,7 +92,11 @@ def test_the_chart_refuses_values_that_it_does_not_know_or_that_can_not_be(ask):
         {"autoscaling": {"kind": "vpa"}},
         {"resources": {"requests": {"memory": "lots"}}},
         {"multiNode": {"enabled": True}},
-        {"multiNode": {"enabled": True}, "autoscaling": {"kind": "keda"}, "model": {"source": "hub", "name": "m"}},
+        {
+            "multiNode": {"enabled": True},
+            "autoscaling": {"kind": "keda"},
+            "model": {"source": "hub", "name": "m"},
+        },
     ]
     taken = [values for values in wrong if "refused" not in ask("render", chart=str(CHART), values=values)]
     assert taken == []

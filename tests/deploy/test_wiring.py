@@ -33,7 +33,9 @@ def test_a_pod_names_only_what_is_there(rendered, name):
             if claim := volume.get("persistentVolumeClaim"):
                 assert claim["claimName"] in _names(manifests, "PersistentVolumeClaim")
             if config := volume.get("configMap"):
-                data = {m["metadata"]["name"]: m["data"] for m in of_kind(manifests, "ConfigMap")}[config["name"]]
+                data = {m["metadata"]["name"]: m["data"] for m in of_kind(manifests, "ConfigMap")}[
+                    config["name"]
+                ]
                 assert {i["key"] for i in config.get("items", [])} <= data.keys()
         volumes = {v["name"] for v in pod.spec["volumes"]}
         for container in pod.spec["containers"]:
@@ -89,21 +91,27 @@ def test_monitors_find_what_they_scrape(rendered, name):
         services = of_kind(manifests, "Service")
         found = [s for s in services if selects(monitor["spec"]["selector"], s["metadata"]["labels"])]
         assert len(found) == 1
-        assert {e["port"] for e in monitor["spec"]["endpoints"]} <= {p["name"] for p in found[0]["spec"]["ports"]}
+        assert {e["port"] for e in monitor["spec"]["endpoints"]} <= {
+            p["name"] for p in found[0]["spec"]["ports"]
+        }
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_an_autoscaler_scales_what_is_there_and_nothing_else_does(rendered, name):
     for scaler in of_kind(rendered[name], "HorizontalPodAutoscaler", "ScaledObject"):
         target = scaler["spec"]["scaleTargetRef"]
-        owners = [m for m in of_kind(rendered[name], target["kind"]) if m["metadata"]["name"] == target["name"]]
+        owners = [
+            m for m in of_kind(rendered[name], target["kind"]) if m["metadata"]["name"] == target["name"]
+        ]
         assert len(owners) == 1
         assert "replicas" not in owners[0]["spec"]
 
 
 def test_the_router_asks_for_the_servers_of_its_own_release(rendered):
     manifests = rendered["helm gpu-scaled"]
-    router, server = (next(p for p in pods(manifests) if p.spec["containers"][0]["name"] == n) for n in ("router", "server"))
+    router, server = (
+        next(p for p in pods(manifests) if p.spec["containers"][0]["name"] == n) for n in ("router", "server")
+    )
     args = router.spec["containers"][0]["args"]
     selector = dict(a.split("=") for a in args if a.startswith("app.kubernetes.io/"))
     assert selector.items() <= server.labels.items()
@@ -119,7 +127,9 @@ def test_a_change_of_the_config_starts_pods_anew(ask):
 
     def checksum(**values):
         template = ask("render", chart=str(CHART), values=values)["vllm-forkjoin/templates/deployment.yaml"]
-        return pods(parse(template))[0].owner["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        return pods(parse(template))[0].owner["spec"]["template"]["metadata"]["annotations"][
+            "checksum/config"
+        ]
 
     assert checksum() == checksum()
     assert checksum() != checksum(server={"config": {"max-model-len": 1}})
@@ -127,7 +137,9 @@ def test_a_change_of_the_config_starts_pods_anew(ask):
 
 @pytest.mark.parametrize("servers", ["helm defaults", "kustomize/base"])
 def test_the_gateway_leads_to_the_servers(rendered, servers):
-    gateway, route, pool = (of_kind(rendered["gateway"], k)[0] for k in ("Gateway", "HTTPRoute", "InferencePool"))
+    gateway, route, pool = (
+        of_kind(rendered["gateway"], k)[0] for k in ("Gateway", "HTTPRoute", "InferencePool")
+    )
     assert route["spec"]["parentRefs"][0]["name"] == gateway["metadata"]["name"]
     backend = route["spec"]["rules"][0]["backendRefs"][0]
     assert (backend["kind"], backend["name"]) == (pool["kind"], pool["metadata"]["name"])
@@ -137,9 +149,13 @@ def test_the_gateway_leads_to_the_servers(rendered, servers):
     assert pool["spec"]["targetPorts"] == [{"number": _ports(server)["http"]}]
 
 
-@pytest.mark.parametrize("name", [n for n in VALUES if n != "helm multi-node"] + ["kustomize/base", "kustomize/gpu"])
+@pytest.mark.parametrize(
+    "name", [n for n in VALUES if n != "helm multi-node"] + ["kustomize/base", "kustomize/gpu"]
+)
 def test_the_server_listens_where_its_probes_look(rendered, name):
-    config = next(m["data"]["server.yaml"] for m in of_kind(rendered[name], "ConfigMap") if "server.yaml" in m["data"])
+    config = next(
+        m["data"]["server.yaml"] for m in of_kind(rendered[name], "ConfigMap") if "server.yaml" in m["data"]
+    )
     server = next(p for p in pods(rendered[name]) if p.spec["containers"][0]["name"] == "server")
     assert yaml.safe_load(config)["port"] == _ports(server)["http"]
     assert yaml.safe_load(config)["host"] == "0.0.0.0"

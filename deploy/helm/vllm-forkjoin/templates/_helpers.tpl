@@ -71,14 +71,12 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 namespace="{{ .Release.Namespace }}",pod=~"{{ include "forkjoin.fullname" . }}-.+"
 {{- end }}
 
-{{/* Work that waits for a slot in a step: requests and threads. Parents that wait for their threads are
-     vLLM's "deferred" and no load. */}}
-{{- define "forkjoin.waitingQuery" -}}
-sum(vllm:num_requests_waiting_by_reason{reason="capacity",{{ include "forkjoin.series" . }}})
+{{/* Queue depth. vLLM's own count has parents of running threads in it, which are no load; without a dialect
+     there are none, and no count of ours. */}}
+{{- define "forkjoin.requestsQuery" -}}
+sum({{ ternary "vllm:num_requests_waiting" "forkjoin:requests_waiting" (eq .Values.dialect.name "none") }}{ {{- include "forkjoin.series" . -}} })
 {{- end }}
 
-{{/* Requests that are held back: what is deferred and can't be a parent that waits, for each of these has
-     a thread that runs. */}}
-{{- define "forkjoin.heldBackQuery" -}}
-sum(clamp_min(sum by (pod) (vllm:num_requests_waiting_by_reason{reason="deferred",{{ include "forkjoin.series" . }}}) - sum by (pod) (forkjoin:threads_running{ {{- include "forkjoin.series" . -}} }), 0))
+{{- define "forkjoin.threadsQuery" -}}
+sum(forkjoin:threads_waiting{ {{- include "forkjoin.series" . -}} })
 {{- end }}
