@@ -58,6 +58,9 @@ def _faults(manifest: Json, versions: list[str], schemas: Path) -> Iterator[str]
 def _by_kubernetes(manifest: Json, version: str) -> Iterator[str]:
     import kubernetes_validate as kubernetes
 
+    # It reads a megabyte of definitions anew for each manifest.
+    if not hasattr(kubernetes.utils.schema_contents, "cache_info"):
+        kubernetes.utils.schema_contents = cache(kubernetes.utils.schema_contents)
     try:
         kubernetes.validate(manifest, version, strict=True)
     except kubernetes.ValidationError as error:
