@@ -17,6 +17,7 @@ from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import metrics
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.lifecycle import Lifecycle
+from forkjoin_server.openapi import publish
 from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import MESSAGES, PATHS, RESPONSES, route_of
@@ -41,6 +42,7 @@ class ForkJoinMiddleware:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            publish(scope["app"])
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return
