@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check lint train bench metrics-page
+.PHONY: help install install-dev serve test check lint docs train bench metrics-page
 
 export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
@@ -23,6 +23,9 @@ lint: install-dev  ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+docs: install-dev  ## build the docs site into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 check: lint test  ## all that CI runs
 

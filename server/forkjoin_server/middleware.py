@@ -16,8 +16,10 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import metrics
 from forkjoin_server.chat import ChatThreads
-from forkjoin_server.lifecycle import Lifecycle
+from forkjoin_server.cut import Answer
+from forkjoin_server.lifecycle import Cut, Lifecycle
 from forkjoin_server.logs import REQUEST_ID
+from forkjoin_server.openapi import publish
 from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import MESSAGES, PATHS, RESPONSES, route_of
@@ -28,6 +30,8 @@ Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
+_CUT = "the server has shut down before this answer was over: ask again, or elsewhere"
+_RETRY = [(b"retry-after", b"1")]
 
 
 class ForkJoinMiddleware:
@@ -42,6 +46,7 @@ class ForkJoinMiddleware:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            publish(scope["app"])
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return
@@ -55,11 +60,22 @@ class ForkJoinMiddleware:
         elif scope["method"] != "POST":
             await self.app(scope, receive, send)
         elif self.lifecycle.is_draining:
-            retry = [(b"retry-after", b"1")]
-            await _respond(send, 503, _error(_DRAINING, path, 503), retry)
+            await _respond(send, 503, _error(_DRAINING, path, 503), _RETRY)
         else:
             with self.lifecycle.request():
-                await self._post(path, scope, receive, send)
+                await self._post_in_time(path, scope, receive, send)
+
+    async def _post_in_time(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer, or say that a drain had no time for it."""
+        answer = Answer(send)
+        try:
+            async with self.lifecycle.answering():
+                await self._post(path, scope, receive, answer.send)
+        except Cut:
+            if answer.has_begun:
+                await answer.end(path, _error(_CUT, path, 503))
+            else:
+                await _respond(send, 503, _error(_CUT, path, 503), _RETRY)
 
     async def _post(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
         if _is_upload(scope):

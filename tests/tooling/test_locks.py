@@ -72,7 +72,7 @@ def test_the_cpu_lock_satisfies_what_serving_asks_for(asked: str) -> None:
     assert requirement.specifier.contains(CPU[canonicalize_name(requirement.name)])
 
 
-@pytest.mark.parametrize("asked", EXTRAS["dev"])
+@pytest.mark.parametrize("asked", [*EXTRAS["dev"], *EXTRAS["docs"]])
 def test_the_locks_satisfy_what_development_asks_for(asked: str) -> None:
     requirement = Requirement(asked)
     assert requirement.specifier.contains(ALL[canonicalize_name(requirement.name)])
