@@ -60,7 +60,9 @@ class Config:
 class Deployment:
     """Makes systems by name; those that can share an engine do."""
 
-    def __init__(self, model: Model, config: Config, tokenizer: Tokenizer, script: Path, folder: Path) -> None:
+    def __init__(
+        self, model: Model, config: Config, tokenizer: Tokenizer, script: Path, folder: Path
+    ) -> None:
         self.config = config
         self._model = model
         self._tokenizer = tokenizer

@@ -18,7 +18,7 @@ SLO_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 
 @dataclass(frozen=True)
 class Run:
-    """One system under one load, once. ``values``: the numbers, ``answer_s``: of each answer that is right."""
+    """One system under one load, once: its numbers, and the seconds of each answer that is right."""
 
     scenario: str
     trace: str
@@ -41,7 +41,9 @@ class Run:
         return self.scenario, self.trace, self.load, self.round, self.families
 
 
-def values_of(outcome: Outcome, counts: Counts, requests: Sequence[Compiled], block_size: int) -> dict[str, float]:
+def values_of(
+    outcome: Outcome, counts: Counts, requests: Sequence[Compiled], block_size: int
+) -> dict[str, float]:
     """The numbers of a run, by name: ``_s`` are seconds, ``_ms`` milliseconds."""
     right = [a for a in outcome.answers if a.is_right]
     values = {

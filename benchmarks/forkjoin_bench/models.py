@@ -72,7 +72,9 @@ def _smollm2(scratch: Path) -> Model:
     try:
         from tests.smollm2 import model_folder
     except ImportError as error:
-        raise UsageError("--model smollm2: expected a checkout, whose tests make it: use make bench") from error
+        raise UsageError(
+            "--model smollm2: expected a checkout, whose tests make it: use make bench"
+        ) from error
     source, folder = model_folder(), scratch / "smollm2"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -63,11 +63,12 @@ class Context:
 class ForkFacts:
     """A fork: the tokens of the branch when it forks, and of each thread, its header included.
 
-    And the digests of its contexts: the one from which the branch wrote the trigger, its threads', the
-    joined one.
+    And the digests of its contexts: the branch's first, the one from which it wrote the trigger, its
+    threads', the joined one.
     """
 
     fork_len: int
+    within: str
     forked_from: str
     thread_tokens: tuple[int, ...] = ()
     threads: tuple[str, ...] = ()
@@ -89,13 +90,20 @@ class Compiled:
         """KV blocks that are needed at once: the prefix and the sum of the threads, or the whole at its end.
 
         In whole blocks: threads share the full ones of the prefix, each has a copy of its partial
-        tail. Of a fork inside a thread only its own; so this is exact for families that do not nest.
+        tail. Where threads fork themselves, as if all were at their longest at once.
         """
-        needs = [-(-(len(self.prompt_ids) + len(self.token_ids)) // block_size)]
-        for fork in self.forks:
-            shared, tail = divmod(fork.fork_len, block_size)
-            needs.append(shared + sum(-(-(tail + n) // block_size) for n in fork.thread_tokens))
-        return max(needs)
+        whole = -(-(len(self.prompt_ids) + len(self.token_ids)) // block_size)
+        prompt = digest(self.prompt_ids)
+        return max([whole, *(self._blocks_at(f, block_size) for f in self.forks if f.within == prompt)])
+
+    def _blocks_at(self, fork: ForkFacts, block_size: int) -> int:
+        """Blocks that a fork needs, those of what is before it included."""
+        shared, tail = divmod(fork.fork_len, block_size)
+        needed = shared
+        for num_tokens, thread in zip(fork.thread_tokens, fork.threads, strict=True):
+            inner = (self._blocks_at(f, block_size) - shared for f in self.forks if f.within == thread)
+            needed += max([-(-(tail + num_tokens) // block_size), *inner])
+        return needed
 
     def ideal_tokens(self) -> int:
         """The same in tokens, as if a block held one."""
@@ -125,14 +133,14 @@ class Compiler:
         written: list[int] = []
         #: Where in ``written`` it goes on behind each of its forks.
         joins: list[tuple[int, int]] = []
-        forked_from = digest(start)
+        within = forked_from = digest(start)
         for part in body:
             if isinstance(part, str):
                 written += self._encode(part)
                 continue
             written += self._encode(part.outline)
             own_fork = len(out.forks)
-            out.forks.append(ForkFacts(len(start) + len(written), forked_from))
+            out.forks.append(ForkFacts(len(start) + len(written), within, forked_from))
             written += self._threads(out, start + written, part, own_fork)
             forked_from = digest(start + written)
             out.forks[own_fork] = replace(out.forks[own_fork], joined=forked_from)
@@ -146,7 +154,9 @@ class Compiler:
             )
         return written
 
-    def _context(self, out: Compiled, kind: Kind, token_ids: list[int], rest: list[int], fork: int) -> Context:
+    def _context(
+        self, out: Compiled, kind: Kind, token_ids: list[int], rest: list[int], fork: int
+    ) -> Context:
         fork_len = 0 if kind == "prompt" else out.forks[fork].fork_len
         return Context(out.family.name, kind, digest(token_ids), len(token_ids), fork_len, fork, tuple(rest))
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from forkjoin_scheduler.bound import BoundDialect
@@ -23,6 +24,7 @@ DRAIN_S = 30
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
+       forkjoin bench run|report|targets|abacus
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
@@ -34,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv[:1] == ["serve"]:
             serve(argv[1:])
+        elif argv[:1] == ["bench"]:
+            bench(argv[1:])
         elif argv[:2] == ["dialects", "check"]:
             check_dialect(argv[2:])
         elif argv == ["dialects"]:
@@ -93,6 +97,21 @@ def _own_help() -> str:
     )
     add_flags(parser)
     return parser.format_help()
+
+
+def bench(argv: list[str]) -> None:
+    """Run the benchmarks. Raises UnsupportedEngine or UsageError if what they need is not installed."""
+    from forkjoin_server.vllm_seam import check_version
+
+    check_version()
+    missing = [name for name in ("aiohttp", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"bench needs {' and '.join(missing)}: install vllm-forkjoin[bench], or run make install-dev"
+        )
+    from forkjoin_bench.cli import main as run_benchmarks
+
+    run_benchmarks(argv)
 
 
 def check_dialect(argv: list[str]) -> None:

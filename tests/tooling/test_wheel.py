@@ -33,9 +33,9 @@ def run(site: Path, code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_wheel_holds_our_two_packages_and_nothing_else(site: Path) -> None:
+def test_the_wheel_holds_our_three_packages_and_nothing_else(site: Path) -> None:
     held = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
-    assert held == {"bin", "forkjoin_scheduler", "forkjoin_server"}
+    assert held == {"bin", "forkjoin_bench", "forkjoin_scheduler", "forkjoin_server"}
 
 
 def test_the_packages_are_imported_from_the_wheel(site: Path) -> None:
@@ -43,7 +43,9 @@ def test_the_packages_are_imported_from_the_wheel(site: Path) -> None:
 
 
 def test_every_dialect_of_the_checkout_loads_from_the_wheel(site: Path) -> None:
-    code = "from forkjoin_scheduler.dialect_files import builtin_names, load; print(*map(load, builtin_names()))"
+    code = (
+        "from forkjoin_scheduler.dialect_files import builtin_names, load; print(*map(load, builtin_names()))"
+    )
     assert run(site, code)
     names = run(site, "from forkjoin_scheduler.dialect_files import builtin_names; print(*builtin_names())")
     assert names.split() == sorted(p.stem for p in (ROOT / "configs/dialects").glob("*.yaml"))

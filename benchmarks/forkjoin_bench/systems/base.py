@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -40,6 +41,10 @@ class Answer:
 class Engine(Protocol):
     """An engine that runs, with its scheduler's record."""
 
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that it has."""
+
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
@@ -55,7 +60,10 @@ class System(Protocol):
     """One way to have a family answered."""
 
     name: str
-    engine: Engine
+
+    @property
+    def engine(self) -> Engine:
+        """What answers; systems may share one."""
 
     async def text_of(self, family: Compiled, answer: Answer) -> str:
         """The transcript behind the prompt; notes in ``answer`` when text came in."""
@@ -63,8 +71,6 @@ class System(Protocol):
 
 async def ask(system: System, family: Compiled, timeout_s: float) -> Answer:
     """Have ``system`` answer ``family``. Whatever goes wrong is noted in the answer."""
-    import asyncio
-
     answer = Answer(family.family.name, time.monotonic())
     try:
         async with asyncio.timeout(timeout_s):
@@ -72,7 +78,7 @@ async def ask(system: System, family: Compiled, timeout_s: float) -> Answer:
         answer.is_right = text == family.text
         if not answer.is_right:
             answer.error = f"wrote {_difference(text, family.text)}"
-    except Exception as error:  # noqa: BLE001 - one request that fails must not end the run: it is reported
+    except Exception as error:  # one request that fails must not end the run: it is reported
         answer.error = f"{type(error).__name__}: {error}"
     answer.ended = time.monotonic()
     return answer
@@ -80,5 +86,7 @@ async def ask(system: System, family: Compiled, timeout_s: float) -> Answer:
 
 def _difference(got: str, wanted: str) -> str:
     """Where two texts part."""
-    same = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
-    return f"{got[same : same + 40]!r} behind {got[max(same - 40, 0) : same]!r}, not {wanted[same : same + 40]!r}"
+    pairs = enumerate(zip(got, wanted, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(got), len(wanted)))
+    before = got[max(same - 40, 0) : same]
+    return f"{got[same : same + 40]!r} behind {before!r}, not {wanted[same : same + 40]!r}"

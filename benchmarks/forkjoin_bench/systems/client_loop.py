@@ -30,7 +30,9 @@ Text = TypeVar("Text", str, list[int])
 class Completer(Protocol[Text]):
     """An engine that continues a context, text or ids."""
 
-    engine: Engine
+    @property
+    def engine(self) -> Engine:
+        """What it asks."""
 
     def encode(self, text: str) -> Text:
         """``text`` as the engine is asked with it."""
@@ -52,7 +54,7 @@ class ClientLoop(Generic[Text]):
     def __init__(self, name: str, completer: Completer[Text], max_families: int | None = None) -> None:
         self.name = name
         self.engine = completer.engine
-        self._completer = completer
+        self._completer: Completer[Text] = completer
         self._gate = asyncio.Semaphore(max_families or 1_000_000)
 
     async def text_of(self, family: Compiled, answer: Answer) -> str:

@@ -23,7 +23,8 @@ class Whole:
 
     async def text_of(self, family: Compiled, answer: Answer) -> str:
         body = PLAIN | {"prompt": family.family.prompt, "max_tokens": len(family.token_ids) + 1}
-        return (await _streamed(self.engine, body, answer))["text"]
+        choice = await _streamed(self.engine, body, answer)
+        return str(choice["text"])
 
 
 class HttpCompleter:

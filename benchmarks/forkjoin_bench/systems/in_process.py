@@ -29,6 +29,10 @@ class InProcess:
         self.llm: Any = None
         self.take_steps = self._records.take
 
+    @property
+    def num_blocks(self) -> int:
+        return self._records.num_blocks
+
     async def start(self) -> None:
         self._records.path.unlink(missing_ok=True)
         # Its engine core is a process that takes over this one's environment, then and there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -33,13 +34,21 @@ class Server:
         self.log = folder / f"{name}.log"
         self._command = [sys.executable, "-m", "forkjoin_bench.serving", kind, *argv]
         self._records = RecordReader(folder / f"{name}.steps.jsonl")
-        self._env = os.environ | env | {
-            "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
-            RECORD_VARIABLE: str(self._records.path),
-        }
+        self._env = (
+            os.environ
+            | env
+            | {
+                "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
+                RECORD_VARIABLE: str(self._records.path),
+            }
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._session: aiohttp.ClientSession | None = None
         self.take_steps = self._records.take
+
+    @property
+    def num_blocks(self) -> int:
+        return self._records.num_blocks
 
     async def start(self) -> None:
         """Start, and return when it answers. Raises ServerFailed."""
@@ -49,7 +58,7 @@ class Server:
         self._records.path.unlink(missing_ok=True)
         address = ["--host", "127.0.0.1", "--port", str(port)]
         with self.log.open("w") as out:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [*self._command, *address], stdout=out, stderr=out, env=self._env, start_new_session=True
             )
         self._session = aiohttp.ClientSession(
@@ -82,15 +91,11 @@ class Server:
             return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._process.wait, STOP_S)
-        except subprocess.TimeoutExpired:
-            pass
         # Its engine is in the same session; whatever is left of it goes too.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     async def reset_prefix_cache(self) -> None:
         assert self._session is not None
