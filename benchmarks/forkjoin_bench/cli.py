@@ -22,6 +22,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from forkjoin_bench import scheduler_cost
     from forkjoin_bench.models import MODELS
     from forkjoin_bench.scenarios import DEFAULT, MAKERS
 
@@ -51,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
     abacus = commands.add_parser("abacus", help="the embedded model, unforced: forked and sequential")
     _add_abacus(abacus)
+
+    scheduler = commands.add_parser("scheduler", help="what the scheduler costs a step, without a model")
+    scheduler_cost.add_arguments(scheduler)
+    scheduler.set_defaults(run=scheduler_cost.main)
 
     targets = commands.add_parser("targets", help="each target: measured, met or not")
     targets.add_argument("results", type=Path, nargs="+", metavar="JSON")

@@ -48,7 +48,7 @@ def write(result: dict[str, Any], path: Path) -> None:
 def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
     """A result and its runs, as ``write`` wrote them."""
     result = json.loads(path.read_text())
-    fields = ({**run, "families": tuple(run["families"])} for run in result["runs"])
+    fields = ({**run, "families": tuple(run["families"])} for run in result.get("runs", ()))
     return result, [Run(**run) for run in fields]
 
 

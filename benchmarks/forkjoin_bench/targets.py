@@ -214,19 +214,49 @@ TARGETS = (
 )
 
 
+#: Nothing but noise above linear.
+MAX_EXPONENT = 1.05
+
+
 def markdown(results: Sequence[tuple[dict[str, Any], Sequence[Run]]]) -> str:
-    """A table of all targets for each result."""
-    return "\n\n".join(_of_result(result, runs) for result, runs in results)
+    """A table of all targets for each result: of ``run``, or (without runs) of ``scheduler``."""
+    return "\n\n".join(
+        _of_scheduler(result) if "costs" in result else _of_run(result, runs) for result, runs in results
+    )
 
 
-def _of_result(result: dict[str, Any], runs: Sequence[Run]) -> str:
-    lines = []
+def _of_run(result: dict[str, Any], runs: Sequence[Run]) -> str:
+    lines: list[list[str]] = []
     for target in TARGETS:
         command = f"`forkjoin bench run --model {result['model']} --scenario {target.scenario}`"
-        measured = target.measure(runs)
-        if not measured:
-            lines.append([target.name, target.limit, "not measured", "–", command])
-        for case, value in measured.items():
-            met = "met" if target.is_met(value) else "**not met**"
-            lines.append([target.name, target.limit, f"{value:.3g} ({case})", met, command])
-    return f"## {result['model']}\n\n" + table(["target", "limit", "measured (median)", "", "command"], lines)
+        lines += _judged(target.name, target.limit, target.is_met, target.measure(runs), command)
+    return f"## {result['model']}\n\n" + _table(lines)
+
+
+def _of_scheduler(result: dict[str, Any]) -> str:
+    """The rows of ``forkjoin bench scheduler``: growth with the threads, and the cost of plain requests."""
+    ours, stock = result["costs"]["plain requests"], result["costs"]["plain, vLLM's scheduler"]
+    over_stock = {f"{width} requests": ours[width] / stock[width] for width in ours}
+    growth = {
+        kind: n for kind, n in result.get("slopes", {}).items() if kind in ("one family", "families of 8")
+    }
+    command = "`forkjoin bench scheduler`"
+    lines = _judged(
+        "scheduler time a step ~ threads^n, 128 to 1,024", *_at_most(MAX_EXPONENT), growth, command
+    )
+    lines += _judged("scheduler time a step, plain, ours / vLLM's", *_at_most(1.02), over_stock, command)
+    return "## scheduler\n\n" + _table(lines)
+
+
+def _judged(
+    name: str, limit: str, is_met: Callable[[float], bool], measured: dict[str, float], command: str
+) -> list[list[str]]:
+    """A row a case, or one that says that nothing was measured."""
+    if not measured:
+        return [[name, limit, "not measured", "–", command]]
+    verdicts = {case: "met" if is_met(value) else "**not met**" for case, value in measured.items()}
+    return [[name, limit, f"{v:.3g} ({case})", verdicts[case], command] for case, v in measured.items()]
+
+
+def _table(lines: list[list[str]]) -> str:
+    return table(["target", "limit", "measured (median)", "", "command"], lines)

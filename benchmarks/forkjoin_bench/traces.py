@@ -35,7 +35,7 @@ class Fork:
     @property
     def outline(self) -> str:
         """What the branch writes to fork, the trigger last."""
-        lines = "".join(f"<Outline>{t.number}: {t.title}</Outline>\n" for t in self.threads)
+        lines = "".join(f"<Outline>{t.number}:{t.title}</Outline>\n" for t in self.threads)
         return f"<Parallel>\n<Outlines>\n{lines}</Outlines>"
 
 
@@ -70,9 +70,7 @@ class Author:
         return self.fork_into([(self.text(n),) for n in lengths], within=within)
 
     def fork_into(self, bodies: list[Body], *, within: str = "") -> Fork:
-        threads = [
-            Thread(f"{within}{n}", " " + self.text(TITLE_TOKENS), body) for n, body in enumerate(bodies, 1)
-        ]
+        threads = [Thread(f"{within}{n}", self.text(TITLE_TOKENS), body) for n, body in enumerate(bodies, 1)]
         return Fork(tuple(threads))
 
     def lengths(self, width: int, low: int, high: int) -> list[int]:
