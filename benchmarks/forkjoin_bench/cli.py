@@ -37,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--systems", nargs="+", default=(), metavar="NAME", help="in the place of the scenarios' own"
     )
+    run.add_argument(
+        "--loads", nargs="+", default=(), metavar="NAME", help="of the scenarios' own, these only"
+    )
     run.add_argument("--quick", action="store_true", help="fewer rounds, traces and requests: minutes")
     run.add_argument("--rounds", type=int, metavar="N", help=f"default {ROUNDS}, {QUICK_ROUNDS} if quick")
     run.add_argument("--seed", type=int, default=1, help="of the traces")
@@ -87,6 +90,7 @@ def _run(args: argparse.Namespace) -> None:
     from forkjoin_bench.models import make_model
     from forkjoin_bench.run import Bench, Plan
     from forkjoin_bench.scenarios import choose
+    from forkjoin_bench.systems.server import ServerFailed
 
     rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
     if rounds < 1:
@@ -94,7 +98,7 @@ def _run(args: argparse.Namespace) -> None:
     folder = (args.out / args.model).resolve()
     plan = Plan(
         make_model(args.model, folder),
-        choose(args.scenario, quick=args.quick),
+        choose(args.scenario, quick=args.quick, loads=args.loads),
         rounds,
         args.seed,
         folder,
@@ -114,6 +118,8 @@ def _run(args: argparse.Namespace) -> None:
     }
     try:
         asyncio.run(bench.run())
+    except ServerFailed as error:
+        raise UsageError(str(error)) from error
     finally:  # what was measured before something broke is kept
         if bench.runs:
             facts |= {"configs": [c.options for c in bench.configs]}

@@ -17,16 +17,10 @@ from forkjoin_bench.systems.base import Engine, System
 from forkjoin_bench.systems.client_loop import ClientLoop
 from forkjoin_bench.systems.http import HttpCompleter, Whole
 from forkjoin_bench.systems.in_process import IdsCompleter, InProcess
+from forkjoin_bench.systems.names import GATE, SYSTEMS
 from forkjoin_bench.systems.server import Server
 from forkjoin_scheduler.dialect import JoinKind, Tokenizer
 from forkjoin_scheduler.errors import UsageError
-
-#: Ours: joined by prefilling, threads ahead of the join; by stitching; all at once when the last has ended.
-FORKJOIN, STITCH, AT_ONCE = "forkjoin", "forkjoin-stitch", "forkjoin-at-once"
-CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL = "client-http", "client-inproc", "sequential"
-#: ``client-inproc-gate4``: at most four families at a time.
-GATE = f"{CLIENT_IN_PROCESS}-gate"
-SYSTEMS = (FORKJOIN, STITCH, AT_ONCE, CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL)
 
 
 @dataclass(frozen=True)

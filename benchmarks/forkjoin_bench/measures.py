@@ -10,6 +10,7 @@ from typing import Any
 from forkjoin_bench.script import Compiled
 from forkjoin_bench.steps import CAUSES, Counts
 from forkjoin_bench.systems.base import Answer
+from forkjoin_bench.systems.names import CLIENT_HTTP, rank
 from forkjoin_bench.traffic import Outcome
 
 #: Answers are good at these multiples of what an idle client loop takes.
@@ -111,22 +112,28 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row for each group: the spread of each number over its runs."""
+    """One row for each group: the spread of each number over its runs.
+
+    ``speedup`` is beside them: the answer time of the client loop over HTTP in the same round over this one.
+    """
     groups: dict[tuple[str, str, str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
+    seen = list(dict.fromkeys(group[:3] for group in groups))
     rows = []
-    for (scenario, trace, load, system), members in groups.items():
+    for group in sorted(groups, key=lambda g: (seen.index(g[:3]), rank(g[3]))):
+        members = groups[group]
         names = dict.fromkeys(name for run in members for name in run.values)
+        values = {n: spread([r.values[n] for r in members if n in r.values]) for n in names}
+        faster = ratios([r for r in runs if r.group[:3] == group[:3]], CLIENT_HTTP, group[3], "answer_s")
+        if faster and group[3] != CLIENT_HTTP:
+            values["speedup"] = spread(faster)
         rows.append(
             {
-                "scenario": scenario,
-                "trace": trace,
-                "load": load,
-                "system": system,
+                **dict(zip(("scenario", "trace", "load", "system"), group, strict=True)),
                 "runs": len(members),
                 "errors": [e for run in members for e in run.errors],
-                "values": {n: spread([r.values[n] for r in members if n in r.values]) for n in names},
+                "values": values,
             }
         )
     return rows

@@ -57,6 +57,13 @@ class Model:
     folder: Path
     flags: tuple[str, ...] = ()
 
+    @property
+    def kv_token_bytes(self) -> int:
+        """Bytes of KV cache that a token takes, in 16 bits."""
+        config = json.loads((self.folder / "config.json").read_text())
+        heads = config["num_key_value_heads"] * config["head_dim"]
+        return int(config["num_hidden_layers"] * heads) * 2 * 2
+
 
 def make_model(name: str, scratch: Path) -> Model:
     """The model called ``name``; what has to be written is written below ``scratch``."""

@@ -11,11 +11,13 @@ from typing import Any
 
 from forkjoin_bench.measures import SLO_FACTORS, Run, goodput, rows_of
 from forkjoin_bench.steps import CAUSES
+from forkjoin_bench.systems.names import CLIENT_HTTP
 from forkjoin_bench.tables import cell, table
 
 #: Column, number, digits; a column that no row of a scenario has is left out.
 COLUMNS = (
     ("answer s", "answer_s", 3),
+    ("client-http / this", "speedup", 2),
     ("wall s", "wall_s", 2),
     ("requests/s", "requests_per_s", 2),
     ("tokens/s", "tokens_per_s", 0),
@@ -113,6 +115,6 @@ def idle_answer_s(runs: Sequence[Run]) -> float | None:
     alone = [
         r.values["answer_s"]
         for r in runs
-        if (r.trace, r.load, r.system) == ("families", "c1", "client-http") and "answer_s" in r.values
+        if (r.trace, r.load, r.system) == ("families", "c1", CLIENT_HTTP) and "answer_s" in r.values
     ]
     return median(alone) if alone else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from forkjoin_server.vllm_seam import tokenizer_of
 
 #: Tokens of context beyond the longest transcript.
 SPARE_TOKENS = 32
+#: KV cache of one engine: five of them, and their weights, are in memory at once.
+MAX_KV_BYTES = 2 << 30
 #: What the record of the last step may take to reach the file.
 SETTLE_S = 0.05
 
@@ -68,7 +71,13 @@ class Bench:
         }
 
     async def run(self) -> None:
-        """Measure everything. Scenarios that need other engines than the ones before get them."""
+        """Measure everything. Scenarios that need other engines than the ones before get them.
+
+        SIGTERM cancels it, as SIGINT does: the engines are stopped first.
+        """
+        this = asyncio.current_task()
+        assert this is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
         self.plan.folder.mkdir(parents=True, exist_ok=True)
         script = self.plan.folder / "script.json"
         eos = next(t for t in map(self._tokenizer.token_id, ("<|end|>", "<|im_end|>")) if t is not None)
@@ -92,7 +101,8 @@ class Bench:
         # A stitched join needs its threads and their copy at once; less is refused at start.
         least = 2 * -(-longest // block_size) + 2
         share = group[0].kv_share
-        num_blocks = max(2 * need if share is None else round(share * need), least)
+        most = MAX_KV_BYTES // (self.plan.model.kv_token_bytes * block_size)
+        num_blocks = max(min(2 * need, most) if share is None else round(share * need), least)
         return Config(longest, num_blocks, block_size, enforce_eager=self.plan.eager)
 
     async def _run_group(self, group: Sequence[Scenario], config: Config, script: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from forkjoin_bench.deployment import (
+from forkjoin_bench.systems.names import (
     AT_ONCE,
     CLIENT_HTTP,
     CLIENT_IN_PROCESS,
@@ -15,6 +15,7 @@ from forkjoin_bench.deployment import (
     STITCH,
 )
 from forkjoin_bench.traffic import Load
+from forkjoin_scheduler.errors import UsageError
 
 ALONE = Load("alone", 1)
 PUBLISHED = ("threadweaver", "multiverse", "npr-wide", "fork-heavy", "nested", "8x64")
@@ -124,6 +125,16 @@ MAKERS: dict[str, Callable[..., Scenario]] = {
 DEFAULT = tuple(name for name in MAKERS if name != "smoke")
 
 
-def choose(names: Sequence[str], *, quick: bool) -> list[Scenario]:
-    """The scenarios called ``names``, in their smaller form if ``quick``."""
-    return [MAKERS[name](quick=quick) for name in names]
+def choose(names: Sequence[str], *, quick: bool, loads: Sequence[str] = ()) -> list[Scenario]:
+    """The scenarios called ``names``, smaller if ``quick``, under ``loads`` only if any are named.
+
+    Raises UsageError if a scenario has none of them.
+    """
+    chosen = [MAKERS[name](quick=quick) for name in names]
+    if not loads:
+        return chosen
+    for scenario in chosen:
+        if not any(load.name in loads for load in scenario.loads):
+            known = ", ".join(load.name for load in scenario.loads)
+            raise UsageError(f"--loads: expected one of {scenario.name}'s, {known}, got {', '.join(loads)}")
+    return [replace(s, loads=tuple(load for load in s.loads if load.name in loads)) for s in chosen]

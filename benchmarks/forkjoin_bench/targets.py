@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forkjoin_bench.deployment import (
+from forkjoin_bench.measures import Run, goodput, ratios
+from forkjoin_bench.report import idle_answer_s
+from forkjoin_bench.systems.names import (
     AT_ONCE,
     CLIENT_HTTP,
     CLIENT_IN_PROCESS,
@@ -16,8 +18,6 @@ from forkjoin_bench.deployment import (
     SEQUENTIAL,
     STITCH,
 )
-from forkjoin_bench.measures import Run, goodput, ratios
-from forkjoin_bench.report import idle_answer_s
 from forkjoin_bench.tables import table
 
 OURS = (FORKJOIN, STITCH)

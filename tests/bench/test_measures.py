@@ -72,6 +72,14 @@ def test_a_row_has_the_spread_of_its_runs():
     assert row["values"]["answer_s"] == {"median": 2, "least": 1, "greatest": 3}
 
 
+def test_rows_stand_in_one_order_and_say_how_much_faster_than_the_client_each_is():
+    rows = rows_of(
+        [run("sequential", answer_s=6), run("client-http", answer_s=3), run("forkjoin", answer_s=2)]
+    )
+    assert [row["system"] for row in rows] == ["forkjoin", "client-http", "sequential"]
+    assert [row["values"].get("speedup", {}).get("median") for row in rows] == [1.5, None, 0.5]
+
+
 def test_a_result_is_read_back_as_it_was_written(tmp_path):
     runs = [run("forkjoin"), run("client-http", answer_s=1.5)]
     write(result_of(FACTS, runs), tmp_path / "r.json")

@@ -23,7 +23,6 @@ class InProcess:
         self._records = RecordReader(folder / f"{name}.steps.jsonl")
         self._env = env | {
             RECORD_VARIABLE: str(self._records.path),
-            "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
             "VLLM_LOGGING_LEVEL": "WARNING",
         }
         self.llm: Any = None

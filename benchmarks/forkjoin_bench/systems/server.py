@@ -58,8 +58,9 @@ class Server:
         self._records.path.unlink(missing_ok=True)
         address = ["--host", "127.0.0.1", "--port", str(port)]
         with self.log.open("w") as out:
+            # A group of its own, to end it as one, but the client's session: by these Linux shares cores out.
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [*self._command, *address], stdout=out, stderr=out, env=self._env, start_new_session=True
+                [*self._command, *address], stdout=out, stderr=out, env=self._env, process_group=0
             )
         self._session = aiohttp.ClientSession(
             f"http://127.0.0.1:{port}",
@@ -93,7 +94,7 @@ class Server:
             self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._process.wait, STOP_S)
-        # Its engine is in the same session; whatever is left of it goes too.
+        # Its engine is in the same group; whatever is left of it goes too.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
