@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ def main(argv: list[str]) -> None:
     """Run ``forkjoin bench ARGV``. Raises UsageError for what can't be."""
     parser = _parser()
     args = parser.parse_args(argv)
+    args.command = " ".join(["forkjoin bench", *argv])
     args.run(args)
 
 
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--loads", nargs="+", default=(), metavar="NAME", help="of the scenarios' own, these only"
     )
+    run.add_argument("--traces", nargs="+", default=(), metavar="NAME", help="likewise")
     run.add_argument("--quick", action="store_true", help="fewer rounds, traces and requests: minutes")
     run.add_argument("--rounds", type=int, metavar="N", help=f"default {ROUNDS}, {QUICK_ROUNDS} if quick")
     run.add_argument("--seed", type=int, default=1, help="of the traces")
@@ -98,7 +99,7 @@ def _run(args: argparse.Namespace) -> None:
     folder = (args.out / args.model).resolve()
     plan = Plan(
         make_model(args.model, folder),
-        choose(args.scenario, quick=args.quick, loads=args.loads),
+        choose(args.scenario, quick=args.quick, loads=args.loads, traces=args.traces),
         rounds,
         args.seed,
         folder,
@@ -109,7 +110,7 @@ def _run(args: argparse.Namespace) -> None:
     )
     bench = Bench(plan)
     facts = {
-        "command": " ".join(["forkjoin", "bench", *sys.argv[2:]]),
+        "command": args.command,
         "model": args.model,
         "rounds": rounds,
         "quick": args.quick,

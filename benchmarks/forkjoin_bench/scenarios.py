@@ -125,16 +125,32 @@ MAKERS: dict[str, Callable[..., Scenario]] = {
 DEFAULT = tuple(name for name in MAKERS if name != "smoke")
 
 
-def choose(names: Sequence[str], *, quick: bool, loads: Sequence[str] = ()) -> list[Scenario]:
-    """The scenarios called ``names``, smaller if ``quick``, under ``loads`` only if any are named.
+def choose(
+    names: Sequence[str], *, quick: bool, loads: Sequence[str] = (), traces: Sequence[str] = ()
+) -> list[Scenario]:
+    """The scenarios called ``names``, smaller if ``quick``; of their loads and traces those that are named.
 
     Raises UsageError if a scenario has none of them.
     """
-    chosen = [MAKERS[name](quick=quick) for name in names]
-    if not loads:
-        return chosen
-    for scenario in chosen:
-        if not any(load.name in loads for load in scenario.loads):
-            known = ", ".join(load.name for load in scenario.loads)
-            raise UsageError(f"--loads: expected one of {scenario.name}'s, {known}, got {', '.join(loads)}")
-    return [replace(s, loads=tuple(load for load in s.loads if load.name in loads)) for s in chosen]
+    chosen = []
+    for name in names:
+        full, small = MAKERS[name](quick=False), MAKERS[name](quick=quick)
+        # What is asked for by name is there, quick or not.
+        all_loads = {load.name: load for load in (*full.loads, *small.loads)}
+        kept_loads = _kept("--loads", name, list(all_loads), loads)
+        kept_traces = _kept("--traces", name, full.traces, traces)
+        chosen.append(
+            replace(
+                small,
+                loads=tuple(all_loads[n] for n in kept_loads) if loads else small.loads,
+                traces=kept_traces if traces else small.traces,
+            )
+        )
+    return chosen
+
+
+def _kept(flag: str, scenario: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    kept = tuple(name for name in own if name in wanted)
+    if wanted and not kept:
+        raise UsageError(f"{flag}: expected one of {scenario}'s, {', '.join(own)}, got {', '.join(wanted)}")
+    return kept

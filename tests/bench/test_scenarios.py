@@ -31,5 +31,10 @@ def test_a_load_that_a_scenario_does_not_have_is_an_error():
         choose(["load"], quick=False, loads=["c3"])
 
 
+def test_a_trace_that_the_quick_form_leaves_out_may_be_asked_for():
+    (idle,) = choose(["idle"], quick=True, traces=["nested"])
+    assert idle.traces == ("nested",)
+
+
 def test_all_but_the_smoke_test_is_run_by_default():
     assert set(MAKERS) - set(DEFAULT) == {"smoke"}
