@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
@@ -23,6 +24,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin doctor [--json] [the flags of serve]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
+       forkjoin bench run|report|targets|abacus
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
@@ -36,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
             serve(argv[1:])
         elif argv[:1] == ["doctor"]:
             doctor(argv[1:])
+        elif argv[:1] == ["bench"]:
+            bench(argv[1:])
         elif argv[:2] == ["dialects", "check"]:
             check_dialect(argv[2:])
         elif argv == ["dialects"]:
@@ -118,6 +122,21 @@ def _own_help() -> str:
     )
     add_flags(parser)
     return parser.format_help()
+
+
+def bench(argv: list[str]) -> None:
+    """Run the benchmarks. Raises UnsupportedEngine or UsageError if what they need is not installed."""
+    from forkjoin_server.vllm_seam import check_version
+
+    check_version()
+    missing = [name for name in ("aiohttp", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"bench needs {' and '.join(missing)}: install vllm-forkjoin[bench], or run make install-dev"
+        )
+    from forkjoin_bench.cli import main as run_benchmarks
+
+    run_benchmarks(argv)
 
 
 def check_dialect(argv: list[str]) -> None:
