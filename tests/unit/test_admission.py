@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler.policy.admission import Admission, Expectation, Need, Room
 
-ROOM = Room(free_blocks=100, tokens_per_block=32, num_slots=64)
+ROOM = Room(num_free=100, tokens_per_block=32, num_slots=64)
 NEEDS = st.builds(Need, st.integers(0, 2000), st.integers(0, 8), st.integers(0, 1000))
 ROOMS = st.builds(Room, st.integers(0, 400), st.sampled_from([16, 32, 128]), st.integers(1, 128))
 
@@ -26,7 +26,7 @@ def num_admitted(admission, room, prompt_blocks=5):
     running = []
     while admission.admits(prompt_blocks, 1 << 30, running, room):
         running.append(Need(0))
-        room = replace(room, free_blocks=room.free_blocks - prompt_blocks)
+        room = replace(room, num_free=room.num_free - prompt_blocks)
         if len(running) > 1000:
             break
     return len(running)
@@ -74,31 +74,31 @@ def test_more_room_never_keeps_a_request_out(prompt_blocks, running, room, more_
     admission = Admission()
     if admission.admits(prompt_blocks, 1000, running, room):
         roomier = replace(
-            room, free_blocks=room.free_blocks + more_blocks, num_slots=room.num_slots + more_slots
+            room, num_free=room.num_free + more_blocks, num_slots=room.num_slots + more_slots
         )
         assert admission.admits(prompt_blocks, 1000, running, roomier)
 
 
 def test_a_request_that_may_write_little_needs_little():
     admission, running = taught(tokens=3200), [Need(3000, 4, 1500)]
-    room = replace(ROOM, free_blocks=30)
+    room = replace(ROOM, num_free=30)
     assert not admission.admits(5, 3200, running, room)
     assert admission.admits(5, 64, running, room)
 
 
 def test_what_a_running_request_has_written_is_not_kept_free_again():
-    admission, room = taught(), replace(ROOM, free_blocks=20)
+    admission, room = taught(), replace(ROOM, num_free=20)
     assert not admission.admits(5, 640, [Need(0)] * 2, room)
     assert admission.admits(5, 640, [Need(600, 4, 300)] * 2, room)
 
 
 def test_one_that_has_outgrown_what_was_expected_is_still_expected_to_grow():
     admission = taught()
-    assert not admission.admits(0, 640, [Need(64_000, 4, 640)] * 40, replace(ROOM, free_blocks=20))
+    assert not admission.admits(0, 640, [Need(64_000, 4, 640)] * 40, replace(ROOM, num_free=20))
 
 
 def test_slots_run_out_as_blocks_do():
-    admission, plenty = taught(), replace(ROOM, free_blocks=10_000, num_slots=8)
+    admission, plenty = taught(), replace(ROOM, num_free=10_000, num_slots=8)
     assert admission.parallelism.mean == pytest.approx(2)
     assert num_admitted(admission, plenty) == 4
 

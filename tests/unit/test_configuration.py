@@ -210,6 +210,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "max-threads-running": ("4", "flag"),
         "slo-itl-ms": ("None", "default"),
         "thread-policy": ("None", "default"),
+        "log-format": ("text", "default"),
         "port": ("1025", f"file {path}"),
         "seed": ("8", "flag"),
     }
