@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
+from forkjoin_server import logs
 from forkjoin_server.configuration import EMBEDDED_MODEL as EMBEDDED_MODEL  # where others look for it
 from forkjoin_server.configuration import resolve
 from forkjoin_server.effective import Given, effective, lines
@@ -21,6 +24,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin doctor [--json] [the flags of serve]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
+       forkjoin bench run|report|targets|abacus
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
@@ -34,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
             serve(argv[1:])
         elif argv[:1] == ["doctor"]:
             doctor(argv[1:])
+        elif argv[:1] == ["bench"]:
+            bench(argv[1:])
         elif argv[:2] == ["dialects", "check"]:
             check_dialect(argv[2:])
         elif argv == ["dialects"]:
@@ -55,14 +61,22 @@ def serve(argv: list[str]) -> None:
     Raises UnsupportedEngine if vLLM is missing, another version, or set up as fork/join can't be;
     DialectError for a dialect that is wrong or not the model's; UsageError for flags that can't be.
     """
-    from forkjoin_server.vllm_seam import check_version, run_serve
+    from forkjoin_server.vllm_seam import check_version, log_as, run_serve
 
     _help_first(argv)
+    starts_as_json = logs.wants_json(argv)
+    if starts_as_json:
+        logs.start_relay()
     check_version()
     given = _resolve(argv)
-    print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
-    with shared_with_children():
-        run_serve(given.args)
+    args = given.args
+    with shared_with_children(), contextlib.ExitStack() as stack:
+        if args.forkjoin_log_format == "json":
+            if not starts_as_json:
+                logs.start_relay()
+            log_as(args, lambda *how: stack.enter_context(logs.written(logs.config(*how))))
+        print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
+        run_serve(args)
 
 
 def _resolve(argv: list[str]) -> Given:
@@ -111,6 +125,21 @@ def _help_first(argv: list[str]) -> None:
     )
     add_flags(parser)
     print(parser.format_help())
+
+
+def bench(argv: list[str]) -> None:
+    """Run the benchmarks. Raises UnsupportedEngine or UsageError if what they need is not installed."""
+    from forkjoin_server.vllm_seam import check_version
+
+    check_version()
+    missing = [name for name in ("aiohttp", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"bench needs {' and '.join(missing)}: install vllm-forkjoin[bench], or run make install-dev"
+        )
+    from forkjoin_bench.cli import main as run_benchmarks
+
+    run_benchmarks(argv)
 
 
 def check_dialect(argv: list[str]) -> None:

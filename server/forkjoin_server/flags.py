@@ -16,6 +16,7 @@ from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server import logs
 
 SCHEDULER = "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler"
 MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
@@ -33,6 +34,13 @@ def add_flags(parser: Any) -> None:
         default="threadweaver",
         metavar="NAME|FILE|none",
         help=f"{', '.join(builtin_names())}, a YAML file, or none",
+    )
+    group.add_argument(
+        logs.FLAG,
+        dest=_dest("log_format"),
+        choices=["text", "json"],
+        default="text",
+        help="json: all that the server writes is one JSON object a line, on standard output",
     )
     for model, names in ((Limits, tuple(Limits.model_fields)), (Settings, _SETTINGS)):
         for name in names:

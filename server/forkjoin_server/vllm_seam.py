@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from forkjoin_scheduler import redact
@@ -110,19 +111,60 @@ def _parser(default_model: str) -> Any:
     return Parser(prog="forkjoin")
 
 
+def log_as(args: argparse.Namespace, write: Callable[[str, str, list[str]], str]) -> None:
+    """Make every process of ``vllm serve`` with ``args`` log by a file of our own.
+
+    ``write`` makes it of vLLM's level, uvicorn's, and the paths whose accesses are not to be logged.
+    Raises UsageError if ``args`` name such a file themselves.
+    """
+    from vllm.config.logging import LoggingConfig
+
+    config = getattr(args, "logging_config", None) or LoggingConfig()
+    if config.pylogging_config_file or getattr(args, "log_config_file", None):
+        raise UsageError("--log-format: expected no logging config file beside it: drop the one or the other")
+    level = getattr(args, "log_level", None) or config.log_level
+    quiet_paths = [p.strip() for p in (args.disable_access_log_for_endpoints or "").split(",") if p.strip()]
+    path = write(level, args.uvicorn_log_level, quiet_paths)
+    args.logging_config = replace(config, pylogging_config_file=path)
+
+
 def run_serve(args: argparse.Namespace) -> None:
     """Run ``vllm serve`` with ``args``.
 
     Goes to vLLM's own subcommand: its ``main`` asks for a distribution named ``vllm``, which the
-    CPU build is not. Raises UnsupportedEngine or DialectError before an engine starts.
+    CPU build is not. Raises UnsupportedEngine, UsageError or DialectError before an engine starts.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     redact.hide_in_logs()
+    _check_tracing(args)
     _check_configs()
     command = ServeSubcommand()
     command.validate(args)
     command.cmd(args)
+
+
+def _check_tracing(args: argparse.Namespace) -> None:
+    """Raise UsageError if traces are asked for that can't be made.
+
+    vLLM's own check of the packages finds them always (``is_tracing_available`` asks whether there
+    are functions that could tell); without them it traces nothing. Without statistics, an assertion
+    in its ``do_tracing`` ends the first request and all others with it.
+    """
+    from vllm.tracing import otel_import_error_traceback
+
+    if args.otlp_traces_endpoint is None:
+        return
+    if otel_import_error_traceback is not None:
+        raise UsageError(
+            "--otlp-traces-endpoint: expected the OpenTelemetry packages, found none or not all of them: "
+            "install vllm-forkjoin[otel]"
+        )
+    if args.disable_log_stats:
+        raise UsageError(
+            "--otlp-traces-endpoint: expected no --disable-log-stats beside it, for spans are made of these: "
+            "drop the one or the other"
+        )
 
 
 def _check_configs() -> None:

@@ -23,8 +23,6 @@ class Pacing(Admitting):
         self._cost = StepCost()
         self._deadlines: Deadlines | None = None
         self._pace: ThreadPolicy = self._chosen_policy()
-        #: Threads that may not start in this step.
-        self._held_back: set[str] = set()
         #: Steps whose end is awaited: what they compute, and when they were scheduled.
         self._in_flight: deque[tuple[Load, float]] = deque()
         self._last_end = 0.0
@@ -40,9 +38,6 @@ class Pacing(Admitting):
             self._deadlines = Deadlines(target)
             return Slack(self._cost, target)
         return Eager()
-
-    def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        return request.request_id not in self._held_back and super()._handle_blocked_waiting_request(request)
 
     # ---- before a step ---------------------------------------------------------------------
 

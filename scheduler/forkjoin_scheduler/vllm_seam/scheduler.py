@@ -25,6 +25,7 @@ from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import logger
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.pacing import Pacing
+from forkjoin_scheduler.vllm_seam.sampling import without_banned
 
 
 class ForkJoinScheduler(Pacing):
@@ -45,6 +46,8 @@ class ForkJoinScheduler(Pacing):
         super().add_request(request)
         if self._spoken is None or (wish := self._wish_of(request)) is None:
             return
+        if banned := wish.spoken.banned_ids():
+            wish.params = request.sampling_params = without_banned(wish.params, banned)
         self._wishes[request] = wish
         cap = wish.limits.max_total_tokens
         # a family that does not fork ends there by itself
@@ -59,6 +62,7 @@ class ForkJoinScheduler(Pacing):
             self._pace_threads()
         self._open_door()
         output = super().schedule(throttle_prefills)
+        self._note_shortage(output)
         self._step_scheduled(output)
         if self._live:
             self._give_orders(output)
@@ -157,7 +161,8 @@ class ForkJoinScheduler(Pacing):
         return [r for r in waiting if r.num_computed_tokens > 0]
 
     def _evict(self, live: LiveFamily) -> None:
-        logger.debug("evicting the family %s", live.family.request_id)
+        request_id = live.family.request_id
+        logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
         if live.dialect.is_stitched:
             self._suspend_family(live)
             self._evicted.append(live)
