@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from forkjoin_scheduler import event_log
 from forkjoin_server.in_flight import FILE, InFlight
 
+#: Beneath vLLM's, whose handler, level and format it so has.
+LOG = logging.getLogger("vllm.forkjoin.server")
 POLL_S = 0.05
 #: What is cut when a drain's time is up may take so long to tell its clients.
 CUT_S = 5
@@ -65,11 +69,17 @@ class Lifecycle:
         client = getattr(state, "engine_client", None)
         if client is None:
             return
+        if state.args.enable_log_requests:
+            event_log.switch_on()
         client.shutdown = self._draining(client.shutdown)
         while not await self.is_ready(state):
             await asyncio.sleep(POLL_S)
         if multiprocessing.current_process().name in ("MainProcess", "ApiServer_0"):
-            print(announcement(state.args, client.model_config.served_model_name), flush=True)
+            text = announcement(state.args, client.model_config.served_model_name)
+            if state.args.forkjoin_log_format == "json":
+                LOG.info(text.strip())
+            else:
+                print(text, flush=True)
 
     async def is_ready(self, state: Any) -> bool:
         """Whether the engine answers, and the server takes requests."""

@@ -18,6 +18,7 @@ from forkjoin_server import metrics
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
 from forkjoin_server.lifecycle import Cut, Lifecycle
+from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
 from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
@@ -99,12 +100,14 @@ class ForkJoinMiddleware:
         except BadRequestOptions as error:
             await _respond(send, 400, _error(str(error), path))
             return
+        scope = _with_request_id(scope, given.get("request_id"), key)
+        REQUEST_ID.set(_request_id(scope))
         queue, log = FEEDS.subscribe(key), ThreadLog(key, count_answers(body), is_wanted=wants_threads)
         weaver = Weaver(send, queue, log, _presenter(log, path) if wants_threads else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:
             await self.app(
-                _with_request_id(scope, given.get("request_id"), key),
+                scope,
                 _replay(json.dumps(body).encode(), receive),
                 weaver.send,
             )
@@ -151,6 +154,11 @@ def _with_request_id(scope: Message, in_body: object, key: str) -> Message:
     value = b"-".join([*given, key.encode()])
     others = [(k, v) for k, v in scope["headers"] if k not in (b"x-request-id", b"content-length")]
     return {**scope, "headers": [*others, (b"x-request-id", value)]}
+
+
+def _request_id(scope: Message) -> str:
+    value: bytes = dict(scope["headers"])[b"x-request-id"]
+    return value.decode("latin-1")
 
 
 async def _body(receive: Receive) -> bytes:

@@ -106,6 +106,7 @@ def test_threads_fork_where_the_dialect_nests_and_all_is_joined_in_order(engine,
     assert answer.text == f"{TWO}\n<Thread>\n{inner}<Thread>\n2:{'b' * 40}</Thread>\nend"
     parents = [(e["parent_index"], [t["index"] for t in e["threads"]]) for e in events("forked")]
     assert parents == [(-1, [0, 1]), (0, [2, 3])]
+    assert [e["parent_index"] for e in events("joined")] == [0, -1]
     ended = events("family_ended")[-1]
     assert ended["num_threads"] == 4
     own = [

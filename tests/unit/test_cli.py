@@ -369,3 +369,10 @@ def stitched(tmp_path):
     dialect["join"]["kind"], dialect["thread"]["joined_header"] = "stitch", None
     (tmp_path / "stitched.yaml").write_text(json.dumps(dialect))
     return str(tmp_path / "stitched.yaml")
+
+
+def test_benchmarks_say_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr("forkjoin_server.cli.find_spec", lambda name: None if name == "matplotlib" else name)
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "run"])
+    assert "bench needs matplotlib: install vllm-forkjoin[bench]" in capsys.readouterr().err

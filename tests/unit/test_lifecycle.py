@@ -16,7 +16,8 @@ def _state(**server):
     async def check_health():
         return None
 
-    args = SimpleNamespace(host=None, port=8000, uds=None, ssl_keyfile=None)
+    shown = {"enable_log_requests": False, "forkjoin_log_format": "text"}
+    args = SimpleNamespace(host=None, port=8000, uds=None, ssl_keyfile=None, **shown)
     stopped: list[float | None] = []
     client = SimpleNamespace(
         check_health=check_health,

@@ -4,6 +4,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from forkjoin_server.metrics import observe
+from scripts.metrics_page import PAGE, page
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,7 @@ def test_how_many_wait_is_told_by_engine():
 
 def test_an_event_of_a_later_version_is_not_counted():
     observe({"type": "of_a_later_version"})
+
+
+def test_the_page_of_metrics_is_that_of_their_definitions():
+    assert PAGE.read_text() == page(), "stale: run `make metrics-page`"

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -244,10 +245,10 @@ ATTRIBUTES = {
     ),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
     "vllm.v1.engine:EngineCoreOutput": (
-        "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params"
+        "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params trace_headers"
     ),
-    "vllm.v1.engine.output_processor:OutputProcessor": "request_states tokenizer",
-    "vllm.v1.engine.output_processor:RequestState": "parent_req external_req_id",
+    "vllm.v1.engine.output_processor:OutputProcessor": "request_states tokenizer tracing_enabled",
+    "vllm.v1.engine.output_processor:RequestState": "request_id parent_req external_req_id",
     "vllm.v1.engine.parallel_sampling:ParentRequest": "external_req_id",
     V1: "positions input_batch attn_groups kv_cache_config vllm_config",
     V2: "model_state input_buffers attn_groups kv_cache_config vllm_config",
@@ -258,6 +259,7 @@ ATTRIBUTES = {
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids",
     "vllm.v1.worker.utils:AttentionGroup": "backend layer_names kv_cache_spec",
+    "vllm.utils.argparse_utils:FlexibleArgumentParser": "_option_string_actions",
 }
 
 
@@ -297,7 +299,8 @@ CALLED = {
     V2: "load_model update_requests",
     "vllm.v1.worker.gpu_worker:Worker": "init_device initialize_from_config",
     "vllm.v1.worker.gpu.model_states.interface:ModelState": "prepare_inputs prepare_dummy_inputs",
-    "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs",
+    "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs do_tracing",
+    "vllm.tracing": "otel_import_error_traceback",
     "vllm.v1.engine.async_llm": "OutputProcessor",
     "vllm.tokenizers.registry": "cached_tokenizer_from_config get_tokenizer",
     "vllm.utils.torch_utils": "async_tensor_h2d",
@@ -401,8 +404,19 @@ def test_thread_events_ride_on_fields_that_vllms_output_has():
     from forkjoin_scheduler.vllm_seam import wire
 
     events = [{"type": "joined", "prefilled_tokens": 3}]
-    assert wire.unpack(wire.pack("r", events)) == ("r", events)
+    before = time.time_ns()
+    told = wire.unpack(wire.pack("r", events))
+    assert told[:2] == ("r", events)
+    assert before <= told.time_ns <= time.time_ns()
     assert wire.unpack(type(wire.pack("r", []))(request_id="r", new_token_ids=[1])) is None
+
+
+def test_vllm_makes_the_span_of_a_request_under_the_name_that_ours_goes_by():
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from forkjoin_scheduler.vllm_seam import tracing
+
+    assert f'span_name="{tracing.REQUEST}"' in inspect.getsource(OutputProcessor.do_tracing)
 
 
 def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeypatch):

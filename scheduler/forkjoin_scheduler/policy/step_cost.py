@@ -1,9 +1,10 @@
 """What a step will take, learnt from the engine's own steps.
 
-seconds = base + a * sequences + b * tokens + c * context, fitted by recursive least squares that
-forgets: what the machine did a thousand steps ago counts for little. ``tokens`` are all that the
-step computes, ``context`` is the KV that it reads, in tokens. No coefficient is negative: more
-work never takes less time.
+seconds = base + a * sequences + b * tokens + c * context, fitted by least squares that forgets: what
+the machine did a thousand steps ago counts for little. ``tokens`` are all that the step computes,
+``context`` is the KV that it reads, in tokens. No coefficient is negative: more work never takes less
+time. One that would be is left out of the fit, which then finds the others anew: sequences and
+context grow together, and with one of them merely cut off at zero the other would count for both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _FORGET = 0.995
-_UNSURE = 1e4
+#: Holds coefficients that no step has told apart near zero.
+_RIDGE = 1e-4
 #: A step in which something else ran (a compilation, a pause) tells nothing of what the next will take.
 _OUTLIER = 5.0
 _WARM_UP = 16
@@ -42,8 +44,10 @@ class StepCost:
 
     def __init__(self) -> None:
         n = len(NOTHING._features())
-        self._weights = [0.0] * n
-        self._covariance = [[_UNSURE * (i == j) for j in range(n)] for i in range(n)]
+        # The normal equations: sums over the steps, the old ones faded, of x·xᵀ and of x·seconds.
+        self._squares = [[0.0] * n for _ in range(n)]
+        self._products = [0.0] * n
+        self._weights: list[float] | None = None
         self.num_observed = 0
 
     @property
@@ -53,22 +57,49 @@ class StepCost:
 
     def predict(self, load: Load) -> float:
         """Seconds that a step of ``load`` will take."""
-        return sum(max(w, 0.0) * x for w, x in zip(self._weights, load._features(), strict=True))
+        if self._weights is None:
+            self._weights = self._fit()
+        return sum(w * x for w, x in zip(self._weights, load._features(), strict=True))
 
     def observe(self, load: Load, seconds: float) -> None:
         """A step of ``load`` took ``seconds``. One that took far longer than predicted is passed by."""
         if self.is_ready and seconds > _OUTLIER * max(self.predict(load), 1e-6):
             return
         x = load._features()
-        gain = [sum(p * xj for p, xj in zip(row, x, strict=True)) for row in self._covariance]
-        scale = _FORGET + sum(g * xi for g, xi in zip(gain, x, strict=True))
-        error = seconds - sum(w * xi for w, xi in zip(self._weights, x, strict=True))
-        self._weights = [w + g * error / scale for w, g in zip(self._weights, gain, strict=True)]
-        trace = sum(self._covariance[i][i] for i in range(len(x)))
-        # Without new kinds of steps forgetting would blow the covariance up.
-        forget = _FORGET if trace < len(x) * _UNSURE else 1.0
-        self._covariance = [
-            [(p - gi * gj / scale) / forget for p, gj in zip(row, gain, strict=True)]
-            for row, gi in zip(self._covariance, gain, strict=True)
-        ]
+        for row, xi in zip(self._squares, x, strict=True):
+            row[:] = [_FORGET * old + xi * xj for old, xj in zip(row, x, strict=True)]
+        self._products = [_FORGET * old + xi * seconds for old, xi in zip(self._products, x, strict=True)]
+        self._weights = None
         self.num_observed += 1
+
+    def _fit(self) -> list[float]:
+        """The coefficients, none of them negative."""
+        kept = list(range(len(self._products)))
+        while kept:
+            found = _solved(
+                [[self._squares[i][j] + _RIDGE * (i == j) for j in kept] for i in kept],
+                [self._products[i] for i in kept],
+            )
+            lowest = min(found)
+            if lowest >= 0:
+                break
+            del kept[found.index(lowest)]
+        weights = [0.0] * len(self._products)
+        for i, weight in zip(kept, found, strict=True):
+            weights[i] = weight
+        return weights
+
+
+def _solved(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """X of ``matrix`` x = ``right``, for a symmetric positive definite matrix, by elimination."""
+    rows = [[*row, r] for row, r in zip(matrix, right, strict=True)]
+    n = len(rows)
+    for i in range(n):
+        pivot = rows[i]
+        for k in range(i + 1, n):
+            factor = rows[k][i] / pivot[i]
+            rows[k] = [a - factor * b for a, b in zip(rows[k], pivot, strict=True)]
+    x = [0.0] * n
+    for i in reversed(range(n)):
+        x[i] = (rows[i][n] - sum(rows[i][j] * x[j] for j in range(i + 1, n))) / rows[i][i]
+    return x

@@ -83,7 +83,7 @@ class Forking(Joining):
         live, branch = self._branch_of(request)
         plan = self._plan_fork(live, branch, context, wish)
         if isinstance(plan, Refusal):
-            live.tell("refused", reason=plan.reason, policy=plan.policy.value)
+            self._tell_refused(live, branch, plan)
             return None
         if is_first and branch is live.family.root:
             live.family.num_shown -= 1  # the end of sequence does not leave
@@ -217,7 +217,7 @@ class Forking(Joining):
         queues.start(self, request)
 
     def _refuse(self, live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
-        live.tell("refused", reason=refusal.reason, policy=refusal.policy.value)
+        self._tell_refused(live, branch, refusal)
         if refusal.policy is Policy.END_REQUEST:
             self._end_with_block(live, branch)
 
@@ -255,3 +255,7 @@ class Forking(Joining):
         if not thread.is_live:
             live.joinable.append(branch)
             live.clock_join(branch)
+
+    @staticmethod
+    def _tell_refused(live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
+        live.tell("refused", parent_index=branch.index, reason=refusal.reason, policy=refusal.policy.value)

@@ -138,7 +138,7 @@ class Joining(Ending):
         if wish is not None:
             wish.since = request.num_tokens
         queues.resume(self, request, num_computed_tokens)
-        live.tell("joined", prefilled_tokens=num_tokens - num_computed_tokens)
+        live.tell("joined", parent_index=branch.index, prefilled_tokens=num_tokens - num_computed_tokens)
 
     def _rewind(self, request: Request, num_tokens: int) -> None:
         """Let a parked ``request`` be as it was behind ``num_tokens`` tokens, to go on otherwise.

@@ -161,7 +161,8 @@ class ForkJoinScheduler(Pacing):
         return [r for r in waiting if r.num_computed_tokens > 0]
 
     def _evict(self, live: LiveFamily) -> None:
-        logger.debug("evicting the family %s", live.family.request_id)
+        request_id = live.family.request_id
+        logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
         if live.dialect.is_stitched:
             self._suspend_family(live)
             self._evicted.append(live)

@@ -1,26 +1,32 @@
-"""Fork/join against sequential decoding of the same weights: ``python -m benchmarks.fork_vs_sequential``.
+"""The embedded model, unforced: fork/join against sequential decoding (``forkjoin bench abacus``).
 
 One prompt at a time, of k independent multiplications for k = 1, 2, 3, 6. Each round asks a new
 prompt of each k twice, with fork/join and with ``{"enabled": false}``, the order alternating; the
 prefix cache is emptied before every answer, so that none profits from the one before it. The ratio
-is of the two answers to one prompt. Greedy. Prints a table; writes it with every single answer to
-``build/fork_vs_sequential.json``.
+is of the two answers to one prompt. Greedy. Prints a table; writes it with every single answer as
+JSON. Needs a checkout, for the prompts come from the training task.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.engine import BUILD, host_facts, start_engine
+from forkjoin_bench.host import host_facts
+from forkjoin_bench.measures import spread
+from forkjoin_bench.tables import cell, table
+from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.feed import FEEDS, Event
+from forkjoin_server.cli import EMBEDDED_MODEL, serve_args
 from training.task import LETTERS, Worksheet, check, make_worksheet
 
 if TYPE_CHECKING:
@@ -28,6 +34,12 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 2, 3, 6)
 MAX_TOKENS = 3000
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
 COLUMNS = (
     "problems",
     "fork/join s",
@@ -117,9 +129,9 @@ def summarise(runs: list[Run], width: int) -> dict[str, Any]:
     ratios = [s.seconds / f.seconds for f, s in zip(forked, sequential, strict=True)]
     return {
         "problems": width,
-        "fork_s": _spread([r.seconds for r in forked]),
-        "sequential_s": _spread([r.seconds for r in sequential]),
-        "sequential_over_fork": _spread(ratios),
+        "fork_s": spread([r.seconds for r in forked]),
+        "sequential_s": spread([r.seconds for r in sequential]),
+        "sequential_over_fork": spread(ratios),
         "fork_tokens": statistics.median(r.tokens for r in forked),
         "sequential_tokens": statistics.median(r.tokens for r in sequential),
         "critical_path": statistics.median(r.critical_path for r in forked),
@@ -130,58 +142,65 @@ def summarise(runs: list[Run], width: int) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """``rows`` as a Markdown table."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    for row in rows:
-        cells = [
-            row["problems"],
-            *(_cell(row[name]) for name in ("fork_s", "sequential_s", "sequential_over_fork")),
-            *(f"{row[name]:g}" for name in ("fork_tokens", "sequential_tokens", "critical_path")),
-            *(f"{row[name]}/{row['rounds']}" for name in ("fork_right", "sequential_right")),
-        ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+def cells(row: dict[str, Any]) -> list[object]:
+    """``row`` as the table shows it, by ``COLUMNS``."""
+    return [
+        row["problems"],
+        *(cell(row[name]) for name in ("fork_s", "sequential_s", "sequential_over_fork")),
+        *(f"{row[name]:g}" for name in ("fork_tokens", "sequential_tokens", "critical_path")),
+        *(f"{row[name]}/{row['rounds']}" for name in ("fork_right", "sequential_right")),
+    ]
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+def start_engine() -> LLM:
+    """An engine on the embedded model in this process, as `forkjoin serve` sets it up."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # vLLM reads these when it is imported.
+    from vllm import LLM
+    from vllm.v1.engine import llm_engine
+
+    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+
+    # The plugin does this for the server's engine client, which the offline one is not.
+    setattr(llm_engine, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
+    served = serve_args([])
+    return LLM(
+        model=str(EMBEDDED_MODEL),
+        scheduler_cls=served.scheduler_cls,
+        additional_config=served.additional_config,
+    )
 
 
-def _cell(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['least']:.2f}-{spread['greatest']:.2f})"
-
-
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``main``."""
     parser.add_argument("--problems", type=int, default=6, choices=range(1, len(LETTERS) + 1))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="FOLDER")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print, write."""
     if args.rounds < 1:
-        parser.error(f"--rounds: expected at least 1, got {args.rounds}")
+        raise UsageError(f"--rounds: expected at least 1, got {args.rounds}")
     widths = sorted({w for w in WIDTHS if w < args.problems} | {args.problems})
     bench = Bench(start_engine())
     before = host_facts()
     runs = measure(bench, widths, args.rounds, args.seed)
     rows = [summarise(runs, width) for width in widths]
     print(f"median (least-greatest) of {args.rounds} prompts each, greedy, one at a time")
-    print(table(rows))
+    print(table(COLUMNS, map(cells, rows)))
     for name, fact in before.items():
         print(f"{name}: {fact}")
-    BUILD.mkdir(exist_ok=True)
-    path = BUILD / "fork_vs_sequential.json"
     result = {
-        "arguments": vars(args),
+        "arguments": {"problems": args.problems, "rounds": args.rounds, "seed": args.seed},
         "host": before,
         "load_average_after": host_facts()["load_average"],
         "rows": rows,
         "runs": [asdict(run) for run in runs],
     }
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "abacus.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written to {path}")
-
-
-if __name__ == "__main__":
-    main()

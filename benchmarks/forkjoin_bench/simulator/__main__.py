@@ -1,0 +1,173 @@
+"""``python -m forkjoin_bench.simulator``: run, compare and validate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from forkjoin_bench.simulator.cluster import ROUTERS, simulate
+from forkjoin_bench.simulator.costs import MULTIVERSE as MULTIVERSE_COST
+from forkjoin_bench.simulator.engine import Engine
+from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Gate, Greedy
+from forkjoin_bench.simulator.measures import Result, Slo
+from forkjoin_bench.simulator.plots import draw_curves
+from forkjoin_bench.simulator.shapes import SHAPES
+from forkjoin_bench.simulator.table import results_table, validation_table
+from forkjoin_bench.simulator.workload import (
+    MULTIVERSE,
+    THREADWEAVER,
+    Request,
+    at_rate,
+    draw,
+    in_sessions,
+    peak_tokens,
+)
+from forkjoin_scheduler.policy.step_cost import Load, StepCost
+from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, ThreadPolicy
+
+BLOCK_SIZE = 16
+#: Parts of the KV that all requests together would need at their widest.
+FRACTIONS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+
+
+def gate_of(name: str) -> Callable[[], Gate]:
+    """``family``, ``greedy``, or a number: at most so many families."""
+    if name.isdigit():
+        return lambda: AtMost(int(name))
+    return {"family": FamilyAware, "greedy": Greedy}[name]
+
+
+def policy_of(name: str, slo_itl: float) -> Callable[[], ThreadPolicy]:
+    """``eager``, ``capped`` with a number behind it, or ``slack``, which knows what steps take."""
+    if name.startswith("capped"):
+        return lambda: Capped(int(name.removeprefix("capped")))
+    named: dict[str, Callable[[], ThreadPolicy]] = {
+        "eager": Eager,
+        "slack": lambda: Slack(_known_cost(), slo_itl),
+    }
+    return named[name]
+
+
+def _known_cost() -> StepCost:
+    cost = StepCost()
+    for n in range(1, 257):
+        load = Load(n, n + 61 * (n % 7), 997 * n % 65_536)
+        cost.observe(load, MULTIVERSE_COST(load))
+    return cost
+
+
+def requests_of(args: argparse.Namespace) -> list[Request]:
+    """The workload that the command line asks for."""
+    requests = draw(SHAPES[args.shape], args.num, args.seed)
+    if args.sessions:
+        requests = list(in_sessions(requests, args.sessions, args.shared_tokens, args.seed))
+    return at_rate(requests, args.rate, args.seed) if args.rate else requests
+
+
+def engine_of(args: argparse.Namespace, requests: Sequence[Request]) -> Engine:
+    """The engine that the command line asks for."""
+    spoken = MULTIVERSE if args.stitched else THREADWEAVER
+    slo_itl = args.slo_itl_ms / 1e3
+    return Engine(
+        num_blocks=args.blocks or num_blocks(requests, args.kv, args.replicas),
+        block_size=BLOCK_SIZE,
+        max_num_seqs=args.slots,
+        spoken=spoken,
+        gate=gate_of(args.admission),
+        policy=policy_of(args.threads, slo_itl),
+        slo_itl=slo_itl if args.threads == "slack" else None,
+    )
+
+
+def num_blocks(requests: Sequence[Request], fraction: float, num_replicas: int = 1) -> int:
+    """A part of what all need at their widest, and no less than what the widest alone needs."""
+    each = [peak_tokens(r) / BLOCK_SIZE + 16 for r in requests]
+    return int(max(fraction * sum(each) / num_replicas, 1.2 * max(each) + 64))
+
+
+def run(args: argparse.Namespace) -> dict[str, Result]:
+    """One simulation."""
+    requests = requests_of(args)
+    name = f"{args.shape}, {args.admission}, {args.threads}"
+    return {name: _simulated(args, engine_of(args, requests), requests)}
+
+
+def compare(args: argparse.Namespace) -> dict[str, Result]:
+    """The gates over KV sizes."""
+    requests, curves = requests_of(args), {}
+    for name in args.gates:
+        engine = engine_of(args, requests)
+        curves[name] = {
+            part: _simulated(
+                args,
+                replace(engine, gate=gate_of(name), num_blocks=num_blocks(requests, part, args.replicas)),
+                requests,
+            )
+            for part in FRACTIONS
+        }
+    if args.plot:
+        named = {f"at most {n}" if n.isdigit() else n: curve for n, curve in curves.items()}
+        draw_curves(named, args.plot, "KV, as a part of what all families need")
+    return {f"{name}, {part:g} of the KV": r for name, curve in curves.items() for part, r in curve.items()}
+
+
+def _simulated(args: argparse.Namespace, engine: Engine, requests: Sequence[Request]) -> Result:
+    slo = Slo(args.slo_ttft_s, args.slo_itl_ms / 1e3)
+    return simulate(requests, engine, num_replicas=args.replicas, router=ROUTERS[args.router](), slo=slo)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, run, print, write."""
+    args = _parser().parse_args(argv)
+    if args.command == "validate":
+        from forkjoin_bench.simulator.validation import compare as compare_runs
+        from forkjoin_bench.simulator.validation import record
+
+        compared = compare_runs(record(uses_wall=args.wall))
+        print(validation_table(compared))
+        found: object = [c.as_dict() for c in compared]
+    else:
+        results = (run if args.command == "run" else compare)(args)
+        print(results_table(results))
+        found = {name: result.as_dict() for name, result in results.items()}
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m forkjoin_bench.simulator", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in {"run": "one simulation", "compare": "gates over KV sizes"}.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--shape", choices=SHAPES, default="tight")
+        command.add_argument("--num", type=int, default=100, help="requests")
+        command.add_argument("--rate", type=float, default=0.0, help="a second, Poisson; 0: all at once")
+        command.add_argument("--seed", type=int, default=1)
+        command.add_argument("--sessions", type=int, default=0, help="sessions that share prefixes; 0: none")
+        command.add_argument("--shared-tokens", type=int, default=2000, help="of each session")
+        command.add_argument("--stitched", action="store_true", help="join by stitching")
+        command.add_argument("--replicas", type=int, default=1)
+        command.add_argument("--router", choices=ROUTERS, default="least-loaded")
+        command.add_argument("--blocks", type=int, help="KV blocks of a replica")
+        command.add_argument("--kv", type=float, default=0.5, help="instead: a part of what all need")
+        command.add_argument("--slots", type=int, default=256)
+        command.add_argument("--admission", default="family", help="family, greedy, or a number of families")
+        command.add_argument("--threads", default="eager", help="eager, capped2, slack")
+        command.add_argument("--slo-itl-ms", type=float, default=50.0)
+        command.add_argument("--slo-ttft-s", type=float, default=2.0)
+        if name == "compare":
+            command.add_argument("--gates", nargs="+", default=["greedy", "family", "4", "8", "16"])
+            command.add_argument("--plot", type=Path, help="file to draw into: .svg or .png")
+    command = commands.add_parser("validate", help="beside the real engine (needs a checkout)")
+    command.add_argument("--wall", action="store_true", help="wall seconds, on a machine of one's own")
+    for command in commands.choices.values():
+        command.add_argument("--json", type=Path, help="file to write everything to")
+    return parser
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,143 @@
+"""The state of a replica: who runs and waits, who decodes until when, and who holds which blocks."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+
+from forkjoin_bench.simulator.blocks import BlockPool
+from forkjoin_bench.simulator.engine import Engine
+from forkjoin_bench.simulator.measures import Counts
+from forkjoin_bench.simulator.sequence import Family, Kv, Sequence, State
+
+Book = dict[int, list[Sequence]]
+
+
+class Core:
+    """What the layers share: ``joining`` (families), ``pacing`` (policies), ``replica`` (steps)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.pool = BlockPool(engine.num_blocks)
+        self.counts = Counts()
+        #: Virtual seconds, and the step that is made, or was made last.
+        self.now, self.step = 0.0, 0
+        #: In the order in which they came to run.
+        self.running: dict[Sequence, None] = {}
+        self.prefilling: dict[Sequence, None] = {}
+        self.waiting: deque[Sequence] = deque()
+        #: Those that hold KV, and new threads: before all that wait to start.
+        self.holding: deque[Sequence] = deque()
+        self.num_decoding, self.context_decoding = 0, 0
+        #: Families whose requests may fork and were let in, until they end.
+        self.admitted: dict[Family, None] = {}
+        #: Requests that have not ended.
+        self.families: dict[Family, None] = {}
+        #: Threads that could run: they run or wait.
+        self.threads: dict[Sequence, None] = {}
+        self.gate = engine.gate()
+        #: Counts what changes who runs or waits.
+        self.version = 0
+        self._grow: Book = {}
+        self._end: Book = {}
+        self._names = count(1)
+        self._ranks = count()
+        self._prefixes: dict[int, list[int]] = {}
+
+    # ---- who decodes -----------------------------------------------------------------------
+
+    def _begin_decoding(self, sequence: Sequence) -> None:
+        """Its first token of this stretch was sampled in this step: book what comes."""
+        step = self.step
+        sequence.state, sequence.since = State.DECODING, step
+        family = sequence.family
+        family.num_decoding += 1
+        family.sum_since += step
+        self.num_decoding += 1
+        self.context_decoding += sequence.tokens
+        sequence.part_ends_at = step + sequence.left
+        # The token sampled last has no KV yet.
+        sequence.grows_at = step + 1 + (1 - sequence.tokens) % self.engine.block_size
+        self._book(sequence)
+
+    def _book(self, sequence: Sequence) -> None:
+        if sequence.grows_at <= sequence.part_ends_at:
+            self._grow.setdefault(sequence.grows_at, []).append(sequence)
+        self._end.setdefault(sequence.part_ends_at, []).append(sequence)
+
+    def _stop_decoding(self, sequence: Sequence, behind: int) -> None:
+        """It decodes no more; ``behind`` was the last step in which it did."""
+        num, family = behind - sequence.since, sequence.family
+        sequence.tokens += num
+        sequence.written += num
+        sequence.left -= num
+        sequence.kv.computed = sequence.tokens - 1
+        sequence.state = State.WAITING
+        family.done += num
+        family.num_decoding -= 1
+        family.sum_since -= sequence.since
+        self.num_decoding -= 1
+        self.context_decoding -= sequence.tokens
+
+    def _sit_out(self, sequence: Sequence) -> None:
+        """It decodes, but did not in the step just made: all that is booked comes a step later."""
+        sequence.since += 1
+        sequence.family.sum_since += 1
+        sequence.grows_at += 1
+        sequence.part_ends_at += 1
+        self._book(sequence)
+
+    # ---- who holds what --------------------------------------------------------------------
+
+    def _num_blocks(self, tokens: int) -> int:
+        return -(-tokens // self.engine.block_size)
+
+    def _extend(self, kv: Kv, tokens: int) -> None:
+        """Take the blocks that ``tokens`` tokens of KV need: there are enough."""
+        for _ in range(self._num_blocks(tokens) - len(kv.blocks)):
+            kv.blocks.append(self.pool.take())
+
+    def _name_full(self, kv: Kv, tokens: int) -> None:
+        """Let the full blocks of ``tokens`` tokens be found."""
+        for i in range(kv.num_named, min(tokens // self.engine.block_size, len(kv.blocks))):
+            if i == len(kv.names):
+                kv.names.append(next(self._names))
+            self.pool.name(kv.blocks[i], kv.names[i])
+            kv.num_named = i + 1
+
+    def _drop(self, kv: Kv) -> None:
+        """Give the blocks back."""
+        self.pool.give_back(kv.blocks)
+        kv.blocks, kv.computed, kv.num_named = [], 0, 0
+
+    def _findable(self, sequence: Sequence) -> tuple[list[int], int]:
+        """Blocks that ``sequence`` may start on, and the tokens that they save it."""
+        parent, size = sequence.parent, self.engine.block_size
+        if parent is not None and parent.kv.computed:
+            shared = min(parent.kv.computed, sequence.fork_len, sequence.tokens - 1)
+            return parent.kv.blocks[: shared // size], shared
+        if sequence.is_stitched:
+            return [], 0
+        found = self.pool.find(sequence.kv.names[: (sequence.tokens - 1) // size])
+        return found, len(found) * size
+
+    def _prefix_of(self, session: int, tokens: int) -> list[int]:
+        """The names of the full blocks that a session's requests begin with."""
+        names = self._prefixes.setdefault(session, [])
+        while len(names) < tokens // self.engine.block_size:
+            names.append(next(self._names))
+        return names[: tokens // self.engine.block_size]
+
+    # ---- queues ----------------------------------------------------------------------------
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Take it out of those that run."""
+        self.version += 1
+        self.running.pop(sequence, None)
+        self.prefilling.pop(sequence, None)
+
+    def _queue(self, sequence: Sequence) -> None:
+        """It waits to run, before those that hold nothing if it holds KV."""
+        self.version += 1
+        sequence.state = State.WAITING
+        (self.holding if sequence.kv.computed else self.waiting).append(sequence)

@@ -1,0 +1,309 @@
+"""The simulator: conservation, determinism, and schedules that can be worked out by hand."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import forkjoin_scheduler
+from forkjoin_bench.simulator.blocks import BlockPool
+from forkjoin_bench.simulator.cluster import LeastLoaded, RoundRobin, SessionAffinity, simulate
+from forkjoin_bench.simulator.costs import Linear, fitted
+from forkjoin_bench.simulator.engine import Engine
+from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
+from forkjoin_bench.simulator.measures import Slo, measure, spread, weighted_spread
+from forkjoin_bench.simulator.replica import LOOKED_AT, MAX_OVERTAKEN, Replica
+from forkjoin_bench.simulator.shapes import SHAPES
+from forkjoin_bench.simulator.workload import (
+    MULTIVERSE,
+    THREADWEAVER,
+    Fork,
+    Request,
+    Spoken,
+    at_rate,
+    draw,
+    in_sessions,
+    num_critical,
+    num_forks,
+    num_generated,
+    peak_tokens,
+)
+from forkjoin_scheduler.policy.step_cost import Load, StepCost
+from forkjoin_scheduler.policy.threads import Capped, Slack
+
+#: A step takes a second, whatever it computes.
+SECONDS = Linear(1.0)
+ENGINE = Engine(num_blocks=1000, cost=SECONDS, gate=Greedy)
+#: A prompt of 32, a trigger as the 4th token, threads of 3 and 5, 2 more behind the join.
+FAMILY = Request(32, (4, Fork(((3,), (5,))), 2))
+
+
+def ran(requests, engine=ENGINE):
+    replica = Replica(engine)
+    for request in requests:
+        replica.submit(request)
+    replica.run()
+    return replica
+
+
+def bodies(depth=2):
+    tokens = st.integers(1, 40)
+    if not depth:
+        return st.tuples(tokens)
+    fork = st.lists(bodies(depth - 1), min_size=1, max_size=4).map(lambda threads: Fork(tuple(threads)))
+    forking = st.lists(st.tuples(fork, tokens), max_size=2)
+    return st.tuples(tokens, forking).map(lambda t: (t[0], *(part for pair in t[1] for part in pair)))
+
+
+REQUESTS = st.lists(
+    st.builds(Request, st.integers(1, 200), bodies(), may_fork=st.booleans()), min_size=1, max_size=8
+)
+SPOKEN = st.sampled_from([THREADWEAVER, MULTIVERSE, replace(THREADWEAVER, header=1, joined_header=0, join=3)])
+POLICIES = st.sampled_from([None, Capped(1), Capped(2)])
+GATES = st.sampled_from([Greedy, FamilyAware, lambda: AtMost(2)])
+
+
+# ---- by hand -----------------------------------------------------------------------------------
+
+
+def test_a_plain_request_takes_a_step_for_its_prompt_and_one_for_each_token_behind_the_first():
+    replica = ran([Request(100, (5,))])
+    assert replica.counts.num_steps == 5
+    assert replica.counts.num_computed == 100 + 4
+    (family,) = replica.counts.ended
+    assert (family.first_token_at, family.ended_at) == (1.0, 5.0)
+
+
+def test_a_family_takes_the_steps_of_its_critical_path():
+    # 4 steps to the trigger, 5 of the longest thread from the step behind it on, 2 behind the join.
+    replica = ran([FAMILY])
+    assert replica.counts.num_steps == num_critical(FAMILY.body) == 11
+
+
+def test_what_a_family_prefills():
+    replica = ran([FAMILY], replace(ENGINE, join_ahead_tokens=0))
+    prefilled = {cause.value: n for cause, n in replica.counts.prefilled.items()}
+    # A header of 5 and the trigger for each thread. At the join: what the first wrote last, which has
+    # no KV, the second's shorter header and its tokens, and the text behind the threads.
+    assert prefilled == {"prompt": 32, "header": 2 * 6, "join": 1 + (4 + 5) + 1}
+
+
+def test_threads_that_have_ended_are_prefilled_while_a_slower_one_decodes():
+    request = Request(32, (4, Fork(((3,), (3,), (40,))), 2))
+    plain = ran([request], replace(ENGINE, join_ahead_tokens=0)).counts
+    ahead = ran([request]).counts
+    prefilled = {cause.value: n for cause, n in ahead.prefilled.items()}
+    assert prefilled["ahead"] == 1 + (4 + 3)
+    assert prefilled["join"] == (4 + 40) + 1
+    assert ahead.num_steps == plain.num_steps
+    assert sum(ahead.prefilled.values()) == sum(plain.prefilled.values())
+
+
+def test_a_stitched_join_computes_its_text_and_the_threads_last_tokens():
+    counts = ran([FAMILY], replace(ENGINE, spoken=Spoken(join=2, is_stitched=True))).counts
+    prefilled = {cause.value: n for cause, n in counts.prefilled.items()}
+    assert prefilled == {"prompt": 32, "header": 2 * 6, "close": 2, "join": 2}
+    assert counts.num_steps == num_critical(FAMILY.body) + 1  # the last thread's last token gets its KV
+
+
+def test_threads_share_the_blocks_of_their_prefix():
+    # 1600 of prompt: 100 blocks of 16 and the tail that 8 threads have each of their own.
+    request = Request(1600, (1, Fork(tuple((8,) for _ in range(8))), 1))
+    assert ran([request]).counts.peak_blocks <= 100 + 2 * 8 + 8
+
+
+def test_a_prompt_is_prefilled_in_chunks_within_the_budget():
+    replica = ran([Request(100, (1,))], replace(ENGINE, max_num_seqs=8, max_batched_tokens=40))
+    assert replica.counts.num_steps == 3
+
+
+def test_no_more_run_than_there_are_slots():
+    replica = ran([Request(16, (10,)) for _ in range(4)], replace(ENGINE, max_num_seqs=2))
+    assert replica.counts.num_steps == 20
+    assert replica.counts.num_rows == 40
+
+
+def test_the_youngest_gives_way_and_finds_what_is_left_of_its_kv():
+    # Two of 4 blocks each in 6: the second loses its blocks and gets them again when the first has ended.
+    replica = ran([Request(32, (30,)), Request(32, (30,))], replace(ENGINE, num_blocks=6))
+    first, second = replica.counts.ended
+    assert replica.counts.num_preempted == 1
+    assert (first.number, first.num_preempted, second.num_preempted) == (0, 0, 1)
+    assert first.ended_at == 30.0
+
+
+def test_a_request_that_fits_nowhere_is_an_error():
+    with pytest.raises(RuntimeError, match="expected every request to fit into 3 blocks"):
+        ran([Request(100, (1,))], replace(ENGINE, num_blocks=3))
+
+
+def test_a_gate_keeps_families_waiting_and_lets_plain_requests_pass():
+    requests = [FAMILY, FAMILY, replace(FAMILY, may_fork=False)]
+    replica = ran(requests, replace(ENGINE, gate=lambda: AtMost(1)))
+    ends = {family.number: family.ended_at for family in replica.counts.ended}
+    assert ends == {0: 11.0, 1: 22.0, 2: 11.0}
+
+
+# ---- for every run -----------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(REQUESTS, SPOKEN, GATES, POLICIES, st.floats(1, 3), st.sampled_from([0, 8, 128]), st.integers(4, 64))
+def test_nothing_is_lost(requests, spoken, gate, policy, room, ahead, slots):
+    most = max(peak_tokens(r, spoken) // 16 + 2 * num_forks(r.body) * 4 + 24 for r in requests)
+    engine = Engine(
+        int(most * room),
+        spoken=spoken,
+        cost=SECONDS,
+        gate=gate,
+        join_ahead_tokens=ahead,
+        max_num_seqs=slots,
+        max_batched_tokens=max(slots, 64),
+        **({"policy": lambda: policy} if policy else {}),
+    )
+    replica = ran(requests, engine)
+    counts = replica.counts
+    assert replica.pool.num_free == engine.num_blocks
+    assert sorted(f.number for f in counts.ended) == list(range(len(requests)))
+    for family in counts.ended:
+        assert family.done == num_generated(family.request.body)
+    assert counts.num_computed == counts.num_decoded + sum(counts.prefilled.values())
+    # Each token is the sample of a step that decoded, or of the end of a prefill.
+    assert counts.num_decoded < sum(num_generated(r.body) for r in requests)
+    assert not any([replica.running, replica.waiting, replica.holding, replica.threads, replica.admitted])
+    assert (replica.num_decoding, replica.context_decoding) == (0, 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(REQUESTS)
+def test_without_pressure_every_gate_and_cap_writes_the_same_in_no_fewer_steps(requests):
+    free = ran(requests, replace(ENGINE, num_blocks=20_000)).counts
+    capped = ran(requests, replace(ENGINE, num_blocks=20_000, policy=lambda: Capped(1))).counts
+    assert free.num_preempted == capped.num_preempted == 0
+    assert free.num_steps <= capped.num_steps
+    assert free.num_steps >= max(num_critical(r.body) for r in requests)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_run_depends_on_its_seed_alone(shape):
+    def result(seed):
+        requests = at_rate(draw(SHAPES[shape], 12, seed), 2.0, seed)
+        return simulate(requests, Engine(3000), num_replicas=2)
+
+    assert result(1) == result(1)
+    assert result(1) != result(2)
+
+
+def test_sitting_out_steps_costs_no_tokens():
+    cost = StepCost()
+    for n in range(1, 60):
+        cost.observe(Load(n, n, 0), 0.01 * n)
+    engine = replace(
+        ENGINE, cost=Linear(0.0, 0.01), policy=lambda: Slack(cost, 0.05), slo_itl=0.05, max_num_seqs=64
+    )
+    request = Request(32, (4, Fork(tuple((20,) for _ in range(12))), 4))
+    paced, eager = ran([request], engine).counts, ran([request], replace(ENGINE, cost=engine.cost)).counts
+    assert paced.num_decoded == eager.num_decoded
+    assert paced.num_steps > eager.num_steps
+    assert paced.busy_s / paced.num_steps < eager.busy_s / eager.num_steps
+
+
+# ---- replicas ----------------------------------------------------------------------------------
+
+
+def test_round_robin_takes_turns_and_the_least_loaded_gets_the_next():
+    replicas = [Replica(ENGINE) for _ in range(3)]
+    robin = RoundRobin()
+    assert [replicas.index(robin.pick(FAMILY, replicas)) for _ in range(4)] == [0, 1, 2, 0]
+    replicas[0].submit(FAMILY)
+    assert LeastLoaded().pick(FAMILY, replicas) is replicas[1]
+
+
+def test_a_session_goes_where_its_prefix_is_unless_that_is_overloaded():
+    replicas = [Replica(ENGINE) for _ in range(4)]
+    request = replace(FAMILY, session=7, shared=32)
+    own = SessionAffinity(2).pick(request, replicas)
+    for _ in range(3):
+        own.submit(request)
+    assert SessionAffinity(3).pick(request, replicas) is own
+    assert SessionAffinity(2).pick(request, replicas) is not own
+
+
+def test_a_session_finds_its_prefix_in_the_replica_that_has_it():
+    requests = list(in_sessions(at_rate(draw(SHAPES["tight"], 40, 1), 1.0, 1), 4, 2000, 1))
+    affine = simulate(requests, Engine(20_000), num_replicas=4, router=SessionAffinity())
+    spread_out = simulate(requests, Engine(20_000), num_replicas=4, router=RoundRobin())
+    assert affine.prefilled["prompt"] < spread_out.prefilled["prompt"] < sum(r.prompt for r in requests)
+
+
+# ---- parts -------------------------------------------------------------------------------------
+
+
+def test_free_blocks_are_found_until_they_are_reused_the_oldest_first():
+    pool = BlockPool(3)
+    a, b = pool.take(), pool.take()
+    pool.name(a, 1)
+    pool.name(b, 2)
+    pool.give_back([a, b])
+    assert pool.find([2]) == [b]
+    pool.take()  # the nameless one
+    pool.take()  # of a sequence's blocks the tail
+    assert (pool.find([1]), pool.find([2])) == ([a], [])
+
+
+def test_a_shared_block_is_free_when_all_have_given_it_back():
+    pool = BlockPool(2)
+    block = pool.take()
+    pool.share([block])
+    pool.give_back([block])
+    assert pool.num_free == 1
+    pool.give_back([block])
+    assert pool.num_free == 2
+
+
+def test_percentiles_of_values_that_come_several_times():
+    assert weighted_spread([(1.0, 98), (5.0, 2)]) == spread([1.0] * 98 + [5.0] * 2)
+    assert weighted_spread([(1.0, 98), (5.0, 2)]).p99 == 5.0
+
+
+def test_goodput_counts_those_that_keep_both_parts_of_the_slo():
+    counts = ran([Request(10, (11,)), Request(10, (11,))]).counts
+    assert measure([counts], Slo(1.0, 1.0)).num_good == 2
+    assert measure([counts], Slo(0.5, 1.0)).num_good == 0
+    assert measure([counts], Slo(1.0, 0.9)).num_good == 0
+
+
+def test_a_fit_of_steps_predicts_others():
+    rng = random.Random(1)
+    true = Linear(0.02, 0.001, 0.0005, 1e-6)
+    loads = [Load(rng.randint(1, 30), rng.randint(30, 900), rng.randint(0, 50_000)) for _ in range(300)]
+    predict = fitted((load, true(load)) for load in loads)
+    assert predict(Load(8, 100, 4000)) == pytest.approx(true(Load(8, 100, 4000)), rel=0.02)
+
+
+@pytest.mark.parametrize("body", [(), (Fork(((1,),)),), (1, Fork(((1,),))), (1, 2), (0,)])
+def test_a_body_begins_and_ends_with_tokens(body):
+    with pytest.raises(ValueError, match="body: expected"):
+        Request(1, body)
+
+
+def test_plain_requests_pass_families_as_often_as_in_the_scheduler():
+    seam = Path(forkjoin_scheduler.__file__).parent / "vllm_seam/admitting.py"
+    source = seam.read_text()
+    assert f"\nMAX_OVERTAKEN = {MAX_OVERTAKEN}\n" in source
+    assert f"\nLOOKED_AT = {LOOKED_AT}\n" in source
+
+
+def test_what_a_body_comes_to():
+    body = (10, Fork(((5,), (3, Fork(((4,), (9,))), 1))), 2)
+    assert (num_generated(body), num_critical(body), num_forks(body)) == (34, 25, 2)
+
+
+def test_at_its_widest_a_family_holds_its_prefix_once():
+    spoken = Spoken(header=5, joined_header=4, join=1)
+    assert peak_tokens(Request(100, (10, Fork(((20,), (30,))), 1)), spoken) == 110 + 25 + 35 + 1 + 1
