@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check lint train bench
+.PHONY: help install install-dev serve test check lint docs train bench metrics-page
 
 export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
@@ -24,10 +24,16 @@ lint: install-dev  ## formatter, linter, type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
+docs: install-dev  ## build the docs site into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 check: lint test  ## all that CI runs
 
 train: install-dev  ## train the embedded model from scratch (about an hour on one core)
 	@$(BIN)/python -m training.train --out build/training --threads 1 --steps 6000 --tokens-per-batch 4096 $(ARGS)
 
-bench: install-dev  ## fork/join against sequential decoding of the same weights
-	@$(BIN)/python -m benchmarks.fork_vs_sequential $(ARGS)
+bench: install-dev  ## fork/join against client-side loops and sequential decoding (ARGS="run --quick")
+	@$(BIN)/forkjoin bench $(or $(ARGS),run)
+
+metrics-page: install-dev  ## docs/metrics.md, from the metrics' definitions
+	@$(BIN)/python -m scripts.metrics_page

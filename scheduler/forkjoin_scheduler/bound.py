@@ -59,6 +59,16 @@ class BoundDialect:
         found = self._completes(self.dialect.join.ask, token_ids)
         return None if found is None else found["number"]
 
+    def written_itself(self, token_ids: Sequence[int]) -> str | None:
+        """The text of ``swaps`` that the last of ``token_ids`` completes, if it does."""
+        completed = (t for t in self.dialect.swaps if self._completes(re.escape(t), token_ids))
+        return next(completed, None)
+
+    def banned_ids(self) -> list[list[int]]:
+        """The rows of tokens that the dialect bans, as vLLM has bad words; all are known, as was checked."""
+        rows = [[self.tokenizer.token_id(t) for t in row] for row in self.dialect.sampling.banned]
+        return [[i for i in row if i is not None] for row in rows]
+
     def end_id(self, plan: ThreadPlan) -> int | None:
         """The token that ends a thread; None if that is a text, or end of sequence."""
         if plan.end is None or self.dialect.tags_are == "text":

@@ -160,6 +160,13 @@ class Thread(_Strict):
     failed_header: Template | None = Field(
         default=None, description="the joined header of a thread in which `returns` finds nothing"
     )
+    newlines: int = Field(
+        default=0, ge=0, description="splice: newlines that a thread's text begins with in the answer"
+    )
+    newlines_after: Regex | None = Field(
+        default=None,
+        description="where in what the branch wrote since it forked last there must be a match; none: always",
+    )
 
 
 class Join(_Strict):
@@ -184,6 +191,9 @@ class Join(_Strict):
     )
     result: Regex | None = Field(
         default=None, description="vote: regex whose last match in a thread (group 'result') is its vote"
+    )
+    newlines: int = Field(
+        default=0, ge=0, description="splice: newlines that what follows a fork begins with in the answer"
     )
 
     @property
@@ -284,6 +294,8 @@ class Sampling(_Strict):
 
     thread: SamplingOverrides = SamplingOverrides()
     after_join: SamplingOverrides = SamplingOverrides()
+    #: Rows of tokens: the last of each is never sampled where the model wrote the others before it.
+    banned: tuple[Annotated[tuple[NonEmpty, ...], Field(min_length=1)], ...] = ()
 
 
 class Dialect(_Strict):
@@ -311,6 +323,8 @@ class Dialect(_Strict):
     max_depth: int = Field(default=1, ge=1, description="how deep threads may nest; 1: threads don't fork")
     #: Further tags that the model writes itself, checked to be one token each.
     tags: tuple[NonEmpty, ...] = ()
+    #: Texts that the model should not write itself, and what then stands in their place in its context.
+    swaps: dict[NonEmpty, str] = Field(default_factory=dict)
     #: Appended to the last user message of a chat, for models that were not trained to fork.
     instruction: str | None = None
     #: An attribute that the model's class must have to be served with this dialect, and why.
@@ -342,6 +356,12 @@ class Dialect(_Strict):
                 "expected without_trigger only where the trigger is a token and the parent does not wait: "
                 "a joined context has it"
             )
+        if (self.thread.newlines or self.join.newlines) and self.join.kind is not JoinKind.SPLICE:
+            raise ValueError("expected newlines only with the kind splice: what is joined stays as it is")
+        if self.swaps and self.is_stitched:
+            raise ValueError(
+                "expected swaps only where the context stands in a row, not with the kind stitch"
+            )
         if self.thread.context is Context.HEADER and not self.thread.header:
             raise ValueError("expected a header, for it is all that a thread sees")
         return self
@@ -360,13 +380,14 @@ class Dialect(_Strict):
     @property
     def control_tokens(self) -> tuple[str, ...]:
         """Every token that must be one id in the model's vocabulary."""
+        own = (*self.tags, *(token for row in self.sampling.banned for token in row))
         if self.tags_are == "text":
-            return self.tags
+            return tuple(dict.fromkeys(own))
         opens = self.outline.opens if self.outline is not None else None
         numbers = [str(n) for n in range(1, (self.width or 1) + 1)]
         ends = [fill(self.thread.end, n=n) for n in numbers] if self.thread.end is not None else []
         named = [t for t in (self.trigger, opens) if t is not None]
-        return tuple(dict.fromkeys((*named, *ends, *self.tags)))
+        return tuple(dict.fromkeys((*named, *ends, *own)))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise DialectError naming each control token that the tokenizer splits or lacks."""

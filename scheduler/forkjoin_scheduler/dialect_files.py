@@ -14,7 +14,7 @@ from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.patterns import TURNS, has_known_fields
 
 
-class _Loader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, where YAML takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
 def parse(text: str, origin: str) -> Dialect:
     """Validate the YAML ``text``. Raises DialectError naming ``origin`` and each wrong field."""
     try:
-        fields = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        fields = yaml.load(text, StrictLoader)  # noqa: S506 - a SafeLoader
         if not isinstance(fields, dict):
             raise DialectError(f"dialect {origin}: expected a mapping of fields, got {type(fields).__name__}")
         dialect = Dialect.model_validate(fields)

@@ -133,6 +133,11 @@ class Branch:
             for thread in fork:
                 yield from thread.subtree()
 
+    def take_back(self, num_tokens: int, instead: Sequence[int]) -> None:
+        """Its last ``num_tokens`` tokens give way to others; they stay counted, for they were generated."""
+        if self.parent is not None:
+            self.token_ids[len(self.token_ids) - num_tokens :] = instead
+
     def go(self, step: Step) -> None:
         """Take ``step``. Raises IllegalTransition, and changes nothing, where the table has none."""
         after = TRANSITIONS.get((self.state, step))

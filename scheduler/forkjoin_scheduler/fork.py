@@ -110,17 +110,29 @@ def plan_fork(
         _plan_thread(dialect, one, position == 0, tokenizer) for position, one in enumerate(first_ones)
     )
     seen = len(context) if dialect.thread.context is Context.PARENT else 0
-    if not has_room(threads, seen, max_model_len, dialect.min_room):
+    num_closing = num_closing_tokens(dialect, tokenizer)
+    if not has_room(threads, seen, max_model_len, dialect.min_room, num_closing):
         return Refusal("no_room", policies.no_room)
     return ForkPlan(threads, num_duplicates)
 
 
+def num_closing_tokens(dialect: Dialect, tokenizer: Tokenizer) -> int:
+    """Tokens that a context must still hold behind what a thread writes: a stitched end has to get its KV."""
+    if not dialect.is_stitched:
+        return 0
+    return len(tokenizer.encode(dialect.thread.close + dialect.thread.tail)) + 1
+
+
 def has_room(
-    threads: tuple[ThreadPlan, ...], context_len: int, max_model_len: int | None, min_room: int = 1
+    threads: tuple[ThreadPlan, ...],
+    context_len: int,
+    max_model_len: int | None,
+    min_room: int = 1,
+    num_closing: int = 0,
 ) -> bool:
-    """Whether each of ``threads`` can write at least one token, and the context ``min_room`` tokens."""
-    longest = max(len(t.header_ids) for t in threads)
-    return max_model_len is None or context_len + max(longest + 1, min_room) <= max_model_len
+    """Whether each of ``threads`` can write a token and close, and the context ``min_room`` tokens."""
+    longest = max(len(t.header_ids) for t in threads) + 1 + num_closing
+    return max_model_len is None or context_len + max(longest, min_room) <= max_model_len
 
 
 def _plan_thread(dialect: Dialect, one: Announced, is_first: bool, tokenizer: Tokenizer) -> ThreadPlan:

@@ -107,12 +107,12 @@ def plan_rewrite(
     """Join ``threads`` in the place of the call at the end of ``context`` that started them."""
     assert dialect.join.opens is not None
     plan = plan_join(dialect, threads, tokenizer)
-    keep, before = _cut_call(dialect.join.opens, context, tokenizer)
+    keep, before = cut_last(dialect.join.opens, context, tokenizer)
     return JoinPlan((*before, *plan.token_ids), plan.closing_ids, plan.end, keep)
 
 
-def _cut_call(opens: str, context: Sequence[int], tokenizer: Tokenizer) -> tuple[int, list[int]]:
-    """How many tokens stand before the last call, and the text of a token that reaches into it."""
+def cut_last(opens: str, context: Sequence[int], tokenizer: Tokenizer) -> tuple[int, list[int]]:
+    """How many tokens stand before the last ``opens``, and the text of a token that reaches into it."""
     if opens not in tokenizer.decode(list(context)):
         return len(context), []
     for keep in range(len(context) - 1, -1, -1):

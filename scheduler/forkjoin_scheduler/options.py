@@ -32,16 +32,28 @@ class RequestOptions(Limits):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    enabled: bool = True
-    include_threads: bool = False
-    #: Threads behind the prompt, each from its own text.
-    branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=256)] | None = None
-    #: What the model goes on from behind all branches; none: the answer ends with them.
-    closing: NonEmpty | None = None
-    #: So many threads behind the prompt, each of which answers; the answer of most is taken.
-    best_of: int | None = Field(default=None, ge=1, le=256)
-    #: What in a thread is its vote: a regex, its last match counts (the group ``result``, if any).
-    vote: Regex | None = None
+    enabled: bool = Field(default=True, description="false: the same weights decode sequentially")
+    include_threads: bool = Field(
+        default=False, description="show the threads, in chat completions and responses"
+    )
+    branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description="threads of the request's own behind its prompt, each goes on from its text"
+    )
+    closing: NonEmpty | None = Field(
+        default=None,
+        description="beside branches: what the model goes on from behind them; none: the answer ends there",
+    )
+    best_of: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="so many threads from the prompt, each of which answers; the answer of most is taken",
+    )
+    vote: Regex | None = Field(
+        default=None,
+        description="beside best_of: the regex of a vote; its last match in a thread counts (the group "
+        "`result`, if any)",
+    )
 
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> RequestOptions:

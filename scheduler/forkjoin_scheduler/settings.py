@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from forkjoin_scheduler.dialect import Dialect, Limits
+from forkjoin_scheduler.policy.threads import ThreadPolicy
 
 #: The key of vLLM's ``additional_config`` and of ``SamplingParams.extra_args``.
 KEY = "forkjoin"
@@ -14,6 +17,17 @@ KEY = "forkjoin"
 UNLIMITED = Limits(
     max_threads_per_fork=None, max_forks=None, max_tokens_per_thread=None, max_total_tokens=None
 )
+
+
+def own_thread_policy(path: str) -> Callable[[], ThreadPolicy]:
+    """The class of a user's own at ``path``. Raises ValueError if there is none that chooses threads."""
+    try:
+        made: Callable[[], ThreadPolicy] = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"expected package.module.Class that can be imported: {error}") from error
+    if not callable(made) or not hasattr(made, "choose"):
+        raise ValueError(f"expected a class with a method `choose`, got {made!r}")
+    return made
 
 
 class Settings(BaseModel):
@@ -49,10 +63,25 @@ class Settings(BaseModel):
         "milliseconds a token",
     )
 
+    thread_policy: str | None = Field(
+        default=None,
+        description="package.module.Class of your own that decides which threads run in a step, as those in "
+        "forkjoin_scheduler.policy.threads do",
+    )
+
+    @field_validator("thread_policy")
+    @classmethod
+    def _can_be_imported(cls, path: str | None) -> str | None:
+        if path is not None:
+            own_thread_policy(path)
+        return path
+
     @model_validator(mode="after")
     def _has_one_thread_policy(self) -> Settings:
-        if self.max_threads_running is not None and self.slo_itl_ms is not None:
-            raise ValueError("expected max_threads_running or slo_itl_ms, got both")
+        given = {n: getattr(self, n) for n in ("max_threads_running", "slo_itl_ms", "thread_policy")}
+        both = [name for name, value in given.items() if value is not None]
+        if len(both) > 1:
+            raise ValueError(f"expected one way to choose threads, got {' and '.join(both)}")
         return self
 
     @classmethod

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from importlib.metadata import version
-from pathlib import Path
+from importlib.util import find_spec
 
 from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
-from forkjoin_server.flags import add_flags, configure
+from forkjoin_server import logs
+from forkjoin_server.configuration import EMBEDDED_MODEL as EMBEDDED_MODEL  # where others look for it
+from forkjoin_server.configuration import resolve
+from forkjoin_server.effective import Given, effective, lines
+from forkjoin_server.fit import found
+from forkjoin_server.flags import add_flags
 from forkjoin_server.in_flight import shared_with_children
 
-EMBEDDED_MODEL = Path(__file__).parent / "embedded"
-EMBEDDED_NAME = "abacus"
-#: Seconds that a SIGTERM leaves requests in flight to finish, unless --shutdown-timeout says else.
-DRAIN_S = 30
-
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
+       forkjoin doctor [--json] [the flags of serve]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
+       forkjoin bench run|report|targets|abacus
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
@@ -34,6 +36,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if argv[:1] == ["serve"]:
             serve(argv[1:])
+        elif argv[:1] == ["doctor"]:
+            doctor(argv[1:])
+        elif argv[:1] == ["bench"]:
+            bench(argv[1:])
         elif argv[:2] == ["dialects", "check"]:
             check_dialect(argv[2:])
         elif argv == ["dialects"]:
@@ -55,32 +61,55 @@ def serve(argv: list[str]) -> None:
     Raises UnsupportedEngine if vLLM is missing, another version, or set up as fork/join can't be;
     DialectError for a dialect that is wrong or not the model's; UsageError for flags that can't be.
     """
-    from forkjoin_server.vllm_seam import check_version, run_serve
+    from forkjoin_server.vllm_seam import check_version, log_as, run_serve
 
     if any(a.partition("=")[0] in ("--help", "-h") for a in argv):
         print(_own_help())
+    starts_as_json = logs.wants_json(argv)
+    if starts_as_json:
+        logs.start_relay()
     check_version()
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    given = _resolve(argv)
+    args = given.args
+    with shared_with_children(), contextlib.ExitStack() as stack:
+        if args.forkjoin_log_format == "json":
+            if not starts_as_json:
+                logs.start_relay()
+            log_as(args, lambda *how: stack.enter_context(logs.written(logs.config(*how))))
+        print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
+        run_serve(args)
+
+
+def _resolve(argv: list[str]) -> Given:
     # vLLM's argument parser looks at the process's own arguments too.
     sys.argv = ["forkjoin", "serve", *argv]
-    args = serve_args(argv)
-    with shared_with_children():
-        run_serve(args)
+    given = resolve(argv, os.environ)
+    # On a CPU vLLM takes nearly all memory for the cache, unless told; and this variable before any flag.
+    if given.origins.keys().isdisjoint(("kv_cache_memory_bytes", "gpu_memory_utilization")):
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    return given
+
+
+def doctor(argv: list[str]) -> None:
+    """Say what ``forkjoin serve ARGV`` would meet, a line a check. Exits with 1 if it would not start.
+
+    Raises UsageError and DialectError for what `forkjoin serve` refuses before it looks at anything.
+    """
+    # What vLLM logs on the way is told by the checks, and must not get into the JSON.
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+    from forkjoin_server.doctor.examine import as_json, examine, installed, is_well
+
+    checks, values, is_json = installed(), [], "--json" in argv
+    if is_well(checks):
+        given = _resolve([a for a in argv if a != "--json"])
+        checks, values = [*checks, *examine(given)], effective(given)
+    print(as_json(checks, values) if is_json else "\n".join(map(str, checks)))
+    raise SystemExit(0 if is_well(checks) else 1)
 
 
 def serve_args(argv: list[str]) -> argparse.Namespace:
     """The parsed arguments of vLLM that do what ``forkjoin serve ARGV`` asks."""
-    from forkjoin_server.vllm_seam import parse_serve
-
-    args = parse_serve(
-        argv,
-        add_flags,
-        default_model=str(EMBEDDED_MODEL),
-        default_name=EMBEDDED_NAME,
-        default_drain_s=DRAIN_S,
-    )
-    configure(args)
-    return args
+    return resolve(argv, os.environ).args
 
 
 def _own_help() -> str:
@@ -95,6 +124,21 @@ def _own_help() -> str:
     return parser.format_help()
 
 
+def bench(argv: list[str]) -> None:
+    """Run the benchmarks. Raises UnsupportedEngine or UsageError if what they need is not installed."""
+    from forkjoin_server.vllm_seam import check_version
+
+    check_version()
+    missing = [name for name in ("aiohttp", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"bench needs {' and '.join(missing)}: install vllm-forkjoin[bench], or run make install-dev"
+        )
+    from forkjoin_bench.cli import main as run_benchmarks
+
+    run_benchmarks(argv)
+
+
 def check_dialect(argv: list[str]) -> None:
     """Say whether the tokenizer of a model has what a dialect needs.
 
@@ -106,19 +150,7 @@ def check_dialect(argv: list[str]) -> None:
 
     model, dialect = argv[0], load(argv[1])
     bound = BoundDialect.bind(dialect, tokenizer_of(model))
-    print(f"{model} fits {dialect.name}: {'; '.join(_found(dialect, bound.dialect))}")
-
-
-def _found(dialect: Dialect, bound: Dialect) -> list[str]:
-    """What ``dialect`` needs and the tokenizer that it was ``bound`` to has."""
-    found = []
-    if dialect.control_tokens:
-        found.append(f"each of {', '.join(dialect.control_tokens)} is one token")
-    if dialect.tags_are == "text":
-        found.append("its tags are text, which any tokenizer writes")
-    if bound != dialect:
-        found.append("the chat template gives the turns that it speaks in")
-    return found or ["it needs nothing of the tokenizer"]
+    print(f"{model} fits {dialect.name}: {'; '.join(found(dialect, bound.dialect))}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server import logs
 
 SCHEDULER = "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler"
 MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
@@ -34,6 +35,13 @@ def add_flags(parser: Any) -> None:
         metavar="NAME|FILE|none",
         help=f"{', '.join(builtin_names())}, a YAML file, or none",
     )
+    group.add_argument(
+        logs.FLAG,
+        dest=_dest("log_format"),
+        choices=["text", "json"],
+        default="text",
+        help="json: all that the server writes is one JSON object a line, on standard output",
+    )
     for model, names in ((Limits, tuple(Limits.model_fields)), (Settings, _SETTINGS)):
         for name in names:
             _add_flag(group, name, model.model_fields[name])
@@ -49,8 +57,35 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
         dest=_dest(name),
         default=argparse.SUPPRESS,
         help=f"{field.description}{default}",
-        **({"choices": kinds} if is_choice else {"type": kinds[0], "metavar": "N"}),
+        **(
+            {"choices": kinds}
+            if is_choice
+            else {"type": kinds[0], "metavar": "PATH" if str in kinds else "N"}
+        ),
     )
+
+
+def own_flags() -> dict[str, argparse.Action]:
+    """What ``add_flags`` adds, by the name of the flag without its dashes."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    return {action.option_strings[0].removeprefix("--"): action for action in parser._actions}
+
+
+def check_value(name: str, text: str, called: str) -> None:
+    """Raise UsageError, which calls the flag ``name`` what it was given by, if it can't be ``text``."""
+    action = own_flags()[name]
+    try:
+        value = action.type(text) if callable(action.type) else text
+    except ValueError as error:
+        kind = getattr(action.type, "__name__", "value")
+        raise UsageError(f"{called}: expected {kind}, got {text!r}") from error
+    if action.choices is not None and value not in action.choices:
+        raise UsageError(f"{called}: expected one of {', '.join(action.choices)}, got {text!r}")
+    field = action.dest.removeprefix(_dest(""))
+    for model in (Limits, Settings):
+        if field in model.model_fields and field != "dialect":
+            _check_fields(model, {field: value}, called)
 
 
 def configure(args: argparse.Namespace) -> None:
@@ -98,15 +133,22 @@ def _given(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
     """The flags given that are fields of ``model``. Raises UsageError naming each that is out of range."""
     values = {name: getattr(args, _dest(name), None) for name in model.model_fields if name != "dialect"}
     given = {name: value for name, value in values.items() if value is not None}
+    _check_fields(model, given)
+    return given
+
+
+def _check_fields(model: type[BaseModel], values: dict[str, Any], called: str | None = None) -> None:
+    """Raise UsageError naming each of ``values``, fields of ``model``, that can't be."""
     try:
-        model.model_validate(given)
+        model.model_validate(values)
     except ValidationError as error:
         problems = [
-            f"{_flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}" if e["loc"] else str(e["msg"])
+            f"{called or _flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}"
+            if e["loc"]
+            else str(e["msg"])
             for e in error.errors()
         ]
         raise UsageError("; ".join(problems)) from error
-    return given
 
 
 def _flag(name: str) -> str:

@@ -16,7 +16,10 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import metrics
 from forkjoin_server.chat import ChatThreads
-from forkjoin_server.lifecycle import Lifecycle
+from forkjoin_server.cut import Answer
+from forkjoin_server.lifecycle import Cut, Lifecycle
+from forkjoin_server.logs import REQUEST_ID
+from forkjoin_server.openapi import publish
 from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import MESSAGES, PATHS, RESPONSES, route_of
@@ -27,6 +30,8 @@ Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
+_CUT = "the server has shut down before this answer was over: ask again, or elsewhere"
+_RETRY = [(b"retry-after", b"1")]
 
 
 class ForkJoinMiddleware:
@@ -41,6 +46,7 @@ class ForkJoinMiddleware:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            publish(scope["app"])
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return
@@ -54,11 +60,22 @@ class ForkJoinMiddleware:
         elif scope["method"] != "POST":
             await self.app(scope, receive, send)
         elif self.lifecycle.is_draining:
-            retry = [(b"retry-after", b"1")]
-            await _respond(send, 503, _error(_DRAINING, path, 503), retry)
+            await _respond(send, 503, _error(_DRAINING, path, 503), _RETRY)
         else:
             with self.lifecycle.request():
-                await self._post(path, scope, receive, send)
+                await self._post_in_time(path, scope, receive, send)
+
+    async def _post_in_time(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer, or say that a drain had no time for it."""
+        answer = Answer(send)
+        try:
+            async with self.lifecycle.answering():
+                await self._post(path, scope, receive, answer.send)
+        except Cut:
+            if answer.has_begun:
+                await answer.end(path, _error(_CUT, path, 503))
+            else:
+                await _respond(send, 503, _error(_CUT, path, 503), _RETRY)
 
     async def _post(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
         if _is_upload(scope):
@@ -83,12 +100,14 @@ class ForkJoinMiddleware:
         except BadRequestOptions as error:
             await _respond(send, 400, _error(str(error), path))
             return
+        scope = _with_request_id(scope, given.get("request_id"), key)
+        REQUEST_ID.set(_request_id(scope))
         queue, log = FEEDS.subscribe(key), ThreadLog(key, count_answers(body), is_wanted=wants_threads)
         weaver = Weaver(send, queue, log, _presenter(log, path) if wants_threads else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:
             await self.app(
-                _with_request_id(scope, given.get("request_id"), key),
+                scope,
                 _replay(json.dumps(body).encode(), receive),
                 weaver.send,
             )
@@ -135,6 +154,11 @@ def _with_request_id(scope: Message, in_body: object, key: str) -> Message:
     value = b"-".join([*given, key.encode()])
     others = [(k, v) for k, v in scope["headers"] if k not in (b"x-request-id", b"content-length")]
     return {**scope, "headers": [*others, (b"x-request-id", value)]}
+
+
+def _request_id(scope: Message) -> str:
+    value: bytes = dict(scope["headers"])[b"x-request-id"]
+    return value.decode("latin-1")
 
 
 async def _body(receive: Receive) -> bytes:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from forkjoin_scheduler.dialect import Tokenizer
+from forkjoin_scheduler import redact
+from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.dialect import Dialect, Tokenizer
 from forkjoin_scheduler.errors import UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, Settings
 
@@ -37,37 +40,53 @@ def check_version() -> None:
     compat.check_version()
 
 
-def parse_serve(
-    argv: list[str],
-    add_flags: Callable[[Any], None],
-    *,
-    default_model: str,
-    default_name: str,
-    default_drain_s: int,
-) -> argparse.Namespace:
-    """``argv`` as ``vllm serve`` reads it, with the flags of ``add_flags`` beside its own.
+class ServeParser:
+    """vLLM's parser of ``vllm serve``, with the flags of ``add_flags`` beside its own."""
 
-    ``default_model`` is served, as ``default_name``, where neither the flags nor the config file
-    name a model in any of vLLM's ways. Raises UsageError for what breaks vLLM's own rules.
-    """
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    def __init__(self, add_flags: Callable[[Any], None], *, default_model: str, default_drain_s: int) -> None:
+        from vllm.entrypoints.cli.serve import ServeSubcommand
+        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
-    cli_env_setup()
-    parser = _parser(default_model)
-    serve = ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
-    add_flags(serve)
-    serve.set_defaults(model=None, shutdown_timeout=default_drain_s)
-    # vLLM reads the file only where its name stands apart, and drops it elsewhere without a word.
-    argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
-    try:
-        args: argparse.Namespace = parser.parse_args(["serve", *argv])
-    except (ValueError, AssertionError) as error:  # of where a model may stand, and of one file at most
-        raise UsageError(str(error)) from error
-    if args.model_tag is None and args.model in (None, default_model):
-        args.model = default_model
-        args.served_model_name = args.served_model_name or [default_name]
-    return args
+        cli_env_setup()
+        self._default_model = default_model
+        self._parser = _parser(default_model)
+        self._serve = ServeSubcommand().subparser_init(self._parser.add_subparsers(dest="subparser"))
+        add_flags(self._serve)
+        self._serve.set_defaults(model=None, shutdown_timeout=default_drain_s)
+        self._parser.serve = self._serve
+
+    @property
+    def actions(self) -> dict[str, argparse.Action]:
+        """What may stand in a config file, by flag without its dashes."""
+        found = {o[2:]: a for o, a in self._serve._option_string_actions.items() if o.startswith("--")}
+        return {name: action for name, action in found.items() if name not in ("config", "help")}
+
+    def given(self, flags: list[str]) -> set[str]:
+        """The destinations that ``flags``, without a config file among them, give a value to."""
+        unset = object()
+        # Actions that append look at what is there.
+        kept = {
+            action.dest: None if type(action).__name__ in ("_AppendAction", "_ExtendAction") else unset
+            for action in self.actions.values()
+        }
+        parsed = vars(self._serve.parse_args(flags, argparse.Namespace(**kept)))
+        named = {n for n in (*kept, "model_tag") if parsed[n] is not unset and parsed[n] is not None}
+        return {"model" if name == "model_tag" else name for name in named}
+
+    def parse(self, argv: list[str], default_name: str) -> argparse.Namespace:
+        """``argv`` as ``vllm serve`` reads it.
+
+        The default model is served, as ``default_name``, where neither the flags nor the config file
+        name a model in any of vLLM's ways. Raises UsageError for what breaks vLLM's own rules.
+        """
+        try:
+            args: argparse.Namespace = self._parser.parse_args(["serve", *argv])
+        except (ValueError, AssertionError) as error:  # of where a model may stand, and of one file at most
+            raise UsageError(str(error)) from error
+        if args.model_tag is None and args.model in (None, self._default_model):
+            args.model = self._default_model
+            args.served_model_name = args.served_model_name or [default_name]
+        return args
 
 
 def _parser(default_model: str) -> Any:
@@ -76,9 +95,12 @@ def _parser(default_model: str) -> Any:
     class Parser(FlexibleArgumentParser):  # type: ignore[misc, unused-ignore]
         """vLLM's, which also takes a config file that names no model."""
 
+        #: Its subcommand, which has the flags: vLLM looks for ``--no-...`` of a false in its own.
+        serve: Any = None
+
         def load_config_file(self, file_path: str) -> list[str]:
             try:
-                flags: list[str] = super().load_config_file(file_path)
+                flags: list[str] = FlexibleArgumentParser.load_config_file(self.serve, file_path)
             except Exception as error:  # of whatever kind files, YAML and its shapes raise
                 first_line = str(error).partition("\n")[0]
                 raise UsageError(
@@ -89,18 +111,60 @@ def _parser(default_model: str) -> Any:
     return Parser(prog="forkjoin")
 
 
+def log_as(args: argparse.Namespace, write: Callable[[str, str, list[str]], str]) -> None:
+    """Make every process of ``vllm serve`` with ``args`` log by a file of our own.
+
+    ``write`` makes it of vLLM's level, uvicorn's, and the paths whose accesses are not to be logged.
+    Raises UsageError if ``args`` name such a file themselves.
+    """
+    from vllm.config.logging import LoggingConfig
+
+    config = getattr(args, "logging_config", None) or LoggingConfig()
+    if config.pylogging_config_file or getattr(args, "log_config_file", None):
+        raise UsageError("--log-format: expected no logging config file beside it: drop the one or the other")
+    level = getattr(args, "log_level", None) or config.log_level
+    quiet_paths = [p.strip() for p in (args.disable_access_log_for_endpoints or "").split(",") if p.strip()]
+    path = write(level, args.uvicorn_log_level, quiet_paths)
+    args.logging_config = replace(config, pylogging_config_file=path)
+
+
 def run_serve(args: argparse.Namespace) -> None:
     """Run ``vllm serve`` with ``args``.
 
     Goes to vLLM's own subcommand: its ``main`` asks for a distribution named ``vllm``, which the
-    CPU build is not. Raises UnsupportedEngine or DialectError before an engine starts.
+    CPU build is not. Raises UnsupportedEngine, UsageError or DialectError before an engine starts.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
+    redact.hide_in_logs()
+    _check_tracing(args)
     _check_configs()
     command = ServeSubcommand()
     command.validate(args)
     command.cmd(args)
+
+
+def _check_tracing(args: argparse.Namespace) -> None:
+    """Raise UsageError if traces are asked for that can't be made.
+
+    vLLM's own check of the packages finds them always (``is_tracing_available`` asks whether there
+    are functions that could tell); without them it traces nothing. Without statistics, an assertion
+    in its ``do_tracing`` ends the first request and all others with it.
+    """
+    from vllm.tracing import otel_import_error_traceback
+
+    if args.otlp_traces_endpoint is None:
+        return
+    if otel_import_error_traceback is not None:
+        raise UsageError(
+            "--otlp-traces-endpoint: expected the OpenTelemetry packages, found none or not all of them: "
+            "install vllm-forkjoin[otel]"
+        )
+    if args.disable_log_stats:
+        raise UsageError(
+            "--otlp-traces-endpoint: expected no --disable-log-stats beside it, for spans are made of these: "
+            "drop the one or the other"
+        )
 
 
 def _check_configs() -> None:
@@ -127,15 +191,37 @@ def check_at_start(vllm_config: Any) -> None:
 
     Raises UnsupportedEngine, or DialectError where the model's tokenizer lacks what the dialect needs.
     """
-    from forkjoin_scheduler.bound import BoundDialect
     from forkjoin_scheduler.vllm_seam import compat
-    from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 
     dialect = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
     if dialect is None:
         return
     compat.check_config(vllm_config)
-    BoundDialect.bind(dialect, EngineTokenizer.from_model_config(vllm_config.model_config))
+    bind_to_model(dialect, vllm_config)
     if dialect.is_stitched:
         # How many blocks there will be, the engine finds out.
         compat.check_stitching(vllm_config, num_blocks=sys.maxsize)
+
+
+def bind_to_model(dialect: Dialect, vllm_config: Any) -> BoundDialect:
+    """``dialect`` as the served model's tokenizer writes it. Raises DialectError if that can't."""
+    from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+
+    return BoundDialect.bind(dialect, EngineTokenizer.from_model_config(vllm_config.model_config))
+
+
+def engine_config(args: argparse.Namespace) -> Any:
+    """The config that ``vllm serve`` makes of ``args``. Raises UsageError where it can't."""
+    from pydantic import ValidationError
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    args.model = args.model_tag or args.model
+    try:
+        ServeSubcommand().validate(args)
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    except ValidationError as error:
+        reasons = [str(e["msg"]).removeprefix("Value error, ") for e in error.errors()]
+        raise UsageError("; ".join(reasons)) from error
+    except Exception as error:  # of whatever kind the model's files, the hub and the platform raise
+        raise UsageError(str(error).partition("\n")[0]) from error

@@ -9,7 +9,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -21,6 +22,7 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
+from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.family import Family, ThreadEnd
@@ -144,6 +146,19 @@ class Engine:
             return output
 
         self.scheduler.schedule = recorded
+
+    @contextmanager
+    def speaking(self, dialect: Dialect) -> Iterator[Engine]:
+        """Speak another dialect for a while, in the tokens that the model has."""
+        scheduler = self.scheduler
+        before = self.dialect, scheduler._settings, scheduler._spoken
+        self.dialect = dialect
+        scheduler._settings = Settings.of(dialect, {}, join_ahead_tokens=before[1].join_ahead_tokens)
+        scheduler._spoken = BoundDialect.bind(dialect, self.tokenizer)
+        try:
+            yield self
+        finally:
+            self.dialect, scheduler._settings, scheduler._spoken = before
 
     def snapshot(self) -> dict[str, int]:
         """What must be the same before and after any traffic."""

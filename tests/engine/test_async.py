@@ -16,7 +16,6 @@ FOLDER = Path(__file__).parent
 FILES = (
     "test_dialects",
     "test_malformed",
-    "test_malformed_stitched",
     "test_ahead",
     "test_pressure",
     "test_stitched_pressure",

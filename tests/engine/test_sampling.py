@@ -48,3 +48,21 @@ def test_siblings_with_a_seed_draw_apart():
     from forkjoin_scheduler.vllm_seam.sampling import derived_seed
 
     assert len({derived_seed(7, f"1/{i}") for i in range(100)}) == 100
+
+
+def test_what_a_dialect_bans_stands_behind_the_requests_own_bad_words_where_there_is_room():
+    from vllm import SamplingParams, envs
+
+    from forkjoin_scheduler.vllm_seam.sampling import without_banned
+
+    params = SamplingParams()
+    assert without_banned(params, [[7], [8, 8]]).bad_words_token_ids == [[7], [8, 8]]
+    assert params.bad_words_token_ids is None
+    for own in (
+        [[i] for i in range(envs.VLLM_MAX_NUM_BAD_WORDS)],
+        [[1] * envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS],
+    ):
+        params._bad_words_token_ids = own
+        assert without_banned(params, [[7]]).bad_words_token_ids == own
+        params._bad_words_token_ids = own[:-1]
+        assert without_banned(params, [[7]]).bad_words_token_ids == [*own[:-1], [7]]

@@ -226,3 +226,23 @@ def test_a_wide_fork_leaves_slots_to_requests_that_wait(tight, under):
     beside = {i.split("-")[0] for step in running for i in step}
     assert beside > set(ids)
     assert sum(len(step) == 24 for step in running) > 40  # no slot stayed empty for it
+
+
+def test_how_many_threads_and_requests_wait_is_told_when_it_changes(under, monkeypatch):
+    from forkjoin_scheduler.vllm_seam import wire
+
+    engine = under(max_threads_running=1)
+    update, told = engine.scheduler.update_from_output, []
+
+    def recorded(*args):
+        result = update(*args)
+        packed = [wire.unpack(o) for outputs in result.values() for o in outputs.outputs]
+        told.extend(e for p in packed if p is not None for e in p[1])
+        return result
+
+    monkeypatch.setattr(engine.scheduler, "update_from_output", recorded)
+    prompt, params = family(engine, random.Random(6), 3, lengths=(9, 9))
+    engine.run([prompt], params)
+    loads = [(e["threads"], e["requests"]) for e in told if e["type"] == "load"]
+    # all threads; one runs; the next; the last; the parent is joined; it runs
+    assert loads == [(3, 0), (2, 0), (1, 0), (0, 0), (0, 1), (0, 0)]

@@ -14,15 +14,22 @@ import httpx
 import pytest
 
 
-@contextlib.contextmanager
-def start_server(log: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The real server on the embedded model: its address and its process, which SIGTERM must end."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def start_server(
+    log: Path, *flags: str, env: dict[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The real server on the embedded model: its address and its process, which SIGTERM must end."""
+    port = free_port()
     command = [str(Path(sys.executable).parent / "forkjoin"), "serve", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--max-model-len", "4096", "--block-size", "32", "--enforce-eager"]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"} | (env or {})
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with log.open("w") as out:
         process = subprocess.Popen(

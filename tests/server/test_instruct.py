@@ -6,16 +6,23 @@ What a model of this size says is of no use, and greedy loops are long: so each 
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 import openai
 import pytest
 
 from tests.server.conftest import start_server
+from tests.server.reading import (
+    SHOWN,
+    Answer,
+    assert_the_same,
+    metrics,
+    read_stream,
+    read_whole,
+    wait_until_idle,
+    without_ids,
+)
 from tests.smollm2 import model_folder
 
 pytestmark = pytest.mark.server
@@ -23,9 +30,6 @@ pytestmark = pytest.mark.server
 #: To this the model answers with a short list, and ends its turn behind it.
 QUESTION = "How do I stay healthy?"
 SHORT = {"max_tokens_per_thread": 40}
-SHOWN = {"include_threads": True}
-IDLE_S = 60
-RUNNING = ("forkjoin:threads_running", "vllm:num_requests_running", "vllm:num_requests_waiting")
 BRANCHES = {
     "branches": [
         {"title": "Cats", "text": "Cats are"},
@@ -61,21 +65,6 @@ def name(sdk):
     return model.id
 
 
-@dataclass
-class Answer:
-    """One answer, streamed or not; ``entries`` are those of the stream, in order."""
-
-    content: str
-    finish_reason: str
-    usage: Any
-    threads: list[dict]
-    entries: list[dict] = field(default_factory=list)
-
-    @property
-    def thread_tokens(self) -> list[int]:
-        return [t["usage"]["completion_tokens"] for t in self.threads]
-
-
 def _messages(question: str) -> list[dict]:
     return [{"role": "user", "content": question}]
 
@@ -87,35 +76,13 @@ def ask(sdk, name):
         extra = {"forkjoin": SHORT | (forkjoin or {})}
         if stream:
             options = SHOWN | {"include_usage": True}
-            return _read(
+            return read_stream(
                 sdk.chat.completions.create(**body, stream=True, stream_options=options, extra_body=extra)
             )
         extra["forkjoin"] |= SHOWN
-        answer = sdk.chat.completions.create(**body, extra_body=extra)
-        (choice,) = answer.choices
-        return Answer(choice.message.content, choice.finish_reason, answer.usage, choice.message.threads)
+        return read_whole(sdk.chat.completions.create(**body, extra_body=extra))
 
     return asked
-
-
-def _read(chunks) -> Answer:
-    answer = Answer("", "", None, [])
-    for chunk in chunks:
-        answer.usage = chunk.usage or answer.usage
-        for choice in chunk.choices:
-            answer.content += choice.delta.content or ""
-            answer.finish_reason = choice.finish_reason or answer.finish_reason
-            answer.entries += getattr(choice.delta, "threads", None) or []
-    for entry in answer.entries:
-        if entry["index"] == len(answer.threads):
-            answer.threads.append({"content": ""})
-        thread = answer.threads[entry["index"]]
-        thread |= entry | {"content": thread["content"] + entry.get("content", "")}
-    return answer
-
-
-def _without_ids(threads: list[dict]) -> list[dict]:
-    return [{k: v for k, v in t.items() if k != "id"} for t in threads]
 
 
 def _num_tokens(address: str, **body) -> int:
@@ -125,17 +92,7 @@ def _num_tokens(address: str, **body) -> int:
 
 
 def _forks(address: str) -> float:
-    return _metrics(address).get("forkjoin:forks_total", 0)
-
-
-def _metrics(address: str) -> dict[str, float]:
-    """The sum over its labels of each metric."""
-    sums: dict[str, float] = {}
-    for line in httpx.get(f"{address}/metrics", timeout=60).text.splitlines():
-        if not line.startswith("#"):
-            metric = line.partition("{")[0].split()[0]
-            sums[metric] = sums.get(metric, 0) + float(line.split()[-1])
-    return sums
+    return metrics(address).get("forkjoin:forks_total", 0)
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +143,7 @@ def test_the_outlines_and_the_points_tokens_add_up(outlined, address, name):
 
 
 def test_streamed_it_is_the_same(streamed, outlined):
-    assert streamed.content == outlined.content
-    assert streamed.finish_reason == outlined.finish_reason
-    assert _without_ids(streamed.threads) == _without_ids(outlined.threads)
-    assert streamed.usage.completion_tokens == outlined.usage.completion_tokens
-    assert streamed.usage.forkjoin == outlined.usage.forkjoin
+    assert_the_same(streamed, outlined)
 
 
 def test_points_are_written_side_by_side(streamed):
@@ -242,9 +195,7 @@ def test_branches_are_written_in_order_and_followed_by_the_closing_section(ask):
 def test_branches_streamed_are_the_same(ask):
     question = "Write about cats, dogs and birds."
     whole, streamed = (ask(question, stream=s, forkjoin=BRANCHES) for s in (False, True))
-    assert streamed.content == whole.content
-    assert _without_ids(streamed.threads) == _without_ids(whole.threads)
-    assert streamed.usage.forkjoin == whole.usage.forkjoin
+    assert_the_same(streamed, whole)
 
 
 def test_branches_without_a_closing_section_end_the_answer(ask):
@@ -292,7 +243,7 @@ def test_the_vote_of_a_stream_is_told_with_its_usage(ask):
 
 def test_a_seed_draws_the_same_votes_again(ask):
     one, two = (ask(CAPITAL, forkjoin=BEST_OF, temperature=1, seed=7) for _ in range(2))
-    assert _without_ids(one.threads) == _without_ids(two.threads)
+    assert without_ids(one.threads) == without_ids(two.threads)
     assert one.usage.forkjoin["vote"] == two.usage.forkjoin["vote"]
 
 
@@ -329,14 +280,7 @@ def test_a_client_that_hangs_up_in_a_fork_leaves_nothing_running(sdk, address, n
     next(c for c in stream if getattr(c.choices[0].delta, "threads", None))
     stream.close()
     assert _forks(address) == before + 1
-    end, left = time.monotonic() + IDLE_S, {}
-    while time.monotonic() < end:
-        # the gauges of vLLM move only in a step
-        sdk.completions.create(
-            model=name, prompt="x", max_tokens=1, extra_body={"forkjoin": {"enabled": False}}
-        )
-        metrics = _metrics(address)
-        left = {metric: metrics[metric] for metric in (*RUNNING, "vllm:kv_cache_usage_perc")}
-        if not any(left.values()):
-            return
-    pytest.fail(f"still there after {IDLE_S} s: {left}")
+    unforked = {"forkjoin": {"enabled": False}}
+    wait_until_idle(
+        address, lambda: sdk.completions.create(model=name, prompt="x", max_tokens=1, extra_body=unforked)
+    )

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import start_server
+from tests.server.reading import metrics
 
 pytestmark = pytest.mark.server
 
@@ -113,3 +114,30 @@ def test_no_api_server_hangs_up_while_another_has_requests_in_flight(tmp_path):
             client.close()
         assert {a.status_code for a in answers} == {503}
         assert process.wait(timeout=60) == 0
+
+
+def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(tmp_path):
+    long = ASK | {"ignore_eos": True, "max_tokens": 4000}
+    with start_server(tmp_path / "log", "--shutdown-timeout", "1") as (address, process):
+        url, told = f"{address}/v1/chat/completions", {}
+
+        def ask_whole() -> None:
+            told["whole"] = httpx.post(url, json=long | {"stream": False}, timeout=300)
+
+        whole = threading.Thread(target=ask_whole)
+        with httpx.stream("POST", url, json=long, timeout=300) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            computed = metrics(address)["vllm:prompt_tokens_total"]
+            whole.start()
+            while metrics(address)["vllm:prompt_tokens_total"] == computed:
+                pass
+            process.send_signal(signal.SIGTERM)
+            *_, error, done = (line for line in lines if line)
+        whole.join(timeout=60)
+        assert process.wait(timeout=60) == 0
+    assert done == "data: [DONE]"
+    assert "before this answer was over" in json.loads(error.removeprefix("data: "))["error"]["message"]
+    assert told["whole"].status_code == 503
+    assert told["whole"].headers["retry-after"] == "1"
+    assert "before this answer was over" in told["whole"].json()["error"]["message"]

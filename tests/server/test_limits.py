@@ -11,6 +11,8 @@ import httpx
 import openai
 import pytest
 
+from tests.server.reading import IDLE_S, metrics, wait_until_idle
+
 pytestmark = pytest.mark.server
 
 ASK = {
@@ -19,22 +21,8 @@ ASK = {
     "messages": [{"role": "user", "content": "a=482*731, b=7*8, c=907*36"}],
     "max_tokens": 2000,
 }
-IDLE_S = 60
-#: What a server without requests shows; the cache holds no block that a request needs.
-IDLE = {"forkjoin:threads_running": 0, "vllm:num_requests_running": 0, "vllm:num_requests_waiting": 0}
-CACHE = "vllm:kv_cache_usage_perc"
 FORKS = "forkjoin:forks_total"
 GENERATED = "vllm:generation_tokens_total"
-
-
-def _metrics(server: str) -> dict[str, float]:
-    """The sum over its labels of each metric."""
-    sums: dict[str, float] = {}
-    for line in httpx.get(f"{server}/metrics", timeout=60).text.splitlines():
-        if not line.startswith("#"):
-            name = line.partition("{")[0].split()[0]
-            sums[name] = sums.get(name, 0) + float(line.split()[-1])
-    return sums
 
 
 def _ask(client, *, forkjoin=None, **more):
@@ -42,15 +30,7 @@ def _ask(client, *, forkjoin=None, **more):
 
 
 def _wait_until_idle(server: str, client) -> None:
-    end, seen = time.monotonic() + IDLE_S, {}
-    while time.monotonic() < end:
-        # the gauges of vLLM move only in a step
-        client.completions.create(model="abacus", prompt="x", max_tokens=1)
-        metrics = _metrics(server)
-        seen = {name: metrics[name] for name in (*IDLE, CACHE)}
-        if seen == IDLE | {CACHE: 0}:
-            return
-    pytest.fail(f"not idle after {IDLE_S} s: {seen}")
+    wait_until_idle(server, lambda: client.completions.create(model="abacus", prompt="x", max_tokens=1))
 
 
 @pytest.mark.parametrize(
@@ -71,10 +51,10 @@ def test_bad_options_are_a_400_that_names_them(client, options, named):
 
 
 def test_bad_options_are_not_run(client, server):
-    before = _metrics(server)["vllm:prompt_tokens_total"]
+    before = metrics(server)["vllm:prompt_tokens_total"]
     with pytest.raises(openai.BadRequestError, match="bogus"):
         _ask(client, forkjoin={"bogus": 1})
-    assert _metrics(server)["vllm:prompt_tokens_total"] == before
+    assert metrics(server)["vllm:prompt_tokens_total"] == before
 
 
 def test_a_body_that_is_no_object_is_vllms_to_refuse(server):
@@ -92,9 +72,9 @@ def test_threads_with_two_choices_are_refused(client):
 
 @pytest.mark.parametrize("limit", [{"max_threads_per_fork": 1}, {"max_forks": 0}], ids=["threads", "forks"])
 def test_over_a_limit_the_model_carries_on_without_a_fork(client, server, limit):
-    before = _metrics(server)
+    before = metrics(server)
     answer = _ask(client, forkjoin=limit)
-    after = _metrics(server)
+    after = metrics(server)
     assert after["forkjoin:forks_total"] == before["forkjoin:forks_total"]
     assert after["forkjoin:malformed_outputs_total"] == before.get("forkjoin:malformed_outputs_total", 0) + 1
     assert answer.choices[0].finish_reason == "stop"
@@ -112,12 +92,12 @@ def test_in_a_fork_the_budget_of_tokens_is_spent_to_the_last_and_not_exceeded(cl
 
 def test_a_thread_over_its_budget_ends_the_answer_and_is_counted(client, server):
     name = "forkjoin:malformed_outputs_total"
-    before = _metrics(server).get(name, 0)
+    before = metrics(server).get(name, 0)
     answer = _ask(client, forkjoin={"max_tokens_per_thread": 10, "include_threads": True})
     assert answer.choices[0].finish_reason == "length"
     threads = answer.choices[0].message.threads
     assert [(t["finish_reason"], t["usage"]["completion_tokens"]) for t in threads] == [("length", 10)] * 2
-    assert _metrics(server)[name] == before + 2
+    assert metrics(server)[name] == before + 2
 
 
 def test_hanging_up_on_a_stream_in_a_fork_frees_everything(client, server):
@@ -128,17 +108,17 @@ def test_hanging_up_on_a_stream_in_a_fork_frees_everything(client, server):
 
 
 def test_hanging_up_on_an_answer_that_is_not_streamed_frees_everything(client, server):
-    before = _metrics(server)
+    before = metrics(server)
     # Without an end of sequence it can't be over before we have seen its fork; and we look at a
     # counter, for the gauge may go up and down between two looks at a busy server.
     body = json.dumps(ASK | {"temperature": 0.3, "n": 8, "max_tokens": 3500, "ignore_eos": True})
     with closing(http.client.HTTPConnection(server.removeprefix("http://"), timeout=60)) as connection:
         connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
         end = time.monotonic() + IDLE_S
-        while _metrics(server)[FORKS] == before[FORKS]:
+        while metrics(server)[FORKS] == before[FORKS]:
             assert time.monotonic() < end, "no choice forked"
     _wait_until_idle(server, client)
-    generated = _metrics(server)[GENERATED] - before[GENERATED]
+    generated = metrics(server)[GENERATED] - before[GENERATED]
     assert generated < 8 * 3500, "it was not cut"
 
 

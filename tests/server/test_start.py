@@ -21,20 +21,36 @@ FORKJOIN = Path(sys.executable).parent / "forkjoin"
         (["--dialect", "parallel-r1"], "dialect 'parallel-r1' needs each of its control tokens"),
         (["--dialect", "npr", "--api-server-count", "2"], "dialect 'npr' needs each of its control tokens"),
         (["--dialect", "none", "--max-forks", "1"], "--max-forks: expected a dialect"),
+        (
+            ["--otlp-traces-endpoint", "http://127.0.0.1:1", "--disable-log-stats"],
+            "--otlp-traces-endpoint: expected no",
+        ),
     ],
-    ids=["engine_option", "tokenizer", "several_api_servers", "useless_flag"],
+    ids=["engine_option", "tokenizer", "several_api_servers", "useless_flag", "no_stats"],
 )
 def test_it_ends_with_one_sentence_and_exit_status_2(flags, sentence):
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    done = subprocess.run(
-        [str(FORKJOIN), "serve", "--port", "0", "--max-model-len", "1024", *flags],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=120,
-        check=False,
-    )
+    done = _serve(*flags)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"forkjoin: {sentence}")
     assert "Traceback" not in done.stdout + done.stderr
     assert "EngineCore" not in done.stdout + done.stderr
+
+
+def test_traces_without_the_packages_that_export_them_name_the_extra(tmp_path):
+    (tmp_path / "opentelemetry.py").write_text("raise ImportError('not installed')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = _serve("--otlp-traces-endpoint", "http://127.0.0.1:1", PYTHONPATH=path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("install vllm-forkjoin[otel]")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def _serve(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(FORKJOIN), "serve", "--port", "0", "--max-model-len", "1024", *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"} | env,
+        timeout=120,
+        check=False,
+    )

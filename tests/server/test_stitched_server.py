@@ -6,9 +6,8 @@ import os
 import re
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 
 from tests.engine.renamed import MULTIVERSE, with_tokens
 from tests.server.conftest import start_server
+from tests.server.reading import SHOWN, assert_the_same, metrics, read_stream, read_whole, wait_until_idle
 
 pytestmark = pytest.mark.server
 
@@ -31,24 +31,12 @@ ASK: dict[str, Any] = {
     "max_tokens": 700,
 }
 TITLES = ["a=482*731", "c=907*36"]
-SHOWN = {"include_threads": True}
-IDLE_S = 60
-RUNNING = ("forkjoin:threads_running", "vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
 @dataclass
 class Server:
     address: str
     log: Path
-
-    def metrics(self) -> dict[str, float]:
-        """The sum over its labels of each metric."""
-        sums: dict[str, float] = {}
-        for line in httpx.get(f"{self.address}/metrics", timeout=60).text.splitlines():
-            if not line.startswith("#"):
-                name = line.partition("{")[0].split()[0]
-                sums[name] = sums.get(name, 0) + float(line.split()[-1])
-        return sums
 
     def num_tokens(self, text: str) -> int:
         body = {"prompt": text, "add_special_tokens": False}
@@ -80,38 +68,10 @@ def whole(sdk):
     return sdk.chat.completions.create(**ASK, extra_body={"forkjoin": SHOWN})
 
 
-@dataclass
-class Stream:
-    content: str = ""
-    finish_reason: str | None = None
-    usage: Any = None
-    entries: list[dict] = field(default_factory=list)
-
-    @property
-    def threads(self) -> list[dict]:
-        """The entries of each thread, put together."""
-        threads: dict[int, dict] = {}
-        for entry in self.entries:
-            thread = threads.setdefault(entry["index"], {"content": ""})
-            thread |= entry | {"content": thread["content"] + entry.get("content", "")}
-        return list(threads.values())
-
-
 @pytest.fixture(scope="module")
 def streamed(sdk):
-    stream = Stream()
     options = SHOWN | {"include_usage": True}
-    for chunk in sdk.chat.completions.create(**ASK, stream=True, stream_options=options):
-        stream.usage = chunk.usage or stream.usage
-        for choice in chunk.choices:
-            stream.content += choice.delta.content or ""
-            stream.finish_reason = choice.finish_reason or stream.finish_reason
-            stream.entries += getattr(choice.delta, "threads", None) or []
-    return stream
-
-
-def _without_ids(threads: list[dict]) -> list[dict]:
-    return [{k: v for k, v in t.items() if k != "id"} for t in threads]
+    return read_stream(sdk.chat.completions.create(**ASK, stream=True, stream_options=options))
 
 
 def test_engine_core_and_worker_are_processes_of_their_own(stitching, whole):
@@ -159,11 +119,7 @@ def test_each_generated_token_is_counted_once(whole, stitching):
 
 
 def test_the_streamed_deltas_are_the_whole_answer(streamed, whole):
-    assert streamed.content == whole.choices[0].message.content
-    assert streamed.finish_reason == whole.choices[0].finish_reason
-    assert _without_ids(streamed.threads) == _without_ids(whole.choices[0].message.threads)
-    assert streamed.usage.completion_tokens == whole.usage.completion_tokens
-    assert streamed.usage.forkjoin == whole.usage.forkjoin
+    assert_the_same(streamed, read_whole(whole))
 
 
 def test_threads_speak_side_by_side(streamed):
@@ -181,11 +137,11 @@ def test_many_at_once_answer_as_one_alone(sdk, whole, stitching):
 
 
 def test_hanging_up_in_a_fork_leaves_nothing(sdk, stitching):
-    before = stitching.metrics()["forkjoin:forks_total"]
+    before = metrics(stitching.address)["forkjoin:forks_total"]
     stream = sdk.chat.completions.create(**ASK, stream=True, stream_options=SHOWN)
     next(c for c in stream if getattr(c.choices[0].delta, "threads", None))
     stream.close()
-    assert stitching.metrics()["forkjoin:forks_total"] == before + 1
+    assert metrics(stitching.address)["forkjoin:forks_total"] == before + 1
     _wait_until_idle(stitching, sdk)
 
 
@@ -209,15 +165,7 @@ def test_an_answer_cut_in_its_threads_leaves_nothing(sdk, stitching):
 
 
 def _wait_until_idle(server: Server, sdk: openai.OpenAI) -> None:
-    end, left = time.monotonic() + IDLE_S, {}
-    while time.monotonic() < end:
-        # the gauges of vLLM move only in a step
-        sdk.completions.create(model=NAME, prompt="x", max_tokens=1)
-        metrics = server.metrics()
-        left = {name: metrics[name] for name in (*RUNNING, "vllm:kv_cache_usage_perc")}
-        if not any(left.values()):
-            return
-    pytest.fail(f"still there after {IDLE_S} s: {left}")
+    wait_until_idle(server.address, lambda: sdk.completions.create(model=NAME, prompt="x", max_tokens=1))
 
 
 def test_another_worker_class_is_refused(model):

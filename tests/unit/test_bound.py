@@ -208,3 +208,22 @@ def test_each_thread_of_a_published_dialect_ends_on_a_token(byte_tokenizer, name
     assert end is not None
     assert re.fullmatch(r"</\w+>", end)
     assert bound.end_id(_plan(end)) == bound.tokenizer.token_id(end)
+
+
+def test_a_text_that_the_model_should_not_write_is_heard_however_it_is_cut_into_tokens(piece_tokenizer):
+    bound = BoundDialect.bind(_in_text(swaps={"</tend>": "x", "nn": "y"}), piece_tokenizer(PIECES))
+    ids = bound.tokenizer.encode("</tend></t</tend>a")
+    assert _heard(bound.written_itself, ids) == [2, 5]
+    assert [bound.written_itself(bound.tokenizer.encode(t)) for t in ("</tend>", "ann", "anna")] == [
+        "</tend>",
+        "nn",
+        None,
+    ]
+
+
+def test_banned_rows_are_tokens(make_dialect, byte_tokenizer):
+    mine = make_dialect(sampling={"banned": [["<C>"], ["<F>", "<F>"]]})
+    bound = BoundDialect.bind(mine, byte_tokenizer(["<F>", "<C>"]))
+    assert bound.banned_ids() == [[257], [256, 256]]
+    with pytest.raises(DialectError, match="<C>"):
+        BoundDialect.bind(mine, byte_tokenizer(["<F>"]))

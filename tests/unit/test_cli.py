@@ -133,6 +133,37 @@ def test_how_far_joins_are_prefilled_ahead_is_the_users_to_say(given, tokens):
     assert _settings(serve_args(["m", *given])).join_ahead_tokens == tokens
 
 
+def test_how_requests_and_threads_are_scheduled_is_the_users_to_say():
+    plain = _settings(serve_args(["m"]))
+    assert (plain.admission, plain.max_threads_running, plain.slo_itl_ms) == ("family", None, None)
+    assert _settings(serve_args(["m", "--admission", "greedy"])).admission == "greedy"
+    assert _settings(serve_args(["m", "--max-threads-running", "3"])).max_threads_running == 3
+    assert _settings(serve_args(["m", "--slo-itl-ms", "12.5"])).slo_itl_ms == 12.5
+    own = "forkjoin_scheduler.policy.threads.Eager"
+    assert _settings(serve_args(["m", "--thread-policy", own])).thread_policy == own
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--max-threads-running", "0"], "--max-threads-running: .*greater than or equal to 1, got 0"),
+        (["--slo-itl-ms", "0"], "--slo-itl-ms: .*greater than 0, got 0"),
+        (
+            ["--slo-itl-ms", "9", "--max-threads-running", "2"],
+            "expected one way to choose threads, got max_threads_running and slo_itl_ms",
+        ),
+        (
+            ["--thread-policy", "no.such.Thing"],
+            "--thread-policy: .*that can be imported: No module named 'no'",
+        ),
+        (["--thread-policy", "os.path"], "--thread-policy: .*a class with a method `choose`"),
+    ],
+)
+def test_scheduling_that_cannot_be_is_refused_in_a_sentence(given, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        serve_args(["m", *given])
+
+
 @pytest.mark.parametrize(("given", "seconds"), [([], 30), (["--shutdown-timeout", "5"], 5)])
 def test_requests_in_flight_are_drained_for_as_long_as_the_user_says(given, seconds):
     assert serve_args(["m", *given]).shutdown_timeout == seconds
@@ -338,3 +369,10 @@ def stitched(tmp_path):
     dialect["join"]["kind"], dialect["thread"]["joined_header"] = "stitch", None
     (tmp_path / "stitched.yaml").write_text(json.dumps(dialect))
     return str(tmp_path / "stitched.yaml")
+
+
+def test_benchmarks_say_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr("forkjoin_server.cli.find_spec", lambda name: None if name == "matplotlib" else name)
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "run"])
+    assert "bench needs matplotlib: install vllm-forkjoin[bench]" in capsys.readouterr().err

@@ -206,6 +206,17 @@ WRONG = {
         "a stitched thread stays as it ran",
     ),
     "stitch_opened": ({"join": {"kind": "stitch", "opened": "y"}}, "a stitched thread stays as it ran"),
+    "stitch_swaps": (
+        {"join": {"kind": "stitch"}, "swaps": {"<X>": "<Y>"}},
+        "expected swaps only where the context stands in a row",
+    ),
+    "newlines_that_would_be_joined": (
+        {"thread": {"header": "x", "newlines": 1}},
+        "expected newlines only with the kind splice",
+    ),
+    "newlines_behind_a_join": ({"join": {"newlines": 1}}, "expected newlines only with the kind splice"),
+    "nothing_to_swap": ({"swaps": {"": "x"}}, "at least 1 character"),
+    "nothing_banned": ({"sampling": {"banned": [[]]}}, "at least 1 item"),
     "rewrite_without_opens": (
         {"join": {"kind": "rewrite"}},
         "expected join.opens with the kind rewrite, and with no other",
@@ -247,9 +258,15 @@ def test_fields_that_do_not_go_together_are_refused_with_what_was_expected(make_
         {"join": {"kind": "on_demand", "ask": "<J (?P<number>.)>"}},
         {"join": {"kind": "vote", "result": "x"}},
         {"join": {"kind": "splice"}},
+        {"join": {"kind": "splice", "newlines": 2}, "thread": {"header": "", "newlines": 1}},
         {"join": {"kind": "finish"}},
+        {"swaps": {"<X>": "<Y>"}},
+        {"sampling": {"banned": [["<X>"], ["<F>", "<F>"]]}},
     ],
-    ids=["prompt", "end", "text", "stitch", "rewrite", "on_demand", "vote", "splice", "finish"],
+    ids=[
+        *("prompt", "end", "text", "stitch", "rewrite", "on_demand", "vote", "splice", "newlines", "finish"),
+        *("swaps", "banned"),
+    ],
 )
 def test_each_way_to_fork_and_to_join_can_be_said_and_survives_the_way_to_the_engine(make_dialect, fields):
     mine = make_dialect(**fields)
@@ -335,6 +352,12 @@ def test_numbered_ends_are_control_tokens_each(make_dialect):
 def test_where_tags_are_text_only_further_tags_must_be_tokens(make_dialect):
     mine = make_dialect(tags_are="text", thread={"header": "x", "end": "</T>"}, tags=["<X>"])
     assert mine.control_tokens == ("<X>",)
+
+
+@pytest.mark.parametrize("tags_are", ["text", "tokens"])
+def test_what_is_banned_must_be_tokens_too(make_dialect, tags_are):
+    mine = make_dialect(tags_are=tags_are, sampling={"banned": [["<X>"], ["<F>", "<F>"]]})
+    assert set(mine.control_tokens) == {"<X>", "<F>"}
 
 
 # ---- turns ---------------------------------------------------------------------------------

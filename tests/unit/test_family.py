@@ -214,6 +214,16 @@ def test_a_fork_inside_a_thread_counts_on_that_threads_path():
     assert [t.depth for t in family.threads] == [1, 1, 2, 2]
 
 
+def test_what_a_thread_takes_back_is_no_part_of_its_text_but_stays_counted():
+    family = Family("r", Limits())
+    (thread,) = family.fork(family.root, _plan(1))
+    family.generated(thread, [1, 2, 3, 4])
+    thread.take_back(3, [7, 8])
+    family.root.take_back(1, [9])  # whose tokens vLLM keeps
+    assert (thread.token_ids, family.root.token_ids) == ([1, 7, 8], [])
+    assert (thread.num_generated, family.num_generated) == (4, 4)
+
+
 def test_ending_the_request_cancels_the_live_threads_only():
     family = Family("r", Limits())
     threads = family.fork(family.root, _plan(3))

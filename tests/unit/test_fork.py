@@ -227,6 +227,15 @@ def test_a_dialect_may_want_more_room_than_one_token_a_thread(room, fits):
     assert has_room(threads, 6, None, min_room=10**9)
 
 
+@pytest.mark.parametrize(("room", "fits"), [(11, False), (12, True)])
+def test_a_stitched_thread_must_have_room_to_close(make_dialect, byte_tokenizer, room, fits):
+    thread = {"header": "<T>{n}:", "end": "!", "close": "!", "tail": "\n"}
+    mine = make_dialect(join={"kind": "stitch"}, thread=thread)
+    # 3 of the trigger, 5 of the header, one written, 2 that close it, and the next
+    plan = _plan(mine, byte_tokenizer([]), "<F>", max_model_len=room)
+    assert isinstance(plan, ForkPlan) is fits
+
+
 def test_min_room_is_asked_for_at_the_fork(make_dialect, byte_tokenizer):
     roomy = make_dialect(min_room=100)
     refused = _plan(roomy, byte_tokenizer([]), "<F>", max_model_len=102)

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_server.in_flight import FILE, InFlight, shared_with_children
-from forkjoin_server.lifecycle import Lifecycle, announcement
+from forkjoin_server.lifecycle import Cut, Lifecycle, announcement
 
 
 def _state(**server):
     async def check_health():
         return None
 
-    args = SimpleNamespace(host=None, port=8000, uds=None, ssl_keyfile=None)
+    shown = {"enable_log_requests": False, "forkjoin_log_format": "text"}
+    args = SimpleNamespace(host=None, port=8000, uds=None, ssl_keyfile=None, **shown)
     stopped: list[float | None] = []
     client = SimpleNamespace(
         check_health=check_health,
@@ -51,6 +52,32 @@ def test_a_drain_waits_no_longer_than_its_timeout(timeout):
     with lifecycle.request():
         state.engine_client.shutdown(timeout=timeout)
     assert stopped == [None if timeout is None else 0]
+
+
+def test_what_a_drain_has_no_time_for_is_cut_before_the_engine_stops():
+    async def run():
+        lifecycle, told = Lifecycle(), []
+        state, stopped = _state()
+        await lifecycle.start(state)
+        with lifecycle.request():
+            shutdown = asyncio.create_task(asyncio.to_thread(state.engine_client.shutdown, timeout=0.1))
+            with pytest.raises(Cut):
+                async with lifecycle.answering():
+                    await asyncio.sleep(60)
+            told.append(list(stopped))
+        await shutdown
+        return told, stopped
+
+    assert asyncio.run(run()) == ([[]], [0])
+
+
+def test_a_request_that_runs_out_of_its_own_time_is_not_cut():
+    async def run():
+        async with Lifecycle().answering():
+            raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        asyncio.run(run())
 
 
 @pytest.mark.parametrize("server", [{"started": False}, {"should_exit": True}])

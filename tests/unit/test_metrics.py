@@ -4,6 +4,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from forkjoin_server.metrics import observe
+from scripts.metrics_page import PAGE, page
 
 
 @pytest.mark.parametrize(
@@ -20,5 +21,16 @@ def test_an_event_counts_in_its_metric(event, name, labels, grows_by):
     assert REGISTRY.get_sample_value(name, labels) == before + grows_by
 
 
+def test_how_many_wait_is_told_by_engine():
+    observe({"type": "load", "engine": 3, "threads": 5, "requests": 2})
+    observe({"type": "load", "engine": 4, "threads": 0, "requests": 1})
+    names = ["forkjoin:threads_waiting", "forkjoin:requests_waiting"]
+    assert [[REGISTRY.get_sample_value(n, {"engine": e}) for n in names] for e in "34"] == [[5, 2], [0, 1]]
+
+
 def test_an_event_of_a_later_version_is_not_counted():
     observe({"type": "of_a_later_version"})
+
+
+def test_the_page_of_metrics_is_that_of_their_definitions():
+    assert PAGE.read_text() == page(), "stale: run `make metrics-page`"

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,8 @@ LAYERS = {
     "ending": "Ending",
     "joining": "Joining",
     "forking": "Forking",
+    "admitting": "Admitting",
+    "pacing": "Pacing",
     "scheduler": "ForkJoinScheduler",
 }
 #: Methods that a layer leaves to a later one, which vLLM does not know.
@@ -132,6 +135,8 @@ def test_what_we_override_of_vllms_scheduler_is_known():
         "_get_local_prefix_cache_hit": "stitching",
         "_free_request_blocks": "ending",
         "_update_request_with_output": "forking",
+        "_handle_blocked_waiting_request": "admitting",
+        "_free_request": "admitting",
         "add_request": "scheduler",
         "schedule": "scheduler",
         "update_from_output": "scheduler",
@@ -220,27 +225,30 @@ ATTRIBUTES = {
     SCHEDULER: (
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
-        "vllm_config"
+        "vllm_config current_step max_num_scheduled_tokens policy"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",
     SINGLE: "block_size req_to_blocks num_cached_block",
     "vllm.v1.core.block_pool:BlockPool": "num_gpu_blocks",
-    "vllm.v1.core.kv_cache_utils:KVCacheBlock": "block_id",
+    "vllm.v1.core.kv_cache_utils:KVCacheBlock": "block_id ref_cnt",
     REQUEST: (
         "request_id status stop_reason sampling_params _all_token_ids _output_token_ids "
         "output_token_ids _block_hasher block_hashes prompt_token_ids num_prompt_tokens max_tokens "
         "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
-        "priority trace_headers resumable prompt_embeds mm_features"
+        "priority trace_headers resumable prompt_embeds mm_features "
+        "next_decode_eligible_step"
     ),
-    "vllm.v1.core.sched.output:SchedulerOutput": "num_scheduled_tokens total_num_scheduled_tokens",
+    "vllm.v1.core.sched.output:SchedulerOutput": (
+        "num_scheduled_tokens total_num_scheduled_tokens preempted_req_ids"
+    ),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
     "vllm.v1.engine:EngineCoreOutput": (
-        "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params"
+        "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params trace_headers"
     ),
-    "vllm.v1.engine.output_processor:OutputProcessor": "request_states tokenizer",
-    "vllm.v1.engine.output_processor:RequestState": "parent_req external_req_id",
+    "vllm.v1.engine.output_processor:OutputProcessor": "request_states tokenizer tracing_enabled",
+    "vllm.v1.engine.output_processor:RequestState": "request_id parent_req external_req_id",
     "vllm.v1.engine.parallel_sampling:ParentRequest": "external_req_id",
     V1: "positions input_batch attn_groups kv_cache_config vllm_config",
     V2: "model_state input_buffers attn_groups kv_cache_config vllm_config",
@@ -251,6 +259,7 @@ ATTRIBUTES = {
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids",
     "vllm.v1.worker.utils:AttentionGroup": "backend layer_names kv_cache_spec",
+    "vllm.utils.argparse_utils:FlexibleArgumentParser": "_option_string_actions",
 }
 
 
@@ -266,26 +275,32 @@ def test_the_attributes_that_we_build_on_are_set_by_vllms_constructors(target):
 CALLED = {
     SCHEDULER: (
         "__init__ add_request schedule update_from_output finish_requests reset_prefix_cache _preempt_request "
-        "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request"
+        "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request "
+        "_handle_blocked_waiting_request _free_request"
     ),
-    MANAGER: "get_blocks create_kv_cache_blocks free",
+    MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks",
     COORDINATOR: "cache_blocks",
     SINGLE: "pop_blocks_for_free",
-    "vllm.v1.core.block_pool:BlockPool": "free_blocks",
+    "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",
+    "vllm.v1.core.sched.request_queue:SchedulingPolicy": "FCFS",
     "vllm.v1.core.sched.request_queue:RequestQueue": "remove_requests add_request",
-    REQUEST: ("num_tokens num_output_tokens update_block_hashes is_finished use_structured_output"),
+    REQUEST: (
+        "num_tokens num_tokens_with_spec num_output_tokens update_block_hashes is_finished use_structured_output"
+    ),
     "vllm.v1.request:RequestStatus": (
         "WAITING WAITING_FOR_STREAMING_REQ RUNNING PREEMPTED FINISHED_STOPPED FINISHED_LENGTH_CAPPED "
         "FINISHED_ABORTED"
     ),
     "vllm.v1.engine:EngineCoreOutput": "finished",
     "vllm.v1.outputs:LogprobsLists": "slice_request",
-    "vllm.sampling_params:SamplingParams": "clone num_logprobs",
+    "vllm.sampling_params:SamplingParams": "clone num_logprobs bad_words_token_ids _bad_words_token_ids",
+    "vllm.envs": "VLLM_MAX_NUM_BAD_WORDS VLLM_MAX_BAD_WORDS_TOTAL_TOKENS",
     V1: "_update_states _prepare_inputs",
     V2: "load_model update_requests",
     "vllm.v1.worker.gpu_worker:Worker": "init_device initialize_from_config",
     "vllm.v1.worker.gpu.model_states.interface:ModelState": "prepare_inputs prepare_dummy_inputs",
-    "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs",
+    "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs do_tracing",
+    "vllm.tracing": "otel_import_error_traceback",
     "vllm.v1.engine.async_llm": "OutputProcessor",
     "vllm.tokenizers.registry": "cached_tokenizer_from_config get_tokenizer",
     "vllm.utils.torch_utils": "async_tensor_h2d",
@@ -389,8 +404,19 @@ def test_thread_events_ride_on_fields_that_vllms_output_has():
     from forkjoin_scheduler.vllm_seam import wire
 
     events = [{"type": "joined", "prefilled_tokens": 3}]
-    assert wire.unpack(wire.pack("r", events)) == ("r", events)
+    before = time.time_ns()
+    told = wire.unpack(wire.pack("r", events))
+    assert told[:2] == ("r", events)
+    assert before <= told.time_ns <= time.time_ns()
     assert wire.unpack(type(wire.pack("r", []))(request_id="r", new_token_ids=[1])) is None
+
+
+def test_vllm_makes_the_span_of_a_request_under_the_name_that_ours_goes_by():
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from forkjoin_scheduler.vllm_seam import tracing
+
+    assert f'span_name="{tracing.REQUEST}"' in inspect.getsource(OutputProcessor.do_tracing)
 
 
 def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeypatch):

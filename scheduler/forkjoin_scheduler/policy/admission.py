@@ -47,7 +47,7 @@ class Need:
 class Room:
     """What is free: KV blocks, with ``tokens_per_block`` tokens each, and slots of a step."""
 
-    free_blocks: int
+    num_free: int
     tokens_per_block: int
     num_slots: int
 
@@ -95,7 +95,7 @@ class Admission:
 
         One that runs alone always may.
         """
-        blocks = room.free_blocks - prompt_blocks - self._growth(Need(0), max_tokens, room.tokens_per_block)
+        blocks = room.num_free - prompt_blocks - self._growth(Need(0), max_tokens, room.tokens_per_block)
         slots = room.num_slots - self.parallelism.mean
         is_alone = True
         for need in running:

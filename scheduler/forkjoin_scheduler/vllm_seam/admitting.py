@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
@@ -30,16 +31,24 @@ class Admitting(Forking):
         self._kept_waiting: Request | None = None
         self._num_kept_waiting = 0
         self._overtaken = 0
+        #: Threads that the policy of ``pacing.py`` does not let start in this step.
+        self._held_back: set[str] = set()
 
     def _open_door(self) -> None:
         """A new step begins."""
         self._kept_waiting, self._num_kept_waiting = None, 0
 
+    def _note_shortage(self, output: SchedulerOutput) -> None:
+        """Tell the policy of each request that vLLM has preempted; parked ones are named there, too."""
+        named = [self.requests.get(i) for i in output.preempted_req_ids or ()]
+        for _ in [r for r in named if r is not None and r.status == RequestStatus.PREEMPTED]:
+            self._admission.ran_short()
+
     # ---- vLLM's hooks ----------------------------------------------------------------------
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether vLLM may start ``request`` in this step."""
-        if not super()._handle_blocked_waiting_request(request):
+        if request.request_id in self._held_back or not super()._handle_blocked_waiting_request(request):
             return False
         if self._spoken is None or self._settings.admission == "greedy" or not self._is_new(request):
             return True
@@ -56,14 +65,12 @@ class Admitting(Forking):
             self._close_door()
         return False
 
-    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-        self._admission.ran_short()
-        super()._preempt_request(request, timestamp, drop_stale_output)
-
-    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         if self._admitted.pop(request.request_id, None) and request.status in (STOPPED, CAPPED):
             self._admission.learn(self._come_to(request))
-        return super()._free_request(request, *args, **kwargs)
+        return super()._free_request(request, delay_free_blocks)
 
     # ----------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 ``ForkJoinScheduler`` is made of layers, each on the one before: ``core`` (this), ``jobs`` (KV that
 is computed beside the decoding), ``stitching``, ``ahead`` (the progressive join), ``ending``,
-``joining``, ``forking``, and ``scheduler``, which vLLM calls.
+``joining``, ``forking``, ``admitting`` and ``pacing`` (when what runs), and ``scheduler``, which
+vLLM calls.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 from forkjoin_scheduler.vllm_seam.wish import Wish
 
-logger = init_logger(__name__)
+#: Beneath vLLM's, whose handler, level and format it so has in every process.
+logger = init_logger("vllm.forkjoin.engine")
 
 STOPPED, CAPPED = RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED
 
@@ -84,9 +86,7 @@ class Core(AsyncScheduler):
         if options.forks_at_prompt:
             spoken, at_prompt = BoundDialect(explicit_dialect(options, limits), self._tokenizer, None), True
         if at_prompt and params.prompt_logprobs is not None:
-            logger.warning(
-                "%s: prompt_logprobs with a fork behind the prompt: decoding sequentially", request.request_id
-            )
+            _warn(request, "prompt_logprobs with a fork behind the prompt: decoding sequentially")
             return None
         return Wish(options, limits, spoken, params, request.num_prompt_tokens, at_prompt)
 
@@ -97,7 +97,7 @@ class Core(AsyncScheduler):
             options.check_limits(self._settings.limits, self._settings.caps)
         except BadRequestOptions as error:
             # The front end answers these with a 400; what comes around it must not end the engine.
-            logger.warning("%s: %s; decoding sequentially", request.request_id, error)
+            _warn(request, f"{error}; decoding sequentially")
             return RequestOptions(enabled=False)
         return options
 
@@ -118,3 +118,8 @@ class Core(AsyncScheduler):
     def _request_of(self, branch: Branch | None) -> Request:
         assert branch is not None
         return self.requests[branch.request_id]
+
+
+def _warn(request: Request, message: str) -> None:
+    extra = {"forkjoin": {"request_id": request.request_id}}
+    logger.warning("%s: %s", request.request_id, message, extra=extra)

@@ -57,17 +57,42 @@ class Ending(Ahead):
             # The answer may end later than this thread; its stop token leaves with the end.
             live.stop_reason = output.stop_reason
             live.stop_piece = pieces.pop() if pieces else None
-        live.transcripts[thread].push(pieces)
+        self._push(live, thread, pieces)
         if end is not None:
             self._end_thread(live, thread, end)
 
     def _take_root(self, live: LiveFamily, output: EngineCoreOutput) -> None:
         """The root's own tokens where threads run beside it: they wait for their turn too."""
+        root = live.family.root
         pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(output.new_token_ids)]
-        live.transcripts[live.family.root].push(pieces)
+        if output.finish_reason is FinishReason.STOP:
+            # It leaves with the end of the answer, if no limit is in its way.
+            live.own_stop_piece = pieces.pop() if pieces else None
+        self._push(live, root, pieces)
         if output.finished:
             live.own_finish, live.stop_reason = output.finish_reason, output.stop_reason
-            live.family.end(live.family.root, ThreadEnd.STOP, cancels=False)
+            # What was to be had on demand nobody will ask for any more; spliced threads go on.
+            cancelled = live.family.end(
+                root, ThreadEnd.STOP, cancels=live.dialect.join.kind is JoinKind.ON_DEMAND
+            )
+            super().finish_requests(self._forget(live, cancelled), RequestStatus.FINISHED_ABORTED)
+
+    def _push(self, live: LiveFamily, branch: Branch, pieces: list[Piece]) -> None:
+        """Append what ``branch`` has written to its transcript, behind the newlines that it should have."""
+        missing = live.newlines.pop(branch, 0)
+        for at, piece in enumerate(pieces if missing else []):
+            text = self._tokenizer.decode([piece.token_id])
+            behind = text.lstrip("\n")
+            missing = max(missing - (len(text) - len(behind)), 0)
+            if behind:
+                # the last token of it: some tokenizers begin every text with a space
+                newline = self._tokenizer.encode("\n")[-1:]
+                pieces = [*pieces[:at], *injected(newline * missing), *pieces[at:]]
+                missing = 0
+                break
+        if missing:
+            live.newlines[branch] = missing
+        live.transcripts[branch].push(pieces)
 
     def _end_of(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> ThreadEnd:
         assert thread.plan is not None

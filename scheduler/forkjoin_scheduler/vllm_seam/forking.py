@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from vllm.v1.request import Request, RequestStatus
@@ -10,13 +11,14 @@ from forkjoin_scheduler.dialect import Context, ForkAt, JoinKind, Policy
 from forkjoin_scheduler.explicit import explicit_plan
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal, has_room, plan_fork
+from forkjoin_scheduler.join import cut_last
 from forkjoin_scheduler.stitch import thread_offset
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import queues
 from forkjoin_scheduler.vllm_seam.joining import SHOWN_LIVE, Joining
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
-from forkjoin_scheduler.vllm_seam.requests import new_request, truncate
+from forkjoin_scheduler.vllm_seam.requests import fold, new_request, truncate
 from forkjoin_scheduler.vllm_seam.wish import Wish
 
 
@@ -29,6 +31,8 @@ class Forking(Joining):
         self._triggered: list[tuple[Request, ForkPlan | None]] = []
         #: Requests that ask for the result of a thread, by its number.
         self._asking: list[tuple[Request, str]] = []
+        #: Requests that have written what the dialect swaps.
+        self._swapping: list[tuple[Request, str]] = []
 
     # ---- vLLM's hook -----------------------------------------------------------------------
 
@@ -45,21 +49,26 @@ class Forking(Joining):
             return super()._update_request_with_output(request, [], is_stale)
         live = self._live.get(request.request_id)
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        plan = self._plan_instead_of_ending(request, wish) if stopped else None
-        if plan is not None:
+        plan = None
+        if not stopped:
+            self._listen(request, wish)
+        elif plan := self._plan_instead_of_ending(request, wish):
             self._triggered.append((request, plan))
-        elif stopped:
-            pass
-        elif wish.spoken.triggers(request._all_token_ids):
-            self._triggered.append((request, None))
-        elif number := wish.spoken.asked_for(request._all_token_ids):
-            self._asking.append((request, number))
         if live is not None:
             live.family.generated(live.family.root, new_token_ids)
             if not live.takes_over and plan is None:
                 live.family.num_shown += len(new_token_ids)
             live.clock_token(live.family.root)
         return (new_token_ids, stopped) if plan is None else ([], False)
+
+    def _listen(self, request: Request, wish: Wish) -> None:
+        """Note what the token that ``request`` has just written calls for at the end of the step."""
+        if wish.spoken.triggers(request._all_token_ids):
+            self._triggered.append((request, None))
+        elif number := wish.spoken.asked_for(request._all_token_ids):
+            self._asking.append((request, number))
+        elif text := wish.spoken.written_itself(request._all_token_ids):
+            self._swapping.append((request, text))
 
     def _plan_instead_of_ending(self, request: Request, wish: Wish) -> ForkPlan | None:
         """The fork that a turn which ends here calls for; its end of sequence is taken back then."""
@@ -74,7 +83,7 @@ class Forking(Joining):
         live, branch = self._branch_of(request)
         plan = self._plan_fork(live, branch, context, wish)
         if isinstance(plan, Refusal):
-            live.tell("refused", reason=plan.reason, policy=plan.policy.value)
+            self._tell_refused(live, branch, plan)
             return None
         if is_first and branch is live.family.root:
             live.family.num_shown -= 1  # the end of sequence does not leave
@@ -93,6 +102,10 @@ class Forking(Joining):
         for request, number in asking:
             if not request.is_finished():
                 self._wait_for(request, number)
+        swapping, self._swapping = self._swapping, []
+        for request, text in swapping:
+            if not request.is_finished():
+                self._swap(request, text)
 
     def _try_fork(self, request: Request, plan: ForkPlan | Refusal | None) -> None:
         """Fork ``request``, which has come to where it forks, unless something speaks against it."""
@@ -102,6 +115,7 @@ class Forking(Joining):
             return
         plan = plan or self._plan_fork(live, branch, request._all_token_ids, wish)
         if isinstance(plan, Refusal):
+            wish.since = request.num_tokens
             self._refuse(live, branch, plan)
             if not request.is_finished():
                 self._sample_again(request)
@@ -109,13 +123,15 @@ class Forking(Joining):
         waits = live.dialect.join.waits
         if waits:
             queues.park(self, request)
+        wrote = request._all_token_ids[wish.since :]
         wish.since = request.num_tokens
         fork_len = 0
         if live.dialect.thread.context is Context.PARENT:
             fork_len = request.num_tokens - live.dialect.thread.without_trigger
-        offset = thread_offset(branch.offset, live.dialect.positions) if live.dialect.is_stitched else 0
+        offset = self._offset_of_threads(live, branch)
         threads = live.family.fork(branch, plan, fork_len, waits=waits, offset=offset)
         self._open_transcripts(live, branch, threads)
+        self._expect_newlines(live, branch, threads, wrote)
         live.clock_fork(branch)
         for thread in threads:
             self._start_thread(live, thread, request)
@@ -155,11 +171,16 @@ class Forking(Joining):
             since=wish.since,
             num_forks=live.family.num_forks,
             depth=branch.depth,
-            max_model_len=self.max_model_len - max(branch.offset, 0),
+            max_model_len=self.max_model_len - max(self._offset_of_threads(live, branch), 0),
         )
         if isinstance(plan, ForkPlan) and any((branch, t.number) in live.numbered for t in plan.threads):
             return Refusal("duplicate_outline", Policy.SEQUENTIAL)
         return plan
+
+    @staticmethod
+    def _offset_of_threads(live: LiveFamily, branch: Branch) -> int:
+        """The positions of the threads that ``branch`` would start, less their slots."""
+        return thread_offset(branch.offset, live.dialect.positions) if live.dialect.is_stitched else 0
 
     def _open_transcripts(self, live: LiveFamily, branch: Branch, threads: list[Branch]) -> None:
         kind = live.dialect.join.kind
@@ -173,10 +194,21 @@ class Forking(Joining):
         if kind is JoinKind.ON_DEMAND:
             live.numbered |= {(branch, t.plan.number): t for t in threads if t.plan is not None}
 
+    def _expect_newlines(
+        self, live: LiveFamily, branch: Branch, threads: list[Branch], wrote: list[int]
+    ) -> None:
+        """Note which newlines the dialect wants where ``branch``, which ``wrote`` this, has forked."""
+        thread, join = live.dialect.thread, live.dialect.join
+        after = thread.newlines_after
+        if thread.newlines and (after is None or re.search(after, self._tokenizer.decode(wrote))):
+            live.newlines |= dict.fromkeys(threads, thread.newlines)
+        if join.newlines:
+            live.newlines[branch] = join.newlines
+
     def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
         assert thread.plan is not None
         token_ids = [*parent._all_token_ids[: thread.fork_len], *thread.plan.header_ids]
-        params = self._thread_params(live, thread, self._thread_room(live, thread, len(token_ids)))
+        params = self._thread_params(live, thread, self._room(live, thread, len(token_ids), thread.offset))
         request = new_request(live.request, thread.request_id, token_ids, params)
         self._threads[request.request_id] = (live, thread)
         self._wishes[request] = replace(live.wish, since=len(token_ids), at_prompt=False)
@@ -185,9 +217,27 @@ class Forking(Joining):
         queues.start(self, request)
 
     def _refuse(self, live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
-        live.tell("refused", reason=refusal.reason, policy=refusal.policy.value)
+        self._tell_refused(live, branch, refusal)
         if refusal.policy is Policy.END_REQUEST:
             self._end_with_block(live, branch)
+
+    # ---- what the model should not write itself --------------------------------------------
+
+    def _swap(self, request: Request, text: str) -> None:
+        """``request`` has written ``text``: what the dialect has for it takes its place, if there is room."""
+        live, branch = self._branch_of(request)
+        keep, before = cut_last(text, request._all_token_ids, self._tokenizer)
+        token_ids = [*before, *self._tokenizer.encode(live.dialect.swaps[text])]
+        room = self._room(live, branch, keep + len(token_ids))
+        if branch.state is not BranchState.DECODING or room <= 0:
+            return
+        live.tell("refused", reason="stray_tag", policy="swap")
+        queues.park(self, request)
+        branch.take_back(request.num_tokens - keep, token_ids)
+        self._rewind(request, keep)
+        fold(request, token_ids, self._params_behind_join(live, branch, room))
+        queues.resume(self, request, 0)
+        live.transcripts[branch].push(injected(token_ids))
 
     # ---- results on demand -----------------------------------------------------------------
 
@@ -205,3 +255,7 @@ class Forking(Joining):
         if not thread.is_live:
             live.joinable.append(branch)
             live.clock_join(branch)
+
+    @staticmethod
+    def _tell_refused(live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
+        live.tell("refused", parent_index=branch.index, reason=refusal.reason, policy=refusal.policy.value)

@@ -9,6 +9,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialect import JoinKind
 from forkjoin_scheduler.family import Branch, ThreadEnd
+from forkjoin_scheduler.fork import num_closing_tokens
 from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, vote, written
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
@@ -64,8 +65,8 @@ class Joining(Ending):
         transcript = live.transcripts[branch]
         transcript.push(injected(shown))
         num_tokens = (request.num_tokens if plan.keep is None else plan.keep) + len(plan.token_ids)
-        room = self._room(live, branch, num_tokens)
-        if room <= 0:
+        room = self._room_behind_join(live, branch, num_tokens)
+        if room <= 0 and live.dialect.join.goes_on:
             self._end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
         elif plan.end is not None or not live.dialect.join.goes_on:
             end = plan.end or self._end_of_all(branch)
@@ -82,10 +83,18 @@ class Joining(Ending):
             return plan_rewrite(live.dialect, branch.waits_for, request._all_token_ids, self._tokenizer)
         return plan_join(live.dialect, branch.waits_for, self._tokenizer)
 
-    def _room(self, live: LiveFamily, branch: Branch, num_tokens: int) -> int:
-        """Tokens that a context of ``num_tokens`` can still take, in KV slots and in positions."""
+    def _room_behind_join(self, live: LiveFamily, branch: Branch, num_tokens: int) -> int:
         offset = self._offset_behind(live, branch.waits_for) if live.dialect.is_stitched else 0
-        return self.max_model_len - num_tokens - max(offset, 0)
+        return self._room(live, branch, num_tokens, offset)
+
+    def _room(self, live: LiveFamily, branch: Branch, num_tokens: int, offset: int = 0) -> int:
+        """Tokens that a context of ``num_tokens`` can still take, in KV slots and in positions.
+
+        What closes a stitched thread must find room behind them.
+        """
+        is_root = branch is live.family.root
+        num_closing = 0 if is_root else num_closing_tokens(live.dialect, self._tokenizer)
+        return self.max_model_len - num_tokens - max(offset, 0) - num_closing
 
     @staticmethod
     def _end_of_all(branch: Branch) -> ThreadEnd:
@@ -112,12 +121,10 @@ class Joining(Ending):
         family, threads = live.family, list(branch.waits_for)
         wish = self._wishes.get(request)
         if plan.keep is not None:
-            truncate(request, plan.keep)
-            self.kv_cache_manager.free(request)
-            request.num_computed_tokens = 0
+            self._rewind(request, plan.keep)
         num_tokens = request.num_tokens + len(plan.token_ids)
         family.join(branch, list(plan.token_ids))
-        params = self._params_behind_join(live, branch, self._room(live, branch, num_tokens))
+        params = self._params_behind_join(live, branch, self._room_behind_join(live, branch, num_tokens))
         num_computed_tokens = request.num_computed_tokens
         if live.dialect.is_stitched:
             stitched = self._stitched(live, {t: live.held.pop(t) for t in threads})
@@ -131,7 +138,16 @@ class Joining(Ending):
         if wish is not None:
             wish.since = request.num_tokens
         queues.resume(self, request, num_computed_tokens)
-        live.tell("joined", prefilled_tokens=num_tokens - num_computed_tokens)
+        live.tell("joined", parent_index=branch.index, prefilled_tokens=num_tokens - num_computed_tokens)
+
+    def _rewind(self, request: Request, num_tokens: int) -> None:
+        """Let a parked ``request`` be as it was behind ``num_tokens`` tokens, to go on otherwise.
+
+        Its blocks go back: they may be hashed by the tokens that are cut off.
+        """
+        truncate(request, num_tokens)
+        self.kv_cache_manager.free(request)
+        request.num_computed_tokens = 0
 
     def _params_behind_join(self, live: LiveFamily, branch: Branch, room: int) -> Any:
         if branch is not live.family.root:
@@ -143,17 +159,6 @@ class Joining(Ending):
             generated=live.family.num_generated,
             salt=f"{live.family.num_forks}/join",
         )
-
-    def _thread_room(self, live: LiveFamily, thread: Branch, num_tokens: int) -> int:
-        """Tokens that the context of ``thread``, of ``num_tokens``, can still take.
-
-        A stitched thread's end has to get its KV, too.
-        """
-        room = self.max_model_len - num_tokens - max(thread.offset, 0)
-        if live.dialect.is_stitched:
-            spoken = live.dialect.thread
-            room -= len(self._tokenizer.encode(spoken.close + spoken.tail)) + 1
-        return room
 
     def _thread_params(self, live: LiveFamily, thread: Branch, room: int) -> Any:
         assert thread.plan is not None

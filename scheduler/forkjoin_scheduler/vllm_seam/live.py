@@ -38,6 +38,8 @@ class LiveFamily:
     joinable: list[Branch] = field(default_factory=list)
     #: Threads by the number that their parent knows them by, where it asks for them one by one.
     numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
+    #: Newlines that the next text of a branch is to begin with, in the answer.
+    newlines: dict[Branch, int] = field(default_factory=dict)
     #: Threads whose end the front end has been told.
     told: set[Branch] = field(default_factory=set)
     stop_reason: int | str | None = None
@@ -45,8 +47,9 @@ class LiveFamily:
     stop_piece: Piece | None = None
     #: Set when the family ended by our decision: vLLM has not told the front end.
     finish_reason: FinishReason | None = None
-    #: The root's own end, where its threads go on behind it.
+    #: The root's own end, where its threads go on behind it, and the token that it stopped with.
     own_finish: FinishReason | None = None
+    own_stop_piece: Piece | None = None
     events: list[wire.Event] = field(default_factory=list)
     #: When a branch forked, or became joinable (``time.monotonic``), until its next token.
     _forked_at: dict[Branch, float] = field(default_factory=dict)
@@ -110,15 +113,18 @@ class LiveFamily:
         """What the family sends to the front end in this step: events first, then its tokens."""
         family = self.family
         pieces = self.transcripts[family.root].release()
-        if self.finish_reason is FinishReason.STOP and self.stop_piece is not None:
-            pieces.append(self.stop_piece)
+        last = self.stop_piece or self.own_stop_piece
+        if self.finish_reason is FinishReason.STOP and last is not None:
+            pieces.append(last)
         family.num_shown += len(pieces)
         # A stop string ends the request in the front end, which needs the counts of that very step.
         if self.events or self.wish.params.stop or not family.is_live:
             self.tell("progress" if family.is_live else "family_ended", **self._counts())
         events, self.events = self.events, []
         outputs = [wire.pack(family.request_id, events)] if events else []
-        return outputs + to_outputs(self.request, pieces, self.finish_reason, self.stop_reason)
+        # A limit may have ended the answer before what has stopped was its turn.
+        stop_reason = self.stop_reason if self.finish_reason is FinishReason.STOP else None
+        return outputs + to_outputs(self.request, pieces, self.finish_reason, stop_reason)
 
     def _counts(self) -> dict[str, object]:
         family = self.family

@@ -41,6 +41,7 @@ def to_outputs(
             request_id=parent.request_id,
             new_token_ids=[p.token_id for p in group],
             new_logprobs=(group[0].logprobs or _certain(group[0])) if wants_logprobs and group else None,
+            trace_headers=parent.trace_headers,
         )
         for group in groups
     ]

@@ -11,6 +11,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.policy.deadlines import Deadlines
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
 from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, StepFacts, ThreadFacts, ThreadPolicy
+from forkjoin_scheduler.settings import own_thread_policy
 from forkjoin_scheduler.vllm_seam.admitting import Admitting
 
 
@@ -22,14 +23,14 @@ class Pacing(Admitting):
         self._cost = StepCost()
         self._deadlines: Deadlines | None = None
         self._pace: ThreadPolicy = self._chosen_policy()
-        #: Threads that may not start in this step.
-        self._held_back: set[str] = set()
         #: Steps whose end is awaited: what they compute, and when they were scheduled.
         self._in_flight: deque[tuple[Load, float]] = deque()
         self._last_end = 0.0
 
     def _chosen_policy(self) -> ThreadPolicy:
         settings = self._settings
+        if settings.thread_policy is not None:
+            return own_thread_policy(settings.thread_policy)()
         if settings.max_threads_running is not None:
             return Capped(settings.max_threads_running)
         if settings.slo_itl_ms is not None:
@@ -37,9 +38,6 @@ class Pacing(Admitting):
             self._deadlines = Deadlines(target)
             return Slack(self._cost, target)
         return Eager()
-
-    def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        return request.request_id not in self._held_back and super()._handle_blocked_waiting_request(request)
 
     # ---- before a step ---------------------------------------------------------------------
 
@@ -62,8 +60,15 @@ class Pacing(Admitting):
 
     def _is_crowded(self) -> bool:
         """Whether more want a slot than there are."""
-        num_waiting = len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
-        return len(self.running) + num_waiting > self._num_slots
+        return len(self.running) + self._num_waiting() > self._num_slots
+
+    def _num_waiting(self) -> int:
+        """What waits to run; parked branches do not."""
+        return len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
+
+    def _num_requests_waiting(self) -> int:
+        num_fills = sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._fills))
+        return self._num_waiting() - self._num_threads_waiting() - num_fills
 
     def _thread_facts(self, request: Request) -> ThreadFacts:
         live, thread = self._threads[request.request_id]
@@ -89,9 +94,10 @@ class Pacing(Admitting):
 
     def _num_others_waiting(self) -> int:
         """Requests that wait for a slot and could start, as far as is known."""
-        waiting = len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
-        num_threads = sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._threads))
-        return max(waiting - num_threads - self._num_kept_waiting, 0)
+        return max(self._num_requests_waiting() - self._num_kept_waiting, 0)
+
+    def _num_threads_waiting(self) -> int:
+        return sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._threads))
 
     def _sit_out(self, request: Request) -> None:
         if request.status == RequestStatus.RUNNING:

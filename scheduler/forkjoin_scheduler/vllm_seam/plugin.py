@@ -9,9 +9,11 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Put our OutputProcessor in the place of vLLM's."""
+    """Put our OutputProcessor in the place of vLLM's, and keep secrets out of its logs."""
     import vllm.v1.engine.async_llm as async_llm
 
+    from forkjoin_scheduler.redact import hide_in_logs
     from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
+    hide_in_logs()

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import hashlib
 
+from vllm import envs
 from vllm.sampling_params import SamplingParams
 
 from forkjoin_scheduler.dialect import SamplingOverrides
 
 _DEFAULTS = SamplingParams()
+
+
+def without_banned(params: SamplingParams, banned: list[list[int]]) -> SamplingParams:
+    """``params`` under which the last token of each row in ``banned`` is never sampled behind the others.
+
+    vLLM has so many places for a request's bad words, and ends where there are more: the request's
+    own come first.
+    """
+    own = params.bad_words_token_ids or []
+    num_tokens = sum(map(len, [*own, *banned]))
+    if (
+        len(own) + len(banned) > envs.VLLM_MAX_NUM_BAD_WORDS
+        or num_tokens > envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS
+    ):
+        return params
+    params = params.clone()
+    params._bad_words_token_ids = [*own, *banned]
+    return params
 
 
 def thread_params(

@@ -21,10 +21,11 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.vllm_seam import kv, queues
+from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import logger
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.pacing import Pacing
+from forkjoin_scheduler.vllm_seam.sampling import without_banned
 
 
 class ForkJoinScheduler(Pacing):
@@ -36,6 +37,8 @@ class ForkJoinScheduler(Pacing):
         self._parting: list[LiveFamily] = []
         #: Stitched families whose blocks were taken back, to be restored when another has ended.
         self._evicted: list[LiveFamily] = []
+        #: Threads and requests that wait, as last told.
+        self._told_waiting = 0, 0
 
     # ---- what vLLM calls -------------------------------------------------------------------
 
@@ -43,6 +46,8 @@ class ForkJoinScheduler(Pacing):
         super().add_request(request)
         if self._spoken is None or (wish := self._wish_of(request)) is None:
             return
+        if banned := wish.spoken.banned_ids():
+            wish.params = request.sampling_params = without_banned(wish.params, banned)
         self._wishes[request] = wish
         cap = wish.limits.max_total_tokens
         # a family that does not fork ends there by itself
@@ -57,6 +62,7 @@ class ForkJoinScheduler(Pacing):
             self._pace_threads()
         self._open_door()
         output = super().schedule(throttle_prefills)
+        self._note_shortage(output)
         self._step_scheduled(output)
         if self._live:
             self._give_orders(output)
@@ -90,7 +96,17 @@ class ForkJoinScheduler(Pacing):
                 self._offsets.pop(live.family.request_id, None)
         if parting or len(self._live) < num_live:
             self._restore_evicted()
+        self._tell_load(result)
         return result
+
+    def _tell_load(self, result: dict[int, EngineCoreOutputs]) -> None:
+        """Tell the first front end how many threads and requests wait to run, where that has changed."""
+        waiting = self._num_threads_waiting(), self._num_requests_waiting()
+        if waiting != self._told_waiting:
+            self._told_waiting = waiting
+            engine = self.vllm_config.parallel_config.data_parallel_index
+            load = {"type": "load", "engine": engine, "threads": waiting[0], "requests": waiting[1]}
+            result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [load]))
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
@@ -145,7 +161,8 @@ class ForkJoinScheduler(Pacing):
         return [r for r in waiting if r.num_computed_tokens > 0]
 
     def _evict(self, live: LiveFamily) -> None:
-        logger.debug("evicting the family %s", live.family.request_id)
+        request_id = live.family.request_id
+        logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
         if live.dialect.is_stitched:
             self._suspend_family(live)
             self._evicted.append(live)

@@ -6,26 +6,38 @@ suffix: vLLM's OutputProcessor drops ids it does not know, ours (``output.py``) 
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 from vllm.v1.engine import EngineCoreOutput
 
 SUFFIX = "#forkjoin"
 
 #: A JSON-like event: ``type`` is forked | tokens | thread_ended | joined | refused | limited |
-#: fork_latency | join_latency | progress | family_ended.
+#: fork_latency | join_latency | progress | family_ended; of no family, but of an engine: load.
 Event = dict[str, Any]
 
 
+class Told(NamedTuple):
+    """Events of the family of ``request_id``, and when they left the engine core (ns since the epoch)."""
+
+    request_id: str
+    events: list[Event]
+    time_ns: int
+
+
 def pack(request_id: str, events: list[Event]) -> EngineCoreOutput:
-    """The output that carries ``events`` of the family of ``request_id``."""
+    """The output that carries ``events`` of the family of ``request_id``, which happened in this step."""
     return EngineCoreOutput(
-        request_id=request_id + SUFFIX, new_token_ids=[], kv_transfer_params={"events": events}
+        request_id=request_id + SUFFIX,
+        new_token_ids=[],
+        kv_transfer_params={"events": events, "time_ns": time.time_ns()},
     )
 
 
-def unpack(output: EngineCoreOutput) -> tuple[str, list[Event]] | None:
-    """(request id, events) if ``output`` carries events, else None."""
+def unpack(output: EngineCoreOutput) -> Told | None:
+    """What ``output`` tells, None if it is one of vLLM's."""
     if not output.request_id.endswith(SUFFIX) or output.kv_transfer_params is None:
         return None
-    return output.request_id.removesuffix(SUFFIX), output.kv_transfer_params["events"]
+    told = output.kv_transfer_params
+    return Told(output.request_id.removesuffix(SUFFIX), told["events"], told["time_ns"])

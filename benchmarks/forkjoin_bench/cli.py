@@ -1,0 +1,156 @@
+"""``forkjoin bench``: its arguments, and what they start."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+
+from forkjoin_scheduler.errors import UsageError
+
+BUILD = Path("build") / "bench"
+ROUNDS, QUICK_ROUNDS = 5, 2
+
+
+def main(argv: list[str]) -> None:
+    """Run ``forkjoin bench ARGV``. Raises UsageError for what can't be."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    args.command = " ".join(["forkjoin bench", *argv])
+    args.run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from forkjoin_bench import scheduler_cost
+    from forkjoin_bench.models import MODELS
+    from forkjoin_bench.scenarios import DEFAULT, MAKERS
+
+    parser = argparse.ArgumentParser(prog="forkjoin bench", description="Benchmarks; see docs/benchmarks.md.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="measure, and write JSON, tables and plots")
+    run.add_argument("--model", choices=MODELS, default="embedded")
+    run.add_argument(
+        "--scenario", nargs="+", choices=MAKERS, default=DEFAULT, help=f"default: {' '.join(DEFAULT)}"
+    )
+    run.add_argument(
+        "--systems", nargs="+", default=(), metavar="NAME", help="in the place of the scenarios' own"
+    )
+    run.add_argument(
+        "--loads", nargs="+", default=(), metavar="NAME", help="of the scenarios' own, these only"
+    )
+    run.add_argument("--traces", nargs="+", default=(), metavar="NAME", help="likewise")
+    run.add_argument("--quick", action="store_true", help="fewer rounds, traces and requests: minutes")
+    run.add_argument("--rounds", type=int, metavar="N", help=f"default {ROUNDS}, {QUICK_ROUNDS} if quick")
+    run.add_argument("--seed", type=int, default=1, help="of the traces")
+    run.add_argument("--block-size", type=int, default=32)
+    run.add_argument("--compiled", action="store_true", help="engines that compile the model: minutes more")
+    run.add_argument("--timeout", type=float, default=900.0, metavar="S", help="of one answer")
+    run.add_argument("--out", type=Path, default=BUILD, metavar="FOLDER", help=f"default {BUILD}")
+    run.set_defaults(run=_run)
+
+    report = commands.add_parser("report", help="tables and plots of results that are there")
+    report.add_argument("results", type=Path, nargs="+", metavar="JSON")
+    report.set_defaults(run=_report)
+
+    abacus = commands.add_parser("abacus", help="the embedded model, unforced: forked and sequential")
+    _add_abacus(abacus)
+
+    scheduler = commands.add_parser("scheduler", help="what the scheduler costs a step, without a model")
+    scheduler_cost.add_arguments(scheduler)
+    scheduler.set_defaults(run=scheduler_cost.main)
+
+    targets = commands.add_parser("targets", help="each target: measured, met or not")
+    targets.add_argument("results", type=Path, nargs="+", metavar="JSON")
+    targets.set_defaults(run=_targets)
+    return parser
+
+
+def _add_abacus(parser: argparse.ArgumentParser) -> None:
+    try:
+        from forkjoin_bench import abacus
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "training":
+            raise
+        parser.set_defaults(run=_needs_checkout)
+        return
+    abacus.add_arguments(parser)
+    parser.set_defaults(run=abacus.main)
+
+
+def _needs_checkout(args: argparse.Namespace) -> None:
+    raise UsageError(
+        "bench abacus: expected a checkout, whose training task gives its prompts: use make bench"
+    )
+
+
+def _run(args: argparse.Namespace) -> None:
+    from forkjoin_bench import report
+    from forkjoin_bench.host import host_facts
+    from forkjoin_bench.models import make_model
+    from forkjoin_bench.run import Bench, Plan
+    from forkjoin_bench.scenarios import choose
+    from forkjoin_bench.systems.server import ServerFailed
+
+    rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
+    if rounds < 1:
+        raise UsageError(f"--rounds: expected at least 1, got {rounds}")
+    folder = (args.out / args.model).resolve()
+    plan = Plan(
+        make_model(args.model, folder),
+        choose(args.scenario, quick=args.quick, loads=args.loads, traces=args.traces),
+        rounds,
+        args.seed,
+        folder,
+        tuple(args.systems),
+        args.block_size,
+        not args.compiled,
+        args.timeout,
+    )
+    bench = Bench(plan)
+    facts = {
+        "command": args.command,
+        "model": args.model,
+        "rounds": rounds,
+        "quick": args.quick,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": host_facts(),
+    }
+    try:
+        asyncio.run(bench.run())
+    except ServerFailed as error:
+        raise UsageError(str(error)) from error
+    finally:  # what was measured before something broke is kept
+        if bench.runs:
+            facts |= {"configs": [c.options for c in bench.configs]}
+            facts |= {"load_average_after": host_facts()["load_average"]}
+            path = args.out / f"{args.model}.json"
+            report.write(report.result_of(facts, bench.runs), path)
+            _show([path])
+    if wrong := sum(len(run.errors) for run in bench.runs):
+        raise UsageError(f"{wrong} answers were wrong: see the end of the report")
+
+
+def _report(args: argparse.Namespace) -> None:
+    _show(args.results)
+
+
+def _show(paths: list[Path]) -> None:
+    from forkjoin_bench import report
+    from forkjoin_bench.plots import plot_all
+
+    for path in paths:
+        result, runs = report.read_runs(path)
+        text = report.markdown(result, runs)
+        path.with_suffix(".md").write_text(text)
+        print(text)
+        plots = plot_all(runs, path.with_suffix(""))
+        print("\n".join(f"written: {p}" for p in [path, path.with_suffix(".md"), *plots]))
+
+
+def _targets(args: argparse.Namespace) -> None:
+    from forkjoin_bench import report, targets
+
+    read = [report.read_runs(path) for path in args.results]
+    print(targets.markdown(read))

@@ -1,0 +1,174 @@
+"""A run: the chosen scenarios on one model, the systems in turn in every round."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from forkjoin_bench.deployment import Config, Deployment
+from forkjoin_bench.measures import Run, values_of
+from forkjoin_bench.models import Model
+from forkjoin_bench.scenarios import Scenario
+from forkjoin_bench.script import Compiled, Compiler, write_script
+from forkjoin_bench.steps import count
+from forkjoin_bench.systems.base import System
+from forkjoin_bench.traces import make_trace
+from forkjoin_bench.traffic import Load, drive
+from forkjoin_bench.words import Words
+from forkjoin_scheduler.dialect import Tokenizer
+from forkjoin_server.vllm_seam import tokenizer_of
+
+#: Tokens of context beyond the longest transcript.
+SPARE_TOKENS = 32
+#: KV cache of one engine: five of them, and their weights, are in memory at once.
+MAX_KV_BYTES = 2 << 30
+#: What the record of the last step may take to reach the file.
+SETTLE_S = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: ``rounds`` of each scenario; ``systems``, if any, in the place of the scenarios' own."""
+
+    model: Model
+    scenarios: Sequence[Scenario]
+    rounds: int
+    seed: int
+    folder: Path
+    systems: tuple[str, ...] = ()
+    block_size: int = 32
+    eager: bool = True
+    timeout_s: float = 900.0
+
+
+class Bench:
+    """Runs a plan; ``runs`` has what was measured so far, whatever happens."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.runs: list[Run] = []
+        self.configs: list[Config] = []
+        self._tokenizer: Tokenizer = tokenizer_of(str(plan.model.folder))
+        self._traces = self._compile()
+
+    def _compile(self) -> dict[str, list[Compiled]]:
+        """As many families of each trace as any scenario asks for, and some plain requests."""
+        wanted = {"plain": 1, "tiny": 1}
+        for scenario in self.plan.scenarios:
+            for load in scenario.loads:
+                num = scenario.alone if load.concurrency == load.num_families == 1 else load.num_families
+                for trace in scenario.traces:
+                    wanted[trace] = max(wanted.get(trace, 0), num)
+                wanted["plain"] = max(wanted["plain"], load.num_plain)
+        words, compiler = Words(self._tokenizer), Compiler(self._tokenizer)
+        return {
+            name: [compiler.compile(f) for f in make_trace(name, num, words, self.plan.seed)]
+            for name, num in wanted.items()
+        }
+
+    async def run(self) -> None:
+        """Measure everything. Scenarios that need other engines than the ones before get them.
+
+        SIGTERM cancels it, as SIGINT does: the engines are stopped first.
+        """
+        this = asyncio.current_task()
+        assert this is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        script = self.plan.folder / "script.json"
+        eos = next(t for t in map(self._tokenizer.token_id, ("<|end|>", "<|im_end|>")) if t is not None)
+        write_script(script, (f for families in self._traces.values() for f in families), eos)
+        ample = [s for s in self.plan.scenarios if s.kv_share is None]
+        groups = [ample] if ample else []
+        groups += [[s] for s in self.plan.scenarios if s.kv_share is not None]
+        for group in groups:
+            await self._run_group(group, self._config(group), script)
+
+    def _config(self, group: Sequence[Scenario]) -> Config:
+        """Engines for the scenarios of ``group``: one config, so that they share them."""
+        block_size = self.plan.block_size
+        of_group = [f for s in group for t in s.traces for f in self._traces[t]]
+        if any(load.num_plain for s in group for load in s.loads):
+            of_group += self._traces["plain"]
+        of_group += self._traces["tiny"]
+        longest = max(len(f.prompt_ids) + len(f.token_ids) for f in of_group) + SPARE_TOKENS
+        at_once = max(load.num_plain + load.num_families for s in group for load in s.loads)
+        need = sum(sorted((f.ideal_blocks(block_size) for f in of_group), reverse=True)[:at_once])
+        # A stitched join needs its threads and their copy at once; less is refused at start.
+        least = 2 * -(-longest // block_size) + 2
+        share = group[0].kv_share
+        most = MAX_KV_BYTES // (self.plan.model.kv_token_bytes * block_size)
+        num_blocks = max(min(2 * need, most) if share is None else round(share * need), least)
+        return Config(longest, num_blocks, block_size, enforce_eager=self.plan.eager)
+
+    async def _run_group(self, group: Sequence[Scenario], config: Config, script: Path) -> None:
+        self.configs.append(config)
+        deployment = Deployment(self.plan.model, config, self._tokenizer, script, self.plan.folder)
+        chosen = {s.name: list(self.plan.systems or s.systems) for s in group}
+        systems = {n: deployment.system(n) for names in chosen.values() for n in names}
+        _say(f"starting {len(systems)} systems: {config}")
+        async with deployment.running():
+            for system in systems.values():
+                await self._measure(system, group[0], "tiny", Load("warm-up", 1), self._traces["tiny"][:1], 0)
+            self.runs = [run for run in self.runs if run.load != "warm-up"]
+            for scenario in group:
+                await self._run_scenario(scenario, [systems[n] for n in chosen[scenario.name]])
+
+    async def _run_scenario(self, scenario: Scenario, systems: Sequence[System]) -> None:
+        for round_ in range(self.plan.rounds):
+            for number, (trace, load, requests) in enumerate(self._tasks(scenario)):
+                for i in range(len(systems)):  # each comes first, second … as often as the others
+                    system = systems[(i + round_ + number) % len(systems)]
+                    await self._measure(system, scenario, trace, load, requests, round_)
+
+    def _tasks(self, scenario: Scenario) -> Iterator[tuple[str, Load, list[Compiled]]]:
+        for trace in scenario.traces:
+            for load in scenario.loads:
+                if load.name == "alone":
+                    for family in self._traces[trace][: scenario.alone]:
+                        yield trace, load, [family]
+                else:
+                    yield trace, load, load.order(self._traces[trace], self._traces["plain"])
+
+    async def _measure(
+        self,
+        system: System,
+        scenario: Scenario,
+        trace: str,
+        load: Load,
+        requests: list[Compiled],
+        round_: int,
+    ) -> None:
+        await system.engine.reset_prefix_cache()
+        system.engine.take_steps()
+        outcome = await drive(system, load, requests, self.plan.timeout_s)
+        await asyncio.sleep(SETTLE_S)
+        counts = count(system.engine.take_steps(), requests, self.plan.block_size, system.engine.num_blocks)
+        run = Run(
+            scenario.name,
+            trace,
+            load.name,
+            system.name,
+            round_,
+            tuple(r.family.name for r in requests),
+            values_of(outcome, counts, requests, self.plan.block_size),
+            [a.seconds for a in outcome.answers if a.is_right],
+            [f"{a.family}: {a.error}" for a in outcome.answers if not a.is_right],
+        )
+        self.runs.append(run)
+        _say(_progress(run))
+
+
+def _progress(run: Run) -> str:
+    values = run.values
+    line = f"{run.scenario} {run.trace} {run.load} round {run.round} {run.system}: {values['wall_s']:.2f} s"
+    line += f", {values['steps']:g} steps, {values['prefilled']:g} prefilled"
+    return line + (f", {len(run.errors)} WRONG: {run.errors[0]}" if run.errors else "")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""The scenarios: which traces, under which loads, on which systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from forkjoin_bench.systems.names import (
+    AT_ONCE,
+    CLIENT_HTTP,
+    CLIENT_IN_PROCESS,
+    FORKJOIN,
+    GATE,
+    SEQUENTIAL,
+    STITCH,
+)
+from forkjoin_bench.traffic import Load
+from forkjoin_scheduler.errors import UsageError
+
+ALONE = Load("alone", 1)
+PUBLISHED = ("threadweaver", "multiverse", "npr-wide", "fork-heavy", "nested", "8x64")
+UNEQUAL = ("unequal", "unequal-mixed", "unequal-descending")
+COMPARED = (FORKJOIN, STITCH, CLIENT_HTTP, CLIENT_IN_PROCESS)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``kv_share``: of the KV blocks that the families of its first load need at once; None: ample.
+
+    ``alone``: how many families of each trace are asked, each in a run of its own.
+    """
+
+    name: str
+    about: str
+    traces: tuple[str, ...]
+    systems: tuple[str, ...]
+    loads: tuple[Load, ...] = (ALONE,)
+    alone: int = 1
+    kv_share: float | None = None
+
+
+def _idle(*, quick: bool) -> Scenario:
+    return Scenario(
+        "idle",
+        "one request at a time, on every trace",
+        ("8x64", "threadweaver", "fork-heavy") if quick else (*PUBLISHED, "unequal"),
+        (*COMPARED, SEQUENTIAL),
+        alone=1 if quick else 2,
+    )
+
+
+def _join_stall(*, quick: bool) -> Scenario:
+    return Scenario(
+        "join-stall",
+        "threads of 32 to 256 tokens, joined in three ways",
+        UNEQUAL[:2] if quick else UNEQUAL,
+        (AT_ONCE, FORKJOIN, STITCH),
+    )
+
+
+def _load(*, quick: bool) -> Scenario:
+    levels = ((1, 2), (16, 16)) if quick else ((1, 4), (4, 8), (16, 32), (64, 64))
+    return Scenario(
+        "load",
+        "families, so many at a time",
+        ("families",),
+        COMPARED,
+        tuple(Load(f"c{at_a_time}", num, at_a_time) for at_a_time, num in levels),
+    )
+
+
+def _mixed(*, quick: bool) -> Scenario:
+    num_families, num_plain = (4, 4) if quick else (12, 12)
+    return Scenario(
+        "mixed",
+        "families among plain requests",
+        ("families",),
+        COMPARED,
+        (Load("half-plain", num_families, concurrency=num_families, num_plain=num_plain),),
+    )
+
+
+def _pressure(*, quick: bool) -> Scenario:
+    gates = (4,) if quick else (3, 4, 5, 6)
+    return Scenario(
+        "pressure",
+        "families that come within 2 s, and a third of the KV cache that they need",
+        ("families",),
+        (*COMPARED, *(f"{GATE}{n}" for n in gates)),
+        (Load("12-in-2s", 12, within_s=2.0),),
+        kv_share=1 / 3,
+    )
+
+
+def _plain(*, quick: bool) -> Scenario:
+    levels = ((1, 4), (16, 16)) if quick else ((1, 8), (16, 48), (64, 64))
+    return Scenario(
+        "plain",
+        "requests that do not fork: a server with fork/join loaded, and stock",
+        ("plain",),
+        (FORKJOIN, SEQUENTIAL),
+        tuple(Load(f"c{at_a_time}", num, at_a_time) for at_a_time, num in levels),
+    )
+
+
+def _smoke(*, quick: bool) -> Scenario:
+    return Scenario(
+        "smoke",
+        "a tiny trace, to see that everything works",
+        ("tiny",),
+        (FORKJOIN, STITCH, CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL),
+    )
+
+
+MAKERS: dict[str, Callable[..., Scenario]] = {
+    "idle": _idle,
+    "join-stall": _join_stall,
+    "load": _load,
+    "mixed": _mixed,
+    "pressure": _pressure,
+    "plain": _plain,
+    "smoke": _smoke,
+}
+#: What a run has unless it is told otherwise.
+DEFAULT = tuple(name for name in MAKERS if name != "smoke")
+
+
+def choose(
+    names: Sequence[str], *, quick: bool, loads: Sequence[str] = (), traces: Sequence[str] = ()
+) -> list[Scenario]:
+    """The scenarios called ``names``, smaller if ``quick``; of their loads and traces those that are named.
+
+    Raises UsageError if a scenario has none of them.
+    """
+    chosen = []
+    for name in names:
+        full, small = MAKERS[name](quick=False), MAKERS[name](quick=quick)
+        # What is asked for by name is there, quick or not.
+        all_loads = {load.name: load for load in (*full.loads, *small.loads)}
+        kept_loads = _kept("--loads", name, list(all_loads), loads)
+        kept_traces = _kept("--traces", name, full.traces, traces)
+        chosen.append(
+            replace(
+                small,
+                loads=tuple(all_loads[n] for n in kept_loads) if loads else small.loads,
+                traces=kept_traces if traces else small.traces,
+            )
+        )
+    return chosen
+
+
+def _kept(flag: str, scenario: str, own: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    kept = tuple(name for name in own if name in wanted)
+    if wanted and not kept:
+        raise UsageError(f"{flag}: expected one of {scenario}'s, {', '.join(own)}, got {', '.join(wanted)}")
+    return kept

@@ -1,0 +1,194 @@
+"""A family as tokens: from every context that a system may send, what is to be written next.
+
+Contexts are the prompt, a thread's (its parent's context, then its header), and the joined one
+behind a fork. From each the continuation is what stands behind it in the linear transcript, up to
+the end of its branch: a system that stops at a trigger or an end tag takes the beginning of it, one
+that decodes sequentially all of it. A context is known by the digest of its tokens, so no request
+needs to say which it is.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from forkjoin_bench.traces import Body, Family, Fork, Thread
+from forkjoin_scheduler.dialect import Tokenizer
+
+TRIGGER, THREAD_END, JOIN_TEXT = "</Outlines>", "</Thread>", "\n"
+#: What the model itself writes first behind a join.
+BLOCK_END = "</Parallel>"
+
+Kind = Literal["prompt", "thread", "join"]
+
+
+def header(number: str) -> str:
+    """What stands before a thread in its own context."""
+    return f"\n<Thread>\n{number}:"
+
+
+def joined_header(number: str, *, first: bool) -> str:
+    """What stands before it in the joined context."""
+    return header(number) if first else header(number).removeprefix("\n")
+
+
+def digest(token_ids: Sequence[int]) -> str:
+    """What a context is known by."""
+    return blake2b(array("I", token_ids).tobytes(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Context:
+    """A context to go on from.
+
+    ``fork_len``: how much of it the branch had when it forked (0: it is a prompt). ``fork``: which
+    fork of the family it belongs to, counted in the order in which they end.
+    """
+
+    family: str
+    kind: Kind
+    digest: str
+    length: int
+    fork_len: int
+    fork: int
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ForkFacts:
+    """A fork: the tokens of the branch when it forks, and of each thread, its header included.
+
+    And the digests of its contexts: the branch's first, the one from which it wrote the trigger, its
+    threads', the joined one.
+    """
+
+    fork_len: int
+    within: str
+    forked_from: str
+    thread_tokens: tuple[int, ...] = ()
+    threads: tuple[str, ...] = ()
+    joined: str = ""
+
+
+@dataclass
+class Compiled:
+    """A family in tokens: ``text`` is the linear transcript behind the prompt, up to the end of sequence."""
+
+    family: Family
+    prompt_ids: list[int]
+    text: str
+    token_ids: list[int]
+    contexts: list[Context] = field(default_factory=list)
+    forks: list[ForkFacts] = field(default_factory=list)
+
+    def ideal_blocks(self, block_size: int) -> int:
+        """KV blocks that are needed at once: the prefix and the sum of the threads, or the whole at its end.
+
+        In whole blocks: threads share the full ones of the prefix, each has a copy of its partial
+        tail. Where threads fork themselves, as if all were at their longest at once.
+        """
+        whole = -(-(len(self.prompt_ids) + len(self.token_ids)) // block_size)
+        prompt = digest(self.prompt_ids)
+        return max([whole, *(self._blocks_at(f, block_size) for f in self.forks if f.within == prompt)])
+
+    def _blocks_at(self, fork: ForkFacts, block_size: int) -> int:
+        """Blocks that a fork needs, those of what is before it included."""
+        shared, tail = divmod(fork.fork_len, block_size)
+        needed = shared
+        for num_tokens, thread in zip(fork.thread_tokens, fork.threads, strict=True):
+            inner = (self._blocks_at(f, block_size) - shared for f in self.forks if f.within == thread)
+            needed += max([-(-(tail + num_tokens) // block_size), *inner])
+        return needed
+
+    def ideal_tokens(self) -> int:
+        """The same in tokens, as if a block held one."""
+        return self.ideal_blocks(1)
+
+
+class Compiler:
+    """Compiles families for a tokenizer, which must have ThreadWeaver's tags as tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._encode = tokenizer.encode
+
+    def compile(self, family: Family) -> Compiled:
+        """Raises ValueError if the tokenizer does not give a transcript's tokens back from its text."""
+        prompt_ids = self._encode(family.prompt)
+        text = _linear(family.body)
+        compiled = Compiled(family, prompt_ids, text, [])
+        compiled.token_ids = self._branch(compiled, prompt_ids, family.body, "", "prompt", -1)
+        if self._encode(family.prompt + text) != prompt_ids + compiled.token_ids:
+            raise ValueError(f"{family.name}: its text has other tokens than its parts: choose other words")
+        return compiled
+
+    def _branch(
+        self, out: Compiled, start: list[int], body: Body, end: str, kind: Kind, fork: int
+    ) -> list[int]:
+        """Note the contexts of a branch that begins behind ``start``; the tokens of it."""
+        written: list[int] = []
+        #: Where in ``written`` it goes on behind each of its forks.
+        joins: list[tuple[int, int]] = []
+        within = forked_from = digest(start)
+        for part in body:
+            if isinstance(part, str):
+                written += self._encode(part)
+                continue
+            written += self._encode(part.outline)
+            own_fork = len(out.forks)
+            out.forks.append(ForkFacts(len(start) + len(written), within, forked_from))
+            written += self._threads(out, start + written, part, own_fork)
+            forked_from = digest(start + written)
+            out.forks[own_fork] = replace(out.forks[own_fork], joined=forked_from)
+            joins.append((len(written), own_fork))
+            written += self._encode(BLOCK_END)
+        written += self._encode(end)
+        out.contexts.append(self._context(out, kind, start, written, fork))
+        for begin, own_fork in joins:
+            out.contexts.append(
+                self._context(out, "join", start + written[:begin], written[begin:], own_fork)
+            )
+        return written
+
+    def _context(
+        self, out: Compiled, kind: Kind, token_ids: list[int], rest: list[int], fork: int
+    ) -> Context:
+        fork_len = 0 if kind == "prompt" else out.forks[fork].fork_len
+        return Context(out.family.name, kind, digest(token_ids), len(token_ids), fork_len, fork, tuple(rest))
+
+    def _threads(self, out: Compiled, forked: list[int], part: Fork, fork: int) -> list[int]:
+        """The tokens between a trigger and what the branch writes itself."""
+        joined: list[int] = []
+        lengths, digests = [], []
+        for thread in part.threads:
+            ids = self._encode(header(thread.number))
+            body = self._branch(out, forked + ids, thread.body, THREAD_END, "thread", fork)
+            is_first = thread is part.threads[0]
+            joined += self._encode(joined_header(thread.number, first=is_first)) + body
+            lengths.append(len(ids) + len(body))
+            digests.append(digest(forked + ids))
+        out.forks[fork] = replace(out.forks[fork], thread_tokens=tuple(lengths), threads=tuple(digests))
+        return joined + self._encode(JOIN_TEXT)
+
+
+def _linear(body: Body) -> str:
+    """The transcript of a branch, as a stock client sees it."""
+    return "".join(part if isinstance(part, str) else _linear_fork(part) for part in body)
+
+
+def _linear_fork(fork: Fork) -> str:
+    def of(thread: Thread) -> str:
+        is_first = thread is fork.threads[0]
+        return joined_header(thread.number, first=is_first) + _linear(thread.body) + THREAD_END
+
+    return fork.outline + "".join(map(of, fork.threads)) + JOIN_TEXT + BLOCK_END
+
+
+def write_script(path: Path, compiled: Iterable[Compiled], eos_id: int) -> None:
+    """Write what ``replay.py`` reads: by a context's digest, what to write from there."""
+    continuations = {c.digest: c.continuation for family in compiled for c in family.contexts}
+    path.write_text(json.dumps({"eos": eos_id, "continuations": continuations}))

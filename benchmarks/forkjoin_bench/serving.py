@@ -1,0 +1,56 @@
+"""``python -m forkjoin_bench.serving forkjoin|stock ARGS``: a server whose steps are recorded.
+
+``forkjoin`` takes the arguments of ``forkjoin serve``, ``stock`` those of ``vllm serve``; nothing of
+this project runs in the latter but what records and what forces tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+FORKJOIN_SCHEDULER = "forkjoin_bench.recording.RecordedForkJoin"
+STOCK_SCHEDULER = "forkjoin_bench.recording.RecordedStock"
+REPLAY = "forkjoin_bench.replay:Replay"
+#: Environment variables: the script that `replay.py` reads, the file that `recording.py` writes.
+SCRIPT_VARIABLE = "FORKJOIN_BENCH_SCRIPT"
+RECORD_VARIABLE = "FORKJOIN_BENCH_RECORD"
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    kind, *argv = sys.argv[1:]
+    argv += ["--logits-processors", REPLAY]
+    # vLLM's argument parser looks at the process's own arguments too.
+    sys.argv = [kind, "serve", *argv]
+    (_serve_forkjoin if kind == "forkjoin" else _serve_stock)(argv)
+
+
+def _serve_forkjoin(argv: list[str]) -> None:
+    from forkjoin_server.cli import serve_args
+    from forkjoin_server.in_flight import shared_with_children
+    from forkjoin_server.vllm_seam import run_serve
+
+    args = serve_args(argv)
+    args.scheduler_cls = FORKJOIN_SCHEDULER
+    with shared_with_children():
+        run_serve(args)
+
+
+def _serve_stock(argv: list[str]) -> None:
+    # vLLM's own main asks for a distribution named vllm, which the CPU build is not.
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(prog="vllm")
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    args: argparse.Namespace = parser.parse_args(["serve", *argv, "--scheduler-cls", STOCK_SCHEDULER])
+    command.validate(args)
+    command.cmd(args)
+
+
+if __name__ == "__main__":
+    main()

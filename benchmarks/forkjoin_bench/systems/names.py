@@ -1,0 +1,15 @@
+"""What the systems are called, in the order in which tables have them."""
+
+from __future__ import annotations
+
+#: Ours: joined by prefilling, threads ahead of the join; by stitching; all at once when the last has ended.
+FORKJOIN, STITCH, AT_ONCE = "forkjoin", "forkjoin-stitch", "forkjoin-at-once"
+CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL = "client-http", "client-inproc", "sequential"
+#: ``client-inproc-gate4``: at most four families at a time.
+GATE = f"{CLIENT_IN_PROCESS}-gate"
+SYSTEMS = (FORKJOIN, STITCH, AT_ONCE, CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL)
+
+
+def rank(system: str) -> tuple[int, str]:
+    """Where ``system`` stands in a table."""
+    return (SYSTEMS.index(system) if system in SYSTEMS else len(SYSTEMS), system)

@@ -1,0 +1,262 @@
+"""The targets against what was measured: one row each, with the command that measures it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forkjoin_bench.measures import Run, goodput, ratios
+from forkjoin_bench.report import idle_answer_s
+from forkjoin_bench.systems.names import (
+    AT_ONCE,
+    CLIENT_HTTP,
+    CLIENT_IN_PROCESS,
+    FORKJOIN,
+    GATE,
+    SEQUENTIAL,
+    STITCH,
+)
+from forkjoin_bench.tables import table
+
+OURS = (FORKJOIN, STITCH)
+CLIENTS = (CLIENT_HTTP, CLIENT_IN_PROCESS)
+#: An answer under load is good within so many times an idle client loop's.
+SLO_FACTOR = 4.0
+#: How a load of 16 families or more is called.
+LOADED = ("c16", "c64")
+
+
+@dataclass(frozen=True)
+class Target:
+    """``measure`` returns one number a case, by the case's name; ``is_met`` judges each."""
+
+    name: str
+    scenario: str
+    limit: str
+    is_met: Callable[[float], bool]
+    measure: Callable[[Sequence[Run]], dict[str, float]]
+
+
+def _at_least(limit: float) -> tuple[str, Callable[[float], bool]]:
+    return f"≥ {limit:g}", lambda value: value >= limit
+
+
+def _at_most(limit: float) -> tuple[str, Callable[[float], bool]]:
+    return f"≤ {limit:g}", lambda value: value <= limit
+
+
+def _of(runs: Sequence[Run], systems: Sequence[str], **fixed: str) -> list[Run]:
+    return [
+        r
+        for r in runs
+        if r.system in systems and not r.errors and all(getattr(r, k) == v for k, v in fixed.items())
+    ]
+
+
+def _by_case(values: list[tuple[str, float]]) -> dict[str, float]:
+    """The median of each case."""
+    cases: dict[str, list[float]] = {}
+    for case, value in values:
+        cases.setdefault(case, []).append(value)
+    return {case: statistics.median(found) for case, found in cases.items()}
+
+
+def _each_trace(
+    value: Callable[[dict[str, float]], float | None],
+) -> Callable[[Sequence[Run]], dict[str, float]]:
+    """A number of our systems' own idle runs, by system and trace."""
+
+    def measure(runs: Sequence[Run]) -> dict[str, float]:
+        own = _of(runs, OURS, scenario="idle")
+        found = [(f"{r.system}, {r.trace}", value(r.values)) for r in own]
+        return _by_case([(case, number) for case, number in found if number is not None])
+
+    return measure
+
+
+def _over(
+    value: str, systems: Sequence[str], others: Sequence[str], **fixed: str
+) -> Callable[[Sequence[Run]], dict[str, float]]:
+    """How many times ``others`` take what ``systems`` do, by pair of systems and trace."""
+
+    def measure(runs: Sequence[Run]) -> dict[str, float]:
+        found = {}
+        chosen = _of(runs, (*systems, *others), **fixed)
+        for system in systems:
+            for other in others:
+                for trace in dict.fromkeys(r.trace for r in chosen):
+                    if pairs := ratios([r for r in chosen if r.trace == trace], other, system, value):
+                        found[f"{other} / {system}, {trace}"] = statistics.median(pairs)
+        return found
+
+    return measure
+
+
+def _gated(runs: Sequence[Run]) -> dict[str, float]:
+    """The client loop with its best gate, over ours, in wall time."""
+    own = _of(runs, tuple({r.system for r in runs}), scenario="pressure")
+    gates = {r.system for r in own if r.system.startswith(GATE)}
+    walls = {g: statistics.median(r.values["wall_s"] for r in own if r.system == g) for g in gates}
+    if not walls:
+        return {}
+    best = min(walls, key=lambda gate: walls[gate])
+    return _over("wall_s", OURS, (best,), scenario="pressure")(runs)
+
+
+def _goodput(runs: Sequence[Run]) -> dict[str, float]:
+    """Ours over the client loop over HTTP; where that has none, any of ours is infinitely more."""
+    base = idle_answer_s(runs)
+    if base is None:
+        return {}
+    found = {}
+    for load in LOADED:
+        of_load = _of(runs, (*OURS, CLIENT_HTTP), scenario="load", load=load)
+        rates = _by_case([(r.system, goodput(r, SLO_FACTOR * base)) for r in of_load])
+        theirs = rates.pop(CLIENT_HTTP, None)
+        for system, rate in rates.items():
+            if theirs is not None:
+                found[f"{system}, {load}"] = rate / theirs if theirs else float("inf") if rate else 0.0
+    return found
+
+
+def _stall(runs: Sequence[Run]) -> dict[str, float]:
+    chosen = _of(runs, (FORKJOIN, STITCH, AT_ONCE), scenario="join-stall")
+    return {
+        f"{system} / {AT_ONCE}, {trace}": statistics.median(pairs)
+        for system in OURS
+        for trace in dict.fromkeys(r.trace for r in chosen)
+        if (pairs := ratios([r for r in chosen if r.trace == trace], system, AT_ONCE, "join_ms"))
+    }
+
+
+def _plain(value: str) -> Callable[[Sequence[Run]], dict[str, float]]:
+    def measure(runs: Sequence[Run]) -> dict[str, float]:
+        chosen = _of(runs, (FORKJOIN, SEQUENTIAL), scenario="plain")
+        return {
+            f"forkjoin / stock, {load}": statistics.median(pairs)
+            for load in dict.fromkeys(r.load for r in chosen)
+            if (pairs := ratios([r for r in chosen if r.load == load], FORKJOIN, SEQUENTIAL, value))
+        }
+
+    return measure
+
+
+def _recomputed(values: dict[str, float]) -> float:
+    return values["prefilled_tail"] + values["prefilled_recomputed"]
+
+
+TARGETS = (
+    Target("prefix tokens recomputed at forks", "idle", *_at_most(0), _each_trace(_recomputed)),
+    Target(
+        "steps from the trigger to the threads' first",
+        "idle",
+        *_at_most(1),
+        _each_trace(lambda v: v.get("fork_steps_max")),
+    ),
+    Target(
+        "peak KV blocks / ideal", "idle", *_at_most(1.02), _each_trace(lambda v: v.get("peak_over_ideal"))
+    ),
+    Target(
+        "answer / the sum of its steps, one idle stream",
+        "idle",
+        *_at_most(1.05),
+        _each_trace(lambda v: v.get("answer_over_steps")),
+    ),
+    Target(
+        "answer time, clients / ours, one idle stream",
+        "idle",
+        "> 1",
+        lambda v: v > 1,
+        _over("answer_s", OURS, CLIENTS, scenario="idle"),
+    ),
+    Target(
+        "the same, stitched, 8x64",
+        "idle",
+        *_at_least(1.2),
+        _over("answer_s", (STITCH,), CLIENTS, scenario="idle", trace="8x64"),
+    ),
+    Target(
+        "the same, re-prefilled, 8x64",
+        "idle",
+        *_at_least(1.1),
+        _over("answer_s", (FORKJOIN,), CLIENTS, scenario="idle", trace="8x64"),
+    ),
+    Target(
+        "answer time, client-http / ours, fork-heavy",
+        "idle",
+        *_at_least(1.5),
+        _over("answer_s", OURS, (CLIENT_HTTP,), scenario="idle", trace="fork-heavy"),
+    ),
+    Target(
+        f"goodput within {SLO_FACTOR:g}× an idle client's answer, ours / client-http",
+        "load",
+        *_at_least(1.5),
+        _goodput,
+    ),
+    Target(
+        "wall time, clients / ours, a third of the KV",
+        "pressure",
+        *_at_least(1.6),
+        _over("wall_s", OURS, CLIENTS, scenario="pressure"),
+    ),
+    Target(
+        "mean latency, clients / ours, a third of the KV",
+        "pressure",
+        *_at_least(2.2),
+        _over("answer_s", OURS, CLIENTS, scenario="pressure"),
+    ),
+    Target("wall time, best gated client / ours", "pressure", *_at_least(1), _gated),
+    Target("join stall / that of the plain join", "join-stall", *_at_most(0.3), _stall),
+    Target("plain throughput, ours / stock", "plain", *_at_least(0.98), _plain("requests_per_s")),
+    Target("plain step time, ours / stock", "plain", *_at_most(1.02), _plain("step_ms")),
+)
+
+
+#: Nothing but noise above linear.
+MAX_EXPONENT = 1.05
+
+
+def markdown(results: Sequence[tuple[dict[str, Any], Sequence[Run]]]) -> str:
+    """A table of all targets for each result: of ``run``, or (without runs) of ``scheduler``."""
+    return "\n\n".join(
+        _of_scheduler(result) if "costs" in result else _of_run(result, runs) for result, runs in results
+    )
+
+
+def _of_run(result: dict[str, Any], runs: Sequence[Run]) -> str:
+    lines: list[list[str]] = []
+    for target in TARGETS:
+        command = f"`forkjoin bench run --model {result['model']} --scenario {target.scenario}`"
+        lines += _judged(target.name, target.limit, target.is_met, target.measure(runs), command)
+    return f"## {result['model']}\n\n" + _table(lines)
+
+
+def _of_scheduler(result: dict[str, Any]) -> str:
+    """The rows of ``forkjoin bench scheduler``: growth with the threads, and the cost of plain requests."""
+    ours, stock = result["costs"]["plain requests"], result["costs"]["plain, vLLM's scheduler"]
+    over_stock = {f"{width} requests": ours[width] / stock[width] for width in ours}
+    growth = {
+        kind: n for kind, n in result.get("slopes", {}).items() if kind in ("one family", "families of 8")
+    }
+    command = "`forkjoin bench scheduler`"
+    lines = _judged(
+        "scheduler time a step ~ threads^n, 128 to 1,024", *_at_most(MAX_EXPONENT), growth, command
+    )
+    lines += _judged("scheduler time a step, plain, ours / vLLM's", *_at_most(1.02), over_stock, command)
+    return "## scheduler\n\n" + _table(lines)
+
+
+def _judged(
+    name: str, limit: str, is_met: Callable[[float], bool], measured: dict[str, float], command: str
+) -> list[list[str]]:
+    """A row a case, or one that says that nothing was measured."""
+    if not measured:
+        return [[name, limit, "not measured", "–", command]]
+    verdicts = {case: "met" if is_met(value) else "**not met**" for case, value in measured.items()}
+    return [[name, limit, f"{v:.3g} ({case})", verdicts[case], command] for case, v in measured.items()]
+
+
+def _table(lines: list[list[str]]) -> str:
+    return table(["target", "limit", "measured (median)", "", "command"], lines)

@@ -1,0 +1,47 @@
+"""The log of what families do: a line for each fork, join and end, where somebody wants it.
+
+Beneath vLLM's logger, whose handler and format it so has. ``request_id`` and ``thread`` (with which
+the fields of an event go) are in the record's ``forkjoin``, for who logs JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+LOG = logging.getLogger("vllm.forkjoin.events")
+#: Nobody has asked yet: --enable-log-requests does (``switch_on``), or a logging config of the user's.
+LOG.setLevel(logging.WARNING)
+
+#: What is logged of a family, and in which words.
+_MESSAGES = {
+    "forked": "%(branch)s forked into %(num_threads)s threads",
+    "thread_ended": "%(branch)s ended: %(reason)s, %(num_tokens)s tokens",
+    "joined": "%(branch)s joined its threads, %(prefilled_tokens)s tokens prefilled",
+    "refused": "a fork of %(branch)s was refused: %(reason)s, %(policy)s",
+    "limited": "%(branch)s ran into a limit: %(reason)s, %(policy)s",
+    "voted": "%(branch)s has most votes: %(result)s",
+    "family_ended": "%(branch)s ended: %(num_threads)s threads, %(total_tokens)s tokens, "
+    "%(critical_path_tokens)s on the critical path",
+}
+
+
+def switch_on() -> None:
+    """Log from here on, at level INFO."""
+    LOG.setLevel(logging.INFO)
+
+
+def log(request_id: str, event: dict[str, Any]) -> None:
+    """Log ``event`` of the family of ``request_id``, if it is of a kind that is logged."""
+    message = _MESSAGES.get(event["type"])
+    if message is None:
+        return
+    fields = {k: v for k, v in event.items() if k not in ("index", "parent_index", "family")}
+    if "threads" in event:
+        fields |= {"num_threads": len(event["threads"])}
+    index = event.get("index", event.get("parent_index", -1))
+    fields |= {"event": fields.pop("type"), "request_id": request_id} | (
+        {"thread": index} if index >= 0 else {}
+    )
+    branch = f"thread {index}" if index >= 0 else "the request"
+    LOG.info(f"%(request_id)s: {message}", fields | {"branch": branch}, extra={"forkjoin": fields})

@@ -1,0 +1,25 @@
+"""The dialect: whether the model's tokenizer and class have what it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.errors import DialectError
+from forkjoin_server.doctor.check import Check, fail, ok
+from forkjoin_server.fit import found
+from forkjoin_server.vllm_seam import bind_to_model
+
+
+def dialect(vllm_config: Any, wanted: Dialect | None) -> Check:
+    """Whether the model speaks the dialect ``wanted``; None: fork/join is off."""
+    if wanted is None:
+        return ok("dialect", "none: fork/join is off")
+    from forkjoin_scheduler.vllm_seam.compat import check_model
+
+    try:
+        bound = bind_to_model(wanted, vllm_config)
+        check_model(wanted, vllm_config.model_config)
+    except DialectError as error:
+        return fail("dialect", str(error))
+    return ok("dialect", f"{wanted.name}: {'; '.join(found(wanted, bound.dialect))}")

@@ -1,0 +1,78 @@
+"""All checks of one configuration, each when what it needs is known."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from forkjoin_scheduler.errors import UsageError
+from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server.doctor import environment, kv_budget, ports
+from forkjoin_server.doctor import model as models
+from forkjoin_server.doctor.check import Check, Status, fail
+from forkjoin_server.doctor.dialect import dialect
+from forkjoin_server.doctor.engine import engine, stitching
+from forkjoin_server.effective import Given, Value
+from forkjoin_server.vllm_seam import engine_config
+
+
+def installed() -> list[Check]:
+    """Python and vLLM, without which nothing else can be looked at."""
+    return [environment.python(), environment.vllm()]
+
+
+def examine(given: Given) -> Iterator[Check]:
+    """Look at what a server with ``given`` needs. Raises nothing: what is wrong is a check that fails."""
+    from forkjoin_scheduler.vllm_seam.machine import machine
+
+    args, here = given.args, machine()
+    name = args.model_tag or args.model
+    num_workers = args.tensor_parallel_size * (args.data_parallel_size_local or args.data_parallel_size)
+    yield environment.processor(here, num_workers)
+    yield environment.hub(name, os.environ)
+    yield ports.unix_socket(args.uds) if args.uds else ports.port(args.host, args.port)
+    try:
+        vllm_config = engine_config(args)
+    except UsageError as error:
+        yield fail("model", f"vLLM takes no such model, or not with these flags: {error}")
+        return
+    if here.kind == "cpu":
+        yield environment.preload(os.environ)
+    yield from _served(vllm_config, models.weight_bytes(name), here)
+
+
+def _served(vllm_config: Any, weight_bytes: int, here: Any) -> Iterator[Check]:
+    from forkjoin_scheduler.vllm_seam import estimate
+
+    wanted = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
+    yield models.model(vllm_config, weight_bytes)
+    yield dialect(vllm_config, wanted)
+    yield engine(vllm_config, wanted)
+    if vllm_config.model_config.is_attention_free:
+        return
+    yield environment.memory(here, estimate.bytes_needed(vllm_config, weight_bytes, here))
+    cache = estimate.cache_of(vllm_config, weight_bytes, here)
+    yield kv_budget.kv_budget(vllm_config, cache)
+    if wanted is not None and wanted.is_stitched:
+        yield stitching(vllm_config, cache, here)
+
+
+def is_well(checks: list[Check]) -> bool:
+    """Whether a server would start."""
+    return all(check.status is not Status.FAIL for check in checks)
+
+
+def as_json(checks: list[Check], values: list[Value]) -> str:
+    """For a program: the checks, and the configuration that they looked at."""
+    return json.dumps(
+        {
+            "ok": is_well(checks),
+            "checks": [
+                {"name": c.name, "status": c.status.value, "seen": c.seen, "to_do": c.to_do} for c in checks
+            ],
+            "configuration": [{"name": v.name, "value": v.value, "from": v.origin} for v in values],
+        },
+        indent=2,
+    )

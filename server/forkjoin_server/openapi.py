@@ -1,0 +1,95 @@
+"""What fork/join adds to the OpenAPI schema that vLLM's application publishes at ``/openapi.json``.
+
+vLLM describes requests and leaves responses open; so are ours described: the request's ``forkjoin``
+field, the threads and the usage that an answer may carry, and ``GET /ready``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from forkjoin_scheduler.options import RequestOptions
+from forkjoin_server.routes import PATHS
+from forkjoin_server.threads import Json
+
+_REF = "#/components/schemas/"
+
+_USAGE: Json = {
+    "title": "ForkJoinUsage",
+    "description": "`usage.forkjoin` of an answer.",
+    "type": "object",
+    "properties": {
+        "num_threads": {"type": "integer", "description": "threads that ran"},
+        "critical_path_tokens": {
+            "type": "integer",
+            "description": "the parent's own tokens and, of each fork, the longest thread's",
+        },
+        "total_tokens": {"type": "integer", "description": "generated tokens, each once"},
+        "vote": {
+            "type": "object",
+            "description": "only of `best_of`: the thread that was chosen, and what most voted for",
+            "properties": {"index": {"type": "integer"}, "result": {"type": ["string", "null"]}},
+        },
+    },
+}
+_THREAD: Json = {
+    "title": "ForkJoinThread",
+    "description": "An entry of `message.threads`; in a stream of `delta.threads`, `index` stands always, "
+    "`content` comes in pieces, all else once.",
+    "type": "object",
+    "properties": {
+        "index": {"type": "integer", "description": "dense over the answer, in the order of starting"},
+        "id": {"type": "string"},
+        "parent_id": {"type": "string", "description": "the thread that forked; `root`: the request"},
+        "title": {"type": "string", "description": "from the outline"},
+        "content": {"type": "string"},
+        "finish_reason": {"type": "string"},
+        "usage": {"type": "object", "properties": {"completion_tokens": {"type": "integer"}}},
+    },
+    "required": ["index"],
+}
+_READY: Json = {
+    "get": {
+        "summary": "Ready",
+        "description": "Whether the engine answers and no drain has begun.",
+        "responses": {"200": {"description": "Ready"}, "503": {"description": "Starting or draining"}},
+    }
+}
+
+
+def publish(app: Any) -> None:
+    """Let ``app``, vLLM's FastAPI application, describe what fork/join adds to it."""
+    vllms = app.openapi
+    app.openapi = lambda: with_forkjoin(vllms())
+
+
+def with_forkjoin(schema: Json) -> Json:
+    """``schema`` of vLLM's application with what fork/join adds to it; ``schema`` stays as it is."""
+    schema = copy.deepcopy(schema)
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    options = RequestOptions.model_json_schema(ref_template=_REF + "{model}")
+    schemas |= options.pop("$defs", {})
+    schemas |= {"ForkJoinOptions": options | {"title": "ForkJoinOptions"}}
+    schemas |= {"ForkJoinUsage": _USAGE, "ForkJoinThread": _THREAD}
+    for path in PATHS:
+        if body := _request_schema(schema, path):
+            body.setdefault("properties", {})["forkjoin"] = {"$ref": f"{_REF}ForkJoinOptions"}
+    if "StreamOptions" in schemas:
+        include = {
+            "type": "boolean",
+            "default": False,
+            "description": "show the threads of a chat completion",
+        }
+        schemas["StreamOptions"].setdefault("properties", {})["include_threads"] = include
+    schema["paths"]["/ready"] = _READY
+    schema["info"] = {"title": "vllm-forkjoin", "version": schema["info"]["version"]}
+    return schema
+
+
+def _request_schema(schema: Json, path: str) -> Json | None:
+    """The object in ``schema`` that describes the body of a POST to ``path``, None if there is none."""
+    content: Any = schema["paths"].get(path, {}).get("post", {}).get("requestBody", {}).get("content", {})
+    name = content.get("application/json", {}).get("schema", {}).get("$ref", "").removeprefix(_REF)
+    found: Json | None = schema["components"]["schemas"].get(name)
+    return found

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_bench.script import Compiled, Compiler
+from forkjoin_bench.traces import Family, Fork, Thread
+from forkjoin_bench.words import Words
+from forkjoin_scheduler.dialect_files import load
+from tests.unit.conftest import ByteTokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> ByteTokenizer:
+    return ByteTokenizer(list(load("threadweaver").control_tokens))
+
+
+@pytest.fixture(scope="session")
+def words(tokenizer) -> Words:
+    return Words(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def compile_(tokenizer):
+    return Compiler(tokenizer).compile
+
+
+@pytest.fixture
+def family(compile_) -> Compiled:
+    """Two threads, of three and five tokens with their end tags' own."""
+    fork = Fork((Thread("1", "a", ("pp",)), Thread("2", "b", ("qqqq",))))
+    return compile_(Family("small", "ask:", ("x", fork, "yz")))

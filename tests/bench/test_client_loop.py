@@ -1,0 +1,85 @@
+"""The loops, driven by a stand-in that goes on from every context as the trace does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from forkjoin_bench.script import digest
+from forkjoin_bench.systems.base import ask
+from forkjoin_bench.systems.client_loop import ClientLoop
+from forkjoin_bench.traces import make_trace
+from forkjoin_bench.traffic import Load, drive
+
+
+class Scripted:
+    """Text in, text out; knows one family."""
+
+    engine = None
+
+    def __init__(self, family, tokenizer) -> None:
+        self._script = {c.digest: tokenizer.decode(list(c.continuation)) for c in family.contexts}
+        self._tokenizer = tokenizer
+        self.asked = 0
+        self.at_once = self.most_at_once = 0
+
+    def encode(self, text: str) -> str:
+        return text
+
+    def decode(self, text: str) -> str:
+        return text
+
+    async def complete(self, context, max_tokens, stops, answer):
+        self.asked += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0)
+        self.at_once -= 1
+        text = self._script[digest(self._tokenizer.encode(context))]
+        ends = [text.index(s) + len(s) for s in stops if s in text]
+        return text[: min(ends, default=len(text))]
+
+
+@pytest.mark.parametrize("trace", ["tiny", "8x64", "fork-heavy", "nested", "plain"])
+def test_the_loop_writes_the_whole_transcript(trace, words, compile_, tokenizer):
+    (family,) = map(compile_, make_trace(trace, 1, words))
+    answer = asyncio.run(ask(ClientLoop("loop", Scripted(family, tokenizer)), family, 10))
+    assert answer.error is None
+    assert answer.is_right
+
+
+def test_threads_are_asked_for_at_once(words, compile_, tokenizer):
+    (family,) = map(compile_, make_trace("8x64", 1, words))
+    completer = Scripted(family, tokenizer)
+    asyncio.run(ask(ClientLoop("loop", completer), family, 10))
+    assert (completer.asked, completer.most_at_once) == (10, 8)
+
+
+def test_a_wrong_answer_says_where_it_parts(family, tokenizer, compile_, words):
+    (other,) = map(compile_, make_trace("tiny", 1, words))
+    answer = asyncio.run(ask(ClientLoop("loop", Scripted(other, tokenizer)), family, 10))
+    assert not answer.is_right
+    assert "KeyError" in str(answer.error)
+
+
+def test_a_gate_lets_so_many_families_in(family, tokenizer):
+    completer = Scripted(family, tokenizer)
+    load = Load("all", 6, concurrency=6)
+    outcome = asyncio.run(drive(ClientLoop("loop", completer, max_families=1), load, [family] * 6, 10))
+    assert all(a.is_right for a in outcome.answers)
+    assert completer.most_at_once == 2
+
+
+def test_a_load_mixes_plain_requests_the_same_way_each_time(family, compile_, words):
+    plain = [compile_(f) for f in make_trace("plain", 3, words)]
+    load = Load("mixed", 2, concurrency=2, num_plain=3)
+    order = load.order([family, family], plain)
+    assert order == load.order([family, family], plain)
+    assert len(order) == 5
+
+
+def test_arrivals_lie_within_their_time_and_in_order():
+    delays = Load("burst", 5, within_s=2.0).delays(5)
+    assert delays == sorted(delays)
+    assert 0 <= delays[0] <= delays[-1] <= 2

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_bench.measures import Run, goodput, quantile, ratios, rows_of, values_of
+from forkjoin_bench.report import markdown, read_runs, result_of, write
+from forkjoin_bench.steps import Counts
+from forkjoin_bench.systems.base import Answer
+from forkjoin_bench.targets import TARGETS
+from forkjoin_bench.targets import markdown as targets_of
+from forkjoin_bench.traffic import Outcome
+
+HOST = {
+    "cpu": "a CPU",
+    "usable_cpus": 2,
+    "load_average": [0, 0, 0],
+    "versions": {"vllm": "0.32"},
+    "commit": "abc",
+}
+FACTS = {"command": "forkjoin bench run", "model": "embedded", "rounds": 2, "host": HOST}
+
+
+def run(
+    system: str, *, answer_s: float = 1.0, round_: int = 0, scenario: str = "idle", **values: float
+) -> Run:
+    nothing = {"prefilled_tail": 0.0, "prefilled_recomputed": 0.0}
+    numbers = nothing | {"wall_s": answer_s, "answer_s": answer_s, "prefilled": 0.0, **values}
+    load = values.pop("load", "alone")
+    return Run(scenario, "8x64", str(load), system, round_, ("f",), numbers, [answer_s], [])
+
+
+def answer(*arrivals: float, ended: float, error: str | None = None) -> Answer:
+    return Answer("f", 10.0, ended, list(arrivals), is_right=error is None, error=error)
+
+
+def test_times_are_the_clients(family):
+    outcome = Outcome([answer(10.5, 10.75, 11.75, ended=12)], 2.0)
+    values = values_of(outcome, Counts(steps=4, busy_s=1.6, peak_blocks=8), [family], 16)
+    assert (values["answer_s"], values["first_token_s"], values["gap_max_ms"]) == (2.0, 0.5, 1000.0)
+    assert values["answer_over_steps"] == pytest.approx(1.25)
+    assert values["peak_over_ideal"] == 8 / family.ideal_blocks(16)
+
+
+def test_answers_that_are_wrong_count_for_nothing(family):
+    outcome = Outcome([answer(ended=12), answer(ended=11, error="wrote ''")], 2.0)
+    values = values_of(outcome, Counts(), [family, family], 16)
+    assert (values["right"], values["wrong"], values["requests_per_s"], values["answer_s"]) == (
+        1,
+        1,
+        0.5,
+        2.0,
+    )
+
+
+def test_goodput_is_of_the_answers_within_the_slo():
+    both = Run("load", "families", "c2", "a", 0, ("f", "g"), {"wall_s": 4.0}, [1.0, 3.0], [])
+    assert (goodput(both, 0.5), goodput(both, 1.0), goodput(both, 3.0)) == (0.0, 0.25, 0.5)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1), (0.5, 3), (0.9, 4), (1.0, 4)])
+def test_a_quantile_is_one_of_the_values(share, expected):
+    assert quantile([4, 1, 3, 2], share) == expected
+
+
+def test_ratios_are_of_runs_that_differ_in_the_system_only():
+    runs = [run("a", answer_s=3), run("b", answer_s=2), run("a", answer_s=9, round_=1)]
+    assert ratios(runs, "a", "b", "answer_s") == [1.5]
+
+
+def test_a_row_has_the_spread_of_its_runs():
+    (row,) = rows_of([run("a", answer_s=s, round_=i) for i, s in enumerate((3, 1, 2))])
+    assert row["values"]["answer_s"] == {"median": 2, "least": 1, "greatest": 3}
+
+
+def test_rows_stand_in_one_order_and_say_how_much_faster_than_the_client_each_is():
+    rows = rows_of(
+        [run("sequential", answer_s=6), run("client-http", answer_s=3), run("forkjoin", answer_s=2)]
+    )
+    assert [row["system"] for row in rows] == ["forkjoin", "client-http", "sequential"]
+    assert [row["values"].get("speedup", {}).get("median") for row in rows] == [1.5, None, 0.5]
+
+
+def test_a_result_is_read_back_as_it_was_written(tmp_path):
+    runs = [run("forkjoin"), run("client-http", answer_s=1.5)]
+    write(result_of(FACTS, runs), tmp_path / "r.json")
+    result, again = read_runs(tmp_path / "r.json")
+    assert again == runs
+    assert "| 8x64 | alone | client-http | 1.500 |" in markdown(result, again)
+
+
+def test_each_target_is_met_not_met_or_not_measured():
+    runs = [
+        run("forkjoin-stitch", answer_s=1.0, fork_steps_max=1),
+        run("forkjoin", answer_s=1.0, fork_steps_max=2),
+        run("client-http", answer_s=1.3),
+    ]
+    lines = targets_of([(FACTS, runs)]).splitlines()
+    told = [line for line in lines if line.startswith("| steps from the trigger")]
+    assert len(told) == 2
+    assert ["**not met**" in line for line in told] == ["forkjoin," in line for line in told]
+    assert any("the same, stitched" in line and "1.3 (" in line and "| met |" in line for line in lines)
+    assert sum("not measured" in line for line in lines) >= 5
+    assert {t.name for t in TARGETS} <= {line.split(" | ")[0].removeprefix("| ") for line in lines}
+
+
+def test_the_schedulers_own_targets_are_judged_by_its_result():
+    costs = {
+        "plain requests": {"8": 102.0, "32": 205.0},
+        "plain, vLLM's scheduler": {"8": 100.0, "32": 200.0},
+    }
+    told = targets_of([({"costs": costs, "slopes": {"one family": 1.3, "families of 8": 1.0}}, [])])
+    assert "1.3 (one family) | **not met**" in told
+    assert "1 (families of 8) | met" in told
+    assert "1.02 (8 requests) | met" in told
+    assert "1.02 (32 requests) | **not met**" in told

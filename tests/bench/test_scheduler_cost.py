@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_bench.scheduler_cost import FAMILIES, KINDS, ONE_FAMILY, PLAIN, Cost, families_of, slope
+from forkjoin_bench.traces import forks_in
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_sequences_decode_as_asked_for(kind, words):
+    families = families_of(kind, 16, words)
+    widths = [sum(len(f.threads) for f in forks_in(family.body)) or 1 for family in families]
+    assert sum(widths) == 16
+    assert len(families) == {ONE_FAMILY: 1, FAMILIES: 2}.get(kind, 16)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_slope_is_the_exponent_of_growth(power):
+    costs = [Cost(PLAIN, width, float(width**power)) for width in (8, 128, 1024)]
+    assert slope(costs) == pytest.approx(power)

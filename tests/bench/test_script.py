@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forkjoin_bench.script import Compiler, digest, write_script
+from forkjoin_bench.traces import Family, Fork, Thread
+from tests.unit.conftest import ByteTokenizer
+
+TEXT = (
+    "x<Parallel>\n<Outlines>\n<Outline>1:a</Outline>\n<Outline>2:b</Outline>\n</Outlines>"
+    "\n<Thread>\n1:pp</Thread><Thread>\n2:qqqq</Thread>\n</Parallel>yz"
+)
+
+
+def test_the_transcript_is_threadweavers(family):
+    assert family.text == TEXT
+
+
+def test_each_context_goes_on_as_the_transcript_does(family, tokenizer):
+    kinds = [(c.kind, tokenizer.decode(list(c.continuation))) for c in family.contexts]
+    assert sorted(kinds) == [
+        ("join", "</Parallel>yz"),
+        ("prompt", family.text),
+        ("thread", "pp</Thread>"),
+        ("thread", "qqqq</Thread>"),
+    ]
+
+
+def test_contexts_are_known_by_the_digest_of_their_tokens(family, tokenizer):
+    opening = "ask:" + family.text.partition("\n<Thread>")[0]
+    (first, second) = [c for c in family.contexts if c.kind == "thread"]
+    assert first.digest == digest(tokenizer.encode(f"{opening}\n<Thread>\n1:"))
+    assert second.digest == digest(tokenizer.encode(f"{opening}\n<Thread>\n2:"))
+    assert first.fork_len == len(tokenizer.encode(opening))
+
+
+def test_a_text_that_does_not_give_its_tokens_back_is_refused():
+    class Merging(ByteTokenizer):
+        def encode(self, text: str) -> list[int]:
+            return [1] if text == "ab" else super().encode(text)
+
+    with pytest.raises(ValueError, match="f: its text has other tokens"):
+        Compiler(Merging([])).compile(Family("f", "a", ("b",)))
+
+
+def test_the_ideal_is_the_prefix_and_the_sum_of_the_threads(family):
+    (fork,) = family.forks
+    assert family.ideal_blocks(1) == max(
+        fork.fork_len + sum(fork.thread_tokens), len(family.prompt_ids) + len(family.token_ids)
+    )
+
+
+def test_in_blocks_each_thread_has_the_partial_tail_of_the_prefix(family):
+    (fork,) = family.forks
+    assert fork.fork_len % 16 != 0
+    tail = fork.fork_len % 16
+    needed = fork.fork_len // 16 + sum(-(-(tail + n) // 16) for n in fork.thread_tokens)
+    assert family.ideal_blocks(16) == needed
+
+
+def test_threads_within_a_thread_count_beside_its_siblings(compile_):
+    inner = Fork((Thread("1.1", "a", ("p" * 50,)), Thread("1.2", "b", ("q" * 70,))))
+    outer = Fork((Thread("1", "a", ("r", inner)), Thread("2", "b", ("s" * 40,))))
+    nested = compile_(Family("nested", "ask:", (outer,)))
+    first, second = nested.forks
+    expected = second.fork_len + sum(second.thread_tokens) + first.thread_tokens[1]
+    assert nested.ideal_blocks(1) == max(expected, len(nested.prompt_ids) + len(nested.token_ids))
+
+
+def test_the_script_has_every_context(family, tmp_path):
+    write_script(tmp_path / "script.json", [family], 7)
+    script = json.loads((tmp_path / "script.json").read_text())
+    assert script["eos"] == 7
+    assert script["continuations"] == {c.digest: list(c.continuation) for c in family.contexts}

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from forkjoin_bench.traces import SHAPES, forks_in, make_trace
+
+
+def test_words_are_as_many_tokens_as_asked_for(words, tokenizer):
+    assert len(tokenizer.encode(words.text(random.Random(1), 37))) == 37
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_trace_is_the_same_each_time_and_another_with_another_seed(name, words):
+    assert make_trace(name, 2, words) == make_trace(name, 2, words)
+    assert make_trace(name, 2, words) != make_trace(name, 2, words, seed=2)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_more_families_leave_the_first_as_they_were(name, words):
+    assert make_trace(name, 3, words)[:2] == make_trace(name, 2, words)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_family_has_a_prompt_of_its_own(name, words):
+    assert len({f.prompt for f in make_trace(name, 8, words)}) == 8
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_text_of_every_family_has_the_tokens_of_its_parts(name, words, compile_):
+    for family in make_trace(name, 4, words):
+        assert compile_(family).token_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "lengths"),
+    [
+        ("8x64", {8}, {64}),
+        ("fork-heavy", {8}, range(4, 17)),
+        ("npr-wide", {5}, range(64, 129)),
+        ("plain", set(), ()),
+    ],
+)
+def test_forks_are_as_wide_and_threads_as_long_as_published(name, widths, lengths, words, tokenizer):
+    for family in make_trace(name, 3, words):
+        forks = list(forks_in(family.body))
+        assert {len(f.threads) for f in forks} == widths
+        assert all(len(tokenizer.encode(t.body[0])) in lengths for f in forks for t in f.threads)
+
+
+def test_nested_forks_are_three_deep(words):
+    (family,) = make_trace("nested", 1, words)
+    assert max(t.number.count(".") for f in forks_in(family.body) for t in f.threads) == 2

@@ -1,0 +1,154 @@
+"""Two servers behind a router, and clients that say what they were told: for ``test_replicas.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.server.conftest import free_port, start_server
+from tests.server.reading import SHOWN, Answer, metrics, read_stream, read_whole
+
+#: Nothing may take longer. It is for a busy machine; a hang is longer than any of this.
+LIMIT_S = 240
+#: Few blocks: what eight requests of one test need, and little more.
+FLAGS = ("--num-gpu-blocks-override", "640", "--shutdown-timeout", str(LIMIT_S))
+
+
+def start_replica(log: Path, number: int):
+    """A server on a core of its own, where there are several."""
+    cores = sorted(os.sched_getaffinity(0))
+    core = str(cores[number % len(cores)])
+    return start_server(log, *FLAGS, env={"VLLM_CPU_OMP_THREADS_BIND": core, "OMP_NUM_THREADS": "1"})
+
+
+@contextlib.contextmanager
+def start_router(log: Path, *servers: str) -> Iterator[str]:
+    """PyPI's vllm-router in front of ``servers``: its address."""
+    port = free_port()
+    command = [Path(sys.executable).parent / "vllm-router", "--host", "127.0.0.1", "--port", str(port)]
+    command += [
+        "--worker-urls",
+        *servers,
+        "--policy",
+        "consistent_hash",
+        "--prometheus-port",
+        str(free_port()),
+    ]
+    command += ["--health-check-endpoint", "/ready", "--health-check-interval-secs", "1"]
+    # A request is tried five times, where its session is, until that server's circuit breaker opens: it has
+    # to do so before they are used up, for the last ones to go elsewhere.
+    command += ["--worker-startup-check-interval", "1", "--cb-failure-threshold", "3"]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_for(lambda: _status(f"{address}/readiness") == 200, log)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _status(url: str) -> int | None:
+    try:
+        return httpx.get(url, timeout=30).status_code
+    except httpx.TransportError:
+        return None
+
+
+def _wait_for(is_so: Callable[[], bool], log: Path) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not is_so():
+        if time.monotonic() > end:
+            pytest.fail(f"the router did not get ready:\n{log.read_text()[-4000:]}")
+        time.sleep(0.1)
+
+
+class Counts:
+    """What a server has counted on ``/metrics`` since this was made."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._before = metrics(server)
+
+    def __call__(self, *names: str) -> list[float]:
+        now = metrics(self._server)
+        return [now.get(name, 0) - self._before.get(name, 0) for name in names]
+
+
+@dataclass
+class Told:
+    """What a client was told in answer to one request."""
+
+    streams: bool
+    answer: Answer = field(default_factory=Answer)
+    error: Exception | None = None
+
+
+class Client:
+    """One request through the OpenAI SDK, in an OS thread of its own."""
+
+    def __init__(self, address: str, ask: dict[str, Any], session: str, *, streams: bool) -> None:
+        self.told = Told(streams)
+        #: Set once the client of a stream has seen its threads begin.
+        self.sees_threads = threading.Event()
+        # Not in stream_options, of which the router drops what OpenAI's do not have.
+        shown = {"extra_body": {"forkjoin": SHOWN}}
+        self._ask = ask | shown | {"extra_headers": {"X-Session-ID": session}}
+        self._openai = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=LIMIT_S, max_retries=0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def result(self) -> Told:
+        """What it was told, when it is over. Fails where that does not come."""
+        self._thread.join(timeout=LIMIT_S)
+        assert not self._thread.is_alive(), "a request hangs"
+        return self.told
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        with self._openai:
+            try:
+                (self._stream if self.told.streams else self._whole)()
+            except Exception as error:  # what it is, the tests look at
+                self.told.error = error
+
+    def _whole(self) -> None:
+        self.told.answer = read_whole(self._openai.chat.completions.create(**self._ask))
+
+    def _stream(self) -> None:
+        chunks = []
+        ask = self._ask | {"stream": True, "stream_options": {"include_usage": True}}
+        try:
+            for chunk in self._openai.chat.completions.create(**ask):
+                chunks.append(chunk)
+                if any(getattr(choice.delta, "threads", None) for choice in chunk.choices):
+                    self.sees_threads.set()
+        finally:
+            self.told.answer = read_stream(chunks)
+
+
+@contextlib.contextmanager
+def held_open(server: str) -> Iterator[None]:
+    """A request in flight at ``server`` whose body never comes: a drain waits for it as long as this lasts."""
+    host, _, port = server.removeprefix("http://").partition(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-length: 9\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
+        connection.sendall(head.encode())
+        yield

@@ -1,0 +1,36 @@
+"""What the docs say of the HTTP API and of the first steps is what a live server does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from docgen.http_api import page
+from forkjoin_server.cli import EMBEDDED_NAME
+
+pytestmark = pytest.mark.server
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_of_the_http_api_is_made_from_what_the_server_publishes(server):
+    schema = httpx.get(f"{server}/openapi.json", timeout=120).json()
+    assert (DOCS / "http-api.md").read_text() == page(schema), (
+        "run: python -m docgen.http_api > docs/http-api.md"
+    )
+
+
+def test_the_steps_of_the_quick_start_work_one_after_the_other(server, capsys):
+    guide = (DOCS / "quick-start.md").read_text()
+    steps = re.findall(r"```python\n(.*?)```", guide, flags=re.S)
+    names: dict[str, object] = {}
+    for step in steps:
+        exec(step.replace("http://localhost:8000", server), names)
+    said = capsys.readouterr().out
+    assert len(steps) == 4
+    assert EMBEDDED_NAME in guide
+    assert "<Thread>\n1:" in said
+    assert "0 a=482*731" in said
