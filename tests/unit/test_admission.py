@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler.policy.admission import Admission, Expectation, Need, Room
 
-ROOM = Room(free_blocks=100, tokens_per_block=32, num_slots=64)
+ROOM = Room(num_free=100, tokens_per_block=32, num_slots=64)
 NEEDS = st.builds(Need, st.integers(0, 2000), st.integers(0, 8), st.integers(0, 1000))
 ROOMS = st.builds(Room, st.integers(0, 400), st.sampled_from([16, 32, 128]), st.integers(1, 128))
 
@@ -26,7 +26,7 @@ def num_admitted(admission, room, prompt_blocks=5):
     running = []
     while admission.admits(prompt_blocks, 1 << 30, running, room):
         running.append(Need(0))
-        room = replace(room, free_blocks=room.free_blocks - prompt_blocks)
+        room = replace(room, num_free=room.num_free - prompt_blocks)
         if len(running) > 1000:
             break
     return len(running)
@@ -73,32 +73,30 @@ def test_one_more_that_runs_never_makes_room(prompt_blocks, running, another, ro
 def test_more_room_never_keeps_a_request_out(prompt_blocks, running, room, more_blocks, more_slots):
     admission = Admission()
     if admission.admits(prompt_blocks, 1000, running, room):
-        roomier = replace(
-            room, free_blocks=room.free_blocks + more_blocks, num_slots=room.num_slots + more_slots
-        )
+        roomier = replace(room, num_free=room.num_free + more_blocks, num_slots=room.num_slots + more_slots)
         assert admission.admits(prompt_blocks, 1000, running, roomier)
 
 
 def test_a_request_that_may_write_little_needs_little():
     admission, running = taught(tokens=3200), [Need(3000, 4, 1500)]
-    room = replace(ROOM, free_blocks=30)
+    room = replace(ROOM, num_free=30)
     assert not admission.admits(5, 3200, running, room)
     assert admission.admits(5, 64, running, room)
 
 
 def test_what_a_running_request_has_written_is_not_kept_free_again():
-    admission, room = taught(), replace(ROOM, free_blocks=20)
+    admission, room = taught(), replace(ROOM, num_free=40)
     assert not admission.admits(5, 640, [Need(0)] * 2, room)
     assert admission.admits(5, 640, [Need(600, 4, 300)] * 2, room)
 
 
 def test_one_that_has_outgrown_what_was_expected_is_still_expected_to_grow():
     admission = taught()
-    assert not admission.admits(0, 640, [Need(64_000, 4, 640)] * 40, replace(ROOM, free_blocks=20))
+    assert not admission.admits(0, 640, [Need(64_000, 4, 640)] * 40, replace(ROOM, num_free=20))
 
 
 def test_slots_run_out_as_blocks_do():
-    admission, plenty = taught(), replace(ROOM, free_blocks=10_000, num_slots=8)
+    admission, plenty = taught(), replace(ROOM, num_free=10_000, num_slots=8)
     assert admission.parallelism.mean == pytest.approx(2)
     assert num_admitted(admission, plenty) == 4
 
@@ -107,17 +105,34 @@ def test_those_who_learn_of_smaller_families_let_more_of_them_in():
     assert num_admitted(taught(tokens=160), ROOM) > num_admitted(taught(tokens=1600), ROOM)
 
 
-def test_the_reserve_grows_with_each_loss_and_shrinks_with_each_that_ends_by_itself():
+def end_one(admission, times=1, *, while_others_wait):
+    for _ in range(times):
+        if while_others_wait:
+            assert not admission.admits(1000, 640, [Need(0)], ROOM)
+        admission.learn(Need(100, 2, 50))
+
+
+def test_the_reserve_shrinks_as_requests_end_while_others_wait_and_grows_with_each_loss():
     admission = Admission()
-    before = admission.reserve
+    end_one(admission, while_others_wait=True)
+    shrunk = admission.reserve
+    assert shrunk < Admission.RESERVE
     admission.ran_short()
-    assert admission.reserve > before
+    assert admission.reserve > shrunk
+    end_one(admission, times=1000, while_others_wait=True)
+    assert admission.reserve == Admission.LEAST_RESERVE
     for _ in range(1000):
         admission.ran_short()
     assert admission.reserve == Admission.MOST_RESERVE
-    for _ in range(1000):
-        admission.learn(Need(100, 2, 50))
-    assert admission.reserve == Admission.LEAST_RESERVE
+
+
+def test_a_quiet_time_does_not_teach_that_little_is_enough():
+    admission = Admission()
+    end_one(admission, times=1000, while_others_wait=False)
+    assert admission.reserve == Admission.RESERVE
+    end_one(admission, times=20, while_others_wait=True)
+    end_one(admission, times=100, while_others_wait=False)
+    assert admission.reserve == pytest.approx(Admission.RESERVE, abs=0.01)
 
 
 def test_admission_is_due_until_requests_are_seen_not_to_fork():
