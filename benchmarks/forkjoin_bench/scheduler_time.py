@@ -24,7 +24,8 @@ from typing import Any
 COUNTS = (1, 4, 16, 64, 256, 1024)
 THREADS_PER_FAMILY = 8
 PROMPT_TOKENS = 64
-NUM_STEPS = 60
+NUM_STEPS = 30
+NUM_WAITING = 200
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Driver:
         raise RuntimeError(f"expected steps with {num_running} sequences that decode, saw {len(seconds)}")
 
 
+@cache
 def outline_of(width: int) -> list[int]:
     """Tokens with which a root of the embedded model forks into ``width`` threads."""
     from vllm.tokenizers import get_tokenizer
@@ -169,9 +171,12 @@ def points(counts: tuple[int, ...]) -> Iterator[Point]:
                 driver.add(outline_of(width))
             yield Point(f"threads, {name}", count, driver.median(count))
         crowded = Driver(is_forkjoin=True, num_slots=count, settings={})
-        for _ in range(count // width + 200):
+        for _ in range(count // width):
             crowded.add(outline_of(width))
-        yield Point("threads, eager, 200 families waiting", count, crowded.median(count))
+        crowded.median(count)  # all slots are taken now
+        for _ in range(NUM_WAITING):
+            crowded.add(outline_of(width))
+        yield Point(f"threads, eager, {NUM_WAITING} families waiting", count, crowded.median(count))
 
 
 def main() -> None:
