@@ -15,13 +15,17 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 COUNTS = (1, 4, 16, 64, 256, 1024)
 THREADS_PER_FAMILY = 8
 PROMPT_TOKENS = 64
-NUM_STEPS = 60
+NUM_STEPS = 30
+NUM_WAITING = 200
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,29 @@ class Point:
     seconds: float
 
 
+@cache
+def _config() -> Any:
+    """The embedded model's, as an engine would have it."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from forkjoin_server.cli import EMBEDDED_MODEL
+
+    return EngineArgs(
+        model=str(EMBEDDED_MODEL),
+        dtype="float32",
+        enforce_eager=True,
+        block_size=16,
+        max_model_len=4096,
+        max_num_seqs=max(COUNTS),
+        max_num_batched_tokens=32_768,
+    ).create_engine_config()
+
+
 class Driver:
     """One scheduler and the model that it thinks it has."""
 
     def __init__(self, *, is_forkjoin: bool, num_slots: int, settings: dict[str, Any]) -> None:
         import torch
-        from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager
@@ -46,21 +67,12 @@ class Driver:
         from forkjoin_scheduler.dialect_files import load
         from forkjoin_scheduler.settings import KEY, Settings
         from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
-        from forkjoin_server.cli import EMBEDDED_MODEL
 
+        config = deepcopy(_config())
         limits = {"max_threads_per_fork": max(COUNTS), "max_forks": 16}
-        config = EngineArgs(
-            model=str(EMBEDDED_MODEL),
-            dtype="float32",
-            enforce_eager=True,
-            block_size=16,
-            max_model_len=4096,
-            max_num_seqs=num_slots,
-            max_num_batched_tokens=32_768,
-            additional_config={
-                KEY: Settings.of(load("threadweaver"), limits, **settings).model_dump(mode="json")
-            },
-        ).create_engine_config()
+        wanted = Settings.of(load("threadweaver"), limits, **settings)
+        config.additional_config = {KEY: wanted.model_dump(mode="json")}
+        config.scheduler_config.max_num_seqs = num_slots
         num_blocks = 120_000
         config.cache_config.num_gpu_blocks = num_blocks
         spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
@@ -71,7 +83,6 @@ class Driver:
             StructuredOutputManager(config),
             block_size=16,
         )
-        self._config = config
         self._num_requests = 0
         #: What is still to be sampled of each root, the next token last.
         self._script: dict[str, list[int]] = {}
@@ -125,10 +136,10 @@ class Driver:
         raise RuntimeError(f"expected steps with {num_running} sequences that decode, saw {len(seconds)}")
 
 
+@cache
 def outline_of(width: int) -> list[int]:
     """Tokens with which a root of the embedded model forks into ``width`` threads."""
     from vllm.tokenizers import get_tokenizer
-    from vllm.transformers_utils.config import get_config  # noqa: F401  (vLLM's tokenizers need it)
 
     from forkjoin_server.cli import EMBEDDED_MODEL
 
@@ -160,9 +171,12 @@ def points(counts: tuple[int, ...]) -> Iterator[Point]:
                 driver.add(outline_of(width))
             yield Point(f"threads, {name}", count, driver.median(count))
         crowded = Driver(is_forkjoin=True, num_slots=count, settings={})
-        for _ in range(count // width + 200):
+        for _ in range(count // width):
             crowded.add(outline_of(width))
-        yield Point("threads, eager, 200 families waiting", count, crowded.median(count))
+        crowded.median(count)  # all slots are taken now
+        for _ in range(NUM_WAITING):
+            crowded.add(outline_of(width))
+        yield Point(f"threads, eager, {NUM_WAITING} families waiting", count, crowded.median(count))
 
 
 def main() -> None:
@@ -176,8 +190,7 @@ def main() -> None:
         found.append(point)
         print(f"{point.system:40} {point.num_running:6} {1e6 * point.seconds:12.0f} us", flush=True)
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump([asdict(point) for point in found], file, indent=2)
+        Path(args.json).write_text(json.dumps([asdict(point) for point in found], indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -73,9 +73,7 @@ def test_one_more_that_runs_never_makes_room(prompt_blocks, running, another, ro
 def test_more_room_never_keeps_a_request_out(prompt_blocks, running, room, more_blocks, more_slots):
     admission = Admission()
     if admission.admits(prompt_blocks, 1000, running, room):
-        roomier = replace(
-            room, num_free=room.num_free + more_blocks, num_slots=room.num_slots + more_slots
-        )
+        roomier = replace(room, num_free=room.num_free + more_blocks, num_slots=room.num_slots + more_slots)
         assert admission.admits(prompt_blocks, 1000, running, roomier)
 
 
@@ -87,7 +85,7 @@ def test_a_request_that_may_write_little_needs_little():
 
 
 def test_what_a_running_request_has_written_is_not_kept_free_again():
-    admission, room = taught(), replace(ROOM, num_free=20)
+    admission, room = taught(), replace(ROOM, num_free=40)
     assert not admission.admits(5, 640, [Need(0)] * 2, room)
     assert admission.admits(5, 640, [Need(600, 4, 300)] * 2, room)
 
@@ -107,17 +105,34 @@ def test_those_who_learn_of_smaller_families_let_more_of_them_in():
     assert num_admitted(taught(tokens=160), ROOM) > num_admitted(taught(tokens=1600), ROOM)
 
 
-def test_the_reserve_grows_with_each_loss_and_shrinks_with_each_that_ends_by_itself():
+def end_one(admission, times=1, *, while_others_wait):
+    for _ in range(times):
+        if while_others_wait:
+            assert not admission.admits(1000, 640, [Need(0)], ROOM)
+        admission.learn(Need(100, 2, 50))
+
+
+def test_the_reserve_shrinks_as_requests_end_while_others_wait_and_grows_with_each_loss():
     admission = Admission()
-    before = admission.reserve
+    end_one(admission, while_others_wait=True)
+    shrunk = admission.reserve
+    assert shrunk < Admission.RESERVE
     admission.ran_short()
-    assert admission.reserve > before
+    assert admission.reserve > shrunk
+    end_one(admission, times=1000, while_others_wait=True)
+    assert admission.reserve == Admission.LEAST_RESERVE
     for _ in range(1000):
         admission.ran_short()
     assert admission.reserve == Admission.MOST_RESERVE
-    for _ in range(1000):
-        admission.learn(Need(100, 2, 50))
-    assert admission.reserve == Admission.LEAST_RESERVE
+
+
+def test_a_quiet_time_does_not_teach_that_little_is_enough():
+    admission = Admission()
+    end_one(admission, times=1000, while_others_wait=False)
+    assert admission.reserve == Admission.RESERVE
+    end_one(admission, times=20, while_others_wait=True)
+    end_one(admission, times=100, while_others_wait=False)
+    assert admission.reserve == pytest.approx(Admission.RESERVE, abs=0.01)
 
 
 def test_admission_is_due_until_requests_are_seen_not_to_fork():

@@ -8,7 +8,7 @@ from itertools import count
 from forkjoin_bench.simulator.blocks import BlockPool
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.measures import Counts
-from forkjoin_bench.simulator.sequence import Family, Kv, Sequence, State
+from forkjoin_bench.simulator.sequence import Family, Kv, Role, Sequence, State
 
 Book = dict[int, list[Sequence]]
 
@@ -113,7 +113,7 @@ class Core:
     def _findable(self, sequence: Sequence) -> tuple[list[int], int]:
         """Blocks that ``sequence`` may start on, and the tokens that they save it."""
         parent, size = sequence.parent, self.engine.block_size
-        if parent is not None and parent.kv.computed:
+        if parent is not None and parent.kv.computed and sequence.role is not Role.AHEAD:
             shared = min(parent.kv.computed, sequence.fork_len, sequence.tokens - 1)
             return parent.kv.blocks[: shared // size], shared
         if sequence.is_stitched:

@@ -158,7 +158,7 @@ class Joining(Core):
             return parent.held.pop(0, None)
         self._leave(fill)
         if fill.state is State.WAITING:
-            self.holding.remove(fill)
+            (self.waiting if fill.was_preempted else self.holding).remove(fill)
         fill.state = State.ENDED
         self._end_ahead(parent, fill)
         return fill.kv if fill.kv.computed else None

@@ -204,11 +204,6 @@ class Replica(Pacing):
         self._leave(victim)
         self._name_full(victim.kv, victim.kv.computed)
         self._drop(victim.kv)
-        if victim.role is Role.AHEAD:
-            assert victim.parent is not None
-            self._end_ahead(victim.parent, victim)
-            victim.state = State.ENDED
-            return
         victim.family.num_preempted += 1
         victim.state, victim.was_preempted, victim.cause = State.WAITING, True, Cause.RECOMPUTED
         self.waiting.appendleft(victim)

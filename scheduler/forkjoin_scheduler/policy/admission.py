@@ -5,9 +5,11 @@ Admitted greedily, families take each other's blocks and run in steps that are n
 request waits until the blocks and slots that it will need are free, counting those that the
 running ones will still take; what runs is finished rather than more started.
 
-Not all of them come to their widest at once, so only a part of what they will take is kept free:
-the ``reserve``. It grows when the guess was too low and somebody had to give blocks back, and
-shrinks as long as nobody has to.
+Not all of them come to their widest at once, so only a part of what they will take need be kept
+free: the ``reserve``. It is all of it at first, for those that start together are at their widest
+together. It shrinks when requests end by themselves while others were kept waiting, and grows when
+somebody had to give blocks back. Where nobody waits nothing is learnt of how little would do: it
+goes back to what it was at first, or a quiet time would let too much of the next burst in.
 """
 
 from __future__ import annotations
@@ -62,9 +64,10 @@ class Admission:
     #: Of what is expected in all, one that has come further is still expected to write this much.
     LAST_PART = 1 / 8
     #: The part of what is expected that is kept free: at first, at least and at most.
-    RESERVE, LEAST_RESERVE, MOST_RESERVE = 0.5, 0.25, 1.0
-    #: What it is multiplied by when a request has lost its blocks, and when one has ended by itself.
-    MORE, LESS = 1.1, 0.98
+    RESERVE, LEAST_RESERVE, MOST_RESERVE = 1.0, 0.1, 1.0
+    #: What it is multiplied by when a request has lost its blocks, and when one has ended by itself
+    #: while others waited; the part of the way that it goes back when none did.
+    MORE, LESS, BACK = 1.2, 0.9, 0.1
 
     def __init__(self) -> None:
         self.tokens = Expectation(self.PRIOR_TOKENS)
@@ -72,6 +75,8 @@ class Admission:
         self.parallelism = Expectation(2.0)
         self.forks = Expectation(1.0)
         self.reserve = self.RESERVE
+        #: Whether a request was kept waiting since the last one ended.
+        self._has_refused = False
 
     @property
     def is_due(self) -> bool:
@@ -84,7 +89,11 @@ class Admission:
         self.width.see(need.width)
         self.parallelism.see(max(need.generated / max(need.critical, 1), 1.0))
         self.forks.see(need.width > 0)
-        self.reserve = max(self.reserve * self.LESS, self.LEAST_RESERVE)
+        if self._has_refused:
+            self.reserve = max(self.reserve * self.LESS, self.LEAST_RESERVE)
+        else:
+            self.reserve += self.BACK * (self.RESERVE - self.reserve)
+        self._has_refused = False
 
     def ran_short(self) -> None:
         """A request has had to give its blocks back, for there were none left."""
@@ -95,6 +104,11 @@ class Admission:
 
         One that runs alone always may.
         """
+        is_admitted = self._has_room(prompt_blocks, max_tokens, running, room)
+        self._has_refused |= not is_admitted
+        return is_admitted
+
+    def _has_room(self, prompt_blocks: int, max_tokens: int, running: Iterable[Need], room: Room) -> bool:
         blocks = room.num_free - prompt_blocks - self._growth(Need(0), max_tokens, room.tokens_per_block)
         slots = room.num_slots - self.parallelism.mean
         is_alone = True
