@@ -3,7 +3,7 @@
 A trace is made of families. A family is a prompt and a body: text, and forks into threads whose
 bodies are bodies again. The tags are ThreadWeaver's. The numbers come from
 ``shared/reference/dialects.md``'s tables of the papers; each shape says what was scaled. A trace
-depends on its name, its seed and the tokenizer's pieces, on nothing else.
+depends on its name and its seed, its words on the tokenizer's pieces, and nothing on anything else.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ class Family:
 
 
 class Author:
-    """Writes families of one trace."""
+    """Writes families of one trace: ``rng`` decides on their shape, which is the same for all tokenizers."""
 
     def __init__(self, words: Words, seed: str) -> None:
         self.rng = random.Random(seed)
+        self._text_rng = random.Random(f"{seed}/text")
         self._words = words
 
     def text(self, num_tokens: int) -> str:
-        return self._words.text(self.rng, num_tokens)
+        return self._words.text(self._text_rng, num_tokens)
 
     def between(self, low: int, high: int) -> str:
         """Text of ``low`` to ``high`` tokens."""

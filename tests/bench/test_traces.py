@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from forkjoin_bench.traces import SHAPES, forks_in, make_trace
+from forkjoin_bench.traces import SHAPES, Family, forks_in, make_trace
+from forkjoin_bench.words import Words
 
 
 def test_words_are_as_many_tokens_as_asked_for(words, tokenizer):
@@ -47,6 +48,19 @@ def test_forks_are_as_wide_and_threads_as_long_as_published(name, widths, length
         forks = list(forks_in(family.body))
         assert {len(f.threads) for f in forks} == widths
         assert all(len(tokenizer.encode(t.body[0])) in lengths for f in forks for t in f.threads)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_trace_has_one_shape_whatever_the_tokenizers_words_are(name, words, tokenizer):
+    class OneWord(Words):
+        def text(self, rng: random.Random, num_tokens: int) -> str:
+            return "x" * num_tokens
+
+    def shape(family: Family) -> list[int]:
+        return [len(t.body[0]) for fork in forks_in(family.body) for t in fork.threads]
+
+    for one, other in zip(make_trace(name, 3, words), make_trace(name, 3, OneWord(tokenizer)), strict=True):
+        assert shape(one) == shape(other)
 
 
 def test_nested_forks_are_three_deep(words):
