@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import ge, gt, le
+from typing import Any, Literal
 
 from forkjoin_bench.measures import Run, goodput, ratios
 from forkjoin_bench.report import idle_answer_s
@@ -29,22 +30,32 @@ LOADED = ("c16", "c64")
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What each case must be: at least, at most, or more than ``value``."""
+
+    sign: Literal["≥", "≤", ">"]
+    value: float
+
+    def holds(self, measured: float) -> bool:
+        """Whether ``measured`` keeps to it."""
+        return bool({"≥": ge, "≤": le, ">": gt}[self.sign](measured, self.value))
+
+    def worst(self, measured: dict[str, float]) -> str:
+        """The case that is the furthest from it."""
+        return (max if self.sign == "≤" else min)(measured, key=lambda case: measured[case])
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.value:g}"
+
+
+@dataclass(frozen=True)
 class Target:
-    """``measure`` returns one number a case, by the case's name; ``is_met`` judges each."""
+    """``measure`` returns one number a case, by the case's name; ``bound`` judges each."""
 
     name: str
     scenario: str
-    limit: str
-    is_met: Callable[[float], bool]
+    bound: Bound
     measure: Callable[[Sequence[Run]], dict[str, float]]
-
-
-def _at_least(limit: float) -> tuple[str, Callable[[float], bool]]:
-    return f"≥ {limit:g}", lambda value: value >= limit
-
-
-def _at_most(limit: float) -> tuple[str, Callable[[float], bool]]:
-    return f"≤ {limit:g}", lambda value: value <= limit
 
 
 def _of(runs: Sequence[Run], systems: Sequence[str], **fixed: str) -> list[Run]:
@@ -148,69 +159,68 @@ def _recomputed(values: dict[str, float]) -> float:
 
 
 TARGETS = (
-    Target("prefix tokens recomputed at forks", "idle", *_at_most(0), _each_trace(_recomputed)),
+    Target("prefix tokens recomputed at forks", "idle", Bound("≤", 0), _each_trace(_recomputed)),
     Target(
         "steps from the trigger to the threads' first",
         "idle",
-        *_at_most(1),
+        Bound("≤", 1),
         _each_trace(lambda v: v.get("fork_steps_max")),
     ),
     Target(
-        "peak KV blocks / ideal", "idle", *_at_most(1.02), _each_trace(lambda v: v.get("peak_over_ideal"))
+        "peak KV blocks / ideal", "idle", Bound("≤", 1.02), _each_trace(lambda v: v.get("peak_over_ideal"))
     ),
     Target(
         "answer / the sum of its steps, one idle stream",
         "idle",
-        *_at_most(1.05),
+        Bound("≤", 1.05),
         _each_trace(lambda v: v.get("answer_over_steps")),
     ),
     Target(
         "answer time, clients / ours, one idle stream",
         "idle",
-        "> 1",
-        lambda v: v > 1,
+        Bound(">", 1),
         _over("answer_s", OURS, CLIENTS, scenario="idle"),
     ),
     Target(
         "the same, stitched, 8x64",
         "idle",
-        *_at_least(1.2),
+        Bound("≥", 1.2),
         _over("answer_s", (STITCH,), CLIENTS, scenario="idle", trace="8x64"),
     ),
     Target(
         "the same, re-prefilled, 8x64",
         "idle",
-        *_at_least(1.1),
+        Bound("≥", 1.1),
         _over("answer_s", (FORKJOIN,), CLIENTS, scenario="idle", trace="8x64"),
     ),
     Target(
         "answer time, client-http / ours, fork-heavy",
         "idle",
-        *_at_least(1.5),
+        Bound("≥", 1.5),
         _over("answer_s", OURS, (CLIENT_HTTP,), scenario="idle", trace="fork-heavy"),
     ),
     Target(
         f"goodput within {SLO_FACTOR:g}× an idle client's answer, ours / client-http",
         "load",
-        *_at_least(1.5),
+        Bound("≥", 1.5),
         _goodput,
     ),
     Target(
         "wall time, clients / ours, a third of the KV",
         "pressure",
-        *_at_least(1.6),
+        Bound("≥", 1.6),
         _over("wall_s", OURS, CLIENTS, scenario="pressure"),
     ),
     Target(
         "mean latency, clients / ours, a third of the KV",
         "pressure",
-        *_at_least(2.2),
+        Bound("≥", 2.2),
         _over("answer_s", OURS, CLIENTS, scenario="pressure"),
     ),
-    Target("wall time, best gated client / ours", "pressure", *_at_least(1), _gated),
-    Target("join stall / that of the plain join", "join-stall", *_at_most(0.3), _stall),
-    Target("plain throughput, ours / stock", "plain", *_at_least(0.98), _plain("requests_per_s")),
-    Target("plain step time, ours / stock", "plain", *_at_most(1.02), _plain("step_ms")),
+    Target("wall time, best gated client / ours", "pressure", Bound("≥", 1), _gated),
+    Target("join stall / that of the plain join", "join-stall", Bound("≤", 0.3), _stall),
+    Target("plain throughput, ours / stock", "plain", Bound("≥", 0.98), _plain("requests_per_s")),
+    Target("plain step time, ours / stock", "plain", Bound("≤", 1.02), _plain("step_ms")),
 )
 
 
@@ -226,37 +236,48 @@ def markdown(results: Sequence[tuple[dict[str, Any], Sequence[Run]]]) -> str:
 
 
 def _of_run(result: dict[str, Any], runs: Sequence[Run]) -> str:
-    lines: list[list[str]] = []
-    for target in TARGETS:
-        command = f"`forkjoin bench run --model {result['model']} --scenario {target.scenario}`"
-        lines += _judged(target.name, target.limit, target.is_met, target.measure(runs), command)
-    return f"## {result['model']}\n\n" + _table(lines)
+    command = f"`forkjoin bench run --model {result['model']} --scenario {{}}`"
+    judged = [(t.name, t.bound, t.measure(runs), command.format(t.scenario)) for t in TARGETS]
+    return _tables(result["model"], judged)
 
 
 def _of_scheduler(result: dict[str, Any]) -> str:
-    """The rows of ``forkjoin bench scheduler``: growth with the threads, and the cost of plain requests."""
+    """Those of ``forkjoin bench scheduler``: growth with the threads, the cost of plain requests."""
     ours, stock = result["costs"]["plain requests"], result["costs"]["plain, vLLM's scheduler"]
     over_stock = {f"{width} requests": ours[width] / stock[width] for width in ours}
     growth = {
         kind: n for kind, n in result.get("slopes", {}).items() if kind in ("one family", "families of 8")
     }
     command = "`forkjoin bench scheduler`"
-    lines = _judged(
-        "scheduler time a step ~ threads^n, 128 to 1,024", *_at_most(MAX_EXPONENT), growth, command
+    return _tables(
+        "scheduler",
+        [
+            ("scheduler time a step ~ threads^n, 128 to 1,024", Bound("≤", MAX_EXPONENT), growth, command),
+            ("scheduler time a step, plain, ours / vLLM's", Bound("≤", 1.02), over_stock, command),
+        ],
     )
-    lines += _judged("scheduler time a step, plain, ours / vLLM's", *_at_most(1.02), over_stock, command)
-    return "## scheduler\n\n" + _table(lines)
 
 
-def _judged(
-    name: str, limit: str, is_met: Callable[[float], bool], measured: dict[str, float], command: str
-) -> list[list[str]]:
-    """A row a case, or one that says that nothing was measured."""
-    if not measured:
-        return [[name, limit, "not measured", "–", command]]
-    verdicts = {case: "met" if is_met(value) else "**not met**" for case, value in measured.items()}
-    return [[name, limit, f"{v:.3g} ({case})", verdicts[case], command] for case, v in measured.items()]
-
-
-def _table(lines: list[list[str]]) -> str:
-    return table(["target", "limit", "measured (median)", "", "command"], lines)
+def _tables(title: str, judged: Sequence[tuple[str, Bound, dict[str, float], str]]) -> str:
+    """A row a target, of its worst case; behind them every case."""
+    rows, cases = [], []
+    for name, bound, measured, command in judged:
+        if not measured:
+            rows.append([name, bound, "–", "not measured", command])
+            continue
+        worst, num_met = bound.worst(measured), sum(map(bound.holds, measured.values()))
+        verdict = (
+            "met" if num_met == len(measured) else f"**not met** ({num_met} of {len(measured)} cases are)"
+        )
+        rows.append([name, bound, f"{measured[worst]:.4g} ({worst})", verdict, command])
+        cases += [
+            [name, case, f"{value:.4g}", "met" if bound.holds(value) else "**not met**"]
+            for case, value in measured.items()
+        ]
+    return "\n\n".join(
+        [
+            f"## {title}",
+            table(["target", "limit", "worst case (median)", "", "command"], rows),
+            table(["target", "case", "median", ""], cases),
+        ]
+    )

@@ -63,8 +63,7 @@ def serve(argv: list[str]) -> None:
     """
     from forkjoin_server.vllm_seam import check_version, log_as, run_serve
 
-    if any(a.partition("=")[0] in ("--help", "-h") for a in argv):
-        print(_own_help())
+    _help_first(argv)
     starts_as_json = logs.wants_json(argv)
     if starts_as_json:
         logs.start_relay()
@@ -95,6 +94,7 @@ def doctor(argv: list[str]) -> None:
 
     Raises UsageError and DialectError for what `forkjoin serve` refuses before it looks at anything.
     """
+    _help_first(argv)
     # What vLLM logs on the way is told by the checks, and must not get into the JSON.
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
     from forkjoin_server.doctor.examine import as_json, examine, installed, is_well
@@ -112,7 +112,10 @@ def serve_args(argv: list[str]) -> argparse.Namespace:
     return resolve(argv, os.environ).args
 
 
-def _own_help() -> str:
+def _help_first(argv: list[str]) -> None:
+    """Print our own help where vLLM's parser will print its."""
+    if not any(a.partition("=")[0] in ("--help", "-h") for a in argv):
+        return
     parser = argparse.ArgumentParser(
         prog="forkjoin serve",
         usage=USAGE.removeprefix("usage: "),
@@ -121,7 +124,7 @@ def _own_help() -> str:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_flags(parser)
-    return parser.format_help()
+    print(parser.format_help())
 
 
 def bench(argv: list[str]) -> None:

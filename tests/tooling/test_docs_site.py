@@ -130,7 +130,8 @@ def test_each_flag_of_ours_in_the_guides_is_one(page):
     vllms = {"--max-num-seqs", "--max-num-batched-tokens", "--max-model-len", "--block-size"}
     vllms |= {"--gpu-memory-utilization", "--shutdown-timeout", "--scheduler-cls", "--reasoning-parser"}
     vllms |= {"--worker-cls", "--chat-template"}
-    assert _flags(page) <= ours | vllms
+    routers = {"--cb-failure-threshold"}
+    assert _flags(page) <= ours | vllms | routers
 
 
 def test_the_guides_name_every_flag_of_the_settings_with_its_default():

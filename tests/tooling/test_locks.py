@@ -40,13 +40,13 @@ ALL = CPU | BUILD | DEV
 LEFT_OUT = {canonicalize_name(r.name) for r in requirements_in(REQUIREMENTS / "overrides.txt")}
 
 
-@pytest.mark.parametrize("name", ["cpu.lock", "build.lock", "dev.lock"])
+@pytest.mark.parametrize("name", ["cpu.lock", "build.lock", "dev.lock", "router.lock", "deploy.lock"])
 def test_every_line_of_a_lock_pins_one_version(name: str) -> None:
     for requirement in requirements_in(REQUIREMENTS / name):
         assert [s.operator for s in requirement.specifier] == ["=="], requirement
 
 
-@pytest.mark.parametrize("name", ["cpu.lock", "build.lock", "dev.lock"])
+@pytest.mark.parametrize("name", ["cpu.lock", "build.lock", "dev.lock", "router.lock", "deploy.lock"])
 def test_a_lock_names_no_place_to_fetch_from(name: str) -> None:
     assert not re.search(r"://|^\s*-|(^|\s)/", (REQUIREMENTS / name).read_text(), re.MULTILINE)
 
@@ -99,3 +99,8 @@ def test_the_lock_is_closed_under_dependencies() -> None:
 
 def test_the_installed_versions_are_the_locked_ones() -> None:
     assert {name: importlib.metadata.version(name) for name in ALL} == ALL
+
+
+def test_the_router_is_judged_in_the_version_that_runs() -> None:
+    router, deploy = pins("router.lock"), pins("deploy.lock")
+    assert {name: deploy[name] for name in router} == router

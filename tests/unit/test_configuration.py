@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+import os
 
 import pytest
 
@@ -210,6 +210,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "max-threads-running": ("4", "flag"),
         "slo-itl-ms": ("None", "default"),
         "thread-policy": ("None", "default"),
+        "log-format": ("text", "default"),
         "port": ("1025", f"file {path}"),
         "seed": ("8", "flag"),
     }
@@ -303,5 +304,28 @@ def test_what_looks_like_a_secret_is_hidden(text, hidden):
     assert redact.hide(text) == hidden
 
 
-def test_a_namespace_of_vllms_is_all_that_is_asked():
-    assert isinstance(resolve(["m"], {}).args, argparse.Namespace)
+@pytest.mark.parametrize(
+    ("argv", "given", "space"),
+    [
+        ([], None, "1"),
+        ([], "4", "4"),
+        (["--kv-cache-memory-bytes", "1000000"], None, None),
+        (["--gpu-memory-utilization", "0.5"], None, None),
+    ],
+)
+def test_on_a_cpu_the_cache_is_a_gibibyte_unless_its_size_is_given(argv, given, space, monkeypatch):
+    """vLLM takes the variable before the flags."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    seen = []
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", given or "")
+    if given is None:
+        monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    monkeypatch.setattr(ServeSubcommand, "validate", lambda self, args: None)
+    monkeypatch.setattr(
+        ServeSubcommand,
+        "cmd",
+        staticmethod(lambda args: seen.append(os.environ.get("VLLM_CPU_KVCACHE_SPACE"))),
+    )
+    main(["serve", "m", *argv])
+    assert seen == [space]

@@ -295,3 +295,46 @@ def test_a_socket_is_made_where_there_is_none(tmp_path):
     (tmp_path / "s").touch()
     assert ports.unix_socket(str(tmp_path / "s")).status is Status.FAIL
     assert ports.unix_socket("/no/such/folder/s").status is Status.FAIL
+
+
+def test_a_driver_that_cannot_be_asked_fails_without_a_traceback(monkeypatch):
+    from forkjoin_scheduler.vllm_seam import machine
+
+    def broken():
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(machine, "machine", broken)
+    (check,) = examine.examine(SimpleNamespace(args=SimpleNamespace(model_tag="m", model=None)))
+    assert (check.name, check.status) == ("processor", Status.FAIL)
+    assert "no driver" in check.seen
+
+
+def test_this_machine_can_be_asked():
+    from forkjoin_scheduler.vllm_seam.machine import machine
+
+    here = machine()
+    assert here.kind == "cpu"
+    assert 0 < here.available_bytes <= here.total_bytes
+    assert here.num_cores > 0
+
+
+def test_a_model_whose_cache_cannot_be_worked_out_is_a_warning(monkeypatch):
+    monkeypatch.setattr(examine, "dialect", lambda config, wanted: ok("dialect", "seen"))
+    config = _config(get_head_size=None)
+    config.additional_config = {}
+    *_, last = examine._served(config, GIB, CPU)
+    assert (last.name, last.status) == ("kv_budget", Status.WARN)
+
+
+@pytest.mark.parametrize("error", [OSError("no tokenizer.json\nmore"), TypeError("None")], ids=["os", "type"])
+def test_a_model_without_a_tokenizer_fails_for_its_dialect(error, monkeypatch):
+    from forkjoin_server.doctor import dialect
+
+    def refuse(wanted, vllm_config):
+        raise error
+
+    monkeypatch.setattr(dialect, "bind_to_model", refuse)
+    check = dialect.dialect(_config(), load("threadweaver"))
+    assert check.status is Status.FAIL
+    assert "no tokenizer to read threadweaver by" in check.seen
+    assert "more" not in check.seen

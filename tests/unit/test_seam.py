@@ -303,12 +303,19 @@ CALLED = {
     "vllm.tracing": "otel_import_error_traceback",
     "vllm.v1.engine.async_llm": "OutputProcessor",
     "vllm.tokenizers.registry": "cached_tokenizer_from_config get_tokenizer",
-    "vllm.utils.torch_utils": "async_tensor_h2d",
+    "vllm.utils.torch_utils": "async_tensor_h2d is_quantized_kv_cache kv_cache_dtype_str_to_dtype",
+    "vllm.utils.cpu_resource_utils": "get_allowed_cpu_list get_memory_node_info",
+    "vllm.v1.attention.backends.cpu_attn": "_get_attn_isa",
+    "vllm.v1.kv_cache_interface": "FullAttentionSpec MLAAttentionSpec",
+    "vllm.v1.kv_cache_interface:FullAttentionSpec": "page_size_bytes",
+    "vllm.config:ModelConfig": "get_num_kv_heads get_head_size get_num_layers get_sliding_window uses_mrope",
+    "vllm.engine.arg_utils:AsyncEngineArgs": "from_cli_args create_engine_config",
     "vllm.utils.import_utils": "resolve_obj_by_qualname",
     "vllm.v1.worker.cpu_worker": "CPUWorker",
     "vllm.entrypoints.cli.serve:ServeSubcommand": "subparser_init validate cmd",
     "vllm.entrypoints.serve.utils.api_utils": "cli_env_setup",
     "vllm.utils.argparse_utils": "FlexibleArgumentParser",
+    "vllm.utils.argparse_utils:FlexibleArgumentParser": "load_config_file parse_args",
 }
 
 

@@ -20,7 +20,7 @@ import aiohttp
 from forkjoin_bench.serving import RECORD_VARIABLE
 from forkjoin_bench.systems.records import RecordReader
 
-START_S, STOP_S = 600, 60
+START_S, STOP_S = 1800, 60
 
 
 class ServerFailed(RuntimeError):

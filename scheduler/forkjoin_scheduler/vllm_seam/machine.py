@@ -31,8 +31,9 @@ def machine() -> Machine:
     """The machine that this process runs on."""
     kind, num_cores = current_platform.device_type, len(os.sched_getaffinity(0))
     if kind != "cpu":
-        free, total = torch.cuda.mem_get_info()
-        num_devices = torch.cuda.device_count()
+        total = current_platform.get_device_total_memory()
+        free = torch.cuda.mem_get_info()[0] if current_platform.is_cuda_alike() else total
+        num_devices = torch.accelerator.device_count()
         return Machine(kind, current_platform.get_device_name(), num_devices, total, free, num_cores)
     node = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
     return Machine(

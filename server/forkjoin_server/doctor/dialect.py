@@ -22,4 +22,7 @@ def dialect(vllm_config: Any, wanted: Dialect | None) -> Check:
         check_model(wanted, vllm_config.model_config)
     except DialectError as error:
         return fail("dialect", str(error))
+    except Exception as error:  # of whatever kind the tokenizer's files raise
+        reason = str(error).partition("\n")[0]
+        return fail("dialect", f"the model has no tokenizer to read {wanted.name} by: {reason}")
     return ok("dialect", f"{wanted.name}: {'; '.join(found(wanted, bound.dialect))}")

@@ -11,7 +11,7 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server.doctor import environment, kv_budget, ports
 from forkjoin_server.doctor import model as models
-from forkjoin_server.doctor.check import Check, Status, fail
+from forkjoin_server.doctor.check import Check, Status, fail, warn
 from forkjoin_server.doctor.dialect import dialect
 from forkjoin_server.doctor.engine import engine, stitching
 from forkjoin_server.effective import Given, Value
@@ -27,8 +27,17 @@ def examine(given: Given) -> Iterator[Check]:
     """Look at what a server with ``given`` needs. Raises nothing: what is wrong is a check that fails."""
     from forkjoin_scheduler.vllm_seam.machine import machine
 
-    args, here = given.args, machine()
+    args = given.args
     name = args.model_tag or args.model
+    try:
+        here = machine()
+    except Exception as error:  # of whatever kind drivers raise
+        yield fail(
+            "processor",
+            f"vLLM's platform can't be asked: {error}",
+            "mend its driver, or install vLLM for CPUs",
+        )
+        return
     num_workers = args.tensor_parallel_size * (args.data_parallel_size_local or args.data_parallel_size)
     yield environment.processor(here, num_workers)
     yield environment.hub(name, os.environ)
@@ -50,10 +59,15 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any) -> Iterator[Check]:
     yield models.model(vllm_config, weight_bytes)
     yield dialect(vllm_config, wanted)
     yield engine(vllm_config, wanted)
-    if vllm_config.model_config.is_attention_free:
+    if vllm_config.model_config.is_attention_free or vllm_config.model_config.is_hybrid:
+        return  # no KV cache of blocks alone, which `engine` has refused
+    try:
+        needed = estimate.bytes_needed(vllm_config, weight_bytes, here)
+        cache = estimate.cache_of(vllm_config, weight_bytes, here)
+    except Exception as error:  # of whatever kind a model's config raises that lacks what others have
+        yield warn("kv_budget", f"not to be worked out for this model ({error})", "start it to see")
         return
-    yield environment.memory(here, estimate.bytes_needed(vllm_config, weight_bytes, here))
-    cache = estimate.cache_of(vllm_config, weight_bytes, here)
+    yield environment.memory(here, needed)
     yield kv_budget.kv_budget(vllm_config, cache)
     if wanted is not None and wanted.is_stitched:
         yield stitching(vllm_config, cache, here)
