@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from forkjoin_scheduler.dialect import Dialect, ForkAt, Tokenizer
 from forkjoin_scheduler.errors import DialectError
@@ -31,6 +32,12 @@ class BoundDialect:
         _check_headers(dialect, tokenizer)
         is_token = dialect.trigger is not None and dialect.tags_are == "tokens"
         return cls(dialect, tokenizer, tokenizer.token_id(dialect.trigger or "") if is_token else None)
+
+    @cached_property
+    def only_call(self) -> int | None:
+        """The one token that calls for anything; None if it takes a look at what was written to know."""
+        hears_more = self.dialect.join.ask is not None or bool(self.dialect.swaps)
+        return self.trigger_id if self.dialect.fork_at is ForkAt.TRIGGER and not hears_more else None
 
     def triggers(self, token_ids: Sequence[int]) -> bool:
         """Whether the last of ``token_ids`` forks."""

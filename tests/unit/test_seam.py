@@ -283,7 +283,7 @@ CALLED = {
     SINGLE: "pop_blocks_for_free",
     "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",
     "vllm.v1.core.sched.request_queue:SchedulingPolicy": "FCFS",
-    "vllm.v1.core.sched.request_queue:RequestQueue": "remove_requests add_request",
+    "vllm.v1.core.sched.request_queue:RequestQueue": "remove_request add_request prepend_request",
     REQUEST: (
         "num_tokens num_tokens_with_spec num_output_tokens update_block_hashes is_finished use_structured_output"
     ),

@@ -12,6 +12,7 @@ from forkjoin_scheduler.policy.admission import Admission, Need, Room
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.forking import Forking
+from forkjoin_scheduler.vllm_seam.wish import noted
 
 #: Requests that do not fork may start before one that waits for room, so many times.
 MAX_OVERTAKEN = 32
@@ -52,7 +53,7 @@ class Admitting(Forking):
             return False
         if self._spoken is None or self._settings.admission == "greedy" or not self._is_new(request):
             return True
-        may_fork = request in self._wishes
+        may_fork = noted(request) is not None
         if self._kept_waiting is None:
             if not may_fork or self._is_admitted(request):
                 return True

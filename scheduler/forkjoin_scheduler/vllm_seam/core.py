@@ -9,7 +9,6 @@ vLLM calls.
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -25,7 +24,7 @@ from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import compat, kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
-from forkjoin_scheduler.vllm_seam.wish import Wish
+from forkjoin_scheduler.vllm_seam.wish import Wish, noted
 
 #: Beneath vLLM's, whose handler, level and format it so has in every process.
 logger = init_logger("vllm.forkjoin.engine")
@@ -50,8 +49,6 @@ class Core(AsyncScheduler):
         self._live: dict[str, LiveFamily] = {}
         #: The requests of threads that decode, by id.
         self._threads: dict[str, tuple[LiveFamily, Branch]] = {}
-        #: What requests that fork/join has to do with ask for.
-        self._wishes: WeakKeyDictionary[Request, Wish] = WeakKeyDictionary()
         self._num_slots: int = self.max_num_active_reqs
         self._spoken: BoundDialect | None = None
         if self._settings.dialect is None:
@@ -107,7 +104,8 @@ class Core(AsyncScheduler):
             return entry
         live = self._live.get(request.request_id)
         if live is None:
-            wish = self._wishes[request]
+            wish = noted(request)
+            assert wish is not None
             family = Family(request.request_id, wish.limits, include_threads=wish.options.include_threads)
             family.generated(family.root, list(request.output_token_ids))
             family.num_shown = family.num_generated

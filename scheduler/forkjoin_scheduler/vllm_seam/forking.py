@@ -19,7 +19,7 @@ from forkjoin_scheduler.vllm_seam.joining import SHOWN_LIVE, Joining
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
 from forkjoin_scheduler.vllm_seam.requests import fold, new_request, truncate
-from forkjoin_scheduler.vllm_seam.wish import Wish
+from forkjoin_scheduler.vllm_seam.wish import Wish, note, noted
 
 
 class Forking(Joining):
@@ -39,7 +39,7 @@ class Forking(Joining):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        wish = self._wishes.get(request)
+        wish = noted(request)
         if wish is None or not new_token_ids:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
         if wish.at_prompt:
@@ -63,6 +63,8 @@ class Forking(Joining):
 
     def _listen(self, request: Request, wish: Wish) -> None:
         """Note what the token that ``request`` has just written calls for at the end of the step."""
+        if (only := wish.spoken.only_call) is not None and request._all_token_ids[-1] != only:
+            return
         if wish.spoken.triggers(request._all_token_ids):
             self._triggered.append((request, None))
         elif number := wish.spoken.asked_for(request._all_token_ids):
@@ -110,7 +112,8 @@ class Forking(Joining):
     def _try_fork(self, request: Request, plan: ForkPlan | Refusal | None) -> None:
         """Fork ``request``, which has come to where it forks, unless something speaks against it."""
         live, branch = self._branch_of(request)
-        wish = self._wishes[request]
+        wish = noted(request)
+        assert wish is not None
         if branch.state is not BranchState.DECODING:
             return
         plan = plan or self._plan_fork(live, branch, request._all_token_ids, wish)
@@ -211,7 +214,7 @@ class Forking(Joining):
         params = self._thread_params(live, thread, self._room(live, thread, len(token_ids), thread.offset))
         request = new_request(live.request, thread.request_id, token_ids, params)
         self._threads[request.request_id] = (live, thread)
-        self._wishes[request] = replace(live.wish, since=len(token_ids), at_prompt=False)
+        note(request, replace(live.wish, since=len(token_ids), at_prompt=False))
         if live.dialect.is_stitched:
             self._set_start(request, thread, parent)
         queues.start(self, request)

@@ -18,6 +18,7 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
 from forkjoin_scheduler.vllm_seam.requests import fold, truncate
 from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params
+from forkjoin_scheduler.vllm_seam.wish import noted
 
 #: Joins whose threads are shown one behind the other as they run; of the others the answer shows
 #: what they come to.
@@ -119,7 +120,7 @@ class Joining(Ending):
     def _resume(self, live: LiveFamily, branch: Branch, request: Request, plan: JoinPlan) -> None:
         """Let ``branch`` go on behind its threads: on KV that is there, the rest prefilled."""
         family, threads = live.family, list(branch.waits_for)
-        wish = self._wishes.get(request)
+        wish = noted(request)
         if plan.keep is not None:
             self._rewind(request, plan.keep)
         num_tokens = request.num_tokens + len(plan.token_ids)

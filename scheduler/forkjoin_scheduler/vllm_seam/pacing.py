@@ -44,7 +44,7 @@ class Pacing(Admitting):
     def _pace_threads(self) -> None:
         """Let the policy choose the threads of the next step."""
         self._held_back = set()
-        if not self._threads or (isinstance(self._pace, Eager) and not self._is_crowded()):
+        if not self._threads or (isinstance(self._pace, Eager) and not self._could_be_kept()):
             return
         threads = [
             self._thread_facts(r) for r in map(self.requests.__getitem__, self._threads) if _could_run(r)
@@ -58,9 +58,14 @@ class Pacing(Admitting):
             if thread.key not in chosen:
                 self._sit_out(self.requests[thread.key])
 
-    def _is_crowded(self) -> bool:
-        """Whether more want a slot than there are."""
-        return len(self.running) + self._num_waiting() > self._num_slots
+    def _could_be_kept(self) -> bool:
+        """Whether more want a slot than there are, a thread among them: one that has a slot keeps it.
+
+        Under load requests always wait, so without the second question every step of a loaded
+        server would ask the policy about every thread, to no effect.
+        """
+        is_crowded = len(self.running) + self._num_waiting() > self._num_slots
+        return is_crowded and self._num_threads_waiting() > 0
 
     def _num_waiting(self) -> int:
         """What waits to run; parked branches do not."""

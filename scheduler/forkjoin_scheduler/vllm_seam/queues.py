@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
@@ -53,7 +54,10 @@ def _unpark(scheduler: Any, request: Request, num_computed_tokens: int, status: 
     scheduler.num_waiting_for_streaming_input -= 1
     request.num_computed_tokens = num_computed_tokens
     request.status = status
-    scheduler._enqueue_waiting_request(request)
+    if num_computed_tokens:
+        scheduler._enqueue_waiting_request(request)
+    else:  # before those that have not started, as vLLM does with what it has preempted
+        scheduler.waiting.prepend_request(request)
 
 
 def repark(scheduler: Any, request: Request, num_computed_tokens: int) -> None:
@@ -72,6 +76,7 @@ def start(scheduler: Any, request: Request, *, first: bool = True) -> None:
 
 def dequeue(scheduler: Any, request: Request) -> None:
     """Take ``request`` out of whichever queue it waits in."""
-    scheduler.waiting.remove_requests([request])
-    scheduler.kv_holding_waiting.remove_requests([request])
+    for queue in (scheduler.kv_holding_waiting, scheduler.waiting):
+        with contextlib.suppress(ValueError):  # it is in the other
+            queue.remove_request(request)
     scheduler.deferred_waiting.discard(request)

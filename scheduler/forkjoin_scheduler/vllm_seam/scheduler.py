@@ -26,6 +26,7 @@ from forkjoin_scheduler.vllm_seam.core import logger
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.pacing import Pacing
 from forkjoin_scheduler.vllm_seam.sampling import without_banned
+from forkjoin_scheduler.vllm_seam.wish import note
 
 
 class ForkJoinScheduler(Pacing):
@@ -48,7 +49,7 @@ class ForkJoinScheduler(Pacing):
             return
         if banned := wish.spoken.banned_ids():
             wish.params = request.sampling_params = without_banned(wish.params, banned)
-        self._wishes[request] = wish
+        note(request, wish)
         cap = wish.limits.max_total_tokens
         # a family that does not fork ends there by itself
         request.max_tokens = min(request.max_tokens, cap or request.max_tokens)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.options import RequestOptions
+
+#: Set on a request that fork/join has to do with; read for each token, so no dictionary with weak keys.
+_WISH = "_forkjoin_wish"
 
 
 @dataclass
@@ -25,3 +29,13 @@ class Wish:
     params: SamplingParams
     since: int
     at_prompt: bool
+
+
+def note(request: Request, wish: Wish) -> None:
+    """Remember what ``request`` asks for, for as long as it lives."""
+    setattr(request, _WISH, wish)
+
+
+def noted(request: Request) -> Wish | None:
+    """What ``request`` asks for; None if it has nothing to do with fork/join."""
+    return getattr(request, _WISH, None)
