@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,8 @@ class InProcess:
     async def stop(self) -> None:
         if self.llm is not None:
             self.llm.shutdown()
+            self.llm = None
+            gc.collect()  # at the interpreter's end its __del__ would fail
 
     async def reset_prefix_cache(self) -> None:
         if not await self.llm.reset_prefix_cache():
