@@ -254,6 +254,14 @@ def test_a_stop_token_in_a_spliced_thread_ends_the_answer(apar):
     assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
 
 
+def test_a_limit_in_a_spliced_thread_is_no_stop_though_the_request_itself_has_stopped(apar):
+    stop = apar.tokenizer.token_id("Z")
+    script = {"": "a[SplitMask]zZ", "a[SplitMask][SplitSop]": "b" * 50}
+    answer = run(apar, script, stop_token_ids=[stop], max_tokens=20)
+    assert answer.text == "a[SplitMask][SplitSop]" + "b" * 16 + "\n\nz"
+    assert (answer.finish_reason, answer.stop_reason) == ("length", None)
+
+
 @pytest.mark.parametrize(
     ("before", "thread", "behind", "shown", "shown_behind"),
     [

@@ -122,7 +122,9 @@ class LiveFamily:
             self.tell("progress" if family.is_live else "family_ended", **self._counts())
         events, self.events = self.events, []
         outputs = [wire.pack(family.request_id, events)] if events else []
-        return outputs + to_outputs(self.request, pieces, self.finish_reason, self.stop_reason)
+        # A limit may have ended the answer before what has stopped was its turn.
+        stop_reason = self.stop_reason if self.finish_reason is FinishReason.STOP else None
+        return outputs + to_outputs(self.request, pieces, self.finish_reason, stop_reason)
 
     def _counts(self) -> dict[str, object]:
         family = self.family
