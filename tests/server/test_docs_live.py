@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from docgen.http_api import page
-from forkjoin_server.cli import EMBEDDED_NAME
+from forkjoin_server.configuration import EMBEDDED_NAME
 
 pytestmark = pytest.mark.server
 
