@@ -108,7 +108,6 @@ def _run(args: argparse.Namespace) -> None:
         not args.compiled,
         args.timeout,
     )
-    bench = Bench(plan)
     facts = {
         "command": args.command,
         "model": args.model,
@@ -117,16 +116,21 @@ def _run(args: argparse.Namespace) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": host_facts(),
     }
+    path = args.out / f"{args.model}.json"
+
+    def save(bench: Bench) -> None:
+        configs = [config.options for config in bench.configs]
+        more = {"configs": configs, "load_average_after": host_facts()["load_average"]}
+        report.write(report.result_of(facts | more, bench.runs), path)
+
+    bench = Bench(plan, save)
     try:
         asyncio.run(bench.run())
     except ServerFailed as error:
         raise UsageError(str(error)) from error
     finally:  # what was measured before something broke is kept
         if bench.runs:
-            facts |= {"configs": [c.options for c in bench.configs]}
-            facts |= {"load_average_after": host_facts()["load_average"]}
-            path = args.out / f"{args.model}.json"
-            report.write(report.result_of(facts, bench.runs), path)
+            save(bench)
             _show([path])
     if wrong := sum(len(run.errors) for run in bench.runs):
         raise UsageError(f"{wrong} answers were wrong: see the end of the report")

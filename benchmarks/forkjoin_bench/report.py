@@ -13,6 +13,7 @@ from forkjoin_bench.measures import SLO_FACTORS, Run, goodput, rows_of
 from forkjoin_bench.steps import CAUSES
 from forkjoin_bench.systems.names import CLIENT_HTTP
 from forkjoin_bench.tables import cell, table
+from forkjoin_scheduler.errors import UsageError
 
 #: Column, number, digits; a column that no row of a scenario has is left out.
 COLUMNS = (
@@ -48,8 +49,11 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 
 def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
-    """A result and its runs, as ``write`` wrote them."""
-    result = json.loads(path.read_text())
+    """A result and its runs, as ``write`` wrote them. Raises UsageError for a file that is none."""
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: expected a result of `forkjoin bench`: {error}") from error
     fields = ({**run, "families": tuple(run["families"])} for run in result.get("runs", ()))
     return result, [Run(**run) for run in fields]
 

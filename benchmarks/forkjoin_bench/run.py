@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,11 @@ class Plan:
 
 
 class Bench:
-    """Runs a plan; ``runs`` has what was measured so far, whatever happens."""
+    """Runs a plan; ``runs`` has what was measured so far, and ``save`` is called after each round."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, save: Callable[[Bench], None]) -> None:
         self.plan = plan
+        self._save = save
         self.runs: list[Run] = []
         self.configs: list[Config] = []
         self._tokenizer: Tokenizer = tokenizer_of(str(plan.model.folder))
@@ -124,6 +125,7 @@ class Bench:
                 for i in range(len(systems)):  # each comes first, second … as often as the others
                     system = systems[(i + round_ + number) % len(systems)]
                     await self._measure(system, scenario, trace, load, requests, round_)
+            self._save(self)
 
     def _tasks(self, scenario: Scenario) -> Iterator[tuple[str, Load, list[Compiled]]]:
         for trace in scenario.traces:

@@ -9,6 +9,7 @@ from forkjoin_bench.systems.base import Answer
 from forkjoin_bench.targets import TARGETS
 from forkjoin_bench.targets import markdown as targets_of
 from forkjoin_bench.traffic import Outcome
+from forkjoin_scheduler.errors import UsageError
 
 HOST = {
     "cpu": "a CPU",
@@ -86,6 +87,11 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path):
     result, again = read_runs(tmp_path / "r.json")
     assert again == runs
     assert "| 8x64 | alone | client-http | 1.500 |" in markdown(result, again)
+
+
+def test_a_file_that_is_no_result_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="expected a result of `forkjoin bench`"):
+        read_runs(tmp_path / "none.json")
 
 
 def test_each_target_is_met_not_met_or_not_measured():
