@@ -1,7 +1,8 @@
 """What the scheduler itself costs a step, without a model: ``forkjoin bench scheduler``.
 
 A scheduler is fed tokens as if a model had sampled them, while so many sequences decode: threads of
-one family, threads of families of eight, or plain requests, the latter on ours and on vLLM's own.
+one family, threads of families of eight (under each thread policy), or plain requests, the latter on
+ours and on vLLM's own.
 Measured is the CPU time of ``schedule`` and ``update_from_output``, of steps in which all decode.
 """
 
@@ -29,13 +30,17 @@ from forkjoin_server.cli import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam import tokenizer_of
 
 WIDTHS = (8, 32, 128, 512, 1024)
-ONE_FAMILY, FAMILIES, PLAIN, STOCK = (
+ONE_FAMILY, FAMILIES, CAPPED, SLACK, PLAIN, STOCK = (
     "one family",
     "families of 8",
+    "families of 8, capped",
+    "families of 8, slack",
     "plain requests",
     "plain, vLLM's scheduler",
 )
-KINDS = (ONE_FAMILY, FAMILIES, PLAIN, STOCK)
+KINDS = (ONE_FAMILY, FAMILIES, CAPPED, SLACK, PLAIN, STOCK)
+#: Settings under which all run all the same, but the policy has to look.
+POLICIES: dict[str, dict[str, float]] = {CAPPED: {"max_threads_running": 8}, SLACK: {"slo_itl_ms": 1e6}}
 #: Steps in which all decode, less some at either end.
 THREAD_TOKENS, MARGIN = 80, 10
 PROMPT_TOKENS = 64
@@ -122,7 +127,9 @@ def make_scheduler(kind: str, width: int) -> Fed:
 
     from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 
-    settings = Settings(dialect=load("threadweaver"), limits=UNLIMITED)
+    # Greedy, for all are to decode side by side.
+    own: dict[str, Any] = {"admission": "greedy", **POLICIES.get(kind, {})}
+    settings = Settings(dialect=load("threadweaver"), limits=UNLIMITED, **own)
     args = EngineArgs(
         model=str(EMBEDDED_MODEL),
         block_size=BLOCK_SIZE,
@@ -146,7 +153,7 @@ def make_scheduler(kind: str, width: int) -> Fed:
 def families_of(kind: str, width: int, words: Words) -> list[Family]:
     """Families of which ``width`` sequences decode side by side."""
     author = Author(words, f"scheduler/{kind}/{width}")
-    per_family = {ONE_FAMILY: width, FAMILIES: 8}.get(kind, 1)
+    per_family = {ONE_FAMILY: width, PLAIN: 1, STOCK: 1}.get(kind, 8)
     families = []
     for i in range(width // per_family):
         fork = author.fork([THREAD_TOKENS] * per_family)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_bench.scheduler_cost import FAMILIES, KINDS, ONE_FAMILY, PLAIN, Cost, families_of, slope
+from forkjoin_bench.scheduler_cost import KINDS, ONE_FAMILY, PLAIN, STOCK, Cost, families_of, slope
 from forkjoin_bench.traces import forks_in
 
 
@@ -11,7 +11,7 @@ def test_as_many_sequences_decode_as_asked_for(kind, words):
     families = families_of(kind, 16, words)
     widths = [sum(len(f.threads) for f in forks_in(family.body)) or 1 for family in families]
     assert sum(widths) == 16
-    assert len(families) == {ONE_FAMILY: 1, FAMILIES: 2}.get(kind, 16)
+    assert len(families) == {ONE_FAMILY: 1, PLAIN: 16, STOCK: 16}.get(kind, 2)
 
 
 @pytest.mark.parametrize("power", [1, 2])
