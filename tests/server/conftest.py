@@ -29,7 +29,11 @@ def start_server(
     port = free_port()
     command = [str(Path(sys.executable).parent / "forkjoin"), "serve", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--max-model-len", "4096", "--block-size", "32", "--enforce-eager"]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"} | (env or {})
+    env = (
+        os.environ
+        | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+        | (env or {})
+    )
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with log.open("w") as out:
         process = subprocess.Popen(
