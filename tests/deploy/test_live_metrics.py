@@ -62,7 +62,8 @@ def _await(client: httpx.Client, query: str) -> None:
     end = time.monotonic() + 90
     while time.monotonic() < end:
         with contextlib.suppress(httpx.TransportError):
-            if _result(client, query):
+            # 503 while it starts
+            if client.get("/query", params={"query": query}).status_code == 200 and _result(client, query):
                 return
         time.sleep(0.5)
     pytest.fail(f"Prometheus found nothing for {query}")

@@ -238,9 +238,9 @@ def test_what_fits_in_the_cache_is_told(num_blocks, num_slots, status, said):
 
 
 def test_families_by_hand():
-    """Each brings 4 blocks and is expected to take half of 4 + 4 more: 40 blocks hold 5 of 8."""
-    assert kv_budget.num_families(Cache(40, 128, 1), 128) == 5
-    assert kv_budget.num_families(Cache(39, 128, 1), 128) == 4
+    """Each brings 4 blocks and is expected to take 4 + 4 more: 36 blocks hold 3 of 12."""
+    assert kv_budget.num_families(Cache(36, 128, 1), 128) == 3
+    assert kv_budget.num_families(Cache(35, 128, 1), 128) == 2
 
 
 @pytest.mark.parametrize(

@@ -125,16 +125,38 @@ EVENTS = [
 ]
 
 
+class Kept(logging.Handler):
+    """Keeps the records of a logger, whatever else is set up in this process."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
 @pytest.fixture
-def told(caplog, monkeypatch):
+def kept(monkeypatch):
+    """Listen to a logger: returns the list that its records come to."""
+
+    def listen(logger):
+        handler = Kept()
+        monkeypatch.setattr(logger, "handlers", [handler])
+        return handler.records
+
+    return listen
+
+
+@pytest.fixture
+def told(kept):
     """What is logged of the events, once somebody wants it."""
-    level = event_log.LOG.level
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    level, records = event_log.LOG.level, kept(event_log.LOG)
     event_log.switch_on()
     for event in EVENTS:
         event_log.log("r", event)
     event_log.LOG.setLevel(level)
-    return caplog.records
+    return records
 
 
 def test_forks_joins_and_ends_are_logged_with_their_ids(told):
@@ -153,10 +175,10 @@ def test_nothing_is_logged_of_them_unasked():
     assert not event_log.LOG.isEnabledFor(logging.INFO)
 
 
-def test_the_engine_names_the_request_that_it_warns_of(caplog, monkeypatch):
+def test_the_engine_names_the_request_that_it_warns_of(kept):
     from forkjoin_scheduler.vllm_seam import core
 
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    records = kept(logging.getLogger("vllm.forkjoin.engine"))
     core._warn(SimpleNamespace(request_id="r"), "decoding sequentially")
-    (record,) = (r for r in caplog.records if r.name == "vllm.forkjoin.engine")
+    (record,) = records
     assert (record.getMessage(), record.forkjoin) == ("r: decoding sequentially", {"request_id": "r"})
