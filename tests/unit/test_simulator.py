@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import forkjoin_scheduler
 from forkjoin_bench.simulator.blocks import BlockPool
 from forkjoin_bench.simulator.cluster import LeastLoaded, RoundRobin, SessionAffinity, simulate
 from forkjoin_bench.simulator.costs import Linear, fitted
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
 from forkjoin_bench.simulator.measures import Slo, measure, spread, weighted_spread
-from forkjoin_bench.simulator.replica import LOOKED_AT, MAX_OVERTAKEN, Replica
+from forkjoin_bench.simulator.replica import Replica
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.workload import (
     MULTIVERSE,
@@ -290,13 +288,6 @@ def test_a_fit_of_steps_predicts_others():
 def test_a_body_begins_and_ends_with_tokens(body):
     with pytest.raises(ValueError, match="body: expected"):
         Request(1, body)
-
-
-def test_plain_requests_pass_families_as_often_as_in_the_scheduler():
-    seam = Path(forkjoin_scheduler.__file__).parent / "vllm_seam/admitting.py"
-    source = seam.read_text()
-    assert f"\nMAX_OVERTAKEN = {MAX_OVERTAKEN}\n" in source
-    assert f"\nLOOKED_AT = {LOOKED_AT}\n" in source
 
 
 def test_what_a_body_comes_to():

@@ -6,6 +6,7 @@ from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.joining import Joining
 from forkjoin_bench.simulator.sequence import Role, Sequence, State
 from forkjoin_scheduler.policy.deadlines import Deadlines
+from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.policy.step_cost import Load
 from forkjoin_scheduler.policy.threads import Eager, StepFacts, ThreadFacts
 
@@ -20,15 +21,15 @@ class Pacing(Joining):
         #: Threads that sit the step out, and those that may not start in it.
         self._sitting: set[Sequence] = set()
         self._held_back: set[Sequence] = set()
-        #: Requests that were looked at and kept waiting in the step before.
-        self._num_kept_waiting = 0
+        #: What it kept waiting in the step before counts here.
+        self._door = Door()
         self._chosen_for = -1, 0
 
     def _pace_threads(self) -> None:
         is_eager = isinstance(self.policy, Eager)
-        if is_eager and self._chosen_for == (self.version, self._num_kept_waiting):
+        if is_eager and self._chosen_for == (self.version, self._door.num_kept):
             return  # nothing has changed: the choice neither
-        self._chosen_for = self.version, self._num_kept_waiting
+        self._chosen_for = self.version, self._door.num_kept
         self._sitting, self._held_back = set(), set()
         if not self.threads or (is_eager and not self._could_be_kept()):
             return
@@ -39,7 +40,7 @@ class Pacing(Joining):
                 self._load_of_others(),
                 self._slack(),
                 self.engine.max_num_seqs,
-                max(self._num_others_waiting() - self._num_kept_waiting, 0),
+                max(self._num_others_waiting() - self._door.num_kept, 0),
             )
         )
         for key, thread in by_key.items():

@@ -7,6 +7,7 @@ exactly once; a run depends on its requests and settings alone.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from itertools import count
 
 from forkjoin_bench.simulator.engine import Engine
@@ -16,10 +17,6 @@ from forkjoin_bench.simulator.workload import Request
 from forkjoin_scheduler.policy.admission import Room
 from forkjoin_scheduler.policy.step_cost import Load
 
-#: As in ``vllm_seam/admitting.py``, which a test compares.
-MAX_OVERTAKEN = 32
-LOOKED_AT = 64
-
 
 class Replica(Pacing):
     """Give it requests with ``submit``, and time with ``run``."""
@@ -27,8 +24,6 @@ class Replica(Pacing):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._numbers = count()
-        self._kept_waiting: Sequence | None = None
-        self._overtaken = 0
         self._budget = 0
         self._has_preempted = False
         #: Who could not start for want of blocks, and how many were free then.
@@ -221,7 +216,7 @@ class Replica(Pacing):
 
     def _start_waiting(self) -> None:
         skipped: list[tuple[deque[Sequence], Sequence]] = []
-        self._kept_waiting, self._num_kept_waiting = None, 0
+        self._door.open()
         while self._budget > 0 and len(self.running) < self.engine.max_num_seqs:
             queue = self.holding or self.waiting
             if not queue:
@@ -229,7 +224,7 @@ class Replica(Pacing):
             sequence = queue[0]
             if not self._may_start(sequence):
                 skipped.append((queue, queue.popleft()))
-                if self._num_kept_waiting >= LOOKED_AT:
+                if self._door.is_shut:
                     break
             elif self._start(sequence):
                 queue.popleft()
@@ -245,15 +240,7 @@ class Replica(Pacing):
         if not self._is_new(sequence):
             return True
         may_fork = sequence.family.request.may_fork
-        if self._kept_waiting is None:
-            if not may_fork or self._is_admitted(sequence):
-                return True
-            self._kept_waiting = sequence
-        elif not may_fork and self._overtaken < MAX_OVERTAKEN:
-            self._overtaken += 1
-            return True
-        self._num_kept_waiting += 1
-        return False
+        return self._door.lets_in(partial(self._is_admitted, sequence), may_fork=may_fork)
 
     def _is_new(self, sequence: Sequence) -> bool:
         return (
@@ -271,7 +258,6 @@ class Replica(Pacing):
         if not self.gate.admits(num_new, running, len(self.admitted), room):
             return False
         self.admitted[root.family] = None
-        self._overtaken = 0
         return True
 
     def _start(self, sequence: Sequence) -> bool:

@@ -1,7 +1,11 @@
-"""Which waiting requests may start: see ``policy/admission.py``. Threads and what has run always may."""
+"""Which waiting requests may start: see ``policy/admission.py`` and ``policy/door.py``.
+
+Threads and what has run always may.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -9,15 +13,11 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.policy.admission import Admission, Need, Room
+from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.forking import Forking
 from forkjoin_scheduler.vllm_seam.wish import noted
-
-#: Requests that do not fork may start before one that waits for room, so many times.
-MAX_OVERTAKEN = 32
-#: So many waiting requests are looked at in a step behind one that has to wait.
-LOOKED_AT = 64
 
 
 class Admitting(Forking):
@@ -28,16 +28,9 @@ class Admitting(Forking):
         self._admission = Admission()
         #: Requests that may fork and were let in, by id, until they end.
         self._admitted: dict[str, Request] = {}
-        #: Who was refused in this step, and how many behind it.
-        self._kept_waiting: Request | None = None
-        self._num_kept_waiting = 0
-        self._overtaken = 0
+        self._door = Door()
         #: Threads that the policy of ``pacing.py`` does not let start in this step.
         self._held_back: set[str] = set()
-
-    def _open_door(self) -> None:
-        """A new step begins."""
-        self._kept_waiting, self._num_kept_waiting = None, 0
 
     def _note_shortage(self, output: SchedulerOutput) -> None:
         """Tell the policy of each request that vLLM has preempted; parked ones are named there, too."""
@@ -53,18 +46,10 @@ class Admitting(Forking):
             return False
         if self._spoken is None or self._settings.admission == "greedy" or not self._is_new(request):
             return True
-        may_fork = noted(request) is not None
-        if self._kept_waiting is None:
-            if not may_fork or self._is_admitted(request):
-                return True
-            self._kept_waiting = request
-        elif not may_fork and self._overtaken < MAX_OVERTAKEN:
-            self._overtaken += 1
-            return True
-        self._num_kept_waiting += 1
-        if self._num_kept_waiting >= LOOKED_AT:
-            self._close_door()
-        return False
+        lets_in = self._door.lets_in(partial(self._is_admitted, request), may_fork=noted(request) is not None)
+        if self._door.is_shut:
+            self._stop_looking()
+        return lets_in
 
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
@@ -88,7 +73,6 @@ class Admitting(Forking):
         if self._admission.is_due and not self._fits(request):
             return False
         self._admitted[request.request_id] = request
-        self._overtaken = 0
         return True
 
     def _fits(self, request: Request) -> bool:
@@ -103,7 +87,7 @@ class Admitting(Forking):
             return Need(family.num_generated, family.widest, family.num_critical)
         return Need(request.num_output_tokens, 0, request.num_output_tokens)
 
-    def _close_door(self) -> None:
+    def _stop_looking(self) -> None:
         """Let vLLM look at no more waiting requests in this step.
 
         Not where one further behind may have to run first: by priority, or to give a family its KV again.

@@ -99,7 +99,7 @@ class Pacing(Admitting):
 
     def _num_others_waiting(self) -> int:
         """Requests that wait for a slot and could start, as far as is known."""
-        return max(self._num_requests_waiting() - self._num_kept_waiting, 0)
+        return max(self._num_requests_waiting() - self._door.num_kept, 0)
 
     def _num_threads_waiting(self) -> int:
         return sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._threads))

@@ -61,7 +61,7 @@ class ForkJoinScheduler(Pacing):
         if self._threads:
             self._spare_the_oldest()
             self._pace_threads()
-        self._open_door()
+        self._door.open()
         output = super().schedule(throttle_prefills)
         self._note_shortage(output)
         self._step_scheduled(output)

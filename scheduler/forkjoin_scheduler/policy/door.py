@@ -1,0 +1,44 @@
+"""In which order new requests may start, where some have to wait for room.
+
+One that has to wait keeps those behind it waiting that may fork, too: what is big starts in its turn.
+Requests that will not fork pass it, but not for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+#: Requests that do not fork may start before one that waits for room, so many times.
+MAX_OVERTAKEN = 32
+#: So many waiting requests are looked at in a step behind one that has to wait.
+LOOKED_AT = 64
+
+
+class Door:
+    """Asked for each new request in the order in which they wait; ``open`` begins a step."""
+
+    def __init__(self) -> None:
+        #: Requests kept waiting in this step.
+        self.num_kept = 0
+        self._overtaken = 0
+
+    def open(self) -> None:
+        """A new step begins."""
+        self.num_kept = 0
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether nobody else need be looked at in this step."""
+        return self.num_kept >= LOOKED_AT
+
+    def lets_in(self, has_room: Callable[[], bool], *, may_fork: bool) -> bool:
+        """Whether the next request may start; ``has_room`` is asked for the first that may fork, at most."""
+        if self.num_kept == 0 and (not may_fork or has_room()):
+            if may_fork:
+                self._overtaken = 0
+            return True
+        if self.num_kept and not may_fork and self._overtaken < MAX_OVERTAKEN:
+            self._overtaken += 1
+            return True
+        self.num_kept += 1
+        return False
