@@ -111,14 +111,12 @@ class Admission:
     def _has_room(self, prompt_blocks: int, max_tokens: int, running: Iterable[Need], room: Room) -> bool:
         blocks = room.num_free - prompt_blocks - self._growth(Need(0), max_tokens, room.tokens_per_block)
         slots = room.num_slots - self.parallelism.mean
-        is_alone = True
         for need in running:
-            is_alone = False
             blocks -= self._growth(need, None, room.tokens_per_block)
             slots -= self.parallelism.mean
             if blocks < 0 or slots < 0:
                 return False
-        return is_alone or (blocks >= 0 and slots >= 0)
+        return True
 
     def _growth(self, need: Need, max_tokens: int | None, tokens_per_block: int) -> float:
         """Blocks that a request will still take; each thread leaves one partly empty."""
