@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -44,7 +45,7 @@ class Pacing(Admitting):
     def _pace_threads(self) -> None:
         """Let the policy choose the threads of the next step."""
         self._held_back = set()
-        if not self._threads or (isinstance(self._pace, Eager) and not self._could_be_kept()):
+        if isinstance(self._pace, Eager) and not self._could_be_kept():
             return
         threads = [
             self._thread_facts(r) for r in map(self.requests.__getitem__, self._threads) if _could_run(r)
@@ -65,15 +66,19 @@ class Pacing(Admitting):
         server would ask the policy about every thread, to no effect.
         """
         is_crowded = len(self.running) + self._num_waiting() > self._num_slots
-        return is_crowded and self._num_threads_waiting() > 0
+        return is_crowded and self._num_that_wait(self._threads) > 0
 
     def _num_waiting(self) -> int:
         """What waits to run; parked branches do not."""
         return len(self.waiting) + len(self.kv_holding_waiting) - self.num_waiting_for_streaming_input
 
-    def _num_requests_waiting(self) -> int:
-        num_fills = sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._fills))
-        return self._num_waiting() - self._num_threads_waiting() - num_fills
+    def _count_waiting(self) -> tuple[int, int]:
+        """How many threads and how many requests wait to run; fills are neither."""
+        num_threads = self._num_that_wait(self._threads)
+        return num_threads, self._num_waiting() - num_threads - self._num_that_wait(self._fills)
+
+    def _num_that_wait(self, request_ids: Iterable[str]) -> int:
+        return sum(self.requests[i].status in _WAITS for i in request_ids)
 
     def _thread_facts(self, request: Request) -> ThreadFacts:
         live, thread = self._threads[request.request_id]
@@ -99,10 +104,7 @@ class Pacing(Admitting):
 
     def _num_others_waiting(self) -> int:
         """Requests that wait for a slot and could start, as far as is known."""
-        return max(self._num_requests_waiting() - self._door.num_kept, 0)
-
-    def _num_threads_waiting(self) -> int:
-        return sum(r.status in _WAITS for r in map(self.requests.__getitem__, self._threads))
+        return max(self._count_waiting()[1] - self._door.num_kept, 0)
 
     def _sit_out(self, request: Request) -> None:
         if request.status == RequestStatus.RUNNING:

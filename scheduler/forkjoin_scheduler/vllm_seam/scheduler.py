@@ -102,7 +102,7 @@ class ForkJoinScheduler(Pacing):
 
     def _tell_load(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell the first front end how many threads and requests wait to run, where that has changed."""
-        waiting = self._num_threads_waiting(), self._num_requests_waiting()
+        waiting = self._count_waiting()
         if waiting != self._told_waiting:
             self._told_waiting = waiting
             engine = self.vllm_config.parallel_config.data_parallel_index
