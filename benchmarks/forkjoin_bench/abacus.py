@@ -26,7 +26,8 @@ from forkjoin_bench.measures import spread
 from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.feed import FEEDS, Event
-from forkjoin_server.cli import EMBEDDED_MODEL, serve_args
+from forkjoin_server.cli import serve_args
+from forkjoin_server.configuration import EMBEDDED_MODEL
 from training.task import LETTERS, Worksheet, check, make_worksheet
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_server.cli import EMBEDDED_MODEL
+from forkjoin_server.configuration import EMBEDDED_MODEL
 
 #: SmolLM2 keeps these for code; here they are ThreadWeaver's tags.
 SMOLLM2_TAGS = {

@@ -26,7 +26,7 @@ from forkjoin_bench.traces import Author, Family, Fork
 from forkjoin_bench.words import Words
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
-from forkjoin_server.cli import EMBEDDED_MODEL
+from forkjoin_server.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam import tokenizer_of
 
 WIDTHS = (8, 32, 128, 512, 1024)

@@ -13,7 +13,6 @@ from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
 from forkjoin_server import logs
-from forkjoin_server.configuration import EMBEDDED_MODEL as EMBEDDED_MODEL  # where others look for it
 from forkjoin_server.configuration import resolve
 from forkjoin_server.effective import Given, effective, lines
 from forkjoin_server.fit import found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from forkjoin_server.cli import EMBEDDED_MODEL
+from forkjoin_server.configuration import EMBEDDED_MODEL
 
 MULTIVERSE = {
     "<Outlines>": "<Goal>", "</Outlines>": "</Goal>", "<Thread>": "<Path>", "</Thread>": "</Path>",

@@ -136,7 +136,7 @@ def _adapter(folder: Path, config: dict) -> None:
 def test_threads_use_the_lora_of_their_request(tmp_path):
     from vllm.lora.request import LoRARequest
 
-    from forkjoin_server.cli import EMBEDDED_MODEL
+    from forkjoin_server.configuration import EMBEDDED_MODEL
     from tests.engine.harness import Engine
 
     _adapter(tmp_path, json.loads((EMBEDDED_MODEL / "config.json").read_text()))

@@ -10,7 +10,8 @@ import pytest
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
-from forkjoin_server.cli import EMBEDDED_MODEL, main, serve_args
+from forkjoin_server.cli import main, serve_args
+from forkjoin_server.configuration import EMBEDDED_MODEL
 
 
 @pytest.fixture(autouse=True)
