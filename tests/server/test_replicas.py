@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import signal
 import time
@@ -18,20 +17,15 @@ import httpx
 import openai
 import pytest
 
+from tests.server.asking import chat, worksheet
 from tests.server.reading import assert_the_same
 from tests.server.replicas import LIMIT_S, Client, Counts, Told, held_open, start_replica, start_router
-from training.task import make_worksheet
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
 NUM_THREADS = 6
-SHEET = make_worksheet(random.Random(5), num_long=NUM_THREADS, num_short=1, held_out=True)
-ASK = {
-    "model": "abacus",
-    "temperature": 0,
-    "messages": [{"role": "user", "content": SHEET.prompt}],
-    "max_tokens": 3000,
-}
+SHEET = worksheet(NUM_THREADS)
+ASK = chat(SHEET)
 #: So many sessions of each server, each with a request that streams and one that does not.
 NUM_SESSIONS = 2
 FORKS = "forkjoin:forks_total"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import random
 
 import httpx
 import openai
 import pytest
 
-from training.task import make_worksheet
+from tests.server.asking import worksheet
 
 pytestmark = pytest.mark.server
 
 NUM_THREADS = 3
-SHEET = make_worksheet(random.Random(5), num_long=NUM_THREADS, num_short=1, held_out=True)
+SHEET = worksheet(NUM_THREADS)
 ASK = {"model": "abacus", "temperature": 0, "input": SHEET.prompt, "max_output_tokens": 3000}
 THREADS = {"forkjoin": {"include_threads": True}}
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
 
 import httpx
 import pytest
 
-from training.task import make_worksheet
+from tests.server.asking import chat, worksheet
 
 pytestmark = pytest.mark.server
 
 NUM_THREADS = 4
-SHEET = make_worksheet(random.Random(5), num_long=NUM_THREADS, num_short=1, held_out=True)
-ASK = {
-    "model": "abacus",
-    "temperature": 0,
-    "messages": [{"role": "user", "content": SHEET.prompt}],
-    "max_tokens": 3000,
-}
+SHEET = worksheet(NUM_THREADS)
+ASK = chat(SHEET)
 STREAM = {"stream": True, "stream_options": {"include_threads": True, "include_usage": True}}
 
 
