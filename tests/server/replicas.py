@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -99,47 +99,52 @@ class Told:
 
 
 class Client:
-    """One request through the OpenAI SDK, in an OS thread of its own."""
+    """One request through the OpenAI SDK, in a task of its own, once it is started.
+
+    To make one takes longer than many an answer: those that run together are made before.
+    """
 
     def __init__(self, address: str, ask: dict[str, Any], session: str, *, streams: bool) -> None:
         self.told = Told(streams)
-        #: Set once the client of a stream has seen its threads begin.
-        self.sees_threads = threading.Event()
+        #: Whether the client of a stream has seen its threads begin.
+        self.sees_threads = False
         # Not in stream_options, of which the router drops what OpenAI's do not have.
         shown = {"extra_body": {"forkjoin": SHOWN}}
         self._ask = ask | shown | {"extra_headers": {"X-Session-ID": session}}
-        self._openai = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=LIMIT_S, max_retries=0)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._openai = openai.AsyncOpenAI(
+            base_url=f"{address}/v1", api_key="none", timeout=LIMIT_S, max_retries=0
+        )
+        self._task: asyncio.Task[None] | None = None
 
-    def result(self) -> Told:
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def result(self) -> Told:
         """What it was told, when it is over. Fails where that does not come."""
-        self._thread.join(timeout=LIMIT_S)
-        assert not self._thread.is_alive(), "a request hangs"
+        await asyncio.wait_for(self._task, LIMIT_S)
         return self.told
 
     @property
     def is_over(self) -> bool:
-        return not self._thread.is_alive()
+        return self._task.done()
 
-    def _run(self) -> None:
-        with self._openai:
+    async def _run(self) -> None:
+        async with self._openai:
             try:
-                (self._stream if self.told.streams else self._whole)()
+                await (self._stream() if self.told.streams else self._whole())
             except Exception as error:  # what it is, the tests look at
                 self.told.error = error
 
-    def _whole(self) -> None:
-        self.told.answer = read_whole(self._openai.chat.completions.create(**self._ask))
+    async def _whole(self) -> None:
+        self.told.answer = read_whole(await self._openai.chat.completions.create(**self._ask))
 
-    def _stream(self) -> None:
+    async def _stream(self) -> None:
         chunks = []
         ask = self._ask | {"stream": True, "stream_options": {"include_usage": True}}
         try:
-            for chunk in self._openai.chat.completions.create(**ask):
+            async for chunk in await self._openai.chat.completions.create(**ask):
                 chunks.append(chunk)
-                if any(getattr(choice.delta, "threads", None) for choice in chunk.choices):
-                    self.sees_threads.set()
+                self.sees_threads |= any(getattr(choice.delta, "threads", None) for choice in chunk.choices)
         finally:
             self.told.answer = read_stream(chunks)
 

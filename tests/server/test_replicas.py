@@ -5,6 +5,7 @@ A session (``X-Session-ID``) stays on one server, so it is known who answers who
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -12,6 +13,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import openai
@@ -66,7 +68,10 @@ class Incident:
 
 @pytest.fixture(scope="module")
 def incident(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replicas")
+    return asyncio.run(_incident(tmp_path_factory.mktemp("replicas")))
+
+
+async def _incident(folder: Path) -> Incident:
     with contextlib.ExitStack() as stack:
         with ThreadPoolExecutor() as side_by_side:
             starting = [
@@ -76,31 +81,32 @@ def incident(tmp_path_factory):
         (doomed, doomed_process), (survivor, survivor_process) = started
         router = stack.enter_context(start_router(folder / "router", doomed, survivor))
         sessions = _sessions(router, doomed, survivor)
-        undisturbed = [_client(router, sessions[survivor][0], s).result() for s in (True, False)]
+        undisturbed = await _told(_started(_clients(router, sessions[survivor][:1])))
 
         counts = {server: Counts(server) for server in sessions}
         clients = {server: _clients(router, sessions[server]) for server in sessions}
+        _started([c for server in sessions for c in clients[server]])
         for server in sessions:
-            _wait_until_they_fork(clients[server], counts[server])
+            await _wait_until_they_fork(clients[server], counts[server])
         assert counts[doomed](ENDED) == [0], "it ended before it could be killed"
         os.killpg(doomed_process.pid, signal.SIGKILL)
         doomed_process.wait(timeout=60)
-        of_killed, of_survivor = ([c.result() for c in clients[server]] for server in (doomed, survivor))
+        of_killed, of_survivor = [await _told(clients[server]) for server in (doomed, survivor)]
         answered = [t for t in of_killed + of_survivor if t.error is None]
         counted = _counted(counts[survivor], answered)
 
         counts_in_drain = Counts(survivor)
         with held_open(survivor):
-            drained = _clients(router, sessions[survivor])
-            _wait_until_they_fork(drained, counts_in_drain)
+            drained = _started(_clients(router, sessions[survivor]))
+            await _wait_until_they_fork(drained, counts_in_drain)
             survivor_process.send_signal(signal.SIGTERM)
             _wait_until_it_drains(survivor)
             refused_directly = httpx.post(f"{survivor}/v1/chat/completions", json=ASK, timeout=60)
-            refused = [c.result() for c in _clients(router, sessions[survivor])]
-            of_drained = [c.result() for c in drained]
+            refused = await _told(_started(_clients(router, sessions[survivor])))
+            of_drained = await _told(drained)
             counted_in_drain = _counted(counts_in_drain, [t for t in of_drained if t.error is None])
         exit_code = survivor_process.wait(timeout=60)
-        of_nobody = [c.result() for c in _clients(router, sessions[survivor])]
+        of_nobody = await _told(_started(_clients(router, sessions[survivor])))
     return Incident(
         undisturbed,
         of_killed,
@@ -115,12 +121,21 @@ def incident(tmp_path_factory):
     )
 
 
-def _client(router: str, session: str, streams: bool) -> Client:
-    return Client(router, ASK, session, streams=streams)
-
-
 def _clients(router: str, sessions: list[str]) -> list[Client]:
-    return [_client(router, session, streams) for session in sessions for streams in (True, False)]
+    """Two of each session: one streams, one does not."""
+    return [
+        Client(router, ASK, session, streams=streams) for session in sessions for streams in (True, False)
+    ]
+
+
+def _started(clients: list[Client]) -> list[Client]:
+    for client in clients:
+        client.start()
+    return clients
+
+
+async def _told(clients: list[Client]) -> list[Told]:
+    return [await client.result() for client in clients]
 
 
 def _sessions(router: str, *servers: str) -> dict[str, list[str]]:
@@ -142,15 +157,14 @@ def _sessions(router: str, *servers: str) -> dict[str, list[str]]:
     return sessions
 
 
-def _wait_until_they_fork(clients: list[Client], counts: Counts) -> None:
+async def _wait_until_they_fork(clients: list[Client], counts: Counts) -> None:
     """All of them, none over yet: the server has made their forks, and the streams have shown them."""
     end = time.monotonic() + LIMIT_S
-    while counts(FORKS) != [len(clients)] or not all(
-        c.sees_threads.is_set() for c in clients if c.told.streams
-    ):
+    while counts(FORKS) != [len(clients)] or not all(c.sees_threads for c in clients if c.told.streams):
         over = [c.told for c in clients if c.is_over]
         assert over == [], "over before all forked"
         assert time.monotonic() < end, f"{counts(FORKS)} of {len(clients)} forked"
+        await asyncio.sleep(0.05)
 
 
 def _wait_until_it_drains(server: str) -> None:
