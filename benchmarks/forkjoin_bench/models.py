@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from forkjoin_bench.smollm2 import SmolLM2Unavailable, model_folder
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.configuration import EMBEDDED_MODEL
 
@@ -77,12 +78,10 @@ def _embedded(scratch: Path) -> Model:
 def _smollm2(scratch: Path) -> Model:
     """SmolLM2-135M-Instruct, some of its unused tokens renamed."""
     try:
-        from tests.smollm2 import model_folder
-    except ImportError as error:
-        raise UsageError(
-            "--model smollm2: expected a checkout, whose tests make it: use make bench"
-        ) from error
-    source, folder = model_folder(), scratch / "smollm2"
+        source = model_folder()
+    except SmolLM2Unavailable as error:
+        raise UsageError(f"--model smollm2: {error}") from error
+    folder = scratch / "smollm2"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for path in source.iterdir():

