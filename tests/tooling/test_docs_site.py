@@ -150,11 +150,9 @@ def test_the_numbers_of_the_admission_in_the_guide_are_the_codes():
 
     guide = " ".join((DOCS / "scheduling.md").read_text().split())
     assert f"{Admission.PRIOR_TOKENS} tokens and {Admission.PRIOR_WIDTH} threads are assumed" in guide
-    assert (Admission.RESERVE, Admission.LEAST_RESERVE, Admission.MOST_RESERVE) == (1, 1 / 10, 1)
-    assert "all of it at first, never under a tenth" in guide
-    assert (Admission.MORE, Admission.LESS, Admission.BACK) == (1.2, 0.9, 0.1)
-    assert "grow by a fifth, up to all of it" in guide
-    assert "makes it shrink by a tenth" in guide
-    assert "by a tenth of the way" in guide
+    assert Admission.ENOUGH == 4 / 5
+    assert "four fifths of the growth is enough" in guide
+    assert Admission.LAST_PART == 1 / 8
+    assert "another eighth" in guide
     assert Admission.RARELY == 1 / 20
     assert "fewer than one request in twenty" in guide

@@ -6,11 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.policy.admission import Admission, Expectation, Need, Room
+from forkjoin_scheduler.policy.admission import Admission, Expectation, Future, Need, Room, most_in_use
 
 ROOM = Room(num_free=100, tokens_per_block=32, num_slots=64)
-NEEDS = st.builds(Need, st.integers(0, 2000), st.integers(0, 8), st.integers(0, 1000))
+NEEDS = st.builds(
+    Need,
+    st.integers(0, 2000),
+    st.integers(0, 8),
+    st.integers(0, 1000),
+    st.integers(0, 40),
+    st.sampled_from([100, 1 << 30]),
+)
 ROOMS = st.builds(Room, st.integers(0, 400), st.sampled_from([16, 32, 128]), st.integers(1, 128))
+NEW = st.builds(Need, prompt_blocks=st.integers(0, 100))
+#: Whole numbers, so that an oracle can go step by step.
+FUTURES = st.lists(
+    st.builds(Future, st.integers(1, 12), st.integers(0, 24), st.integers(0, 24)), min_size=1, max_size=8
+)
 
 
 def taught(tokens=640, width=4, critical=320, times=200):
@@ -23,9 +35,9 @@ def taught(tokens=640, width=4, critical=320, times=200):
 
 def num_admitted(admission, room, prompt_blocks=5):
     """How many requests start side by side before one has written anything."""
-    running = []
-    while admission.admits(prompt_blocks, 1 << 30, running, room):
-        running.append(Need(0))
+    running, new = [], Need(prompt_blocks=prompt_blocks)
+    while admission.admits(new, running, room):
+        running.append(new)
         room = replace(room, num_free=room.num_free - prompt_blocks)
         if len(running) > 1000:
             break
@@ -59,40 +71,56 @@ def test_an_expectation_stays_between_what_was_seen(values):
 
 @given(st.integers(0, 10_000), ROOMS)
 def test_a_request_that_would_run_alone_always_may(prompt_blocks, room):
-    assert Admission().admits(prompt_blocks, 10_000, [], room)
+    assert Admission().admits(Need(prompt_blocks=prompt_blocks), [], room)
 
 
-@given(st.integers(0, 100), st.lists(NEEDS, min_size=1, max_size=8), NEEDS, ROOMS)
-def test_one_more_that_runs_never_makes_room(prompt_blocks, running, another, room):
+def in_use(futures, step):
+    """What is in use behind ``step`` steps, right before those that end there do: counted one by one."""
+    grown = sum(f.growth * step / f.steps for f in futures if f.steps >= step)
+    return grown - sum(f.held for f in futures if f.steps < step)
+
+
+@given(FUTURES)
+def test_the_most_in_use_is_that_of_the_worst_of_all_steps(futures):
+    last = max(f.steps for f in futures)
+    worst = max(in_use(futures, step) for step in range(last + 1))
+    assert most_in_use(futures) == pytest.approx(worst)
+
+
+@given(FUTURES, st.builds(Future, st.integers(1, 12), st.integers(0, 24), st.just(0)))
+def test_one_more_that_runs_and_has_nothing_to_give_back_never_makes_room(futures, another):
+    assert most_in_use([*futures, another]) >= most_in_use(futures) - 1e-9
+
+
+@given(NEW, st.lists(NEEDS, max_size=8), ROOMS, st.integers(0, 100), st.integers(0, 64))
+def test_more_room_never_keeps_a_request_out(new, running, room, more_blocks, more_slots):
     admission = Admission()
-    if admission.admits(prompt_blocks, 1000, [*running, another], room):
-        assert admission.admits(prompt_blocks, 1000, running, room)
-
-
-@given(st.integers(0, 100), st.lists(NEEDS, max_size=8), ROOMS, st.integers(0, 100), st.integers(0, 64))
-def test_more_room_never_keeps_a_request_out(prompt_blocks, running, room, more_blocks, more_slots):
-    admission = Admission()
-    if admission.admits(prompt_blocks, 1000, running, room):
+    if admission.admits(new, running, room):
         roomier = replace(room, num_free=room.num_free + more_blocks, num_slots=room.num_slots + more_slots)
-        assert admission.admits(prompt_blocks, 1000, running, roomier)
+        assert admission.admits(new, running, roomier)
 
 
 def test_a_request_that_may_write_little_needs_little():
-    admission, running = taught(tokens=3200), [Need(3000, 4, 1500)]
-    room = replace(ROOM, num_free=30)
-    assert not admission.admits(5, 3200, running, room)
-    assert admission.admits(5, 64, running, room)
+    admission, running = taught(tokens=3200, critical=1600), [Need(100, 4, 50)]
+    assert not admission.admits(Need(prompt_blocks=5, max_tokens=3200), running, ROOM)
+    assert admission.admits(Need(prompt_blocks=5, max_tokens=64), running, ROOM)
 
 
 def test_what_a_running_request_has_written_is_not_kept_free_again():
-    admission, room = taught(), replace(ROOM, num_free=40)
-    assert not admission.admits(5, 640, [Need(0)] * 2, room)
-    assert admission.admits(5, 640, [Need(600, 4, 300)] * 2, room)
+    admission, room, new = taught(), replace(ROOM, num_free=40), Need(prompt_blocks=5)
+    assert not admission.admits(new, [Need()] * 2, room)
+    assert admission.admits(new, [Need(600, 4, 300)] * 2, room)
+
+
+def test_what_ends_soon_makes_room_for_what_grows_later():
+    admission, room, new = taught(), replace(ROOM, num_free=20), Need(prompt_blocks=5)
+    assert admission.admits(new, [Need(600, 4, 300, prompt_blocks=20)], room)
+    assert not admission.admits(new, [Need(100, 4, 50, prompt_blocks=20)], room)
 
 
 def test_one_that_has_outgrown_what_was_expected_is_still_expected_to_grow():
     admission = taught()
-    assert not admission.admits(0, 640, [Need(64_000, 4, 640)] * 40, replace(ROOM, num_free=20))
+    assert not admission.admits(Need(), [Need(640, 4, 320)] * 40, replace(ROOM, num_free=20))
 
 
 def test_slots_run_out_as_blocks_do():
@@ -103,36 +131,6 @@ def test_slots_run_out_as_blocks_do():
 
 def test_those_who_learn_of_smaller_families_let_more_of_them_in():
     assert num_admitted(taught(tokens=160), ROOM) > num_admitted(taught(tokens=1600), ROOM)
-
-
-def end_one(admission, times=1, *, while_others_wait):
-    for _ in range(times):
-        if while_others_wait:
-            assert not admission.admits(1000, 640, [Need(0)], ROOM)
-        admission.learn(Need(100, 2, 50))
-
-
-def test_the_reserve_shrinks_as_requests_end_while_others_wait_and_grows_with_each_loss():
-    admission = Admission()
-    end_one(admission, while_others_wait=True)
-    shrunk = admission.reserve
-    assert shrunk < Admission.RESERVE
-    admission.ran_short()
-    assert admission.reserve > shrunk
-    end_one(admission, times=1000, while_others_wait=True)
-    assert admission.reserve == Admission.LEAST_RESERVE
-    for _ in range(1000):
-        admission.ran_short()
-    assert admission.reserve == Admission.MOST_RESERVE
-
-
-def test_a_quiet_time_does_not_teach_that_little_is_enough():
-    admission = Admission()
-    end_one(admission, times=1000, while_others_wait=False)
-    assert admission.reserve == Admission.RESERVE
-    end_one(admission, times=20, while_others_wait=True)
-    end_one(admission, times=100, while_others_wait=False)
-    assert admission.reserve == pytest.approx(Admission.RESERVE, abs=0.01)
 
 
 def test_admission_is_due_until_requests_are_seen_not_to_fork():

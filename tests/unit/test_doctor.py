@@ -238,9 +238,9 @@ def test_what_fits_in_the_cache_is_told(num_blocks, num_slots, status, said):
 
 
 def test_families_by_hand():
-    """Each brings 4 blocks and is expected to take 4 + 4 more: 36 blocks hold 3 of 12."""
-    assert kv_budget.num_families(Cache(36, 128, 1), 128) == 3
-    assert kv_budget.num_families(Cache(35, 128, 1), 128) == 2
+    """Each brings 4 blocks and is expected to take 0.8 of 4 + 4 more: 32 blocks hold 3 of 10.4."""
+    assert kv_budget.num_families(Cache(32, 128, 1), 128) == 3
+    assert kv_budget.num_families(Cache(31, 128, 1), 128) == 2
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ ATTRIBUTES = {
         "next_decode_eligible_step"
     ),
     "vllm.v1.core.sched.output:SchedulerOutput": (
-        "num_scheduled_tokens total_num_scheduled_tokens preempted_req_ids"
+        "num_scheduled_tokens total_num_scheduled_tokens"
     ),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
     "vllm.v1.engine:EngineCoreOutput": (

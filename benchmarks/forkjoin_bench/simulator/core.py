@@ -29,8 +29,8 @@ class Core:
         #: Those that hold KV, and new threads: before all that wait to start.
         self.holding: deque[Sequence] = deque()
         self.num_decoding, self.context_decoding = 0, 0
-        #: Families whose requests may fork and were let in, until they end.
-        self.admitted: dict[Family, None] = {}
+        #: Families whose requests may fork and were let in, until they end, and what their prompts took.
+        self.admitted: dict[Family, int] = {}
         #: Requests that have not ended.
         self.families: dict[Family, None] = {}
         #: Threads that could run: they run or wait.

@@ -8,36 +8,27 @@ from typing import Protocol
 
 from forkjoin_scheduler.policy.admission import Admission, Need, Room
 
-#: No request says how much it may write at most.
-UNBOUNDED = 1 << 30
-
 
 class Gate(Protocol):
     """Keeps requests that may fork waiting."""
 
-    def admits(self, prompt_blocks: int, running: Iterable[Need], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
         """Whether one more may start beside ``running``."""
         ...
 
     def learn(self, need: Need) -> None:
         """One has ended."""
 
-    def ran_short(self) -> None:
-        """A sequence has been preempted."""
-
 
 class Greedy:
     """All, as vLLM does."""
 
-    def admits(self, prompt_blocks: int, running: Iterable[Need], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
         """Always."""
         return True
 
     def learn(self, need: Need) -> None:
         """It does not."""
-
-    def ran_short(self) -> None:
-        """It does not care."""
 
 
 @dataclass
@@ -46,7 +37,7 @@ class AtMost(Greedy):
 
     num_families: int
 
-    def admits(self, prompt_blocks: int, running: Iterable[Need], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
         """As long as there are fewer."""
         return num_running < self.num_families
 
@@ -57,8 +48,7 @@ class FamilyAware:
     def __init__(self, admission: Admission | None = None) -> None:
         self.admission = admission or Admission()
         self.learn = self.admission.learn
-        self.ran_short = self.admission.ran_short
 
-    def admits(self, prompt_blocks: int, running: Iterable[Need], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
         """What the policy says, where requests fork often enough."""
-        return not self.admission.is_due or self.admission.admits(prompt_blocks, UNBOUNDED, running, room)
+        return not self.admission.is_due or self.admission.admits(new, running, room)

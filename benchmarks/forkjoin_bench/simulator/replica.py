@@ -14,7 +14,7 @@ from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.pacing import Pacing
 from forkjoin_bench.simulator.sequence import Cause, Family, Role, Sequence, State
 from forkjoin_bench.simulator.workload import Request
-from forkjoin_scheduler.policy.admission import Room
+from forkjoin_scheduler.policy.admission import Need, Room
 from forkjoin_scheduler.policy.step_cost import Load
 
 
@@ -192,7 +192,6 @@ class Replica(Pacing):
     def _preempt(self, victim: Sequence) -> None:
         self._has_preempted = True
         self.counts.num_preempted += 1
-        self.gate.ran_short()
         if victim.state is State.DECODING:
             self._stop_decoding(victim, self.step - 1)
             victim.last_at = self.now
@@ -253,12 +252,17 @@ class Replica(Pacing):
     def _is_admitted(self, root: Sequence) -> bool:
         found, _ = self._findable(root)
         num_new = self._num_blocks(root.tokens) - len(found) + self.pool.num_unheld(found)
-        running = (family.need(self.step) for family in self.admitted)
+        running = (self._come_to(family) for family in self.admitted)
         room = Room(self.pool.num_free, self.engine.block_size, self.engine.max_num_seqs)
-        if not self.gate.admits(num_new, running, len(self.admitted), room):
+        if not self.gate.admits(Need(prompt_blocks=num_new), running, len(self.admitted), room):
             return False
-        self.admitted[root.family] = None
+        self.admitted[root.family] = num_new
         return True
+
+    def _come_to(self, family: Family) -> Need:
+        step = self.step
+        num_blocks = self.admitted[family]
+        return Need(family.generated(step), family.widest, family.critical(step), num_blocks)
 
     def _start(self, sequence: Sequence) -> bool:
         """Let it run if its whole context fits."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from forkjoin_bench.simulator.workload import Body, Request
-from forkjoin_scheduler.policy.admission import Need
 
 
 class State(Enum):
@@ -133,10 +132,6 @@ class Family:
     def generated(self, step: int) -> int:
         """Tokens written behind ``step``."""
         return self.done + self.num_decoding * step - self.sum_since
-
-    def need(self, step: int) -> Need:
-        """What it has come to, as admission sees it while it runs."""
-        return Need(self.generated(step), self.widest)
 
     def critical(self, step: int) -> int:
         """Tokens of its critical path so far."""

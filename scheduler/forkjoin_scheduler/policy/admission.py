@@ -2,19 +2,17 @@
 
 A family grows long after it has started: its threads, then the context that they are joined to.
 Admitted greedily, families take each other's blocks and run in steps that are nearly empty. So a
-request waits until the blocks and slots that it will need are free, counting those that the
-running ones will still take; what runs is finished rather than more started.
+request waits until it will fit; what runs is finished rather than more started.
 
-Not all of them come to their widest at once, so only a part of what they will take need be kept
-free: the ``reserve``. It is all of it at first, for those that start together are at their widest
-together. It shrinks when requests end by themselves while others were kept waiting, and grows when
-somebody had to give blocks back. Where nobody waits nothing is learnt of how little would do: it
-goes back to what it was at first, or a quiet time would let too much of the next burst in.
+Not all come to their widest at once, and what ends gives its blocks back. So the future is looked
+at: each request is expected to grow evenly up to its end and to free what it holds there. Most is
+in use right before one of these ends; where that is no more than there is, the request fits. (The
+idea is that of the Past-Future scheduler, arXiv 2507.10150, for requests that are one sequence.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -38,11 +36,17 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Need:
-    """What a request has come to: tokens generated, the widest fork, tokens of its critical path."""
+    """What a request has come to: tokens generated, the widest fork, tokens of its critical path.
 
-    generated: int
+    ``prompt_blocks``: KV blocks that it took when it started, those that it shares not counted.
+    ``max_tokens``: what it may generate at most.
+    """
+
+    generated: int = 0
     width: int = 0
     critical: int = 0
+    prompt_blocks: int = 0
+    max_tokens: int = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,15 @@ class Room:
     num_slots: int
 
 
+@dataclass(frozen=True, order=True)
+class Future:
+    """Steps until a request ends, blocks that it takes until then, and those that it already has."""
+
+    steps: float
+    growth: float
+    held: float
+
+
 class Admission:
     """Learns what requests need, and says whether one more fits."""
 
@@ -63,20 +76,14 @@ class Admission:
     RARELY = 0.05
     #: Of what is expected in all, one that has come further is still expected to write this much.
     LAST_PART = 1 / 8
-    #: The part of what is expected that is kept free: at first, at least and at most.
-    RESERVE, LEAST_RESERVE, MOST_RESERVE = 1.0, 0.1, 1.0
-    #: What it is multiplied by when a request has lost its blocks, and when one has ended by itself
-    #: while others waited; the part of the way that it goes back when none did.
-    MORE, LESS, BACK = 1.2, 0.9, 0.1
+    #: Room for so much of what all are expected to take is enough: they take most of it late.
+    ENOUGH = 0.8
 
     def __init__(self) -> None:
         self.tokens = Expectation(self.PRIOR_TOKENS)
         self.width = Expectation(self.PRIOR_WIDTH)
         self.parallelism = Expectation(2.0)
         self.forks = Expectation(1.0)
-        self.reserve = self.RESERVE
-        #: Whether a request was kept waiting since the last one ended.
-        self._has_refused = False
 
     @property
     def is_due(self) -> bool:
@@ -89,38 +96,41 @@ class Admission:
         self.width.see(need.width)
         self.parallelism.see(max(need.generated / max(need.critical, 1), 1.0))
         self.forks.see(need.width > 0)
-        if self._has_refused:
-            self.reserve = max(self.reserve * self.LESS, self.LEAST_RESERVE)
-        else:
-            self.reserve += self.BACK * (self.RESERVE - self.reserve)
-        self._has_refused = False
 
-    def ran_short(self) -> None:
-        """A request has had to give its blocks back, for there were none left."""
-        self.reserve = min(self.reserve * self.MORE, self.MOST_RESERVE)
-
-    def admits(self, prompt_blocks: int, max_tokens: int, running: Iterable[Need], room: Room) -> bool:
-        """Whether a request of ``prompt_blocks`` new blocks may start beside the ``running`` ones.
+    def admits(self, new: Need, running: Iterable[Need], room: Room) -> bool:
+        """Whether a request that needs ``new`` may start beside the ``running`` ones.
 
         One that runs alone always may.
         """
-        is_admitted = self._has_room(prompt_blocks, max_tokens, running, room)
-        self._has_refused |= not is_admitted
-        return is_admitted
+        futures = [self.future(need, room.tokens_per_block) for need in (*running, new)]
+        if len(futures) == 1:
+            return True
+        if len(futures) * self.parallelism.mean > room.num_slots:
+            return False
+        return most_in_use(futures) <= room.num_free - new.prompt_blocks
 
-    def _has_room(self, prompt_blocks: int, max_tokens: int, running: Iterable[Need], room: Room) -> bool:
-        blocks = room.num_free - prompt_blocks - self._growth(Need(0), max_tokens, room.tokens_per_block)
-        slots = room.num_slots - self.parallelism.mean
-        for need in running:
-            blocks -= self._growth(need, None, room.tokens_per_block)
-            slots -= self.parallelism.mean
-            if blocks < 0 or slots < 0:
-                return False
-        return True
-
-    def _growth(self, need: Need, max_tokens: int | None, tokens_per_block: int) -> float:
-        """Blocks that a request will still take; each thread leaves one partly empty."""
-        tokens = self.tokens.mean if max_tokens is None else min(self.tokens.mean, max_tokens)
+    def future(self, need: Need, tokens_per_block: int) -> Future:
+        """What is expected of a request; before its fork, that each thread leaves a block partly empty."""
+        tokens = max(min(self.tokens.mean, need.max_tokens), 1.0)
+        steps = tokens / self.parallelism.mean
         left = max(tokens - need.generated, tokens * self.LAST_PART)
         to_fork = 0.0 if need.width else self.width.mean
-        return self.reserve * (left / tokens_per_block + to_fork)
+        return Future(
+            steps=max(steps - need.critical, steps * self.LAST_PART),
+            growth=self.ENOUGH * (left / tokens_per_block + to_fork),
+            held=need.prompt_blocks + need.generated / tokens_per_block,
+        )
+
+
+def most_in_use(futures: Sequence[Future]) -> float:
+    """Blocks beyond those in use now that will be in use at once, at most.
+
+    That is so right before one of them ends: until then all that have not ended grow, each evenly.
+    """
+    growing = sum(f.growth / f.steps for f in futures)
+    freed = most = 0.0
+    for future in sorted(futures):
+        most = max(most, growing * future.steps - freed)
+        growing -= future.growth / future.steps
+        freed += future.held
+    return most

@@ -5,10 +5,10 @@ Threads and what has run always may.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
@@ -20,23 +20,25 @@ from forkjoin_scheduler.vllm_seam.forking import Forking
 from forkjoin_scheduler.vllm_seam.wish import noted
 
 
+@dataclass(frozen=True)
+class Admitted:
+    """A request that may fork and was let in, and what it needed then."""
+
+    request: Request
+    need: Need
+
+
 class Admitting(Forking):
     """Keeps requests that may fork waiting until there is room for what they will need."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self._admission = Admission()
-        #: Requests that may fork and were let in, by id, until they end.
-        self._admitted: dict[str, Request] = {}
+        #: By the id of their requests, until they end.
+        self._admitted: dict[str, Admitted] = {}
         self._door = Door()
         #: Threads that the policy of ``pacing.py`` does not let start in this step.
         self._held_back: set[str] = set()
-
-    def _note_shortage(self, output: SchedulerOutput) -> None:
-        """Tell the policy of each request that vLLM has preempted; parked ones are named there, too."""
-        named = [self.requests.get(i) for i in output.preempted_req_ids or ()]
-        for _ in [r for r in named if r is not None and r.status == RequestStatus.PREEMPTED]:
-            self._admission.ran_short()
 
     # ---- vLLM's hooks ----------------------------------------------------------------------
 
@@ -54,8 +56,9 @@ class Admitting(Forking):
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        if self._admitted.pop(request.request_id, None) and request.status in (STOPPED, CAPPED):
-            self._admission.learn(self._come_to(request))
+        admitted = self._admitted.pop(request.request_id, None)
+        if admitted is not None and request.status in (STOPPED, CAPPED):
+            self._admission.learn(self._come_to(admitted))
         return super()._free_request(request, delay_free_blocks)
 
     # ----------------------------------------------------------------------------------------
@@ -70,22 +73,31 @@ class Admitting(Forking):
         )
 
     def _is_admitted(self, request: Request) -> bool:
-        if self._admission.is_due and not self._fits(request):
+        need = Need(
+            prompt_blocks=kv.num_new_blocks(self.kv_cache_manager, request), max_tokens=request.max_tokens
+        )
+        if self._admission.is_due and not self._fits(need):
             return False
-        self._admitted[request.request_id] = request
+        self._admitted[request.request_id] = Admitted(request, need)
         return True
 
-    def _fits(self, request: Request) -> bool:
+    def _fits(self, need: Need) -> bool:
         manager = self.kv_cache_manager
         room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._num_slots)
-        running = (self._come_to(r) for r in self._admitted.values())
-        return self._admission.admits(kv.num_new_blocks(manager, request), request.max_tokens, running, room)
+        running = (self._come_to(admitted) for admitted in self._admitted.values())
+        return self._admission.admits(need, running, room)
 
-    def _come_to(self, request: Request) -> Need:
+    def _come_to(self, admitted: Admitted) -> Need:
+        """What it needed at its start, and what it has come to since."""
+        generated, widest, critical = self._written(admitted.request)
+        return replace(admitted.need, generated=generated, width=widest, critical=critical)
+
+    def _written(self, request: Request) -> tuple[int, int, int]:
+        """Tokens generated, the widest fork, tokens of the critical path."""
         if live := self._live.get(request.request_id):
             family = live.family
-            return Need(family.num_generated, family.widest, family.num_critical)
-        return Need(request.num_output_tokens, 0, request.num_output_tokens)
+            return family.num_generated, family.widest, family.num_critical
+        return request.num_output_tokens, 0, request.num_output_tokens
 
     def _stop_looking(self) -> None:
         """Let vLLM look at no more waiting requests in this step.

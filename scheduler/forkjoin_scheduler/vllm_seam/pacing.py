@@ -120,8 +120,8 @@ class Pacing(Admitting):
         others = [
             r for r in self.running if r.request_id not in self._threads and r.request_id not in self._fills
         ]
-        streams = {r.request_id: r for r in others} | self._admitted
-        written = {i: self._come_to(r).critical for i, r in streams.items()}
+        streams = {r.request_id: r for r in (*others, *(a.request for a in self._admitted.values()))}
+        written = {i: self._written(r)[2] for i, r in streams.items()}
         return self._deadlines.slack(written, time.monotonic())
 
     # ---- what steps take -------------------------------------------------------------------

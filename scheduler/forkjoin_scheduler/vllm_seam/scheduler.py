@@ -63,7 +63,6 @@ class ForkJoinScheduler(Pacing):
             self._pace_threads()
         self._door.open()
         output = super().schedule(throttle_prefills)
-        self._note_shortage(output)
         self._step_scheduled(output)
         if self._live:
             self._give_orders(output)

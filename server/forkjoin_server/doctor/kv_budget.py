@@ -16,13 +16,13 @@ PROMPT_TOKENS = 512
 
 def num_families(cache: Cache, num_slots: int) -> int:
     """So many requests of ``PROMPT_TOKENS`` the server starts beside each other before it has learnt."""
-    admission, prompt_blocks = Admission(), -(-PROMPT_TOKENS // cache.block_size)
+    admission, need = Admission(), Need(prompt_blocks=-(-PROMPT_TOKENS // cache.block_size))
     running: list[Need] = []
-    while prompt_blocks * (len(running) + 1) <= cache.num_blocks:
-        room = Room(cache.num_blocks - prompt_blocks * len(running), cache.block_size, num_slots)
-        if not admission.admits(prompt_blocks, Admission.PRIOR_TOKENS, running, room):
+    while need.prompt_blocks * (len(running) + 1) <= cache.num_blocks:
+        room = Room(cache.num_blocks - need.prompt_blocks * len(running), cache.block_size, num_slots)
+        if not admission.admits(need, running, room):
             break
-        running.append(Need(0))
+        running.append(need)
     return len(running)
 
 
