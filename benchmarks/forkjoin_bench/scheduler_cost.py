@@ -164,23 +164,29 @@ def families_of(kind: str, width: int, words: Words) -> list[Family]:
     return families
 
 
-def measure(kind: str, width: int) -> Cost:
-    """The cost of a step while ``width`` sequences of this ``kind`` decode."""
+def measure(width: int) -> list[Cost]:
+    """The cost of a step while ``width`` sequences decode, for each kind.
+
+    All kinds take their steps in turn: what a step costs differs from second to second.
+    """
     tokenizer = tokenizer_of(str(EMBEDDED_MODEL))
-    compiler = Compiler(tokenizer)
-    fed = make_scheduler(kind, width)
-    for family in families_of(kind, width, Words(tokenizer)):
-        fed.ask(compiler.compile(family))
-    seconds: list[float] = []
+    compiler, words = Compiler(tokenizer), Words(tokenizer)
+    fed: dict[str, Fed] = {}
+    for kind in KINDS:
+        fed[kind] = make_scheduler(kind, width)
+        for family in families_of(kind, width, words):
+            fed[kind].ask(compiler.compile(family))
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     gc.collect()
     gc.disable()  # its pauses are the process's, not a step's
-    while len(seconds) < THREAD_TOKENS - MARGIN:
-        num, spent = fed.step()
-        if num == width:
-            seconds.append(spent)
-        assert num, f"{kind}, {width}: nothing runs after {len(seconds)} steps"
+    while unfinished := [k for k in KINDS if len(seconds[k]) < THREAD_TOKENS - MARGIN]:
+        for kind in unfinished:
+            num, spent = fed[kind].step()
+            if num == width:
+                seconds[kind].append(spent)
+            assert num, f"{kind}, {width}: nothing runs after {len(seconds[kind])} steps"
     gc.enable()
-    return Cost(kind, width, 1e6 * statistics.median(seconds[MARGIN:]))
+    return [Cost(kind, width, 1e6 * statistics.median(seconds[kind][MARGIN:])) for kind in KINDS]
 
 
 def slope(costs: list[Cost], low: int = 128) -> float:
@@ -200,7 +206,8 @@ def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-    costs = {kind: [measure(kind, width) for width in args.widths] for kind in KINDS}
+    measured = [cost for width in args.widths for cost in measure(width)]
+    costs = {kind: [c for c in measured if c.kind == kind] for kind in KINDS}
     rows = [[kind, *(f"{c.step_us:.0f}" for c in own)] for kind, own in costs.items()]
     print("CPU microseconds of the scheduler a step, by sequences that decode:\n")
     print(table(["", *map(str, args.widths)], rows))

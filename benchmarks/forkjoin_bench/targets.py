@@ -158,6 +158,21 @@ def _recomputed(values: dict[str, float]) -> float:
     return values["prefilled_tail"] + values["prefilled_recomputed"]
 
 
+def most_to_gain(run: Run) -> float:
+    """How many times as fast ``run`` would be if its forks and joins took no time at all.
+
+    No server can do better on the same steps: the rest is decoding, and the prefill of the prompt.
+    """
+    between = run.values.get("forks_s", 0.0) + run.values.get("joins_s", 0.0)
+    return run.values["answer_s"] / (run.values["answer_s"] - between)
+
+
+def _bounds(runs: Sequence[Run]) -> dict[str, float]:
+    """For each trace and client loop, the most that forks and joins leave to be gained."""
+    idle = _of(runs, CLIENTS, scenario="idle")
+    return _by_case([(f"{r.system}, {r.trace}", most_to_gain(r)) for r in idle])
+
+
 TARGETS = (
     Target("prefix tokens recomputed at forks", "idle", Bound("≤", 0), _each_trace(_recomputed)),
     Target(
@@ -238,7 +253,14 @@ def markdown(results: Sequence[tuple[dict[str, Any], Sequence[Run]]]) -> str:
 def _of_run(result: dict[str, Any], runs: Sequence[Run]) -> str:
     command = f"`forkjoin bench run --model {result['model']} --scenario {{}}`"
     judged = [(t.name, t.bound, t.measure(runs), command.format(t.scenario)) for t in TARGETS]
-    return _tables(result["model"], judged)
+    text = _tables(result["model"], judged)
+    if bounds := _bounds(runs):
+        rows = [[case, f"{bound:.3g}"] for case, bound in bounds.items()]
+        text += (
+            "\n\nThe most that can be gained over each client, if forks and joins took no time at all:\n\n"
+        )
+        text += table(["client, trace", "times as fast"], rows)
+    return text
 
 
 def _of_scheduler(result: dict[str, Any]) -> str:
@@ -248,11 +270,14 @@ def _of_scheduler(result: dict[str, Any]) -> str:
     growth = {
         kind: n for kind, n in result.get("slopes", {}).items() if kind in ("one family", "families of 8")
     }
+    stock_growth = result.get("slopes", {}).get("plain, vLLM's scheduler", 1.0)
+    above = {kind: n - stock_growth for kind, n in growth.items()}
     command = "`forkjoin bench scheduler`"
     return _tables(
         "scheduler",
         [
             ("scheduler time a step ~ threads^n, 128 to 1,024", Bound("≤", MAX_EXPONENT), growth, command),
+            ("the same, less vLLM's own n", Bound("≤", MAX_EXPONENT - 1), above, command),
             ("scheduler time a step, plain, ours / vLLM's", Bound("≤", 1.02), over_stock, command),
         ],
     )

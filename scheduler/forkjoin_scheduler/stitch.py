@@ -1,18 +1,22 @@
-"""The arithmetic of stitched joins: where a thread's KV goes, and at which positions it goes on.
+"""The arithmetic of stitched joins: where threads' KV goes, and at which positions it goes on.
 
-Contexts lie in KV slots without a gap, one thread behind the other. Positions are those the model
-was trained with: each thread's go on from the fork, what follows the join goes on from the
-longest thread. So a branch's positions differ from its slots by an ``offset``, constant between
-two joins::
+Contexts lie in KV slots without a gap. Positions are those the model was trained with: each thread's
+go on from the fork, what follows the join goes on from the longest thread. So a branch's positions
+differ from its slots by an ``offset``, constant between two joins::
 
     slots      0 .. 9 | 10 11 12 13 | 14 15 16 17 18 19 | 20 21
     text       prompt | thread 1    | thread 2          | what follows
     positions  0 .. 9 | 10 11 12 13 | 10 11 12 13 14 15 | 16 17        offset 16 - 20 = -4
+
+In which order the threads' KV lies behind the prompt is all the same: positions are in the keys, and
+what follows sees all of it. So a join takes the threads' blocks as they are, and moves only what fills
+the gaps in them: it needs no block beyond those that the threads have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +50,56 @@ def num_skipped(thread: Branch, *, is_first: bool) -> int:
     return 0 if is_first else len(thread.plan.header_ids) - len(thread.plan.joined_header_ids)
 
 
-def slots(block_ids: Sequence[int], block_size: int, first: int, end: int) -> Slots:
-    """The KV slots of the tokens ``first`` to ``end`` (exclusive) of a request with these blocks.
+def slots(block_ids: Sequence[int], block_size: int, tokens: Slots) -> Slots:
+    """The KV slots of ``tokens`` (counted from 0) of a request with these blocks.
 
-    >>> slots([7, 3], 4, 2, 6).tolist()
+    >>> slots([7, 3], 4, np.arange(2, 6)).tolist()
     [30, 31, 12, 13]
     """
-    tokens = np.arange(first, end, dtype=np.int64)
     return np.asarray(block_ids, dtype=np.int64)[tokens // block_size] * block_size + tokens % block_size
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A block whose slots ``first`` to ``end`` (exclusive) hold KV of a context that is put together.
+
+    ``is_ours``: whether the other slots may be written.
+    """
+
+    block_id: int
+    first: int
+    end: int
+    is_ours: bool = True
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How lent blocks become a context without a gap.
+
+    ``kept``: the blocks that it takes, in order, as indices of the lent ones. ``sources``: slots in
+    others, or behind its end. ``holes``: where these go, counted in tokens from its first block on; it
+    may take blocks beyond the kept ones.
+    """
+
+    kept: list[int]
+    sources: Slots
+    holes: Slots
+
+
+def lay_out(lent: Sequence[Lent], block_size: int) -> Layout:
+    """The layout with the fewest blocks, and of these one with few moves."""
+    lengths = [b.end - b.first for b in lent]
+    num_tokens = sum(lengths)
+    num_blocks = -(-num_tokens // block_size)
+    kept = [i for i, length in enumerate(lengths) if length == block_size]
+    parts = [i for i, b in enumerate(lent) if b.is_ours and 0 < lengths[i] < block_size]
+    kept += sorted(parts, key=lambda i: -lengths[i])[: num_blocks - len(kept)]
+    is_taken = np.zeros(num_blocks * block_size, dtype=bool)
+    for at, i in enumerate(kept):
+        is_taken[at * block_size + lent[i].first : at * block_size + lent[i].end] = True
+    behind = num_tokens + np.flatnonzero(is_taken[num_tokens:])
+    sources = [slots([lent[i].block_id for i in kept], block_size, behind)]
+    sources += [
+        b.block_id * block_size + np.arange(b.first, b.end) for i, b in enumerate(lent) if i not in kept
+    ]
+    return Layout(kept, np.concatenate(sources), np.flatnonzero(~is_taken[:num_tokens]))

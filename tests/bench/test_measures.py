@@ -109,12 +109,19 @@ def test_each_target_is_met_not_met_or_not_measured():
     assert "not measured" in rows["plain throughput, ours / stock"]
 
 
+def test_what_forks_and_joins_take_bounds_what_can_be_gained():
+    runs = [run("client-http", answer_s=4.0, forks_s=0.5, joins_s=1.5), run("forkjoin", answer_s=3.0)]
+    assert "| client-http, 8x64 | 2 |" in targets_of([(FACTS, runs)])
+
+
 def test_the_schedulers_own_targets_are_judged_by_its_result():
     costs = {
         "plain requests": {"8": 102.0, "32": 205.0},
         "plain, vLLM's scheduler": {"8": 100.0, "32": 200.0},
     }
-    told = targets_of([({"costs": costs, "slopes": {"one family": 1.3, "families of 8": 1.0}}, [])])
+    slopes = {"one family": 1.3, "families of 8": 1.0, "plain, vLLM's scheduler": 1.28}
+    told = targets_of([({"costs": costs, "slopes": slopes}, [])])
     assert "| 1.3 (one family) | **not met** (1 of 2 cases are)" in told
+    assert "| 0.02 (one family) | met |" in told
     assert "| 8 requests | 1.02 | met |" in told
     assert "| 32 requests | 1.025 | **not met** |" in told

@@ -240,9 +240,7 @@ ATTRIBUTES = {
         "priority trace_headers resumable prompt_embeds mm_features "
         "next_decode_eligible_step"
     ),
-    "vllm.v1.core.sched.output:SchedulerOutput": (
-        "num_scheduled_tokens total_num_scheduled_tokens"
-    ),
+    "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens total_num_scheduled_tokens"),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
     "vllm.v1.engine:EngineCoreOutput": (
         "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params trace_headers"

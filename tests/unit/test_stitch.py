@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from forkjoin_scheduler.dialect import Limits, Positions
 from forkjoin_scheduler.family import Branch, Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
-from forkjoin_scheduler.stitch import joined_offset, num_skipped, slots, thread_offset
+from forkjoin_scheduler.stitch import Lent, joined_offset, lay_out, num_skipped, slots, thread_offset
 
 
 @dataclass
@@ -144,9 +145,72 @@ def test_slots_are_those_of_the_blocks_laid_one_behind_the_other(block_size, blo
     everything = [b * block_size + i for b in block_ids for i in range(block_size)]
     first = data.draw(st.integers(0, len(everything)))
     end = data.draw(st.integers(first, len(everything)))
-    assert slots(block_ids, block_size, first, end).tolist() == everything[first:end]
+    assert slots(block_ids, block_size, np.arange(first, end)).tolist() == everything[first:end]
 
 
 def test_slots_beyond_the_blocks_are_an_error():
     with pytest.raises(IndexError):
-        slots([3], 4, 0, 5)
+        slots([3], 4, np.arange(5))
+
+
+# ---- layouts -------------------------------------------------------------------------------
+
+
+@st.composite
+def lent_blocks(draw):
+    """A block size, and blocks each with a part that holds KV."""
+    size = draw(st.integers(1, 6))
+    lent = []
+    for block_id in draw(st.permutations(range(8)))[: draw(st.integers(0, 8))]:
+        first = draw(st.integers(0, size - 1))
+        lent.append(Lent(block_id, first, draw(st.integers(first + 1, size)), draw(st.booleans())))
+    return size, lent
+
+
+def moved(size, lent, layout):
+    """What each slot holds behind the moves: the name of the KV that was there, or of what came."""
+    memory = {s: ("old", s) for s in range(8 * size)} | {
+        b.block_id * size + i: ("kv", b.block_id, i) for b in lent for i in range(b.first, b.end)
+    }
+    num_more = 1 + len(lent) - len(layout.kept)  # blocks that are allocated behind the kept ones
+    table = [*(lent[i].block_id for i in layout.kept), *range(8, 8 + num_more)]
+    holes = slots(table, size, layout.holes).tolist()
+    sources = layout.sources.tolist()
+    assert len(sources) == len(holes) == len({*sources, *holes}) / 2
+    return table, memory | {hole: memory[source] for source, hole in zip(sources, holes, strict=True)}
+
+
+@given(lent_blocks())
+def test_a_layout_has_all_that_was_lent_without_a_gap(case):
+    size, lent = case
+    table, memory = moved(size, lent, lay_out(lent, size))
+    num_tokens = sum(b.end - b.first for b in lent)
+    there = [memory[s] for s in slots(table, size, np.arange(num_tokens)).tolist()]
+    assert sorted(there) == sorted(("kv", b.block_id, i) for b in lent for i in range(b.first, b.end))
+
+
+@given(lent_blocks())
+def test_a_layout_writes_no_block_that_somebody_else_has(case):
+    size, lent = case
+    before = {(b.block_id, i) for b in lent if not b.is_ours for i in range(size)}
+    layout = lay_out(lent, size)
+    kept = [lent[i].block_id for i in layout.kept]
+    written = {(kept[h // size], h % size) for h in layout.holes.tolist() if h // size < len(kept)}
+    assert not written & before
+
+
+@given(lent_blocks())
+def test_a_layout_takes_no_more_blocks_than_its_tokens_need(case):
+    size, lent = case
+    layout = lay_out(lent, size)
+    num_blocks = -(-sum(b.end - b.first for b in lent) // size)
+    assert len(set(layout.kept)) == len(layout.kept) <= num_blocks
+    if all(b.is_ours for b in lent):
+        assert len(layout.kept) == num_blocks
+
+
+def test_whole_blocks_stay_and_the_fullest_are_filled_up():
+    """Blocks of 4: 3 tokens fill up with the one of a block that is returned."""
+    lent = [Lent(5, 0, 3), Lent(7, 0, 4), Lent(6, 2, 3)]
+    layout = lay_out(lent, 4)
+    assert (layout.kept, layout.sources.tolist(), layout.holes.tolist()) == ([1, 0], [26], [7])

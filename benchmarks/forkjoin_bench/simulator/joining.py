@@ -190,7 +190,7 @@ class Joining(Core):
         self._queue(parent)
 
     def _stitch(self, parent: Sequence, num_joined: int) -> None:
-        """Move the threads' KV behind one another; if some of it was lost all is computed anew."""
+        """Put the threads' KV together in their own blocks; if some of it was lost all is computed anew."""
         held, parent.held = parent.held, {}
         parent.is_stitched = True
         self._drop(parent.kv)
@@ -200,6 +200,14 @@ class Joining(Core):
             return
         parent.kv = held.pop(0)
         parent.kv.computed = parent.tokens + num_joined
+        num_missing = self._num_blocks(parent.kv.computed) - len(parent.kv.blocks)
+        first = parent.tokens // self.engine.block_size  # before it are the shared ones
+        for kv in held.values():
+            own = kv.blocks[first:]
+            taken = own[: max(num_missing, 0)]
+            parent.kv.blocks += taken
+            kv.blocks[first:] = own[len(taken) :]
+            num_missing -= len(taken)
         self._moving[parent] = list(held.values())
 
     def _moved(self) -> None:

@@ -47,11 +47,13 @@ class Forking(Joining):
             wish.at_prompt = False
             self._triggered.append((request, None))
             return super()._update_request_with_output(request, [], is_stale)
-        live = self._live.get(request.request_id)
+        live = self._live.get(request.request_id) if self._live else None
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         plan = None
         if not stopped:
-            self._listen(request, wish)
+            only = wish.spoken.only_call
+            if only is None or request._all_token_ids[-1] == only:
+                self._listen(request, wish)
         elif plan := self._plan_instead_of_ending(request, wish):
             self._triggered.append((request, plan))
         if live is not None:
@@ -63,8 +65,6 @@ class Forking(Joining):
 
     def _listen(self, request: Request, wish: Wish) -> None:
         """Note what the token that ``request`` has just written calls for at the end of the step."""
-        if (only := wish.spoken.only_call) is not None and request._all_token_ids[-1] != only:
-            return
         if wish.spoken.triggers(request._all_token_ids):
             self._triggered.append((request, None))
         elif number := wish.spoken.asked_for(request._all_token_ids):

@@ -28,29 +28,6 @@ _ONE_TOKEN = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
 
 
 @dataclass(frozen=True)
-class Move:
-    """KV to be moved: the tokens ``first`` to ``end`` of what ``held`` holds."""
-
-    held: kv.HeldBlocks
-    first: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Stitched:
-    """KV that is put together: behind ``held`` (its first ``first`` tokens) come ``moves``."""
-
-    held: kv.HeldBlocks
-    first: int
-    moves: tuple[Move, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the whole."""
-        return self.first + sum(m.end - m.first for m in self.moves)
-
-
-@dataclass(frozen=True)
 class Fill:
     """The KV of ``token_ids``: from ``start``, or sharing the first ``num_shared`` tokens of ``source``.
 
@@ -58,7 +35,7 @@ class Fill:
     """
 
     token_ids: list[int]
-    start: kv.HeldBlocks | Stitched | None = None
+    start: kv.HeldBlocks | kv.Stitched | None = None
     source: str | kv.HeldBlocks | None = None
     num_shared: int = 0
     offset: int = 0
@@ -94,7 +71,7 @@ class Jobs(Core):
         self._fills: dict[str, Job] = {}
         self._fill_ids = count()
         #: Requests whose context is put together when they are scheduled next.
-        self._to_stitch: dict[str, Stitched] = {}
+        self._to_stitch: dict[str, kv.Stitched] = {}
         #: Positions less slots, of the requests where they differ.
         self._offsets: dict[str, int] = {}
 
@@ -131,11 +108,12 @@ class Jobs(Core):
         if fill.offset:
             self._offsets[request_id] = fill.offset
         if fill.start is not None:
-            held = fill.start.held if isinstance(fill.start, Stitched) else fill.start
+            held = fill.start
+            if isinstance(held, kv.Stitched):
+                self._to_stitch[request_id] = held
+                held = held.held
             kv.adopt(self.kv_cache_manager, request, held)
-            request.num_computed_tokens = fill.start.num_tokens
-            if isinstance(fill.start, Stitched):
-                self._to_stitch[request_id] = fill.start
+            request.num_computed_tokens = held.num_tokens
         queues.start(self, request, first=fill.start is not None or fill.source is not None)
 
     def _fill_done(self, job: Job) -> None:
@@ -171,5 +149,5 @@ class Jobs(Core):
     def _unstitch(self, request_id: str) -> None:
         """Release what was to be put together for a request that will not run."""
         if stitched := self._to_stitch.pop(request_id, None):
-            for move in stitched.moves:
-                kv.release(self.kv_cache_manager, move.held)
+            for held in stitched.rest:
+                kv.release(self.kv_cache_manager, held)

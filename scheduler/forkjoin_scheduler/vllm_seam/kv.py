@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.stitch import Slots, slots
+from forkjoin_scheduler.stitch import Lent, Slots, lay_out, slots
 
 #: Set on a request whose KV is not that of its tokens one behind the other.
 _UNHASHED = "_forkjoin_unhashed"
@@ -26,6 +26,33 @@ class HeldBlocks:
     blocks: list[list[KVCacheBlock]]
     num_cached: list[int]
     num_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """The KV of the tokens ``first`` to ``end`` (exclusive) of what ``held`` holds."""
+
+    held: HeldBlocks
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stitched:
+    """KV that is put together: ``held``, once ``sources`` (slots) are moved to its ``holes`` (tokens).
+
+    ``rest``: what is to be released behind that.
+    """
+
+    held: HeldBlocks
+    sources: Slots
+    holes: Slots
+    rest: list[HeldBlocks]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole."""
+        return self.held.num_tokens
 
 
 def shared_prefix(manager: KVCacheManager, source: str | HeldBlocks, num_tokens: int) -> KVCacheBlocks:
@@ -68,19 +95,43 @@ def adopt(manager: KVCacheManager, request: Request, held: HeldBlocks) -> None:
         single.num_cached_block[request.request_id] = num_cached
 
 
-def held_slots(manager: KVCacheManager, held: HeldBlocks, first: int, end: int) -> Slots:
-    """The slots of the tokens ``first`` to ``end`` in held blocks (of the only KV cache group)."""
-    return _slots(manager, held.blocks[0], first, end)
+def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> Stitched:
+    """Let the KV of ``others`` follow that of ``start``, which begins at token 0, in their own blocks.
 
-
-def request_slots(manager: KVCacheManager, request_id: str, first: int, end: int) -> Slots:
-    """The slots of the tokens ``first`` to ``end`` of a request (in the only KV cache group)."""
-    return _slots(manager, manager.get_blocks(request_id).blocks[0], first, end)
-
-
-def _slots(manager: KVCacheManager, blocks: Sequence[KVCacheBlock], first: int, end: int) -> Slots:
+    Of the only KV cache group. Blocks that somebody else holds, or could find, are not written.
+    """
     (single,) = manager.coordinator.single_type_managers
-    return slots([b.block_id for b in blocks], single.block_size, first, end)
+    size = single.block_size
+    blocks = start.held.blocks[0]
+    num_whole = start.end // size
+    pieces = [Piece(start.held, num_whole * size, start.end), *others]
+    found = [found for piece in pieces for found in _lent(piece, size)]
+    layout = lay_out([lent for _, lent in found], size)
+    table = [*blocks[:num_whole], *(found[i][0] for i in layout.kept)]
+    num_tokens = start.end + sum(piece.end - piece.first for piece in others)
+    held = HeldBlocks([table], [min(start.held.num_cached[0], num_whole)], num_tokens)
+    rest, taken = [], {block.block_id for block in table}
+    for piece in (start, *others):  # each holds the blocks of the prefix once more
+        blocks = piece.held.blocks[0]
+        rest.append(HeldBlocks([[b for b in blocks if b.block_id not in taken]], [0], 0))
+        taken -= {block.block_id for block in blocks}
+    return Stitched(held, layout.sources, num_whole * size + layout.holes, rest)
+
+
+def _lent(piece: Piece, size: int) -> Iterator[tuple[KVCacheBlock, Lent]]:
+    """The blocks that a piece lies in."""
+    for i in range(piece.first // size, -(-piece.end // size)):
+        block = piece.held.blocks[0][i]
+        is_ours = block.ref_cnt == 1 and block.block_hash is None
+        first, end = max(piece.first - i * size, 0), min(piece.end - i * size, size)
+        yield block, Lent(block.block_id, first, end, is_ours)
+
+
+def request_slots(manager: KVCacheManager, request_id: str, tokens: Slots) -> Slots:
+    """The slots of ``tokens`` of a request (in the only KV cache group)."""
+    (single,) = manager.coordinator.single_type_managers
+    blocks = manager.get_blocks(request_id).blocks[0]
+    return slots([b.block_id for b in blocks], single.block_size, tokens)
 
 
 def num_blocks(manager: KVCacheManager) -> int:

@@ -1,10 +1,10 @@
 """Stitched joins in the engine: KV moved behind KV, and computed anew where it was lost.
 
 The KV of a stitched context can't be computed from its tokens in a row: each thread saw only
-itself. So every thread's blocks are kept until the join; the branch adopts the first thread's,
-vLLM allocates what is missing when it schedules the branch, and the orders of that step tell the
-workers which slots to move there. A stitched branch that loses its blocks is *restored*: its own
-text up to each fork is computed, then each thread upon it, then they are stitched again.
+itself. So every thread's blocks are kept until the join; the branch adopts them, and the orders of
+the step in which it is scheduled next tell the workers which slots to move, for no gap to be left. A
+stitched branch that loses its blocks is *restored*: its own text up to each fork is computed, then
+each thread upon it, then they are stitched again.
 
 Invariants (pinned by tests): stitched KV is never hashed; blocks that are moved from stay held
 until the step that moves them has run; a restored context has the KV it had.
@@ -26,7 +26,7 @@ from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.join import body
 from forkjoin_scheduler.stitch import joined_offset, num_skipped
 from forkjoin_scheduler.vllm_seam import kv, queues
-from forkjoin_scheduler.vllm_seam.jobs import Fill, Job, Jobs, Move, Stitched, Work
+from forkjoin_scheduler.vllm_seam.jobs import Fill, Job, Jobs, Work
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.orders import Orders, attach
 
@@ -54,21 +54,12 @@ class Stitching(Jobs):
         moves = []
         for request_id in [i for i in self._to_stitch if i in scheduled]:
             stitched = self._to_stitch.pop(request_id)
-            moves += self._moves(request_id, stitched)
-            self._moving.setdefault(id(output), []).extend(m.held for m in stitched.moves)
+            holes = kv.request_slots(self.kv_cache_manager, request_id, stitched.holes)
+            moves.append(np.stack([stitched.sources, holes], axis=1))
+            self._moving.setdefault(id(output), []).extend(stitched.rest)
         if moves or offsets:
             copies = np.concatenate(moves) if moves else np.empty((0, 2), dtype=np.int64)
             attach(output, Orders(copies, offsets))
-
-    def _moves(self, request_id: str, stitched: Stitched) -> list[np.ndarray]:
-        moves, at = [], stitched.first
-        for move in stitched.moves:
-            end = at + move.end - move.first
-            source = kv.held_slots(self.kv_cache_manager, move.held, move.first, move.end)
-            destination = kv.request_slots(self.kv_cache_manager, request_id, at, end)
-            moves.append(np.stack([source, destination], axis=1))
-            at = end
-        return moves
 
     def _release_moved(self, output: SchedulerOutput) -> None:
         """The step of ``output`` has run."""
@@ -126,14 +117,19 @@ class Stitching(Jobs):
 
     # ---- joins -----------------------------------------------------------------------------
 
-    def _stitched(self, live: LiveFamily, held: dict[Branch, kv.HeldBlocks]) -> Stitched:
+    def _stitched(self, live: LiveFamily, held: dict[Branch, kv.HeldBlocks]) -> kv.Stitched:
         """The context behind a join of the threads (in outline order) whose blocks are handed over."""
-        ends = {t: t.fork_len + len(self._own_ids(live, t)) for t in held}
-        (first, start), *others = held.items()
-        moves = [Move(blocks, t.fork_len + num_skipped(t, is_first=False), ends[t]) for t, blocks in others]
-        return Stitched(start, ends[first], tuple(moves))
+        start, *others = (
+            kv.Piece(
+                blocks,
+                t.fork_len + num_skipped(t, is_first=False) if i else 0,
+                t.fork_len + len(self._own_ids(live, t)),
+            )
+            for i, (t, blocks) in enumerate(held.items())
+        )
+        return kv.stitch(self.kv_cache_manager, start, others)
 
-    def _start_stitched(self, request: Request, stitched: Stitched, offset: int) -> None:
+    def _start_stitched(self, request: Request, stitched: kv.Stitched, offset: int) -> None:
         """Give ``request`` the KV that is put together when it is scheduled next."""
         kv.adopt(self.kv_cache_manager, request, stitched.held)
         kv.never_hash(request)
@@ -239,7 +235,7 @@ class Stitching(Jobs):
 
     def _replay_forks(
         self, job: Job, live: LiveFamily, branch: Branch, context: list[int], source: Source
-    ) -> Generator[Fill, kv.HeldBlocks, tuple[Stitched | None, int]]:
+    ) -> Generator[Fill, kv.HeldBlocks, tuple[kv.Stitched | None, int]]:
         """The KV up to behind the last join of ``branch`` (None: it has none), and its offset there."""
         start, offset = None, branch.start_offset
         for threads in self._joined_forks(branch):
@@ -256,7 +252,7 @@ class Stitching(Jobs):
 
     @staticmethod
     def _fill(
-        context: list[int], start: Stitched | None, source: Source, branch: Branch, offset: int
+        context: list[int], start: kv.Stitched | None, source: Source, branch: Branch, offset: int
     ) -> Fill:
         if start is not None:
             return Fill(context, start, offset=offset, is_linear=False)
