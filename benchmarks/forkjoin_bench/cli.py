@@ -15,8 +15,12 @@ ROUNDS, QUICK_ROUNDS = 5, 2
 
 def main(argv: list[str]) -> None:
     """Run ``forkjoin bench ARGV``. Raises UsageError for what can't be."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    if argv[:1] == ["simulate"]:  # it has commands of its own
+        from forkjoin_bench.simulator.__main__ import main as simulate
+
+        simulate(argv[1:])
+        return
+    args = _parser().parse_args(argv)
     args.command = " ".join(["forkjoin bench", *argv])
     args.run(args)
 
@@ -64,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     targets = commands.add_parser("targets", help="each target: measured, met or not")
     targets.add_argument("results", type=Path, nargs="+", metavar="JSON")
     targets.set_defaults(run=_targets)
+    commands.add_parser("simulate", help="the scheduler in virtual time; see docs/simulator.md")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""``python -m forkjoin_bench.simulator``: run, compare and validate."""
+"""``forkjoin bench simulate``: run, compare and validate."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m forkjoin_bench.simulator", description=__doc__)
+    parser = argparse.ArgumentParser(prog="forkjoin bench simulate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in {"run": "one simulation", "compare": "gates over KV sizes"}.items():
         command = commands.add_parser(name, help=text)
