@@ -99,7 +99,7 @@ class Bench:
         longest = max(len(f.prompt_ids) + len(f.token_ids) for f in of_group) + SPARE_TOKENS
         at_once = max(load.num_plain + load.num_families for s in group for load in s.loads)
         need = sum(sorted((f.ideal_blocks(block_size) for f in of_group), reverse=True)[:at_once])
-        # A stitched join needs its threads and their copy at once; less is refused at start.
+        # With less, stitched joins are refused at start.
         least = 2 * -(-longest // block_size) + 3  # one of them is vLLM's null block
         share = group[0].kv_share
         most = MAX_KV_BYTES // (self.plan.model.kv_token_bytes * block_size)

@@ -38,7 +38,8 @@ REFUSED: tuple[Check, ...] = (
 def check_stitching(vllm_config: Any, num_blocks: int) -> None:
     """Raise UnsupportedEngine unless stitched joins can run: our workers, and room for a join.
 
-    A join needs its threads' blocks and the joined context's beside each other, for a moment.
+    Threads stand in blocks of their own, each partly empty, and so they do when they are restored: room
+    for twice the longest context is taken to be enough for a family that runs alone.
     """
     if not vllm_config.parallel_config.worker_cls.endswith(".ForkJoinWorker"):
         raise UnsupportedEngine(
