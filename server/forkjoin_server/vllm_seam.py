@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -129,7 +130,7 @@ def log_as(args: argparse.Namespace, write: Callable[[str, str, list[str]], str]
 
 
 def run_serve(args: argparse.Namespace) -> None:
-    """Run ``vllm serve`` with ``args``.
+    """Run ``vllm serve`` with ``args``. SIGTERM ends it with status 0, also while the engine starts.
 
     Goes to vLLM's own subcommand: its ``main`` asks for a distribution named ``vllm``, which the
     CPU build is not. Raises UnsupportedEngine, UsageError or DialectError before an engine starts.
@@ -139,9 +140,13 @@ def run_serve(args: argparse.Namespace) -> None:
     redact.hide_in_logs()
     _check_tracing(args)
     _check_configs()
+    _let_interrupts_through()
     command = ServeSubcommand()
     command.validate(args)
-    command.cmd(args)
+    try:
+        command.cmd(args)
+    except KeyboardInterrupt:  # what vLLM makes of a signal during its start
+        raise SystemExit(0) from None
 
 
 def _check_tracing(args: argparse.Namespace) -> None:
@@ -184,6 +189,30 @@ def _check_configs() -> None:
         return vllm_config
 
     setattr(AsyncEngineArgs, "create_engine_config", create_engine_config)  # noqa: B010
+
+
+def _let_interrupts_through() -> None:
+    """Let a signal end the start of the engine.
+
+    Patch: ``zmq_socket_ctx``, as ``vllm.v1.engine.utils`` knows it, makes a SystemExit of KeyboardInterrupt.
+    Symptom without it: a SIGTERM while the engine starts is lost, for vLLM's handler raises
+    KeyboardInterrupt, and the socket's context drops it. The server goes on and serves; or, if the
+    engine had not yet been heard of, each waits for the other for minutes.
+    Upstream: so in stock ``vllm serve``, too. Remove when the context lets it through.
+    """
+    from vllm.v1.engine import utils
+
+    original = utils.zmq_socket_ctx
+
+    @contextlib.contextmanager
+    def zmq_socket_ctx(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with original(*args, **kwargs) as socket:
+            try:
+                yield socket
+            except KeyboardInterrupt:
+                raise SystemExit(0) from None
+
+    setattr(utils, "zmq_socket_ctx", zmq_socket_ctx)  # noqa: B010
 
 
 def check_at_start(vllm_config: Any) -> None:

@@ -25,7 +25,17 @@ def free_port() -> int:
 def start_server(
     log: Path, *flags: str, env: dict[str, str] | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The real server on the embedded model: its address and its process, which SIGTERM must end."""
+    """The real server on the embedded model, ready: its address and its process, which SIGTERM must end."""
+    with starting_server(log, *flags, env=env) as (address, process):
+        _wait_until_ready(process, address, log)
+        yield address, process
+
+
+@contextlib.contextmanager
+def starting_server(
+    log: Path, *flags: str, env: dict[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The same from its first moment on. It and what it starts are one process group."""
     port = free_port()
     command = [str(Path(sys.executable).parent / "forkjoin"), "serve", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--max-model-len", "4096", "--block-size", "32", "--enforce-eager"]
@@ -39,10 +49,8 @@ def start_server(
         process = subprocess.Popen(
             [*command, *flags], stdout=out, stderr=out, env=env, start_new_session=True
         )
-        address = f"http://127.0.0.1:{port}"
         try:
-            _wait_until_ready(process, address, log)
-            yield address, process
+            yield f"http://127.0.0.1:{port}", process
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

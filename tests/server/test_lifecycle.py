@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.conftest import start_server
+from tests.server.conftest import start_server, starting_server
 from tests.server.reading import metrics
 
 pytestmark = pytest.mark.server
@@ -28,12 +29,20 @@ ASK = {
 NUM_ASKED = 8
 
 
-def _announced(log: Path) -> str:
-    """The log, once it says how to ask: that is told a moment after the server is ready."""
-    end = time.monotonic() + 30
-    while "}'\n" not in log.read_text() and time.monotonic() < end:
+def _read_until(text: str, log: Path, seconds: float) -> str:
+    """The log, once it has ``text``, or when the time is up."""
+    end = time.monotonic() + seconds
+    while text not in log.read_text() and time.monotonic() < end:
         time.sleep(0.05)
     return log.read_text()
+
+
+def _is_any_left(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _num_over(answers: list[str]) -> int:
@@ -49,7 +58,8 @@ def _num_in_engine(address: str) -> float:
 def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
     flags = ["--max-num-seqs", "1", "--shutdown-timeout", "300"]
     with start_server(tmp_path / "log", *flags) as (address, process):
-        log = _announced(tmp_path / "log")
+        # which is told a moment after the server is ready
+        log = _read_until("}'\n", tmp_path / "log", seconds=30)
         curl = log[log.index("curl -sN") :].partition("}'\n")[0] + "}'"
         assert address in curl
         answer = subprocess.run(curl, shell=True, capture_output=True, text=True, check=True, timeout=300)
@@ -141,3 +151,16 @@ def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(
     assert told["whole"].status_code == 503
     assert told["whole"].headers["retry-after"] == "1"
     assert "before this answer was over" in told["whole"].json()["error"]["message"]
+
+
+def test_sigterm_while_the_engine_starts_ends_all_processes_with_status_0(tmp_path):
+    log, begun = tmp_path / "log", "Initializing a V1 LLM engine"
+    with starting_server(log) as (_, process):
+        assert begun in _read_until(begun, log, seconds=240)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        end = time.monotonic() + 30
+        while _is_any_left(process.pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not _is_any_left(process.pid)
+    assert "Traceback" not in log.read_text()

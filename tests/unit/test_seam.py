@@ -300,6 +300,7 @@ CALLED = {
     "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs do_tracing",
     "vllm.tracing": "otel_import_error_traceback",
     "vllm.v1.engine.async_llm": "OutputProcessor",
+    "vllm.v1.engine.utils": "zmq_socket_ctx",
     "vllm.tokenizers.registry": "cached_tokenizer_from_config get_tokenizer",
     "vllm.utils.torch_utils": "async_tensor_h2d is_quantized_kv_cache kv_cache_dtype_str_to_dtype",
     "vllm.utils.cpu_resource_utils": "get_allowed_cpu_list get_memory_node_info",
@@ -422,6 +423,30 @@ def test_vllm_makes_the_span_of_a_request_under_the_name_that_ours_goes_by():
     from forkjoin_scheduler.vllm_seam import tracing
 
     assert f'span_name="{tracing.REQUEST}"' in inspect.getsource(OutputProcessor.do_tracing)
+
+
+def test_an_interrupt_while_the_engine_starts_is_lost_but_for_our_patch(monkeypatch):
+    import zmq
+    from vllm.utils.network_utils import zmq_socket_ctx
+    from vllm.v1.engine import utils
+
+    from forkjoin_server.vllm_seam import _let_interrupts_through
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def is_lost() -> bool:
+        try:
+            with utils.zmq_socket_ctx("inproc://handshake", zmq.ROUTER, bind=True) as _socket:
+                interrupt()
+        except (KeyboardInterrupt, SystemExit):
+            return False
+        return True
+
+    monkeypatch.setattr(utils, "zmq_socket_ctx", zmq_socket_ctx)
+    assert is_lost()  # once it is not, the patch can go
+    _let_interrupts_through()
+    assert not is_lost()
 
 
 def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeypatch):
