@@ -8,8 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-#: The loggers of vLLM's that write down how it is configured; it hides two arguments itself.
-LOGGERS = ("vllm.entrypoints.serve.utils.api_utils", "vllm.v1.engine.core")
+#: The loggers of vLLM's that write down how it is configured (it hides two arguments itself), and
+#: those of OpenTelemetry's that write down where to they can't export.
+LOGGERS = (
+    "vllm.entrypoints.serve.utils.api_utils",
+    "vllm.v1.engine.core",
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+)
 
 #: Names of secrets. `max_tokens`, `tokenizer` and `ssl_keyfile` (a path) are none.
 _NAMES = (
@@ -28,7 +34,8 @@ _SECRET_VALUE = re.compile(
     r"|(?<=bearer )[^\s'\",]+",
     re.IGNORECASE,
 )
-_URL_PASSWORD = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+#: In a URL, or in what gRPC leaves of one: `user:password@host`.
+_URL_PASSWORD = re.compile(r"(?:(?<=://)|(?<![^\s'\"])[^\s/:@'\"]+:)[^\s/'\"]+(?=@)")
 
 
 def shown(name: str, value: Any) -> str:
@@ -67,6 +74,6 @@ _HIDES_SECRETS = HidesSecrets()
 
 
 def hide_in_logs() -> None:
-    """Hide secrets in what this process logs of vLLM's configuration; once is as good as twice."""
+    """Hide secrets in what this process logs of its configuration; once is as good as twice."""
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_HIDES_SECRETS)

@@ -23,10 +23,11 @@ FORKJOIN = Path(sys.executable).parent / "forkjoin"
         (["--dialect", "none", "--max-forks", "1"], "--max-forks: expected a dialect"),
         (
             ["--otlp-traces-endpoint", "http://127.0.0.1:1", "--disable-log-stats"],
-            "--otlp-traces-endpoint: expected no",
+            "--otlp-traces-endpoint: expected no --disable",
         ),
+        (["--otlp-traces-endpoint", "http://me:secret@host"], "--otlp-traces-endpoint: expected no user"),
     ],
-    ids=["engine_option", "tokenizer", "several_api_servers", "useless_flag", "no_stats"],
+    ids=["engine_option", "tokenizer", "several_api_servers", "useless_flag", "no_stats", "user_in_grpc_url"],
 )
 def test_it_ends_with_one_sentence_and_exit_status_2(flags, sentence):
     done = _serve(*flags)

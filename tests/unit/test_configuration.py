@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib import import_module
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from forkjoin_scheduler import redact
 from forkjoin_scheduler.errors import UsageError
@@ -279,6 +282,23 @@ def test_vllms_log_of_its_arguments_shows_none_either(caplog):
 
 
 @pytest.mark.parametrize(
+    ("protocol", "endpoint"),
+    [("grpc", "http://me:hunter2@127.0.0.1:1"), ("http", "http://me:hunter2@127.0.0.1:99999/v1/traces")],
+)
+def test_opentelemetrys_log_of_what_it_cannot_export_shows_none_either(protocol, endpoint, caplog):
+    exporters = import_module(f"opentelemetry.exporter.otlp.proto.{protocol}.trace_exporter")
+    redact.hide_in_logs()
+    tracing = TracerProvider()
+    tracing.add_span_processor(
+        SimpleSpanProcessor(exporters.OTLPSpanExporter(endpoint=endpoint, timeout=0.5))
+    )
+    tracing.get_tracer("test").start_span("lost").end()
+    tracing.shutdown()
+    assert "***@127.0.0.1" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "max_tokens=9, tokenizer='x', hf_token=None, skip_tokenizer_init=False, 'join_ahead_tokens': 128",
@@ -298,6 +318,8 @@ def test_what_is_no_secret_is_left_alone(text):
         ("Config(password='x', a=1)", "Config(password='***', a=1)"),
         ("Authorization: Bearer abc", "Authorization: '***' ***"),
         ("seen hf_abcdefgh1 here", "seen *** here"),
+        ("to http://me:p@ss@host:1/a, http://host:2", "to http://***@host:1/a, http://host:2"),
+        ("traces to me:secret@host:4317: lookup", "traces to ***@host:4317: lookup"),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden(text, hidden):
