@@ -3,7 +3,7 @@
 Loggers are configured in every process by vLLM's own means, a file in the format of ``dictConfig``
 that it hands to all that it starts (``written``). What is not logged but printed (native
 libraries, progress bars, a traceback, warnings of imports) goes through a relay: a process that
-stands between all of ours and standard output, and makes an object of each line that is none.
+stands between all of ours and standard output, and makes an object of what is none.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import Any
 from forkjoin_scheduler.feed import key_in
 
 FLAG = "--log-format"
+
+#: How every entry of ours begins.
+_BEGIN = '{"time": "'
 
 #: The id of the request that is being answered, as ``middleware.py`` gives it to vLLM.
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -116,18 +119,35 @@ def start_relay() -> None:
     relay.returncode = 0  # nobody waits for it
 
 
-def as_json(line: bytes) -> str | None:
-    """``line`` as an object: itself if it is one, nothing if it is blank."""
+def as_json(line: bytes) -> list[str]:
+    """``line`` as objects: itself if it is one, none if it is blank.
+
+    Two if an entry of ours stands at its end: another process had printed the beginning, without
+    an end yet (native libraries write so, and progress bars).
+    """
     text = line.decode(errors="replace").rstrip("\n")
+    if _is_object(text):
+        return [text]
+    printed, begin, rest = text.rpartition(_BEGIN)
+    if begin and _is_object(begin + rest):
+        return [*_printed(printed), begin + rest]
+    return _printed(text)
+
+
+def _is_object(text: str) -> bool:
     if text.startswith("{"):
         with contextlib.suppress(ValueError):
             json.loads(text)
-            return text
+            return True
+    return False
+
+
+def _printed(text: str) -> list[str]:
     # of a progress bar, what it said last
     message = text.rstrip("\r").rpartition("\r")[2]
     if not message.strip():
-        return None
-    return json.dumps(_entry(datetime.now(UTC).timestamp(), "INFO", "printed", message, None, None))
+        return []
+    return [json.dumps(_entry(datetime.now(UTC).timestamp(), "INFO", "printed", message, None, None))]
 
 
 def relay() -> None:
@@ -135,7 +155,7 @@ def relay() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # which a terminal sends to us, too
     for line in sys.stdin.buffer:
-        if text := as_json(line):
+        for text in as_json(line):
             print(text, flush=True)
 
 

@@ -73,15 +73,23 @@ def test_json_is_wanted_where_the_flag_says_so(argv, wanted):
     ],
 )
 def test_the_relay_makes_an_object_of_a_line_that_is_none(line, message):
-    entry = json.loads(logs.as_json(line))
+    (entry,) = map(json.loads, logs.as_json(line))
     assert (entry["message"], entry["logger"]) == (message, "printed")
     assert set(entry) == set(_formatted())
 
 
 def test_the_relay_leaves_objects_as_they_are_and_drops_blank_lines():
-    assert logs.as_json(b'{"a": 1}\n') == '{"a": 1}'
-    assert logs.as_json(b"\n") is None
-    assert logs.as_json(b" \r\n") is None
+    assert logs.as_json(b'{"a": 1}\n') == ['{"a": 1}']
+    assert logs.as_json(b"\n") == logs.as_json(b" \r\n") == []
+
+
+@pytest.mark.parametrize("printed", ["no end yet", "50%\r", "{"])
+def test_the_relay_parts_an_entry_from_what_another_process_had_begun_to_print(printed):
+    record = logging.LogRecord("a.b", logging.INFO, "f.py", 1, 'says {"time": "now"}', (), None)
+    entry = logs.JsonFormatter().format(record)
+    *before, last = logs.as_json(f"{printed}{entry}\n".encode())
+    assert last == entry
+    assert [json.loads(b)["message"] for b in before] == [printed.strip()]
 
 
 def test_all_that_a_process_and_its_children_print_is_relayed_until_they_have_ended():
