@@ -8,8 +8,9 @@ differ from its slots by an ``offset``, constant between two joins::
     text       prompt | thread 1    | thread 2          | what follows
     positions  0 .. 9 | 10 11 12 13 | 10 11 12 13 14 15 | 16 17        offset 16 - 20 = -4
 
-In which order the threads' KV lies behind the prompt is all the same: positions are in the keys, and
-what follows sees all of it. So a join takes the threads' blocks as they are, and moves only what fills
+In which order the threads' KV lies behind the fork is all the same: positions are in the keys, and
+what follows sees all of it. What is before the fork stays where it is, for an outer join may leave
+some of it out. So a join takes the threads' blocks as they are, and moves only what fills
 the gaps in them: it needs no block beyond those that the threads have.
 """
 
@@ -86,14 +87,21 @@ class Layout:
     holes: Slots
 
 
-def lay_out(lent: Sequence[Lent], block_size: int) -> Layout:
-    """The layout with the fewest blocks, and of these one with few moves."""
+def lay_out(lent: Sequence[Lent], block_size: int, *, keeps_first: bool = False) -> Layout:
+    """The layout with the fewest blocks, and of these one with few moves.
+
+    ``keeps_first``: the KV of the first lent block, which begins it, stays first and in its order. If
+    that block is not ours, all is moved, to new blocks.
+    """
     lengths = [b.end - b.first for b in lent]
     num_tokens = sum(lengths)
     num_blocks = -(-num_tokens // block_size)
-    kept = [i for i, length in enumerate(lengths) if length == block_size]
-    parts = [i for i, b in enumerate(lent) if b.is_ours and 0 < lengths[i] < block_size]
+    kept = [0] if keeps_first else []
+    kept += [i for i, length in enumerate(lengths) if length == block_size and i not in kept]
+    parts = [i for i, b in enumerate(lent) if b.is_ours and lengths[i] < block_size and i not in kept]
     kept += sorted(parts, key=lambda i: -lengths[i])[: num_blocks - len(kept)]
+    if keeps_first and not lent[0].is_ours:
+        kept = []
     is_taken = np.zeros(num_blocks * block_size, dtype=bool)
     for at, i in enumerate(kept):
         is_taken[at * block_size + lent[i].first : at * block_size + lent[i].end] = True

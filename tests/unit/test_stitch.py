@@ -169,11 +169,11 @@ def lent_blocks(draw):
 
 def moved(size, lent, layout):
     """What each slot holds behind the moves: the name of the KV that was there, or of what came."""
-    memory = {s: ("old", s) for s in range(8 * size)} | {
+    memory = {s: ("old", s) for s in range(9 * size)} | {
         b.block_id * size + i: ("kv", b.block_id, i) for b in lent for i in range(b.first, b.end)
     }
     num_more = 1 + len(lent) - len(layout.kept)  # blocks that are allocated behind the kept ones
-    table = [*(lent[i].block_id for i in layout.kept), *range(8, 8 + num_more)]
+    table = [*(lent[i].block_id for i in layout.kept), *range(9, 9 + num_more)]
     holes = slots(table, size, layout.holes).tolist()
     sources = layout.sources.tolist()
     assert len(sources) == len(holes) == len({*sources, *holes}) / 2
@@ -207,6 +207,19 @@ def test_a_layout_takes_no_more_blocks_than_its_tokens_need(case):
     assert len(set(layout.kept)) == len(layout.kept) <= num_blocks
     if all(b.is_ours for b in lent):
         assert len(layout.kept) == num_blocks
+
+
+@given(lent_blocks(), st.booleans())
+def test_what_begins_a_context_stays_first_in_its_order(case, is_ours):
+    """An outer join may leave the first tokens out, by their number."""
+    size, lent = case
+    lent = [Lent(8, 0, size - 1 or 1, is_ours), *lent]
+    layout = lay_out(lent, size, keeps_first=True)
+    table, memory = moved(size, lent, layout)
+    num_tokens = sum(b.end - b.first for b in lent)
+    there = [memory[s] for s in slots(table, size, np.arange(num_tokens)).tolist()]
+    assert there[: lent[0].end] == [("kv", 8, i) for i in range(lent[0].end)]
+    assert sorted(there) == sorted(("kv", b.block_id, i) for b in lent for i in range(b.first, b.end))
 
 
 def test_whole_blocks_stay_and_the_fullest_are_filled_up():

@@ -106,7 +106,7 @@ def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> St
     num_whole = start.end // size
     pieces = [Piece(start.held, num_whole * size, start.end), *others]
     found = [found for piece in pieces for found in _lent(piece, size)]
-    layout = lay_out([lent for _, lent in found], size)
+    layout = lay_out([lent for _, lent in found], size, keeps_first=start.end % size > 0)
     table = [*blocks[:num_whole], *(found[i][0] for i in layout.kept)]
     num_tokens = start.end + sum(piece.end - piece.first for piece in others)
     held = HeldBlocks([table], [min(start.held.num_cached[0], num_whole)], num_tokens)
