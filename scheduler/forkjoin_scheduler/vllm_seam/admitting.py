@@ -73,8 +73,11 @@ class Admitting(Forking):
         )
 
     def _is_admitted(self, request: Request) -> bool:
+        wish = noted(request)
+        num_answers = (wish.options.best_of if wish is not None else None) or 1
         need = Need(
-            prompt_blocks=kv.num_new_blocks(self.kv_cache_manager, request), max_tokens=request.max_tokens
+            prompt_blocks=kv.num_new_blocks(self.kv_cache_manager, request),
+            max_tokens=request.max_tokens * num_answers,
         )
         if self._admission.is_due and not self._fits(need):
             return False

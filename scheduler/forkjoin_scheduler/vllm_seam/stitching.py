@@ -104,7 +104,11 @@ class Stitching(Jobs):
                 computed = yield from self._replay(
                     job, live, thread, context, self._request_of(thread.parent).request_id
                 )
-            live.held[thread] = job.take(computed)
+            held = job.take(computed)
+            if not thread.is_live:  # cancelled meanwhile, by the end of another
+                kv.release(self.kv_cache_manager, held)
+                return
+            live.held[thread] = held
             self._closed(live, thread)
 
         self._start_job(live, work)
@@ -146,8 +150,10 @@ class Stitching(Jobs):
     # ---- restoring -------------------------------------------------------------------------
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-        super()._preempt_request(request, timestamp, drop_stale_output)
-        if request.request_id in self._fills or kv.is_unhashed(request):
+        # What is in flight for one that is computed anew would end it, or fork it, without its KV.
+        is_lost = request.request_id in self._fills or kv.is_unhashed(request)
+        super()._preempt_request(request, timestamp, drop_stale_output or is_lost)
+        if is_lost:
             self._lost.append(request)
 
     def _restore_lost(self) -> None:
