@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.stitched_cases import TRAJECTORIES, Driver, arithmetic, compare, split
+from tests.engine.stitched_cases import TRAJECTORIES, Driver, Split, arithmetic, compare, split
 
 pytestmark = pytest.mark.engine
 
@@ -14,12 +14,27 @@ NATS = 1e-4
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    from forkjoin_scheduler.dialect_files import load
-    from tests.engine.harness import Engine
+def multiverse(tmp_path_factory):
     from tests.engine.renamed import MULTIVERSE, with_tokens
 
-    return Engine(load("multiverse"), with_tokens(tmp_path_factory.mktemp("multiverse"), MULTIVERSE))
+    return with_tokens(tmp_path_factory.mktemp("multiverse"), MULTIVERSE)
+
+
+@pytest.fixture(scope="module")
+def engine(multiverse):
+    from forkjoin_scheduler.dialect_files import load
+    from tests.engine.harness import Engine
+
+    return Engine(load("multiverse"), multiverse)
+
+
+@pytest.fixture(scope="module")
+def wide_blocks(multiverse):
+    """vLLM's default on CPUs."""
+    from forkjoin_scheduler.dialect_files import load
+    from tests.engine.harness import Engine
+
+    return Engine(load("multiverse"), multiverse, block_size=128, num_gpu_blocks_override=400)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +79,16 @@ def test_all_of_them_side_by_side_are_as_they_are_alone(engine, model):
     found = run(engine, list(TRAJECTORIES.values()))
     for trajectory, (tokens, own) in zip(TRAJECTORIES.values(), found, strict=True):
         check(engine, model, trajectory, tokens, own)
+
+
+def test_a_later_thread_that_forks_in_a_wide_block_loses_nothing_of_its_start(model, wide_blocks):
+    """Where it begins, forks and goes on in one block, at every place in it, beside longer inner threads."""
+    trajectories = [
+        [arithmetic(1, n), Split("u", [["a"], ["b\n", split("i", [2, 160]), "c\n"]])]
+        for n in range(0, 128, 12)
+    ]
+    for trajectory, (tokens, own) in zip(trajectories, run(wide_blocks, trajectories), strict=True):
+        check(wide_blocks, model, trajectory, tokens, own)
 
 
 def test_a_stitched_join_computes_the_injected_text_only(engine):
