@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.stitched_cases import TRAJECTORIES, Driver, Split, arithmetic, compare, split
+from tests.engine.stitched_cases import END, TRAJECTORIES, Driver, Split, arithmetic, compare, split
 
 pytestmark = pytest.mark.engine
 
@@ -136,3 +136,17 @@ def test_a_thread_cut_off_is_closed_and_stitched(engine, limit):
     texts = [arithmetic(1, 20), arithmetic(2, 6)]
     kept = [t[:limit] + "\n</Path>" if len(t) >= limit else t + "</Path>" for t in texts]
     assert block == "\n" + "".join(f"<Path>\n{n}:{t}\n" for n, t in enumerate(kept, 1))
+
+
+def test_a_stop_token_in_a_thread_beside_a_later_one_that_is_being_closed(engine):
+    """The third has ended and its end tag still gets its KV when the second ends the answer."""
+    outlines = "".join(f"<Outline>\n{n}: t\n</Outline>\n" for n in (1, 2, 3))
+    params = engine.scripted(
+        f"<Parallel>\n<Goal>\n{outlines}</Goal>",
+        {"1": arithmetic(1, 60) + END, "2": "aaaZ", "3": "aa"},
+        stop_token_ids=[engine.tokenizer.token_id("Z")],
+    )
+    (answer,) = engine.run([engine.prompt(PROMPT)], params)
+    assert answer.stop_reason == engine.tokenizer.token_id("Z")
+    assert answer.text.endswith("<Path>\n2:aaa")
+    assert engine.snapshot() == engine.baseline
