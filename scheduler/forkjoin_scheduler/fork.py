@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
+
+import regex
 
 from forkjoin_scheduler.assembly import RULES
 from forkjoin_scheduler.dialect import Context, Dialect, Limits, Outline, Policy, Tokenizer
-from forkjoin_scheduler.patterns import fill
+from forkjoin_scheduler.patterns import fill, find_all
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ def read_outlines(outline: Outline, text: str) -> list[Announced]:
         _, opened, text = text.rpartition(outline.opens)
         if not opened:
             return []
-    return [_announced(match) for match in re.finditer(outline.pattern, text) if match["number"]]
+    return [_announced(match) for match in find_all(outline.pattern, text) if match["number"]]
 
 
-def _announced(match: re.Match[str]) -> Announced:
+def _announced(match: regex.Match[str]) -> Announced:
     groups = match.groupdict()
     return Announced(match["number"], (groups.get("title") or "").strip(), groups.get("message") or "")
 

@@ -6,13 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import regex
-
 from forkjoin_scheduler.dialect import Dialect, Policy, Tokenizer
 from forkjoin_scheduler.family import Branch, ThreadEnd
-
-#: Enough for any sane pattern on any text that a model writes; for all threads of a vote together.
-MATCH_TIMEOUT_S = 0.25
+from forkjoin_scheduler.patterns import MATCH_TIMEOUT_S, find_all
 
 
 @dataclass(frozen=True)
@@ -66,13 +62,9 @@ def joined_ids(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> list[i
 def last_match(pattern: str, text: str, timeout_s: float | None = None) -> str | None:
     """The last match of ``pattern`` in ``text``: its group ``result``, if it has one.
 
-    None also where the search takes too long: a pattern may come from a client, and must not stop
-    the engine.
+    None also where the search takes too long.
     """
-    try:
-        matches = list(regex.finditer(pattern, text, timeout=timeout_s or MATCH_TIMEOUT_S))
-    except TimeoutError:
-        return None
+    matches = find_all(pattern, text, timeout_s or MATCH_TIMEOUT_S)
     if not matches:
         return None
     return matches[-1]["result"] if "result" in matches[-1].groupdict() else matches[-1][0]

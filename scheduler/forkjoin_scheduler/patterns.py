@@ -10,6 +10,9 @@ from typing import Annotated
 import regex
 from pydantic import AfterValidator, StringConstraints
 
+#: What a search may take, for all threads of a vote together: enough for any sane pattern on any text
+#: that a model writes. Either may come from a client, and must not stop the engine.
+MATCH_TIMEOUT_S = 0.25
 #: What a template may hold: the groups of an outline, what the dialect's rule makes of the message,
 #: and the turns of the model's chat template (``begin`` begins a chat and a user's turn in it,
 #: ``user`` ends the assistant's turn and begins a user's, ``assistant`` the other way round).
@@ -91,3 +94,11 @@ def check_regex(value: str, *, needs: str | None = None) -> str:
 
 
 Regex = Annotated[str, AfterValidator(check_regex)]
+
+
+def find_all(pattern: str, text: str, timeout_s: float = MATCH_TIMEOUT_S) -> list[regex.Match[str]]:
+    """All matches of ``pattern`` in ``text``; none where the search takes longer than ``timeout_s``."""
+    try:
+        return list(regex.finditer(pattern, text, timeout=timeout_s))
+    except TimeoutError:
+        return []

@@ -256,3 +256,14 @@ def test_a_nested_fork_is_counted_with_its_own_outlines(byte_tokenizer):
     ]
     assert _plan(multiverse, tokenizer, outer + "</Goal>", depth=1).reason == "no_outline"
     assert _plan(multiverse, tokenizer, outer + inner, depth=5).reason == "nested_fork"
+
+
+def test_a_search_for_outlines_is_given_up_in_time():
+    outline = Outline(pattern=r"(?P<number>(a|aa)+)b")  # would search for longer than the test is let run
+    assert read_outlines(outline, "a" * 5000) == []
+
+
+def test_empty_lines_cost_skeletons_outline_no_time():
+    # each was searched through to the last of them: a second for 8,000
+    outline = load("skeleton").outline
+    assert [a.number for a in read_outlines(outline, "\n" * 100_000 + " 1. a\n2) b")] == ["1", "2"]
