@@ -108,3 +108,14 @@ def test_a_long_time_of_equal_steps_does_not_wear_it_out():
 
 def test_a_thread_more_is_a_sequence_and_a_token_more():
     assert Load(2, 70, 100).plus(30) == Load(3, 71, 130)
+
+
+def test_a_slowdown_that_lasts_is_learnt_and_a_pause_is_not():
+    cost, load = StepCost(), Load(4, 4, 1000)
+    for _ in range(40):
+        cost.observe(load, 0.01)
+    cost.observe(load, 2.0)
+    assert cost.predict(load) == pytest.approx(0.01, rel=0.05)
+    for _ in range(1000):
+        cost.observe(load, 0.06)
+    assert cost.predict(load) == pytest.approx(0.06, rel=0.05)

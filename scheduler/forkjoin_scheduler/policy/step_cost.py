@@ -16,6 +16,8 @@ _FORGET = 0.995
 _RIDGE = 1e-4
 #: A step in which something else ran (a compilation, a pause) tells nothing of what the next will take.
 _OUTLIER = 5.0
+#: So many of them one behind the other are no accident.
+_OUTLIERS_IN_A_ROW = 8
 _WARM_UP = 16
 
 
@@ -49,6 +51,7 @@ class StepCost:
         self._products = [0.0] * n
         self._weights: list[float] | None = None
         self.num_observed = 0
+        self._num_passed_by = 0
 
     @property
     def is_ready(self) -> bool:
@@ -62,9 +65,16 @@ class StepCost:
         return sum(w * x for w, x in zip(self._weights, load._features(), strict=True))
 
     def observe(self, load: Load, seconds: float) -> None:
-        """A step of ``load`` took ``seconds``. One that took far longer than predicted is passed by."""
+        """A step of ``load`` took ``seconds``. One that took far longer than predicted is passed by.
+
+        Not when it goes on: then this is what steps take now.
+        """
         if self.is_ready and seconds > _OUTLIER * max(self.predict(load), 1e-6):
-            return
+            self._num_passed_by += 1
+            if self._num_passed_by < _OUTLIERS_IN_A_ROW:
+                return
+        else:
+            self._num_passed_by = 0
         x = load._features()
         for row, xi in zip(self._squares, x, strict=True):
             row[:] = [_FORGET * old + xi * xj for old, xj in zip(row, x, strict=True)]
