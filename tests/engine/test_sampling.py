@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 pytestmark = pytest.mark.engine
@@ -66,3 +68,16 @@ def test_what_a_dialect_bans_stands_behind_the_requests_own_bad_words_where_ther
         assert without_banned(params, [[7]]).bad_words_token_ids == own
         params._bad_words_token_ids = own[:-1]
         assert without_banned(params, [[7]]).bad_words_token_ids == [*own[:-1], [7]]
+
+
+def test_the_end_tag_of_a_thread_is_no_stop_token_of_its_request():
+    # both go to a worker in one pickle, and each copy adds its stop tokens to the set that it holds
+    from vllm import SamplingParams
+
+    from forkjoin_scheduler.dialect import SamplingOverrides
+    from forkjoin_scheduler.vllm_seam.sampling import thread_params
+
+    request = SamplingParams(stop_token_ids=[5])
+    thread = thread_params(request, SamplingOverrides(), end_id=9, max_tokens=8, generated=0, salt="1/0")
+    at_worker = pickle.loads(pickle.dumps([request, thread]))
+    assert [params.all_stop_token_ids for params in at_worker] == [{5}, {5, 9}]

@@ -31,11 +31,6 @@ class Cache:
         """Tokens that fit in all."""
         return self.num_blocks * self.block_size
 
-    @property
-    def num_bytes(self) -> int:
-        """What it takes of the worker's memory."""
-        return self.num_blocks * self.block_bytes
-
 
 def cache_of(vllm_config: Any, weight_bytes: int, machine: Machine) -> Cache:
     """The KV cache that an engine with this config will have beside weights of ``weight_bytes``.

@@ -13,6 +13,7 @@ empty and no request of its is left.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -99,7 +100,7 @@ class Jobs(Core):
 
     def _start_fill(self, job: Job, fill: Fill) -> None:
         request_id = f"{job.live.family.request_id}#fill{next(self._fill_ids)}"
-        request = new_request(job.live.request, request_id, fill.token_ids, _ONE_TOKEN.clone())
+        request = new_request(job.live.request, request_id, fill.token_ids, copy(_ONE_TOKEN))
         job.fill, job.request = fill, request
         self._fills[request_id] = job
         self.requests[request_id] = request
@@ -136,8 +137,7 @@ class Jobs(Core):
         if job.work is not None:
             job.work.close()
             job.work = None
-        for held in job.loose:
-            kv.release(self.kv_cache_manager, held)
+        kv.release(self.kv_cache_manager, *job.loose)
         job.loose.clear()
 
     def _drop_jobs(self, live: LiveFamily) -> None:
@@ -149,5 +149,4 @@ class Jobs(Core):
     def _unstitch(self, request_id: str) -> None:
         """Release what was to be put together for a request that will not run."""
         if stitched := self._to_stitch.pop(request_id, None):
-            for held in stitched.rest:
-                kv.release(self.kv_cache_manager, held)
+            kv.release(self.kv_cache_manager, *stitched.rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from copy import copy
 
 from vllm import envs
 from vllm.sampling_params import SamplingParams
@@ -25,7 +26,7 @@ def without_banned(params: SamplingParams, banned: list[list[int]]) -> SamplingP
         or num_tokens > envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS
     ):
         return params
-    params = params.clone()
+    params = copy(params)
     params._bad_words_token_ids = [*own, *banned]
     return params
 
@@ -67,7 +68,9 @@ def resumed_params(
     and ``salt``, so that no two branches draw the same numbers. ``overrides`` take the place of
     vLLM's defaults, not of what the request asked for.
     """
-    params = original.clone()
+    params = copy(original)
+    # Of what it holds this alone is changed in place: in each process that it comes to.
+    params._all_stop_token_ids = set(original._all_stop_token_ids)
     params.max_tokens = max_tokens
     params.min_tokens = min(max(original.min_tokens - generated, 0), max_tokens)
     params.prompt_logprobs = None

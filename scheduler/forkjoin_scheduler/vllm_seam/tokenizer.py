@@ -22,6 +22,8 @@ class EngineTokenizer:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._vocab: dict[str, int] = inner.get_vocab()
+        #: Whether a token of the vocabulary is what its text encodes to; asked of each thread that starts.
+        self._is_encoded: dict[str, bool] = {}
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> EngineTokenizer:
@@ -38,7 +40,11 @@ class EngineTokenizer:
 
     def token_id(self, token: str) -> int | None:
         known = self._vocab.get(token)
-        return known if known is not None and self.encode(token) == [known] else None
+        if known is None:
+            return None
+        if token not in self._is_encoded:
+            self._is_encoded[token] = self.encode(token) == [known]
+        return known if self._is_encoded[token] else None
 
     def turns(self) -> tuple[str, str, str] | None:
         if getattr(self._inner, "chat_template", None) is None:
