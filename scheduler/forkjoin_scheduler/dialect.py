@@ -74,8 +74,8 @@ class JoinKind(str, Enum):
 
     #: The parent's context goes on as the concatenation of the threads, prefilled linearly.
     REPREFILL = "reprefill"
-    #: The threads' KV is moved behind the parent's as it is: what follows sees all threads, each of
-    #: which saw itself only, at positions that go on from the longest.
+    #: The threads' KV becomes the parent's as it is: what follows sees all threads, each of which saw
+    #: itself only, at positions that go on from the longest.
     STITCH = "stitch"
     #: The call that forked is replaced by what the threads return, in the parent's context.
     REWRITE = "rewrite"

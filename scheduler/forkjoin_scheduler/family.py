@@ -92,6 +92,8 @@ class Branch:
     token_ids: list[int] = field(default_factory=list)
     #: The threads of each fork, in outline order.
     forks: list[list[Branch]] = field(default_factory=list)
+    #: How many of them were joined: one that ends inside a fork, or with it, leaves that open.
+    num_joined: int = 0
     #: The threads that it stands still for, or did last.
     waits_for: list[Branch] = field(default_factory=list)
     #: Tokens that the model generated in this branch itself; injected text is not counted.
@@ -117,14 +119,14 @@ class Branch:
         return self.forks[-1] if self.forks else []
 
     @property
+    def joined_forks(self) -> list[list[Branch]]:
+        """The forks that it has gone on behind, in order."""
+        return self.forks[: self.num_joined]
+
+    @property
     def depth(self) -> int:
         """How many forks lie between it and the request: 0 for the root."""
         return 0 if self.parent is None else self.parent.depth + 1
-
-    @property
-    def own_ids(self) -> list[int]:
-        """What a thread's context has behind its parent's: the header, then ``token_ids``."""
-        return [*(self.plan.header_ids if self.plan else ()), *self.token_ids]
 
     def subtree(self) -> Iterator[Branch]:
         """This branch and all beneath it, each before its threads."""
@@ -136,7 +138,7 @@ class Branch:
     def take_back(self, num_tokens: int, instead: Sequence[int]) -> None:
         """Its last ``num_tokens`` tokens give way to others; they stay counted, for they were generated."""
         if self.parent is not None:
-            self.token_ids[len(self.token_ids) - num_tokens :] = instead
+            self.token_ids[max(len(self.token_ids) - num_tokens, 0) :] = instead
 
     def go(self, step: Step) -> None:
         """Take ``step``. Raises IllegalTransition, and changes nothing, where the table has none."""
@@ -242,6 +244,7 @@ class Family:
         Raises IllegalTransition unless every thread that it waited for has ended.
         """
         branch.go(Step.JOIN)
+        branch.num_joined = len(branch.forks)
         branch.num_critical = max([branch.num_critical, *(t.num_critical for t in branch.waits_for)])
         if branch is not self.root:
             branch.token_ids += token_ids

@@ -162,18 +162,7 @@ class Engine:
 
     def snapshot(self) -> dict[str, int]:
         """What must be the same before and after any traffic."""
-        scheduler, pool = self.scheduler, self.scheduler.kv_cache_manager.block_pool
-        managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-        return {
-            "free_blocks": pool.get_num_free_blocks(),
-            "referenced": sum(b.ref_cnt > 0 for b in pool.blocks if not b.is_null),
-            "owners": sum(len(m.req_to_blocks) for m in managers),
-            "requests": len(scheduler.requests),
-            "queued": len(scheduler.running) + len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
-            "parked": scheduler.num_waiting_for_streaming_input,
-            "families": len(scheduler._live) + len(scheduler._threads) + len(scheduler._fills),
-            "stitches": len(scheduler._to_stitch) + len(scheduler._offsets) + len(scheduler._moving),
-        }
+        return snapshot(self.scheduler)
 
     def prompt(self, text: str) -> list[int]:
         return self.tokenizer.encode(f"<|user|>{text}<|assistant|>")
@@ -290,9 +279,25 @@ class Engine:
         return results
 
 
+def snapshot(scheduler: Any) -> dict[str, int]:
+    """What of ``scheduler`` must be the same before and after any traffic."""
+    pool = scheduler.kv_cache_manager.block_pool
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    return {
+        "free_blocks": pool.get_num_free_blocks(),
+        "referenced": sum(b.ref_cnt > 0 for b in pool.blocks if not b.is_null),
+        "owners": sum(len(m.req_to_blocks) for m in managers),
+        "requests": len(scheduler.requests),
+        "queued": len(scheduler.running) + len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
+        "parked": scheduler.num_waiting_for_streaming_input,
+        "families": len(scheduler._live) + len(scheduler._threads) + len(scheduler._fills),
+        "stitches": len(scheduler._to_stitch) + len(scheduler._offsets),
+    }
+
+
 def _end(answer: Answer, end_id: int | None) -> ThreadEnd:
     assert answer.stop_reason == end_id, "the reference handles well-formed threads only"
     return ThreadEnd.STOP
 
 
-__all__ = ["THREADWEAVER", "Answer", "Engine", "Script"]
+__all__ = ["THREADWEAVER", "Answer", "Engine", "Script", "snapshot"]

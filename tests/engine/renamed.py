@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialect_files import load
 from forkjoin_server.configuration import EMBEDDED_MODEL
 
 MULTIVERSE = {
@@ -23,6 +26,30 @@ PARATHINKER = {
     "<Thread>": "<think1>", "</Thread>": "</think1>", "<Outlines>": "<think2>", "</Outlines>": "</think2>",
     "<Outline>": "<think3>", "</Outline>": "</think3>", "<Conclusion>": "<summary>", "</Conclusion>": "</summary>",
 }  # fmt: skip
+
+#: What is renamed for each dialect; the model speaks the others as it is.
+FOR_DIALECT = {
+    "multiverse": MULTIVERSE,
+    "npr": NPR,
+    "parallel-r1": PARALLEL_R1,
+    "parathinker": PARATHINKER,
+    "apar": APAR,
+    "hpd": HPD,
+}
+
+
+def dialect_for(name: str) -> Dialect:
+    """As it is; but of ParaThinker so many paths as the model has tokens for, without their embeddings."""
+    dialect = load(name)
+    if name != "parathinker":
+        return dialect
+    own = {"needs_model_attribute": None, "width": 3, "tags": ("<summary>", "</summary>")}
+    return Dialect.model_validate(dialect.model_dump() | own)
+
+
+def model_for(name: str, new_folder: Callable[[str], Path]) -> Path:
+    """The model that speaks the dialect ``name``, in a ``new_folder`` if tokens have to be renamed."""
+    return with_tokens(new_folder(name), FOR_DIALECT[name]) if name in FOR_DIALECT else EMBEDDED_MODEL
 
 
 def with_tokens(folder: Path, renamed: dict[str, str]) -> Path:

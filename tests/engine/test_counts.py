@@ -43,3 +43,19 @@ def test_threads_of_many_families_run_in_one_step(engine):
     params = engine.scripted(ROOT, {"1": "aaaa</Thread>", "2": "bb</Thread>"}, "</Parallel>\n")
     engine.run([engine.prompt(f"family {i}") for i in range(8)], params)
     assert max(sum("#" in i for i in s) for s in engine.steps) == 16
+
+
+def test_while_its_threads_run_a_parked_branch_holds_whole_blocks_only(engine):
+    """Each thread has a copy of the partly filled one, and the branch goes on with the first's."""
+    params = engine.scripted(ROOT, {"1": "aaaa</Thread>", "2": "bb</Thread>"}, "</Parallel>\n")
+    prompt = engine.prompt("count slowly")
+    fork_len = len(prompt) + len(engine.tokenizer.encode(ROOT))
+    size = engine.scheduler.kv_cache_manager.coordinator.single_type_managers[0].block_size
+    header = len(engine.tokenizer.encode("\n<Thread>\n1:"))
+    assert 0 < fork_len % size < size - header - 4, "the threads must end in the block that they start in"
+    engine.steps.clear()
+    engine.add(prompt, params)
+    engine.step_until(lambda: sum("#1" in i for s in engine.steps for i in s) == 2)
+    used = engine.baseline["free_blocks"] - engine.snapshot()["free_blocks"]
+    assert used == fork_len // size + 2
+    engine.drain()

@@ -13,7 +13,7 @@ import pytest
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import load
 from tests.engine.malformed_cases import TRACE, call
-from tests.engine.renamed import APAR, HPD, NPR, PARALLEL_R1, PARATHINKER, with_tokens
+from tests.engine.renamed import APAR, HPD, NPR, PARALLEL_R1, dialect_for, model_for, with_tokens
 
 pytestmark = pytest.mark.engine
 
@@ -153,9 +153,7 @@ def test_npr_penalises_repetition_inside_steps_only(npr):
 def parathinker(tmp_path_factory):
     from tests.engine.harness import Engine
 
-    fields = load("parathinker").model_dump() | {"needs_model_attribute": None, "width": 3}
-    dialect = Dialect.model_validate(fields | {"tags": ("<summary>", "</summary>")})
-    return Engine(dialect, with_tokens(tmp_path_factory.mktemp("para"), PARATHINKER))
+    return Engine(dialect_for("parathinker"), model_for("parathinker", tmp_path_factory.mktemp))
 
 
 def test_parathinker_forks_behind_the_prompt_and_the_first_path_to_end_cuts_the_others_off(parathinker):

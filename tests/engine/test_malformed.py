@@ -21,24 +21,6 @@ from tests.engine.malformed_cases import (
 
 pytestmark = pytest.mark.engine
 
-MODELS = {
-    "multiverse": renamed.MULTIVERSE,
-    "npr": renamed.NPR,
-    "parallel-r1": renamed.PARALLEL_R1,
-    "parathinker": renamed.PARATHINKER,
-    "apar": renamed.APAR,
-    "hpd": renamed.HPD,
-}
-
-
-def _dialect(name: str) -> Dialect:
-    """As it is; but of ParaThinker so many paths as the model has tokens for, without their embeddings."""
-    dialect = load(name)
-    if name != "parathinker":
-        return dialect
-    own = {"needs_model_attribute": None, "width": 3, "tags": ("<summary>", "</summary>")}
-    return Dialect.model_validate(dialect.model_dump() | own)
-
 
 @pytest.fixture(scope="module")
 def speaking(tmp_path_factory):
@@ -49,11 +31,9 @@ def speaking(tmp_path_factory):
 
     def speak(name: str) -> Engine:
         if name not in engines:
-            model = (
-                [renamed.with_tokens(tmp_path_factory.mktemp(name), MODELS[name])] if name in MODELS else []
-            )
+            model = renamed.model_for(name, tmp_path_factory.mktemp)
             options = {"max_model_len": 2048, "num_gpu_blocks_override": 400}
-            engines[name] = Engine(_dialect(name), *model, **options)
+            engines[name] = Engine(renamed.dialect_for(name), model, **options)
         return engines[name]
 
     return speak

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.engine
 
-NUM_BLOCKS = 140
+NUM_BLOCKS = 134
 
 
 @pytest.fixture(scope="module")

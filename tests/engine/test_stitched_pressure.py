@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.stitched_cases import TRAJECTORIES, Driver, compare
+from tests.engine.stitched_cases import TRAJECTORIES, Driver, Split, arithmetic, compare, split
 from tests.engine.test_stitched import NATS, NUM_FREE, PROMPT
 
 pytestmark = pytest.mark.engine
@@ -58,7 +58,7 @@ def check_all(engine, model, names, answers):
 
 
 def test_families_that_lose_their_blocks_are_restored_exactly(engine, model, restored):
-    names = NAMES * 2
+    names = NAMES * 3
     driver = Driver(engine)
     params = [driver.params(TRAJECTORIES[n], NUM_FREE) for n in names]
     answers = engine.run([engine.prompt(PROMPT)] * len(names), params)
@@ -81,6 +81,30 @@ def test_a_family_evicted_at_any_step_goes_on_as_if_nothing_had_happened(engine,
         assert engine.snapshot() == engine.baseline
         check_all(engine, model, [name], [answers[request_id]])
     assert restored
+
+
+@pytest.mark.parametrize("num_left", range(1, 9))
+def test_a_thread_that_is_cancelled_while_it_is_restored_leaves_nothing(engine, restored, num_left):
+    """An earlier sibling, restored before it, ends the answer by a stop token."""
+    length = 70
+    threads = [[arithmetic(1, 90)], ["a" * length + "Z"], ["b\n", split("i", [2, 9]), arithmetic(3, 60)]]
+    stop = engine.tokenizer.token_id("Z")
+    params = Driver(engine).params(["w\n", Split("u", threads)], NUM_FREE, stop_token_ids=[stop])
+    request_id = engine.add(engine.prompt(PROMPT), params)
+    scheduler = engine.scheduler
+
+    def is_near() -> bool:
+        found = [live.family.threads[1] for live in scheduler._live.values()]
+        return any(thread.num_generated == length - num_left for thread in found)
+
+    engine.step_until(is_near)
+    (live,) = scheduler._live.values()
+    scheduler._evict(live)
+    scheduler._restore_evicted()
+    answer = engine.drain()[request_id]
+    assert restored
+    assert answer.stop_reason == stop
+    assert engine.snapshot() == engine.baseline
 
 
 def test_aborts_at_any_step_leave_nothing(engine):

@@ -184,7 +184,7 @@ def test_threads_know_where_they_forked_and_at_which_offset():
         (11, -3, -3, 1),
     ]
     family.generated(threads[0], [5, 6])
-    assert (threads[0].own_ids, family.root.own_ids) == ([0, 5, 6], [])
+    assert (threads[0].token_ids, family.root.token_ids) == ([5, 6], [])
 
 
 def test_the_critical_path_takes_the_longest_thread_of_each_fork():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib
 import inspect
 import re
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,7 +293,7 @@ CALLED = {
     ),
     "vllm.v1.engine:EngineCoreOutput": "finished",
     "vllm.v1.outputs:LogprobsLists": "slice_request",
-    "vllm.sampling_params:SamplingParams": "clone num_logprobs bad_words_token_ids _bad_words_token_ids",
+    "vllm.sampling_params:SamplingParams": "num_logprobs bad_words_token_ids _bad_words_token_ids _all_stop_token_ids",
     "vllm.envs": "VLLM_MAX_NUM_BAD_WORDS VLLM_MAX_BAD_WORDS_TOTAL_TOKENS",
     V1: "_update_states _prepare_inputs",
     V2: "load_model update_requests",
@@ -301,6 +303,7 @@ CALLED = {
     "vllm.tracing": "otel_import_error_traceback",
     "vllm.v1.engine.async_llm": "OutputProcessor",
     "vllm.v1.engine.utils": "zmq_socket_ctx",
+    "vllm.entrypoints.launchers.api_server.entry": "setup_server run_server",
     "vllm.tokenizers.registry": "cached_tokenizer_from_config get_tokenizer",
     "vllm.utils.torch_utils": "async_tensor_h2d is_quantized_kv_cache kv_cache_dtype_str_to_dtype",
     "vllm.utils.cpu_resource_utils": "get_allowed_cpu_list get_memory_node_info",
@@ -425,28 +428,29 @@ def test_vllm_makes_the_span_of_a_request_under_the_name_that_ours_goes_by():
     assert f'span_name="{tracing.REQUEST}"' in inspect.getsource(OutputProcessor.do_tracing)
 
 
-def test_an_interrupt_while_the_engine_starts_is_lost_but_for_our_patch(monkeypatch):
+def test_a_sigterm_while_the_engine_starts_is_lost_but_for_our_patch(monkeypatch):
     import zmq
-    from vllm.utils.network_utils import zmq_socket_ctx
+    from vllm.entrypoints.launchers.api_server import entry
     from vllm.v1.engine import utils
 
-    from forkjoin_server.vllm_seam import _let_interrupts_through
+    from forkjoin_server.vllm_seam import _keep_sigterm
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+    async def start_engine(*_: object) -> None:
+        with utils.zmq_socket_ctx("inproc://handshake", zmq.ROUTER, bind=True) as _socket:
+            signal.raise_signal(signal.SIGTERM)
 
-    def is_lost() -> bool:
-        try:
-            with utils.zmq_socket_ctx("inproc://handshake", zmq.ROUTER, bind=True) as _socket:
-                interrupt()
-        except (KeyboardInterrupt, SystemExit):
-            return False
-        return True
-
-    monkeypatch.setattr(utils, "zmq_socket_ctx", zmq_socket_ctx)
-    assert is_lost()  # once it is not, the patch can go
-    _let_interrupts_through()
-    assert not is_lost()
+    monkeypatch.setattr(entry, "decorate_logs", lambda *_, **__: None)
+    monkeypatch.setattr(entry, "setup_server", lambda *_, **__: ("", None))
+    monkeypatch.setattr(entry, "run_server_worker", start_engine)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        asyncio.run(entry.run_server(None))  # once it raises, the patch can go
+        _keep_sigterm()
+        with pytest.raises(SystemExit, match="0"):
+            asyncio.run(entry.run_server(None))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeypatch):

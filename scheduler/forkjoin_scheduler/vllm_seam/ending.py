@@ -45,6 +45,8 @@ class Ending(Ahead):
         live.family.generated(thread, token_ids)
         live.clock_token(thread)
         end = self._end_of(live, thread, output) if output.finished else None
+        if end is not None and len(token_ids) < len(output.new_token_ids):
+            end = ThreadEnd.LENGTH
         if end is None and token_ids and live.wish.spoken.ends(thread.plan, thread.token_ids):
             super().finish_requests([thread.request_id], STOPPED)
             end = ThreadEnd.STOP
@@ -117,10 +119,9 @@ class Ending(Ahead):
                 return
             entry = self._threads.get(request.request_id)
             # One that was preempted with its last token in flight ends without blocks.
-            has_blocks = request.num_computed_tokens > 0
             if (
                 entry
-                and has_blocks
+                and kv.has_blocks(self.kv_cache_manager, request)
                 and entry[1].state is BranchState.DECODING
                 and self._needs_blocks_of(*entry)
             ):

@@ -14,7 +14,7 @@ from forkjoin_scheduler.fork import ForkPlan, Refusal, has_room, plan_fork
 from forkjoin_scheduler.join import cut_last
 from forkjoin_scheduler.stitch import thread_offset
 from forkjoin_scheduler.transcript import Transcript
-from forkjoin_scheduler.vllm_seam import queues
+from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.joining import SHOWN_LIVE, Joining
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
@@ -33,6 +33,8 @@ class Forking(Joining):
         self._asking: list[tuple[Request, str]] = []
         #: Requests that have written what the dialect swaps.
         self._swapping: list[tuple[Request, str]] = []
+        #: Parked branches whose threads have not all got their copies of its partly filled last block.
+        self._copied_from: list[Branch] = []
 
     # ---- vLLM's hook -----------------------------------------------------------------------
 
@@ -48,13 +50,14 @@ class Forking(Joining):
             self._triggered.append((request, None))
             return super()._update_request_with_output(request, [], is_stale)
         live = self._live.get(request.request_id) if self._live else None
+        before = request.status
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         plan = None
         if not stopped:
             only = wish.spoken.only_call
             if only is None or request._all_token_ids[-1] == only:
                 self._listen(request, wish)
-        elif plan := self._plan_instead_of_ending(request, wish):
+        elif plan := self._plan_instead_of_ending(request, wish, before):
             self._triggered.append((request, plan))
         if live is not None:
             live.family.generated(live.family.root, new_token_ids)
@@ -72,8 +75,11 @@ class Forking(Joining):
         elif text := wish.spoken.written_itself(request._all_token_ids):
             self._swapping.append((request, text))
 
-    def _plan_instead_of_ending(self, request: Request, wish: Wish) -> ForkPlan | None:
-        """The fork that a turn which ends here calls for; its end of sequence is taken back then."""
+    def _plan_instead_of_ending(self, request: Request, wish: Wish, before: RequestStatus) -> ForkPlan | None:
+        """The fork that a turn which ends here calls for; its end of sequence is taken back then.
+
+        ``before``: its status before it ended. It may have been preempted with that token in flight.
+        """
         if wish.spoken.dialect.fork_at is not ForkAt.END or request.status != RequestStatus.FINISHED_STOPPED:
             return None
         if request.stop_reason is not None and request.stop_reason not in self._eos_ids:
@@ -89,7 +95,7 @@ class Forking(Joining):
             return None
         if is_first and branch is live.family.root:
             live.family.num_shown -= 1  # the end of sequence does not leave
-        request.status, request.stop_reason = RequestStatus.RUNNING, None
+        request.status, request.stop_reason = before, None
         truncate(request, len(context))
         return plan
 
@@ -138,6 +144,8 @@ class Forking(Joining):
         live.clock_fork(branch)
         for thread in threads:
             self._start_thread(live, thread, request)
+        if waits and offset == branch.offset and self._needs_blocks_of(live, threads[0]):
+            self._copied_from.append(branch)
         live.tell(
             "forked",
             num_duplicates=plan.num_duplicates,
@@ -224,6 +232,25 @@ class Forking(Joining):
         if refusal.policy is Policy.END_REQUEST:
             self._end_with_block(live, branch)
 
+    def _drop_copied_tails(self) -> None:
+        """Let go of what a parked branch holds in vain: it goes on with the first thread's copy of it.
+
+        The copies are made in the step just scheduled: whoever gets the block writes it in a later one.
+        One thread that lost its copy, and one whose first thread lost it, compute these tokens anew.
+        """
+        left, self._copied_from = self._copied_from, []
+        for branch in left:
+            if branch.state is not BranchState.PARKED:
+                continue
+            if any(self._has_not_started(thread) for thread in branch.waits_for):
+                self._copied_from.append(branch)
+            elif (request := self._request_of(branch)).num_computed_tokens:
+                queues.repark(self, request, kv.drop_tail(self.kv_cache_manager, request))
+
+    def _has_not_started(self, thread: Branch) -> bool:
+        request = self.requests.get(thread.request_id)
+        return request is not None and request.status == RequestStatus.WAITING
+
     # ---- what the model should not write itself --------------------------------------------
 
     def _swap(self, request: Request, text: str) -> None:
@@ -234,7 +261,7 @@ class Forking(Joining):
         room = self._room(live, branch, keep + len(token_ids))
         if branch.state is not BranchState.DECODING or room <= 0:
             return
-        live.tell("refused", reason="stray_tag", policy="swap")
+        live.tell("refused", parent_index=branch.index, reason="stray_tag", policy="swap")
         queues.park(self, request)
         branch.take_back(request.num_tokens - keep, token_ids)
         self._rewind(request, keep)

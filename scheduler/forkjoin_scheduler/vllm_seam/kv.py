@@ -79,10 +79,11 @@ def hold(manager: KVCacheManager, request: Request, num_tokens: int) -> HeldBloc
     return held
 
 
-def release(manager: KVCacheManager, held: HeldBlocks) -> None:
-    """Return held blocks to the pool, the tail first."""
-    for blocks in held.blocks:
-        manager.block_pool.free_blocks(reversed(blocks))
+def release(manager: KVCacheManager, *all_held: HeldBlocks) -> None:
+    """Return held blocks to the pool, of each the tail first."""
+    for held in all_held:
+        for blocks in held.blocks:
+            manager.block_pool.free_blocks(reversed(blocks))
 
 
 def adopt(manager: KVCacheManager, request: Request, held: HeldBlocks) -> None:
@@ -93,6 +94,21 @@ def adopt(manager: KVCacheManager, request: Request, held: HeldBlocks) -> None:
     ):
         single.req_to_blocks[request.request_id] = blocks
         single.num_cached_block[request.request_id] = num_cached
+
+
+def drop_tail(manager: KVCacheManager, request: Request) -> int:
+    """Return the partly filled last block of ``request`` to the pool; returns how many tokens have KV still.
+
+    Blocks of several KV cache groups end at different tokens: there nothing is returned.
+    """
+    if len(manager.coordinator.single_type_managers) > 1:
+        return request.num_computed_tokens
+    (single,) = manager.coordinator.single_type_managers
+    num_whole = request.num_computed_tokens // single.block_size
+    blocks = single.req_to_blocks[request.request_id]
+    manager.block_pool.free_blocks(reversed(blocks[num_whole:]))
+    del blocks[num_whole:]
+    return num_whole * single.block_size
 
 
 def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> Stitched:
@@ -132,6 +148,13 @@ def request_slots(manager: KVCacheManager, request_id: str, tokens: Slots) -> Sl
     (single,) = manager.coordinator.single_type_managers
     blocks = manager.get_blocks(request_id).blocks[0]
     return slots([b.block_id for b in blocks], single.block_size, tokens)
+
+
+def has_blocks(manager: KVCacheManager, request: Request) -> bool:
+    """Whether ``request`` holds any: one may before any of its tokens counts as computed."""
+    return any(
+        single.req_to_blocks.get(request.request_id) for single in manager.coordinator.single_type_managers
+    )
 
 
 def num_blocks(manager: KVCacheManager) -> int:

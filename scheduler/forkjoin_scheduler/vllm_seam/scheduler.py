@@ -65,6 +65,7 @@ class ForkJoinScheduler(Pacing):
         output = super().schedule(throttle_prefills)
         self._step_scheduled(output)
         if self._live:
+            self._drop_copied_tails()
             self._give_orders(output)
             self._restore_lost()
             if not output.total_num_scheduled_tokens and not self.running:
@@ -78,7 +79,6 @@ class ForkJoinScheduler(Pacing):
         result = super().update_from_output(scheduler_output, model_runner_output)
         if self._spoken is None:
             return result
-        self._release_moved(scheduler_output)
         if self._live:
             for outputs in result.values():
                 outputs.outputs = [o for o in outputs.outputs if not self._take(o)]
@@ -96,6 +96,11 @@ class ForkJoinScheduler(Pacing):
                 self._offsets.pop(live.family.request_id, None)
         if parting or len(self._live) < num_live:
             self._restore_evicted()
+        if num_live:
+            # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
+            # what is told behind the slice that ends a request would find nobody.
+            for outputs in result.values():
+                outputs.outputs.sort(key=wire.is_vllms)
         self._tell_load(result)
         return result
 
@@ -158,14 +163,15 @@ class ForkJoinScheduler(Pacing):
         """The requests of the family that wait with blocks."""
         requests = [self.requests.get(b.request_id) for b in live.family.root.subtree() if b.is_live]
         waiting = [r for r in requests if r is not None and r.status != RequestStatus.RUNNING]
-        return [r for r in waiting if r.num_computed_tokens > 0]
+        return [r for r in waiting if kv.has_blocks(self.kv_cache_manager, r)]
 
     def _evict(self, live: LiveFamily) -> None:
         request_id = live.family.request_id
         logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
         if live.dialect.is_stitched:
             self._suspend_family(live)
-            self._evicted.append(live)
+            if live not in self._evicted:
+                self._evicted.append(live)
             return
         for request in self._holders(live):
             self.kv_cache_manager.free(request)

@@ -7,7 +7,7 @@ stitched branch that loses its blocks is *restored*: its own text up to each for
 each thread upon it, then they are stitched again.
 
 Invariants (pinned by tests): stitched KV is never hashed; blocks that are moved from stay held
-until the step that moves them has run; a restored context has the KV it had.
+until the step that moves them is scheduled; a restored context has the KV it had.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class Stitching(Jobs):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        #: Blocks that a step moves KV from, by that step.
-        self._moving: dict[int, list[kv.HeldBlocks]] = {}
         #: Requests that vLLM preempted in this step and that can't be computed in a row.
         self._lost: list[Request] = []
 
@@ -56,15 +54,11 @@ class Stitching(Jobs):
             stitched = self._to_stitch.pop(request_id)
             holes = kv.request_slots(self.kv_cache_manager, request_id, stitched.holes)
             moves.append(np.stack([stitched.sources, holes], axis=1))
-            self._moving.setdefault(id(output), []).extend(stitched.rest)
+            # Whoever gets these blocks gets them in a later step, and writes them behind this one.
+            kv.release(self.kv_cache_manager, *stitched.rest)
         if moves or offsets:
             copies = np.concatenate(moves) if moves else np.empty((0, 2), dtype=np.int64)
             attach(output, Orders(copies, offsets))
-
-    def _release_moved(self, output: SchedulerOutput) -> None:
-        """The step of ``output`` has run."""
-        for held in self._moving.pop(id(output), ()):
-            kv.release(self.kv_cache_manager, held)
 
     # ---- threads ---------------------------------------------------------------------------
 
@@ -104,12 +98,9 @@ class Stitching(Jobs):
                 computed = yield from self._replay(
                     job, live, thread, context, self._request_of(thread.parent).request_id
                 )
-            held = job.take(computed)
-            if not thread.is_live:  # cancelled meanwhile, by the end of another
-                kv.release(self.kv_cache_manager, held)
-                return
-            live.held[thread] = held
-            self._closed(live, thread)
+            if held := self._taken_for(thread, job, computed):
+                live.held[thread] = held
+                self._closed(live, thread)
 
         self._start_job(live, work)
         return False
@@ -168,7 +159,7 @@ class Stitching(Jobs):
                     self._restart_job(job)
                 continue
             live, branch = self._branch_of(request)
-            if self._joined_forks(branch):
+            if branch.joined_forks:
                 queues.suspend(self, request)
                 self._start_job(live, partial(self._restored, live, branch))
 
@@ -209,30 +200,51 @@ class Stitching(Jobs):
     def _restore(
         self, job: Job, live: LiveFamily, branch: Branch, source: Source
     ) -> Generator[Fill, kv.HeldBlocks, None]:
-        """Compute anew what a suspended ``branch`` has lost, and all beneath it."""
+        """Compute anew what a suspended ``branch`` has lost, and all beneath it.
+
+        A branch that has gone on may end the answer, and with it cancel one that is still waited for.
+        """
+        if not branch.is_live:
+            return
         request = self._request_of(branch)
         context = list(request._all_token_ids)
         start, offset = yield from self._replay_forks(job, live, branch, context, source)
+        if not branch.is_live:
+            if start is not None:
+                kv.release(self.kv_cache_manager, start.held, *start.rest)
+            return
         if branch.state is not BranchState.PARKED:
             if start is not None:
                 self._start_stitched(request, start, offset)
             queues.regain(self, request, 0 if start is None else start.num_tokens)
             return
         computed = yield self._fill(context, start, source, branch, offset)
-        kv.adopt(self.kv_cache_manager, request, job.take(computed))
+        if (held := self._taken_for(branch, job, computed)) is None:
+            return
+        kv.adopt(self.kv_cache_manager, request, held)
         queues.repark(self, request, len(context))
         # Those that have ended first: as soon as one goes on that has not, the branch may have to join.
         ended = [t for t in branch.waits_for if t.request_id not in self._threads]
         for thread in ended:
             context = self._context(live, thread)
             computed = yield from self._replay(job, live, thread, context, request.request_id)
-            live.held[thread] = job.take(computed)
+            if (held := self._taken_for(branch, job, computed)) is None:
+                return
+            live.held[thread] = held
         for thread in ended:
             if thread.is_live:
                 self._closed(live, thread)
         for thread in branch.waits_for:
             if thread.request_id in self._threads:
                 yield from self._restore(job, live, thread, request.request_id)
+
+    def _taken_for(self, branch: Branch, job: Job, computed: kv.HeldBlocks) -> kv.HeldBlocks | None:
+        """What ``job`` has computed; None, and it is released, if ``branch`` was cancelled meanwhile."""
+        held = job.take(computed)
+        if branch.is_live:
+            return held
+        kv.release(self.kv_cache_manager, held)
+        return None
 
     def _replay(self, job: Job, live: LiveFamily, thread: Branch, context: list[int], source: Source) -> Part:
         """The KV of the ``context`` of a thread that has ended, on ``source``."""
@@ -244,7 +256,7 @@ class Stitching(Jobs):
     ) -> Generator[Fill, kv.HeldBlocks, tuple[kv.Stitched | None, int]]:
         """The KV up to behind the last join of ``branch`` (None: it has none), and its offset there."""
         start, offset = None, branch.start_offset
-        for threads in self._joined_forks(branch):
+        for threads in branch.joined_forks:
             fork_len = threads[0].fork_len
             prefix = yield self._fill(context[:fork_len], start, source, branch, offset)
             computed = {}
@@ -263,12 +275,6 @@ class Stitching(Jobs):
         if start is not None:
             return Fill(context, start, offset=offset, is_linear=False)
         return Fill(context, None, source, branch.fork_len, offset, is_linear=source is None)
-
-    @staticmethod
-    def _joined_forks(branch: Branch) -> list[list[Branch]]:
-        """The forks of ``branch`` that have been stitched, in order."""
-        is_open = branch.state in (BranchState.PARKED, BranchState.JOINABLE)
-        return branch.forks[:-1] if is_open else branch.forks
 
     # ---- vLLM's hooks ----------------------------------------------------------------------
 
@@ -289,7 +295,9 @@ class Stitching(Jobs):
         """Whose first tokens ``request`` shares, and how many."""
         if job := self._fills.get(request.request_id):
             assert job.fill is not None
-            return job.fill.source, job.fill.num_shared
+            source = job.fill.source
+            is_there = not isinstance(source, str) or source in self.requests
+            return (source, job.fill.num_shared) if is_there else (None, 0)
         if entry := self._threads.get(request.request_id):
             thread = entry[1]
             assert thread.parent is not None

@@ -13,8 +13,9 @@ from vllm.v1.engine import EngineCoreOutput
 
 SUFFIX = "#forkjoin"
 
-#: A JSON-like event: ``type`` is forked | tokens | thread_ended | joined | refused | limited |
-#: fork_latency | join_latency | progress | family_ended; of no family, but of an engine: load.
+#: A JSON-like event: ``type`` is forked | tokens | thread_ended | joined_ahead | joined | voted |
+#: refused | limited | fork_latency | join_latency | progress | family_ended; of no family, but of an
+#: engine: load.
 Event = dict[str, Any]
 
 
@@ -35,9 +36,14 @@ def pack(request_id: str, events: list[Event]) -> EngineCoreOutput:
     )
 
 
+def is_vllms(output: EngineCoreOutput) -> bool:
+    """Whether ``output`` is one of vLLM's, and tells no events."""
+    return not output.request_id.endswith(SUFFIX)
+
+
 def unpack(output: EngineCoreOutput) -> Told | None:
     """What ``output`` tells, None if it is one of vLLM's."""
-    if not output.request_id.endswith(SUFFIX) or output.kv_transfer_params is None:
+    if is_vllms(output) or output.kv_transfer_params is None:
         return None
     told = output.kv_transfer_params
     return Told(output.request_id.removesuffix(SUFFIX), told["events"], told["time_ns"])

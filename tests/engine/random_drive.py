@@ -1,0 +1,411 @@
+"""The real scheduler without a model, driven at random.
+
+Requests come and are aborted, the prefix cache is reset, and in the place of a model stands whoever strings
+together phrases of the dialect. Whatever comes of it: each request ends once, each thread that starts ends,
+nothing hangs, and in the end every block, slot and queue entry is back.
+
+All that is random comes of a run's name, so a run can be had again: ``Drive.named("apar", "pressure", 7,
+model).run()``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_bench.scheduler_cost import runner_output, without_model
+from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.vllm_seam import wire
+from forkjoin_scheduler.vllm_seam.compat import WORKER
+from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+from tests.engine.harness import snapshot
+from tests.engine.renamed import dialect_for
+
+END = "<|end|>"
+TEXT = ("x", "yy")
+RESTLESS = "tests.engine.matrix_case.Restless"
+
+#: What is written, phrase by phrase. Those that stand twice are to come twice as often.
+PHRASES: dict[str, tuple[str, ...]] = {
+    "threadweaver": (
+        *TEXT,
+        "<Parallel><Outlines><Outline>1: a</Outline><Outline>2: b</Outline></Outlines>",
+        "<Outlines><Outline>1: a</Outline></Outlines>",
+        "</Outlines>",
+        *("</Thread>", "</Thread>"),
+        "</Parallel>",
+        *(END, END),
+    ),
+    "parallel-r1": (*TEXT, "<Parallel>", "</Path>", "</Path>", "</Parallel>", END),
+    "multiverse": (
+        *TEXT,
+        "<Goal><Outline>1: a</Outline><Outline>2: b</Outline></Goal>",
+        "<Goal><Outline>1: a</Outline><Outline>2: b</Outline><Outline>3: c</Outline></Goal>",
+        "</Goal>",
+        *("</Path>", "</Path>", "</Path>"),
+        "</Parallel>",
+        END,
+    ),
+    "npr": (
+        *TEXT,
+        "<guideline><plan>1: a</plan><plan>2: b</plan></guideline>",
+        "</guideline>",
+        *("</step>", "</step>"),
+        END,
+    ),
+    "apr": (
+        "x",
+        "Moving to Node #0\nCurrent State: 5:[1, 2], Operations: []\n",
+        (
+            "<Calling Sub Searches>\n<Start Sub Search 0 at level 1> Moving to Node #0\n"
+            f"<Start Sub Search 1 at level 1> Moving to Node #0\n<End Calling Sub Searches>\n{END}"
+        ),
+        "<Sub Searches>",
+        "Goal Reached\n 1 Goal Reached",
+        *(END, END),
+    ),
+    "apar": (*TEXT, "[SplitMask]", "1. x[SplitMask]", "\n", END, END),
+    "hpd": (*TEXT, "<FORK>", END, END),
+    "asyncthink": (
+        "x",
+        *("<FORK-1>do</FORK-1>", "<FORK-2>do</FORK-2>"),
+        *("<JOIN-1>", "<JOIN-2>", "<JOIN-3>"),
+        *("<RETURN>x</RETURN>", "</RETURN>"),
+        END,
+    ),
+    "skeleton": ("x", f"1. a\n2. b\n{END}", f"1. a\n1. b\n{END}", END),
+    "parathinker": (*TEXT, "</think1>", "</think2>", "</think3>", END),
+    "explicit": (*TEXT, END),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a run is to have much of. Of several values each run, or each request, draws one."""
+
+    max_num_seqs: tuple[int, ...]
+    #: KV blocks beside the few that a scheduler starts with.
+    spare_blocks: tuple[int, ...]
+    #: Of a prompt; negative: so many less than the context holds.
+    prompt_tokens: tuple[int, ...]
+    max_tokens: tuple[int, ...]
+    #: The chance that a step has another request, or a reset of the prefix cache.
+    arrival: float
+    reset: float
+    #: More text between a dialect's phrases, so that answers get long.
+    text: tuple[str, ...] = ()
+
+
+MIXED = Kind(
+    max_num_seqs=(2, 3, 8),
+    spare_blocks=(0, 5, 60),
+    prompt_tokens=(1, 3, 10, 40, -3),
+    max_tokens=(1, 2, 5, 20, 60, 200),
+    arrival=0.2,
+    reset=0.005,
+)
+PRESSURE = Kind(
+    max_num_seqs=(3, 8, 16),
+    spare_blocks=(0, 0, 1, 5),
+    prompt_tokens=(1, 10, 40),
+    max_tokens=(20, 60, 200),
+    arrival=0.7,
+    reset=0.005,
+    text=("abcdefghij", "klm"),
+)
+RESETS = replace(PRESSURE, reset=0.03)
+KINDS = {"mixed": MIXED, "pressure": PRESSURE, "resets": RESETS}
+
+NUM_REQUESTS = 14
+ABORT = 0.02
+#: Far more than any run takes, and than any wait within one.
+MAX_STEPS, MAX_IDLE_STEPS = 3000, 200
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The scheduler of a run."""
+
+    is_async: bool
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_depth: int
+    limits: dict[str, int]
+    #: Of ``Settings``.
+    options: dict[str, Any]
+
+    @classmethod
+    def draw(cls, chance: random.Random, kind: Kind, dialect: Dialect) -> Setup:
+        """Any, but such that the scheduler starts."""
+        block_size, max_model_len = chance.choice([4, 8, 16]), chance.choice([96, 160, 256])
+        max_num_seqs = chance.choice(kind.max_num_seqs)
+        blocks_of_longest = -(-max_model_len // block_size)
+        least = 2 * blocks_of_longest + 3 if dialect.is_stitched else blocks_of_longest + 2
+        pace = [{}, {}, {"max_threads_running": chance.choice([1, 2])}, {"thread_policy": RESTLESS}]
+        pace.append({"slo_itl_ms": chance.choice([0.01, 5.0])})
+        options = {
+            "join_ahead_tokens": chance.choice([0, 8, 128]),
+            "admission": chance.choice(["family", "greedy"]),
+            **chance.choice(pace),
+        }
+        limits = {"max_tokens_per_thread": [1, 3, 10], "max_total_tokens": [1, 5, 40]}
+        return cls(
+            is_async=chance.random() < 0.5,
+            block_size=block_size,
+            num_blocks=least + chance.choice(kind.spare_blocks),
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=chance.choice([max(16, max_num_seqs), 64, 2048]),
+            max_depth=chance.choice([dialect.max_depth, 1, 2, 3]),
+            limits={name: chance.choice(some) for name, some in limits.items() if chance.random() < 0.1},
+            options=options,
+        )
+
+    def make(self, dialect: Dialect, model: Path) -> tuple[ForkJoinScheduler, Any]:
+        """The scheduler, and what hashes the blocks of its requests."""
+        dialect = dialect.model_copy(update={"max_depth": self.max_depth, "min_room": 1})
+        settings = Settings.of(dialect, self.limits, **self.options)
+        args = EngineArgs(
+            model=str(model),
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            enable_chunked_prefill=True,
+            enforce_eager=True,
+            additional_config={KEY: settings.model_dump(mode="json")},
+            worker_cls=WORKER if dialect.is_stitched else "auto",
+        )
+        config = args.create_engine_config()
+        # Both behind vLLM's back, which has no such on a CPU.
+        config.cache_config.block_size = self.block_size
+        config.scheduler_config.async_scheduling = self.is_async
+        return without_model(ForkJoinScheduler, config, self.num_blocks)
+
+
+@dataclass
+class Seen:
+    """What the front end has been told."""
+
+    ended: Counter[str] = field(default_factory=Counter)
+    #: Threads by their family and index.
+    threads_started: Counter[tuple[str, int]] = field(default_factory=Counter)
+    threads_ended: Counter[tuple[str, int]] = field(default_factory=Counter)
+    #: Families that forked, or wanted to.
+    families: set[str] = field(default_factory=set)
+    families_ended: Counter[str] = field(default_factory=Counter)
+
+    def note(self, output: EngineCoreOutput) -> None:
+        """Take in ``output``. Raises AssertionError if it comes behind the end of its request."""
+        if told := wire.unpack(output):
+            for event in told.events:
+                self._note_event(told.request_id, event)
+            self.families |= {told.request_id} - {""}
+            return
+        if "#" in output.request_id:
+            return  # of a thread that was cancelled in the step that ran it: the front end drops it
+        assert not self.ended[output.request_id], f"an output behind the end: {output}"
+        self.ended[output.request_id] += output.finish_reason is not None
+
+    def _note_event(self, family: str, event: wire.Event) -> None:
+        match event["type"]:
+            case "forked":
+                self.threads_started.update((family, thread["index"]) for thread in event["threads"])
+            case "thread_ended":
+                self.threads_ended[family, event["index"]] += 1
+            case "family_ended":
+                self.families_ended[family] += 1
+
+
+class Drive:
+    """One run: a scheduler, its requests, and whoever writes for them."""
+
+    def __init__(self, chance: random.Random, kind: Kind, dialect: Dialect, model: Path) -> None:
+        self._chance = chance
+        self._kind = kind
+        self.setup = Setup.draw(chance, kind, dialect)
+        self._scheduler, self._hasher = self.setup.make(dialect, model)
+        self._tokenizer = EngineTokenizer.from_model_config(self._scheduler.vllm_config.model_config)
+        self._phrases = [*PHRASES[dialect.name], *kind.text]
+        #: Tokens begun to be written, by request.
+        self._writing: dict[str, deque[int]] = defaultdict(deque)
+        #: Steps scheduled whose end the scheduler has not been told.
+        self._in_flight: deque[tuple[Any, Any]] = deque()
+        self._added: list[str] = []
+        self._aborted: set[str] = set()
+        self._seen = Seen()
+
+    @classmethod
+    def named(cls, dialect: str, kind: str, seed: int, model: Path) -> Drive:
+        """The run of that name."""
+        return cls(random.Random(f"{dialect} {kind} {seed}"), KINDS[kind], dialect_for(dialect), model)
+
+    def run(self) -> None:
+        """Run to the end of all requests. Raises AssertionError if anything is not as it must be."""
+        at_rest = self._state()
+        idle_steps = 0
+        for _ in range(MAX_STEPS):
+            self._disturb()
+            idle_steps = 0 if self._step() else idle_steps + 1
+            for live in self._scheduler._live.values():
+                live.family.check_integrity()
+            if len(self._added) == NUM_REQUESTS:
+                if not self._scheduler.requests:
+                    break
+                assert idle_steps < MAX_IDLE_STEPS, f"it hangs: {self._state()}, {self._requests()}"
+        else:
+            raise AssertionError(f"not finished after {MAX_STEPS} steps: {self._state()}")
+        # One more step tells of the last requests that ended.
+        self._schedule()
+        while self._in_flight:
+            self._update()
+        _assert_same(self._state(), at_rest)
+        self._check_ends()
+
+    # ---- what happens ----------------------------------------------------------------------
+
+    def _disturb(self) -> None:
+        """What clients and operators do between two steps, if anything."""
+        if len(self._added) < NUM_REQUESTS and self._happens(self._kind.arrival):
+            self._add()
+        unfinished = [i for i in self._added if i in self._scheduler.requests]
+        if unfinished and self._happens(ABORT):
+            request_id = self._chance.choice(unfinished)
+            self._aborted.add(request_id)
+            self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        if self._happens(self._kind.reset):
+            self._scheduler.reset_prefix_cache(reset_running_requests=True)
+
+    def _add(self) -> None:
+        length = self._chance.choice(self._kind.prompt_tokens)
+        num_tokens = length if length > 0 else self.setup.max_model_len + length
+        prompt = self._tokenizer.encode("".join(self._chance.choices("pq", k=num_tokens)))
+        request_id = f"r{len(self._added)}"
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=prompt,
+            sampling_params=self._params(room=self.setup.max_model_len - len(prompt)),
+            pooling_params=None,
+            block_hasher=self._hasher,
+            arrival_time=len(self._added),
+        )
+        self._added.append(request_id)
+        self._scheduler.add_request(request)
+
+    def _params(self, room: int) -> SamplingParams:
+        max_tokens = min(self._chance.choice(self._kind.max_tokens), room)
+        options = self._options()
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            min_tokens=min(self._chance.choice([0, 0, 0, 0, 1, 5]), max_tokens),
+            ignore_eos=self._happens(0.1),
+            stop_token_ids=self._tokenizer.encode("x") if self._happens(0.2) else None,
+            extra_args={KEY: options} if options else None,
+        )
+        params.update_from_generation_config({}, eos_token_id=self._tokenizer.token_id(END))
+        return params
+
+    def _options(self) -> dict[str, Any]:
+        """The request's ``forkjoin`` field."""
+        chance = self._chance
+        branches = [{"text": "A"}, {"title": "b"}]
+        asked: list[dict[str, Any]] = [
+            {"best_of": chance.choice([1, 2, 3, 5]), "vote": chance.choice([r"\A.*", "x"])},
+            {"branches": branches[: chance.choice([1, 2])]},
+            {"branches": branches, "closing": "so"},
+            {"enabled": False},
+        ]
+        options = dict(chance.choices([*asked, {}], weights=[10, 5, 5, 5, 75])[0])
+        if self._happens(0.3):
+            options["max_tokens_per_thread"] = chance.choice([1, 2, 10])
+        if self._happens(0.3):
+            options["max_total_tokens"] = chance.choice([1, 2, 5, 40])
+        if self._happens(0.15):
+            options["max_forks"] = chance.choice([0, 1, 2])
+        if self._happens(0.3):
+            options["include_threads"] = True
+        return options
+
+    def _happens(self, probability: float) -> bool:
+        return self._chance.random() < probability
+
+    # ---- steps -----------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        """Schedule a step and end one: the same, or under async scheduling the one before.
+
+        Returns whether the new one runs anything.
+        """
+        has_run = self._schedule()
+        if len(self._in_flight) > self.setup.is_async or not has_run:
+            self._update()
+        return has_run
+
+    def _schedule(self) -> bool:
+        output = self._scheduler.schedule()
+        sampled = {i: self._sample(self._scheduler.requests[i]) for i in output.num_scheduled_tokens}
+        self._in_flight.append((output, runner_output(sampled)))
+        return bool(sampled)
+
+    def _sample(self, request: Request) -> list[int]:
+        if request.is_prefill_chunk:
+            return []
+        writing = self._writing[request.request_id]
+        if not writing:
+            writing.extend(self._tokenizer.encode(self._chance.choice(self._phrases)))
+        return [writing.popleft()]
+
+    def _update(self) -> None:
+        told = self._scheduler.update_from_output(*self._in_flight.popleft())
+        for outputs in told.values():
+            for output in outputs.outputs:
+                self._seen.note(output)
+
+    # ---- what must hold --------------------------------------------------------------------
+
+    def _state(self) -> dict[str, int]:
+        """What must be the same before and after."""
+        scheduler = self._scheduler
+        of_families: Sequence[Sequence[Any]] = (
+            scheduler._admitted,
+            scheduler._ahead_waiting,
+            scheduler._evicted,
+            scheduler._lost,
+            scheduler._parting,
+        )
+        return snapshot(scheduler) | {"ahead": scheduler._num_ahead, "others": sum(map(len, of_families))}
+
+    def _requests(self) -> list[tuple[str, str, int]]:
+        requests = self._scheduler.requests.values()
+        return [(r.request_id, r.status.name, r.num_computed_tokens) for r in requests]
+
+    def _check_ends(self) -> None:
+        """Each request ended once, but for the aborted; and each family and thread, the aborted, too."""
+        seen = self._seen
+        left = [i for i in self._added if not seen.ended[i] and i not in self._aborted]
+        assert not left, f"not told of their ends: {left}"
+        strangers = set(seen.ended) - set(self._added)
+        assert not strangers, f"no request of ours: {strangers}"
+        _assert_same(seen.threads_ended, seen.threads_started)
+        _assert_same(seen.families_ended, Counter(seen.families))
+
+
+def _assert_same(found: dict[Any, int], wanted: dict[Any, int]) -> None:
+    """Raise AssertionError naming what differs."""
+    keys = {key for key in {**found, **wanted} if found.get(key, 0) != wanted.get(key, 0)}
+    different = {key: f"{found.get(key, 0)}, not {wanted.get(key, 0)}" for key in sorted(keys)}
+    assert not different, f"{different}"

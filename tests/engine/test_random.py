@@ -1,0 +1,51 @@
+"""Random traffic on the scheduler: every request ends once, nothing hangs, everything is back."""
+
+from __future__ import annotations
+
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+
+from forkjoin_scheduler.dialect_files import builtin_names
+from tests.engine import renamed
+
+pytestmark = pytest.mark.engine
+
+NUM_SEEDS = 35
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    """The model that speaks a dialect."""
+    models = {}
+
+    def find(name):
+        if name not in models:
+            models[name] = renamed.model_for(name, tmp_path_factory.mktemp)
+        return models[name]
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Let each look at the clock take a millisecond: a run is the same on every machine."""
+    from forkjoin_scheduler.vllm_seam import pacing
+
+    ticks = count()
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))
+
+
+@pytest.mark.parametrize("kind", ["mixed", "pressure", "resets"])
+@pytest.mark.parametrize("name", builtin_names())
+def test_whatever_happens_every_request_ends_once_and_everything_is_back(model_of, name, kind):
+    from tests.engine.random_drive import Drive
+
+    for seed in range(NUM_SEEDS):
+        drive = Drive.named(name, kind, seed, model_of(name))
+        try:
+            drive.run()
+        except Exception as error:
+            error.add_note(f'Drive.named("{name}", "{kind}", {seed}, …), {drive.setup}')
+            raise
