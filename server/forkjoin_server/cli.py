@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import sys
 from importlib.metadata import version
@@ -18,12 +19,16 @@ from forkjoin_server.effective import Given, effective, lines
 from forkjoin_server.fit import found
 from forkjoin_server.flags import add_flags
 from forkjoin_server.in_flight import shared_with_children
+from forkjoin_server.interrupts import killing, leave_to_the_parent
+
+if multiprocessing.current_process().name != "MainProcess":  # spawned by it: imports its main module first
+    leave_to_the_parent()
 
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
        forkjoin doctor [--json] [the flags of serve]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
-       forkjoin bench run|report|targets|abacus
+       forkjoin bench run|report|targets|abacus|scheduler|simulate
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
@@ -62,12 +67,13 @@ def serve(argv: list[str]) -> None:
     """
     from forkjoin_server.vllm_seam import check_version, log_as, run_serve
 
-    _help_first(argv)
-    starts_as_json = logs.wants_json(argv)
-    if starts_as_json:
-        logs.start_relay()
-    check_version()
-    given = _resolve(argv)
+    with killing():
+        _help_first(argv)
+        starts_as_json = logs.wants_json(argv)
+        if starts_as_json:
+            logs.start_relay()
+        check_version()
+        given = _resolve(argv)
     args = given.args
     with shared_with_children(), contextlib.ExitStack() as stack:
         if args.forkjoin_log_format == "json":

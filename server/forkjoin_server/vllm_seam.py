@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Dialect, Tokenizer
 from forkjoin_scheduler.errors import UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server.interrupts import exit_at_a_signal
 
 
 def tokenizer_of(model: str) -> Tokenizer:
@@ -131,23 +131,21 @@ def log_as(args: argparse.Namespace, write: Callable[[str, str, list[str]], str]
 
 
 def run_serve(args: argparse.Namespace) -> None:
-    """Run ``vllm serve`` with ``args``. SIGTERM ends it with status 0, also while the engine starts.
+    """Run ``vllm serve`` with ``args``. SIGTERM and SIGINT end it with 0, also while the engine starts.
 
     Goes to vLLM's own subcommand: its ``main`` asks for a distribution named ``vllm``, which the
     CPU build is not. Raises UnsupportedEngine, UsageError or DialectError before an engine starts.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
+    exit_at_a_signal()
     redact.hide_in_logs()
     _check_tracing(args)
     _check_configs()
-    _let_interrupts_through()
+    _keep_sigterm()
     command = ServeSubcommand()
     command.validate(args)
-    try:
-        command.cmd(args)
-    except KeyboardInterrupt:  # what vLLM makes of a signal during its start
-        raise SystemExit(0) from None
+    command.cmd(args)
 
 
 def _check_tracing(args: argparse.Namespace) -> None:
@@ -199,28 +197,24 @@ def _check_configs() -> None:
     setattr(AsyncEngineArgs, "create_engine_config", create_engine_config)  # noqa: B010
 
 
-def _let_interrupts_through() -> None:
-    """Let a signal end the start of the engine.
+def _keep_sigterm() -> None:
+    """Let a SIGTERM end the start of the engine.
 
-    Patch: ``zmq_socket_ctx``, as ``vllm.v1.engine.utils`` knows it, makes a SystemExit of KeyboardInterrupt.
+    Patch: ``setup_server``, which vLLM's ``run_server`` calls first, takes SIGTERM back from it.
     Symptom without it: a SIGTERM while the engine starts is lost, for vLLM's handler raises
-    KeyboardInterrupt, and the socket's context drops it. The server goes on and serves; or, if the
+    KeyboardInterrupt, and ``zmq_socket_ctx`` drops it. The server goes on and serves; or, if the
     engine had not yet been heard of, each waits for the other for minutes.
-    Upstream: so in stock ``vllm serve``, too. Remove when the context lets it through.
+    Upstream: so in stock ``vllm serve``, too. Remove when that context lets it through.
     """
-    from vllm.v1.engine import utils
+    from vllm.entrypoints.launchers.api_server import entry
 
-    original = utils.zmq_socket_ctx
+    original = entry.setup_server
 
-    @contextlib.contextmanager
-    def zmq_socket_ctx(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        with original(*args, **kwargs) as socket:
-            try:
-                yield socket
-            except KeyboardInterrupt:
-                raise SystemExit(0) from None
+    def setup_server(*args: Any, **kwargs: Any) -> Any:
+        exit_at_a_signal()
+        return original(*args, **kwargs)
 
-    setattr(utils, "zmq_socket_ctx", zmq_socket_ctx)  # noqa: B010
+    setattr(entry, "setup_server", setup_server)  # noqa: B010
 
 
 def check_at_start(vllm_config: Any) -> None:
