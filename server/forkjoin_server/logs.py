@@ -9,6 +9,7 @@ stands between all of ours and standard output, and makes an object of what is n
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -55,6 +56,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class LineHandler(logging.StreamHandler[Any]):
+    """Writes each entry whole to standard output, whatever other processes write to it.
+
+    What is longer than ``PIPE_BUF`` (a traceback) a pipe takes in pieces once it is full, and others'
+    lines go between. So it is locked meanwhile; the lock is the process's, and goes with it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fcntl.lockf(1, fcntl.LOCK_EX)
+        try:
+            super().emit(record)
+        finally:
+            fcntl.lockf(1, fcntl.LOCK_UN)
+
+
 def _entry(
     created_s: float, level: str, logger: str, message: str, process: str | None, pid: int | None
 ) -> dict[str, Any]:
@@ -78,7 +94,11 @@ def wants_json(argv: list[str]) -> bool:
 def config(level: str, uvicorn_level: str, quiet_paths: list[str]) -> dict[str, Any]:
     """What ``logging.config.dictConfig`` takes to log JSON; no accesses to ``quiet_paths``."""
     access_filter = {"()": "vllm.logging_utils.UvicornAccessLogFilter", "excluded_paths": quiet_paths}
-    stream = {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stdout"}
+    stream = {
+        "class": f"{__name__}.{LineHandler.__name__}",
+        "formatter": "json",
+        "stream": "ext://sys.stdout",
+    }
     ours = {"handlers": ["json"], "propagate": False}
     return {
         "version": 1,

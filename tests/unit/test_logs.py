@@ -92,19 +92,33 @@ def test_the_relay_parts_an_entry_from_what_another_process_had_begun_to_print(p
     assert [json.loads(b)["message"] for b in before] == [printed.strip()]
 
 
+def _logged(code: str, *, status: int = 0) -> list[str]:
+    """The messages of a process that runs ``code`` and ends with ``status``: all that it prints is entries."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr == ""
+    return [json.loads(line)["message"] for line in done.stdout.splitlines()]
+
+
 def test_all_that_a_process_and_its_children_print_is_relayed_until_they_have_ended():
     code = (
         "import os, subprocess, sys; from forkjoin_server.logs import start_relay; start_relay();"
         "print('own'); os.write(2, b'native\\n');"
         "subprocess.run(['sh', '-c', 'echo child; (sleep 1; echo late) &'], check=True); raise ValueError('no')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    assert {"own", "native", "child", "late", "ValueError: no"} <= set(_logged(code, status=1))
+
+
+def test_long_entries_of_several_processes_stay_whole_where_the_relay_does_not_keep_up():
+    code = (
+        "import logging, logging.config, os; from forkjoin_server.logs import config, start_relay; start_relay();"
+        "logging.config.dictConfig(config('INFO', 'info', [])); pids = [os.fork() for _ in range(2)];"
+        "[logging.getLogger('vllm').info('x' * 10_000) for _ in range(300)];"
+        "[os.waitpid(pid, 0) for pid in pids if pid and all(pids)]"
     )
-    assert done.returncode == 1
-    assert done.stderr == ""
-    messages = [json.loads(line)["message"] for line in done.stdout.splitlines()]
-    assert {"own", "native", "child", "late", "ValueError: no"} <= set(messages)
+    assert [m for m in _logged(code) if "xxx" in m] == ["x" * 10_000] * (4 * 300)
 
 
 def test_the_config_is_one_that_python_takes_and_keeps_quiet_paths_out():
@@ -115,13 +129,7 @@ def test_the_config_is_one_that_python_takes_and_keeps_quiet_paths_out():
         "access = logging.getLogger('uvicorn.access');"
         "[access.info('%s - \"%s %s HTTP/%s\" %d', 'me', 'GET', path, '1.1', 200) for path in ('/health', '/v1')]"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    ).stdout
-    assert [json.loads(line)["message"] for line in out.splitlines()] == [
-        "one",
-        'me - "GET /v1 HTTP/1.1" 200',
-    ]
+    assert _logged(code) == ["one", 'me - "GET /v1 HTTP/1.1" 200']
 
 
 EVENTS = [
