@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable
 
 from forkjoin_server.routes import MESSAGES, RESPONSES
 from forkjoin_server.threads import Json
@@ -20,13 +21,13 @@ class Answer:
         self._start: Message | None = None
         self._is_over = False
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Take a message of the answer."""
         if message["type"] == "http.response.start":
             self._start = message
         elif not message.get("more_body"):
             self._is_over = True
-        await self._send(message)
+        return self._send(message)
 
     @property
     def has_begun(self) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 
 #: Names the file, in the environment.
@@ -35,31 +36,38 @@ class InFlight:
     def __init__(self, path: str | None) -> None:
         """``path`` None: this process is the only one."""
         self._num_own = 0
+        #: A drain asks from a thread of its own.
+        self._mutex = threading.Lock()
         self._fd = None if path is None else os.open(path, os.O_RDONLY)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """A request that a drain waits for."""
-        self._num_own += 1
-        if self._num_own == 1:
-            self._lock(fcntl.LOCK_SH)
+        self._count(1)
         try:
             yield
         finally:
-            self._num_own -= 1
-            if self._num_own == 0:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        with self._mutex:
+            before, self._num_own = self._num_own, self._num_own + more
+            if before == 0:
+                self._lock(fcntl.LOCK_SH)
+            elif self._num_own == 0:
                 self._lock(fcntl.LOCK_UN)
 
     def is_any(self) -> bool:
         """Whether any process has a request in flight, or asks the same in this moment."""
-        if self._num_own:
-            return True
-        try:
-            self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        self._lock(fcntl.LOCK_UN)
-        return False
+        with self._mutex:
+            if self._num_own:
+                return True
+            try:
+                self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            self._lock(fcntl.LOCK_UN)
+            return False
 
     def _lock(self, operation: int) -> None:
         if self._fd is not None:

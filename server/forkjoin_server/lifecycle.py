@@ -41,6 +41,7 @@ class Lifecycle:
         self.is_draining = False
         self._in_flight = InFlight(os.environ.get(FILE))
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_time_up = False
         #: What can be cut.
         self._limits: set[asyncio.Timeout] = set()
 
@@ -50,9 +51,8 @@ class Lifecycle:
 
     @contextlib.asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
-        """What is done inside ends with Cut when the time of a drain is up."""
-        self._loop = asyncio.get_running_loop()
-        limit = asyncio.timeout(None)
+        """What is done inside ends with Cut when the time of a drain is up, or already was."""
+        limit = asyncio.timeout(0 if self._is_time_up else None)
         try:
             async with limit:
                 self._limits.add(limit)
@@ -71,6 +71,7 @@ class Lifecycle:
             return
         if state.args.enable_log_requests:
             event_log.switch_on()
+        self._loop = asyncio.get_running_loop()
         client.shutdown = self._draining(client.shutdown)
         while not await self.is_ready(state):
             await asyncio.sleep(POLL_S)
@@ -98,8 +99,9 @@ class Lifecycle:
             self.is_draining = True
             end = time.monotonic() + (timeout or 0)
             self._wait_for_answers(end)
-            if self._limits and self._loop is not None:
+            if self._loop is not None and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._cut)
+            if self._limits:
                 self._wait_for_answers(time.monotonic() + CUT_S)
             left = None if timeout is None else max(end - time.monotonic(), 0)
             shutdown(timeout=left)
@@ -111,6 +113,7 @@ class Lifecycle:
             time.sleep(POLL_S)
 
     def _cut(self) -> None:
+        self._is_time_up = True
         for limit in self._limits:
             limit.reschedule(asyncio.get_running_loop().time())
 

@@ -10,6 +10,9 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, cast
+
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.feed import FEEDS, new_key
@@ -22,7 +25,7 @@ from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
 from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
-from forkjoin_server.routes import MESSAGES, PATHS, RESPONSES, route_of
+from forkjoin_server.routes import MESSAGES, PATHS, RESPONSES, STORED, route_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.weaver import Message, Presenter, Send, Unseen, Weaver
 
@@ -35,10 +38,13 @@ _RETRY = [(b"retry-after", b"1")]
 
 
 class ForkJoinMiddleware:
-    """Wraps vLLM's FastAPI application."""
+    """Wraps vLLM's FastAPI application: readiness and drains outside of all middleware, bodies inside.
+
+    So nothing is read of a request that vLLM's own middleware refuses, as of one without its API key.
+    """
 
     def __init__(self, app: App) -> None:
-        self.app = app
+        self.app = _with_innermost(app, Bodies)
         self.lifecycle = Lifecycle()
         self._starting: asyncio.Task[None] | None = None
         if metrics.observe not in FEEDS.observers:
@@ -53,34 +59,43 @@ class ForkJoinMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _path(scope)
         if path == "/ready":
             ready = await self.lifecycle.is_ready(scope["app"].state)
             await _respond(send, 200 if ready else 503, {"ready": ready})
-        elif scope["method"] != "POST":
+        elif scope["method"] != "POST" and not path.startswith(STORED):
             await self.app(scope, receive, send)
-        elif self.lifecycle.is_draining:
+        elif scope["method"] == "POST" and self.lifecycle.is_draining:
             await _respond(send, 503, _error(_DRAINING, path, 503), _RETRY)
         else:
             with self.lifecycle.request():
-                await self._post_in_time(path, scope, receive, send)
+                await self._in_time(path, scope, receive, send)
 
-    async def _post_in_time(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
+    async def _in_time(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, or say that a drain had no time for it."""
         answer = Answer(send)
         try:
             async with self.lifecycle.answering():
-                await self._post(path, scope, receive, answer.send)
+                await self.app(scope, receive, answer.send)
         except Cut:
             if answer.has_begun:
                 await answer.end(path, _error(_CUT, path, 503))
             else:
                 await _respond(send, 503, _error(_CUT, path, 503), _RETRY)
 
-    async def _post(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
-        if _is_upload(scope):
+
+class Bodies:
+    """Takes the request's field out of each POST's body, and weaves threads into the answer."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self._settings: Settings | None = None
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or _is_upload(scope):
             await self.app(scope, receive, send)
             return
+        path = _path(scope)
         raw = await _body(receive)
         given = _json_object(raw)
         route = None if given is None else route_of(path, given)
@@ -94,9 +109,11 @@ class ForkJoinMiddleware:
             await self.app(scope, _replay(raw, receive), send)
 
     async def _generate(self, path: str, given: Json, scope: Message, receive: Receive, send: Send) -> None:
+        if self._settings is None:  # they stay what they are, and a dialect takes as long to read as a body
+            self._settings = _settings(scope)
         key = new_key()
         try:
-            body, wants_threads = prepare(given, path, key, _settings(scope))
+            body, wants_threads = prepare(given, path, key, self._settings)
         except BadRequestOptions as error:
             await _respond(send, 400, _error(str(error), path))
             return
@@ -116,6 +133,26 @@ class ForkJoinMiddleware:
             FEEDS.unsubscribe(key)
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
+
+
+def _with_innermost(app: Any, middleware: Callable[[App], App]) -> App:
+    """``app``, a chain of middleware around routes, with ``middleware`` in it next to the routes.
+
+    Starlette's ``ExceptionMiddleware`` stands around the routes. It makes responses of what they raise,
+    so those pass ``middleware`` too.
+    """
+    outer = app
+    while (inner := getattr(outer, "app", None)) is not None:
+        if isinstance(inner, ExceptionMiddleware):
+            outer.app = middleware(inner)
+            return cast("App", app)
+        outer = inner
+    return middleware(app)
+
+
+def _path(scope: Message) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _settings(scope: Message) -> Settings:

@@ -7,6 +7,7 @@ field, the threads and the usage that an answer may carry, and ``GET /ready``.
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 from forkjoin_scheduler.options import RequestOptions
@@ -61,7 +62,12 @@ _READY: Json = {
 def publish(app: Any) -> None:
     """Let ``app``, vLLM's FastAPI application, describe what fork/join adds to it."""
     vllms = app.openapi
-    app.openapi = lambda: with_forkjoin(vllms())
+
+    @cache
+    def openapi() -> Json:
+        return with_forkjoin(vllms())
+
+    app.openapi = openapi
 
 
 def with_forkjoin(schema: Json) -> Json:

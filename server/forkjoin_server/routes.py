@@ -9,6 +9,8 @@ BATCH = "/v1/chat/completions/batch"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
+#: Below it, responses in the background are fetched, and streamed while they are made.
+STORED = f"{RESPONSES}/"
 #: The routes whose requests may fork with options of their own and whose usage is corrected.
 PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES)
 #: SageMaker's, which vLLM hands to whichever of its routes takes the body.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from forkjoin_server.threads import Json, ThreadLog
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
+
+#: In the JSON of a chunk; in its text a quotation mark stands behind a backslash.
+_USAGE = re.compile(rb'"usage":\s*\{')
 
 
 class Presenter(Protocol):
@@ -70,15 +74,21 @@ class Weaver:
     _buffer: bytes = b""
     _pending: deque[Json] = field(default_factory=deque)
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Take a message of vLLM's response."""
+        # Most chunks of most streams: no coroutine and no lock of ours for these.
+        if self._streams and self._has_nothing_to_say and not self._lock.locked():
+            return self.raw_send(message)
+        return self._take(message)
+
+    async def _take(self, message: Message) -> None:
         async with self._lock:
             if message["type"] == "http.response.start":
                 await self._begin(message)
-            elif self._streams:
-                await self._stream(message)
-            else:
+            elif not self._streams:
                 await self._whole(message)
+            else:
+                await self._stream(message)
 
     async def pump(self) -> None:
         """Write thread events that come while vLLM has nothing to say."""
@@ -95,6 +105,11 @@ class Weaver:
             await self.raw_send(message)
         else:
             self._start = message
+
+    @property
+    def _has_nothing_to_say(self) -> bool:
+        """Whether a stream is vLLM's as it is so far: nothing forked, and nobody asks."""
+        return not (self.log.has_news or self._pending or not self.queue.empty() or self._buffer)
 
     async def _whole(self, message: Message) -> None:
         """Gather a JSON response; correct it if the request forked, or its client asked to be told."""
@@ -119,7 +134,7 @@ class Weaver:
         *complete, self._buffer = self._buffer.split(b"\n\n")
         for event in complete:
             await self._emit_due()
-            chunk = _chunk(event)
+            chunk = _chunk(event) if self._is_concerned_by(event) else None
             chunks = [] if chunk is None else self.presenter.pass_on(self._corrected(chunk))
             if chunk is None or chunks == [chunk]:
                 await self._write(event + b"\n\n")
@@ -128,6 +143,10 @@ class Weaver:
             await self._emit_due()
         if not message.get("more_body"):
             await self.raw_send({"type": "http.response.body", "body": self._buffer})
+
+    def _is_concerned_by(self, event: bytes) -> bool:
+        """Whether an event of vLLM's may have to change: to read each takes longer than to pass it on."""
+        return not isinstance(self.presenter, Unseen) or _USAGE.search(event) is not None
 
     async def _emit_due(self) -> None:
         """Write all events that have come, in their order, once the presenter is ready for them."""

@@ -11,7 +11,7 @@ from forkjoin_server.middleware import ForkJoinMiddleware
 from forkjoin_server.routes import CHAT, MESSAGES, RESPONSES
 
 
-def _cut_after(*messages, path=CHAT):
+def _cut_after(*messages, path=CHAT, method="POST"):
     """What a client is sent of an answer that is cut when it has come to the end of ``messages``."""
     sent = []
 
@@ -32,7 +32,7 @@ def _cut_after(*messages, path=CHAT):
 
     middleware = ForkJoinMiddleware(app)
     middleware.lifecycle.answering = answering
-    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
     asyncio.run(middleware(scope, receive, send))
     return sent
 
@@ -60,9 +60,11 @@ def test_a_stream_ends_with_an_error_as_vllm_writes_one():
     assert (done, end, last.get("more_body", False)) == (b"data: [DONE]", b"", False)
 
 
-@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
-def test_a_stream_with_named_events_ends_with_one_named_error(path):
-    *_, last = _cut_after(STREAM, CHUNK, path=path)
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", RESPONSES), ("POST", MESSAGES), ("GET", f"{RESPONSES}/resp_1")]
+)
+def test_a_stream_with_named_events_ends_with_one_named_error(method, path):
+    *_, last = _cut_after(STREAM, CHUNK, path=path, method=method)
     name, data = last["body"].decode().strip().split("\n")
     assert name == "event: error"
     event = json.loads(data.removeprefix("data: "))

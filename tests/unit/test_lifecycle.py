@@ -71,6 +71,19 @@ def test_what_a_drain_has_no_time_for_is_cut_before_the_engine_stops():
     assert asyncio.run(run()) == ([[]], [0])
 
 
+def test_what_comes_when_a_drains_time_is_up_is_cut_at_once():
+    async def run():
+        lifecycle = Lifecycle()
+        state, _ = _state()
+        await lifecycle.start(state)
+        await asyncio.to_thread(state.engine_client.shutdown, timeout=0)
+        with pytest.raises(Cut):
+            async with lifecycle.answering():
+                await asyncio.sleep(60)
+
+    asyncio.run(run())
+
+
 def test_a_request_that_runs_out_of_its_own_time_is_not_cut():
     async def run():
         async with Lifecycle().answering():

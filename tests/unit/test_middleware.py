@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from fastapi import FastAPI, Request
 
 from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_server.middleware import ForkJoinMiddleware
@@ -66,6 +67,55 @@ def test_a_body_that_is_no_object_goes_to_vllm_as_it_came(raw):
     seen = {}
     _ask(_recorder(seen), raw)
     assert seen["body"] == raw
+
+
+def test_nothing_is_read_of_a_request_that_other_middleware_refuses():
+    """As vLLM builds it: routes, its own middleware, then what ``--middleware`` names."""
+    app, read = FastAPI(), []
+
+    class Refuses:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            if dict(scope["headers"]).get(b"authorization") == b"Bearer key":
+                await self.app(scope, receive, send)
+            else:
+                await send({"type": "http.response.start", "status": 401, "headers": []})
+                await send({"type": "http.response.body", "body": b"{}"})
+
+    @app.post(CHAT)
+    async def chat(request: Request):
+        return await request.json()
+
+    app.add_middleware(Refuses)
+    app.add_middleware(ForkJoinMiddleware)
+
+    def ask(body, *headers):
+        async def receive():
+            read.append(body)
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+
+        async def send(message):
+            sent.append(message)
+
+        sent = []
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": CHAT,
+            "query_string": b"",
+            "headers": list(headers),
+        }
+        asyncio.run(app(scope, receive, send))
+        return sent[0]["status"]
+
+    key = (b"authorization", b"Bearer key")
+    assert ask({"forkjoin": 3}) == 401
+    assert read == []
+    assert ask({"forkjoin": 3}, key) == 400
+    assert ask({"forkjoin": {"enabled": False}}, key) == 200
+    assert len(read) == 2
 
 
 def test_the_feed_of_a_request_reaches_its_response_through_the_request_id():
