@@ -33,7 +33,7 @@ train: install-dev  ## train the embedded model from scratch (about an hour on o
 	@$(BIN)/python -m training.train --out build/training --threads 1 --steps 6000 --tokens-per-batch 4096 $(ARGS)
 
 bench: install-dev  ## fork/join against client-side loops and sequential decoding (ARGS="run --quick")
-	@$(BIN)/forkjoin bench $(or $(ARGS),run)
+	@PYTHONPATH=$(CURDIR) $(BIN)/forkjoin bench $(or $(ARGS),run)
 
 metrics-page: install-dev  ## docs/metrics.md, from the metrics' definitions
 	@$(BIN)/python -m scripts.metrics_page

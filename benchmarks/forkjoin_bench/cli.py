@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--traces", nargs="+", default=(), metavar="NAME", help="likewise")
     run.add_argument("--quick", action="store_true", help="fewer rounds, traces and requests: minutes")
     run.add_argument("--rounds", type=int, metavar="N", help=f"default {ROUNDS}, {QUICK_ROUNDS} if quick")
+    run.add_argument(
+        "--starts", type=int, default=1, metavar="N", help="so many times, the engines started anew each time"
+    )
     run.add_argument("--seed", type=int, default=1, help="of the traces")
     run.add_argument("--block-size", type=int, default=32)
     run.add_argument("--compiled", action="store_true", help="engines that compile the model: minutes more")
@@ -98,9 +101,10 @@ def _run(args: argparse.Namespace) -> None:
     from forkjoin_bench.scenarios import choose
     from forkjoin_bench.systems.server import ServerFailed
 
-    rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
-    if rounds < 1:
-        raise UsageError(f"--rounds: expected at least 1, got {rounds}")
+    rounds = args.rounds if args.rounds is not None else QUICK_ROUNDS if args.quick else ROUNDS
+    for flag, given in (("--rounds", rounds), ("--starts", args.starts)):
+        if given < 1:
+            raise UsageError(f"{flag}: expected at least 1, got {given}")
     folder = (args.out / args.model).resolve()
     plan = Plan(
         make_model(args.model, folder),
@@ -112,11 +116,13 @@ def _run(args: argparse.Namespace) -> None:
         args.block_size,
         not args.compiled,
         args.timeout,
+        args.starts,
     )
     facts = {
         "command": args.command,
         "model": args.model,
-        "rounds": rounds,
+        "rounds": rounds * args.starts,
+        "starts": args.starts,
         "quick": args.quick,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": host_facts(),
@@ -125,7 +131,11 @@ def _run(args: argparse.Namespace) -> None:
 
     def save(bench: Bench) -> None:
         configs = [config.options for config in bench.configs]
-        more = {"configs": configs, "load_average_after": host_facts()["load_average"]}
+        more = {
+            "configs": configs,
+            "start_s": bench.start_s,
+            "load_average_after": host_facts()["load_average"],
+        }
         report.write(report.result_of(facts | more, bench.runs), path)
 
     bench = Bench(plan, save)

@@ -82,6 +82,8 @@ class Deployment:
                 return Whole(name, self._forkjoin(name, JoinKind.STITCH))
             case "sequential":
                 return Whole(name, self._stock())
+            case "sequential-again":
+                return Whole(name, self._stock("stock-again"))
             case "client-http":
                 return ClientLoop(name, HttpCompleter(self._stock(), ids))
             case "client-inproc":
@@ -104,11 +106,11 @@ class Deployment:
         assert isinstance(engine, Server)
         return engine
 
-    def _stock(self) -> Server:
-        if "stock" not in self._engines:
+    def _stock(self, name: str = "stock") -> Server:
+        if name not in self._engines:
             argv = self._serve_argv()
-            self._engines["stock"] = Server("stock", "stock", argv, self._stock_env, self._folder)
-        engine = self._engines["stock"]
+            self._engines[name] = Server(name, "stock", argv, self._stock_env, self._folder)
+        engine = self._engines[name]
         assert isinstance(engine, Server)
         return engine
 
@@ -126,9 +128,13 @@ class Deployment:
         return engine
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[list[Engine]]:
-        """The engines of all systems made so far, started; they are stopped whatever happens."""
-        engines: list[Engine] = list(self._engines.values())
+    async def running(self, first: int = 0) -> AsyncIterator[list[Engine]]:
+        """The engines of all systems made so far, started from the ``first`` on in turn.
+
+        They are stopped whatever happens.
+        """
+        made: list[Engine] = list(self._engines.values())
+        engines = [made[(first + i) % len(made)] for i in range(len(made))]
         try:
             # Two at a time: a start keeps a core busy for half a minute.
             for pair in _pairs(engines):

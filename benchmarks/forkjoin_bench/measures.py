@@ -97,7 +97,6 @@ def _transitions(counts: Counts) -> dict[str, float]:
             values[f"{name}_steps"] = statistics.median(t.steps for t in transitions)
             values[f"{name}_steps_max"] = max(t.steps for t in transitions)
             values[f"{name}_ms"] = 1e3 * statistics.median(t.seconds for t in transitions)
-            values[f"{name}s"] = len(transitions)
             values[f"{name}s_s"] = sum(t.seconds for t in transitions)
     return values
 

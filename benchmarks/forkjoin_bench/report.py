@@ -32,6 +32,8 @@ COLUMNS = (
     ("answer / its steps", "answer_over_steps", 2),
     ("step ms", "step_ms", 1),
     ("scheduler ms", "scheduler_ms", 2),
+    ("server CPU ms / token", "cpu_ms", 3),
+    ("of it HTTP", "front_cpu_ms", 3),
     ("peak blocks", "peak_blocks", 0),
     ("/ ideal", "peak_over_ideal", 2),
 )
@@ -77,8 +79,14 @@ def _heading(result: dict[str, Any]) -> str:
         f"# {result['model']}: {result['command']}\n\n"
         f"{host['cpu']}, {host['usable_cpus']} CPUs, load before {host['load_average']}; "
         f"{', '.join(f'{k} {v}' for k, v in host['versions'].items())}; commit {host['commit']}. "
-        f"Median (least-greatest) of {result['rounds']} rounds, the systems in turn."
+        f"Median (least-greatest) of {result['rounds']} rounds, the systems in turn, "
+        f"engines started {result.get('starts', 1)} times, two at a time{_starts(result)}."
     )
+
+
+def _starts(result: dict[str, Any]) -> str:
+    took = [f"{name} {median(s):.0f} s" for name, s in result.get("start_s", {}).items()]
+    return f" ({', '.join(took)})" if took else ""
 
 
 def _numbers(rows: Sequence[dict[str, Any]]) -> str:

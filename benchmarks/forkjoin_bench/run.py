@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from forkjoin_bench.models import Model
 from forkjoin_bench.scenarios import Scenario
 from forkjoin_bench.script import Compiled, Compiler, write_script
 from forkjoin_bench.steps import count
-from forkjoin_bench.systems.base import System
+from forkjoin_bench.systems.base import Engine, System
 from forkjoin_bench.traces import make_trace
 from forkjoin_bench.traffic import Load, drive
 from forkjoin_bench.words import Words
@@ -32,7 +32,10 @@ SETTLE_S = 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: ``rounds`` of each scenario; ``systems``, if any, in the place of the scenarios' own."""
+    """What to run: ``rounds`` of each scenario; ``systems``, if any, in the place of the scenarios' own.
+
+    ``starts``: how often, each time with engines that are started anew, another one first.
+    """
 
     model: Model
     scenarios: Sequence[Scenario]
@@ -43,6 +46,7 @@ class Plan:
     block_size: int = 32
     eager: bool = True
     timeout_s: float = 900.0
+    starts: int = 1
 
 
 class Bench:
@@ -53,6 +57,8 @@ class Bench:
         self._save = save
         self.runs: list[Run] = []
         self.configs: list[Config] = []
+        #: Seconds that engines took to start, by the first system that each answers for.
+        self.start_s: dict[str, list[float]] = {}
         self._tokenizer: Tokenizer = tokenizer_of(str(plan.model.folder))
         self._traces = self._compile()
 
@@ -86,8 +92,10 @@ class Bench:
         ample = [s for s in self.plan.scenarios if s.kv_share is None]
         groups = [ample] if ample else []
         groups += [[s] for s in self.plan.scenarios if s.kv_share is not None]
-        for group in groups:
-            await self._run_group(group, self._config(group), script)
+        self.configs = [self._config(group) for group in groups]
+        for start in range(self.plan.starts):
+            for group, config in zip(groups, self.configs, strict=True):
+                await self._run_group(group, config, script, start)
 
     def _config(self, group: Sequence[Scenario]) -> Config:
         """Engines for the scenarios of ``group``: one config, so that they share them."""
@@ -106,21 +114,28 @@ class Bench:
         num_blocks = max(min(2 * need, most) if share is None else round(share * need), least)
         return Config(longest, num_blocks, block_size, enforce_eager=self.plan.eager)
 
-    async def _run_group(self, group: Sequence[Scenario], config: Config, script: Path) -> None:
-        self.configs.append(config)
+    async def _run_group(self, group: Sequence[Scenario], config: Config, script: Path, start: int) -> None:
         deployment = Deployment(self.plan.model, config, self._tokenizer, script, self.plan.folder)
         chosen = {s.name: list(self.plan.systems or s.systems) for s in group}
         systems = {n: deployment.system(n) for names in chosen.values() for n in names}
         _say(f"starting {len(systems)} systems: {config}")
-        async with deployment.running():
+        async with deployment.running(first=start) as engines:
+            self._note_starts(engines, systems)
             for system in systems.values():
                 await self._measure(system, group[0], "tiny", Load("warm-up", 1), self._traces["tiny"][:1], 0)
             self.runs = [run for run in self.runs if run.load != "warm-up"]
             for scenario in group:
-                await self._run_scenario(scenario, [systems[n] for n in chosen[scenario.name]])
+                await self._run_scenario(scenario, [systems[n] for n in chosen[scenario.name]], start)
 
-    async def _run_scenario(self, scenario: Scenario, systems: Sequence[System]) -> None:
-        for round_ in range(self.plan.rounds):
+    def _note_starts(self, engines: Sequence[Engine], systems: Mapping[str, System]) -> None:
+        for engine in engines:
+            if engine.start_s is not None:
+                name = next(n for n, system in systems.items() if system.engine is engine)
+                self.start_s.setdefault(name, []).append(round(engine.start_s, 1))
+
+    async def _run_scenario(self, scenario: Scenario, systems: Sequence[System], start: int) -> None:
+        first = start * self.plan.rounds
+        for round_ in range(first, first + self.plan.rounds):
             for number, (trace, load, requests) in enumerate(self._tasks(scenario)):
                 for i in range(len(systems)):  # each comes first, second … as often as the others
                     system = systems[(i + round_ + number) % len(systems)]
@@ -147,9 +162,16 @@ class Bench:
     ) -> None:
         await system.engine.reset_prefix_cache()
         system.engine.take_steps()
+        cpu_before = system.engine.cpu_s
         outcome = await drive(system, load, requests, self.plan.timeout_s)
+        cpu_after = system.engine.cpu_s
         await asyncio.sleep(SETTLE_S)
         counts = count(system.engine.take_steps(), requests, self.plan.block_size, system.engine.num_blocks)
+        values = values_of(outcome, counts, requests, self.plan.block_size)
+        if cpu_before is not None and cpu_after is not None:
+            ms_a_token = 1e3 / sum(len(r.token_ids) for r in requests)
+            values["cpu_ms"] = ms_a_token * (cpu_after.all - cpu_before.all)
+            values["front_cpu_ms"] = ms_a_token * (cpu_after.front - cpu_before.front)
         run = Run(
             scenario.name,
             trace,
@@ -157,7 +179,7 @@ class Bench:
             system.name,
             round_,
             tuple(r.family.name for r in requests),
-            values_of(outcome, counts, requests, self.plan.block_size),
+            values,
             [a.seconds for a in outcome.answers if a.is_right],
             [f"{a.family}: {a.error}" for a in outcome.answers if not a.is_right],
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from forkjoin_bench.systems.names import (
+    AGAIN,
     AT_ONCE,
     CLIENT_HTTP,
     CLIENT_IN_PROCESS,
@@ -31,7 +32,6 @@ class Scenario:
     """
 
     name: str
-    about: str
     traces: tuple[str, ...]
     systems: tuple[str, ...]
     loads: tuple[Load, ...] = (ALONE,)
@@ -40,9 +40,9 @@ class Scenario:
 
 
 def _idle(*, quick: bool) -> Scenario:
+    """One request at a time, on every trace."""
     return Scenario(
         "idle",
-        "one request at a time, on every trace",
         ("8x64", "threadweaver", "fork-heavy") if quick else (*PUBLISHED, "unequal"),
         (*COMPARED, SEQUENTIAL),
         alone=1 if quick else 2,
@@ -50,19 +50,19 @@ def _idle(*, quick: bool) -> Scenario:
 
 
 def _join_stall(*, quick: bool) -> Scenario:
+    """Threads of 32 to 256 tokens, joined in three ways."""
     return Scenario(
         "join-stall",
-        "threads of 32 to 256 tokens, joined in three ways",
         UNEQUAL[:2] if quick else UNEQUAL,
         (AT_ONCE, FORKJOIN, STITCH),
     )
 
 
 def _load(*, quick: bool) -> Scenario:
+    """Families, so many at a time."""
     levels = ((1, 2), (16, 16)) if quick else ((1, 4), (4, 8), (16, 32), (64, 64))
     return Scenario(
         "load",
-        "families, so many at a time",
         ("families",),
         COMPARED,
         tuple(Load(f"c{at_a_time}", num, at_a_time) for at_a_time, num in levels),
@@ -70,10 +70,10 @@ def _load(*, quick: bool) -> Scenario:
 
 
 def _mixed(*, quick: bool) -> Scenario:
+    """Families among plain requests."""
     num_families, num_plain = (4, 4) if quick else (12, 12)
     return Scenario(
         "mixed",
-        "families among plain requests",
         ("families",),
         COMPARED,
         (Load("half-plain", num_families, concurrency=num_families, num_plain=num_plain),),
@@ -81,10 +81,10 @@ def _mixed(*, quick: bool) -> Scenario:
 
 
 def _pressure(*, quick: bool) -> Scenario:
+    """Families that come within 2 s, and a third of the KV cache that they need."""
     gates = (4,) if quick else (3, 4, 5, 6)
     return Scenario(
         "pressure",
-        "families that come within 2 s, and a third of the KV cache that they need",
         ("families",),
         (*COMPARED, *(f"{GATE}{n}" for n in gates)),
         (Load("12-in-2s", 12, within_s=2.0),),
@@ -93,20 +93,20 @@ def _pressure(*, quick: bool) -> Scenario:
 
 
 def _plain(*, quick: bool) -> Scenario:
+    """Requests that do not fork: a server with fork/join loaded, stock, and stock again."""
     levels = ((1, 4), (16, 16)) if quick else ((1, 8), (16, 48), (64, 64))
     return Scenario(
         "plain",
-        "requests that do not fork: a server with fork/join loaded, and stock",
         ("plain",),
-        (FORKJOIN, SEQUENTIAL),
+        (FORKJOIN, SEQUENTIAL, AGAIN),
         tuple(Load(f"c{at_a_time}", num, at_a_time) for at_a_time, num in levels),
     )
 
 
 def _smoke(*, quick: bool) -> Scenario:
+    """A tiny trace, to see that everything works."""
     return Scenario(
         "smoke",
-        "a tiny trace, to see that everything works",
         ("tiny",),
         (FORKJOIN, STITCH, CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL),
     )

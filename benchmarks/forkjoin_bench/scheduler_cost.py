@@ -15,6 +15,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,8 @@ class Fed:
         return len(output.num_scheduled_tokens), time.thread_time() - updating + scheduled - began
 
     def _sample(self, output: Any) -> Any:
-        from vllm.v1.outputs import ModelRunnerOutput
-
-        ids = list(output.num_scheduled_tokens)
-        return ModelRunnerOutput(
-            req_ids=ids,
-            req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
-            sampled_token_ids=[self._next(self._scheduler.requests[request_id]) for request_id in ids],
+        return runner_output(
+            {i: self._next(self._scheduler.requests[i]) for i in output.num_scheduled_tokens}
         )
 
     def _next(self, request: Any) -> list[int]:
@@ -115,15 +111,42 @@ class Fed:
         return [known[1][request.num_output_tokens]]
 
 
-def make_scheduler(kind: str, width: int) -> Fed:
-    """One of ours, or vLLM's own, with room for ``width`` sequences."""
+def runner_output(token_ids: Mapping[str, list[int]]) -> Any:
+    """What a model runner returns that has sampled ``token_ids``, by the ids of their requests."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    return ModelRunnerOutput(
+        req_ids=list(token_ids),
+        req_id_to_index={request_id: i for i, request_id in enumerate(token_ids)},
+        sampled_token_ids=list(token_ids.values()),
+    )
+
+
+def without_model(make: Any, config: Any, num_blocks: int) -> tuple[Any, Any]:
+    """A scheduler of the class ``make`` on so many KV blocks, and what hashes those of its requests.
+
+    ``config`` is vLLM's. No model is loaded: nothing runs what the scheduler schedules.
+    """
     import torch
-    from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.hashing import get_hash_fn_by_name
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
+
+    config.cache_config.num_gpu_blocks = num_blocks
+    block_size = config.cache_config.block_size
+    spec = FullAttentionSpec(block_size=block_size, num_kv_heads=6, head_size=32, dtype=torch.bfloat16)
+    kv_cache = KVCacheConfig(num_blocks, [], [KVCacheGroupSpec(["layer"], spec)])
+    hash_ = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
+    init_none_hash(hash_)
+    scheduler = make(config, kv_cache, StructuredOutputManager(config), block_size=block_size)
+    return scheduler, get_request_block_hasher(block_size, hash_)
+
+
+def make_scheduler(kind: str, width: int) -> Fed:
+    """One of ours, or vLLM's own, with room for ``width`` sequences."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
     from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 
@@ -138,16 +161,8 @@ def make_scheduler(kind: str, width: int) -> Fed:
         max_model_len=1 << 18,
         additional_config={KEY: settings.model_dump(mode="json")},
     )
-    config = args.create_engine_config()
-    spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=6, head_size=32, dtype=torch.bfloat16)
-    num_blocks = width * 64 + 1000
-    config.cache_config.num_gpu_blocks = num_blocks
-    kv_cache = KVCacheConfig(num_blocks, [], [KVCacheGroupSpec(["layer"], spec)])
-    hash_ = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
-    init_none_hash(hash_)
     make = AsyncScheduler if kind == STOCK else ForkJoinScheduler
-    scheduler = make(config, kv_cache, StructuredOutputManager(config), block_size=BLOCK_SIZE)
-    return Fed(scheduler, get_request_block_hasher(BLOCK_SIZE, hash_))
+    return Fed(*without_model(make, args.create_engine_config(), width * 64 + 1000))
 
 
 def families_of(kind: str, width: int, words: Words) -> list[Family]:

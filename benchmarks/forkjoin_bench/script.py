@@ -105,10 +105,6 @@ class Compiled:
             needed += max([-(-(tail + num_tokens) // block_size), *inner])
         return needed
 
-    def ideal_tokens(self) -> int:
-        """The same in tokens, as if a block held one."""
-        return self.ideal_blocks(1)
-
 
 class Compiler:
     """Compiles families for a tokenizer, which must have ThreadWeaver's tags as tokens."""

@@ -1,9 +1,9 @@
 """Traces: what models write, of the published shapes, made small enough for two cores.
 
 A trace is made of families. A family is a prompt and a body: text, and forks into threads whose
-bodies are bodies again. The tags are ThreadWeaver's. The numbers come from
-``shared/reference/dialects.md``'s tables of the papers; each shape says what was scaled. A trace
-depends on its name and its seed, its words on the tokenizer's pieces, and nothing on anything else.
+bodies are bodies again. The tags are ThreadWeaver's. The numbers are those of the papers that the
+heads of ``configs/dialects`` name; each shape says what was scaled. A trace depends on its name and its
+seed, its words on the tokenizer's pieces, and nothing on anything else.
 """
 
 from __future__ import annotations

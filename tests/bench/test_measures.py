@@ -4,6 +4,7 @@ import pytest
 
 from forkjoin_bench.measures import Run, goodput, quantile, ratios, rows_of, values_of
 from forkjoin_bench.report import markdown, read_runs, result_of, write
+from forkjoin_bench.scheduler_cost import FAMILIES, ONE_FAMILY, PLAIN, STOCK
 from forkjoin_bench.steps import Counts
 from forkjoin_bench.systems.base import Answer
 from forkjoin_bench.targets import TARGETS
@@ -116,12 +117,20 @@ def test_what_forks_and_joins_take_bounds_what_can_be_gained():
 
 def test_the_schedulers_own_targets_are_judged_by_its_result():
     costs = {
-        "plain requests": {"8": 102.0, "32": 205.0},
-        "plain, vLLM's scheduler": {"8": 100.0, "32": 200.0},
+        PLAIN: {"8": 102.0, "32": 205.0},
+        STOCK: {"8": 100.0, "32": 200.0},
     }
-    slopes = {"one family": 1.3, "families of 8": 1.0, "plain, vLLM's scheduler": 1.28}
+    slopes = {ONE_FAMILY: 1.3, FAMILIES: 1.0, STOCK: 1.28}
     told = targets_of([({"costs": costs, "slopes": slopes}, [])])
     assert "| 1.3 (one family) | **not met** (1 of 2 cases are)" in told
     assert "| 0.02 (one family) | met |" in told
     assert "| 8 requests | 1.02 | met |" in told
     assert "| 32 requests | 1.025 | **not met** |" in told
+
+
+def test_plain_traffic_stands_beside_each_stock_server_and_these_beside_each_other():
+    rates = {"forkjoin": 9.0, "sequential": 10.0, "sequential-again": 9.0}
+    told = targets_of([(FACTS, [run(s, scenario="plain", requests_per_s=rate) for s, rate in rates.items()])])
+    assert "| plain throughput, ours / stock | forkjoin / sequential, alone | 0.9 | **not met** |" in told
+    assert "| plain throughput, ours / stock | forkjoin / sequential-again, alone | 1 | met |" in told
+    assert "| throughput, sequential-again / sequential, alone | 0.9 |" in told

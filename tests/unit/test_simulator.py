@@ -276,6 +276,25 @@ def test_goodput_counts_those_that_keep_both_parts_of_the_slo():
     assert measure([counts], Slo(1.0, 0.9)).num_good == 0
 
 
+def test_families_and_plain_requests_are_measured_apart():
+    plain = Request(10, (11,), may_fork=False)
+    counts = ran([FAMILY, plain], replace(ENGINE, cost=lambda load: float(load.num_sequences))).counts
+    result = measure([counts])
+    of_family, of_plain = sorted(counts.ended, key=lambda f: f.request is plain)
+    assert result.family_latency_s.mean == of_family.ended_at
+    assert result.plain_token_s.mean == (of_plain.ended_at - of_plain.first_token_at) / 10
+    assert result.plain_token_s.mean > 1.0, "the threads have slowed it down"
+
+
+def test_a_parked_parent_holds_whole_blocks_only_while_its_threads_run():
+    # 40 of prompt and one written: two blocks, and a tail that each of two threads has of its own.
+    request = Request(40, (1, Fork(((3,), (3,))), 1))
+    assert ran([request]).counts.peak_blocks == 2 + 2
+    longer = Request(40, (1, Fork(((20,), (20,))), 1))
+    # each of 46 + 20 tokens needs five blocks, two of them shared, when the parent's tail is gone
+    assert ran([longer], replace(ENGINE, join_ahead_tokens=0)).counts.peak_blocks == 2 + 2 * 3
+
+
 def test_a_fit_of_steps_predicts_others():
     rng = random.Random(1)
     true = Linear(0.02, 0.001, 0.0005, 1e-6)

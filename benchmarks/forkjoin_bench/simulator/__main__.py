@@ -7,10 +7,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from forkjoin_bench.simulator.cluster import ROUTERS, simulate
 from forkjoin_bench.simulator.costs import MULTIVERSE as MULTIVERSE_COST
+from forkjoin_bench.simulator.costs import Cost, Linear
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Gate, Greedy
 from forkjoin_bench.simulator.measures import Result, Slo
@@ -26,6 +28,7 @@ from forkjoin_bench.simulator.workload import (
     in_sessions,
     peak_tokens,
 )
+from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
 from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, ThreadPolicy
 
@@ -41,23 +44,23 @@ def gate_of(name: str) -> Callable[[], Gate]:
     return {"family": FamilyAware, "greedy": Greedy}[name]
 
 
-def policy_of(name: str, slo_itl: float) -> Callable[[], ThreadPolicy]:
-    """``eager``, ``capped`` with a number behind it, or ``slack``, which knows what steps take."""
+def policy_of(name: str, slo_itl: float, cost: Cost) -> Callable[[], ThreadPolicy]:
+    """``eager``, ``capped`` with a number behind it, or ``slack``, which knows what steps ``cost``."""
     if name.startswith("capped"):
         return lambda: Capped(int(name.removeprefix("capped")))
     named: dict[str, Callable[[], ThreadPolicy]] = {
         "eager": Eager,
-        "slack": lambda: Slack(_known_cost(), slo_itl),
+        "slack": lambda: Slack(_known(cost), slo_itl),
     }
     return named[name]
 
 
-def _known_cost() -> StepCost:
-    cost = StepCost()
+def _known(cost: Cost) -> StepCost:
+    learnt = StepCost()
     for n in range(1, 257):
         load = Load(n, n + 61 * (n % 7), 997 * n % 65_536)
-        cost.observe(load, MULTIVERSE_COST(load))
-    return cost
+        learnt.observe(load, cost(load))
+    return learnt
 
 
 def requests_of(args: argparse.Namespace) -> list[Request]:
@@ -68,18 +71,23 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
     return at_rate(requests, args.rate, args.seed) if args.rate else requests
 
 
-def engine_of(args: argparse.Namespace, requests: Sequence[Request]) -> Engine:
-    """The engine that the command line asks for."""
+def engine_of(args: argparse.Namespace, requests: Sequence[Request], threads: str) -> Engine:
+    """The engine that the command line asks for, with the policy ``threads``."""
     spoken = MULTIVERSE if args.stitched else THREADWEAVER
     slo_itl = args.slo_itl_ms / 1e3
+    cost = MULTIVERSE_COST
+    if args.step_ms:
+        base, token = args.step_ms
+        cost = Linear(base / 1e3, per_token=token / 1e3)
     return Engine(
         num_blocks=args.blocks or num_blocks(requests, args.kv, args.replicas),
         block_size=BLOCK_SIZE,
         max_num_seqs=args.slots,
         spoken=spoken,
         gate=gate_of(args.admission),
-        policy=policy_of(args.threads, slo_itl),
-        slo_itl=slo_itl if args.threads == "slack" else None,
+        policy=policy_of(threads, slo_itl, cost),
+        cost=cost,
+        slo_itl=slo_itl if threads == "slack" else None,
     )
 
 
@@ -90,17 +98,21 @@ def num_blocks(requests: Sequence[Request], fraction: float, num_replicas: int =
 
 
 def run(args: argparse.Namespace) -> dict[str, Result]:
-    """One simulation."""
+    """A simulation with each thread policy."""
     requests = requests_of(args)
-    name = f"{args.shape}, {args.admission}, {args.threads}"
-    return {name: _simulated(args, engine_of(args, requests), requests)}
+    return {
+        f"{args.shape}, {args.admission}, {threads}": _simulated(
+            args, engine_of(args, requests, threads), requests
+        )
+        for threads in args.threads
+    }
 
 
 def compare(args: argparse.Namespace) -> dict[str, Result]:
     """The gates over KV sizes."""
     requests, curves = requests_of(args), {}
     for name in args.gates:
-        engine = engine_of(args, requests)
+        engine = engine_of(args, requests, args.threads)
         curves[name] = {
             part: _simulated(
                 args,
@@ -124,6 +136,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run, print, write."""
     args = _parser().parse_args(argv)
     if args.command == "validate":
+        if find_spec("tests") is None:
+            raise UsageError(
+                "bench simulate validate: expected a checkout, whose tests drive the engine: "
+                'use make bench ARGS="simulate validate"'
+            )
         from forkjoin_bench.simulator.validation import compare as compare_runs
         from forkjoin_bench.simulator.validation import record
 
@@ -141,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="forkjoin bench simulate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in {"run": "one simulation", "compare": "gates over KV sizes"}.items():
+    for name, text in {"run": "each thread policy", "compare": "gates over KV sizes"}.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--shape", choices=SHAPES, default="tight")
         command.add_argument("--num", type=int, default=100, help="requests")
@@ -156,9 +173,17 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--kv", type=float, default=0.5, help="instead: a part of what all need")
         command.add_argument("--slots", type=int, default=256)
         command.add_argument("--admission", default="family", help="family, greedy, or a number of families")
-        command.add_argument("--threads", default="eager", help="eager, capped2, slack")
+        command.add_argument(
+            "--step-ms",
+            type=float,
+            nargs=2,
+            metavar=("BASE", "TOKEN"),
+            help="what a step takes, and each token in it besides; default: Multiverse's",
+        )
         command.add_argument("--slo-itl-ms", type=float, default=50.0)
         command.add_argument("--slo-ttft-s", type=float, default=2.0)
+        several = {"nargs": "+", "default": ["eager"]} if name == "run" else {"default": "eager"}
+        command.add_argument("--threads", **several, help="eager, capped2, slack")
         if name == "compare":
             command.add_argument("--gates", nargs="+", default=["greedy", "family", "4", "8", "16"])
             command.add_argument("--plot", type=Path, help="file to draw into: .svg or .png")

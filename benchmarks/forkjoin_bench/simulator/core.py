@@ -110,6 +110,13 @@ class Core:
         self.pool.give_back(kv.blocks)
         kv.blocks, kv.computed, kv.num_named = [], 0, 0
 
+    def _drop_tail(self, kv: Kv) -> None:
+        """Give the partly filled last block back."""
+        num_whole = kv.computed // self.engine.block_size
+        self.pool.give_back(kv.blocks[num_whole:])
+        del kv.blocks[num_whole:]
+        kv.computed = num_whole * self.engine.block_size
+
     def _findable(self, sequence: Sequence) -> tuple[list[int], int]:
         """Blocks that ``sequence`` may start on, and the tokens that they save it."""
         parent, size = sequence.parent, self.engine.block_size

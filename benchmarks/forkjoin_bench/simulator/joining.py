@@ -19,6 +19,8 @@ class Joining(Core):
         self._ahead_waiting: list[Sequence] = []
         #: Blocks that a stitched join moves KV from, until its step has run.
         self._moving: dict[Sequence, list[Kv]] = {}
+        #: Parked sequences whose threads have not all got their copies of its partly filled last block.
+        self._copied_from: list[Sequence] = []
 
     def _part_done(self, sequence: Sequence) -> None:
         """It has written the last token of a part: it forks, or has ended."""
@@ -70,6 +72,18 @@ class Joining(Core):
         parent.family.widest = max(parent.family.widest, len(parent.threads))
         self.holding.extend(parent.threads)
         self.threads.update(dict.fromkeys(parent.threads))
+        self._copied_from.append(parent)
+
+    def _drop_copied_tails(self) -> None:
+        """A parked sequence goes on with its first thread's copy of its partly filled last block."""
+        left, self._copied_from = self._copied_from, []
+        for parent in left:
+            if parent.state is not State.PARKED:
+                continue
+            if any(t.state is State.WAITING and not t.was_preempted for t in parent.threads):
+                self._copied_from.append(parent)
+            else:
+                self._drop_tail(parent.kv)
 
     # ---- ends of threads -------------------------------------------------------------------
 

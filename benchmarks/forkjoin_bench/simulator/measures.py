@@ -53,6 +53,10 @@ class Result:
     num_requests: int
     seconds: float
     latency_s: Spread
+    #: Of those that may fork.
+    family_latency_s: Spread
+    #: Mean seconds a token behind the first, of those that may not.
+    plain_token_s: Spread
     ttft_s: Spread
     itl_s: Spread
     num_good: int
@@ -90,6 +94,8 @@ def measure(replicas: Iterable[Counts], slo: Slo | None = None) -> Result:
         num_requests=len(ended),
         seconds=seconds,
         latency_s=spread([_latency(f) for f in ended]),
+        family_latency_s=spread([_latency(f) for f in ended if f.request.may_fork]),
+        plain_token_s=spread([_token_s(f) for f in ended if not f.request.may_fork]),
         ttft_s=spread([(f.first_token_at or 0.0) - f.request.arrival for f in ended]),
         itl_s=weighted_spread(gaps),
         num_good=num_good,
@@ -114,11 +120,16 @@ def _latency(family: Family) -> float:
 
 
 def _is_good(family: Family, slo: Slo) -> bool:
+    assert family.first_token_at is not None
+    return family.first_token_at - family.request.arrival <= slo.ttft_s and _token_s(family) <= slo.token_s
+
+
+def _token_s(family: Family) -> float:
+    """Mean seconds a token of the critical path, behind the first."""
     assert family.ended_at is not None
     assert family.first_token_at is not None
     num_behind = max(num_critical(family.request.body) - 1, 1)
-    token_s = (family.ended_at - family.first_token_at) / num_behind
-    return family.first_token_at - family.request.arrival <= slo.ttft_s and token_s <= slo.token_s
+    return (family.ended_at - family.first_token_at) / num_behind
 
 
 def spread(values: Sequence[float]) -> Spread:

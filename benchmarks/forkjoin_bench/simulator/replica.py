@@ -66,6 +66,7 @@ class Replica(Pacing):
         self._grow_running()
         if not self._has_preempted:
             self._start_waiting()
+        self._drop_copied_tails()
         num_decoding = self.num_decoding - self._num_sitting()
         if not num_decoding and not self._chunks:
             if not self.running:

@@ -1,7 +1,6 @@
-"""Workloads of the published shapes (``shared/reference/dialects.md``, "Anchors"), in tokens.
+"""Workloads of the published shapes (the papers are named in ``configs/dialects``), in tokens.
 
-Each is a function of a random number generator; ``scaled`` makes the long ones as small as the
-machine that validates them needs.
+Each is a function of a random number generator.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from forkjoin_bench.simulator.measures import Result
 from forkjoin_bench.simulator.validation import Compared
 
 HEAD = (
-    "run", "seconds", "latency", "p95", "TTFT", "ITL ms", "p99", "good/s", "tok/s", "steps", "rows",
-    "prefilled", "again", "peak", "preempted",
+    "run", "seconds", "latency", "p95", "families", "plain ms", "p95", "TTFT", "ITL ms", "p99", "good/s",
+    "tok/s", "steps", "rows", "prefilled", "again", "peak", "preempted",
 )  # fmt: skip
 
 
@@ -24,6 +24,9 @@ def _row(name: str, r: Result) -> tuple[str, ...]:
         f"{r.seconds:.1f}",
         f"{r.latency_s.mean:.1f}",
         f"{r.latency_s.p95:.1f}",
+        f"{r.family_latency_s.mean:.1f}",
+        f"{1e3 * r.plain_token_s.mean:.1f}",
+        f"{1e3 * r.plain_token_s.p95:.1f}",
         f"{r.ttft_s.mean:.2f}",
         f"{1e3 * r.itl_s.mean:.1f}",
         f"{1e3 * r.itl_s.p99:.1f}",

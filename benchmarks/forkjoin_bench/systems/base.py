@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from forkjoin_bench.script import Compiled
 
@@ -38,8 +38,23 @@ class Answer:
         return [b - a for a, b in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
 
+class CpuSeconds(NamedTuple):
+    """CPU seconds of all processes of a server, and of the one that answers over HTTP."""
+
+    all: float
+    front: float
+
+
 class Engine(Protocol):
     """An engine that runs, with its scheduler's record."""
+
+    @property
+    def start_s(self) -> float | None:
+        """Seconds that it took to start, None where the client's process was one of its own."""
+
+    @property
+    def cpu_s(self) -> CpuSeconds | None:
+        """What its processes have taken so far, None where the client's process is one of them."""
 
     @property
     def num_blocks(self) -> int:

@@ -19,6 +19,8 @@ from forkjoin_scheduler.dialect import Tokenizer
 class InProcess:
     """The engine."""
 
+    start_s = cpu_s = None
+
     def __init__(self, name: str, options: dict[str, Any], env: dict[str, str], folder: Path) -> None:
         self._options = options
         self._records = RecordReader(folder / f"{name}.steps.jsonl")

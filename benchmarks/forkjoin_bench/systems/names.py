@@ -5,9 +5,11 @@ from __future__ import annotations
 #: Ours: joined by prefilling, threads ahead of the join; by stitching; all at once when the last has ended.
 FORKJOIN, STITCH, AT_ONCE = "forkjoin", "forkjoin-stitch", "forkjoin-at-once"
 CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL = "client-http", "client-inproc", "sequential"
+#: A second stock server: what two engines of one kind differ by.
+AGAIN = "sequential-again"
 #: ``client-inproc-gate4``: at most four families at a time.
 GATE = f"{CLIENT_IN_PROCESS}-gate"
-SYSTEMS = (FORKJOIN, STITCH, AT_ONCE, CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL)
+SYSTEMS = (FORKJOIN, STITCH, AT_ONCE, CLIENT_HTTP, CLIENT_IN_PROCESS, SEQUENTIAL, AGAIN)
 
 
 def rank(system: str) -> tuple[int, str]:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from forkjoin_bench.serving import RECORD_VARIABLE
+from forkjoin_bench.systems.base import CpuSeconds
 from forkjoin_bench.systems.records import RecordReader
 
 START_S, STOP_S = 1800, 60
@@ -45,6 +47,15 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._session: aiohttp.ClientSession | None = None
         self.take_steps = self._records.take
+        self.start_s: float | None = None
+
+    @property
+    def cpu_s(self) -> CpuSeconds:
+        assert self._process is not None
+        first = psutil.Process(self._process.pid)
+        times = [process.cpu_times() for process in (first, *first.children(recursive=True))]
+        seconds = [t.user + t.system for t in times]
+        return CpuSeconds(sum(seconds), seconds[0])
 
     @property
     def num_blocks(self) -> int:
@@ -57,6 +68,7 @@ class Server:
             port = probe.getsockname()[1]
         self._records.path.unlink(missing_ok=True)
         address = ["--host", "127.0.0.1", "--port", str(port)]
+        began = time.monotonic()
         with self.log.open("w") as out:
             # A group of its own, to end it as one, but the client's session: by these Linux shares cores out.
             self._process = subprocess.Popen(  # noqa: S603 - our own command
@@ -64,14 +76,16 @@ class Server:
             )
         self._session = aiohttp.ClientSession(
             f"http://127.0.0.1:{port}",
-            connector=aiohttp.TCPConnector(limit=0),
+            # uvicorn closes a connection that was idle for 5 s; who reuses it in that moment is disconnected
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
             timeout=aiohttp.ClientTimeout(total=None),
         )
-        deadline = time.monotonic() + START_S
+        deadline = began + START_S
         while not await self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise ServerFailed(f"{self.log.name}: the server did not start:\n{self._said()}")
             await asyncio.sleep(0.25)
+        self.start_s = time.monotonic() - began
 
     async def _is_ready(self) -> bool:
         assert self._session is not None
