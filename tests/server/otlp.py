@@ -1,16 +1,21 @@
-"""A collector of traces: OpenTelemetry's gRPC service, in this process."""
+"""Collectors of traces, in this process: OpenTelemetry's service over gRPC, and over HTTP."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
@@ -48,6 +53,35 @@ def collector() -> Iterator[tuple[str, Collector]]:
         yield f"http://127.0.0.1:{port}", servicer
     finally:
         server.stop(None).wait()
+
+
+@contextlib.contextmanager
+def http_collector() -> Iterator[tuple[str, Collector]]:
+    """The same over HTTP: takes protobuf at its address, and nothing else anywhere."""
+    kept = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if (self.path, self.headers["content-type"]) != ("/v1/traces", "application/x-protobuf"):
+                self.send_error(400)
+                return
+            response = kept.Export(ExportTraceServiceRequest.FromString(body), None).SerializeToString()
+            self.send_response(200)
+            self.send_header("content-type", "application/x-protobuf")
+            self.send_header("content-length", str(len(response)))
+            self.end_headers()
+            self.wfile.write(response)
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing of what went well."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1/traces", kept
+        finally:
+            server.shutdown()
 
 
 def attributes(of: Any) -> dict[str, Any]:

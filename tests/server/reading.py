@@ -9,6 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from scripts.metrics_page import VLLMS, ours
 
 #: Asks for the threads to be shown.
 SHOWN = {"include_threads": True}
@@ -75,12 +79,34 @@ def assert_the_same(streamed: Answer, whole: Answer) -> None:
 
 def metrics(address: str) -> dict[str, float]:
     """The sum over its labels of each metric."""
-    sums: dict[str, float] = {}
-    for line in httpx.get(f"{address}/metrics", timeout=60).text.splitlines():
+    return sums(httpx.get(f"{address}/metrics", timeout=60).text)
+
+
+def sums(page: str) -> dict[str, float]:
+    """What ``metrics`` returns, of the text of the page."""
+    totals: dict[str, float] = {}
+    for line in page.splitlines():
         if not line.startswith("#"):
             name = line.partition("{")[0].split()[0]
-            sums[name] = sums.get(name, 0) + float(line.split()[-1])
-    return sums
+            totals[name] = totals.get(name, 0) + float(line.split()[-1])
+    return totals
+
+
+def assert_the_page_is_right(text: str, may_lack: Iterable[str] = ()) -> dict[str, Metric]:
+    """What a server exposes has every metric of docs/metrics.md with its type and labels; all it has, by name.
+
+    Several API servers expose none of a metric that nothing was counted in: it may lack those with such labels.
+    """
+    there = {f.name: f for f in text_string_to_metric_families(text)}
+    for row in [*ours(), *VLLMS]:
+        family = there.get(row.name.removesuffix("_total"))
+        if family is None and not {*may_lack}.isdisjoint(row.labels):
+            continue
+        assert family is not None, row.name
+        assert family.type == row.kind, row.name
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(row.labels), row.name
+    return there
 
 
 def wait_until_idle(address: str, step: Callable[[], object]) -> None:

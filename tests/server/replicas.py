@@ -24,7 +24,13 @@ from tests.server.reading import SHOWN, Answer, metrics, read_stream, read_whole
 #: Nothing may take longer. It is for a busy machine; a hang is longer than any of this.
 LIMIT_S = 240
 #: Few blocks: what eight requests of one test need, and little more.
-FLAGS = ("--num-gpu-blocks-override", "640", "--shutdown-timeout", str(LIMIT_S))
+FLAGS = (
+    "--num-gpu-blocks-override",
+    "640",
+    "--shutdown-timeout",
+    str(LIMIT_S),
+    "--enable-server-load-tracking",
+)
 
 
 def start_replica(log: Path, number: int):
@@ -87,6 +93,14 @@ class Counts:
     def __call__(self, *names: str) -> list[float]:
         now = metrics(self._server)
         return [now.get(name, 0) - self._before.get(name, 0) for name in names]
+
+
+async def until_all_are_there(server: str, num_requests: int) -> None:
+    """Return when ``server`` has taken so many requests that it has not answered yet."""
+    end = time.monotonic() + LIMIT_S
+    while httpx.get(f"{server}/load", timeout=60).json()["server_load"] != num_requests:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
 
 
 @dataclass

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
-import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.server.conftest import start_server, starting_server
-from tests.server.reading import metrics
+from tests.server.reading import sums
+from tests.server.standstill import Standstill
 
 pytestmark = pytest.mark.server
 
@@ -45,16 +48,6 @@ def _is_any_left(group: int) -> bool:
     return True
 
 
-def _num_over(answers: list[str]) -> int:
-    return sum(a.endswith("[DONE]") for a in answers)
-
-
-def _num_in_engine(address: str) -> float:
-    lines = httpx.get(f"{address}/metrics", timeout=30).text.splitlines()
-    names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
-
-
 def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
     flags = ["--max-num-seqs", "1", "--shutdown-timeout", "300"]
     with start_server(tmp_path / "log", *flags) as (address, process):
@@ -67,58 +60,61 @@ def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
         assert events[-1] == "[DONE]"
         assert json.loads(events[-2])["usage"]["forkjoin"]["num_threads"] == 2
 
-        answers = [""] * NUM_ASKED
-        forking = threading.Event()
-
-        def ask(i: int) -> None:
-            with httpx.stream("POST", f"{address}/v1/chat/completions", json=ASK, timeout=600) as response:
-                for line in response.iter_lines():
-                    if line.startswith("data: {"):
-                        answers[i] += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
-                    elif line == "data: [DONE]":
-                        answers[i] += line
-                    if "</Outlines>" in answers[i]:
-                        forking.set()
-
-        streams = [threading.Thread(target=ask, args=(i,)) for i in range(NUM_ASKED)]
-        for stream in streams:
-            stream.start()
-        while _num_in_engine(address) + _num_over(answers) < NUM_ASKED:
-            assert _num_over(answers) < NUM_ASKED
-        assert forking.wait(120)
-        process.send_signal(signal.SIGTERM)
-        ready = 200
-        while ready == 200:
-            ready = httpx.get(f"{address}/ready", timeout=30).status_code
-        refused = httpx.post(f"{address}/v1/chat/completions", json=ASK, timeout=30)
-        num_over = _num_over(answers)
-        for stream in streams:
-            stream.join(timeout=300)
-        assert ready == refused.status_code == 503
-        assert "shutting down" in refused.json()["error"]["message"]
-        assert num_over < NUM_ASKED
+        answers = asyncio.run(_drained_while_asked(address, process))
         assert [a.count("</Thread>") for a in answers] == [5] * NUM_ASKED
         assert all("total ends in" in a and a.endswith("data: [DONE]") for a in answers)
         assert process.wait(timeout=60) == 0
 
 
+async def _drained_while_asked(address: str, process: subprocess.Popen[bytes]) -> list[str]:
+    """What NUM_ASKED streams say of which the first has begun to fork when SIGTERM comes."""
+    answers = [""] * NUM_ASKED
+
+    async def read(i: int, response: httpx.Response) -> None:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                answers[i] += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+            elif line == "data: [DONE]":
+                answers[i] += line
+
+    url = f"{address}/v1/chat/completions"
+    async with httpx.AsyncClient(timeout=600) as client, contextlib.AsyncExitStack() as stack:
+        with Standstill(process) as engine:
+            # whose headers come when the request is one that a drain waits for
+            asked = [client.stream("POST", url, json=ASK) for _ in range(NUM_ASKED)]
+            streams = [await stack.enter_async_context(stream) for stream in asked]
+            reading = asyncio.gather(*(read(i, stream) for i, stream in enumerate(streams)))
+            await engine.until(lambda: any("</Outlines>" in a for a in answers))
+            process.send_signal(signal.SIGTERM)
+            while (await client.get(f"{address}/ready")).status_code == 200:
+                pass
+            refused = await client.post(url, json=ASK)
+            assert not all(a.endswith("[DONE]") for a in answers)
+        await reading
+    assert refused.status_code == 503
+    assert "shutting down" in refused.json()["error"]["message"]
+    return answers
+
+
 def test_no_api_server_hangs_up_while_another_has_requests_in_flight(tmp_path):
-    with start_server(tmp_path / "log", "--api-server-count", "2") as (address, process):
+    flags = ["--api-server-count", "2", "--shutdown-timeout", "300"]
+    with start_server(tmp_path / "log", *flags) as (address, process):
         clients = [httpx.Client(timeout=60) for _ in range(8)]
         for client in clients:
             client.get(f"{address}/ready")
         with httpx.stream(
             "POST",
             f"{address}/v1/chat/completions",
-            json=ASK | {"ignore_eos": True, "max_tokens": 3000},
+            json=ASK | {"ignore_eos": True, "max_tokens": 1000},
             timeout=300,
         ) as stream:
             lines = stream.iter_lines()
             next(lines)
-            process.send_signal(signal.SIGTERM)
-            while clients[0].get(f"{address}/ready").status_code == 200:
-                time.sleep(0.05)
-            answers = [client.post(f"{address}/v1/chat/completions", json=ASK) for client in clients]
+            with Standstill(process):
+                process.send_signal(signal.SIGTERM)
+                while any(client.get(f"{address}/ready").status_code == 200 for client in clients):
+                    time.sleep(0.05)
+                answers = [client.post(f"{address}/v1/chat/completions", json=ASK) for client in clients]
             assert list(lines)[-2:] == ["data: [DONE]", ""]
         for client in clients:
             client.close()
@@ -127,40 +123,75 @@ def test_no_api_server_hangs_up_while_another_has_requests_in_flight(tmp_path):
 
 
 def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(tmp_path):
-    long = ASK | {"ignore_eos": True, "max_tokens": 4000}
-    with start_server(tmp_path / "log", "--shutdown-timeout", "1") as (address, process):
-        url, told = f"{address}/v1/chat/completions", {}
-
-        def ask_whole() -> None:
-            told["whole"] = httpx.post(url, json=long | {"stream": False}, timeout=300)
-
-        whole = threading.Thread(target=ask_whole)
-        with httpx.stream("POST", url, json=long, timeout=300) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            computed = metrics(address)["vllm:prompt_tokens_total"]
-            whole.start()
-            while metrics(address)["vllm:prompt_tokens_total"] == computed:
-                pass
-            process.send_signal(signal.SIGTERM)
-            *_, error, done = (line for line in lines if line)
-        whole.join(timeout=60)
+    flags, env = ["--shutdown-timeout", "1"], {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+    with start_server(tmp_path / "log", *flags, env=env) as (address, process):
+        streamed, whole, followed = asyncio.run(_cut_by_a_drain(address, process))
         assert process.wait(timeout=60) == 0
+    *_, error, done = streamed.split("\n\n")[:-1]
     assert done == "data: [DONE]"
     assert "before this answer was over" in json.loads(error.removeprefix("data: "))["error"]["message"]
-    assert told["whole"].status_code == 503
-    assert told["whole"].headers["retry-after"] == "1"
-    assert "before this answer was over" in told["whole"].json()["error"]["message"]
+    assert whole.status_code == 503
+    assert whole.headers["retry-after"] == "1"
+    assert "before this answer was over" in whole.json()["error"]["message"]
+    *_, name, data = followed.strip().splitlines()
+    assert name == "event: error"
+    assert "before this answer was over" in json.loads(data.removeprefix("data: "))["error"]["message"]
 
 
-def test_sigterm_while_the_engine_starts_ends_all_processes_with_status_0(tmp_path):
+async def _cut_by_a_drain(address: str, process: subprocess.Popen[bytes]) -> tuple[str, httpx.Response, str]:
+    """A stream, an answer in one piece and a stored response that is followed, all of them too long."""
+    url = f"{address}/v1/chat/completions"
+    long = ASK | {"ignore_eos": True, "max_tokens": 4000}
+    stored = _in_background(address)
+    async with httpx.AsyncClient(timeout=300) as client:
+        async with client.stream("POST", url, json=long) as stream:
+            texts = stream.aiter_text()
+            await anext(texts)
+            num_computed = await _num_prompt_tokens(client, address)
+            whole = asyncio.create_task(client.post(url, json=long | {"stream": False}))
+            async with client.stream("GET", stored, params={"stream": "true"}) as following:
+                while await _num_prompt_tokens(client, address) == num_computed:
+                    pass
+                process.send_signal(signal.SIGTERM)
+                streamed, followed = await asyncio.gather(_rest(texts), following.aread())
+        return streamed, await whole, followed.decode()
+
+
+async def _rest(texts: AsyncIterator[str]) -> str:
+    return "".join([text async for text in texts])
+
+
+async def _num_prompt_tokens(client: httpx.AsyncClient, address: str) -> float:
+    return sums((await client.get(f"{address}/metrics")).text)["vllm:prompt_tokens_total"]
+
+
+def _in_background(address: str) -> str:
+    """The address of a response that streams into the store, which nobody waits for."""
+    question = {"model": "abacus", "input": ASK["messages"], "ignore_eos": True}
+    with httpx.stream(
+        "POST", f"{address}/v1/responses", json=question | {"background": True, "stream": True}, timeout=300
+    ) as created:
+        event = next(line for line in created.iter_lines() if line.startswith("data: "))
+    return f"{address}/v1/responses/{json.loads(event[6:])['response']['id']}"
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        pytest.param(lambda process: process.send_signal(signal.SIGTERM), id="SIGTERM"),
+        pytest.param(lambda process: os.killpg(process.pid, signal.SIGINT), id="Ctrl-C in a terminal"),
+    ],
+)
+def test_a_signal_while_the_engine_starts_ends_all_processes_with_status_0(tmp_path, send):
     log, begun = tmp_path / "log", "Initializing a V1 LLM engine"
     with starting_server(log) as (_, process):
         assert begun in _read_until(begun, log, seconds=240)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        send(process)
+        # vLLM kills an engine that is being built after 5 s
+        assert process.wait(timeout=30) == 0
         end = time.monotonic() + 30
         while _is_any_left(process.pid) and time.monotonic() < end:
             time.sleep(0.05)
         assert not _is_any_left(process.pid)
     assert "Traceback" not in log.read_text()
+    assert "vllm-forkjoin serves" not in log.read_text()

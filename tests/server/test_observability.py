@@ -7,11 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from scripts.metrics_page import VLLMS, ours
 from tests.server.conftest import start_server
 from tests.server.otlp import attributes, collector
+from tests.server.reading import assert_the_page_is_right
 
 pytestmark = pytest.mark.server
 
@@ -184,12 +183,6 @@ def test_how_to_ask_is_logged(entries):
 
 
 def test_the_server_exposes_every_metric_of_the_page_with_its_type_and_labels(observed, answer):
-    text = httpx.get(f"{observed[0]}/metrics", timeout=60).text
-    there = {f.name: f for f in text_string_to_metric_families(text)}
-    for row in [*ours(), *VLLMS]:
-        family = there[row.name.removesuffix("_total")]
-        assert family.type == row.kind, row.name
-        for sample in family.samples:
-            assert set(sample.labels) - {"le"} == set(row.labels), row.name
+    there = assert_the_page_is_right(httpx.get(f"{observed[0]}/metrics", timeout=60).text)
     forked = {name for name, family in there.items() if name.startswith("forkjoin:") and family.samples}
     assert {"forkjoin:threads_waiting", "forkjoin:requests_waiting", "forkjoin:threads_ended"} <= forked

@@ -21,7 +21,17 @@ import pytest
 
 from tests.server.asking import chat, worksheet
 from tests.server.reading import assert_the_same
-from tests.server.replicas import LIMIT_S, Client, Counts, Told, held_open, start_replica, start_router
+from tests.server.replicas import (
+    LIMIT_S,
+    Client,
+    Counts,
+    Told,
+    held_open,
+    start_replica,
+    start_router,
+    until_all_are_there,
+)
+from tests.server.standstill import Standstill
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
@@ -85,24 +95,28 @@ async def _incident(folder: Path) -> Incident:
 
         counts = {server: Counts(server) for server in sessions}
         clients = {server: _clients(router, sessions[server]) for server in sessions}
-        _started([c for server in sessions for c in clients[server]])
-        for server in sessions:
-            await _wait_until_they_fork(clients[server], counts[server])
-        assert counts[doomed](ENDED) == [0], "it ended before it could be killed"
-        os.killpg(doomed_process.pid, signal.SIGKILL)
-        doomed_process.wait(timeout=60)
+        with Standstill(doomed_process) as of_doomed, Standstill(survivor_process) as of_survivor:
+            _started([c for server in sessions for c in clients[server]])
+            for server in sessions:
+                await until_all_are_there(server, len(clients[server]))
+            await of_doomed.until(lambda: _all_fork(clients[doomed], counts[doomed]))
+            await of_survivor.until(lambda: _all_fork(clients[survivor], counts[survivor]))
+            os.killpg(doomed_process.pid, signal.SIGKILL)
+            doomed_process.wait(timeout=60)
         of_killed, of_survivor = [await _told(clients[server]) for server in (doomed, survivor)]
         answered = [t for t in of_killed + of_survivor if t.error is None]
         counted = _counted(counts[survivor], answered)
 
         counts_in_drain = Counts(survivor)
         with held_open(survivor):
-            drained = _started(_clients(router, sessions[survivor]))
-            await _wait_until_they_fork(drained, counts_in_drain)
-            survivor_process.send_signal(signal.SIGTERM)
-            _wait_until_it_drains(survivor)
-            refused_directly = httpx.post(f"{survivor}/v1/chat/completions", json=ASK, timeout=60)
-            refused = await _told(_started(_clients(router, sessions[survivor])))
+            with Standstill(survivor_process) as engine:
+                drained = _started(_clients(router, sessions[survivor]))
+                await until_all_are_there(survivor, len(drained))
+                await engine.until(lambda: _all_fork(drained, counts_in_drain))
+                survivor_process.send_signal(signal.SIGTERM)
+                _wait_until_it_drains(survivor)
+                refused_directly = httpx.post(f"{survivor}/v1/chat/completions", json=ASK, timeout=60)
+                refused = await _told(_started(_clients(router, sessions[survivor])))
             of_drained = await _told(drained)
             counted_in_drain = _counted(counts_in_drain, [t for t in of_drained if t.error is None])
         exit_code = survivor_process.wait(timeout=60)
@@ -157,14 +171,12 @@ def _sessions(router: str, *servers: str) -> dict[str, list[str]]:
     return sessions
 
 
-async def _wait_until_they_fork(clients: list[Client], counts: Counts) -> None:
-    """All of them, none over yet: the server has made their forks, and the streams have shown them."""
-    end = time.monotonic() + LIMIT_S
-    while counts(FORKS) != [len(clients)] or not all(c.sees_threads for c in clients if c.told.streams):
-        over = [c.told for c in clients if c.is_over]
-        assert over == [], "over before all forked"
-        assert time.monotonic() < end, f"{counts(FORKS)} of {len(clients)} forked"
-        await asyncio.sleep(0.05)
+def _all_fork(clients: list[Client], counts: Counts) -> bool:
+    """Whether the server has made the fork of each, and the streams have shown it. None may be over yet."""
+    num_forks, num_ended = counts(FORKS, ENDED)
+    over = [c.told for c in clients if c.is_over]
+    assert (num_ended, over) == (0, []), "over before all forked"
+    return num_forks == len(clients) and all(c.sees_threads for c in clients if c.told.streams)
 
 
 def _wait_until_it_drains(server: str) -> None:
