@@ -104,7 +104,8 @@ LABELS = {
     "outcome": "`decided`, or `undecided` where no answer had a result",
     "kind": "what was malformed, or which limit was met (`thread_` and the reason, of a thread's end)",
     "policy": "what was done about it ([policies](dialects.md#policies)): "
-    + ", ".join(f"`{policy.value}`" for policy in Policy),
+    + ", ".join(f"`{policy.value}`" for policy in Policy)
+    + "; `swap`: another text took its place",
     "engine": "the data-parallel engine, from 0",
     "model_name": "the served model's name",
     "finished_reason": "`stop`, `length`, `abort` and others of vLLM's",
