@@ -305,6 +305,7 @@ CALLED = {
     "vllm.v1.engine.utils": "zmq_socket_ctx",
     "vllm.entrypoints.launchers.api_server.entry": "setup_server run_server",
     "vllm.tokenizers.registry": "cached_tokenizer_from_config get_tokenizer",
+    "torch.cpu": "_init_amx",
     "vllm.utils.torch_utils": "async_tensor_h2d is_quantized_kv_cache kv_cache_dtype_str_to_dtype",
     "vllm.utils.cpu_resource_utils": "get_allowed_cpu_list get_memory_node_info",
     "vllm.v1.attention.backends.cpu_attn": "_get_attn_isa",

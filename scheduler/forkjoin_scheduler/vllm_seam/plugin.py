@@ -7,6 +7,8 @@ Upstream: there is no option for the class. Remove when AsyncLLM takes one.
 
 from __future__ import annotations
 
+import torch
+
 
 def register() -> None:
     """Put our OutputProcessor in the place of vLLM's, and keep secrets out of its logs."""
@@ -17,3 +19,15 @@ def register() -> None:
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
     hide_in_logs()
+    _allow_amx()
+
+
+def _allow_amx() -> None:
+    """Ask Linux for leave to use AMX, which each process has to; where there is none, nothing happens.
+
+    Symptom without it: a worker on a CPU with AMX dies of SIGILL, and the server with it, if the first
+    prompt since its start is one token. vLLM's attention uses AMX and never asks; oneDNN asks, but only
+    when it multiplies something larger.
+    Upstream: so in stock ``vllm serve``, too. Remove when its CPU attention asks.
+    """
+    torch.cpu._init_amx()
