@@ -57,7 +57,8 @@ def starting_server(
             try:
                 process.wait(timeout=60)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
                 pytest.fail(f"SIGTERM did not end the server in 60 s:\n{log.read_text()[-4000:]}")
 
 

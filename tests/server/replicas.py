@@ -20,9 +20,8 @@ import pytest
 
 from tests.server.conftest import free_port, start_server
 from tests.server.reading import SHOWN, Answer, metrics, read_stream, read_whole
+from tests.server.turnstile import LIMIT_S, Turnstile
 
-#: Nothing may take longer. It is for a busy machine; a hang is longer than any of this.
-LIMIT_S = 240
 #: Few blocks: what eight requests of one test need, and little more.
 FLAGS = (
     "--num-gpu-blocks-override",
@@ -33,11 +32,12 @@ FLAGS = (
 )
 
 
-def start_replica(log: Path, number: int):
+def start_replica(log: Path, number: int, engine: Turnstile):
     """A server on a core of its own, where there are several."""
     cores = sorted(os.sched_getaffinity(0))
     core = str(cores[number % len(cores)])
-    return start_server(log, *FLAGS, env={"VLLM_CPU_OMP_THREADS_BIND": core, "OMP_NUM_THREADS": "1"})
+    env = engine.env | {"VLLM_CPU_OMP_THREADS_BIND": core, "OMP_NUM_THREADS": "1"}
+    return start_server(log, *FLAGS, *engine.flags, env=env)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import pytest
 
 from tests.server.conftest import start_server, starting_server
 from tests.server.reading import sums
-from tests.server.standstill import Standstill
+from tests.server.turnstile import Turnstile
 
 pytestmark = pytest.mark.server
 
@@ -29,7 +29,7 @@ ASK = {
 }
 
 #: One runs at a time: when the drain begins, some still wait.
-NUM_ASKED = 8
+NUM_ASKED = 4
 
 
 def _read_until(text: str, log: Path, seconds: float) -> str:
@@ -49,8 +49,9 @@ def _is_any_left(group: int) -> bool:
 
 
 def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
-    flags = ["--max-num-seqs", "1", "--shutdown-timeout", "300"]
-    with start_server(tmp_path / "log", *flags) as (address, process):
+    engine = Turnstile(tmp_path / "turnstile")
+    flags = [*engine.flags, "--max-num-seqs", "1", "--shutdown-timeout", "300"]
+    with start_server(tmp_path / "log", *flags, env=engine.env) as (address, process):
         # which is told a moment after the server is ready
         log = _read_until("}'\n", tmp_path / "log", seconds=30)
         curl = log[log.index("curl -sN") :].partition("}'\n")[0] + "}'"
@@ -60,13 +61,15 @@ def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
         assert events[-1] == "[DONE]"
         assert json.loads(events[-2])["usage"]["forkjoin"]["num_threads"] == 2
 
-        answers = asyncio.run(_drained_while_asked(address, process))
+        answers = asyncio.run(_drained_while_asked(address, process, engine))
         assert [a.count("</Thread>") for a in answers] == [5] * NUM_ASKED
         assert all("total ends in" in a and a.endswith("data: [DONE]") for a in answers)
         assert process.wait(timeout=60) == 0
 
 
-async def _drained_while_asked(address: str, process: subprocess.Popen[bytes]) -> list[str]:
+async def _drained_while_asked(
+    address: str, process: subprocess.Popen[bytes], engine: Turnstile
+) -> list[str]:
     """What NUM_ASKED streams say of which the first has begun to fork when SIGTERM comes."""
     answers = [""] * NUM_ASKED
 
@@ -79,7 +82,7 @@ async def _drained_while_asked(address: str, process: subprocess.Popen[bytes]) -
 
     url = f"{address}/v1/chat/completions"
     async with httpx.AsyncClient(timeout=600) as client, contextlib.AsyncExitStack() as stack:
-        with Standstill(process) as engine:
+        with engine:
             # whose headers come when the request is one that a drain waits for
             asked = [client.stream("POST", url, json=ASK) for _ in range(NUM_ASKED)]
             streams = [await stack.enter_async_context(stream) for stream in asked]
@@ -97,29 +100,43 @@ async def _drained_while_asked(address: str, process: subprocess.Popen[bytes]) -
 
 
 def test_no_api_server_hangs_up_while_another_has_requests_in_flight(tmp_path):
-    flags = ["--api-server-count", "2", "--shutdown-timeout", "300"]
-    with start_server(tmp_path / "log", *flags) as (address, process):
-        clients = [httpx.Client(timeout=60) for _ in range(8)]
-        for client in clients:
-            client.get(f"{address}/ready")
-        with httpx.stream(
-            "POST",
-            f"{address}/v1/chat/completions",
-            json=ASK | {"ignore_eos": True, "max_tokens": 1000},
-            timeout=300,
-        ) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            with Standstill(process):
-                process.send_signal(signal.SIGTERM)
-                while any(client.get(f"{address}/ready").status_code == 200 for client in clients):
-                    time.sleep(0.05)
-                answers = [client.post(f"{address}/v1/chat/completions", json=ASK) for client in clients]
-            assert list(lines)[-2:] == ["data: [DONE]", ""]
-        for client in clients:
-            client.close()
-        assert {a.status_code for a in answers} == {503}
+    engine = Turnstile(tmp_path / "turnstile")
+    flags = [*engine.flags, "--api-server-count", "2", "--shutdown-timeout", "300"]
+    with start_server(tmp_path / "log", *flags, env=engine.env) as (address, process):
+        answer, others = asyncio.run(_asked_of_all_while_one_answers(address, process, engine))
+        assert answer.endswith("data: [DONE]\n\n")
+        assert {o.status_code for o in others} == {503}
         assert process.wait(timeout=60) == 0
+
+
+async def _asked_of_all_while_one_answers(
+    address: str, process: subprocess.Popen[bytes], engine: Turnstile
+) -> tuple[str, list[httpx.Response]]:
+    """What a stream says during which SIGTERM comes, and what clients of both API servers are told then."""
+    url, ask = f"{address}/v1/chat/completions", ASK | {"ignore_eos": True, "max_tokens": 1000}
+    async with contextlib.AsyncExitStack() as stack:
+        client, *others = [
+            await stack.enter_async_context(httpx.AsyncClient(timeout=300)) for _ in range(1 + 8)
+        ]
+        for other in others:
+            await other.get(f"{address}/ready")
+        with engine:
+            stream = await stack.enter_async_context(client.stream("POST", url, json=ask))
+            texts: list[str] = []
+            reading = asyncio.create_task(_read(stream, texts))
+            await engine.until(lambda: bool(texts))
+            process.send_signal(signal.SIGTERM)
+            while 200 in [(await other.get(f"{address}/ready")).status_code for other in others]:
+                pass
+            told = [await other.post(url, json=ASK) for other in others]
+            assert not reading.done()
+        await reading
+    return "".join(texts), told
+
+
+async def _read(stream: httpx.Response, texts: list[str]) -> None:
+    async for text in stream.aiter_text():
+        texts.append(text)
 
 
 def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(tmp_path):

@@ -22,7 +22,6 @@ import pytest
 from tests.server.asking import chat, worksheet
 from tests.server.reading import assert_the_same
 from tests.server.replicas import (
-    LIMIT_S,
     Client,
     Counts,
     Told,
@@ -31,7 +30,7 @@ from tests.server.replicas import (
     start_router,
     until_all_are_there,
 )
-from tests.server.standstill import Standstill
+from tests.server.turnstile import LIMIT_S, Turnstile
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
@@ -83,9 +82,11 @@ def incident(tmp_path_factory):
 
 async def _incident(folder: Path) -> Incident:
     with contextlib.ExitStack() as stack:
+        of_doomed, of_survivor = [Turnstile(folder / f"{name}-steps") for name in ("doomed", "survivor")]
         with ThreadPoolExecutor() as side_by_side:
             starting = [
-                start_replica(folder / name, core) for core, name in enumerate(("doomed", "survivor"))
+                start_replica(folder / "doomed", 0, of_doomed),
+                start_replica(folder / "survivor", 1, of_survivor),
             ]
             started = side_by_side.map(stack.enter_context, starting)
         (doomed, doomed_process), (survivor, survivor_process) = started
@@ -95,7 +96,7 @@ async def _incident(folder: Path) -> Incident:
 
         counts = {server: Counts(server) for server in sessions}
         clients = {server: _clients(router, sessions[server]) for server in sessions}
-        with Standstill(doomed_process) as of_doomed, Standstill(survivor_process) as of_survivor:
+        with of_doomed, of_survivor:
             _started([c for server in sessions for c in clients[server]])
             for server in sessions:
                 await until_all_are_there(server, len(clients[server]))
@@ -103,16 +104,16 @@ async def _incident(folder: Path) -> Incident:
             await of_survivor.until(lambda: _all_fork(clients[survivor], counts[survivor]))
             os.killpg(doomed_process.pid, signal.SIGKILL)
             doomed_process.wait(timeout=60)
-        of_killed, of_survivor = [await _told(clients[server]) for server in (doomed, survivor)]
-        answered = [t for t in of_killed + of_survivor if t.error is None]
+        by_killed, by_survivor = [await _told(clients[server]) for server in (doomed, survivor)]
+        answered = [t for t in by_killed + by_survivor if t.error is None]
         counted = _counted(counts[survivor], answered)
 
         counts_in_drain = Counts(survivor)
         with held_open(survivor):
-            with Standstill(survivor_process) as engine:
+            with of_survivor:
                 drained = _started(_clients(router, sessions[survivor]))
                 await until_all_are_there(survivor, len(drained))
-                await engine.until(lambda: _all_fork(drained, counts_in_drain))
+                await of_survivor.until(lambda: _all_fork(drained, counts_in_drain))
                 survivor_process.send_signal(signal.SIGTERM)
                 _wait_until_it_drains(survivor)
                 refused_directly = httpx.post(f"{survivor}/v1/chat/completions", json=ASK, timeout=60)
@@ -123,8 +124,8 @@ async def _incident(folder: Path) -> Incident:
         of_nobody = await _told(_started(_clients(router, sessions[survivor])))
     return Incident(
         undisturbed,
-        of_killed,
-        of_survivor,
+        by_killed,
+        by_survivor,
         counted,
         of_drained,
         refused,
