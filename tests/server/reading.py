@@ -79,13 +79,8 @@ def assert_the_same(streamed: Answer, whole: Answer) -> None:
 
 def metrics(address: str) -> dict[str, float]:
     """The sum over its labels of each metric."""
-    return sums(httpx.get(f"{address}/metrics", timeout=60).text)
-
-
-def sums(page: str) -> dict[str, float]:
-    """What ``metrics`` returns, of the text of the page."""
     totals: dict[str, float] = {}
-    for line in page.splitlines():
+    for line in httpx.get(f"{address}/metrics", timeout=60).text.splitlines():
         if not line.startswith("#"):
             name = line.partition("{")[0].split()[0]
             totals[name] = totals.get(name, 0) + float(line.split()[-1])

@@ -9,14 +9,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.server.conftest import start_server, starting_server
-from tests.server.reading import sums
+from tests.server.reading import metrics
 from tests.server.turnstile import Turnstile
 
 pytestmark = pytest.mark.server
@@ -140,9 +139,10 @@ async def _read(stream: httpx.Response, texts: list[str]) -> None:
 
 
 def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(tmp_path):
-    flags, env = ["--shutdown-timeout", "1"], {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
-    with start_server(tmp_path / "log", *flags, env=env) as (address, process):
-        streamed, whole, followed = asyncio.run(_cut_by_a_drain(address, process))
+    engine = Turnstile(tmp_path / "turnstile")
+    flags, env = [*engine.flags, "--shutdown-timeout", "1"], {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+    with start_server(tmp_path / "log", *flags, env=engine.env | env) as (address, process):
+        streamed, whole, followed = asyncio.run(_cut_by_a_drain(address, process, engine))
         assert process.wait(timeout=60) == 0
     *_, error, done = streamed.split("\n\n")[:-1]
     assert done == "data: [DONE]"
@@ -155,36 +155,26 @@ def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(
     assert "before this answer was over" in json.loads(data.removeprefix("data: "))["error"]["message"]
 
 
-async def _cut_by_a_drain(address: str, process: subprocess.Popen[bytes]) -> tuple[str, httpx.Response, str]:
+async def _cut_by_a_drain(
+    address: str, process: subprocess.Popen[bytes], engine: Turnstile
+) -> tuple[str, httpx.Response, str]:
     """A stream, an answer in one piece and a stored response that is followed, all of them too long."""
-    url = f"{address}/v1/chat/completions"
-    long = ASK | {"ignore_eos": True, "max_tokens": 4000}
-    stored = _in_background(address)
-    async with httpx.AsyncClient(timeout=300) as client:
-        async with client.stream("POST", url, json=long) as stream:
-            texts = stream.aiter_text()
-            await anext(texts)
-            num_computed = await _num_prompt_tokens(client, address)
-            whole = asyncio.create_task(client.post(url, json=long | {"stream": False}))
-            async with client.stream("GET", stored, params={"stream": "true"}) as following:
-                while await _num_prompt_tokens(client, address) == num_computed:
-                    pass
-                process.send_signal(signal.SIGTERM)
-                streamed, followed = await asyncio.gather(_rest(texts), following.aread())
-        return streamed, await whole, followed.decode()
-
-
-async def _rest(texts: AsyncIterator[str]) -> str:
-    return "".join([text async for text in texts])
-
-
-async def _num_prompt_tokens(client: httpx.AsyncClient, address: str) -> float:
-    return sums((await client.get(f"{address}/metrics")).text)["vllm:prompt_tokens_total"]
+    url, begun = f"{address}/v1/chat/completions", "vllm:time_to_first_token_seconds_count"
+    async with httpx.AsyncClient(timeout=300) as client, contextlib.AsyncExitStack() as stack:
+        with engine:
+            whole = asyncio.create_task(client.post(url, json=ASK | {"stream": False}))
+            stream = await stack.enter_async_context(client.stream("POST", url, json=ASK))
+            stored = client.stream("GET", _in_background(address), params={"stream": "true"})
+            following = await stack.enter_async_context(stored)
+            await engine.until(lambda: metrics(address)[begun] == 3)
+            process.send_signal(signal.SIGTERM)
+            streamed, followed = await asyncio.gather(stream.aread(), following.aread())
+        return streamed.decode(), await whole, followed.decode()
 
 
 def _in_background(address: str) -> str:
     """The address of a response that streams into the store, which nobody waits for."""
-    question = {"model": "abacus", "input": ASK["messages"], "ignore_eos": True}
+    question = {"model": "abacus", "input": ASK["messages"]}
     with httpx.stream(
         "POST", f"{address}/v1/responses", json=question | {"background": True, "stream": True}, timeout=300
     ) as created:
