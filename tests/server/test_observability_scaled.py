@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -30,7 +34,7 @@ NESTED = Family("nested", "<|user|>nest<|assistant|>", ("so: ", OUTER, "end"))
 #: By title, in the order of starting: who forked each thread.
 PARENTS = {"a": ROOT, "b": ROOT, "c": 1, "d": 1, "e": 2, "f": 2}
 ASK = {"model": "abacus", "temperature": 0, "forkjoin": {"include_threads": True}}
-NUM_ASKED = 24
+NUM_ASKED, NUM_CLIENTS = 24, 8
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +54,45 @@ def told(tmp_path_factory):
         # A step's outputs are taken one by one, as they are in slices where hundreds of requests run.
         env |= {"VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": "1"}
         flags += ["--otlp-traces-endpoint", endpoint]
-        with start_server(folder / "log", *flags, env=env) as (address, _), ThreadPoolExecutor(8) as pool:
+        with start_server(folder / "log", *flags, env=env) as (address, _), contextlib.ExitStack() as stack:
+            clients = _clients(stack, address, folder / "log")
             contents = ["nest", "a=482*731, b=7*8, c=9047*36"] * (NUM_ASKED // 2)
-            answers = list(pool.map(lambda content: _ask(address, content), contents))
+            with ThreadPoolExecutor(NUM_ASKED) as pool:
+                answers = list(pool.map(_ask, itertools.cycle(clients), contents))
             page = httpx.get(f"{address}/metrics", timeout=60).text
         # what it had not exported yet, it has at its end
         yield answers, traces, [json.loads(line) for line in (folder / "log").read_text().splitlines()], page
 
 
-def _ask(address: str, content: str) -> dict[str, Any]:
+def _clients(stack: contextlib.ExitStack, address: str, log: Path) -> list[httpx.Client]:
+    """Some with a connection each, among which are connections to both API servers."""
+    clients, servers = [], set()
+    while len(clients) < NUM_CLIENTS or len(servers) < 2:
+        assert len(clients) < 64, "one API server takes all"
+        client = stack.enter_context(
+            httpx.Client(base_url=address, timeout=300, limits=httpx.Limits(max_connections=1))
+        )
+        host, port = client.get("/ready").extensions["network_stream"].get_extra_info("client_addr")
+        servers.add(_server_of(f"{host}:{port}", log))
+        clients.append(client)
+    return clients
+
+
+def _server_of(client: str, log: Path) -> int:
+    """The process that says it has answered ``client``."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for line in log.read_text().splitlines(keepends=True):
+            if client in line and line.endswith("\n"):
+                pid: int = json.loads(line)["pid"]
+                return pid
+        time.sleep(0.05)
+    pytest.fail(f"no access of {client} was logged")
+
+
+def _ask(client: httpx.Client, content: str) -> dict[str, Any]:
     body = ASK | {"messages": [{"role": "user", "content": content}]}
-    answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=300).raise_for_status()
-    return answer.json()
+    return client.post("/v1/chat/completions", json=body).raise_for_status().json()
 
 
 @pytest.fixture(scope="module", params=range(0, NUM_ASKED, 2))
