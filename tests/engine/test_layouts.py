@@ -44,6 +44,7 @@ from forkjoin_scheduler.vllm_seam.worker import OffsetPositions
 HEADS, BLOCKS = 2, 8
 GUARD = 256  # bytes in front of the layers and behind them, which no copy may touch
 ISAS = [("vec", 32, 64), ("vec", 128, 64), ("vec16", 16, 64), ("vec16", 32, 80), ("vec16", 128, 80)]
+ISAS += [("amx", 32, 32), ("amx", 32, 64), ("amx", 128, 128)]
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,17 @@ def _write(isa, caches, keys, values, slots):
         ops.cpu_attn_reshape_and_cache(keys[layer], values[layer], *halves, torch.from_numpy(slots), isa)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("isa", "block_size", "head_size"), ISAS)
+@pytest.mark.parametrize(
+    ("isa", "block_size", "head_size", "dtype"),
+    # vLLM takes AMX for bf16 only
+    [(*case, torch.float32) for case in ISAS if case[0] != "amx"]
+    + [(*case, torch.bfloat16) for case in ISAS],
+    ids=str,
+)
 @pytest.mark.parametrize("layout", CPUAttentionBackend.supported_kv_cache_layouts(), ids=lambda x: x.name)
 def test_cpu_kv_that_was_moved_is_what_the_op_writes_there(layout, isa, block_size, head_size, dtype):
+    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("a CPU without AMX")
     memory = Memory(layout, block_size, head_size, num_layers=2, dtype=dtype)
     for length in (1, 19, 2 * block_size + 5):
         moved, written = memory.random_bytes(), memory.random_bytes()
@@ -194,7 +202,29 @@ def test_the_cpu_keeps_k_by_columns_and_v_by_rows(isa):
     assert cache.flatten().tolist() == [0, 0, 10, 10, 2, 3, 2, 3]
 
 
-ALL = pytest.mark.parametrize("copier", COPIERS.values(), ids=[f"{n}-{i}" for n, i in COPIERS])
+@pytest.mark.parametrize(("block_size", "head_size"), [(32, 32), (128, 64)])
+def test_amx_has_tiles_of_pairs_of_a_head_for_k_and_of_tokens_for_v(block_size, head_size):
+    cache = torch.randn(2, 1, block_size, 2 * head_size, dtype=torch.bfloat16)
+    before, source, destination = cache.clone().view(2, -1).tolist(), 21, block_size + 6
+    copy_slots([(slot_copier("CPU_ATTN", "amx"), cache)], np.array([[source, destination]]))
+
+    def key(slot, i):
+        token = slot % block_size
+        return (token // 16 * head_size // 2 + i // 2) * 32 + token % 16 * 2 + i % 2
+
+    def value(slot, i):
+        token = slot % block_size
+        return block_size * head_size + (i // 16 * block_size // 2 + token // 2) * 32 + i % 16 * 2 + token % 2
+
+    for place in (key, value):
+        for i in range(head_size):
+            before[1][place(destination, i)] = before[0][place(source, i)]
+    assert cache.view(2, -1).tolist() == before
+
+
+#: Those that a block of two tokens with one head of size 1 can be laid out in.
+SMALL = {layout: copier for layout, copier in COPIERS.items() if layout != ("CPU_ATTN", "amx")}
+ALL = pytest.mark.parametrize("copier", SMALL.values(), ids=[f"{n}-{i}" for n, i in SMALL])
 
 
 def _tokens(copier, cache):
@@ -264,7 +294,7 @@ def test_the_table_above_covers_every_named_layout():
 
 
 @pytest.mark.parametrize(
-    "layout", [("CPU_ATTN", "amx"), ("CPU_ATTN", None), ("FLASH_ATTN", "vec"), ("FLEX_ATTENTION", None)]
+    "layout", [("CPU_ATTN", "neon"), ("CPU_ATTN", None), ("FLASH_ATTN", "vec"), ("FLEX_ATTENTION", None)]
 )
 def test_a_layout_that_is_not_named_has_no_copier(layout):
     assert slot_copier(*layout) is None
@@ -348,13 +378,13 @@ REFUSED = {
         {"is_interleaved": True},
         ("that follow each other", "other layers' between them", "set VLLM_KV_CACHE_LAYOUT=LBNHC"),
     ),
-    "amx": (
-        {"layouts": (("CPU_ATTN", "vec"), ("CPU_ATTN", "amx"))},
-        ("K stored by columns and V by rows", "CPU_ATTN (amx)", "set --dtype float32 or float16"),
-    ),
     "unknown": (
         {"layouts": (*PLAIN, ("CPU_ATTN", "neon"), ("FLEX_ATTENTION", None))},
-        ("CPU_ATTN (vec)", "found CPU_ATTN (neon), FLEX_ATTENTION", "choose one of them with --attention"),
+        (
+            "CPU_ATTN (amx), CPU_ATTN (vec)",
+            "found CPU_ATTN (neon), FLEX_ATTENTION",
+            "choose one of them with --attention",
+        ),
     ),
 }
 

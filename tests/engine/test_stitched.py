@@ -11,6 +11,8 @@ pytestmark = pytest.mark.engine
 PROMPT = "a=482*731, b=9047*36"
 NUM_FREE = 16
 NATS = 1e-4
+#: What bf16 rounding may move a logprob by.
+BF16_NATS = 0.75
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,24 @@ def test_what_follows_a_stitched_join_is_what_the_reference_says(engine, model, 
     controls = [compare(model, context, tokens, own, **{w: True}) for w in ("positions_wrong", "mask_wrong")]
     if name != "one_thread":  # which stands in a row
         assert all(c.max_delta > NATS for c in controls)
+
+
+def test_in_bf16_it_is_as_likely_as_the_reference_says(multiverse, model):
+    """On CPUs with AMX this moves the tiles that its kernels read."""
+    from forkjoin_scheduler.dialect_files import load
+    from tests.engine.harness import Engine
+
+    engine, right, wrong = Engine(load("multiverse"), multiverse, dtype="bfloat16"), [], []
+    trajectories = [t for name, t in TRAJECTORIES.items() if name != "one_thread"]  # which stands in a row
+    for trajectory, (tokens, own) in zip(trajectories, run(engine, trajectories), strict=True):
+        context = Driver(engine).context(PROMPT, trajectory, tokens)
+        right.append(compare(model, context, tokens, own).max_delta)
+        wrong += [
+            compare(model, context, tokens, own, **{w: True}).max_delta
+            for w in ("positions_wrong", "mask_wrong")
+        ]
+    assert max(right) < BF16_NATS
+    assert sorted(wrong)[len(wrong) // 2] > 2 * BF16_NATS
 
 
 def test_all_of_them_side_by_side_are_as_they_are_alone(engine, model):

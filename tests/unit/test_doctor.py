@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from vllm.platforms import CpuArchEnum, current_platform
 
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import UnsupportedEngine
@@ -28,8 +30,6 @@ GPU = Machine("cuda", "a GPU", 2, 80 * GIB, 79 * GIB, 16)
 
 def _config(**changes):
     """What is looked at of a VllmConfig: 4 layers of 6 heads of 32, as the embedded model has."""
-    import torch
-
     model = {
         "use_mla": False,
         "get_num_kv_heads": lambda parallel: 6,
@@ -268,12 +268,15 @@ def test_stitched_joins_need_a_layout_and_room(changes, num_blocks, status, said
     assert (check.status.value, said in str(check)) == (status, True)
 
 
-def test_amx_is_seen_before_an_engine_starts(monkeypatch):
-    import torch
+def test_kernels_whose_layout_is_not_known_are_seen_before_an_engine_starts(monkeypatch):
+    monkeypatch.setattr(current_platform, "get_cpu_architecture", lambda: CpuArchEnum.ARM)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert "found CPU_ATTN (neon)" in stitching_refusal(_config(dtype=torch.bfloat16), CPU)
 
+
+def test_amx_is_none_of_them(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert "CPU_ATTN (amx)" in stitching_refusal(_config(dtype=torch.bfloat16), CPU)
-    assert stitching_refusal(_config(), CPU) is None
+    assert stitching_refusal(_config(dtype=torch.bfloat16), CPU) is None
 
 
 def test_a_port_that_another_listens_on_fails():

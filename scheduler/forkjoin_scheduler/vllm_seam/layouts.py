@@ -51,9 +51,26 @@ def _copy_columns(cache: torch.Tensor, source: torch.Tensor, destination: torch.
     values[to_block, :, to_offset] = values[from_block, :, from_offset]
 
 
-#: vec and vec16 write alike. AMX packs pairs of rows; the kernels of other machines (neon, rvv, vsx,
-#: vxe) are not in this machine's build, so what they write could not be looked at.
+def _copy_tiles(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
+    """What AMX multiplies by: tiles whose rows are 16 pairs, each head's K of a block before its V.
+
+    K as [tokens / 16, head size / 2, 16 tokens, 2 of the head], V as [head size / 16, tokens / 2, 16 of
+    the head, 2 tokens]. A pair is 4 bytes: two of bf16, which is all that vLLM takes AMX for.
+    """
+    _, _, size, content = cache.shape
+    halves = cache.view(*cache.shape[:2], 2, size * content // 2)
+    keys = halves[:, :, 0].unflatten(-1, (size // 16, content // 4, 16, 2))
+    values = halves[:, :, 1].unflatten(-1, (content // 32, size // 2, 16, 2))
+    from_block, at = source // size, source % size
+    to_block, to = destination // size, destination % size
+    keys[to_block, :, to // 16, :, to % 16] = keys[from_block, :, at // 16, :, at % 16]
+    values[to_block, :, :, to // 2, :, to % 2] = values[from_block, :, :, at // 2, :, at % 2]
+
+
+#: vec and vec16 write alike. The kernels of other machines (neon, rvv, vsx, vxe) are not in this
+#: machine's build, so what they write could not be looked at.
 COPIERS: dict[Layout, Copier] = {
+    ("CPU_ATTN", "amx"): _copy_tiles,
     ("CPU_ATTN", "vec"): _copy_columns,
     ("CPU_ATTN", "vec16"): _copy_columns,
     ("FLASH_ATTN", None): _copy_rows,
@@ -213,9 +230,6 @@ REFUSALS: tuple[Refusal, ...] = (
     (lambda f: f.is_interleaved,
      "kernel blocks that follow each other", "kernel blocks with other layers' between them",
      "reduce --block-size to the kernels', or set VLLM_KV_CACHE_LAYOUT=LBNHC"),
-    (lambda f: ("CPU_ATTN", "amx") in f.layouts,
-     "K stored by columns and V by rows", "CPU_ATTN (amx), whose kernels pack them",
-     "set --dtype float32 or float16, for which vLLM takes the plain vector kernels"),
     (lambda f: f.unknown_layouts,
      f"one of the KV layouts {_names(COPIERS)}", "{f.unknown_layouts}",
      "choose one of them with --attention-backend"),
