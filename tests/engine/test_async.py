@@ -24,7 +24,8 @@ FILES = (
 
 
 @pytest.mark.skipif("FORKJOIN_TEST_ASYNC" in os.environ, reason="this is the run with it on")
-def test_forks_and_joins_are_the_same_with_steps_in_flight():
+@pytest.mark.parametrize("name", FILES)
+def test_forks_and_joins_are_the_same_with_steps_in_flight(name):
     command = [
         sys.executable,
         "-m",
@@ -36,7 +37,7 @@ def test_forks_and_joins_are_the_same_with_steps_in_flight():
         "--tb=short",
     ]
     done = subprocess.run(
-        [*command, *(str(FOLDER / f"{name}.py") for name in FILES)],
+        [*command, str(FOLDER / f"{name}.py")],
         cwd=FOLDER.parents[1],
         env=os.environ | {"FORKJOIN_TEST_ASYNC": "1"},
         capture_output=True,
