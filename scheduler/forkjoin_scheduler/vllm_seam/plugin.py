@@ -11,7 +11,7 @@ import torch
 
 
 def register() -> None:
-    """Put our OutputProcessor in the place of vLLM's, and keep secrets out of its logs."""
+    """Put our OutputProcessor in the place of vLLM's, keep secrets out of its logs, and ask for AMX."""
     import vllm.v1.engine.async_llm as async_llm
 
     from forkjoin_scheduler.redact import hide_in_logs
