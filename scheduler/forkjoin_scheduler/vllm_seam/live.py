@@ -109,8 +109,8 @@ class LiveFamily:
         if start := self._joinable_at.pop(branch, None):
             self.tell("join_latency", seconds=time.monotonic() - start)
 
-    def leaving(self) -> list[EngineCoreOutput]:
-        """What the family sends to the front end in this step: events first, then its tokens."""
+    def leaving(self) -> tuple[list[EngineCoreOutput], list[EngineCoreOutput]]:
+        """What the family sends to the front end in this step: its events, and its tokens."""
         family = self.family
         pieces = self.transcripts[family.root].release()
         last = self.stop_piece or self.own_stop_piece
@@ -121,10 +121,10 @@ class LiveFamily:
         if self.events or self.wish.params.stop or not family.is_live:
             self.tell("progress" if family.is_live else "family_ended", **self._counts())
         events, self.events = self.events, []
-        outputs = [wire.pack(family.request_id, events)] if events else []
+        told = [wire.pack(family.request_id, events)] if events else []
         # A limit may have ended the answer before what has stopped was its turn.
         stop_reason = self.stop_reason if self.finish_reason is FinishReason.STOP else None
-        return outputs + to_outputs(self.request, pieces, self.finish_reason, stop_reason)
+        return told, to_outputs(self.request, pieces, self.finish_reason, stop_reason)
 
     def _counts(self) -> dict[str, object]:
         family = self.family

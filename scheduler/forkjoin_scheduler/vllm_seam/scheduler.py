@@ -80,27 +80,26 @@ class ForkJoinScheduler(Pacing):
         if self._spoken is None:
             return result
         if self._live:
-            for outputs in result.values():
-                outputs.outputs = [o for o in outputs.outputs if not self._take(o)]
+            for of_client in result.values():
+                of_client.outputs = [o for o in of_client.outputs if not self._take(o)]
         self._act_on_triggers()
         self._continue_ahead()
         parting, self._parting = self._parting, []
         num_live = len(self._live)
         for live in [*self._live.values(), *parting]:
             self._advance(live)
-            if leaving := live.leaving():
-                client = live.request.client_index
-                result.setdefault(client, EngineCoreOutputs()).outputs.extend(leaving)
+            told, leaving = live.leaving()
+            if told or leaving:
+                outputs = result.setdefault(live.request.client_index, EngineCoreOutputs()).outputs
+                # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
+                # what is told behind the slice that ends a request would find nobody.
+                outputs[:0] = told
+                outputs += leaving
             if not live.family.is_live:
                 self._live.pop(live.family.request_id, None)
                 self._offsets.pop(live.family.request_id, None)
         if parting or len(self._live) < num_live:
             self._restore_evicted()
-        if num_live:
-            # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
-            # what is told behind the slice that ends a request would find nobody.
-            for outputs in result.values():
-                outputs.outputs.sort(key=wire.is_vllms)
         self._tell_load(result)
         return result
 

@@ -36,14 +36,9 @@ def pack(request_id: str, events: list[Event]) -> EngineCoreOutput:
     )
 
 
-def is_vllms(output: EngineCoreOutput) -> bool:
-    """Whether ``output`` is one of vLLM's, and tells no events."""
-    return not output.request_id.endswith(SUFFIX)
-
-
 def unpack(output: EngineCoreOutput) -> Told | None:
     """What ``output`` tells, None if it is one of vLLM's."""
-    if is_vllms(output) or output.kv_transfer_params is None:
+    if not output.request_id.endswith(SUFFIX) or output.kv_transfer_params is None:
         return None
     told = output.kv_transfer_params
     return Told(output.request_id.removesuffix(SUFFIX), told["events"], told["time_ns"])
