@@ -85,10 +85,10 @@ class Weaver:
         async with self._lock:
             if message["type"] == "http.response.start":
                 await self._begin(message)
-            elif not self._streams:
-                await self._whole(message)
-            else:
+            elif self._streams:
                 await self._stream(message)
+            else:
+                await self._whole(message)
 
     async def pump(self) -> None:
         """Write thread events that come while vLLM has nothing to say."""

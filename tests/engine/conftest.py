@@ -7,6 +7,9 @@ import pytest
 
 from training.task import Worksheet, make_worksheet
 
+#: What bf16 rounding may move a logprob by; what saw other text differs by far more.
+BF16_NATS = 0.75
+
 
 @pytest.fixture(scope="session")
 def engine():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.engine.conftest import BF16_NATS
 from tests.engine.stitched_cases import END, TRAJECTORIES, Driver, Split, arithmetic, compare, split
 
 pytestmark = pytest.mark.engine
@@ -11,8 +12,6 @@ pytestmark = pytest.mark.engine
 PROMPT = "a=482*731, b=9047*36"
 NUM_FREE = 16
 NATS = 1e-4
-#: What bf16 rounding may move a logprob by.
-BF16_NATS = 0.75
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.engine.conftest import worksheets
+from tests.engine.conftest import BF16_NATS, worksheets
 
 pytestmark = pytest.mark.engine
 
@@ -50,10 +50,6 @@ def test_a_fork_in_a_full_batch_beside_plain_traffic_is_exact_for_all():
     assert answers == expected
     assert max(len(step) for step in engine.steps) == 6
     assert engine.snapshot() == engine.baseline
-
-
-#: What bf16 rounding may move a logprob by; a thread that saw other text moves it by far more.
-BF16_NATS = 0.75
 
 
 def test_in_bf16_each_token_is_as_likely_as_in_a_plain_request_with_the_same_context():

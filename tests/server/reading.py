@@ -79,12 +79,12 @@ def assert_the_same(streamed: Answer, whole: Answer) -> None:
 
 def metrics(address: str) -> dict[str, float]:
     """The sum over its labels of each metric."""
-    totals: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for line in httpx.get(f"{address}/metrics", timeout=60).text.splitlines():
         if not line.startswith("#"):
             name = line.partition("{")[0].split()[0]
-            totals[name] = totals.get(name, 0) + float(line.split()[-1])
-    return totals
+            sums[name] = sums.get(name, 0) + float(line.split()[-1])
+    return sums
 
 
 def assert_the_page_is_right(text: str, may_lack: Iterable[str] = ()) -> dict[str, Metric]:

@@ -112,7 +112,7 @@ async def _asked_of_all_while_one_answers(
     address: str, process: subprocess.Popen[bytes], engine: Turnstile
 ) -> tuple[str, list[httpx.Response]]:
     """What a stream says during which SIGTERM comes, and what clients of both API servers are told then."""
-    url, ask = f"{address}/v1/chat/completions", ASK | {"ignore_eos": True, "max_tokens": 1000}
+    url = f"{address}/v1/chat/completions"
     async with contextlib.AsyncExitStack() as stack:
         client, *others = [
             await stack.enter_async_context(httpx.AsyncClient(timeout=300)) for _ in range(1 + 8)
@@ -120,7 +120,7 @@ async def _asked_of_all_while_one_answers(
         for other in others:
             await other.get(f"{address}/ready")
         with engine:
-            stream = await stack.enter_async_context(client.stream("POST", url, json=ask))
+            stream = await stack.enter_async_context(client.stream("POST", url, json=ASK))
             texts: list[str] = []
             reading = asyncio.create_task(_read(stream, texts))
             await engine.until(lambda: bool(texts))
@@ -158,7 +158,7 @@ def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(
 async def _cut_by_a_drain(
     address: str, process: subprocess.Popen[bytes], engine: Turnstile
 ) -> tuple[str, httpx.Response, str]:
-    """A stream, an answer in one piece and a stored response that is followed, all of them too long."""
+    """A stream, an answer in one piece and a stored response that is followed; none of them gets on."""
     url, begun = f"{address}/v1/chat/completions", "vllm:time_to_first_token_seconds_count"
     async with httpx.AsyncClient(timeout=300) as client, contextlib.AsyncExitStack() as stack:
         with engine:
