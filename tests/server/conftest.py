@@ -39,11 +39,14 @@ def starting_server(
     port = free_port()
     command = [str(Path(sys.executable).parent / "forkjoin"), "serve", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--max-model-len", "4096", "--block-size", "32", "--enforce-eager"]
-    env = (
-        os.environ
-        | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-        | (env or {})
-    )
+    defaults = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        # It hangs up on who was idle for 5 s, and disconnects who asks again in that moment.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",
+    }
+    env = os.environ | defaults | (env or {})
     env.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with log.open("w") as out:
         process = subprocess.Popen(
