@@ -41,5 +41,6 @@ def leave_to_the_parent() -> None:
     """Let nothing that runs in this process, or that it starts, hear of SIGINT.
 
     A terminal sends Ctrl-C to all processes of a server at once. Its first one ends the others.
+    A shell unblocks it for itself and what it runs: vLLM's ``lscpu``, for a tenth of a second of a start.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
