@@ -25,6 +25,7 @@ PAGES = {
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "deploy/README.md": "deployment.md",
     "docker/README.md": "images.md",
     "server/forkjoin_server/embedded/README.md": "embedded-model.md",
