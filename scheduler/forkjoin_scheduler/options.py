@@ -5,11 +5,29 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.patterns import NonEmpty, Regex
+
+#: Wrong keys that an error names; the others are counted.
+_MAX_NAMED = 3
+
+
+def _is_unicode(text: str) -> str:
+    """``text``, if it can be encoded. A JSON escape may write half of a surrogate pair, which can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"expected valid Unicode, got half of a surrogate pair at character {error.start}"
+        ) from error
+    return text
+
+
+Unicode = Annotated[str, AfterValidator(_is_unicode)]
 
 
 class ExplicitBranch(BaseModel):
@@ -17,8 +35,8 @@ class ExplicitBranch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    title: str = ""
-    text: str = ""
+    title: Unicode = ""
+    text: Unicode = ""
 
     @model_validator(mode="after")
     def _says_something(self) -> ExplicitBranch:
@@ -39,7 +57,7 @@ class RequestOptions(Limits):
     branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="threads of the request's own behind its prompt, each goes on from its text"
     )
-    closing: NonEmpty | None = Field(
+    closing: Annotated[NonEmpty, AfterValidator(_is_unicode)] | None = Field(
         default=None,
         description="beside branches: what the model goes on from behind them; none: the answer ends there",
     )
@@ -49,7 +67,7 @@ class RequestOptions(Limits):
         le=256,
         description="so many threads from the prompt, each of which answers; the answer of most is taken",
     )
-    vote: Regex | None = Field(
+    vote: Annotated[Regex, AfterValidator(_is_unicode)] | None = Field(
         default=None,
         description="beside best_of: the regex of a vote; its last match in a thread counts (the group "
         "`result`, if any)",
@@ -98,7 +116,7 @@ class RequestOptions(Limits):
 def parse_options(value: Any) -> RequestOptions:
     """Validate a ``forkjoin`` object, or its JSON text (vLLM's ``vllm_xargs`` hold no objects).
 
-    Raises BadRequestOptions naming each wrong key.
+    Raises BadRequestOptions naming the wrong keys.
     """
     if isinstance(value, str):
         try:
@@ -110,9 +128,18 @@ def parse_options(value: Any) -> RequestOptions:
     try:
         return RequestOptions.model_validate(value)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(['forkjoin', *map(str, e['loc'])])}: {e['msg']}, got {e['input']!r}"
-            for e in error.errors()
-        )
         legal = ", ".join(sorted(RequestOptions.model_fields))
-        raise BadRequestOptions(f"{problems}. Legal keys: {legal}") from error
+        raise BadRequestOptions(f"{_named(error)}. Legal keys: {legal}") from error
+
+
+def _named(error: ValidationError) -> str:
+    """The first wrong keys, each with what was expected and what was seen, both cut to a few words."""
+    wrong = error.errors(include_url=False, include_context=False)
+    problems = [
+        f"{'.'.join(['forkjoin', *(cut(str(part)) for part in e['loc'])])}: "
+        f"{cut(e['msg'], 160)}, got {excerpt(e['input'])}"
+        for e in wrong[:_MAX_NAMED]
+    ]
+    if len(wrong) > _MAX_NAMED:
+        problems.append(f"and {len(wrong) - _MAX_NAMED} more")
+    return "; ".join(problems)

@@ -15,6 +15,7 @@ from typing import Any, cast
 from starlette.middleware.exceptions import ExceptionMiddleware
 
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import metrics
@@ -102,7 +103,7 @@ class Bodies:
         if given is not None and route is not None:
             await self._generate(route, given, scope, receive, send)
         elif given is not None and KEY in given:
-            message = f"forkjoin: {path} does not know it: expected one of {', '.join(PATHS)}"
+            message = f"forkjoin: {cut(path)} does not know it: expected one of {', '.join(PATHS)}"
             await _respond(send, 400, _error(message, path))
         else:
             # Not ours to judge: vLLM answers a body that is no JSON object, and what does not generate.
@@ -114,6 +115,7 @@ class Bodies:
         key = new_key()
         try:
             body, wants_threads = prepare(given, path, key, self._settings)
+            data = _encoded(body)
         except BadRequestOptions as error:
             await _respond(send, 400, _error(str(error), path))
             return
@@ -125,7 +127,7 @@ class Bodies:
         try:
             await self.app(
                 scope,
-                _replay(json.dumps(body).encode(), receive),
+                _replay(data, receive),
                 weaver.send,
             )
         finally:
@@ -178,6 +180,17 @@ def _json_object(raw: bytes) -> Json | None:
         # no JSON, no UTF-8, an integer of too many digits; nested too deeply
         return None
     return given if isinstance(given, dict) else None
+
+
+def _encoded(body: Json) -> bytes:
+    """``body`` as UTF-8. Raises BadRequestOptions if one of its texts has half of a surrogate pair."""
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise BadRequestOptions(
+            f"the body: expected valid Unicode, got half of a surrogate pair, \\u{half:x}"
+        ) from error
 
 
 def _with_request_id(scope: Message, in_body: object, key: str) -> Message:

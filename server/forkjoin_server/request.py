@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import excerpt
 from forkjoin_scheduler.feed import key_in
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
@@ -80,7 +81,9 @@ def _check_threads_can_be_shown(body: Json, path: str) -> None:
     if path not in (CHAT, RESPONSES):
         raise BadRequestOptions(f"include_threads: expected {CHAT} or {RESPONSES}, got {path}")
     if path == CHAT and body.get("n") not in (None, 1):
-        raise BadRequestOptions(f"include_threads: expected n = 1, got n = {body['n']!r}: ask for one choice")
+        raise BadRequestOptions(
+            f"include_threads: expected n = 1, got n = {excerpt(body['n'])}: ask for one choice"
+        )
     if path == RESPONSES and body.get("background"):
         raise BadRequestOptions(
             "include_threads: expected background = false, for what is fetched later has no threads"

@@ -236,3 +236,29 @@ def test_a_feed_is_closed_when_its_request_fails():
     with pytest.raises(ConnectionError):
         _ask(app, {})
     assert FEEDS._queues == {}
+
+
+@pytest.mark.parametrize("half", [rb"\ud800", rb"\uDFFF", b"\xed\xa0\x80"], ids=["high", "low", "raw"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"forkjoin": {"branches": [{"text": "%s"}]}}',
+        b'{"forkjoin": {"branches": [{"title": "%s", "text": "a="}]}}',
+        b'{"messages": [{"role": "user", "content": "%s"}]}',
+        b'{"stop": ["%s"]}',
+        b'{"%s": 1}',
+    ],
+    ids=["branch", "title", "message", "stop", "key"],
+)
+def test_a_body_that_is_no_unicode_is_a_400_that_vllm_never_sees(body, half):
+    seen = {}
+    start, answer = _ask(_recorder(seen), body % half)
+    assert start["status"] == 400
+    assert "surrogate" in json.loads(answer["body"])["error"]["message"]
+    assert seen == {}
+
+
+def test_a_whole_surrogate_pair_is_a_character():
+    seen = {}
+    _ask(_recorder(seen), rb'{"messages": [{"role": "user", "content": "\ud83c\udf33"}]}')
+    assert json.loads(seen["body"])["messages"][0]["content"] == "\N{DECIDUOUS TREE}"

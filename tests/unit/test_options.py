@@ -155,3 +155,41 @@ def test_a_request_may_narrow_its_fork_only_to_what_it_asks_for():
 def test_a_request_that_asks_for_no_fork_has_none_behind_its_prompt():
     assert not parse_options({"max_forks": 1}).forks_at_prompt
     assert parse_options({"best_of": 1, "vote": "x"}).forks_at_prompt
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"branches": [{"title": "\ud800", "text": "a="}]}, r"forkjoin\.branches\.0\.title"),
+        ({"branches": [{"text": "a="}, {"text": "ab\udfff"}]}, r"forkjoin\.branches\.1\.text: .*character 2"),
+        ({"branches": [{"text": "a"}], "closing": "\ud800"}, r"forkjoin\.closing"),
+        ({"best_of": 2, "vote": "\ud800"}, r"forkjoin\.vote"),
+        ({"\ud800": 1}, "unicode"),
+    ],
+    ids=["title", "text", "closing", "vote", "key"],
+)
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(value, named):
+    with pytest.raises(BadRequestOptions, match=named):
+        parse_options(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"x": "y" * 5_000_000},
+        {"y" * 5_000_000: 1},
+        {f"{n}{'y' * 50}": "y" * 50 for n in range(1000)},
+        {"branches": ["y" * 5_000_000]},
+        {"branches": [{"text": ["y" * 50] * 1000}] * 256},
+        {"best_of": 2, "vote": "(?P<" + "y" * 1900},
+        {"best_of": 2, "vote": f"(?P<{'y' * 900}>a)(?P<{'y' * 900}>b)"},
+        {"max_forks": "y" * 300},
+        "y" * 5_000_000,
+    ],
+    ids=["value", "key", "many", "branch", "nested", "regex", "group", "number", "json"],
+)
+def test_an_error_repeats_at_most_200_characters_of_its_input(value):
+    with pytest.raises(BadRequestOptions) as caught:
+        parse_options(value)
+    assert str(caught.value).count("y") <= 200
+    assert len(str(caught.value)) < 1500
