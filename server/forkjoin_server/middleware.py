@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -18,7 +18,7 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_server import metrics
+from forkjoin_server import answers, metrics
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
 from forkjoin_server.lifecycle import Cut, Lifecycle
@@ -26,7 +26,7 @@ from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
 from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
-from forkjoin_server.routes import MESSAGES, PATHS, RESPONSES, STORED, route_of
+from forkjoin_server.routes import PATHS, RESPONSES, STORED, route_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.weaver import Message, Presenter, Send, Unseen, Weaver
 
@@ -63,11 +63,11 @@ class ForkJoinMiddleware:
         path = _path(scope)
         if path == "/ready":
             ready = await self.lifecycle.is_ready(scope["app"].state)
-            await _respond(send, 200 if ready else 503, {"ready": ready})
+            await answers.respond(send, 200 if ready else 503, {"ready": ready})
         elif scope["method"] != "POST" and not path.startswith(STORED):
             await self.app(scope, receive, send)
         elif scope["method"] == "POST" and self.lifecycle.is_draining:
-            await _respond(send, 503, _error(_DRAINING, path, 503), _RETRY)
+            await answers.respond(send, 503, answers.error(_DRAINING, path, 503), _RETRY)
         else:
             with self.lifecycle.request():
                 await self._in_time(path, scope, receive, send)
@@ -80,9 +80,9 @@ class ForkJoinMiddleware:
                 await self.app(scope, receive, answer.send)
         except Cut:
             if answer.has_begun:
-                await answer.end(path, _error(_CUT, path, 503))
+                await answer.end(path, answers.error(_CUT, path, 503))
             else:
-                await _respond(send, 503, _error(_CUT, path, 503), _RETRY)
+                await answers.respond(send, 503, answers.error(_CUT, path, 503), _RETRY)
 
 
 class Bodies:
@@ -104,7 +104,7 @@ class Bodies:
             await self._generate(route, given, scope, receive, send)
         elif given is not None and KEY in given:
             message = f"forkjoin: {cut(path)} does not know it: expected one of {', '.join(PATHS)}"
-            await _respond(send, 400, _error(message, path))
+            await answers.respond(send, 400, answers.error(message, path, param="forkjoin"))
         else:
             # Not ours to judge: vLLM answers a body that is no JSON object, and what does not generate.
             await self.app(scope, _replay(raw, receive), send)
@@ -117,7 +117,7 @@ class Bodies:
             body, wants_threads = prepare(given, path, key, self._settings)
             data = _encoded(body)
         except BadRequestOptions as error:
-            await _respond(send, 400, _error(str(error), path))
+            await answers.respond(send, 400, answers.error(str(error), path, param="forkjoin"))
             return
         scope = _with_request_id(scope, given.get("request_id"), key)
         REQUEST_ID.set(_request_id(scope))
@@ -232,22 +232,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
-
-
-async def _respond(
-    send: Send, status: int, body: Json, more_headers: Iterable[tuple[bytes, bytes]] = ()
-) -> None:
-    data = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-    headers += more_headers
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
-
-
-def _error(message: str, path: str, status: int = 400) -> Json:
-    is_client = status == 400
-    if path.startswith(MESSAGES):
-        kind = "invalid_request_error" if is_client else "overloaded_error"
-        return {"type": "error", "error": {"type": kind, "message": message}}
-    kind, param = ("BadRequestError", "forkjoin") if is_client else ("ServiceUnavailableError", None)
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
