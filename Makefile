@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check lint docs train bench metrics-page
+.PHONY: help install install-dev serve test test-all check lint docs train bench metrics-page
 
 export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
@@ -16,8 +16,16 @@ install-dev:  ## and what tests and checks need
 serve: install  ## start the server on the embedded model
 	@$(BIN)/forkjoin serve $(ARGS)
 
-test: install-dev  ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+# Two processes for the tests, which fill two cores. TIER: see tests/tiers.py.
+TIER ?= first
+WORKERS ?= 2
+IN_PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: install-dev  ## the tests that a change is judged by first (ARGS="tests/unit -k fork" for others)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(IN_PARALLEL) --tier $(TIER))
+
+test-all: install-dev  ## every test
+	@$(BIN)/python -m pytest $(IN_PARALLEL) --tier all $(ARGS)
 
 lint: install-dev  ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .
@@ -27,7 +35,7 @@ lint: install-dev  ## formatter, linter, type checker
 docs: install-dev  ## build the docs site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
-check: lint test  ## all that CI runs
+check: lint test  ## what a change must pass first; .ci/run runs more
 
 train: install-dev  ## train the embedded model from scratch (about an hour on one core)
 	@$(BIN)/python -m training.train --out build/training --threads 1 --steps 6000 --tokens-per-batch 4096 $(ARGS)

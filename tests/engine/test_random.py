@@ -9,10 +9,12 @@ import pytest
 
 from forkjoin_scheduler.dialect_files import builtin_names
 from tests.engine import renamed
+from tests.tiers import Tier
 
 pytestmark = pytest.mark.engine
 
-NUM_SEEDS = 35
+#: Of each dialect and kind.
+NUM_SEEDS = {Tier.FIRST: 4, Tier.CI: 35, Tier.ALL: 35}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,10 @@ def clock(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["mixed", "pressure", "resets"])
 @pytest.mark.parametrize("name", builtin_names())
-def test_whatever_happens_every_request_ends_once_and_everything_is_back(model_of, name, kind):
+def test_whatever_happens_every_request_ends_once_and_everything_is_back(model_of, tier, name, kind):
     from tests.engine.random_drive import Drive
 
-    for seed in range(NUM_SEEDS):
+    for seed in range(NUM_SEEDS[tier]):
         drive = Drive.named(name, kind, seed, model_of(name))
         try:
             drive.run()

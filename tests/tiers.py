@@ -1,0 +1,85 @@
+"""Which tests run when.
+
+``make test`` runs the first tier: what a change is judged by while it is made. ``.ci/run`` runs that and
+the second: what breaks most of the rest. ``make test-all`` runs everything, before a release and before an
+issue is said to be done. Plain ``pytest`` leaves nothing out.
+
+A test is of the first tier unless ``LATER`` names its file, or itself. So a new test runs everywhere; name it
+here if it takes long, with what it costs and which test of the first tier would fail first. The costs are CPU
+seconds, of processes started too: wall time says more of what else the machine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Tier(IntEnum):
+    """When a test runs; each runs those before it too."""
+
+    FIRST = 1
+    CI = 2
+    ALL = 3
+
+
+class Later(NamedTuple):
+    """Why a test is not of the first tier."""
+
+    tier: Tier
+    reason: str
+
+
+#: By file, or by the beginning of a test's id; the longest that fits a test counts.
+LATER: dict[str, Later] = {
+    # Each case is a process with an engine; without them the same rules are tested with the V1 runner, sync.
+    "tests/engine/test_async.py": Later(Tier.CI, "runs six other files again, with async scheduling"),
+    "tests/engine/test_matrix.py": Later(Tier.CI, "a process with an engine for each of eleven cases"),
+    # Exactness over more prompts, sizes and shapes; a broken fork or join breaks test_exact's other tests too.
+    "tests/engine/test_exact.py::test_two_hundred_greedy_answers_equal_the_client_side_reference": Later(
+        Tier.CI, "400 answers; the other tests of the file decode twelve"
+    ),
+    "tests/engine/test_variants.py": Later(Tier.CI, "five engines, 210 answers twice; 500 s"),
+    "tests/engine/test_layouts.py": Later(
+        Tier.CI, "every layout of KV that GPUs have; the CPU's is in test_stitched"
+    ),
+    "tests/engine/test_stitched_reference.py": Later(Tier.CI, "tests the tests' own reference"),
+    "tests/engine/test_stitched_pressure.py": Later(
+        Tier.CI, "test_random puts stitched joins under pressure too"
+    ),
+    # Servers of their own; test_api and its neighbours share one.
+    "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
+    "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),
+    "tests/server/test_observability.py": Later(Tier.CI, "a server that exports traces"),
+    "tests/server/test_observability_scaled.py": Later(Tier.CI, "two API servers that export traces"),
+    "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
+    "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
+    "tests/server/test_start.py": Later(Tier.CI, "seven starts of vLLM that are refused"),
+    "tests/server/test_doctor.py": Later(Tier.CI, "four starts of vLLM's configuration"),
+    "tests/bench/test_smoke.py": Later(Tier.CI, "a server, an engine and a load"),
+    "tests/deploy/test_live_metrics.py": Later(Tier.CI, "a server and a Prometheus that scrapes it"),
+    "tests/tooling/test_smollm2.py": Later(Tier.CI, "converts a model of 135 M parameters"),
+    "tests/tooling/test_wheel.py": Later(Tier.CI, "builds and installs the wheel"),
+    "tests/tooling/test_tiers.py::test_every_test_of_the_repository_is_of_a_tier": Later(
+        Tier.CI, "collects all tests again, in a process of its own"
+    ),
+}
+
+
+def tier_of(test_id: str) -> Tier:
+    """The tier of a test, by its id: ``tests/engine/test_x.py::test_y[z]``."""
+    fitting = [key for key in LATER if _names(key, test_id)]
+    return LATER[max(fitting, key=len)].tier if fitting else Tier.FIRST
+
+
+def unused(test_ids: Iterable[str]) -> list[str]:
+    """The keys of ``LATER`` that fit none of these tests."""
+    ids = list(test_ids)
+    return [key for key in LATER if not any(_names(key, test_id) for test_id in ids)]
+
+
+def _names(key: str, test_id: str) -> bool:
+    # A file, a test with all its cases, or one case: "test_a" doesn't name "test_ab".
+    rest = test_id.removeprefix(key)
+    return rest != test_id and (not rest or rest[0] in ":[" or key.endswith("/"))
