@@ -14,6 +14,8 @@ from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
 from forkjoin_server import logs
+from forkjoin_server.access import keys
+from forkjoin_server.access.access import hand_on_sighup, ignore_sighup
 from forkjoin_server.configuration import resolve
 from forkjoin_server.effective import Given, effective, lines
 from forkjoin_server.fit import found
@@ -23,15 +25,23 @@ from forkjoin_server.interrupts import killing, leave_to_the_parent
 
 if multiprocessing.current_process().name != "MainProcess":  # spawned by it: imports its main module first
     leave_to_the_parent()
+    ignore_sighup()
 
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
        forkjoin doctor [--json] [the flags of serve]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
+       forkjoin keys new NAME
        forkjoin bench run|report|targets|abacus|scheduler|simulate
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
+
+
+_KEY_SEEN = (
+    "--api-key: whoever may list this machine's processes can read it there: set VLLM_API_KEY, or use "
+    "--api-key-file, which holds hashes"
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
             doctor(argv[1:])
         elif argv[:1] == ["bench"]:
             bench(argv[1:])
+        elif argv[:2] == ["keys", "new"]:
+            make_key(argv[2:])
         elif argv[:2] == ["dialects", "check"]:
             check_dialect(argv[2:])
         elif argv == ["dialects"]:
@@ -81,6 +93,10 @@ def serve(argv: list[str]) -> None:
                 logs.start_relay()
             log_as(args, lambda *how: stack.enter_context(logs.written(logs.config(*how))))
         print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
+        if given.origins.get("api_key") == "flag":
+            print(f"forkjoin: {_KEY_SEEN}", file=sys.stderr, flush=True)
+        if args.forkjoin_api_key_file is not None:
+            hand_on_sighup(args.forkjoin_api_key_file)
         run_serve(args)
 
 
@@ -145,6 +161,18 @@ def bench(argv: list[str]) -> None:
     from forkjoin_bench.cli import main as run_benchmarks
 
     run_benchmarks(argv)
+
+
+def make_key(argv: list[str]) -> None:
+    """Make a key: its line for ``--api-key-file`` on standard output, itself on standard error, this once.
+
+    Raises UsageError for a name that can't be.
+    """
+    if len(argv) != 1:
+        raise UsageError(f"keys new: expected one NAME, got {' '.join(argv) or 'nothing'}")
+    key = keys.new_key()
+    print(keys.line_of(argv[0], key), flush=True)
+    print(f"The key of {argv[0]}, which is shown this once and kept nowhere: {key}", file=sys.stderr)
 
 
 def check_dialect(argv: list[str]) -> None:

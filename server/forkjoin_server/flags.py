@@ -7,7 +7,7 @@ too, and what it makes of them (dotted keys, underscores, a file) is merged befo
 from __future__ import annotations
 
 import argparse
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -17,12 +17,18 @@ from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import logs
+from forkjoin_server.access import keys
+from forkjoin_server.access.settings import AccessSettings
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 SCHEDULER = "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler"
 MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
 
 #: Settings with a flag of their own; the others come from the dialect and the limits.
 _SETTINGS = tuple(n for n, field in Settings.model_fields.items() if field.description)
+#: What the front end keeps for itself, whatever the dialect.
+_FRONT_END: tuple[type[BaseModel], ...] = (AccessSettings,)
 
 
 def add_flags(parser: Any) -> None:
@@ -45,6 +51,9 @@ def add_flags(parser: Any) -> None:
     for model, names in ((Limits, tuple(Limits.model_fields)), (Settings, _SETTINGS)):
         for name in names:
             _add_flag(group, name, model.model_fields[name])
+    for own in _FRONT_END:
+        for name, field in own.model_fields.items():
+            _add_flag(group, name, field)
 
 
 def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
@@ -52,16 +61,14 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     kinds = get_args(field.annotation) or (field.annotation,)
     is_choice = get_origin(field.annotation) is Literal
     default = "" if field.default is None else f" (default {field.default})"
+    more = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    metavar = more.get("metavar", "PATH" if str in kinds else "N")
     group.add_argument(
         _flag(name),
         dest=_dest(name),
         default=argparse.SUPPRESS,
         help=f"{field.description}{default}",
-        **(
-            {"choices": kinds}
-            if is_choice
-            else {"type": kinds[0], "metavar": "PATH" if str in kinds else "N"}
-        ),
+        **({"choices": kinds} if is_choice else {"type": kinds[0], "metavar": metavar}),
     )
 
 
@@ -83,7 +90,8 @@ def check_value(name: str, text: str, called: str) -> None:
     if action.choices is not None and value not in action.choices:
         raise UsageError(f"{called}: expected one of {', '.join(action.choices)}, got {text!r}")
     field = action.dest.removeprefix(_dest(""))
-    for model in (Limits, Settings):
+    models: tuple[type[BaseModel], ...] = (Limits, Settings, *_FRONT_END)
+    for model in models:
         if field in model.model_fields and field != "dialect":
             _check_fields(model, {field: value}, called)
 
@@ -91,11 +99,16 @@ def check_value(name: str, text: str, called: str) -> None:
 def configure(args: argparse.Namespace) -> None:
     """Make vLLM's parsed ``args`` serve with fork/join as our flags among them say.
 
-    Raises DialectError for a wrong dialect, UsageError for flags that can't be.
+    Raises DialectError for a wrong dialect, UsageError for flags and a file of keys that can't be.
     """
     config, dialect_name = args.additional_config, getattr(args, _dest("dialect"))
     if not isinstance(config, dict) or KEY in config:
         raise UsageError(f"--additional-config: expected a JSON object without the key {KEY!r}, got {config}")
+    for model in _FRONT_END:
+        for name, value in given(args, model).model_dump().items():
+            setattr(args, _dest(name), value)
+    if (path := getattr(args, _dest("api_key_file"))) is not None:
+        keys.read(path)
     limits, more = _given(args, Limits), _given(args, Settings)
     args.middleware = [*args.middleware, MIDDLEWARE]
     if dialect_name == "none":
@@ -108,6 +121,11 @@ def configure(args: argparse.Namespace) -> None:
     settings = Settings.of(load(dialect_name), limits, **more)
     _take_classes(args, is_stitched=settings.dialect is not None and settings.dialect.is_stitched)
     args.additional_config = config | {KEY: settings.model_dump(mode="json")}
+
+
+def given(args: argparse.Namespace, model: type[_Model]) -> _Model:
+    """What ``args`` say of ``model``, one of the front end's. Raises UsageError naming a wrong flag."""
+    return model(**_given(args, model))
 
 
 def _take_classes(args: argparse.Namespace, *, is_stitched: bool) -> None:

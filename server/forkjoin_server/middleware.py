@@ -19,6 +19,8 @@ from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import answers, metrics
+from forkjoin_server.access.access import Access
+from forkjoin_server.access.guard import NotAllowed, refuse, route_path
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
 from forkjoin_server.lifecycle import Cut, Lifecycle
@@ -28,6 +30,7 @@ from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import PATHS, RESPONSES, STORED, route_of
 from forkjoin_server.threads import Json, ThreadLog
+from forkjoin_server.vllm_seam import without_authentication
 from forkjoin_server.weaver import Message, Presenter, Send, Unseen, Weaver
 
 Receive = Callable[[], Awaitable[Message]]
@@ -39,12 +42,14 @@ _RETRY = [(b"retry-after", b"1")]
 
 
 class ForkJoinMiddleware:
-    """Wraps vLLM's FastAPI application: readiness and drains outside of all middleware, bodies inside.
+    """Wraps vLLM's FastAPI application: keys, readiness and drains outside of all middleware, bodies inside.
 
-    So nothing is read of a request that vLLM's own middleware refuses, as of one without its API key.
+    So nothing is read of a request without an API key, nor of one that vLLM's own middleware refuses.
     """
 
     def __init__(self, app: App) -> None:
+        app, digests = without_authentication(app)
+        self.access = Access(digests)
         self.app = _with_innermost(app, Bodies)
         self.lifecycle = Lifecycle()
         self._starting: asyncio.Task[None] | None = None
@@ -53,14 +58,20 @@ class ForkJoinMiddleware:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            self.access.start(scope)
             publish(scope["app"])
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return
+        try:
+            self.access.guard(scope).key_of(scope)
+        except NotAllowed as error:
+            await refuse(error, scope, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = _path(scope)
+        path = route_path(scope)
         if path == "/ready":
             ready = await self.lifecycle.is_ready(scope["app"].state)
             await answers.respond(send, 200 if ready else 503, {"ready": ready})
@@ -96,7 +107,7 @@ class Bodies:
         if scope["type"] != "http" or scope["method"] != "POST" or _is_upload(scope):
             await self.app(scope, receive, send)
             return
-        path = _path(scope)
+        path = route_path(scope)
         raw = await _body(receive)
         given = _json_object(raw)
         route = None if given is None else route_of(path, given)
@@ -150,11 +161,6 @@ def _with_innermost(app: Any, middleware: Callable[[App], App]) -> App:
             return cast("App", app)
         outer = inner
     return middleware(app)
-
-
-def _path(scope: Message) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _settings(scope: Message) -> Settings:

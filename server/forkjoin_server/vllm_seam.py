@@ -113,6 +113,29 @@ def _parser(default_model: str) -> Any:
     return Parser(prog="forkjoin")
 
 
+def without_authentication(app: Any) -> tuple[Any, list[bytes]]:
+    """``app``, a chain of middleware, without vLLM's that asks for API keys; and the SHA-256 of those keys.
+
+    vLLM's leaves all routes open but those below /v1 and a few more, and knows no key but its own.
+    """
+    from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+    digests: list[bytes] = []
+    outer, inner = None, app
+    while inner is not None:
+        after = getattr(inner, "app", None)
+        if isinstance(inner, AuthenticationMiddleware):
+            digests += inner.api_tokens
+            if outer is None:
+                app = after
+            else:
+                outer.app = after
+        else:
+            outer = inner
+        inner = after
+    return app, digests
+
+
 def log_as(args: argparse.Namespace, write: Callable[[str, str, list[str]], str]) -> None:
     """Make every process of ``vllm serve`` with ``args`` log by a file of our own.
 

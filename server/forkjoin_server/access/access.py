@@ -1,0 +1,77 @@
+"""What the front end knows of who may ask: read when it starts, and again at SIGHUP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+
+from forkjoin_scheduler.errors import UsageError
+from forkjoin_server.access.guard import Guard
+from forkjoin_server.access.keys import Key, KeyRing, read, unnamed
+from forkjoin_server.access.settings import AccessSettings
+from forkjoin_server.flags import given
+from forkjoin_server.weaver import Message
+
+LOG = logging.getLogger("vllm.forkjoin.server")
+
+
+class Access:
+    """``digests`` are those of the keys that vLLM was given. The file is read when first asked for."""
+
+    def __init__(self, digests: Sequence[bytes]) -> None:
+        self._unnamed = unnamed(digests)
+        self._guard: Guard | None = None
+        self.settings = AccessSettings()
+
+    def guard(self, scope: Message) -> Guard:
+        """Who decides. Raises UsageError while the file can't be read, so that nobody passes."""
+        if self._guard is None:
+            args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+            self.settings = AccessSettings() if args is None else given(args, AccessSettings)
+            self._guard = Guard(KeyRing(self._keys()), self.settings.open_paths)
+        return self._guard
+
+    def start(self, scope: Message) -> None:
+        """Read the keys, and read them again at each SIGHUP. Raises UsageError if they can't be read."""
+        guard = self.guard(scope)
+        if self.settings.api_key_file is None or threading.current_thread() is not threading.main_thread():
+            return
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload, guard)
+
+    def _keys(self) -> list[Key]:
+        path = self.settings.api_key_file
+        return [*self._unnamed, *([] if path is None else read(path))]
+
+    def _reload(self, guard: Guard) -> None:
+        try:
+            guard.ring = KeyRing(self._keys())
+        except UsageError as error:
+            LOG.error("SIGHUP: the API keys stay as they were: %s", error)  # noqa: TRY400 - one sentence
+        else:
+            LOG.info("SIGHUP: read %d API keys", len(guard.ring.keys))
+
+
+def hand_on_sighup(path: str) -> None:
+    """Let a SIGHUP of this process, the first, reach all API servers, of which it may be one.
+
+    Those that it spawns ignore the signal from their first moment on (``ignore_sighup``) until they serve.
+    """
+    os.environ["FORKJOIN_API_KEY_FILE"] = path
+    signal.signal(signal.SIGHUP, _hand_on)
+
+
+def ignore_sighup() -> None:
+    """In a spawned process whose parent hands SIGHUP on: it would end one that does not know it."""
+    if os.environ.get("FORKJOIN_API_KEY_FILE"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _hand_on(*_: object) -> None:
+    for child in multiprocessing.active_children():
+        if child.name.startswith("ApiServer") and child.pid is not None:
+            os.kill(child.pid, signal.SIGHUP)
