@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
-from forkjoin_scheduler.patterns import NonEmpty, Regex
+from forkjoin_scheduler.patterns import NonEmpty, check_regex
 
 #: Wrong keys that an error names; the others are counted.
 _MAX_NAMED = 3
@@ -67,7 +67,7 @@ class RequestOptions(Limits):
         le=256,
         description="so many threads from the prompt, each of which answers; the answer of most is taken",
     )
-    vote: Annotated[Regex, AfterValidator(_is_unicode)] | None = Field(
+    vote: Annotated[Unicode, AfterValidator(check_regex)] | None = Field(
         default=None,
         description="beside best_of: the regex of a vote; its last match in a thread counts (the group "
         "`result`, if any)",
