@@ -5,7 +5,8 @@ ForkJoinError
 ├── UsageError           the command line asks for what can't be                  (operator, at start)
 ├── UnsupportedEngine    an engine option can't be combined with fork/join        (operator, at start)
 ├── BadRequestOptions    the request's ``forkjoin`` field is wrong                (client, 400)
-└── IllegalTransition    our own bookkeeping was asked for the impossible         (a bug)
+├── IllegalTransition    our own bookkeeping was asked for the impossible         (a bug: ends its request)
+└── TornState            an error left the scheduler's accounts in disorder       (a bug: ends the engine)
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class BadRequestOptions(ForkJoinError, ValueError):
 
 class IllegalTransition(ForkJoinError):
     """A family was asked for a step that its state does not allow; nothing was changed."""
+
+
+class TornState(ForkJoinError):
+    """Behind an error the scheduler's accounts do not agree: it can't be trusted with the other requests."""

@@ -1,11 +1,12 @@
 """The real scheduler without a model, driven at random.
 
 Requests come and are aborted, the prefix cache is reset, and in the place of a model stands whoever strings
-together phrases of the dialect. Whatever comes of it: each request ends once, each thread that starts ends,
-nothing hangs, and in the end every block, slot and queue entry is back.
+together phrases of the dialect (``stand_in.py``). Whatever comes of it: each request ends once, each thread
+that starts ends, nothing hangs, and in the end every block, slot and queue entry is back.
 
 All that is random comes of a run's name, so a run can be had again: ``Drive.named("apar", "pressure", 7,
-model).run()``.
+model).run()``. And what a request writes comes of its own name, so the answers can be compared with those
+of a run in which nothing disturbs (``Drive.calm``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_bench.scheduler_cost import runner_output, without_model
@@ -31,6 +32,7 @@ from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from tests.engine.harness import snapshot
 from tests.engine.renamed import dialect_for
+from tests.engine.stand_in import StandIn
 
 END = "<|end|>"
 TEXT = ("x", "yy")
@@ -105,6 +107,7 @@ class Kind:
     reset: float
     #: More text between a dialect's phrases, so that answers get long.
     text: tuple[str, ...] = ()
+    num_requests: int = 14
 
 
 MIXED = Kind(
@@ -125,9 +128,10 @@ PRESSURE = Kind(
     text=("abcdefghij", "klm"),
 )
 RESETS = replace(PRESSURE, reset=0.03)
-KINDS = {"mixed": MIXED, "pressure": PRESSURE, "resets": RESETS}
+#: For errors to be thrown in: few requests, most of which fork, and that give way to each other.
+FAULTS = replace(PRESSURE, num_requests=5, max_num_seqs=(3, 8), max_tokens=(60, 200), arrival=0.7, reset=0.03)
+KINDS = {"mixed": MIXED, "pressure": PRESSURE, "resets": RESETS, "faults": FAULTS}
 
-NUM_REQUESTS = 14
 ABORT = 0.02
 #: Far more than any run takes, and than any wait within one.
 MAX_STEPS, MAX_IDLE_STEPS = 3000, 200
@@ -175,6 +179,12 @@ class Setup:
             options=options,
         )
 
+    def calm(self) -> Setup:
+        """The same with room for all at once, so that nothing has to wait or to give way."""
+        calm = {"is_async": False, "num_blocks": 4000, "max_num_seqs": 200, "max_num_batched_tokens": 8192}
+        options = {"join_ahead_tokens": 0, "admission": "greedy"}
+        return replace(self, **calm, options=options)
+
     def make(self, dialect: Dialect, model: Path) -> tuple[ForkJoinScheduler, Any]:
         """The scheduler, and what hashes the blocks of its requests."""
         dialect = dialect.model_copy(update={"max_depth": self.max_depth, "min_room": 1})
@@ -201,57 +211,104 @@ class Seen:
     """What the front end has been told."""
 
     ended: Counter[str] = field(default_factory=Counter)
+    #: The answers, and how they ended.
+    answers: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    finish_reasons: dict[str, FinishReason | None] = field(default_factory=dict)
     #: Threads by their family and index.
     threads_started: Counter[tuple[str, int]] = field(default_factory=Counter)
     threads_ended: Counter[tuple[str, int]] = field(default_factory=Counter)
     #: Families that forked, or wanted to.
     families: set[str] = field(default_factory=set)
     families_ended: Counter[str] = field(default_factory=Counter)
+    #: Requests that a limit or a cut had a say in: what comes of them may depend on how steps fall.
+    limited: set[str] = field(default_factory=set)
+    #: Where fork/join code failed, by the id of the request that it ended.
+    failed: dict[str, str] = field(default_factory=dict)
 
     def note(self, output: EngineCoreOutput) -> None:
         """Take in ``output``. Raises AssertionError if it comes behind the end of its request."""
         if told := wire.unpack(output):
             for event in told.events:
                 self._note_event(told.request_id, event)
-            self.families |= {told.request_id} - {""}
             return
         if "#" in output.request_id:
             return  # of a thread that was cancelled in the step that ran it: the front end drops it
         assert not self.ended[output.request_id], f"an output behind the end: {output}"
         self.ended[output.request_id] += output.finish_reason is not None
+        self.answers[output.request_id] += output.new_token_ids
+        self.finish_reasons[output.request_id] = output.finish_reason
+        if output.finish_reason is FinishReason.LENGTH:
+            self.limited.add(output.request_id)
 
     def _note_event(self, family: str, event: wire.Event) -> None:
-        match event["type"]:
-            case "forked":
-                self.threads_started.update((family, thread["index"]) for thread in event["threads"])
-            case "thread_ended":
-                self.threads_ended[family, event["index"]] += 1
-            case "family_ended":
+        if event["type"] not in ("load", "internal_error"):
+            self.families.add(family)
+        match event:
+            case {"type": "forked", "threads": threads}:
+                self.threads_started.update((family, thread["index"]) for thread in threads)
+            case {"type": "thread_ended", "index": index, "reason": reason}:
+                self.threads_ended[family, index] += 1
+                if reason in ("length", "cut"):
+                    self.limited.add(family)
+            case {"type": "family_ended"}:
                 self.families_ended[family] += 1
+            case {"type": "limited"} | {"type": "refused", "reason": "too_many_forks"}:
+                self.limited.add(family)
+            case {"type": "internal_error", "where": where}:
+                assert family not in self.failed, "a family fails once"
+                self.failed[family] = where
 
 
 class Drive:
     """One run: a scheduler, its requests, and whoever writes for them."""
 
-    def __init__(self, chance: random.Random, kind: Kind, dialect: Dialect, model: Path) -> None:
-        self._chance = chance
+    def __init__(
+        self, name: str, kind: Kind, dialect: Dialect, model: Path, *, is_calm: bool = False
+    ) -> None:
+        self._name = name
+        self._chance = random.Random(name)
         self._kind = kind
-        self.setup = Setup.draw(chance, kind, dialect)
+        self._is_calm = is_calm
+        self.setup = Setup.draw(self._chance, kind, dialect)
+        if is_calm:
+            self.setup = self.setup.calm()
         self._scheduler, self._hasher = self.setup.make(dialect, model)
         self._tokenizer = EngineTokenizer.from_model_config(self._scheduler.vllm_config.model_config)
-        self._phrases = [*PHRASES[dialect.name], *kind.text]
-        #: Tokens begun to be written, by request.
-        self._writing: dict[str, deque[int]] = defaultdict(deque)
+        phrases = [*PHRASES[dialect.name], *kind.text]
+        self._model = StandIn(self._scheduler, self._tokenizer, phrases, name)
         #: Steps scheduled whose end the scheduler has not been told.
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._added: list[str] = []
         self._aborted: set[str] = set()
-        self._seen = Seen()
+        self.seen = Seen()
 
     @classmethod
     def named(cls, dialect: str, kind: str, seed: int, model: Path) -> Drive:
         """The run of that name."""
-        return cls(random.Random(f"{dialect} {kind} {seed}"), KINDS[kind], dialect_for(dialect), model)
+        return cls(f"{dialect} {kind} {seed}", KINDS[kind], dialect_for(dialect), model)
+
+    @classmethod
+    def calm(cls, dialect: str, kind: str, seed: int, model: Path) -> Drive:
+        """The same requests as in the run of that name, with room for all, and left alone."""
+        return cls(f"{dialect} {kind} {seed}", KINDS[kind], dialect_for(dialect), model, is_calm=True)
+
+    def check_same(self, calm: Drive) -> int:
+        """Raise AssertionError unless the requests came to what they came to in ``calm``.
+
+        But for those that were aborted, failed, or met a limit: those may end earlier, or otherwise.
+        What both runs sampled at the same place they must have sampled from the same context; of a
+        request that failed, too. Returns the number of answers that were compared.
+        """
+        seen, wanted = self.seen, calm.seen
+        excepted = self._aborted | seen.failed.keys() | seen.limited | wanted.limited
+        compared = [i for i in self._added if i not in excepted]
+        for i in compared:
+            assert seen.answers[i] == wanted.answers[i], f"{i} has another answer than undisturbed"
+            assert seen.finish_reasons[i] == wanted.finish_reasons[i], f"{i} ends otherwise than undisturbed"
+        ours, theirs = self._model.seen, calm._model.seen
+        wrong = [at for at in ours if at in theirs and at[0][0] in compared and ours[at] != theirs[at]]
+        assert not wrong, f"sampled from another context than undisturbed: {min(wrong, key=str)}"
+        return len(compared)
 
     def run(self) -> None:
         """Run to the end of all requests. Raises AssertionError if anything is not as it must be."""
@@ -262,7 +319,7 @@ class Drive:
             idle_steps = 0 if self._step() else idle_steps + 1
             for live in self._scheduler._live.values():
                 live.family.check_integrity()
-            if len(self._added) == NUM_REQUESTS:
+            if len(self._added) == self._kind.num_requests:
                 if not self._scheduler.requests:
                     break
                 assert idle_steps < MAX_IDLE_STEPS, f"it hangs: {self._state()}, {self._requests()}"
@@ -279,8 +336,10 @@ class Drive:
 
     def _disturb(self) -> None:
         """What clients and operators do between two steps, if anything."""
-        if len(self._added) < NUM_REQUESTS and self._happens(self._kind.arrival):
+        if len(self._added) < self._kind.num_requests and self._happens(self._kind.arrival):
             self._add()
+        if self._is_calm:
+            return
         unfinished = [i for i in self._added if i in self._scheduler.requests]
         if unfinished and self._happens(ABORT):
             request_id = self._chance.choice(unfinished)
@@ -290,14 +349,15 @@ class Drive:
             self._scheduler.reset_prefix_cache(reset_running_requests=True)
 
     def _add(self) -> None:
-        length = self._chance.choice(self._kind.prompt_tokens)
-        num_tokens = length if length > 0 else self.setup.max_model_len + length
-        prompt = self._tokenizer.encode("".join(self._chance.choices("pq", k=num_tokens)))
         request_id = f"r{len(self._added)}"
+        chance = random.Random(f"{self._name} {request_id}")
+        length = chance.choice(self._kind.prompt_tokens)
+        num_tokens = length if length > 0 else self.setup.max_model_len + length
+        prompt = self._tokenizer.encode("".join(chance.choices("pq", k=num_tokens)))
         request = Request(
             request_id=request_id,
             prompt_token_ids=prompt,
-            sampling_params=self._params(room=self.setup.max_model_len - len(prompt)),
+            sampling_params=self._params(chance, room=self.setup.max_model_len - len(prompt)),
             pooling_params=None,
             block_hasher=self._hasher,
             arrival_time=len(self._added),
@@ -305,40 +365,19 @@ class Drive:
         self._added.append(request_id)
         self._scheduler.add_request(request)
 
-    def _params(self, room: int) -> SamplingParams:
-        max_tokens = min(self._chance.choice(self._kind.max_tokens), room)
-        options = self._options()
+    def _params(self, chance: random.Random, room: int) -> SamplingParams:
+        max_tokens = min(chance.choice(self._kind.max_tokens), room)
+        options = _options(chance)
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
-            min_tokens=min(self._chance.choice([0, 0, 0, 0, 1, 5]), max_tokens),
-            ignore_eos=self._happens(0.1),
-            stop_token_ids=self._tokenizer.encode("x") if self._happens(0.2) else None,
+            min_tokens=min(chance.choice([0, 0, 0, 0, 1, 5]), max_tokens),
+            ignore_eos=chance.random() < 0.1,
+            stop_token_ids=self._tokenizer.encode("x") if chance.random() < 0.2 else None,
             extra_args={KEY: options} if options else None,
         )
         params.update_from_generation_config({}, eos_token_id=self._tokenizer.token_id(END))
         return params
-
-    def _options(self) -> dict[str, Any]:
-        """The request's ``forkjoin`` field."""
-        chance = self._chance
-        branches = [{"text": "A"}, {"title": "b"}]
-        asked: list[dict[str, Any]] = [
-            {"best_of": chance.choice([1, 2, 3, 5]), "vote": chance.choice([r"\A.*", "x"])},
-            {"branches": branches[: chance.choice([1, 2])]},
-            {"branches": branches, "closing": "so"},
-            {"enabled": False},
-        ]
-        options = dict(chance.choices([*asked, {}], weights=[10, 5, 5, 5, 75])[0])
-        if self._happens(0.3):
-            options["max_tokens_per_thread"] = chance.choice([1, 2, 10])
-        if self._happens(0.3):
-            options["max_total_tokens"] = chance.choice([1, 2, 5, 40])
-        if self._happens(0.15):
-            options["max_forks"] = chance.choice([0, 1, 2])
-        if self._happens(0.3):
-            options["include_threads"] = True
-        return options
 
     def _happens(self, probability: float) -> bool:
         return self._chance.random() < probability
@@ -357,23 +396,15 @@ class Drive:
 
     def _schedule(self) -> bool:
         output = self._scheduler.schedule()
-        sampled = {i: self._sample(self._scheduler.requests[i]) for i in output.num_scheduled_tokens}
+        sampled = self._model.execute(output)
         self._in_flight.append((output, runner_output(sampled)))
         return bool(sampled)
-
-    def _sample(self, request: Request) -> list[int]:
-        if request.is_prefill_chunk:
-            return []
-        writing = self._writing[request.request_id]
-        if not writing:
-            writing.extend(self._tokenizer.encode(self._chance.choice(self._phrases)))
-        return [writing.popleft()]
 
     def _update(self) -> None:
         told = self._scheduler.update_from_output(*self._in_flight.popleft())
         for outputs in told.values():
             for output in outputs.outputs:
-                self._seen.note(output)
+                self.seen.note(output)
 
     # ---- what must hold --------------------------------------------------------------------
 
@@ -395,13 +426,34 @@ class Drive:
 
     def _check_ends(self) -> None:
         """Each request ended once, but for the aborted; and each family and thread, the aborted, too."""
-        seen = self._seen
+        seen = self.seen
         left = [i for i in self._added if not seen.ended[i] and i not in self._aborted]
         assert not left, f"not told of their ends: {left}"
         strangers = set(seen.ended) - set(self._added)
         assert not strangers, f"no request of ours: {strangers}"
         _assert_same(seen.threads_ended, seen.threads_started)
         _assert_same(seen.families_ended, Counter(seen.families))
+
+
+def _options(chance: random.Random) -> dict[str, Any]:
+    """The ``forkjoin`` field of a request."""
+    branches = [{"text": "A"}, {"title": "b"}]
+    asked: list[dict[str, Any]] = [
+        {"best_of": chance.choice([1, 2, 3, 5]), "vote": chance.choice([r"\A.*", "x"])},
+        {"branches": branches[: chance.choice([1, 2])]},
+        {"branches": branches, "closing": "so"},
+        {"enabled": False},
+    ]
+    options = dict(chance.choices([*asked, {}], weights=[10, 5, 5, 5, 75])[0])
+    if chance.random() < 0.3:
+        options["max_tokens_per_thread"] = chance.choice([1, 2, 10])
+    if chance.random() < 0.3:
+        options["max_total_tokens"] = chance.choice([1, 2, 5, 40])
+    if chance.random() < 0.15:
+        options["max_forks"] = chance.choice([0, 1, 2])
+    if chance.random() < 0.3:
+        options["include_threads"] = True
+    return options
 
 
 def _assert_same(found: dict[Any, int], wanted: dict[Any, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from forkjoin_scheduler.dialect import Dialect
@@ -38,6 +39,7 @@ FOR_DIALECT = {
 }
 
 
+@cache
 def dialect_for(name: str) -> Dialect:
     """As it is; but of ParaThinker so many paths as the model has tokens for, without their embeddings."""
     dialect = load(name)

@@ -46,6 +46,14 @@ class Admitting(Forking):
         """Whether vLLM may start ``request`` in this step."""
         if request.request_id in self._held_back or not super()._handle_blocked_waiting_request(request):
             return False
+        try:
+            return self._may_start(request)
+        except Exception as error:
+            self._contain("admit", error, request)
+        return False
+
+    def _may_start(self, request: Request) -> bool:
+        """Whether there is room for what ``request`` will need."""
         if self._spoken is None or self._settings.admission == "greedy" or not self._is_new(request):
             return True
         lets_in = self._door.lets_in(partial(self._is_admitted, request), may_fork=noted(request) is not None)
@@ -56,10 +64,17 @@ class Admitting(Forking):
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        try:
+            self._learn_from(request)
+        except Exception as error:
+            self._contain("learn", error, request)
+        return super()._free_request(request, delay_free_blocks)
+
+    def _learn_from(self, request: Request) -> None:
+        """``request`` has ended: if by itself, what it came to is to be expected of others."""
         admitted = self._admitted.pop(request.request_id, None)
         if admitted is not None and request.status in (STOPPED, CAPPED):
             self._admission.learn(self._come_to(admitted))
-        return super()._free_request(request, delay_free_blocks)
 
     # ----------------------------------------------------------------------------------------
 

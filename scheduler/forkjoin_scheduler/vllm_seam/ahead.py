@@ -75,12 +75,10 @@ class Ahead(Stitching):
         live.tell("joined_ahead", prefilled_tokens=num_tokens)
         return held
 
-    def _continue_ahead(self) -> None:
-        """Prefill ahead for those branches for which the last step had no tokens left."""
-        waiting, self._ahead_waiting = self._ahead_waiting, []
-        for live, branch in waiting:
-            if live.family.request_id in self._live:
-                self._prefill_ahead(live, branch)
+    def _continue_ahead(self, live: LiveFamily, branch: Branch) -> None:
+        """Prefill ahead for a branch for which the last step had no tokens left."""
+        if live.family.request_id in self._live:
+            self._prefill_ahead(live, branch)
 
     def _prefilled_ahead(self, live: LiveFamily, branch: Branch) -> kv.HeldBlocks | None:
         """The blocks that hold the beginning of the joined context, taken from whoever has them."""

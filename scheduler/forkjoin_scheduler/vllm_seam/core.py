@@ -1,14 +1,14 @@
 """What every part of the scheduler knows: the settings, the families, and whose request is whose.
 
-``ForkJoinScheduler`` is made of layers, each on the one before: ``core`` (this), ``jobs`` (KV that
-is computed beside the decoding), ``stitching``, ``ahead`` (the progressive join), ``ending``,
-``joining``, ``forking``, ``admitting`` and ``pacing`` (when what runs), and ``scheduler``, which
-vLLM calls.
+``ForkJoinScheduler`` is made of layers, each on the one before: ``core`` (this), ``fence`` (errors
+end one family), ``jobs`` (KV that is computed beside the decoding), ``stitching``, ``ahead`` (the
+progressive join), ``ending``, ``joining``, ``forking``, ``admitting`` and ``pacing`` (when what
+runs), and ``scheduler``, which vLLM calls.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -39,6 +39,8 @@ class Core(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        #: Attributes that are vLLM's: all others are ours.
+        self._names_of_vllm = frozenset(vars(self))
         if KEY not in self.vllm_config.additional_config:
             raise UnsupportedEngine(
                 f"the fork/join scheduler expects its settings in additional_config[{KEY!r}], found none: "
@@ -61,7 +63,12 @@ class Core(AsyncScheduler):
         self._spoken = BoundDialect.bind(self._settings.dialect, self._tokenizer)
         if self._settings.dialect.is_stitched:
             compat.check_stitching(self.vllm_config, kv.num_blocks(self.kv_cache_manager))
-            kv.guard_hashing(self.kv_cache_manager)
+            kv.guard_hashing(self.kv_cache_manager, self._contain)
+
+    if TYPE_CHECKING:
+
+        def _contain(self, where: str, error: Exception, of: object) -> None:
+            """Of the layer above: the family of ``of`` failed."""
 
     def _wish_of(self, request: Request) -> Wish | None:
         """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""

@@ -112,23 +112,33 @@ class Ending(Ahead):
 
     def _free_request_blocks(self, request: Request) -> None:
         """Blocks that a join or a job needs are held back."""
+        is_held = False
         if request.status in (STOPPED, CAPPED):
-            if job := self._fills.get(request.request_id):
-                assert job.fill is not None
-                job.loose.append(kv.hold(self.kv_cache_manager, request, len(job.fill.token_ids)))
-                return
-            entry = self._threads.get(request.request_id)
-            # One that was preempted with its last token in flight ends without blocks.
-            if (
-                entry
-                and kv.has_blocks(self.kv_cache_manager, request)
-                and entry[1].state is BranchState.DECODING
-                and self._needs_blocks_of(*entry)
-            ):
-                live, thread = entry
-                live.held[thread] = kv.hold(self.kv_cache_manager, request, request.num_tokens)
-                return
-        super()._free_request_blocks(request)
+            try:
+                is_held = self._hold_back(request)
+            except Exception as error:
+                self._contain("hold", error, request)
+        if not is_held:
+            super()._free_request_blocks(request)
+
+    def _hold_back(self, request: Request) -> bool:
+        """Hold the blocks of a ``request`` that has ended, if a join or a job needs them."""
+        if job := self._fills.get(request.request_id):
+            assert job.fill is not None
+            job.loose.append(kv.hold(self.kv_cache_manager, request, len(job.fill.token_ids)))
+            return True
+        entry = self._threads.get(request.request_id)
+        # One that was preempted with its last token in flight ends without blocks.
+        if (
+            entry
+            and kv.has_blocks(self.kv_cache_manager, request)
+            and entry[1].state is BranchState.DECODING
+            and self._needs_blocks_of(*entry)
+        ):
+            live, thread = entry
+            live.held[thread] = kv.hold(self.kv_cache_manager, request, request.num_tokens)
+            return True
+        return False
 
     def _needs_blocks_of(self, live: LiveFamily, thread: Branch) -> bool:
         """A stitched join takes all threads' blocks; otherwise the first's text is a true prefix."""

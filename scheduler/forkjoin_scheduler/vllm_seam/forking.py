@@ -34,7 +34,7 @@ class Forking(Joining):
         #: Requests that have written what the dialect swaps.
         self._swapping: list[tuple[Request, str]] = []
         #: Parked branches whose threads have not all got their copies of its partly filled last block.
-        self._copied_from: list[Branch] = []
+        self._copied_from: list[tuple[LiveFamily, Branch]] = []
 
     # ---- vLLM's hook -----------------------------------------------------------------------
 
@@ -49,9 +49,22 @@ class Forking(Joining):
             wish.at_prompt = False
             self._triggered.append((request, None))
             return super()._update_request_with_output(request, [], is_stale)
-        live = self._live.get(request.request_id) if self._live else None
         before = request.status
         new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        try:
+            return self._hear(request, wish, new_token_ids, stopped, before)
+        except Exception as error:
+            self._contain("hear", error, request)
+        return new_token_ids, request.is_finished()
+
+    def _hear(
+        self, request: Request, wish: Wish, new_token_ids: list[int], stopped: bool, before: RequestStatus
+    ) -> tuple[list[int], bool]:
+        """Book what ``request`` has written; returns what of it is to leave, and whether it ends with that.
+
+        ``before``: its status before it wrote.
+        """
+        live = self._live.get(request.request_id) if self._live else None
         plan = None
         if not stopped:
             only = wish.spoken.only_call
@@ -101,22 +114,10 @@ class Forking(Joining):
 
     # ---- fork ------------------------------------------------------------------------------
 
-    def _act_on_triggers(self) -> None:
-        triggered, self._triggered = self._triggered, []
-        for request, plan in triggered:
-            if not request.is_finished():
-                self._try_fork(request, plan)
-        asking, self._asking = self._asking, []
-        for request, number in asking:
-            if not request.is_finished():
-                self._wait_for(request, number)
-        swapping, self._swapping = self._swapping, []
-        for request, text in swapping:
-            if not request.is_finished():
-                self._swap(request, text)
-
     def _try_fork(self, request: Request, plan: ForkPlan | Refusal | None) -> None:
         """Fork ``request``, which has come to where it forks, unless something speaks against it."""
+        if request.is_finished():
+            return
         live, branch = self._branch_of(request)
         wish = noted(request)
         assert wish is not None
@@ -145,7 +146,8 @@ class Forking(Joining):
         for thread in threads:
             self._start_thread(live, thread, request)
         if waits and offset == branch.offset and self._needs_blocks_of(live, threads[0]):
-            self._copied_from.append(branch)
+            self._copied_from.append((live, branch))
+        live.num_announced = len(live.family.threads)
         live.tell(
             "forked",
             num_duplicates=plan.num_duplicates,
@@ -232,20 +234,18 @@ class Forking(Joining):
         if refusal.policy is Policy.END_REQUEST:
             self._end_with_block(live, branch)
 
-    def _drop_copied_tails(self) -> None:
+    def _drop_copied_tail(self, live: LiveFamily, branch: Branch) -> None:
         """Let go of what a parked branch holds in vain: it goes on with the first thread's copy of it.
 
         The copies are made in the step just scheduled: whoever gets the block writes it in a later one.
         One thread that lost its copy, and one whose first thread lost it, compute these tokens anew.
         """
-        left, self._copied_from = self._copied_from, []
-        for branch in left:
-            if branch.state is not BranchState.PARKED:
-                continue
-            if any(self._has_not_started(thread) for thread in branch.waits_for):
-                self._copied_from.append(branch)
-            elif (request := self._request_of(branch)).num_computed_tokens:
-                queues.repark(self, request, kv.drop_tail(self.kv_cache_manager, request))
+        if branch.state is not BranchState.PARKED:
+            return
+        if any(self._has_not_started(thread) for thread in branch.waits_for):
+            self._copied_from.append((live, branch))
+        elif (request := self._request_of(branch)).num_computed_tokens:
+            queues.repark(self, request, kv.drop_tail(self.kv_cache_manager, request))
 
     def _has_not_started(self, thread: Branch) -> bool:
         request = self.requests.get(thread.request_id)
@@ -255,6 +255,8 @@ class Forking(Joining):
 
     def _swap(self, request: Request, text: str) -> None:
         """``request`` has written ``text``: what the dialect has for it takes its place, if there is room."""
+        if request.is_finished():
+            return
         live, branch = self._branch_of(request)
         keep, before = cut_last(text, request._all_token_ids, self._tokenizer)
         token_ids = [*before, *self._tokenizer.encode(live.dialect.swaps[text])]
@@ -273,6 +275,8 @@ class Forking(Joining):
 
     def _wait_for(self, request: Request, number: str) -> None:
         """``request`` has asked for the result of a thread: it stands still until that has ended."""
+        if request.is_finished():
+            return
         live, branch = self._branch_of(request)
         thread = live.numbered.get((branch, number))
         if branch.state is not BranchState.DECODING:

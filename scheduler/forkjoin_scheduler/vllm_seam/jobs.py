@@ -21,7 +21,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam import kv, queues
-from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.requests import new_request
 
@@ -64,7 +64,7 @@ class Job:
         return held
 
 
-class Jobs(Core):
+class Jobs(Fence):
     """Runs jobs, and moves the KV that they and the joins put together."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:

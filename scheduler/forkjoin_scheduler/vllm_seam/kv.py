@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,6 +181,46 @@ def num_new_blocks(manager: KVCacheManager, request: Request) -> int:
     return -(-request.num_tokens // block_size(manager)) - num_held
 
 
+def drop_tables(manager: KVCacheManager, is_dropped: Callable[[str], bool]) -> None:
+    """Forget the blocks of all requests whose ids ``is_dropped`` names: they have no owner then."""
+    for single in manager.coordinator.single_type_managers:
+        for request_id in [i for i in single.req_to_blocks if is_dropped(i)]:
+            single.pop_blocks_for_free(request_id)
+
+
+def free_unowned(manager: KVCacheManager, held: Counter[int]) -> None:
+    """Return each block to the pool so often as it is taken by nobody.
+
+    ``held``: how often each block, by its id, is taken beside the tables of requests.
+    """
+    owned = _in_tables(manager) + held
+    pool = manager.block_pool
+    pool.free_blocks(b for b in pool.blocks if not b.is_null for _ in range(b.ref_cnt - owned[b.block_id]))
+
+
+def miscounted(manager: KVCacheManager, held: Counter[int]) -> str | None:
+    """What is wrong with the accounts of the pool; None if each block is taken as often as it is owned.
+
+    ``held``: as of ``free_unowned``.
+    """
+    owned, pool = _in_tables(manager) + held, manager.block_pool
+    for block in pool.blocks:
+        if not block.is_null and block.ref_cnt != owned[block.block_id]:
+            return (
+                f"block {block.block_id} taken {block.ref_cnt} times and owned {owned[block.block_id]} times"
+            )
+    num_free = sum(b.ref_cnt == 0 and not b.is_null for b in pool.blocks)
+    if num_free != pool.get_num_free_blocks():
+        return f"{num_free} blocks that nobody owns, and {pool.get_num_free_blocks()} that are free"
+    return None
+
+
+def _in_tables(manager: KVCacheManager) -> Counter[int]:
+    """How often each block stands in a table of a request."""
+    singles = manager.coordinator.single_type_managers
+    return Counter(b.block_id for s in singles for blocks in s.req_to_blocks.values() for b in blocks)
+
+
 def never_hash(request: Request) -> None:
     """Keep the KV that ``request`` writes from now on out of the prefix cache."""
     setattr(request, _UNHASHED, True)
@@ -190,8 +231,8 @@ def is_unhashed(request: Request) -> bool:
     return getattr(request, _UNHASHED, False)
 
 
-def guard_hashing(manager: KVCacheManager) -> None:
-    """Let the prefix cache pass by requests that ``never_hash`` names.
+def guard_hashing(manager: KVCacheManager, contain: Callable[[str, Exception, Request], None]) -> None:
+    """Let the prefix cache pass by requests that ``never_hash`` names. ``contain``: takes errors of ours.
 
     Patch: ``KVCacheCoordinator.cache_blocks`` of this manager's coordinator.
     Symptom without it: a stitched block is found by a request with the same tokens in a row, whose
@@ -202,7 +243,12 @@ def guard_hashing(manager: KVCacheManager) -> None:
     original: Callable[..., None] = manager.coordinator.cache_blocks
 
     def cache_blocks(request: Request, *args: Any, **kwargs: Any) -> None:
-        if not is_unhashed(request):
+        try:
+            is_hashed = not is_unhashed(request)
+        except Exception as error:
+            contain("hash", error, request)
+            return
+        if is_hashed:
             original(request, *args, **kwargs)
 
     setattr(manager.coordinator, "cache_blocks", cache_blocks)  # noqa: B010

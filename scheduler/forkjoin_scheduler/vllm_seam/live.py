@@ -42,6 +42,8 @@ class LiveFamily:
     newlines: dict[Branch, int] = field(default_factory=dict)
     #: Threads whose end the front end has been told.
     told: set[Branch] = field(default_factory=set)
+    #: How many threads it has been told of.
+    num_announced: int = 0
     stop_reason: int | str | None = None
     #: The stop token of the request's own that a thread wrote: the last of the answer.
     stop_piece: Piece | None = None
@@ -110,7 +112,10 @@ class LiveFamily:
             self.tell("join_latency", seconds=time.monotonic() - start)
 
     def leaving(self) -> tuple[list[EngineCoreOutput], list[EngineCoreOutput]]:
-        """What the family sends to the front end in this step: its events, and its tokens."""
+        """What the family sends to the front end in this step: its events, and its tokens.
+
+        The events are still noted then, for whoever sends them to forget.
+        """
         family = self.family
         pieces = self.transcripts[family.root].release()
         last = self.stop_piece or self.own_stop_piece
@@ -119,14 +124,14 @@ class LiveFamily:
         family.num_shown += len(pieces)
         # A stop string ends the request in the front end, which needs the counts of that very step.
         if self.events or self.wish.params.stop or not family.is_live:
-            self.tell("progress" if family.is_live else "family_ended", **self._counts())
-        events, self.events = self.events, []
-        told = [wire.pack(family.request_id, events)] if events else []
+            self.tell("progress" if family.is_live else "family_ended", **self.counts())
+        told = [wire.pack(family.request_id, self.events)] if self.events else []
         # A limit may have ended the answer before what has stopped was its turn.
         stop_reason = self.stop_reason if self.finish_reason is FinishReason.STOP else None
         return told, to_outputs(self.request, pieces, self.finish_reason, stop_reason)
 
-    def _counts(self) -> dict[str, object]:
+    def counts(self) -> dict[str, object]:
+        """What the family has come to so far, for the front end."""
         family = self.family
         return {
             "family": family.request_id,

@@ -59,6 +59,10 @@ class Pacing(Admitting):
             if thread.key not in chosen:
                 self._sit_out(self.requests[thread.key])
 
+    def _stop_pacing(self) -> None:
+        """The policy has failed: from here on all threads run."""
+        self._pace, self._held_back = Eager(), set()
+
     def _could_be_kept(self) -> bool:
         """Whether more want a slot than there are, a thread among them: one that has a slot keeps it.
 

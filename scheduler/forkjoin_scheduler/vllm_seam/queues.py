@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
@@ -80,3 +82,37 @@ def dequeue(scheduler: Any, request: Request) -> None:
         with contextlib.suppress(ValueError):  # it is in the other
             queue.remove_request(request)
     scheduler.deferred_waiting.discard(request)
+
+
+def take_out(scheduler: Any, is_taken: Callable[[Request], bool]) -> list[Request]:
+    """Take all requests that ``is_taken`` names out of all queues, whatever state they are in.
+
+    Returns those that are still known.
+    """
+    queues = (scheduler.running, scheduler.waiting, scheduler.kv_holding_waiting)
+    everywhere = [*scheduler.requests.values(), *(r for queue in queues for r in queue)]
+    taken = {r for r in everywhere if is_taken(r)}
+    scheduler.running = [r for r in scheduler.running if r not in taken]
+    scheduler.waiting.remove_requests(taken)
+    scheduler.kv_holding_waiting.remove_requests(taken)
+    scheduler.deferred_waiting.difference_update(taken)
+    waiting = (*scheduler.waiting, *scheduler.kv_holding_waiting)
+    scheduler.num_waiting_for_streaming_input = sum(
+        r.status == RequestStatus.WAITING_FOR_STREAMING_REQ for r in waiting
+    )
+    return [r for r in scheduler.requests.values() if r in taken]
+
+
+def misplaced(scheduler: Any) -> str | None:
+    """What is wrong with the queues; None if each request stands in one, and in the right one."""
+    running = Counter(r.request_id for r in scheduler.running)
+    waiting = Counter(r.request_id for q in (scheduler.waiting, scheduler.kv_holding_waiting) for r in q)
+    for request_id, request in scheduler.requests.items():
+        runs = request.status == RequestStatus.RUNNING
+        if not request.is_finished() and (running.pop(request_id, 0), waiting.pop(request_id, 0)) != (
+            runs,
+            not runs,
+        ):
+            return f"{request_id}, which is {request.status.name}, not in one queue, or in the wrong one"
+    strangers = [*running, *waiting]
+    return f"{strangers[0]} in a queue, and no such request" if strangers else None

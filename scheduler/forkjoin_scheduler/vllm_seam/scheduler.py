@@ -7,6 +7,8 @@ tokens leave as the request's, in outline order. When the last has ended (``join
 branch adopts the first thread's blocks and is resumed to prefill the others' tokens, or has their
 KV moved behind its own (``stitching.py``).
 
+Fork/join code that vLLM's calls come to runs inside a fence (``fence.py``); vLLM's own does not.
+
 Invariants (pinned by tests): a parked branch is in no queue that runs; every block that a family
 holds is in the name of a live request, in ``LiveFamily.held`` or in a job; each request ends
 exactly once.
@@ -23,6 +25,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import logger
+from forkjoin_scheduler.vllm_seam.fence import drained
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.pacing import Pacing
 from forkjoin_scheduler.vllm_seam.sampling import without_banned
@@ -45,7 +48,13 @@ class ForkJoinScheduler(Pacing):
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        if self._spoken is None or (wish := self._wish_of(request)) is None:
+        if self._spoken is not None:
+            self._fenced("add", request, self._note_wish, request)
+
+    def _note_wish(self, request: Request) -> None:
+        """Note what ``request`` asks of fork/join, and what that means for it from its start."""
+        wish = self._wish_of(request)
+        if wish is None:
             return
         if banned := wish.spoken.banned_ids():
             wish.params = request.sampling_params = without_banned(wish.params, banned)
@@ -59,49 +68,60 @@ class ForkJoinScheduler(Pacing):
         # this, max_num_seqs parked parents would never let a thread run.
         self.max_num_active_reqs = self._num_slots + self.num_waiting_for_streaming_input
         if self._threads:
-            self._spare_the_oldest()
-            self._pace_threads()
+            self._fenced("pace", None, self._spare_the_oldest)
+            if not self._fenced("pace", None, self._pace_threads):
+                self._stop_pacing()
         self._door.open()
         output = super().schedule(throttle_prefills)
-        self._step_scheduled(output)
+        self._fenced("pace", None, self._step_scheduled, output)
+        self._evict_failed()
         if self._live:
-            self._drop_copied_tails()
-            self._give_orders(output)
-            self._restore_lost()
-            if not output.total_num_scheduled_tokens and not self.running:
-                self._relieve_kv_pressure()
+            self._each("fork", drained(self._copied_from), self._drop_copied_tail)
+            if self._to_stitch or self._offsets:
+                self._fenced("stitch", (*self._to_stitch, *self._offsets), self._give_orders, output)
+            self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
+            if self._live and not output.total_num_scheduled_tokens and not self.running:
+                self._fenced("evict", next(reversed(self._live.values())), self._relieve_kv_pressure)
         return output
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        self._step_ended(scheduler_output)
+        self._fenced("pace", None, self._step_ended, scheduler_output)
         result = super().update_from_output(scheduler_output, model_runner_output)
-        if self._spoken is None:
-            return result
+        self._evict_failed()
         if self._live:
             for of_client in result.values():
-                of_client.outputs = [o for o in of_client.outputs if not self._take(o)]
-        self._act_on_triggers()
-        self._continue_ahead()
-        parting, self._parting = self._parting, []
-        num_live = len(self._live)
-        for live in [*self._live.values(), *parting]:
-            self._advance(live)
-            told, leaving = live.leaving()
-            if told or leaving:
-                outputs = result.setdefault(live.request.client_index, EngineCoreOutputs()).outputs
-                # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
-                # what is told behind the slice that ends a request would find nobody.
-                outputs[:0] = told
-                outputs += leaving
-            if not live.family.is_live:
-                self._live.pop(live.family.request_id, None)
-                self._offsets.pop(live.family.request_id, None)
-        if parting or len(self._live) < num_live:
-            self._restore_evicted()
-        self._tell_load(result)
+                of_client.outputs = self._sift("take", of_client.outputs, self._take)
+        self._each("fork", drained(self._triggered), self._try_fork)
+        self._each("ask", drained(self._asking), self._wait_for)
+        self._each("swap", drained(self._swapping), self._swap)
+        self._each("ahead", drained(self._ahead_waiting), self._continue_ahead)
+        num_live, parting = len(self._live), list(self._parting)
+        self._each("advance", [(live, result) for live in (*self._live.values(), *parting)], self._move_on)
+        self._parting.clear()
+        if self._evicted and (parting or self._obituaries or len(self._live) < num_live):
+            self._fenced("restore", self._evicted[0], self._restore_evicted)
+        if self._spoken is not None:
+            self._fenced("load", None, self._tell_load, result)
+        if self._obituaries:
+            self._publish_obituaries(result)
         return result
+
+    def _move_on(self, live: LiveFamily, result: dict[int, EngineCoreOutputs]) -> None:
+        """Do what is due in a family at the end of a step, and let out what it has to say."""
+        self._advance(live)
+        told, leaving = live.leaving()
+        if told or leaving:
+            outputs = result.setdefault(live.request.client_index, EngineCoreOutputs()).outputs
+            # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
+            # what is told behind the slice that ends a request would find nobody.
+            outputs[:0] = told
+            outputs += leaving
+            live.events = []
+        if not live.family.is_live:
+            self._live.pop(live.family.request_id, None)
+            self._offsets.pop(live.family.request_id, None)
 
     def _tell_load(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell the first front end how many threads and requests wait to run, where that has changed."""
@@ -120,20 +140,26 @@ class ForkJoinScheduler(Pacing):
         else:
             ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
         for request_id in list(ids):
-            if live := self._live.pop(request_id, None):
-                ids += self._cancel_threads(live)
-                live.transcripts[live.family.root].release()
-                self._parting.append(live)
-        return super().finish_requests(ids, finished_status)
+            if live := self._live.get(request_id):
+                self._fenced("finish", live, self._part_with, live, ids)
+        finished = super().finish_requests(ids, finished_status)
+        self._evict_failed()
+        return finished
+
+    def _part_with(self, live: LiveFamily, ids: list[str]) -> None:
+        """A family is ended from outside: add to ``ids`` the requests that end with its own."""
+        ids += self._cancel_threads(live)
+        live.transcripts[live.family.root].release()
+        self._parting.append(self._live.pop(live.family.request_id))
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         if reset_running_requests:
-            for live in self._live.values():
-                self._evict(live)
+            self._each("evict", [(live,) for live in self._live.values()], self._evict)
         done = super().reset_prefix_cache(reset_running_requests, reset_connector)
-        self._restore_lost()
+        self._evict_failed()
+        self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
         while self._evicted:
-            self._restore_evicted()
+            self._fenced("restore", self._evicted[0], self._restore_evicted)
         return done
 
     # ---- KV pressure -----------------------------------------------------------------------
@@ -154,7 +180,8 @@ class ForkJoinScheduler(Pacing):
         """
         holding = [live for live in self._live.values() if self._holders(live) or live.held or live.jobs]
         if holding:
-            self._evict(max(holding, key=lambda live: live.request.arrival_time))
+            youngest = max(holding, key=lambda live: live.request.arrival_time)
+            self._fenced("evict", youngest, self._evict, youngest)
         else:
             self._restore_evicted()
 
@@ -188,4 +215,4 @@ class ForkJoinScheduler(Pacing):
         if self._evicted:
             oldest = min(self._evicted, key=lambda live: live.request.arrival_time)
             self._evicted.remove(oldest)
-            self._regain_family(oldest)
+            self._fenced("restore", oldest, self._regain_family, oldest)

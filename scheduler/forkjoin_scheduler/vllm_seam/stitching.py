@@ -28,7 +28,7 @@ from forkjoin_scheduler.stitch import joined_offset, num_skipped
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.jobs import Fill, Job, Jobs, Work
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.orders import Orders, attach
+from forkjoin_scheduler.vllm_seam.orders import Int64s, Orders, attach
 
 Source = str | kv.HeldBlocks | None
 #: A part of a job's work that comes to a result.
@@ -49,16 +49,18 @@ class Stitching(Jobs):
         """Tell the workers what to move in this step, and whose positions are off their slots."""
         scheduled = output.num_scheduled_tokens
         offsets = {i: self._offsets[i] for i in scheduled if i in self._offsets} if self._offsets else {}
-        moves = []
-        for request_id in [i for i in self._to_stitch if i in scheduled]:
-            stitched = self._to_stitch.pop(request_id)
-            holes = kv.request_slots(self.kv_cache_manager, request_id, stitched.holes)
-            moves.append(np.stack([stitched.sources, holes], axis=1))
-            # Whoever gets these blocks gets them in a later step, and writes them behind this one.
-            kv.release(self.kv_cache_manager, *stitched.rest)
+        moves: list[Int64s] = []
+        self._each("stitch", [(i, moves) for i in self._to_stitch if i in scheduled], self._order_move)
         if moves or offsets:
             copies = np.concatenate(moves) if moves else np.empty((0, 2), dtype=np.int64)
             attach(output, Orders(copies, offsets))
+
+    def _order_move(self, request_id: str, moves: list[Int64s]) -> None:
+        stitched = self._to_stitch.pop(request_id)
+        holes = kv.request_slots(self.kv_cache_manager, request_id, stitched.holes)
+        moves.append(np.stack([stitched.sources, holes], axis=1))
+        # Whoever gets these blocks gets them in a later step, and writes them behind this one.
+        kv.release(self.kv_cache_manager, *stitched.rest)
 
     # ---- threads ---------------------------------------------------------------------------
 
@@ -142,26 +144,28 @@ class Stitching(Jobs):
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         # What is in flight for one that is computed anew would end it, or fork it, without its KV.
-        is_lost = request.request_id in self._fills or kv.is_unhashed(request)
+        try:
+            is_lost = request.request_id in self._fills or kv.is_unhashed(request)
+        except Exception as error:
+            self._contain("preempt", error, request)
+            is_lost = True
         super()._preempt_request(request, timestamp, drop_stale_output or is_lost)
         if is_lost:
             self._lost.append(request)
 
-    def _restore_lost(self) -> None:
-        """See to it that what vLLM has preempted is computed as it was, not in a row."""
-        lost, self._lost = self._lost, []
-        for request in lost:
-            if request.is_finished():
-                continue
-            if job := self._fills.get(request.request_id):
-                # A linear one vLLM computes again by itself.
-                if job.fill is not None and not job.fill.is_linear:
-                    self._restart_job(job)
-                continue
-            live, branch = self._branch_of(request)
-            if branch.joined_forks:
-                queues.suspend(self, request)
-                self._start_job(live, partial(self._restored, live, branch))
+    def _restore_lost(self, request: Request) -> None:
+        """See to it that a ``request`` that vLLM has preempted is computed as it was, not in a row."""
+        if request.is_finished():
+            return
+        if job := self._fills.get(request.request_id):
+            # A linear one vLLM computes again by itself.
+            if job.fill is not None and not job.fill.is_linear:
+                self._restart_job(job)
+            return
+        live, branch = self._branch_of(request)
+        if branch.joined_forks:
+            queues.suspend(self, request)
+            self._start_job(live, partial(self._restored, live, branch))
 
     def _suspend_family(self, live: LiveFamily) -> None:
         """Take all KV of a stitched family back; ``_regain_family`` lets it be computed anew."""
@@ -280,16 +284,26 @@ class Stitching(Jobs):
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """A thread starts on its parent's blocks, where those are still held; a fill on its source's."""
+        shared = None
+        try:
+            shared = self._shared_with_source(request)
+        except Exception as error:
+            self._contain("start", error, request)
+        return shared or super()._get_local_prefix_cache_hit(request)
+
+    def _shared_with_source(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool] | None:
         source, limit = self._source_of(request)
-        if source is not None:
-            there = (
-                source.num_tokens
-                if isinstance(source, kv.HeldBlocks)
-                else self.requests[source].num_computed_tokens
-            )
-            if shared := min(there, limit, request.num_tokens - 1):
-                return kv.shared_prefix(self.kv_cache_manager, source, shared), shared, 0, False
-        return super()._get_local_prefix_cache_hit(request)
+        if source is None:
+            return None
+        there = (
+            source.num_tokens
+            if isinstance(source, kv.HeldBlocks)
+            else self.requests[source].num_computed_tokens
+        )
+        num_shared = min(there, limit, request.num_tokens - 1)
+        if not num_shared:
+            return None
+        return kv.shared_prefix(self.kv_cache_manager, source, num_shared), num_shared, 0, False
 
     def _source_of(self, request: Request) -> tuple[Source, int]:
         """Whose first tokens ``request`` shares, and how many."""

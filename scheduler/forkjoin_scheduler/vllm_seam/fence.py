@@ -1,0 +1,252 @@
+"""A fence round each family: an error in fork/join code ends the family it happened in, and no other.
+
+What vLLM calls does its fork/join part inside the fence: ``_fenced`` and ``_each`` where vLLM waits
+for us to return, ``_contain`` in hooks that vLLM calls in the middle of its own work. Those give vLLM
+a safe answer, and the family is evicted as soon as vLLM has returned. vLLM's own code stays outside.
+
+A family that failed can't be trusted to know what it has. So it is evicted from first principles:
+whatever names one of its requests is dropped, and each block goes back that nobody owns any more.
+Then all accounts must agree, or the error goes on to end the engine: a lost block or a request in no
+queue would be a standstill some time later, and others' answers could be wrong.
+
+Invariants (pinned by tests): the client gets one end, an error; nothing names the family any more;
+every other request has the blocks and the place it had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import RequestStatus
+
+from forkjoin_scheduler.errors import TornState
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.vllm_seam import kv, queues, wire
+from forkjoin_scheduler.vllm_seam.core import Core, logger
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.vllm_seam.jobs import Job
+
+Item = TypeVar("Item")
+
+#: What stands behind a request's id in those of its threads and fills.
+_OF_FAMILY = re.compile(r"#(?:fill)?\d+\Z")
+
+
+@dataclass(frozen=True)
+class Obituary:
+    """What the front end is to be told of a family that failed.
+
+    ``ends``: whether its request still waits for an end.
+    """
+
+    request_id: str
+    client_index: int
+    events: list[wire.Event]
+    ends: bool
+
+
+class Fence(Core):
+    """Contains errors, and evicts the families that they happened in."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        #: Where each family failed that is not evicted yet, by the id of its request.
+        self._failed: dict[str, str] = {}
+        self._obituaries: list[Obituary] = []
+
+    if TYPE_CHECKING:  # of the layers above
+        _fills: dict[str, Job]
+        _to_stitch: dict[str, kv.Stitched]
+
+    # ---- what hooks call -------------------------------------------------------------------
+
+    def _fenced(self, where: str, of: object, do: Callable[..., object], *args: Any) -> bool:
+        """Call ``do(*args)``, of whose errors the family of ``of`` fails; returns whether all went well."""
+        try:
+            do(*args)
+        except Exception as error:  # whatever it is: what may be hurt is checked below
+            self._contain(where, error, of)
+        if not self._failed:
+            return True
+        self._evict_failed()
+        return False
+
+    def _each(self, where: str, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
+        """Call ``do`` with each of ``calls``, whose first argument says whose it is."""
+        failed: set[str | None] = set()
+        for args in calls:
+            if failed and root_id(args[0]) in failed:
+                continue
+            if not self._fenced(where, args[0], do, *args):
+                failed.add(root_id(args[0]))
+
+    def _sift(self, where: str, items: list[Item], takes: Callable[[Item], bool]) -> list[Item]:
+        """Those of ``items`` that ``takes`` does not take; of its errors the family of the item fails."""
+        left = []
+        for item in items:  # no call of ours more than must be: these are all outputs of a step
+            try:
+                is_taken = takes(item)
+            except Exception as error:
+                self._contain(where, error, item)
+                self._evict_failed()
+                is_taken = False
+            if not is_taken:
+                left.append(item)
+        return left
+
+    def _contain(self, where: str, error: Exception, of: object) -> None:
+        """Note that the family of ``of`` failed (None: it was nobody's error). Says so in the log, once."""
+        request_id = root_id(of)
+        if request_id is None:
+            told: wire.Event = {"type": "internal_error", "where": where}
+            self._obituaries.append(Obituary("", 0, [told], ends=False))
+            logger.error("an error in fork/join code (%s): going on without", where, exc_info=error)
+        elif request_id not in self._failed:
+            self._failed[request_id] = where
+            message = "%s: an error in fork/join code (%s) ends this request, and no other"
+            extra = {"forkjoin": {"request_id": request_id}}
+            logger.error(message, request_id, where, exc_info=error, extra=extra)
+
+    def _evict_failed(self) -> None:
+        """Evict all families that failed. Raises TornState if the accounts do not agree behind that."""
+        while self._failed:
+            request_id = next(iter(self._failed))
+            self._obituaries.append(self._obituary(request_id))
+            self._evict_family(request_id)
+            self._check_accounts(request_id)
+            del self._failed[request_id]
+
+    def _publish_obituaries(self, result: dict[int, EngineCoreOutputs]) -> None:
+        """Let the front end know of what failed: the last that it hears of these requests."""
+        obituaries, self._obituaries = self._obituaries, []
+        for obituary in obituaries:
+            of_client = result.setdefault(obituary.client_index, EngineCoreOutputs())
+            of_client.outputs.insert(0, wire.pack(obituary.request_id, obituary.events))
+            if obituary.ends:
+                # Also an end that vLLM has made in this step: of that the family was not done yet.
+                of_client.outputs = [o for o in of_client.outputs if o.request_id != obituary.request_id]
+                of_client.outputs.append(
+                    EngineCoreOutput(obituary.request_id, [], finish_reason=FinishReason.ERROR)
+                )
+
+    # ---- eviction --------------------------------------------------------------------------
+
+    def _obituary(self, request_id: str) -> Obituary:
+        live = next((f for f in self._families() if f.family.request_id == request_id), None)
+        request = self.requests.get(request_id) or (None if live is None else live.request)
+        events: list[wire.Event] = []
+        if live is not None:
+            with contextlib.suppress(Exception):  # of a family that failed nothing is sure
+                events = _last_events(live)
+        told = [*events, {"type": "internal_error", "where": self._failed[request_id]}]
+        if request is None:
+            return Obituary(request_id, 0, told, ends=False)
+        ends = request_id in self._live or not request.is_finished()
+        return Obituary(request_id, request.client_index, told, ends)
+
+    def _evict_family(self, request_id: str) -> None:
+        """Drop whatever names the family of ``request_id``; all that it held returns to the pool."""
+        jobs = [job for i, job in self._fills.items() if root_id(i) == request_id]
+        jobs += [j for live in self._families() if live.family.request_id == request_id for j in live.jobs]
+        for job in jobs:
+            if job.work is not None:
+                with contextlib.suppress(Exception):  # what it does at its end concerns nobody any more
+                    job.work.close()
+        for request in queues.take_out(self, lambda r: root_id(r) == request_id):
+            request.status = RequestStatus.FINISHED_ERROR
+            self._free_request(request)
+        for container in self._containers():
+            _purge(container, request_id)
+        kv.drop_tables(self.kv_cache_manager, lambda i: root_id(i) == request_id)
+        kv.free_unowned(self.kv_cache_manager, self._owned())
+
+    def _check_accounts(self, request_id: str) -> None:
+        """Raise TornState unless each block has its owners and each request its place."""
+        wrong = kv.miscounted(self.kv_cache_manager, self._owned()) or queues.misplaced(self)
+        if wrong:
+            raise TornState(
+                f"expected the accounts to agree behind the eviction of {request_id}, found {wrong}: "
+                "other requests may be hurt, so the engine ends"
+            )
+
+    def _containers(self) -> Iterator[Any]:
+        """All lists, sets and dictionaries of this scheduler that are not vLLM's."""
+        for name, value in vars(self).items():
+            if name not in self._names_of_vllm and name not in ("_failed", "_obituaries"):
+                yield value
+
+    def _families(self) -> list[LiveFamily]:
+        """All families that something of ours names."""
+        found: dict[int, LiveFamily] = {}
+        for container in self._containers():
+            if isinstance(container, dict):
+                container = container.values()
+            elif not isinstance(container, list):
+                continue
+            for entry in container:
+                for part in entry if isinstance(entry, tuple) else (entry,):
+                    if isinstance(part, LiveFamily):
+                        found[id(part)] = part
+        return list(found.values())
+
+    def _owned(self) -> Counter[int]:
+        """How often each block, by its id, is held beside the tables of requests."""
+        held = [h for stitched in self._to_stitch.values() for h in stitched.rest]
+        for live in self._families():
+            held += live.held.values()
+            held += [h for job in live.jobs for h in job.loose]
+        owned = Counter(b.block_id for h in held for blocks in h.blocks for b in blocks)
+        owned.update(b.block_id for _, blocks in self.deferred_frees for b in blocks)
+        return owned
+
+
+def root_id(of: object) -> str | None:
+    """The id of the request of whose family ``of`` is, or is one of the requests; None if of none."""
+    if isinstance(of, LiveFamily):
+        return of.family.request_id
+    if isinstance(of, tuple):
+        return next((found for part in of if (found := root_id(part))), None)
+    request_id = of if isinstance(of, str) else getattr(of, "request_id", None)
+    return _OF_FAMILY.sub("", request_id) if isinstance(request_id, str) else None
+
+
+def drained(waiting: list[Any]) -> list[Any]:
+    """What was in ``waiting``, which is empty then."""
+    taken = list(waiting)
+    waiting.clear()
+    return taken
+
+
+def _purge(container: Any, request_id: str) -> None:
+    """Take out of ``container`` what names the family of ``request_id``."""
+    if isinstance(container, dict):
+        for key in [k for k, v in container.items() if request_id in (root_id(k), root_id(v))]:
+            del container[key]
+    elif isinstance(container, list):
+        container[:] = [entry for entry in container if root_id(entry) != request_id]
+    elif isinstance(container, set):
+        container.difference_update([entry for entry in container if root_id(entry) == request_id])
+
+
+def _last_events(live: LiveFamily) -> list[wire.Event]:
+    """What was noted of the family and has not left, and the ends of all threads that it has told of."""
+    for thread in live.family.threads[: live.num_announced]:
+        if thread not in live.told:
+            live.told.add(thread)
+            live.tell(
+                "thread_ended",
+                index=thread.index,
+                reason=ThreadEnd.CANCELLED.value,
+                num_tokens=thread.num_generated,
+            )
+    if not any(event["type"] == "family_ended" for event in live.events):
+        live.tell("family_ended", **live.counts())
+    return live.events

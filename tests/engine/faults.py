@@ -1,0 +1,135 @@
+"""Errors where there are none: one call of one function of fork/join raises."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from forkjoin_scheduler.family import Branch, Family
+from forkjoin_scheduler.policy.admission import Admission
+from forkjoin_scheduler.transcript import Transcript
+from forkjoin_scheduler.vllm_seam import fence, kv, queues, requests
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+
+Owner = type | ModuleType
+#: Where a function stands, and its name there.
+Target = tuple[Owner, str]
+
+LAYERS = [c for c in ForkJoinScheduler.__mro__ if c not in AsyncScheduler.__mro__]
+#: What vLLM calls of ours: found, not listed, for none to be forgotten.
+HOOKS = {
+    name
+    for layer in LAYERS
+    for name, value in vars(layer).items()
+    if hasattr(AsyncScheduler, name) and inspect.isfunction(value) and name[:2] != "__"
+}
+#: What cleans up behind an error: where that fails, the engine ends.
+_CLEANERS = {"take_out", "misplaced", "drop_tables", "free_unowned", "miscounted"}
+
+
+class Boom(Exception):
+    """What is raised."""
+
+
+def targets() -> list[Target]:
+    """All functions that hooks come to, but for the hooks themselves, the fence, and what cleans up."""
+    owners: list[Owner] = [c for c in LAYERS if c is not fence.Fence]
+    owners += [LiveFamily, Family, Branch, Transcript, Admission, kv, queues, requests]
+    return [
+        (owner, name)
+        for owner in owners
+        for name, value in vars(owner).items()
+        if inspect.isfunction(getattr(owner, name, None))
+        and name not in HOOKS | _CLEANERS
+        and name[:2] != "__"
+        and (inspect.isclass(owner) or value.__module__ == owner.__name__)
+    ]
+
+
+@contextmanager
+def counted() -> Iterator[Counter[Target]]:
+    """How often hooks call each target inside."""
+    calls: Counter[Target] = Counter()
+
+    def count(target: Target, call: Callable[[], Any]) -> Any:
+        calls[target] += bool(inside)
+        return call()
+
+    with _inside_hooks() as inside, _wrapped(targets(), count):
+        yield calls
+
+
+@contextmanager
+def raising(target: Target, number: int, *, is_behind: bool) -> Iterator[set[str]]:
+    """The ``number``-th call of ``target`` raises: before it does anything, or when it has done all.
+
+    Yields the names of the hooks that it was called in.
+    """
+    hooks: set[str] = set()
+    calls = 0
+
+    def may_raise(_: Target, call: Callable[[], Any]) -> Any:
+        nonlocal calls
+        calls += bool(inside)
+        if calls != number or not inside or hooks:
+            return call()
+        if is_behind:
+            call()
+        frame = sys._getframe()
+        while frame is not None:
+            hooks.update({frame.f_code.co_name} & HOOKS)
+            frame = frame.f_back
+        raise Boom(f"{target[1]}, call {number}")
+
+    with _inside_hooks() as inside, _wrapped([target], may_raise):
+        yield hooks
+
+
+_PUBLIC = [(ForkJoinScheduler, name) for name in sorted(HOOKS) if name[:1] != "_"]
+
+
+@contextmanager
+def _inside_hooks() -> Iterator[list[str]]:
+    """The hooks that are being called at the moment, not counting what vLLM's code calls."""
+    inside: list[str] = []
+
+    def enter(hook: Target, call: Callable[[], Any]) -> Any:
+        inside.append(hook[1])
+        try:
+            return call()
+        finally:
+            inside.pop()
+
+    with _wrapped(_PUBLIC, enter):
+        yield inside
+
+
+@contextmanager
+def _wrapped(chosen: list[Target], around: Callable[[Target, Callable[[], Any]], Any]) -> Iterator[None]:
+    before = [(owner, name, inspect.getattr_static(owner, name)) for owner, name in chosen]
+    for owner, name, static in before:
+        is_static = isinstance(static, staticmethod)
+        wrapped = _wrap((owner, name), static.__func__ if is_static else static, around)
+        setattr(owner, name, staticmethod(wrapped) if is_static else wrapped)
+    try:
+        yield
+    finally:
+        for owner, name, static in before:
+            setattr(owner, name, static)
+
+
+def _wrap(target: Target, function: Any, around: Callable[[Target, Callable[[], Any]], Any]) -> Any:
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return around(target, lambda: function(*args, **kwargs))
+
+    return wrapper

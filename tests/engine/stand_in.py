@@ -1,0 +1,127 @@
+"""What stands in the place of a model: it writes by rote, and its KV tells what it was computed from.
+
+What a branch writes depends on the branch and how far it has come, as with a greedy model, and on
+nothing else: so a request's answer is the same however its steps fell. A slot of the KV cache holds
+a number made of the token, its position and all that the token saw, read from the slots where it
+saw it. So two runs that sample at the same place from the same KV have the same number there, and
+with any slot of the context wrong, stale or missing they have not: these numbers are to a run what
+log-probabilities are to a model's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.vllm_seam.orders import orders_of
+from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+
+#: A branch: the request's id, then of each fork on the way its number and the place in it.
+Path = tuple[Any, ...]
+#: Where something is sampled: the branch, the tokens that were its prompt then, those sampled behind it.
+Place = tuple[Path, int, int]
+
+_WORD = (1 << 64) - 1
+
+
+class StandIn:
+    """Executes what a scheduler schedules. ``name``: all that it writes comes of that."""
+
+    def __init__(self, scheduler: Any, tokenizer: EngineTokenizer, phrases: Sequence[str], name: str) -> None:
+        self._scheduler = scheduler
+        self._name = name
+        self._phrases = [tokenizer.encode(phrase) for phrase in phrases]
+        #: What each branch writes, and whoever goes on writing it.
+        self._texts: dict[tuple[Path, int], tuple[list[int], random.Random]] = {}
+        self._paths: dict[str, Path] = {}
+        manager = scheduler.kv_cache_manager
+        (self._tables,) = (single.req_to_blocks for single in manager.coordinator.single_type_managers)
+        self._block_size = scheduler.block_size
+        self._kv = np.zeros(len(manager.block_pool.blocks) * self._block_size, dtype=np.uint64)
+        #: What was sampled from, by place.
+        self.seen: dict[Place, int] = {}
+
+    def execute(self, output: Any) -> dict[str, list[int]]:
+        """Compute a step right behind its scheduling; what it samples, by request.
+
+        Raises AssertionError if a request samples at one place twice, and from another context.
+        """
+        orders = orders_of(output)
+        blocks = self._kv.reshape(-1, self._block_size)
+        for copy in output.kv_cache_block_copies or ():
+            blocks[copy.dst_block_id] = blocks[copy.src_block_id]
+        self._kv[orders.slot_copies[:, 1]] = self._kv[orders.slot_copies[:, 0]]
+        sampled = {}
+        for request_id, num_tokens in output.num_scheduled_tokens.items():
+            request = self._scheduler.requests.get(request_id)
+            if request is None:  # its family has failed meanwhile
+                sampled[request_id] = [0]
+                continue
+            value = self._compute(request, num_tokens, orders.position_offsets.get(request_id, 0))
+            sampled[request_id] = [] if request.is_prefill_chunk else [self._sample(request, value)]
+        return sampled
+
+    def _compute(self, request: Request, num_tokens: int, offset: int) -> int:
+        """Fill the slots of the ``num_tokens`` tokens scheduled of ``request``; returns the last one's."""
+        end = request.num_computed_tokens
+        places = np.arange(end)
+        table = np.array([b.block_id for b in self._tables[request.request_id]])
+        slots = table[places // self._block_size] * self._block_size + places % self._block_size
+        first = end - num_tokens
+        seen, value = int(self._kv[slots[:first]].sum()), 0
+        for place in range(first, end):
+            assert 0 <= place + offset < self._scheduler.max_model_len
+            value = _mixed(self._token(request, place), place + offset, seen)
+            self._kv[slots[place]] = value
+            seen += value
+        return value
+
+    def _token(self, request: Request, place: int) -> int:
+        if place < request.num_tokens:
+            return int(request._all_token_ids[place])
+        return self._written(request, place - request.num_prompt_tokens)
+
+    def _sample(self, request: Request, value: int) -> int:
+        index = request.num_output_tokens + request.num_output_placeholders - 1
+        if "#fill" not in request.request_id:
+            at = self._path(request), request.num_prompt_tokens, index
+            assert self.seen.setdefault(at, value) == value, f"at {at} from another context than before"
+        return self._written(request, index)
+
+    def _written(self, request: Request, index: int) -> int:
+        """The token that ``request`` writes, ``index`` tokens behind its prompt."""
+        key = self._path(request), request.num_prompt_tokens
+        text, chance = self._texts.setdefault(key, ([], random.Random(f"{self._name} {key}")))
+        while len(text) <= index:
+            text += chance.choice(self._phrases)
+        return text[index]
+
+    def _path(self, request: Request) -> Path:
+        """The branch of ``request``, however its threads are numbered."""
+        path = self._paths.get(request.request_id)
+        if path is None:
+            entry = self._scheduler._threads.get(request.request_id)
+            path = self._paths[request.request_id] = (
+                (request.request_id,) if entry is None else _path_of(entry[1])
+            )
+        return path
+
+
+def _path_of(branch: Any) -> Path:
+    parent = branch.parent
+    if parent is None:
+        return (branch.request_id,)
+    fork = next(i for i, threads in enumerate(parent.forks) if branch in threads)
+    return (*_path_of(parent), fork, branch.position)
+
+
+def _mixed(token: int, position: int, seen: int) -> int:
+    """A number of 64 bits that says which token this is, where, and what it saw (splitmix64)."""
+    word = (token * 0x9E3779B97F4A7C15 + position * 0xC2B2AE3D27D4EB4F + seen) & _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
+    return word ^ (word >> 31)
