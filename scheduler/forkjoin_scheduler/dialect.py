@@ -202,6 +202,11 @@ class Join(_Strict):
         return self.kind not in (JoinKind.SPLICE, JoinKind.ON_DEMAND)
 
     @property
+    def shows_threads(self) -> bool:
+        """Whether the answer shows the threads as they run; otherwise only what they come to."""
+        return self.kind not in (JoinKind.REWRITE, JoinKind.ON_DEMAND, JoinKind.VOTE)
+
+    @property
     def goes_on(self) -> bool:
         """Whether the branch that forked decodes on behind its threads."""
         return self.kind not in (JoinKind.FINISH, JoinKind.VOTE)
@@ -237,7 +242,9 @@ class Limits(_Strict):
     )
     max_tokens_per_thread: int | None = Field(default=None, ge=1, description="tokens of one thread")
     max_total_tokens: int | None = Field(
-        default=None, ge=1, description="tokens that a request may generate, all its threads included"
+        default=None,
+        ge=1,
+        description="tokens that an answer may generate, all its threads included; forked or not",
     )
 
 

@@ -11,11 +11,12 @@ A branch that does not wait for its threads (spliced, on demand) forks without b
 
 Invariants (pinned by tests): an illegal step raises and changes nothing; a branch is PARKED
 exactly while a thread that it waits for has not ended; thread indices are dense over the family,
-in order of forking.
+in order of forking; every generated token is charged to the family's one budget, which is never exceeded.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -151,9 +152,18 @@ class Branch:
 class Family:
     """A request and its threads. Mutated only by its methods; owned by the scheduler."""
 
-    def __init__(self, request_id: str, limits: Limits, *, include_threads: bool = False) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        limits: Limits,
+        *,
+        max_tokens: int = sys.maxsize,
+        include_threads: bool = False,
+    ) -> None:
         self.request_id = request_id
         self.limits = limits
+        #: The budget: tokens that the model may generate in all branches together.
+        self.max_tokens = max_tokens
         self.include_threads = include_threads
         self.root = Branch(request_id)
         #: All threads of all forks, by index.
@@ -167,6 +177,11 @@ class Family:
         self.num_generated = 0
         #: Tokens that have left as the answer, injected text included.
         self.num_shown = 0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that the family may still generate."""
+        return self.max_tokens - self.num_generated
 
     @property
     def is_live(self) -> bool:
@@ -291,5 +306,11 @@ class Family:
                 raise IllegalTransition(f"{branch.request_id}: ended before the threads it waits for")
         if self.num_live != sum(b.is_live for b in self.root.subtree()):
             raise IllegalTransition(f"{self.request_id}: {self.num_live} is not the number of live branches")
+        if self.num_generated != sum(b.num_generated for b in self.root.subtree()):
+            raise IllegalTransition(f"{self.request_id}: its branches did not generate {self.num_generated}")
+        if self.remaining < 0:
+            raise IllegalTransition(
+                f"{self.request_id}: {self.num_generated} tokens on a budget of {self.max_tokens}"
+            )
         if [t.index for t in self.threads] != list(range(len(self.threads))):
             raise IllegalTransition(f"{self.request_id}: thread indices are not dense")

@@ -77,10 +77,11 @@ def test_the_whole_request_is_held_to_its_total_forked_or_not(engine, events):
     assert (plain.text, plain.finish_reason) == ("x" * 20, "length")
     total = len(engine.tokenizer.encode(TWO)) + 8
     forked = _run(engine, TWO, {"1": "a" * 30, "2": "b" * 30}, forkjoin={"max_total_tokens": total})
-    assert (forked.text, forked.finish_reason) == (f"{TWO}\n<Thread>\n1:aaaa<Thread>\n2:bbbb", "length")
+    cut = f"{TWO}\n<Thread>\n1:aaaa\n</Thread><Thread>\n2:bbbb\n</Thread>\n</Parallel>"
+    assert (forked.text, forked.finish_reason) == (cut, "length")
     assert [e["reason"] for e in events("limited")] == ["total_tokens"]
-    free = _run(engine, "x" * 50, {}, forkjoin={"max_total_tokens": 20, "enabled": False})
-    assert free.text == "x" * 50
+    sequential = _run(engine, "x" * 50, {}, forkjoin={"max_total_tokens": 20, "enabled": False})
+    assert (sequential.text, sequential.finish_reason) == ("x" * 20, "length")
 
 
 def test_sampling_overrides_hold_in_their_phase_and_give_way_to_the_request(engine, speaks):

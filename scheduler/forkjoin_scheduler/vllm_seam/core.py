@@ -22,7 +22,7 @@ from forkjoin_scheduler.family import Branch, Family
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import compat, kv
-from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 from forkjoin_scheduler.vllm_seam.wish import Wish, noted
 
@@ -70,20 +70,17 @@ class Core(AsyncScheduler):
         def _contain(self, where: str, error: Exception, of: object) -> None:
             """Of the layer above: the family of ``of`` failed."""
 
-    def _wish_of(self, request: Request) -> Wish | None:
+    def _wish_of(self, request: Request, options: RequestOptions) -> Wish | None:
         """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""
         assert self._spoken is not None
         params = request.sampling_params
+        assert params is not None
         if (
-            params is None
+            not options.enabled
             or request.use_structured_output
-            or request.resumable
             or request.prompt_embeds is not None
             or request.mm_features
         ):
-            return None
-        options = self._options(request)
-        if not options.enabled:
             return None
         limits = options.limits(self._settings.limits)
         spoken, at_prompt = self._spoken, self._spoken.dialect.fork_at is ForkAt.PROMPT
@@ -113,7 +110,12 @@ class Core(AsyncScheduler):
         if live is None:
             wish = noted(request)
             assert wish is not None
-            family = Family(request.request_id, wish.limits, include_threads=wish.options.include_threads)
+            family = Family(
+                request.request_id,
+                wish.limits,
+                max_tokens=max_tokens_of(request, wish),
+                include_threads=wish.options.include_threads,
+            )
             family.generated(family.root, list(request.output_token_ids))
             family.num_shown = family.num_generated
             live = LiveFamily(family, request, wish)

@@ -8,7 +8,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialect import Context, JoinKind, Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.join import body, close_block_ids, end_policy, written
+from forkjoin_scheduler.join import body, end_policy, written
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.ahead import Ahead
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
@@ -41,12 +41,13 @@ class Ending(Ahead):
             return
         assert thread.plan is not None
         # Several threads end a step together: what is over the budget was never generated.
-        token_ids = output.new_token_ids[: live.remaining]
+        token_ids = output.new_token_ids[: live.family.remaining]
         live.family.generated(thread, token_ids)
         live.clock_token(thread)
         end = self._end_of(live, thread, output) if output.finished else None
-        if end is not None and len(token_ids) < len(output.new_token_ids):
-            end = ThreadEnd.LENGTH
+        if len(token_ids) < len(output.new_token_ids):
+            live.is_overdrawn = True
+            end = None if end is None else ThreadEnd.LENGTH
         if end is None and token_ids and live.wish.spoken.ends(thread.plan, thread.token_ids):
             super().finish_requests([thread.request_id], STOPPED)
             end = ThreadEnd.STOP
@@ -238,16 +239,6 @@ class Ending(Ahead):
                 super().finish_requests(self._forget(live, cancelled), RequestStatus.FINISHED_ABORTED)
 
     # ---- the end of the family -------------------------------------------------------------
-
-    def _end_at_limit(self, live: LiveFamily, reason: str, policy: Policy) -> None:
-        live.tell("limited", reason=reason, policy=policy.value)
-        self._end_family(live, CAPPED)
-
-    def _end_with_block(self, live: LiveFamily, branch: Branch) -> None:
-        """End the request in ``branch``, its block closed."""
-        closing = close_block_ids(live.dialect, self._tokenizer)
-        live.transcripts[branch].push(injected(closing))
-        self._end_family(live, CAPPED)
 
     def _end_family(self, live: LiveFamily, status: RequestStatus) -> None:
         """End the request here, with all its threads; what they wrote so far leaves in order."""

@@ -15,7 +15,7 @@ from forkjoin_scheduler.join import cut_last
 from forkjoin_scheduler.stitch import thread_offset
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, queues
-from forkjoin_scheduler.vllm_seam.joining import SHOWN_LIVE, Joining
+from forkjoin_scheduler.vllm_seam.joining import Joining
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
 from forkjoin_scheduler.vllm_seam.requests import fold, new_request, truncate
@@ -197,7 +197,7 @@ class Forking(Joining):
 
     def _open_transcripts(self, live: LiveFamily, branch: Branch, threads: list[Branch]) -> None:
         kind = live.dialect.join.kind
-        if kind in SHOWN_LIVE:
+        if live.dialect.join.shows_threads:
             plans = [t.plan for t in threads]
             headers = [injected(p.joined_header_ids) for p in plans if p is not None]
             transcripts = live.transcripts[branch].fork(headers)
@@ -232,7 +232,7 @@ class Forking(Joining):
     def _refuse(self, live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
         self._tell_refused(live, branch, refusal)
         if refusal.policy is Policy.END_REQUEST:
-            self._end_with_block(live, branch)
+            self._end_closed(live, refused=branch)
 
     def _drop_copied_tail(self, live: LiveFamily, branch: Branch) -> None:
         """Let go of what a parked branch holds in vain: it goes on with the first thread's copy of it.

@@ -13,19 +13,15 @@ from forkjoin_scheduler.fork import num_closing_tokens
 from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, vote, written
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
-from forkjoin_scheduler.vllm_seam.ending import Ending
+from forkjoin_scheduler.vllm_seam.cutting import Cutting
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
 from forkjoin_scheduler.vllm_seam.requests import fold, truncate
 from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params
 from forkjoin_scheduler.vllm_seam.wish import noted
 
-#: Joins whose threads are shown one behind the other as they run; of the others the answer shows
-#: what they come to.
-SHOWN_LIVE = (JoinKind.REPREFILL, JoinKind.STITCH, JoinKind.FINISH, JoinKind.SPLICE)
 
-
-class Joining(Ending):
+class Joining(Cutting):
     """Lets branches go on behind their threads."""
 
     def _advance(self, live: LiveFamily) -> None:
@@ -34,18 +30,24 @@ class Joining(Ending):
         if live.request.is_finished() and family.root.is_live:
             family.end(family.root, ThreadEnd.STOP)
             return
-        if family.has_live_threads and live.remaining == 0:
-            self._end_at_limit(live, "total_tokens", live.dialect.policies.total_tokens)
         if live.takes_over and live.stop_piece is not None and family.is_live:
             self._end_family(live, STOPPED)
+        is_spent = live.is_overdrawn or (family.has_live_threads and not family.remaining)
+        if is_spent and live.finish_reason is None:
+            self._end_at_budget(live)
         if live.dialect.join.when == "first":
             self._cut_slower(live)
         if live.dialect.is_stitched and any(map(partial(self._outgrows, live), live.parked())):
             self._end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
         while live.joinable and family.is_live:
             self._join(live, live.joinable.pop())
+        if family.is_live and not family.remaining:
+            self._end_at_budget(live)
         if live.own_finish is not None and not family.is_live and live.finish_reason is None:
             live.finish_reason = live.own_finish
+
+    def _end_at_budget(self, live: LiveFamily) -> None:
+        self._end_at_limit(live, "total_tokens", live.dialect.policies.total_tokens)
 
     def _outgrows(self, live: LiveFamily, branch: Branch) -> bool:
         """Whether the threads of a parked ``branch`` hold more already than its joined context may."""
@@ -62,14 +64,19 @@ class Joining(Ending):
             self._end_branch(live, branch, self._show_winner(live, branch))
             return
         plan = self._plan_join(live, branch, request)
-        shown = plan.closing_ids if live.dialect.join.kind in SHOWN_LIVE else plan.token_ids
-        transcript = live.transcripts[branch]
-        transcript.push(injected(shown))
+        join, transcript = live.dialect.join, live.transcripts[branch]
         num_tokens = (request.num_tokens if plan.keep is None else plan.keep) + len(plan.token_ids)
-        room = self._room_behind_join(live, branch, num_tokens)
-        if room <= 0 and live.dialect.join.goes_on:
+        is_too_long = join.goes_on and self._room_behind_join(live, branch, num_tokens) <= 0
+        is_spent = join.goes_on and plan.end is None and not live.family.remaining
+        if not join.shows_threads:
+            transcript.push(injected(plan.token_ids))
+        elif not (is_too_long or is_spent):
+            transcript.push(injected(plan.closing_ids))
+        if is_too_long:
             self._end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
-        elif plan.end is not None or not live.dialect.join.goes_on:
+        elif is_spent:
+            self._end_at_budget(live)
+        elif plan.end is not None or not join.goes_on:
             end = plan.end or self._end_of_all(branch)
             if end is not ThreadEnd.LENGTH and branch is live.family.root:
                 # vLLM keeps the last token of a stopped request out of its text.

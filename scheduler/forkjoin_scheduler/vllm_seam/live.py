@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.jobs import Job
 
 
+def max_tokens_of(request: Request, wish: Wish) -> int:
+    """The budget of a family: of the request and all its threads."""
+    # Each thread of a vote is an answer with as many tokens as one.
+    wanted = request.max_tokens * (wish.options.best_of or 1)
+    cap = wish.limits.max_total_tokens
+    return wanted if cap is None else min(wanted, cap)
+
+
 @dataclass(eq=False)
 class LiveFamily:
     """``request`` is the root's, ``wish`` what the client asked for with it."""
@@ -44,6 +52,8 @@ class LiveFamily:
     told: set[Branch] = field(default_factory=set)
     #: How many threads it has been told of.
     num_announced: int = 0
+    #: Whether a thread was refused a token: the budget was spent by another in the same step.
+    is_overdrawn: bool = False
     stop_reason: int | str | None = None
     #: The stop token of the request's own that a thread wrote: the last of the answer.
     stop_piece: Piece | None = None
@@ -58,10 +68,6 @@ class LiveFamily:
     _joinable_at: dict[Branch, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        #: Of the request and all its threads; each thread of a vote is an answer with as many as one.
-        self.max_tokens = self.request.max_tokens * (self.wish.options.best_of or 1)
-        if (cap := self.wish.limits.max_total_tokens) is not None:
-            self.max_tokens = min(self.max_tokens, cap)
         self.transcripts[self.family.root] = Transcript()
 
     @property
@@ -74,14 +80,9 @@ class LiveFamily:
         """Whether the root's own tokens go through the transcript, for threads run beside it."""
         return not self.dialect.join.waits
 
-    @property
-    def remaining(self) -> int:
-        """Tokens that the family may still generate."""
-        return max(self.max_tokens - self.family.num_generated, 0)
-
     def budget(self, branch: Branch, room: int) -> int:
         """Tokens that ``branch`` may still generate, ``room`` being left in its context."""
-        own = [self.remaining, room]
+        own = [self.family.remaining, room]
         if branch is not self.family.root:
             limit = self.family.limits.max_tokens_per_thread
             own += [] if limit is None else [limit - branch.num_generated]

@@ -48,20 +48,21 @@ class ForkJoinScheduler(Pacing):
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        if self._spoken is not None:
+        if self._spoken is not None and request.sampling_params is not None and not request.resumable:
             self._fenced("add", request, self._note_wish, request)
 
     def _note_wish(self, request: Request) -> None:
         """Note what ``request`` asks of fork/join, and what that means for it from its start."""
-        wish = self._wish_of(request)
+        options = self._options(request)
+        # Whether it forks or not; one that does counts all its threads.
+        cap = options.limits(self._settings.limits).max_total_tokens
+        request.max_tokens = min(request.max_tokens, cap or request.max_tokens)
+        wish = self._wish_of(request, options)
         if wish is None:
             return
         if banned := wish.spoken.banned_ids():
             wish.params = request.sampling_params = without_banned(wish.params, banned)
         note(request, wish)
-        cap = wish.limits.max_total_tokens
-        # a family that does not fork ends there by itself
-        request.max_tokens = min(request.max_tokens, cap or request.max_tokens)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         # Parked branches are counted as active, though they need no slot of the runner: without

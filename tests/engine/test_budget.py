@@ -1,0 +1,52 @@
+"""A request's one budget of tokens, spent anywhere in a fork: how much is generated, and what is shown."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+TWO = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: y</Outline>\n</Outlines>"
+BEST = {"best_of": 3, "vote": "a"}
+
+
+def _ask(engine, max_tokens):
+    params = engine.scripted(
+        TWO, {"1": "aa</Thread>", "2": "bbbb</Thread>"}, "</Parallel>\nend", max_tokens=max_tokens
+    )
+    (answer,) = engine.run([engine.prompt("q")], params)
+    return answer
+
+
+def _own(engine):
+    return len(engine.tokenizer.encode(TWO))
+
+
+def test_no_budget_is_exceeded_wherever_in_a_fork_it_ends(engine, events):
+    _ask(engine, 3000)
+    whole = events("family_ended")[-1]["total_tokens"]
+    for max_tokens in range(_own(engine) + 1, whole + 2):
+        answer = _ask(engine, max_tokens)
+        assert events("family_ended")[-1]["total_tokens"] == min(max_tokens, whole), max_tokens
+        assert answer.finish_reason == ("stop" if max_tokens >= whole else "length"), max_tokens
+
+
+def test_what_is_cut_in_a_fork_is_closed_and_its_thread_says_length(engine, events):
+    whole = len(engine.tokenizer.encode("aa</Thread>bbbb</Thread>"))
+    for max_tokens in range(_own(engine) + 1, _own(engine) + whole + 1):
+        answer = _ask(engine, max_tokens)
+        ends = {e["index"]: e["reason"] for e in events("thread_ended")[-2:]}
+        assert answer.text.startswith(f"{TWO}\n<Thread>\n1:")
+        assert answer.text.endswith("</Thread>\n</Parallel>"), answer.text
+        assert (answer.text.count("<Thread>"), answer.text.count("</Thread>")) == (2, 2)
+        cut = [n for n, text in enumerate(["aa", "bbbb"]) if f"{n + 1}:{text}</Thread>" not in answer.text]
+        assert [n for n, end in sorted(ends.items()) if end != "stop"] == cut, (max_tokens, answer.text)
+
+
+@pytest.mark.parametrize("max_total_tokens", [1, 2, 3, 5])
+def test_a_vote_that_is_cut_answers_with_what_there_is(engine, events, max_total_tokens):
+    forkjoin = BEST | {"max_total_tokens": max_total_tokens}
+    (answer,) = engine.run([engine.prompt("q")], engine.params(forkjoin=forkjoin, max_tokens=50))
+    assert answer.finish_reason == "length"
+    assert answer.token_ids, "vLLM streams no end of an answer without a token"
+    assert events("family_ended")[-1]["total_tokens"] == max_total_tokens

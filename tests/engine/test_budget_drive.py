@@ -1,0 +1,79 @@
+"""Random families on the scheduler without a model: at every step, charged = generated <= the budget."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.settings import KEY
+from tests.engine import renamed
+from tests.engine.books import Books
+from tests.engine.random_drive import Drive, Seen
+
+pytestmark = pytest.mark.engine
+
+NUM_SEEDS = 12
+MIXED, PRESSURE = "mixed", "pressure"
+
+
+class SeenByBooks(Seen):
+    """What the front end is told, the books too."""
+
+    def __init__(self, books: Books) -> None:
+        super().__init__()
+        self._books = books
+
+    def note(self, output):
+        self._books.take(output)
+        super().note(output)
+
+
+class Counted(Drive):
+    """A run whose books are kept from its first step on."""
+
+    def keep(self, books: Books) -> Counted:
+        self.books = books
+        self._seen = SeenByBooks(books)
+        return self
+
+    def _add(self):
+        super()._add()
+        request = self._scheduler.requests[self._added[-1]]
+        params = request.sampling_params
+        settings, options = self._scheduler._settings, parse_options((params.extra_args or {}).get(KEY, {}))
+        try:
+            options.check_limits(settings.limits, settings.caps)
+        except BadRequestOptions:
+            options = parse_options({})  # the server answers these with a 400
+        most = params.max_tokens * (options.best_of or 1)
+        self.books.add(
+            request.request_id, min(most, options.limits(settings.limits).max_total_tokens or most)
+        )
+
+    def _step(self):
+        has_run = super()._step()
+        self.books.check_step(self._scheduler)
+        return has_run
+
+    def check(self) -> int:
+        """Run, and check the books at the end; how many families there were."""
+        self.run()
+        return self.books.check_end(self._aborted)
+
+
+@pytest.mark.parametrize("kind", [MIXED, PRESSURE])
+@pytest.mark.parametrize("name", builtin_names())
+def test_every_token_is_charged_to_one_budget_that_binds(tmp_path_factory, name, kind):
+    model, num_families = renamed.model_for(name, tmp_path_factory.mktemp), 0
+    for seed in range(NUM_SEEDS):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            books = Books(monkeypatch)
+            drive = Counted.named(name, f"{kind}", 1000 + seed, model).keep(books)
+            try:
+                num_families += drive.check()
+            except Exception as error:
+                error.add_note(f'Counted.named("{name}", "{kind}", {1000 + seed}, …), {drive.setup}')
+                raise
+    assert num_families >= NUM_SEEDS, "too few of them forked"
