@@ -16,6 +16,10 @@ Event = dict[str, Any]
 Observer = Callable[[Event], None]
 
 _KEY = re.compile(r"fj[0-9a-f]{32}")
+#: What vLLM's routes put before a request's id.
+_PREFIXES = ("chatcmpl", "cmpl", "resp", "generate-tokens")
+#: The last key, with what joins it to an id before it.
+_KEY_BEHIND = re.compile(r"[-_]fj[0-9a-f]{32}(?!.*fj[0-9a-f]{32})")
 
 
 def new_key() -> str:
@@ -31,6 +35,17 @@ def key_in(request_id: str) -> str | None:
     """
     keys = _KEY.findall(request_id)
     return keys[-1] if keys else None
+
+
+def without_key(request_id: str) -> str:
+    """``request_id`` as it would be without our key: as the client knows it who gave one.
+
+    The same if the client gave none: there is nothing but vLLM's prefix before the key then.
+    """
+    behind = _KEY_BEHIND.search(request_id)
+    if behind is None or request_id[: behind.start()] in _PREFIXES:
+        return request_id
+    return request_id[: behind.start()] + request_id[behind.end() :]
 
 
 class Feeds:

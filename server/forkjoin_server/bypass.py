@@ -23,6 +23,8 @@ def bypass_reason(body: Json) -> str | None:
         return "multimodal content"
     if body.get("prompt_embeds") is not None:
         return "prompt embeddings"
+    if body.get("thinking_token_budget") not in (None, -1):
+        return "thinking_token_budget"
     return "beam search" if body.get("use_beam_search") else None
 
 

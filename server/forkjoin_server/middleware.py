@@ -132,7 +132,7 @@ class Bodies:
             return
         scope = _with_request_id(scope, given.get("request_id"), key)
         REQUEST_ID.set(_request_id(scope))
-        queue, log = FEEDS.subscribe(key), ThreadLog(key, count_answers(body), is_wanted=wants_threads)
+        queue, log = FEEDS.subscribe(key), ThreadLog(key, *count_answers(body), is_wanted=wants_threads)
         weaver = Weaver(send, queue, log, _presenter(log, path) if wants_threads else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:

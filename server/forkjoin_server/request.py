@@ -51,15 +51,19 @@ def _instruction(body: Json, options: RequestOptions, settings: Settings) -> str
     return settings.dialect.instruction
 
 
-def count_answers(body: Json) -> int:
-    """How many sequences a request body asks for: choices times prompts; 1 where vLLM will refuse it."""
+def count_answers(body: Json) -> tuple[int, int]:
+    """How many sequences a request body asks for, and how many of them for each prompt.
+
+    1 where vLLM will refuse it.
+    """
     prompts, n = body.get("prompt", body.get("messages")), body.get("n") or 1
     is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], (int, dict))
     num_prompts = len(prompts) if is_batch and isinstance(prompts, list) else 1
     try:
-        return num_prompts * int(n)  # vLLM takes "2" for 2
+        num_choices = int(n)  # vLLM takes "2" for 2
     except (TypeError, ValueError, OverflowError):
-        return num_prompts
+        num_choices = 1
+    return num_prompts * num_choices, num_choices
 
 
 def _take_options(body: Json) -> RequestOptions:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from forkjoin_server.routes import FINAL_EVENTS
 from forkjoin_server.threads import Json, ThreadLog
 
-#: Events that carry the response as it ended.
-_FINAL = ("response.completed", "response.incomplete", "response.failed")
 #: Whose item it is (vLLM's or a thread's), and which of them.
 _Slot = tuple[str, int]
 _VLLM, _THREAD = "vllm", "thread"
@@ -33,7 +32,7 @@ class ResponseThreads:
 
     def pass_on(self, chunk: Json) -> list[Json]:
         before: list[Json] = []
-        if chunk["type"] in _FINAL:
+        if chunk["type"] in FINAL_EVENTS:
             for index in sorted(self._open):
                 before += self._close(index)
             output = self._final_output(chunk["response"]["output"])

@@ -13,6 +13,8 @@ MESSAGES = "/v1/messages"
 STORED = f"{RESPONSES}/"
 #: The routes whose requests may fork with options of their own and whose usage is corrected.
 PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES)
+#: Events that carry a response as it ended.
+FINAL_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 #: SageMaker's, which vLLM hands to whichever of its routes takes the body.
 INVOCATIONS = "/invocations"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +12,11 @@ Json = dict[str, Any]
 
 #: What the families of a response add up to.
 _COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "surplus_tokens")
-#: Those that are all of the answer's tokens where nothing forked: one step each.
-_ALL_TOKENS = ("critical_path_tokens", "total_tokens")
+#: Of a family's id what says which answer it is of: vLLM numbers choices before a request's id, prompts
+#: behind it (which ours ends), where there are several.
+_CHOICE, _PROMPT = re.compile(r"(\d+)_"), re.compile(r"[-_](\d+)(?:-[0-9a-f]{8})?\Z")
+#: How a thread ends that is cut; any other has come to its end.
+_CUT = ("length", "cancelled", "cut")
 
 
 @dataclass
@@ -24,6 +30,8 @@ class ThreadLog:
     key: str
     #: How many answers the response holds: choices times prompts.
     num_answers: int = 1
+    #: How many of them each prompt has.
+    num_choices: int = 1
     #: Whether the client asked for the threads: then it is told that there were none, too.
     is_wanted: bool = False
     threads: list[Json] = field(default_factory=list)
@@ -31,18 +39,13 @@ class ThreadLog:
     families: dict[str, Json] = field(default_factory=dict)
     #: What a best-of-N request chose: the index of the thread, and the result that most have.
     vote: Json | None = None
+    #: What each thread has written so far.
+    _num_tokens: Counter[int] = field(default_factory=Counter)
 
     @property
     def has_news(self) -> bool:
         """Whether the response is to be told anything that vLLM's own does not say."""
         return self.is_wanted or bool(self.families)
-
-    @property
-    def ended(self) -> Json | None:
-        """What the families of the response add up to so far, None if nothing forked."""
-        if not self.families:
-            return None
-        return {count: sum(f[count] for f in self.families.values()) for count in _COUNTS}
 
     def delta(self, event: Json) -> list[Json]:
         """The entries of ``delta.threads`` that ``event`` adds, empty if none."""
@@ -60,12 +63,14 @@ class ThreadLog:
             ]
             self.threads += [dict(e) for e in entries]
             return entries
+        if kind == "tokens":
+            self._num_tokens[event["index"]] += len(event.get("token_ids", ()))
         if kind == "tokens" and event["text"]:
             self.threads[event["index"]]["content"] += event["text"]
             return [{"index": event["index"], "content": event["text"]}]
         if kind == "thread_ended":
             end = {
-                "finish_reason": "length" if event["reason"] in ("length", "cancelled") else "stop",
+                "finish_reason": "length" if event["reason"] in _CUT else "stop",
                 "usage": {"completion_tokens": event["num_tokens"]},
             }
             self.threads[event["index"]] |= end
@@ -80,22 +85,50 @@ class ThreadLog:
     def _thread_id(self, index: int) -> str:
         return "root" if index < 0 else f"th_{self.key}_{index}"
 
-    def correct_usage(self, usage: Json) -> Json:
-        """Count each generated token once, injected text not at all; add what forking gave."""
-        if not self.has_news:
-            return usage
+    def cut_open(self) -> list[Json]:
+        """The entries that end the threads which have not: the answer is over, a stop string cut them."""
+        entries = []
+        for thread in self.threads:
+            if "finish_reason" not in thread:
+                end = {
+                    "finish_reason": "length",
+                    "usage": {"completion_tokens": self._num_tokens[thread["index"]]},
+                }
+                thread |= end
+                entries.append({"index": thread["index"], **end})
+        return entries
+
+    def correct_usage(self, usage: Json, answer: int | None = None) -> Json:
+        """Count each generated token once, injected text not at all; add what forking gave.
+
+        ``usage`` is vLLM's: of the whole response, or, in a chunk of a stream, of one ``answer`` so far.
+        """
         # /v1/responses and /v1/messages have their own word for them, and the latter has no total
         word = "output_tokens" if "output_tokens" in usage else "completion_tokens"
-        counts = self.ended
-        if counts is None:
-            counts = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(_ALL_TOKENS, usage[word])
-        if len(self.families) >= self.num_answers:
-            # vLLM leaves out what a stop string cut off; the families know all that was generated
-            surplus = usage[word] - counts["total_tokens"]
-        else:
-            surplus = counts["surplus_tokens"]
+        if not self.has_news or word not in usage:
+            return usage
+        counts = self._sum(f for name, f in self.families.items() if answer in (None, self._answer_of(name)))
+        # vLLM leaves out what a stop string cut off; the families know all that was generated. And it knows
+        # of answers that did not fork, and of tokens behind what a family has said last: one step each.
+        generated = max(counts["total_tokens"], usage[word] - counts.pop("surplus_tokens"))
+        counts["critical_path_tokens"] += generated - counts["total_tokens"]
+        counts["total_tokens"] = generated
+        surplus = usage[word] - generated
         corrected = {name: usage[name] - surplus for name in (word, "total_tokens") if name in usage}
-        forkjoin = {name: counts[name] for name in _COUNTS if name != "surplus_tokens"}
-        if self.vote is not None:
-            forkjoin |= {"vote": self.vote}
-        return usage | corrected | {"forkjoin": forkjoin}
+        vote = {} if self.vote is None else {"vote": self.vote}
+        return usage | corrected | {"forkjoin": counts | vote}
+
+    @staticmethod
+    def _sum(families: Iterable[Json]) -> Json:
+        sums = dict.fromkeys(_COUNTS, 0)
+        for family in families:
+            sums = {name: value + family[name] for name, value in sums.items()}
+        return sums
+
+    def _answer_of(self, family: str) -> int:
+        """The index of the answer that a family is of."""
+        choice = _CHOICE.match(family) if self.num_choices > 1 else None
+        prompt = (
+            _PROMPT.match(family.rpartition(self.key)[2]) if self.num_answers > self.num_choices else None
+        )
+        return (int(prompt[1]) * self.num_choices if prompt else 0) + (int(choice[1]) if choice else 0)

@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from forkjoin_server.logprobs import has_injected, marked
+from forkjoin_server.routes import FINAL_EVENTS
 from forkjoin_server.threads import Json, ThreadLog
 
 Message = MutableMapping[str, Any]
@@ -120,7 +122,10 @@ class Weaver:
             self.log.delta(event)
         body = self._buffer
         if self._start is not None and self._start["status"] == 200 and self.log.has_news:
-            body = json.dumps(self.presenter.whole(self._corrected(json.loads(body)))).encode()
+            self.log.cut_open()
+            response = json.loads(body)
+            told = marked(response) if has_injected(body) else response
+            body = json.dumps(self.presenter.whole(self._corrected(told))).encode()
         start = self._start or {"type": "http.response.start", "status": 500, "headers": []}
         start["headers"] = [
             (k, str(len(body)).encode() if k.lower() == b"content-length" else v) for k, v in start["headers"]
@@ -135,7 +140,10 @@ class Weaver:
         for event in complete:
             await self._emit_due()
             chunk = _chunk(event) if self._is_concerned_by(event) else None
-            chunks = [] if chunk is None else self.presenter.pass_on(self._corrected(chunk))
+            if chunk is not None and _is_end(chunk):
+                await self._show(self.log.cut_open())
+            told = marked(chunk) if chunk is not None and has_injected(event) else chunk
+            chunks = [] if told is None else self.presenter.pass_on(self._corrected(told))
             if chunk is None or chunks == [chunk]:
                 await self._write(event + b"\n\n")
             else:
@@ -146,16 +154,20 @@ class Weaver:
 
     def _is_concerned_by(self, event: bytes) -> bool:
         """Whether an event of vLLM's may have to change: to read each takes longer than to pass it on."""
-        return not isinstance(self.presenter, Unseen) or _USAGE.search(event) is not None
+        return (
+            not isinstance(self.presenter, Unseen) or _USAGE.search(event) is not None or has_injected(event)
+        )
 
     async def _emit_due(self) -> None:
         """Write all events that have come, in their order, once the presenter is ready for them."""
         if not self.presenter.is_ready:
             return
         for event in self._due():
-            entries = self.log.delta(event)
-            if entries and (chunks := self.presenter.show(entries)):
-                await self._write(b"".join(map(_sse, chunks)))
+            await self._show(self.log.delta(event))
+
+    async def _show(self, entries: list[Json]) -> None:
+        if entries and (chunks := self.presenter.show(entries)):
+            await self._write(b"".join(map(_sse, chunks)))
 
     def _due(self) -> Iterator[Json]:
         """The events that have come, in their order, each taken as it is yielded."""
@@ -169,7 +181,12 @@ class Weaver:
         inner = chunk.get("response")
         if isinstance(inner, dict):
             return chunk | {"response": self._corrected(inner)}
-        return chunk | {"usage": self.log.correct_usage(chunk["usage"])} if chunk.get("usage") else chunk
+        if not chunk.get("usage"):
+            return chunk
+        # vLLM counts each answer by itself in a stream, in chunks that hold some of it.
+        choices = chunk.get("choices") if self._streams else None
+        answer = choices[0]["index"] if choices else None
+        return chunk | {"usage": self.log.correct_usage(chunk["usage"], answer)}
 
     async def _write(self, body: bytes) -> None:
         await self.raw_send({"type": "http.response.body", "body": body, "more_body": True})
@@ -182,6 +199,13 @@ def _chunk(event: bytes) -> Json | None:
         return None
     chunk: Json = json.loads(data)
     return chunk
+
+
+def _is_end(chunk: Json) -> bool:
+    """Whether an answer ends with ``chunk``."""
+    if "type" in chunk:
+        return chunk["type"] in FINAL_EVENTS
+    return any(isinstance(c, dict) and c.get("finish_reason") for c in chunk.get("choices") or ())
 
 
 def _sse(chunk: Json) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from forkjoin_scheduler.options import RequestOptions
+
 pytestmark = pytest.mark.engine
 
 TWO = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: y</Outline>\n</Outlines>"
@@ -50,3 +52,22 @@ def test_a_vote_that_is_cut_answers_with_what_there_is(engine, events, max_total
     assert answer.finish_reason == "length"
     assert answer.token_ids, "vLLM streams no end of an answer without a token"
     assert events("family_ended")[-1]["total_tokens"] == max_total_tokens
+
+
+def test_a_stop_token_of_the_requests_own_ends_the_request_also_where_it_ends_threads(engine, events):
+    stop = engine.tokenizer.token_id("</Thread>")
+    params = engine.scripted(TWO, {"1": "aa</Thread>", "2": "bbbb</Thread>"}, "end", stop_token_ids=[stop])
+    (answer,) = engine.run([engine.prompt("q")], params)
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
+    assert answer.text == f"{TWO}\n<Thread>\n1:aa"
+    assert [e["reason"] for e in events("thread_ended")] == ["request_stop", "cancelled"]
+
+
+def test_a_request_with_a_thinking_budget_decodes_in_one_row(engine):
+    from vllm.v1.request import Request
+
+    params = engine.params(thinking_token_budget=10)
+    request = Request("r", engine.prompt("q"), params, None)
+    assert engine.scheduler._wish_of(request, RequestOptions()) is None
+    params.thinking_token_budget = -1
+    assert engine.scheduler._wish_of(request, RequestOptions()) is not None

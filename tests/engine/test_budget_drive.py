@@ -11,10 +11,11 @@ from forkjoin_scheduler.settings import KEY
 from tests.engine import renamed
 from tests.engine.books import Books
 from tests.engine.random_drive import Drive, Seen
+from tests.tiers import Tier
 
 pytestmark = pytest.mark.engine
 
-NUM_SEEDS = 12
+NUM_SEEDS = {Tier.FIRST: 2, Tier.CI: 12, Tier.ALL: 40}
 MIXED, PRESSURE = "mixed", "pressure"
 
 
@@ -35,7 +36,7 @@ class Counted(Drive):
 
     def keep(self, books: Books) -> Counted:
         self.books = books
-        self._seen = SeenByBooks(books)
+        self.seen = SeenByBooks(books)
         return self
 
     def _add(self):
@@ -65,9 +66,9 @@ class Counted(Drive):
 
 @pytest.mark.parametrize("kind", [MIXED, PRESSURE])
 @pytest.mark.parametrize("name", builtin_names())
-def test_every_token_is_charged_to_one_budget_that_binds(tmp_path_factory, name, kind):
+def test_every_token_is_charged_to_one_budget_that_binds(tmp_path_factory, tier, name, kind):
     model, num_families = renamed.model_for(name, tmp_path_factory.mktemp), 0
-    for seed in range(NUM_SEEDS):
+    for seed in range(NUM_SEEDS[tier]):
         with pytest.MonkeyPatch.context() as monkeypatch:
             books = Books(monkeypatch)
             drive = Counted.named(name, f"{kind}", 1000 + seed, model).keep(books)
@@ -76,4 +77,4 @@ def test_every_token_is_charged_to_one_budget_that_binds(tmp_path_factory, name,
             except Exception as error:
                 error.add_note(f'Counted.named("{name}", "{kind}", {1000 + seed}, …), {drive.setup}')
                 raise
-    assert num_families >= NUM_SEEDS, "too few of them forked"
+    assert num_families >= NUM_SEEDS[tier], "too few of them forked"

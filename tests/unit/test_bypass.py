@@ -68,3 +68,8 @@ def test_content_may_nest_as_deep_as_json_can():
     for _ in range(5000):
         content = [content]
     assert bypass_reason({"input": content}) == "multimodal content"
+
+
+@pytest.mark.parametrize(("budget", "reason"), [(0, "thinking_token_budget"), (-1, None), (None, None)])
+def test_a_thinking_budget_is_of_one_row(budget, reason):
+    assert bypass_reason({"thinking_token_budget": budget}) == reason

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.feed import Feeds, key_in, new_key
+from forkjoin_scheduler.feed import Feeds, key_in, new_key, without_key
 
-OTHER = "fj" + "0" * 32
+OTHER, LATER = "fj" + "0" * 32, "fj" + "1" * 32
 
 
 def test_a_key_is_found_in_the_ids_that_vllm_makes_of_it():
@@ -35,3 +35,18 @@ def test_events_go_to_the_feed_of_their_request_and_to_all_observers():
     assert mine.empty()
     assert other.empty()
     assert [e["type"] for e in seen] == ["forked", "joined"]
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        (f"chatcmpl-abc-{OTHER}", "chatcmpl-abc"),
+        (f"cmpl-abc-{OTHER}-1", "cmpl-abc-1"),
+        (f"{LATER}_again-{OTHER}", f"{LATER}_again"),
+        (f"mine_{OTHER}", "mine"),
+        (f"cmpl-{OTHER}-0", f"cmpl-{OTHER}-0"),
+        ("chatcmpl-abc", "chatcmpl-abc"),
+    ],
+)
+def test_an_id_without_our_key_is_the_one_that_the_client_gave(given, known):
+    assert without_key(given) == known

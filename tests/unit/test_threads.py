@@ -133,8 +133,52 @@ def test_of_several_answers_no_vote_is_told():
 def test_a_families_later_counts_take_the_place_of_its_earlier_ones_and_families_add_up(log):
     log.delta(ENDED | {"type": "progress", "total_tokens": 4, "surplus_tokens": 1})
     log.delta(ENDED | {"family": "b"})
-    assert log.ended == {
-        "num_threads": 4, "critical_path_tokens": 10, "total_tokens": 12, "surplus_tokens": 4,
-    }  # fmt: skip
+    usage = log.correct_usage({"completion_tokens": 16})
+    assert usage["forkjoin"] == {"num_threads": 4, "critical_path_tokens": 10, "total_tokens": 12}
     log.delta(ENDED)
-    assert log.ended["total_tokens"] == 16
+    assert log.correct_usage({"completion_tokens": 22})["completion_tokens"] == 16
+
+
+def test_tokens_behind_what_a_family_has_said_last_count_one_step_each(log):
+    """vLLM says in each chunk of a stream how many tokens there are by then, the family at its events only."""
+    log.delta(ENDED | {"type": "progress"})
+    usage = log.correct_usage({"completion_tokens": 14}, 0)
+    assert usage["completion_tokens"] == 11
+    assert usage["forkjoin"] == {"num_threads": 2, "critical_path_tokens": 8, "total_tokens": 11}
+
+
+def test_answers_that_did_not_fork_count_beside_those_that_did():
+    log = ThreadLog("k", num_answers=3)
+    log.delta(ENDED)
+    usage = log.correct_usage({"completion_tokens": 11 + 7})
+    assert usage["completion_tokens"] == usage["forkjoin"]["total_tokens"] == 8 + 7
+    assert usage["forkjoin"]["critical_path_tokens"] == 5 + 7
+
+
+@pytest.mark.parametrize(
+    ("shape", "family", "answer"),
+    [
+        ((2, 2), "1_chatcmpl-a-k-0123abcd", 1),
+        ((2, 2), "0_chatcmpl-a-k-12345678", 0),
+        ((4, 2), "1_cmpl-a-k-1-0123abcd", 3),
+        ((2, 1), "cmpl-a-k-1-0123abcd", 1),
+        ((1, 1), "chatcmpl-7_a-k-12345678", 0),
+    ],
+)
+def test_a_chunk_of_one_answer_counts_that_answers_family(shape, family, answer):
+    log = ThreadLog("k", *shape)
+    log.delta(ENDED | {"family": "9_other-k-9-0123abcd"})
+    log.delta(ENDED | {"family": family, "total_tokens": 4, "critical_path_tokens": 4, "surplus_tokens": 1})
+    if shape == (1, 1):
+        log.families.pop("9_other-k-9-0123abcd")
+    assert log.correct_usage({"completion_tokens": 5}, answer)["completion_tokens"] == 4
+
+
+def test_threads_that_a_stop_string_cut_end_with_the_answer(log):
+    log.delta(FORKED)
+    log.delta({"type": "tokens", "index": 1, "text": "ab", "token_ids": [1, 2]})
+    log.delta({"type": "thread_ended", "index": 0, "reason": "stop", "num_tokens": 7})
+    end = {"finish_reason": "length", "usage": {"completion_tokens": 2}}
+    assert log.cut_open() == [{"index": 1, **end}]
+    assert [t["finish_reason"] for t in log.threads] == ["stop", "length"]
+    assert log.cut_open() == []

@@ -80,6 +80,8 @@ class Core(AsyncScheduler):
             or request.use_structured_output
             or request.prompt_embeds is not None
             or request.mm_features
+            # vLLM counts it in each request by itself: in each thread, were there any
+            or params.thinking_token_budget not in (None, -1)
         ):
             return None
         limits = options.limits(self._settings.limits)

@@ -102,7 +102,9 @@ class Ending(Ahead):
         if output.finish_reason is not FinishReason.STOP:
             return ThreadEnd.LENGTH
         end_id = live.wish.spoken.end_id(thread.plan)
-        if end_id is not None and output.stop_reason == end_id:
+        # Also one that ends threads ends the request, if its client says so: as in vLLM.
+        is_clients = output.stop_reason in (live.wish.params.stop_token_ids or ())
+        if end_id is not None and output.stop_reason == end_id and not is_clients:
             return ThreadEnd.STOP
         is_answer = live.dialect.join.kind is JoinKind.VOTE  # which the request's own stop tokens end, too
         if is_answer or output.stop_reason is None or output.stop_reason in self._eos_ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutp
 from vllm.v1.metrics.stats import IterationStats
 
 from forkjoin_scheduler import event_log
-from forkjoin_scheduler.feed import FEEDS
+from forkjoin_scheduler.feed import FEEDS, without_key
 from forkjoin_scheduler.vllm_seam import wire
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ class ForkJoinOutputProcessor(OutputProcessor):
             else:
                 plain.append(output)
         return super().process_outputs(plain, *args, **kwargs)
+
+    def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
+        """Abort requests, also by the ids that their clients gave, which our key stands behind."""
+        ids = list(request_ids)
+        if not internal:
+            given = set(ids)
+            ids += [i for i in self.external_req_ids if i not in given and without_key(i) in given]
+        return super().abort_requests(ids, internal)
 
     def do_tracing(
         self,

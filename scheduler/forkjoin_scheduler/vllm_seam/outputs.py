@@ -10,6 +10,8 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.injected import INJECTED_LOGPROB
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -51,9 +53,9 @@ def to_outputs(
 
 
 def _certain(piece: Piece) -> LogprobsLists:
-    """An injected token was not sampled: its probability is 1, and it has no alternatives."""
+    """An injected token was not sampled: its probability is 1 (marked), and it has no alternatives."""
     return LogprobsLists(
         np.array([[piece.token_id]], dtype=np.int32),
-        np.array([[0.0]], dtype=np.float32),
+        np.array([[INJECTED_LOGPROB]], dtype=np.float32),
         np.array([1], dtype=np.int32),
     )
