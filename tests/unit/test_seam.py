@@ -75,10 +75,12 @@ def test_all_others_ask_the_kv_cache_manager_for_nothing_but_to_free_a_request()
 #: File -> class, each on the one before.
 LAYERS = {
     "core": "Core",
+    "fence": "Fence",
     "jobs": "Jobs",
     "stitching": "Stitching",
     "ahead": "Ahead",
     "ending": "Ending",
+    "cutting": "Cutting",
     "joining": "Joining",
     "forking": "Forking",
     "admitting": "Admitting",
