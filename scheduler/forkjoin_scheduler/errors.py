@@ -5,6 +5,7 @@ ForkJoinError
 ├── UsageError           the command line asks for what can't be                  (operator, at start)
 ├── UnsupportedEngine    an engine option can't be combined with fork/join        (operator, at start)
 ├── BadRequestOptions    the request's ``forkjoin`` field is wrong                (client, 400)
+├── Overloaded           more waits, or is a key's, than may                      (client, 429; anyone, 503)
 ├── IllegalTransition    our own bookkeeping was asked for the impossible         (a bug: ends its request)
 └── TornState            an error left the scheduler's accounts in disorder       (a bug: ends the engine)
 """
@@ -30,6 +31,21 @@ class UnsupportedEngine(ForkJoinError):
 
 class BadRequestOptions(ForkJoinError, ValueError):
     """The ``forkjoin`` field of a request is wrong; the message says what was expected."""
+
+
+class Overloaded(ForkJoinError):
+    """A request may not wait; the client may ask again in ``retry_after_s`` seconds.
+
+    ``reason`` names the limit: queued_families, queued_threads, queued_tokens, key_families, key_tokens.
+    ``status`` is 503 where another server may have room, 429 where it is the client's own limit, and 400
+    where no waiting helps: one request is more than the key may ever have at once.
+    """
+
+    def __init__(self, message: str, *, reason: str, status: int, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class IllegalTransition(ForkJoinError):

@@ -18,7 +18,7 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import logs
 from forkjoin_server.access import keys
-from forkjoin_server.access.settings import AccessSettings
+from forkjoin_server.access.settings import AccessSettings, OverloadSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -28,7 +28,7 @@ MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
 #: Settings with a flag of their own; the others come from the dialect and the limits.
 _SETTINGS = tuple(n for n, field in Settings.model_fields.items() if field.description)
 #: What the front end keeps for itself, whatever the dialect.
-_FRONT_END: tuple[type[BaseModel], ...] = (AccessSettings,)
+_FRONT_END: tuple[type[BaseModel], ...] = (AccessSettings, OverloadSettings)
 
 
 def add_flags(parser: Any) -> None:

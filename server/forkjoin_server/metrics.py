@@ -58,6 +58,11 @@ TOTAL = Counter(
 MALFORMED = Counter(
     f"{_PREFIX}malformed_outputs", "Malformed outputs and limits, by kind and policy.", ["kind", "policy"]
 )
+REFUSED = Counter(
+    f"{_PREFIX}requests_refused",
+    "Requests refused because too much waits: by limit, of all (queued_…) or of their API key (key_…).",
+    ["reason"],
+)
 
 
 def observe(event: dict[str, Any]) -> None:

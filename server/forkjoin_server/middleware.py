@@ -14,21 +14,25 @@ from typing import Any, cast
 
 from starlette.middleware.exceptions import ExceptionMiddleware
 
-from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, new_key
+from forkjoin_scheduler.policy.backlog import Visit
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.visits import BACKLOG, VISIT
 from forkjoin_server import answers, metrics
+from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
+from forkjoin_server.access.entrance import Entrance
 from forkjoin_server.access.guard import NotAllowed, refuse, route_path
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
 from forkjoin_server.lifecycle import Cut, Lifecycle
 from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
-from forkjoin_server.request import DEFAULTS, count_answers, prepare
+from forkjoin_server.request import DEFAULTS, count_answers, count_branches, prepare
 from forkjoin_server.responses import ResponseThreads
-from forkjoin_server.routes import PATHS, RESPONSES, STORED, route_of
+from forkjoin_server.routes import GENERATING, PATHS, RESPONSES, STORED, route_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.vllm_seam import without_authentication
 from forkjoin_server.weaver import Message, Presenter, Send, Unseen, Weaver
@@ -64,10 +68,11 @@ class ForkJoinMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            self.access.guard(scope).key_of(scope)
+            visit = Visit(self.access.tenant(scope))
         except NotAllowed as error:
             await refuse(error, scope, send)
             return
+        VISIT.set(visit)
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -81,7 +86,28 @@ class ForkJoinMiddleware:
             await answers.respond(send, 503, answers.error(_DRAINING, path, 503), _RETRY)
         else:
             with self.lifecycle.request():
-                await self._in_time(path, scope, receive, send)
+                await self._in_turn(visit, path, scope, receive, send)
+
+    async def _in_turn(self, visit: Visit, path: str, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer, or say at once that too much waits."""
+        if scope["method"] != "POST":
+            await self._in_time(path, scope, receive, send)
+            return
+        try:
+            if path in GENERATING:
+                BACKLOG.arrive(visit)
+        except Overloaded as error:
+            await entrance.refuse(error, path, send)
+            return
+        way = Entrance(visit, path, send)
+        try:
+            await self._in_time(path, scope, receive, way.send)
+        except Exception:  # whatever vLLM makes of a refusal: its client is told of that
+            if visit.refused is None:
+                raise
+        finally:
+            BACKLOG.leave(visit)
+        await way.end()
 
     async def _in_time(self, path: str, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, or say that a drain had no time for it."""
@@ -130,9 +156,12 @@ class Bodies:
         except BadRequestOptions as error:
             await answers.respond(send, 400, answers.error(str(error), path, param="forkjoin"))
             return
+        num_answers, num_choices = count_answers(body)
+        if (visit := VISIT.get()) is not None:
+            visit.num_families, visit.width = max(num_answers, 1), count_branches(given)
         scope = _with_request_id(scope, given.get("request_id"), key)
         REQUEST_ID.set(_request_id(scope))
-        queue, log = FEEDS.subscribe(key), ThreadLog(key, *count_answers(body), is_wanted=wants_threads)
+        queue, log = FEEDS.subscribe(key), ThreadLog(key, num_answers, num_choices, is_wanted=wants_threads)
         weaver = Weaver(send, queue, log, _presenter(log, path) if wants_threads else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:

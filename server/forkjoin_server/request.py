@@ -66,6 +66,12 @@ def count_answers(body: Json) -> tuple[int, int]:
     return num_prompts * num_choices, num_choices
 
 
+def count_branches(body: Json) -> int | None:
+    """How many threads each answer is to have at least, None where the model decides; ``body`` is checked."""
+    options = body.get("forkjoin") or {}
+    return options.get("best_of") or len(options.get("branches") or ()) or None
+
+
 def _take_options(body: Json) -> RequestOptions:
     """Take the options out of ``body``: its ``forkjoin``, and one of its ``stream_options``."""
     given = body.pop("forkjoin", None)

@@ -17,6 +17,10 @@ PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES)
 FINAL_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 #: SageMaker's, which vLLM hands to whichever of its routes takes the body.
 INVOCATIONS = "/invocations"
+#: vLLM's, of token ids.
+TOKENS = "/inference/v1/generate"
+#: Where a request becomes work for the engine: refused before anything of it is read, where too much waits.
+GENERATING = (*PATHS, INVOCATIONS, TOKENS)
 
 
 def route_of(path: str, body: Json) -> str | None:

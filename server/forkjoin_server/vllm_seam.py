@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -166,6 +167,7 @@ def run_serve(args: argparse.Namespace) -> None:
     _check_tracing(args)
     _check_configs()
     _keep_sigterm()
+    _disconnect_stalled(args.forkjoin_client_stall_s)
     command = ServeSubcommand()
     command.validate(args)
     command.cmd(args)
@@ -238,6 +240,29 @@ def _keep_sigterm() -> None:
         return original(*args, **kwargs)
 
     setattr(entry, "setup_server", setup_server)  # noqa: B010
+
+
+def _disconnect_stalled(seconds: int) -> None:
+    """Have the kernel disconnect a client that takes nothing of what it is sent for ``seconds``.
+
+    Patch: ``create_server_socket`` sets TCP_USER_TIMEOUT on the socket that the server listens on; each
+    connection inherits it.
+    Symptom without it: who never reads keeps its connection, and what was written for it, for ever.
+    Upstream: uvicorn has no timeout of writes. Remove when it has one. Linux only; elsewhere, and on Unix
+    sockets, nothing happens.
+    """
+    from vllm.entrypoints.launchers import launcher
+
+    original, option = launcher.create_server_socket, getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is None:
+        return
+
+    def create_server_socket(*args: Any, **kwargs: Any) -> socket.socket:
+        made: socket.socket = original(*args, **kwargs)
+        made.setsockopt(socket.IPPROTO_TCP, option, seconds * 1000)
+        return made
+
+    setattr(launcher, "create_server_socket", create_server_socket)  # noqa: B010
 
 
 def check_at_start(vllm_config: Any) -> None:

@@ -214,6 +214,13 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "slo-itl-ms": ("None", "default"),
         "thread-policy": ("None", "default"),
         "log-format": ("text", "default"),
+        "api-key-file": ("None", "default"),
+        "open-routes": ("/health,/ready,/ping,/version,/metrics", "default"),
+        "cache-salt": ("none", "default"),
+        "max-queued-families": ("1024", "default"),
+        "max-queued-threads": ("8192", "default"),
+        "max-queued-work": ("4194304", "default"),
+        "client-stall-s": ("60", "default"),
         "port": ("1025", f"file {path}"),
         "seed": ("8", "flag"),
     }

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.engine import EngineCoreOutput
+from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
 from vllm.v1.metrics.stats import IterationStats
 
 from forkjoin_scheduler import event_log
+from forkjoin_scheduler.errors import Overloaded
 from forkjoin_scheduler.feed import FEEDS, without_key
+from forkjoin_scheduler.policy.backlog import Expected, Tenant, Visit
+from forkjoin_scheduler.visits import BACKLOG, TENANT, VISIT, salted
 from forkjoin_scheduler.vllm_seam import wire
 
 if TYPE_CHECKING:
@@ -37,7 +42,11 @@ class _ThreadText:
 
 
 class ForkJoinOutputProcessor(OutputProcessor):
-    """Publishes the thread events to ``FEEDS``; everything else is vLLM's."""
+    """Publishes the thread events to ``FEEDS``, and knows what waits; everything else is vLLM's.
+
+    It is where every request passes on its way to the engine, whatever route it came by: so it is
+    counted here, refused if too much waits, and told whose it is.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,6 +57,37 @@ class ForkJoinOutputProcessor(OutputProcessor):
 
             self._tracer = ThreadTracer()
 
+    # ---- to the engine ---------------------------------------------------------------------
+
+    def add_request(self, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
+        """Raises vLLM's GracefulHTTPError where too much waits."""
+        if request.request_id in self.request_states:  # more of a session's input
+            super().add_request(request, *args, **kwargs)
+            return
+        visit = VISIT.get() or Visit(Tenant())
+        params = request.sampling_params
+        try:
+            BACKLOG.enter(
+                request.request_id,
+                visit,
+                len(request.prompt_token_ids or ()),
+                params.max_tokens if params is not None else 0,
+            )
+        except Overloaded as error:
+            raise GracefulHTTPError(str(error), HTTPStatus(error.status)) from error
+        try:
+            _say_whose(request, visit.tenant)
+            super().add_request(request, *args, **kwargs)
+        except BaseException:
+            BACKLOG.has_ended(request.request_id)
+            raise
+
+    def _finish_request(self, req_state: RequestState) -> None:
+        super()._finish_request(req_state)
+        BACKLOG.has_ended(req_state.request_id)
+
+    # ---- from the engine -------------------------------------------------------------------
+
     def process_outputs(
         self, engine_core_outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any
     ) -> OutputProcessorOutput:
@@ -56,6 +96,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
             if told := wire.unpack(output):
                 self._publish(told)
             else:
+                BACKLOG.has_begun(output.request_id)
                 plain.append(output)
         return super().process_outputs(plain, *args, **kwargs)
 
@@ -65,7 +106,10 @@ class ForkJoinOutputProcessor(OutputProcessor):
         if not internal:
             given = set(ids)
             ids += [i for i in self.external_req_ids if i not in given and without_key(i) in given]
-        return super().abort_requests(ids, internal)
+        aborted: list[str] = super().abort_requests(ids, internal)
+        for request_id in aborted:
+            BACKLOG.has_ended(request_id)
+        return aborted
 
     def do_tracing(
         self,
@@ -91,6 +135,8 @@ class ForkJoinOutputProcessor(OutputProcessor):
                 texts = self._texts.setdefault(told.request_id, {})
                 text = texts.setdefault(event["index"], _ThreadText())
                 event["text"] = text.push(self.tokenizer, event["token_ids"])
+            elif event["type"] == "load":
+                BACKLOG.expected = Expected(event["expected_tokens"], event["expected_threads"])
             elif event["type"] == "family_ended":
                 self._texts.pop(told.request_id, None)
         external = None
@@ -100,3 +146,17 @@ class ForkJoinOutputProcessor(OutputProcessor):
             for event in told.events:
                 event_log.log(external or told.request_id, event)
         FEEDS.publish(external, told.events)
+
+
+def _say_whose(request: EngineCoreRequest, tenant: Tenant) -> None:
+    """Tell the engine core whose ``request`` is, in the place of what a client may have put there."""
+    if tenant.cache is not None:
+        request.cache_salt = salted(tenant.cache, request.cache_salt)
+    params = request.sampling_params
+    if params is None:
+        return
+    others = {name: value for name, value in (params.extra_args or {}).items() if name != TENANT}
+    if tenant.id:
+        params.extra_args = others | {TENANT: {"id": tenant.id, "weight": tenant.weight}}
+    elif params.extra_args and TENANT in params.extra_args:
+        params.extra_args = others

@@ -41,8 +41,8 @@ class ForkJoinScheduler(Pacing):
         self._parting: list[LiveFamily] = []
         #: Stitched families whose blocks were taken back, to be restored when another has ended.
         self._evicted: list[LiveFamily] = []
-        #: Threads and requests that wait, as last told.
-        self._told_waiting = 0, 0
+        #: As last told.
+        self._told_load = self._load()
 
     # ---- what vLLM calls -------------------------------------------------------------------
 
@@ -124,14 +124,27 @@ class ForkJoinScheduler(Pacing):
             self._live.pop(live.family.request_id, None)
             self._offsets.pop(live.family.request_id, None)
 
+    def _load(self) -> dict[str, float]:
+        """How many threads and requests wait to run, and what is expected of one more."""
+        num_threads, num_requests = self._count_waiting()
+        admission = self._admission
+        return {
+            "threads": num_threads,
+            "requests": num_requests,
+            "expected_tokens": round(admission.tokens.mean),
+            "expected_threads": round(1 + admission.forks.mean * max(admission.width.mean - 1, 0), 1),
+        }
+
     def _tell_load(self, result: dict[int, EngineCoreOutputs]) -> None:
-        """Tell the first front end how many threads and requests wait to run, where that has changed."""
-        waiting = self._count_waiting()
-        if waiting != self._told_waiting:
-            self._told_waiting = waiting
-            engine = self.vllm_config.parallel_config.data_parallel_index
-            load = {"type": "load", "engine": engine, "threads": waiting[0], "requests": waiting[1]}
-            result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [load]))
+        """Tell the front ends the load, where it has changed: each refuses by it what would wait too long."""
+        load = self._load()
+        if load == self._told_load:
+            return
+        self._told_load = load
+        parallel = self.vllm_config.parallel_config
+        event = {"type": "load", "engine": parallel.data_parallel_index, **load}
+        for front_end in range(parallel._api_process_count):
+            result.setdefault(front_end, EngineCoreOutputs()).outputs.append(wire.pack("", [event]))
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus

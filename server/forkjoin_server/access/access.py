@@ -11,9 +11,12 @@ import threading
 from collections.abc import Sequence
 
 from forkjoin_scheduler.errors import UsageError
+from forkjoin_scheduler.policy.backlog import Expected, Tenant, shared
+from forkjoin_scheduler.settings import KEY
+from forkjoin_scheduler.visits import BACKLOG
 from forkjoin_server.access.guard import Guard
 from forkjoin_server.access.keys import Key, KeyRing, read, unnamed
-from forkjoin_server.access.settings import AccessSettings
+from forkjoin_server.access.settings import AccessSettings, OverloadSettings
 from forkjoin_server.flags import given
 from forkjoin_server.weaver import Message
 
@@ -27,14 +30,27 @@ class Access:
         self._unnamed = unnamed(digests)
         self._guard: Guard | None = None
         self.settings = AccessSettings()
+        self._num_front_ends = 1
 
     def guard(self, scope: Message) -> Guard:
         """Who decides. Raises UsageError while the file can't be read, so that nobody passes."""
         if self._guard is None:
             args = getattr(getattr(scope.get("app"), "state", None), "args", None)
-            self.settings = AccessSettings() if args is None else given(args, AccessSettings)
+            if args is not None:
+                self.settings = given(args, AccessSettings)
+                self._num_front_ends = getattr(args, "api_server_count", None) or 1
+                BACKLOG.bounds = shared(given(args, OverloadSettings).bounds, self._num_front_ends)
+                BACKLOG.expected = Expected() if args.additional_config.get(KEY) else Expected(threads=1)
             self._guard = Guard(KeyRing(self._keys()), self.settings.open_paths)
         return self._guard
+
+    def tenant(self, scope: Message) -> Tenant:
+        """Whose request ``scope`` is. Raises NotAllowed if it needs a key and has none."""
+        key = self.guard(scope).key_of(scope)
+        if key is None:
+            return Tenant()
+        is_apart = self.settings.cache_salt == "per-key"
+        return key.tenant(self._num_front_ends, has_own_cache=is_apart)
 
     def start(self, scope: Message) -> None:
         """Read the keys, and read them again at each SIGHUP. Raises UsageError if they can't be read."""

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from forkjoin_scheduler.dialect_files import StrictLoader
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.excerpt import excerpt
+from forkjoin_scheduler.policy.backlog import Tenant, share_of_tenant
 
 #: ``redact.py`` knows a key by it, wherever one is written.
 PREFIX = "sk-fj-"
@@ -53,6 +54,17 @@ class Key:
     max_queued_tokens: int | None = None
     #: Its share of the engine where several keys' requests wait, against the others' weights.
     weight: float = 1
+
+    def tenant(self, num_front_ends: int, *, has_own_cache: bool) -> Tenant:
+        """Whose requests those with this key are, at one of ``num_front_ends`` that share its limits."""
+        whole = Tenant(
+            id=hashlib.sha256(self.name.encode()).hexdigest()[:16],
+            weight=self.weight,
+            max_families=self.max_families,
+            max_queued_tokens=self.max_queued_tokens,
+            cache=self.digest.hex() if has_own_cache else None,
+        )
+        return share_of_tenant(whole, num_front_ends)
 
 
 def new_key() -> str:

@@ -1,8 +1,12 @@
-"""Flags of the front end about who may ask. They stay in it: the engine core is told none."""
+"""Flags of the front end about who may ask, and how much may wait. The engine core is told none."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from forkjoin_scheduler.policy.backlog import Bounds
 
 #: What an orchestrator and a scraper ask for, and tells nothing of any request.
 OPEN_ROUTES = "/health,/ready,/ping,/version,/metrics"
@@ -23,6 +27,12 @@ class AccessSettings(BaseModel):
         json_schema_extra={"metavar": "PATHS"},
     )
 
+    cache_salt: Literal["none", "per-key"] = Field(
+        default="none",
+        description="per-key: no API key can find out by timing what others' prompts begin with, for none "
+        "shares KV cache with another",
+    )
+
     @field_validator("open_routes")
     @classmethod
     def _are_paths(cls, text: str) -> str:
@@ -34,6 +44,37 @@ class AccessSettings(BaseModel):
     def open_paths(self) -> frozenset[str]:
         """The paths of ``open_routes``."""
         return frozenset(_split(self.open_routes))
+
+
+class OverloadSettings(BaseModel):
+    """How much ``forkjoin serve`` was told to let wait."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_queued_families: int = Field(
+        default=1024,
+        ge=1,
+        description="requests that may wait to start, each of n answers counted; more: 503",
+    )
+    max_queued_threads: int = Field(
+        default=8192, ge=1, description="threads that all requests that wait are expected to have"
+    )
+    max_queued_work: int = Field(
+        default=4_194_304,
+        ge=1,
+        description="tokens that all requests that wait are expected to cost, prompts and answers",
+    )
+    client_stall_s: int = Field(
+        default=60,
+        ge=1,
+        le=86400,
+        description="seconds after which a client that takes nothing of what it is sent is disconnected",
+    )
+
+    @property
+    def bounds(self) -> Bounds:
+        """What may wait, in all front ends together."""
+        return Bounds(self.max_queued_families, self.max_queued_threads, self.max_queued_work)
 
 
 def _split(text: str) -> list[str]:

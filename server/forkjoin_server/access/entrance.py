@@ -1,0 +1,70 @@
+"""One HTTP request's way to the engine: let in, or refused at once, which its client is told either way.
+
+vLLM begins a stream before the request has come to the engine. So the head of a stream is held back
+until then: a refusal still has a status of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from forkjoin_scheduler.errors import Overloaded
+from forkjoin_scheduler.policy.backlog import Visit
+from forkjoin_scheduler.visits import BACKLOG
+from forkjoin_server import answers
+from forkjoin_server.metrics import REFUSED
+from forkjoin_server.weaver import Message, Send
+
+_BUSY = (429, 503)
+
+
+class Entrance:
+    """Hands the answer to ``visit`` on to ``send``. Of a refused one nothing is, but the refusal."""
+
+    def __init__(self, visit: Visit, path: str, send: Send) -> None:
+        self._visit, self._path, self._send = visit, path, send
+        self._held: Message | None = None
+        self._has_begun = False
+        self._releasing: asyncio.Task[None] | None = None
+        visit.decided = self._decided
+
+    async def send(self, message: Message) -> None:
+        """Take a message of vLLM's answer."""
+        if self._visit.refused is not None and not self._has_begun:
+            return
+        if message["type"] == "http.response.start":
+            headers = dict(message["headers"])
+            if not self._visit.is_in and headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+                self._held = message
+                return
+            if message["status"] in _BUSY and b"retry-after" not in headers:
+                retry = (b"retry-after", str(BACKLOG.retry_after_s()).encode())
+                message = {**message, "headers": [*message["headers"], retry]}
+        await self._release()
+        self._has_begun = True
+        await self._send(message)
+
+    async def end(self) -> None:
+        """The application is done with it: tell the client if it was refused."""
+        if (error := self._visit.refused) is not None and not self._has_begun:
+            await refuse(error, self._path, self._send)
+        else:
+            await self._release()
+
+    def _decided(self) -> None:
+        if self._visit.refused is None and self._held is not None:
+            self._releasing = asyncio.get_running_loop().create_task(self._release())
+
+    async def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._has_begun = True
+            await self._send(held)
+
+
+async def refuse(error: Overloaded, path: str, send: Send) -> None:
+    """Tell a client that there is no room for what it asks, and when there will be."""
+    REFUSED.labels(error.reason).inc()
+    after = [] if error.status == 400 else [(b"retry-after", str(math.ceil(error.retry_after_s)).encode())]
+    await answers.respond(send, error.status, answers.error(str(error), path, error.status), after)

@@ -1,0 +1,309 @@
+"""How a client is told that there is no room: by middleware around a stand-in for vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from forkjoin_scheduler.errors import Overloaded
+from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant, Visit
+from forkjoin_scheduler.visits import BACKLOG, VISIT
+from forkjoin_server.middleware import ForkJoinMiddleware
+from forkjoin_server.routes import CHAT, GENERATING, MESSAGES
+
+STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    """The accounts are the process's."""
+    before = dict(vars(BACKLOG))
+    vars(BACKLOG).update(vars(Backlog(Bounds(families=1), Expected(100, 4))))
+    yield
+    vars(BACKLOG).update(before)
+
+
+def _fill():
+    visit = Visit(Tenant())
+    BACKLOG.arrive(visit)
+    BACKLOG.enter("other", visit, 10, None)
+
+
+class Client:
+    """Asks the middleware, and notes what it is sent and when the body was read."""
+
+    def __init__(self, app, path=CHAT, body=None):
+        self.sent, self.num_read = [], 0
+        self._middleware, self._path, self._body = ForkJoinMiddleware(app), path, body or {}
+
+    async def ask(self):
+        scope = {"type": "http", "method": "POST", "path": self._path, "headers": []}
+        await self._middleware(scope, self._receive, self._send)
+
+    async def _receive(self):
+        self.num_read += 1
+        return {"type": "http.request", "body": json.dumps(self._body).encode(), "more_body": False}
+
+    async def _send(self, message):
+        self.sent.append(message)
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def headers(self):
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def body(self):
+        return json.loads(b"".join(m["body"] for m in self.sent[1:]))
+
+
+async def _never(scope, receive, send):
+    raise AssertionError("the application was asked")
+
+
+@pytest.mark.parametrize("path", GENERATING)
+def test_where_the_queue_is_full_the_answer_comes_before_the_body_is_read(path):
+    _fill()
+    client = Client(_never, path)
+    asyncio.run(client.ask())
+    assert (client.status, client.num_read) == (503, 0)
+    assert 1 <= int(client.headers[b"retry-after"]) <= 60
+    error = client.body["error"]
+    if path == MESSAGES:
+        assert error["type"] == "overloaded_error"
+    else:
+        assert set(error) == {"message", "type", "param", "code"}
+    assert "queue is full" in error["message"]
+
+
+def test_other_routes_answer_all_the_same():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    _fill()
+    client = Client(app, "/tokenize")
+    asyncio.run(client.ask())
+    assert client.status == 200
+
+
+def _streaming(enter, *, fails=False):
+    """As vLLM streams: it begins its answer, then goes to the engine, then tells an error as an event."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+        try:
+            enter()
+        except Overloaded:
+            if fails:
+                raise
+            await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        else:
+            await asyncio.sleep(0)  # the first token takes its time
+            heads.append(len(client.sent))
+            await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    heads = []
+    client = Client(app)
+    return client, heads
+
+
+def _enter():
+    BACKLOG.enter("mine", VISIT.get(), 10, None)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stream_that_is_refused_at_the_engine_has_the_status_of_a_refusal(fails):
+    def enter():
+        BACKLOG.enter("other", Visit(Tenant()), 10, None)  # it was faster
+        _enter()
+
+    BACKLOG.bounds = Bounds(threads=4)
+
+    client, _ = _streaming(enter, fails=fails)
+    asyncio.run(client.ask())
+    assert client.status == 503
+    assert b"retry-after" in client.headers
+    assert client.body["error"]["code"] == 503
+
+
+def test_the_head_of_a_stream_is_sent_when_the_request_is_let_in_and_not_only_with_its_first_token():
+    client, heads = _streaming(_enter)
+    asyncio.run(client.ask())
+    assert heads == [1]
+    assert [m["type"] for m in client.sent] == ["http.response.start"] + ["http.response.body"] * 2
+    assert client.sent[1]["body"] == b"data: 1\n\n"
+
+
+def test_a_stream_that_never_goes_to_the_engine_is_sent_whole():
+    client, _ = _streaming(lambda: None)
+    asyncio.run(client.ask())
+    assert (client.status, client.sent[1]["body"]) == (200, b"data: 1\n\n")
+
+
+def test_whatever_becomes_of_a_request_it_waits_no_more():
+    async def app(scope, receive, send):
+        assert BACKLOG.waiting.families == 1
+        raise ConnectionError
+
+    client = Client(app)
+    with pytest.raises(ConnectionError):
+        asyncio.run(client.ask())
+    assert BACKLOG.waiting.families == 0
+
+
+@pytest.mark.parametrize(("headers", "expected"), [([], b"10"), ([(b"retry-after", b"3")], b"3")])
+def test_what_vllm_itself_refuses_says_when_to_come_back_too(headers, expected):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    client = Client(app)
+    asyncio.run(client.ask())
+    assert client.headers[b"retry-after"] == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "families", "width"),
+    [
+        ({}, 1, None),
+        ({"n": 3}, 3, None),
+        ({"n": 2, "forkjoin": {"best_of": 5}}, 2, 5),
+        ({"forkjoin": {"branches": [{"text": "a"}, {"text": "b"}]}}, 1, 2),
+        ({"prompt": ["a", "b"], "n": 2}, 4, None),
+    ],
+)
+def test_a_request_is_counted_by_the_answers_and_threads_that_it_asks_for(body, families, width):
+    seen = []
+
+    async def app(scope, receive, send):
+        visit = VISIT.get()
+        seen.append((visit.num_families, visit.width))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    asyncio.run(Client(app, body=body).ask())
+    assert seen in ([(families, width)], [])
+
+
+# ---- the way to the engine -----------------------------------------------------------------
+
+
+@pytest.fixture
+def processor():
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+
+    made = ForkJoinOutputProcessor(None, log_stats=False)
+    assert isinstance(made, OutputProcessor)
+    return made
+
+
+def _request(name, **more):
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
+        request_id=name,
+        external_req_id=name,
+        prompt_token_ids=[1, 2, 3],
+        mm_features=None,
+        sampling_params=SamplingParams(detokenize=False, **more),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=more.pop("cache_salt", None),
+        data_parallel_rank=None,
+    )
+
+
+def test_a_request_is_counted_from_its_way_to_the_engine_to_its_end(processor):
+    from vllm.v1.engine import EngineCoreOutput, FinishReason
+
+    processor.add_request(_request("a"), None)
+    assert BACKLOG.waiting.families == 1
+    processor.process_outputs([EngineCoreOutput(request_id="a", new_token_ids=[5])])
+    assert (BACKLOG.waiting.families, BACKLOG.num_families) == (0, 1)
+    processor.process_outputs(
+        [EngineCoreOutput(request_id="a", new_token_ids=[5], finish_reason=FinishReason.STOP)]
+    )
+    assert BACKLOG.num_families == 0
+    processor.add_request(_request("b"), None)
+    processor.abort_requests(["b"], internal=True)
+    assert (BACKLOG.waiting.families, BACKLOG.num_families) == (0, 0)
+
+
+def test_one_too_many_is_refused_before_vllm_knows_it(processor):
+    from vllm.exceptions import GracefulHTTPError
+
+    processor.add_request(_request("a"), None)
+    with pytest.raises(GracefulHTTPError) as caught:
+        processor.add_request(_request("b"), None)
+    assert caught.value.http_status == 503
+    assert set(processor.request_states) == {"a"}
+    assert BACKLOG.num_families == 1
+
+
+def test_the_engine_is_told_whose_a_request_is_and_no_client_can_say_so_itself(processor):
+    forged = {"forkjoin_tenant": {"id": "bob", "weight": 9}, "x": 1}
+    VISIT.set(Visit(Tenant("alice", weight=2)))
+    request = _request("a", extra_args=dict(forged))
+    processor.add_request(request, None)
+    assert request.sampling_params.extra_args == {"x": 1, "forkjoin_tenant": {"id": "alice", "weight": 2}}
+    assert request.cache_salt is None
+    BACKLOG.has_begun("a")
+    VISIT.set(None)
+    request = _request("b", extra_args=dict(forged))
+    processor.add_request(request, None)
+    assert request.sampling_params.extra_args == {"x": 1}
+
+
+def test_with_a_cache_of_its_own_a_key_names_no_other_whatever_salt_it_gives(processor):
+    salts = set()
+    for name in ("alice", "bob"):
+        for given in (None, "mine"):
+            VISIT.set(Visit(Tenant(name, cache=name)))
+            request = _request(f"{name}{given}")
+            request.cache_salt = given
+            processor.add_request(request, None)
+            BACKLOG.has_begun(request.request_id)
+            salts.add(request.cache_salt)
+    VISIT.set(None)
+    assert len(salts) == 4
+    assert not salts & {None, "mine"}
+
+
+def test_what_the_engine_expects_is_what_it_has_told(processor):
+    from forkjoin_scheduler.vllm_seam import wire
+
+    load = {"type": "load", "engine": 0, "threads": 0, "requests": 0}
+    processor.process_outputs([wire.pack("", [load | {"expected_tokens": 7, "expected_threads": 2.5}])])
+    assert BACKLOG.expected == Expected(7, 2.5)
+
+
+def test_keys_have_their_part_of_the_limits_where_several_front_ends_serve(tmp_path, monkeypatch):
+    from forkjoin_server.access.access import Access
+    from forkjoin_server.access.keys import line_of
+    from forkjoin_server.configuration import resolve
+
+    monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
+    path = tmp_path / "keys.yaml"
+    path.write_text(line_of("alice", "one").replace("}", ", max_families: 5, weight: 3}"))
+    flags = ["--api-key-file", str(path), "--api-server-count", "2", "--cache-salt", "per-key"]
+    args = resolve([*flags, "--max-queued-families", "9"], {}).args
+    scope = {"type": "http", "path": CHAT, "headers": [(b"x-api-key", b"one")]}
+    scope["app"] = SimpleNamespace(state=SimpleNamespace(args=args))
+    tenant = Access([]).tenant(scope)
+    assert (tenant.max_families, tenant.max_queued_tokens, tenant.weight) == (3, None, 3)
+    assert BACKLOG.bounds == Bounds(5, 4096, 2_097_152)
+    assert tenant.cache is not None
+    assert "alice" not in tenant.id
