@@ -68,8 +68,8 @@ class Fed:
         #: What each request writes, and from a prompt of how many tokens.
         self._writing: dict[str, tuple[int, tuple[int, ...]]] = {}
 
-    def ask(self, compiled: Compiled) -> None:
-        """Send a request for ``compiled``."""
+    def ask(self, compiled: Compiled, request_id: str | None = None) -> None:
+        """Send a request for ``compiled``; without ``request_id`` it is called as the family is."""
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
@@ -77,7 +77,7 @@ class Fed:
         params = SamplingParams(temperature=0.0, max_tokens=1_000_000)
         params.update_from_generation_config({}, eos_token_id=None)
         request = Request(
-            request_id=compiled.family.name,
+            request_id=request_id or compiled.family.name,
             prompt_token_ids=compiled.prompt_ids,
             sampling_params=params,
             pooling_params=None,

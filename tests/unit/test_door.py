@@ -61,3 +61,24 @@ def test_after_so_many_in_vain_nobody_else_is_looked_at_in_the_step():
     assert door.is_shut
     door.open()
     assert not door.is_shut
+
+
+def test_when_none_may_pass_any_more_nobody_behind_one_that_waits_is_looked_at():
+    door = Door()
+    door.lets_in(no, may_fork=True)
+    for _ in range(MAX_OVERTAKEN):
+        assert not door.is_shut
+        assert door.lets_in(never_asked, may_fork=False)
+    assert door.is_shut
+    door.open()
+    assert not door.is_shut
+
+
+def test_those_behind_a_shut_door_want_no_slot():
+    door = Door()
+    assert door.num_could_start(100) == 100
+    door.lets_in(no, may_fork=True)
+    assert door.num_could_start(100) == 99
+    for _ in range(LOOKED_AT):
+        door.lets_in(no, may_fork=True)
+    assert door.num_could_start(2000) == 0

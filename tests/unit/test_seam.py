@@ -135,6 +135,8 @@ def test_what_we_override_of_vllms_scheduler_is_known():
     }
     del overrides["__init__"]
     assert overrides == {
+        "_holds_kv_blocks": "core",
+        "get_num_unfinished_requests": "core",
         "_preempt_request": "stitching",
         "_get_local_prefix_cache_hit": "stitching",
         "_free_request_blocks": "ending",
@@ -164,7 +166,8 @@ def test_our_overrides_take_the_parameters_of_vllms_methods(layer):
     for name, ours in vars(_loaded(layer)).items():
         theirs = getattr(AsyncScheduler, name, None)
         if callable(theirs) and not name.startswith("__"):
-            assert _shape(ours) == _shape(theirs), name
+            is_static = isinstance(inspect.getattr_static(AsyncScheduler, name), staticmethod)
+            assert _shape(ours)[is_static:] == _shape(theirs), name
 
 
 def _shape(function) -> list[tuple]:
@@ -229,7 +232,7 @@ ATTRIBUTES = {
     SCHEDULER: (
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
-        "vllm_config current_step max_num_scheduled_tokens policy"
+        "vllm_config current_step max_num_scheduled_tokens policy _pause_state"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",
@@ -278,13 +281,13 @@ CALLED = {
     SCHEDULER: (
         "__init__ add_request schedule update_from_output finish_requests reset_prefix_cache _preempt_request "
         "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request "
-        "_handle_blocked_waiting_request _free_request"
+        "_handle_blocked_waiting_request _free_request _holds_kv_blocks get_num_unfinished_requests"
     ),
     MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks",
     COORDINATOR: "cache_blocks",
     SINGLE: "pop_blocks_for_free",
     "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",
-    "vllm.v1.core.sched.request_queue:SchedulingPolicy": "FCFS",
+    "vllm.v1.core.sched.request_queue:SchedulingPolicy": "PRIORITY",
     "vllm.v1.core.sched.request_queue:RequestQueue": "remove_request add_request prepend_request",
     REQUEST: (
         "num_tokens num_tokens_with_spec num_output_tokens update_block_hashes is_finished use_structured_output"

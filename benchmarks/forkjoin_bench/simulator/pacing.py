@@ -40,7 +40,7 @@ class Pacing(Joining):
                 self._load_of_others(),
                 self._slack(),
                 self.engine.max_num_seqs,
-                max(self._num_others_waiting() - self._door.num_kept, 0),
+                self._door.num_could_start(self._num_others_waiting()),
             )
         )
         for key, thread in by_key.items():

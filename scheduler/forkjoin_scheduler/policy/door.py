@@ -29,7 +29,12 @@ class Door:
     @property
     def is_shut(self) -> bool:
         """Whether nobody else need be looked at in this step."""
-        return self.num_kept >= LOOKED_AT
+        is_last_passed = self.num_kept > 0 and self._overtaken >= MAX_OVERTAKEN
+        return is_last_passed or self.num_kept >= LOOKED_AT
+
+    def num_could_start(self, num_waiting: int) -> int:
+        """How many of ``num_waiting`` requests could have started in the last step, as far as is known."""
+        return 0 if self.is_shut else max(num_waiting - self.num_kept, 0)
 
     def lets_in(self, has_room: Callable[[], bool], *, may_fork: bool) -> bool:
         """Whether the next request may start; ``has_room`` is asked for the first that may fork, at most."""

@@ -136,7 +136,8 @@ def _started_fairly(facts: StepFacts) -> set[str]:
 
     As long as there are slots for all that want one, all may.
     """
-    num_single = facts.others.num_sequences + facts.num_others_waiting
+    # More that want one slot each than there are slots change no share.
+    num_single = min(facts.others.num_sequences + facts.num_others_waiting, facts.num_slots)
     if len(facts.threads) + num_single <= facts.num_slots:
         return {t.key for t in facts.threads}
     demands: dict[object, int] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.policy.admission import Admission, Need, Room
@@ -36,6 +36,8 @@ class Admitting(Forking):
         self._admission = Admission()
         #: By the id of their requests, until they end.
         self._admitted: dict[str, Admitted] = {}
+        #: Let in in this step.
+        self._let_in: list[Admitted] = []
         self._door = Door()
         #: Threads that the policy of ``pacing.py`` does not let start in this step.
         self._held_back: set[str] = set()
@@ -54,7 +56,7 @@ class Admitting(Forking):
 
     def _may_start(self, request: Request) -> bool:
         """Whether there is room for what ``request`` will need."""
-        if self._spoken is None or self._settings.admission == "greedy" or not self._is_new(request):
+        if self._spoken is None or self._settings.admission == "greedy" or self._holds_kv_blocks(request):
             return True
         lets_in = self._door.lets_in(partial(self._is_admitted, request), may_fork=noted(request) is not None)
         if self._door.is_shut:
@@ -78,15 +80,6 @@ class Admitting(Forking):
 
     # ----------------------------------------------------------------------------------------
 
-    def _is_new(self, request: Request) -> bool:
-        return (
-            request.status == RequestStatus.WAITING
-            and request.num_computed_tokens == 0
-            and request.request_id not in self._admitted
-            and request.request_id not in self._threads
-            and request.request_id not in self._fills
-        )
-
     def _is_admitted(self, request: Request) -> bool:
         wish = noted(request)
         num_answers = (wish.options.best_of if wish is not None else None) or 1
@@ -96,13 +89,20 @@ class Admitting(Forking):
         )
         if self._admission.is_due and not self._fits(need):
             return False
-        self._admitted[request.request_id] = Admitted(request, need)
+        self._let_in.append(Admitted(request, need))
         return True
+
+    def _take_in_started(self) -> None:
+        """What was let in has begun, unless there were no blocks for it after all: that is asked again."""
+        let_in, self._let_in = self._let_in, []
+        for admitted in let_in:
+            if admitted.request.status == RequestStatus.RUNNING:
+                self._admitted[admitted.request.request_id] = admitted
 
     def _fits(self, need: Need) -> bool:
         manager = self.kv_cache_manager
         room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._num_slots)
-        running = (self._come_to(admitted) for admitted in self._admitted.values())
+        running = map(self._come_to, (*self._admitted.values(), *self._let_in))
         return self._admission.admits(need, running, room)
 
     def _come_to(self, admitted: Admitted) -> Need:
@@ -118,9 +118,5 @@ class Admitting(Forking):
         return request.num_output_tokens, 0, request.num_output_tokens
 
     def _stop_looking(self) -> None:
-        """Let vLLM look at no more waiting requests in this step.
-
-        Not where one further behind may have to run first: by priority, or to give a family its KV again.
-        """
-        if self.policy == SchedulingPolicy.FCFS and not self._fills:
-            self.max_num_active_reqs = 0
+        """Let vLLM look at no more new requests in this step: as if it were paused for them."""
+        self._pause_state = max(self._pause_state, PauseState.PAUSED_NEW)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.bound import BoundDialect
@@ -21,21 +22,26 @@ from forkjoin_scheduler.explicit import explicit_dialect
 from forkjoin_scheduler.family import Branch, Family
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_scheduler.vllm_seam import compat, kv
+from forkjoin_scheduler.vllm_seam import compat, kv, queues
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 from forkjoin_scheduler.vllm_seam.wish import Wish, noted
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.vllm_seam.jobs import Job
 
 #: Beneath vLLM's, whose handler, level and format it so has in every process.
 logger = init_logger("vllm.forkjoin.engine")
 
 STOPPED, CAPPED = RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED
+_ONCE_RAN = (RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STREAMING_REQ)
 
 
 class Core(AsyncScheduler):
     """The state that the layers share."""
 
     max_num_active_reqs: int
+    _pause_state: PauseState
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,10 +57,13 @@ class Core(AsyncScheduler):
         self._live: dict[str, LiveFamily] = {}
         #: The requests of threads that decode, by id.
         self._threads: dict[str, tuple[LiveFamily, Branch]] = {}
+        #: Jobs, by the id of the request that computes for them.
+        self._fills: dict[str, Job] = {}
         self._num_slots: int = self.max_num_active_reqs
         self._spoken: BoundDialect | None = None
         if self._settings.dialect is None:
             return
+        self.kv_holding_waiting = queues.BegunQueue(self.policy)
         compat.check_version()
         compat.check_config(self.vllm_config)
         compat.check_model(self._settings.dialect, self.vllm_config.model_config)
@@ -69,6 +78,35 @@ class Core(AsyncScheduler):
 
         def _contain(self, where: str, error: Exception, of: object) -> None:
             """Of the layer above: the family of ``of`` failed."""
+
+    # ---- what has begun, and waits ---------------------------------------------------------
+
+    def _holds_kv_blocks(self, request: Request) -> bool:
+        """Whether ``request`` has begun: it has run before, or is of a family that has.
+
+        vLLM asks so for what holds blocks, and lets that wait before all that does not. One that has
+        lost its blocks has begun all the same: behind requests that wait for room it might stand for
+        ever, for the room that they wait for is its own.
+        """
+        if self._spoken is None or super()._holds_kv_blocks(request):
+            return super()._holds_kv_blocks(request)
+        request_id = request.request_id
+        return (
+            request.status in _ONCE_RAN
+            or request_id in self._threads
+            or request_id in self._live
+            or request_id in self._fills
+        )
+
+    def get_num_unfinished_requests(self) -> int:
+        """A family that is not done is work, though all of it be parked or suspended.
+
+        vLLM takes what is parked for sessions that wait for their clients, and leaves it out.
+        """
+        num = super().get_num_unfinished_requests()
+        return num if self._pause_state == PauseState.PAUSED_ALL else max(num, len(self._live))
+
+    # ---- requests --------------------------------------------------------------------------
 
     def _wish_of(self, request: Request, options: RequestOptions) -> Wish | None:
         """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""

@@ -220,7 +220,6 @@ class Ending(Ahead):
     def _tell_end(live: LiveFamily, thread: Branch, policy: Policy | None = None) -> None:
         if thread in live.told:
             return  # cancelled while its last tokens got their KV
-        live.told.add(thread)
         assert thread.end is not None
         more = {} if policy is None else {"policy": policy.value}
         live.tell(
@@ -230,6 +229,7 @@ class Ending(Ahead):
             num_tokens=thread.num_generated,
             **more,
         )
+        live.told.add(thread)
 
     def _cut_behind(self, live: LiveFamily, thread: Branch) -> None:
         """The answer ends in ``thread``: cancel its later siblings and all beneath them."""

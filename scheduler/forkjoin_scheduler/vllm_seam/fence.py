@@ -238,8 +238,9 @@ def _purge(container: Any, request_id: str) -> None:
 
 def _last_events(live: LiveFamily) -> list[wire.Event]:
     """What was noted of the family and has not left, and the ends of all threads that it has told of."""
+    noted = {event["index"] for event in live.events if event["type"] == "thread_ended"}
     for thread in live.family.threads[: live.num_announced]:
-        if thread not in live.told:
+        if thread not in live.told and thread.index not in noted:
             live.told.add(thread)
             live.tell(
                 "thread_ended",

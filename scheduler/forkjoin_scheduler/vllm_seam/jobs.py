@@ -69,7 +69,6 @@ class Jobs(Fence):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self._fills: dict[str, Job] = {}
         self._fill_ids = count()
         #: Requests whose context is put together when they are scheduled next.
         self._to_stitch: dict[str, kv.Stitched] = {}
@@ -115,7 +114,7 @@ class Jobs(Fence):
                 held = held.held
             kv.adopt(self.kv_cache_manager, request, held)
             request.num_computed_tokens = held.num_tokens
-        queues.start(self, request, first=fill.start is not None or fill.source is not None)
+        queues.start(self, request)
 
     def _fill_done(self, job: Job) -> None:
         """The request of ``job`` has computed its KV, which is ``loose`` now."""

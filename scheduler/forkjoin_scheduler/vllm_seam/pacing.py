@@ -108,7 +108,7 @@ class Pacing(Admitting):
 
     def _num_others_waiting(self) -> int:
         """Requests that wait for a slot and could start, as far as is known."""
-        return max(self._count_waiting()[1] - self._door.num_kept, 0)
+        return self._door.num_could_start(self._count_waiting()[1])
 
     def _sit_out(self, request: Request) -> None:
         if request.status == RequestStatus.RUNNING:

@@ -1,18 +1,88 @@
-"""Every touch of vLLM's scheduler queues: park a branch that has forked, resume it, requeue it."""
+"""Every touch of vLLM's scheduler queues: park a branch that has forked, resume it, requeue it.
+
+vLLM has two: ``waiting``, and ``kv_holding_waiting``, which it drains first and, paused for new
+requests, alone. The second holds here all that has begun, whether it has blocks at the moment or has
+lost them: what runs is finished before more is started.
+"""
 
 from __future__ import annotations
 
-import contextlib
+from bisect import insort
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam.requests import forget_in_flight
 
 #: Set on a suspended request: the status that it waited with.
 _RESUMES_AS = "_forkjoin_resumes_as"
+
+
+#: Whether it holds no blocks, its priority, its arrival, its id.
+_Rank = tuple[bool, int, float, int, str]
+
+
+class BegunQueue(RequestQueue):
+    """Waiting requests that have begun: those that hold blocks first, then the most urgent, then the oldest.
+
+    One whose allocation fails ends vLLM's scan: behind it must be none that could run on blocks it has.
+    """
+
+    def __init__(self, policy: SchedulingPolicy) -> None:
+        self._by_priority = policy == SchedulingPolicy.PRIORITY
+        self._ranked: list[tuple[_Rank, Request]] = []
+
+    def _entry(self, request: Request) -> tuple[_Rank, Request]:
+        priority = request.priority if self._by_priority else 0
+        request_id = request.request_id
+        # Its length puts the threads of a family in their order: #2 before #10.
+        rank = request.num_computed_tokens == 0, priority, request.arrival_time, len(request_id), request_id
+        return rank, request
+
+    def add_request(self, request: Request) -> None:
+        """Let ``request`` wait in its turn."""
+        insort(self._ranked, self._entry(request))
+
+    def prepend_request(self, request: Request) -> None:
+        """The same: its rank says when it is its turn."""
+        self.add_request(request)
+
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        """The same for several at once."""
+        self._ranked += map(self._entry, requests)
+        self._ranked.sort()
+
+    def peek_request(self) -> Request:
+        """The first. Raises IndexError if there is none."""
+        return self._ranked[0][1]
+
+    def pop_request(self) -> Request:
+        """Take the first out. Raises IndexError if there is none."""
+        return self._ranked.pop(0)[1]
+
+    def remove_request(self, request: Request) -> None:
+        """Take ``request`` out. Raises ValueError if it does not wait here."""
+        left = [entry for entry in self._ranked if entry[1] is not request]
+        if len(left) == len(self._ranked):
+            raise ValueError(f"{request.request_id} does not wait here")
+        self._ranked = left
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        """Take those of ``requests`` out that wait here."""
+        removed = set(requests)
+        self._ranked = [entry for entry in self._ranked if entry[1] not in removed]
+
+    def __bool__(self) -> bool:
+        return bool(self._ranked)
+
+    def __len__(self) -> int:
+        return len(self._ranked)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for _, request in self._ranked)
 
 
 def park(scheduler: Any, request: Request) -> None:
@@ -52,35 +122,36 @@ def regain(scheduler: Any, request: Request, num_computed_tokens: int) -> None:
 
 
 def _unpark(scheduler: Any, request: Request, num_computed_tokens: int, status: RequestStatus) -> None:
-    dequeue(scheduler, request)
     scheduler.num_waiting_for_streaming_input -= 1
     request.num_computed_tokens = num_computed_tokens
     request.status = status
-    if num_computed_tokens:
-        scheduler._enqueue_waiting_request(request)
-    else:  # before those that have not started, as vLLM does with what it has preempted
-        scheduler.waiting.prepend_request(request)
+    requeue(scheduler, request)
 
 
 def repark(scheduler: Any, request: Request, num_computed_tokens: int) -> None:
-    """A parked ``request`` has lost its blocks (0), or has them again: it waits where such wait."""
-    dequeue(scheduler, request)
+    """A parked ``request`` has lost its blocks (0), or has them again."""
     request.num_computed_tokens = num_computed_tokens
+    requeue(scheduler, request)
+
+
+def requeue(scheduler: Any, request: Request) -> None:
+    """A waiting ``request`` waits where it belongs: vLLM puts what it preempts before all that is new."""
+    dequeue(scheduler, request)
     scheduler._enqueue_waiting_request(request)
 
 
-def start(scheduler: Any, request: Request, *, first: bool = True) -> None:
-    """Queue a new request, ``first``: before all that wait to start, to finish what runs."""
+def start(scheduler: Any, request: Request) -> None:
+    """Queue a new request of a family, before all that have not begun."""
     scheduler.requests[request.request_id] = request
-    queue = scheduler.kv_holding_waiting if first else scheduler.waiting
-    queue.add_request(request)
+    scheduler.kv_holding_waiting.add_request(request)
 
 
 def dequeue(scheduler: Any, request: Request) -> None:
     """Take ``request`` out of whichever queue it waits in."""
-    for queue in (scheduler.kv_holding_waiting, scheduler.waiting):
-        with contextlib.suppress(ValueError):  # it is in the other
-            queue.remove_request(request)
+    try:
+        scheduler.kv_holding_waiting.remove_request(request)
+    except ValueError:
+        scheduler.waiting.remove_request(request)
     scheduler.deferred_waiting.discard(request)
 
 

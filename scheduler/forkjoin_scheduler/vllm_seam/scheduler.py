@@ -18,7 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -72,8 +74,13 @@ class ForkJoinScheduler(Pacing):
             self._fenced("pace", None, self._spare_the_oldest)
             if not self._fenced("pace", None, self._pace_threads):
                 self._stop_pacing()
+        pause_state = self._pause_state
         self._door.open()
-        output = super().schedule(throttle_prefills)
+        try:
+            output = super().schedule(throttle_prefills)
+        finally:
+            self._pause_state = pause_state  # which the door may have changed for this step
+        self._fenced("admit", None, self._take_in_started)
         self._fenced("pace", None, self._step_scheduled, output)
         self._evict_failed()
         if self._live:
@@ -81,7 +88,8 @@ class ForkJoinScheduler(Pacing):
             if self._to_stitch or self._offsets:
                 self._fenced("stitch", (*self._to_stitch, *self._offsets), self._give_orders, output)
             self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
-            if self._live and not output.total_num_scheduled_tokens and not self.running:
+            is_idle = not output.total_num_scheduled_tokens and not self.running
+            if self._live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
                 self._fenced("evict", next(reversed(self._live.values())), self._relieve_kv_pressure)
         return output
 
@@ -178,24 +186,29 @@ class ForkJoinScheduler(Pacing):
 
     # ---- KV pressure -----------------------------------------------------------------------
 
+    def _turn(self, request: Request) -> tuple[int, float]:
+        """Whose turn it is to run: the more urgent first, where the policy is by priority, then the older."""
+        by_priority = self.policy == SchedulingPolicy.PRIORITY
+        return request.priority if by_priority else 0, request.arrival_time
+
     def _spare_the_oldest(self) -> None:
-        """Let whoever vLLM preempts first, the last in its list, be of the youngest family.
+        """Let whoever vLLM preempts first, the last in its list, be of the family whose turn comes last.
 
         What runs is to be finished; a thread of an old family may have started a moment ago.
         """
         if kv.num_free_blocks(self.kv_cache_manager) < len(self.running):
-            self.running.sort(key=lambda request: request.arrival_time)
+            self.running.sort(key=self._turn)
 
     def _relieve_kv_pressure(self) -> None:
         """Nothing runs and nothing could be started: take back a family's blocks.
 
         What waits with blocks is no victim of vLLM's preemption, so a pool full of them would wait
-        for ever. The youngest gives way; what it shared is computed anew.
+        for ever. The one whose turn comes last gives way; what it shared is computed anew.
         """
         holding = [live for live in self._live.values() if self._holders(live) or live.held or live.jobs]
         if holding:
-            youngest = max(holding, key=lambda live: live.request.arrival_time)
-            self._fenced("evict", youngest, self._evict, youngest)
+            last = max(holding, key=lambda live: self._turn(live.request))
+            self._fenced("evict", last, self._evict, last)
         else:
             self._restore_evicted()
 
@@ -220,13 +233,13 @@ class ForkJoinScheduler(Pacing):
         self._release_held(live, list(live.held))
 
     def _restore_evicted(self) -> None:
-        """Let the oldest evicted family have its KV again.
+        """Let the evicted family whose turn comes first have its KV again.
 
         Not before another has ended, or none holds blocks: two that take each other's blocks would
         do so for ever.
         """
         self._evicted = [live for live in self._evicted if live.family.request_id in self._live]
         if self._evicted:
-            oldest = min(self._evicted, key=lambda live: live.request.arrival_time)
-            self._evicted.remove(oldest)
-            self._fenced("restore", oldest, self._regain_family, oldest)
+            first = min(self._evicted, key=lambda live: self._turn(live.request))
+            self._evicted.remove(first)
+            self._fenced("restore", first, self._regain_family, first)

@@ -150,6 +150,11 @@ class Stitching(Jobs):
             self._contain("preempt", error, request)
             is_lost = True
         super()._preempt_request(request, timestamp, drop_stale_output or is_lost)
+        try:
+            if self._spoken is not None:
+                queues.requeue(self, request)
+        except Exception as error:
+            self._contain("preempt", error, request)
         if is_lost:
             self._lost.append(request)
 

@@ -1,0 +1,75 @@
+"""What requests that wait for room cost the scheduler a step: ``python -m forkjoin_bench.waiting_cost``.
+
+So many requests wait while few families decode. Measured is the CPU time of ``schedule`` and
+``update_from_output``, without a model, under each scheduling policy of vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+from typing import Any
+
+from forkjoin_bench.scheduler_cost import BLOCK_SIZE, Fed, without_model
+from forkjoin_bench.script import Compiler
+from forkjoin_bench.tables import table
+from forkjoin_bench.traces import Author, Family
+from forkjoin_bench.words import Words
+from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
+from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.vllm_seam import tokenizer_of
+
+POLICIES = "fcfs", "priority"
+NUM_STEPS, WARM_UP = 200, 20
+
+
+def make_scheduler(policy: str) -> Fed:
+    """With room for a few families only."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+
+    settings = Settings(dialect=load("threadweaver"), limits=UNLIMITED)
+    args = EngineArgs(
+        model=str(EMBEDDED_MODEL),
+        block_size=BLOCK_SIZE,
+        max_num_seqs=64,
+        scheduling_policy=policy,
+        additional_config={KEY: settings.model_dump(mode="json")},
+    )
+    return Fed(*without_model(ForkJoinScheduler, args.create_engine_config(), 200))
+
+
+def measure(policy: str, num_waiting: int) -> float:
+    """The median of the steps, in seconds."""
+    tokenizer = tokenizer_of(str(EMBEDDED_MODEL))
+    compiler, author = Compiler(tokenizer), Author(Words(tokenizer), "waiting")
+    fed = make_scheduler(policy)
+    body: tuple[Any, ...] = (author.text(4), author.fork([NUM_STEPS + 100] * 4), author.text(2))
+    compiled = compiler.compile(Family("f", author.text(64), body))
+    for i in range(num_waiting + 2):
+        fed.ask(compiled, request_id=f"f{i}")
+    gc.collect()
+    gc.disable()  # its pauses are the process's, not a step's
+    seconds = [fed.step()[1] for _ in range(NUM_STEPS)]
+    gc.enable()
+    return statistics.median(seconds[WARM_UP:])
+
+
+def main() -> None:
+    """Measure, print."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--waiting", type=int, nargs="+", default=(0, 200, 2000))
+    args = parser.parse_args()
+    rows = [[policy, *(f"{1e6 * measure(policy, n):.0f}" for n in args.waiting)] for policy in POLICIES]
+    print("CPU microseconds of the scheduler a step, by requests that wait:\n")
+    print(table(["", *map(str, args.waiting)], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What has begun goes before what has not, and the accounts match the pool: the scheduler, no model."""
+
+from __future__ import annotations
+
+import pytest
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.engine import FinishReason
+
+from forkjoin_scheduler.dialect import JoinKind
+from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.family import BranchState
+from forkjoin_scheduler.policy.door import LOOKED_AT
+from forkjoin_scheduler.vllm_seam import kv
+from tests.engine.accounts import check_begun_first
+from tests.engine.fed import Scripted
+
+pytestmark = pytest.mark.engine
+
+
+def fork(fed, *lengths):
+    return fed.author.fork(list(lengths))
+
+
+def crowd(fed, num=80, by_priority=False):
+    """Families of three threads, more than there are slots and blocks for, the last the most urgent."""
+    for i in range(num):
+        fed.add(f"r{i}", 2, fork(fed, 24, 20, 16), 24, priority=-i if by_priority else 0)
+
+
+POLICIES = pytest.mark.parametrize("policy", ["fcfs", "priority"])
+
+
+@POLICIES
+def test_what_has_joined_and_is_evicted_stands_before_all_that_has_not_begun(policy):
+    fed = Scripted(num_blocks=100, max_num_seqs=3, policy=policy)
+    crowd(fed, by_priority=policy == "priority")
+    fed.step_until(lambda: any(e["type"] == "joined" for e in fed.events))
+    begun = set(fed.scheduler._admitted)
+    fed.scheduler.reset_prefix_cache(reset_running_requests=True)
+    check_begun_first(fed.scheduler)
+    fed.step()
+    assert {i.split("#")[0] for i in fed.step().num_scheduled_tokens} <= begun
+    ended = fed.drain(until=len(begun))
+    assert set(ended[: len(begun)]) == begun
+
+
+@POLICIES
+def test_families_evicted_again_and_again_are_all_finished(policy):
+    fed = Scripted(num_blocks=60, max_num_seqs=3, policy=policy)
+    crowd(fed, 12, by_priority=policy == "priority")
+    scheduler, num_steps = fed.scheduler, 0
+    while scheduler.requests:
+        num_steps += 1
+        if num_steps % 37 == 0:
+            for live in list(scheduler._live.values()):
+                scheduler._evict(live)
+        if num_steps % 101 == 0:
+            scheduler.reset_prefix_cache(reset_running_requests=True)
+        fed.step()
+        assert num_steps < 5000, fed.state()
+    assert all(outputs[-1].finished for outputs in fed.outputs.values())
+
+
+def is_parked(fed, name):
+    live = fed.scheduler._live.get(name)
+    return live is not None and live.family.root.state is BranchState.PARKED
+
+
+def holds_blocks(fed, name):
+    return kv.has_blocks(fed.scheduler.kv_cache_manager, fed.scheduler.requests[name])
+
+
+@pytest.mark.parametrize(("policy", "gives_way"), [("priority", "old"), ("fcfs", "young")])
+def test_the_least_urgent_family_gives_way_first_then_the_youngest(policy, gives_way):
+    fed = Scripted(policy=policy, admission="greedy")
+    fed.add("old", 2, fork(fed, 90, 90), 4, priority=7)
+    fed.add("young", 2, fork(fed, 90, 90), 4, priority=3)
+    fed.step_until(lambda: is_parked(fed, "old") and is_parked(fed, "young"))
+    fed.scheduler._relieve_kv_pressure()
+    assert [n for n in ("old", "young") if not holds_blocks(fed, n)] == [gives_way]
+    fed.drain()
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_threads_give_way_in_the_order_of_their_families(policy):
+    fed = Scripted(num_blocks=30, policy=policy, admission="greedy")
+    urgent, other = ("young", "old") if policy == "priority" else ("old", "young")
+    fed.add("old", 2, fork(fed, 90, 90), 4, priority=7)
+    fed.add("young", 2, fork(fed, 90, 90), 4, priority=3)
+    assert fed.drain() == [urgent, other]
+
+
+def test_no_more_waiting_requests_are_looked_at_than_the_door_needs():
+    for policy in ("fcfs", "priority"):
+        fed = Scripted(num_blocks=100, max_num_seqs=3, policy=policy)
+        crowd(fed, 300)
+        looked_at = []
+        asked = fed.scheduler._handle_blocked_waiting_request
+        fed.scheduler._handle_blocked_waiting_request = lambda r: looked_at.append(r) or asked(r)  # noqa: B023
+        for _ in range(20):
+            looked_at.clear()
+            fed.step()
+            assert len(looked_at) <= LOOKED_AT + 10
+
+
+# ---- pauses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parent", ["parked", "resumed"])
+def test_a_pause_that_waits_is_over_when_every_family_that_has_begun_is_done(parent):
+    fed = Scripted(max_num_seqs=3)
+    fed.add("r0", 2, fork(fed, 30, 40), 12)
+    scheduler = fed.scheduler
+    fed.step_until(lambda: is_parked(fed, "r0"))
+    if parent == "resumed":
+        fed.step_until(lambda: any(e["type"] == "joined" for e in fed.events))
+    scheduler._evict(scheduler._live["r0"])  # it has no token with KV now, and waits
+    fed.add("r1", 4)
+    scheduler.set_pause_state(PauseState.PAUSED_NEW)
+    for _ in range(200):
+        if not scheduler.has_unfinished_requests():
+            break
+        assert scheduler._live
+        fed.step()
+    assert fed.outputs["r0"][-1].finish_reason is FinishReason.STOP
+    assert not fed.outputs["r1"]
+    scheduler.set_pause_state(PauseState.UNPAUSED)
+    assert fed.drain() == ["r1"]
+
+
+def test_a_pause_of_all_runs_nothing_and_takes_nobodys_blocks():
+    fed = Scripted()
+    fed.add("r0", 2, fork(fed, 30, 40), 12)
+    fed.step_until(lambda: is_parked(fed, "r0"))
+    fed.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    assert not fed.scheduler.has_unfinished_requests()
+    for _ in range(3):
+        assert not fed.step().num_scheduled_tokens
+    assert holds_blocks(fed, "r0")
+    fed.scheduler.set_pause_state(PauseState.UNPAUSED)
+    assert fed.drain() == ["r0"]
+
+
+def test_a_family_of_which_nothing_is_left_but_what_is_suspended_is_unfinished():
+    published = load("threadweaver")
+    stitched = published.join.model_copy(update={"kind": JoinKind.STITCH})
+    fed = Scripted(dialect=published.model_copy(update={"join": stitched}))
+    fed.add("r0", 40)
+    fed.step()
+    live, _ = fed.scheduler._branch_of(fed.scheduler.requests["r0"])
+    fed.scheduler._evict(live)
+    assert not fed.scheduler.running
+    assert fed.scheduler.has_unfinished_requests()
+    assert fed.drain() == ["r0"]
