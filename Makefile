@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test test-all fuzz check lint docs train bench metrics-page
+.PHONY: help install install-dev serve test test-all fuzz soak check lint docs train bench metrics-page
 
 export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
@@ -34,6 +34,9 @@ lint: install-dev  ## formatter, linter, type checker
 
 docs: install-dev  ## build the docs site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+soak: install-dev  ## mixed traffic with faults on the real server, for 20 minutes (MINUTES=2)
+	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(ARGS)
 
 fuzz: install-dev  ## a million random inputs (ARGS="--guided sequences" for those that coverage guides)
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -48,6 +48,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_stitched_pressure.py": Later(
         Tier.CI, "test_random puts stitched joins under pressure too"
     ),
+    "tests/engine/test_pressure.py::test_under_kv_and_slot_pressure_the_answers_are_exact[joins_ahead]": Later(
+        Tier.CI, "50 s; the first tier has the case of joins at once"
+    ),
     # Servers of their own; test_api and its neighbours share one.
     "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
     "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),
@@ -57,6 +60,7 @@ LATER: dict[str, Later] = {
     "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
     "tests/server/test_start.py": Later(Tier.CI, "seven starts of vLLM that are refused"),
     "tests/server/test_doctor.py": Later(Tier.CI, "four starts of vLLM's configuration"),
+    "tests/soak/test_soak.py": Later(Tier.CI, "two minutes of load on a server of its own"),
     "tests/bench/test_smoke.py": Later(Tier.CI, "a server, an engine and a load"),
     "tests/deploy/test_live_metrics.py": Later(Tier.CI, "a server and a Prometheus that scrapes it"),
     "tests/tooling/test_smollm2.py": Later(Tier.CI, "converts a model of 135 M parameters"),

@@ -14,7 +14,7 @@ from tests.tiers import Tier
 pytestmark = pytest.mark.engine
 
 #: Of each dialect and kind.
-NUM_SEEDS = {Tier.FIRST: 4, Tier.CI: 35, Tier.ALL: 35}
+NUM_SEEDS = {Tier.FIRST: 15, Tier.CI: 35, Tier.ALL: 35}
 
 
 @pytest.fixture(scope="module")

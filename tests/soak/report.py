@@ -1,0 +1,134 @@
+"""What the soak found: printed as tables, and checked. Each fault that it finds is a sentence."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.soak.outcome import How, Outcome
+from tests.soak.watch import Watch, growth
+
+#: What of a server's gauges must be 0 when nothing is asked of it.
+IDLE = (
+    "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "forkjoin:threads_running",
+)  # fmt: skip
+#: vLLM's logger of requests that are not valid.
+VALIDATION = "vllm.entrypoints.serve.exception_handling.handlers.validation"
+#: What a process may grow by after the warm-up, in MiB, whatever the time: allocators keep what they once had.
+MOST_GROWTH_MIB = 32
+#: And per hour, beyond that.
+MOST_GROWTH_MIB_PER_HOUR = 64
+#: Descriptors that an idle server may have beside those that it had before: connections that are being closed.
+MOST_NEW_FDS = 4
+#: How much slower the last third may be than the first, by the median.
+MOST_SLOWER = 2.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that the report is made of."""
+
+    outcomes: Sequence[Outcome]
+    num_sent: int
+    num_compared: int
+    faults: Mapping[str, int]
+    watch: Watch
+    fds_before: Mapping[str, int]
+    fds_after: Mapping[str, int]
+    idle: Mapping[str, float]
+    log: str
+    seconds: float
+    #: Whether the log went on after nobody had read it for a while.
+    logs_again: bool = True
+
+
+def problems(found: Found) -> list[str]:
+    """What is not as it must be; empty: all is well."""
+    counts = Counter(o.how for o in found.outcomes)
+    said = [f"{o.kind}: {o.note}" for o in found.outcomes if o.how is How.FAILED]
+    if found.num_sent != len(found.outcomes) or found.num_sent != sum(counts.values()):
+        said.append(f"{found.num_sent} requests were sent and {len(found.outcomes)} ended")
+    said += [
+        f"no request was {how.value}" for how in (How.FINISHED, How.REFUSED, How.CANCELLED) if not counts[how]
+    ]
+    said += [f"no fault was injected: {name}" for name, count in found.faults.items() if not count]
+    if not found.logs_again:
+        said.append("nothing was logged any more once nobody had read the log for a while")
+    if not found.num_compared:
+        said.append("no answer was compared")
+    said += _leaks(found)
+    said += [f"{name} is {value} on the idle server" for name, value in found.idle.items() if value]
+    said += [
+        f"the log has a traceback: {line[:300]}"
+        for line in found.log.splitlines()
+        if "Traceback (most" in line
+    ]
+    return said + _slower(found.outcomes)
+
+
+def _leaks(found: Found) -> list[str]:
+    allowed = MOST_GROWTH_MIB + MOST_GROWTH_MIB_PER_HOUR * found.seconds / 3600
+    said = []
+    for name in found.watch.processes:
+        grown = growth(found.watch.memory(name))
+        if grown > allowed:
+            said.append(
+                f"{name}: memory grew by {grown:.0f} MiB after the warm-up, {allowed:.0f} are allowed"
+            )
+        more = found.fds_after[name] - found.fds_before[name]
+        if more > MOST_NEW_FDS:
+            said.append(f"{name}: {more} more file descriptors than before")
+    return said
+
+
+def _slower(outcomes: Sequence[Outcome]) -> list[str]:
+    known = [o.seconds for o in outcomes if o.kind == "known" and o.how is How.FINISHED]
+    third = len(known) // 3
+    if third < 10:
+        return []
+    first, last = statistics.median(known[:third]), statistics.median(known[-third:])
+    return (
+        [f"known answers took {first:.1f} s at first and {last:.1f} s at last"]
+        if last > MOST_SLOWER * first
+        else []
+    )
+
+
+def table(found: Found) -> str:
+    """What was sent and how it ended, what each process took, how long answers took."""
+    ways = list(How)
+    lines = [
+        f"| kind | sent | {' | '.join(h.value for h in ways)} | p50 s | p99 s |",
+        "|---|" + "---|" * (len(ways) + 3),
+    ]
+    kinds = dict.fromkeys(o.kind for o in found.outcomes)
+    for kind in [*sorted(kinds), None]:
+        mine = [o for o in found.outcomes if kind in (o.kind, None)]
+        counts = Counter(o.how for o in mine)
+        seconds = sorted(o.seconds for o in mine if o.how is How.FINISHED) or [0.0]
+        columns = [
+            kind or "all",
+            len(mine),
+            *(counts[h] for h in ways),
+            _quantile(seconds, 0.5),
+            _quantile(seconds, 0.99),
+        ]
+        lines.append(f"| {' | '.join(map(str, columns))} |")
+    lines += [
+        "",
+        "| process | MiB at first | MiB at last | growth (line) | descriptors before | after |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in found.watch.processes:
+        memory = found.watch.memory(name)
+        fds = f"{found.fds_before[name]} | {found.fds_after[name]}"
+        lines.append(f"| {name} | {memory[0][1]:.0f} | {memory[-1][1]:.0f} | {growth(memory):+.1f} | {fds} |")
+    faults = ", ".join(f"{name}: {count}" for name, count in found.faults.items())
+    lines += ["", f"{found.seconds:.0f} s; answers compared: {found.num_compared}; faults: {faults}"]
+    return "\n".join(lines)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> str:
+    return f"{ordered[min(int(share * len(ordered)), len(ordered) - 1)]:.1f}"
