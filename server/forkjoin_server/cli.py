@@ -22,10 +22,12 @@ from forkjoin_server.fit import found
 from forkjoin_server.flags import add_flags
 from forkjoin_server.in_flight import shared_with_children
 from forkjoin_server.interrupts import killing, leave_to_the_parent
+from forkjoin_server.output import never_fail
 
 if multiprocessing.current_process().name != "MainProcess":  # spawned by it: imports its main module first
     leave_to_the_parent()
     ignore_sighup()
+    never_fail()
 
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
        forkjoin doctor [--json] [the flags of serve]
@@ -79,6 +81,7 @@ def serve(argv: list[str]) -> None:
     """
     from forkjoin_server.vllm_seam import check_version, log_as, run_serve
 
+    never_fail()
     with killing():
         _help_first(argv)
         starts_as_json = logs.wants_json(argv)

@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Any
 
 from forkjoin_scheduler.feed import key_in
+from forkjoin_server.output import Output
 
 FLAG = "--log-format"
 
@@ -171,12 +172,27 @@ def _printed(text: str) -> list[str]:
 
 
 def relay() -> None:
-    """Make JSON of standard input, line by line, until nobody can write to it any more."""
+    """Make JSON of standard input, line by line, until nobody can write to it any more.
+
+    What standard output does not take is lost, and said once it takes something again.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # which a terminal sends to us, too
+    output, num_lost = Output(1), 0
     for line in sys.stdin.buffer:
         for text in as_json(line):
-            print(text, flush=True)
+            if num_lost and output.write(_encoded(_lost(num_lost))):
+                num_lost = 0
+            num_lost += not output.write(_encoded(text))
+
+
+def _lost(num_lines: int) -> str:
+    message = f"{num_lines} lines before this one were lost: they could not be written"
+    return json.dumps(_entry(datetime.now(UTC).timestamp(), "WARNING", "printed", message, None, None))
+
+
+def _encoded(text: str) -> bytes:
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 if __name__ == "__main__":
