@@ -22,9 +22,11 @@ from forkjoin_server.fit import found
 from forkjoin_server.flags import add_flags
 from forkjoin_server.in_flight import shared_with_children
 from forkjoin_server.interrupts import killing, leave_to_the_parent
+from forkjoin_server.orphans import die_with_the_parent
 from forkjoin_server.output import never_fail
 
 if multiprocessing.current_process().name != "MainProcess":  # spawned by it: imports its main module first
+    die_with_the_parent()
     leave_to_the_parent()
     ignore_sighup()
     never_fail()
