@@ -11,14 +11,19 @@ import torch
 
 
 def register() -> None:
-    """Put our OutputProcessor in the place of vLLM's, keep secrets out of its logs, and ask for AMX."""
+    """Put our OutputProcessor in the place of vLLM's, keep secrets out of its logs, and ask for AMX.
+
+    A process of the engine ends with the threads that it can't do without.
+    """
     import vllm.v1.engine.async_llm as async_llm
 
     from forkjoin_scheduler.redact import hide_in_logs
     from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+    from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
     hide_in_logs()
+    end_with_vital_threads()
     _allow_amx()
 
 
