@@ -27,6 +27,7 @@ from forkjoin_server.access.entrance import Entrance
 from forkjoin_server.access.guard import NotAllowed, refuse, route_path
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
+from forkjoin_server.hangup import Receive, noticing
 from forkjoin_server.lifecycle import Cut, Lifecycle
 from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
@@ -37,7 +38,6 @@ from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.vllm_seam import without_authentication
 from forkjoin_server.weaver import Message, Presenter, Send, Unseen, Weaver
 
-Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
@@ -167,7 +167,7 @@ class Bodies:
         try:
             await self.app(
                 scope,
-                _replay(data, receive),
+                _replay(data, noticing(receive, _request_id(scope))),
                 weaver.send,
             )
         finally:

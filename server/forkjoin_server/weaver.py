@@ -124,8 +124,9 @@ class Weaver:
         if self._start is not None and self._start["status"] == 200 and self.log.has_news:
             self.log.cut_open()
             response = json.loads(body)
-            told = marked(response) if has_injected(body) else response
-            body = json.dumps(self.presenter.whole(self._corrected(told))).encode()
+            if isinstance(response, dict):  # or null, to a client that has hung up
+                told = marked(response) if has_injected(body) else response
+                body = json.dumps(self.presenter.whole(self._corrected(told))).encode()
         start = self._start or {"type": "http.response.start", "status": 500, "headers": []}
         start["headers"] = [
             (k, str(len(body)).encode() if k.lower() == b"content-length" else v) for k, v in start["headers"]

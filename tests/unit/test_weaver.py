@@ -172,3 +172,9 @@ def test_an_error_of_vllm_is_not_corrected():
     message = {"type": "http.response.body", "body": b'{"error":  1}'}
     sent = _weave([START | {"status": 500}, message], [[], [FORKED, ENDED]])
     assert sent[1]["body"] == b'{"error":  1}'
+
+
+def test_the_null_of_a_request_whose_client_has_hung_up_passes_as_it_is():
+    null = {"type": "http.response.body", "body": b"null"}
+    for present in (ChatThreads, ResponseThreads, _unseen):
+        assert _weave([START, null], [[], [FORKED]], present) == [START, null]
