@@ -54,6 +54,7 @@ LATER: dict[str, Later] = {
     # Servers of their own; test_api and its neighbours share one.
     "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
     "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),
+    "tests/server/test_liveness.py": Later(Tier.CI, "five servers"),
     "tests/server/test_observability.py": Later(Tier.CI, "a server that exports traces"),
     "tests/server/test_observability_scaled.py": Later(Tier.CI, "two API servers that export traces"),
     "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),

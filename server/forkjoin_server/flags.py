@@ -19,6 +19,7 @@ from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import logs
 from forkjoin_server.access import keys
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
+from forkjoin_server.engine_watch import WatchSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -28,7 +29,7 @@ MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
 #: Settings with a flag of their own; the others come from the dialect and the limits.
 _SETTINGS = tuple(n for n, field in Settings.model_fields.items() if field.description)
 #: What the front end keeps for itself, whatever the dialect.
-_FRONT_END: tuple[type[BaseModel], ...] = (AccessSettings, OverloadSettings)
+_FRONT_END: tuple[type[BaseModel], ...] = (AccessSettings, OverloadSettings, WatchSettings)
 
 
 def add_flags(parser: Any) -> None:
@@ -107,6 +108,7 @@ def configure(args: argparse.Namespace) -> None:
     for model in _FRONT_END:
         for name, value in given(args, model).model_dump().items():
             setattr(args, _dest(name), value)
+    given(args, WatchSettings).check()
     if (path := getattr(args, _dest("api_key_file"))) is not None:
         keys.read(path)
     limits, more = _given(args, Limits), _given(args, Settings)

@@ -33,7 +33,7 @@ from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
 from forkjoin_server.request import DEFAULTS, count_answers, count_branches, prepare
 from forkjoin_server.responses import ResponseThreads
-from forkjoin_server.routes import GENERATING, PATHS, RESPONSES, STORED, route_of
+from forkjoin_server.routes import GENERATING, HEALTH, PATHS, RESPONSES, STORED, route_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.vllm_seam import without_authentication
 from forkjoin_server.weaver import Message, Presenter, Send, Unseen, Weaver
@@ -78,8 +78,11 @@ class ForkJoinMiddleware:
             return
         path = route_path(scope)
         if path == "/ready":
-            ready = await self.lifecycle.is_ready(scope["app"].state)
-            await answers.respond(send, 200 if ready else 503, {"ready": ready})
+            reason = self.lifecycle.not_ready(scope["app"].state)
+            body: Json = {"ready": True} if reason is None else {"ready": False, "reason": reason}
+            await answers.respond(send, 200 if reason is None else 503, body)
+        elif path in HEALTH and (reason := self.lifecycle.unhealthy(scope["app"].state)) is not None:
+            await answers.respond(send, 503, {"reason": reason})
         elif scope["method"] != "POST" and not path.startswith(STORED):
             await self.app(scope, receive, send)
         elif scope["method"] == "POST" and self.lifecycle.is_draining:

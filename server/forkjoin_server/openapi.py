@@ -53,8 +53,13 @@ _THREAD: Json = {
 _READY: Json = {
     "get": {
         "summary": "Ready",
-        "description": "Whether the engine answers and no drain has begun.",
-        "responses": {"200": {"description": "Ready"}, "503": {"description": "Starting or draining"}},
+        "description": "Whether the engine has answered within `--ready-timeout` and no drain has begun.",
+        "responses": {
+            "200": {"description": "Ready"},
+            "503": {
+                "description": "Starting, draining, or without an engine that answers: `reason` says which"
+            },
+        },
     }
 }
 

@@ -21,6 +21,8 @@ INVOCATIONS = "/invocations"
 TOKENS = "/inference/v1/generate"
 #: Where a request becomes work for the engine: refused before anything of it is read, where too much waits.
 GENERATING = (*PATHS, INVOCATIONS, TOKENS)
+#: Whether the server should be started again. The second is SageMaker's name for the first.
+HEALTH = ("/health", "/ping")
 
 
 def route_of(path: str, body: Json) -> str | None:

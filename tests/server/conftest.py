@@ -67,7 +67,12 @@ def starting_server(
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                pytest.fail(f"SIGTERM did not end the server in 60 s:\n{log.read_text()[-4000:]}")
+                pytest.fail(f"SIGTERM did not end the server in 60 s:\n{_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    """The last lines of a log, if it is a file."""
+    return log.read_text()[-4000:] if log.is_file() else f"it logs to {log}"
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +91,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
         except httpx.TransportError:
             pass
         time.sleep(0.5)
-    pytest.fail(f"the server did not get ready:\n{log.read_text()[-4000:]}")
+    pytest.fail(f"the server did not get ready:\n{_end_of(log)}")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,8 @@ class Turnstile:
     flags = ("--logits-processors", "tests.server.turnstile_in_engine:WaitsAtTurnstile")
 
     def __init__(self, path: Path) -> None:
-        self.env = {VARIABLE: str(path), "PYTHONPATH": str(Path(__file__).parents[2])}
+        root, others = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
+        self.env = {VARIABLE: str(path), "PYTHONPATH": os.pathsep.join(filter(None, (root, others)))}
         self._path = path
         self._num_allowed = 0
         write(path, OPEN)

@@ -11,7 +11,7 @@ from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.cli import main, serve_args
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.configuration import EMBEDDED_MODEL, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +163,27 @@ def test_how_requests_and_threads_are_scheduled_is_the_users_to_say():
 def test_scheduling_that_cannot_be_is_refused_in_a_sentence(given, sentence):
     with pytest.raises(UsageError, match=sentence):
         serve_args(["m", *given])
+
+
+def test_how_long_an_engine_may_be_silent_is_the_users_to_say():
+    for given, limits in (([], (15, 120)), (["--ready-timeout", "2.5", "--health-timeout", "9"], (2.5, 9))):
+        args = serve_args(["m", *given])
+        assert (args.forkjoin_ready_timeout, args.forkjoin_health_timeout) == limits
+
+
+def test_a_server_is_not_started_again_before_it_gets_no_requests():
+    with pytest.raises(
+        UsageError, match="--health-timeout: expected at least the --ready-timeout, 15 s, got 9 s"
+    ):
+        serve_args(["m", "--health-timeout", "9"])
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "inf", "nan", "soon"])
+def test_a_silence_that_never_ends_is_refused(text):
+    with pytest.raises((UsageError, SystemExit), match=r"2|--ready-timeout"):
+        serve_args(["m", "--ready-timeout", text])
+    with pytest.raises(UsageError, match="FORKJOIN_READY_TIMEOUT"):
+        resolve([], {"FORKJOIN_READY_TIMEOUT": text})
 
 
 @pytest.mark.parametrize(("given", "seconds"), [([], 30), (["--shutdown-timeout", "5"], 5)])

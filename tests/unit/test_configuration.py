@@ -221,6 +221,8 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "max-queued-threads": ("8192", "default"),
         "max-queued-work": ("4194304", "default"),
         "client-stall-s": ("60", "default"),
+        "ready-timeout": ("15", "default"),
+        "health-timeout": ("120", "default"),
         "port": ("1025", f"file {path}"),
         "seed": ("8", "flag"),
     }
