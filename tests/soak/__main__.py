@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20, help="how long (20)")
     parser.add_argument("--seed", type=int, default=0, help="of what chance picks (0)")
     given = parser.parse_args()
+    # So that whoever ends this ends the server, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as (address, first, log):
         found = asyncio.run(soak(address, first, log, given.minutes * 60, random.Random(given.seed)))
     problems = report.problems(found)
