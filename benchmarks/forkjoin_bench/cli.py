@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from forkjoin_bench import scheduler_cost
+    from forkjoin_bench import overload, scheduler_cost
     from forkjoin_bench.models import MODELS
     from forkjoin_bench.scenarios import DEFAULT, MAKERS
 
@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     scheduler = commands.add_parser("scheduler", help="what the scheduler costs a step, without a model")
     scheduler_cost.add_arguments(scheduler)
     scheduler.set_defaults(run=scheduler_cost.main)
+
+    overloaded = commands.add_parser("overload", help="far more at once than there is room for")
+    overload.add_arguments(overloaded)
+    overloaded.set_defaults(run=overload.main)
 
     targets = commands.add_parser("targets", help="each target: measured, met or not")
     targets.add_argument("results", type=Path, nargs="+", metavar="JSON")

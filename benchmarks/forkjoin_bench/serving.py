@@ -6,7 +6,6 @@ this project runs in the latter but what records and what forces tokens.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 FORKJOIN_SCHEDULER = "forkjoin_bench.recording.RecordedForkJoin"
@@ -38,18 +37,9 @@ def _serve_forkjoin(argv: list[str]) -> None:
 
 
 def _serve_stock(argv: list[str]) -> None:
-    # vLLM's own main asks for a distribution named vllm, which the CPU build is not.
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from forkjoin_bench.stock import serve
 
-    cli_env_setup()
-    parser = FlexibleArgumentParser(prog="vllm")
-    command = ServeSubcommand()
-    command.subparser_init(parser.add_subparsers(dest="subparser"))
-    args: argparse.Namespace = parser.parse_args(["serve", *argv, "--scheduler-cls", STOCK_SCHEDULER])
-    command.validate(args)
-    command.cmd(args)
+    serve([*argv, "--scheduler-cls", STOCK_SCHEDULER])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""``python -m forkjoin_bench.stock serve ARGS``: ``vllm serve ARGS``, without anything of this project.
+
+vLLM's own ``main`` asks for a distribution named ``vllm``, which the CPU build is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def serve(argv: list[str]) -> None:
+    """Serve until SIGTERM."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(prog="vllm")
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    args: argparse.Namespace = parser.parse_args(["serve", *argv])
+    command.validate(args)
+    command.cmd(args)
+
+
+if __name__ == "__main__":
+    os.environ["VLLM_PLUGINS"] = ""  # ours is one
+    serve(sys.argv[2:])
