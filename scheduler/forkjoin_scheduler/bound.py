@@ -10,7 +10,7 @@ from functools import cached_property
 from forkjoin_scheduler.dialect import Dialect, ForkAt, Tokenizer
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.fork import ThreadPlan, read_outlines
-from forkjoin_scheduler.patterns import fill
+from forkjoin_scheduler.patterns import Match, fill, find_all
 
 #: Tokens at the end of a text in which a tag is looked for, where tags are text.
 WINDOW_TOKENS = 48
@@ -55,8 +55,8 @@ class BoundDialect:
         text = self.tokenizer.decode(list(token_ids))
         trigger = self.dialect.trigger
         if trigger is not None:
-            pattern = re.escape(trigger) if self.dialect.tags_are == "tokens" else f"(?:{trigger})"
-            return re.search(rf"{pattern}\s*\Z", text) is not None
+            found = find_all(re.escape(trigger) if self.dialect.tags_are == "tokens" else trigger, text)
+            return bool(found) and not text[found[-1].end() :].strip()
         return self.dialect.outline is not None and bool(read_outlines(self.dialect.outline, text))
 
     def asked_for(self, token_ids: Sequence[int]) -> str | None:
@@ -88,11 +88,11 @@ class BoundDialect:
             return False
         return self._completes(re.escape(plan.end), token_ids) is not None
 
-    def _completes(self, pattern: str, token_ids: Sequence[int]) -> re.Match[str] | None:
+    def _completes(self, pattern: str, token_ids: Sequence[int]) -> Match | None:
         """A match of ``pattern`` in the text of ``token_ids`` that ends in its last token."""
         tail = list(token_ids[-WINDOW_TOKENS:])
         before = len(self.tokenizer.decode(tail[:-1]))
-        matches = re.finditer(pattern, self.tokenizer.decode(tail))
+        matches = find_all(pattern, self.tokenizer.decode(tail))
         return next((m for m in matches if m.end() > before), None)
 
 

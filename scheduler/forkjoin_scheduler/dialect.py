@@ -21,6 +21,7 @@ from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.patterns import (
     BRACES,
     TURNS,
+    LinearRegex,
     NonEmpty,
     Regex,
     Template,
@@ -189,7 +190,7 @@ class Join(_Strict):
     ask: Annotated[str, AfterValidator(_asks)] | None = Field(
         default=None, description="on_demand: regex of the text that asks for a thread, with a group 'number'"
     )
-    result: Regex | None = Field(
+    result: LinearRegex | None = Field(
         default=None, description="vote: regex whose last match in a thread (group 'result') is its vote"
     )
     newlines: int = Field(

@@ -11,23 +11,22 @@ from forkjoin_scheduler.dialect import (
     Policies,
     Policy,
     Thread,
-    Tokenizer,
 )
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
-from forkjoin_scheduler.options import RequestOptions
+from forkjoin_scheduler.options import CompiledOptions
 
 #: A branch that runs out of tokens is left as it is; the others are worth having.
 _POLICIES = Policies(thread_eos=Policy.CLOSE_THREAD, thread_length=Policy.CLOSE_THREAD)
 
 
-def explicit_dialect(options: RequestOptions, limits: Limits) -> Dialect:
+def explicit_dialect(options: CompiledOptions, limits: Limits) -> Dialect:
     """How a request forks that names its branches, or wants the best of N."""
     if options.best_of is not None:
         name, width, join = "best_of", options.best_of, Join(kind=JoinKind.VOTE, result=options.vote)
     else:
         assert options.branches is not None
         name, width = "branches", len(options.branches)
-        join = Join(kind=JoinKind.FINISH) if options.closing is None else Join(text=options.closing)
+        join = Join() if options.closing is not None else Join(kind=JoinKind.FINISH)
     return Dialect(
         name=name,
         source="the request",
@@ -40,7 +39,7 @@ def explicit_dialect(options: RequestOptions, limits: Limits) -> Dialect:
     )
 
 
-def explicit_plan(options: RequestOptions, tokenizer: Tokenizer) -> ForkPlan:
+def explicit_plan(options: CompiledOptions) -> ForkPlan:
     """The threads that the request asks for."""
     if options.branches is None:
         return ForkPlan(
@@ -48,6 +47,6 @@ def explicit_plan(options: RequestOptions, tokenizer: Tokenizer) -> ForkPlan:
         )
     threads = []
     for number, branch in enumerate(options.branches, 1):
-        header = tuple(tokenizer.encode(branch.text or f"{branch.title}\n"))
+        header = tuple(branch.token_ids)
         threads.append(ThreadPlan(str(number), branch.title, header, header))
     return ForkPlan(tuple(threads), 0)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import regex
-
 from forkjoin_scheduler.assembly import RULES
 from forkjoin_scheduler.dialect import Context, Dialect, Limits, Outline, Policy, Tokenizer
-from forkjoin_scheduler.patterns import fill, find_all
+from forkjoin_scheduler.patterns import Match, fill, find_all
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def read_outlines(outline: Outline, text: str) -> list[Announced]:
     return [_announced(match) for match in find_all(outline.pattern, text) if match["number"]]
 
 
-def _announced(match: regex.Match[str]) -> Announced:
+def _announced(match: Match) -> Announced:
     groups = match.groupdict()
     return Announced(match["number"], (groups.get("title") or "").strip(), groups.get("message") or "")
 
@@ -165,7 +163,7 @@ def _all_announced(
     outline = dialect.outline
     if outline is not None:
         if outline.opens is not None and dialect.tags_are == "tokens":
-            tokens = _since_opening(outline.opens, dialect.trigger, context, tokenizer)
+            tokens = _since_opening(outline.opens, dialect.trigger, context[since:], tokenizer)
         else:
             tokens = context[since:]
         announced = read_outlines(outline, tokenizer.decode(tokens))

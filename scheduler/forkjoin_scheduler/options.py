@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
-from forkjoin_scheduler.patterns import NonEmpty, check_regex
+from forkjoin_scheduler.patterns import NonEmpty, check_linear
 
 #: Wrong keys that an error names; the others are counted.
 _MAX_NAMED = 3
@@ -30,12 +30,23 @@ def _is_unicode(text: str) -> str:
 Unicode = Annotated[str, AfterValidator(_is_unicode)]
 
 
+#: A title only names a thread. It travels with the thread's events, into logs and spans too.
+MAX_TITLE_CHARS = 1000
+MAX_BRANCHES = 256
+
+
+def _is_short(title: str) -> str:
+    if len(title) > MAX_TITLE_CHARS:
+        raise ValueError(f"expected at most {MAX_TITLE_CHARS} characters, got {len(title)}")
+    return title
+
+
 class ExplicitBranch(BaseModel):
     """A thread that the request names: what it is called, and the text that it continues from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    title: Unicode = ""
+    title: Annotated[Unicode, AfterValidator(_is_short)] = ""
     text: Unicode = ""
 
     @model_validator(mode="after")
@@ -45,8 +56,17 @@ class ExplicitBranch(BaseModel):
         return self
 
 
-class RequestOptions(Limits):
-    """The limits of one request, the off switch, what it asks to be forked and shown."""
+class CompiledBranch(BaseModel):
+    """The same as the engine gets it: the tokens that the thread continues from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    title: str
+    token_ids: Annotated[list[int], Field(min_length=1)]
+
+
+class _Asked(Limits):
+    """What a request asks of fork/join, in whatever form its texts are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -54,39 +74,27 @@ class RequestOptions(Limits):
     include_threads: bool = Field(
         default=False, description="show the threads, in chat completions and responses"
     )
-    branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=256)] | None = Field(
-        default=None, description="threads of the request's own behind its prompt, each goes on from its text"
-    )
-    closing: Annotated[NonEmpty, AfterValidator(_is_unicode)] | None = Field(
-        default=None,
-        description="beside branches: what the model goes on from behind them; none: the answer ends there",
-    )
     best_of: int | None = Field(
         default=None,
         ge=1,
-        le=256,
+        le=MAX_BRANCHES,
         description="so many threads from the prompt, each of which answers; the answer of most is taken",
     )
-    vote: Annotated[Unicode, AfterValidator(check_regex)] | None = Field(
+    vote: Annotated[Unicode, AfterValidator(check_linear)] | None = Field(
         default=None,
-        description="beside best_of: the regex of a vote; its last match in a thread counts (the group "
-        "`result`, if any)",
+        description="beside best_of: the regex of a vote, as RE2 reads it; its last match at the end of a "
+        "thread counts (the group `result`, if any)",
     )
 
-    @model_validator(mode="after")
-    def _asks_for_one_thing(self) -> RequestOptions:
-        if self.branches is not None and self.best_of is not None:
-            raise ValueError("expected branches or best_of, got both")
-        if self.closing is not None and self.branches is None:
-            raise ValueError("expected branches beside closing")
-        if (self.best_of is None) != (self.vote is None):
-            raise ValueError("expected best_of and vote together")
-        return self
+    @property
+    def width(self) -> int | None:
+        """Into how many threads the request itself forks behind its prompt, None if it does not."""
+        raise NotImplementedError
 
     @property
     def forks_at_prompt(self) -> bool:
         """Whether the request itself asks for a fork behind its prompt."""
-        return self.branches is not None or self.best_of is not None
+        return self.width is not None
 
     def limits(self, defaults: Limits) -> Limits:
         """``defaults`` with what the request itself set."""
@@ -100,17 +108,54 @@ class RequestOptions(Limits):
             if cap is not None and (mine is None or mine > cap):
                 flag = f"--{name.replace('_', '-')}"
                 problems.append(f"forkjoin.{name}: expected at most {cap}, the server's {flag}, got {mine}")
-        wanted, most = self.best_of or len(self.branches or ()), self.limits(defaults).max_threads_per_fork
-        if most is not None and wanted > most:
-            problems.append(
-                f"forkjoin.{'best_of' if self.best_of else 'branches'}: expected at most "
-                f"max_threads_per_fork = {most}, got {wanted}"
-            )
+        limits, asked = self.limits(defaults), f"forkjoin.{'best_of' if self.best_of else 'branches'}"
+        most = limits.max_threads_per_fork
+        if self.width is not None and most is not None and self.width > most:
+            problems.append(f"{asked}: expected at most max_threads_per_fork = {most}, got {self.width}")
+        if self.width is not None and limits.max_forks == 0:
+            problems.append(f"{asked}: expected max_forks = 1 or more beside it, got 0")
         if problems:
             raise BadRequestOptions("; ".join(problems))
 
     def _set_limits(self) -> list[str]:
         return [n for n in Limits.model_fields if n in self.model_fields_set]
+
+
+class RequestOptions(_Asked):
+    """The limits of one request, the off switch, what it asks to be forked and shown."""
+
+    branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=MAX_BRANCHES)] | None = Field(
+        default=None, description="threads of the request's own behind its prompt, each goes on from its text"
+    )
+    closing: Annotated[NonEmpty, AfterValidator(_is_unicode)] | None = Field(
+        default=None,
+        description="beside branches: what the model goes on from behind them; none: the answer ends there",
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> RequestOptions:
+        if self.branches is not None and self.best_of is not None:
+            raise ValueError("expected branches or best_of, got both")
+        if self.closing is not None and self.branches is None:
+            raise ValueError("expected branches beside closing")
+        if (self.best_of is None) != (self.vote is None):
+            raise ValueError("expected best_of and vote together")
+        return self
+
+    @property
+    def width(self) -> int | None:
+        return self.best_of if self.branches is None else len(self.branches)
+
+
+class CompiledOptions(_Asked):
+    """``RequestOptions`` as the engine core gets them: tokens in the place of texts (``compiled.py``)."""
+
+    branches: Annotated[list[CompiledBranch], Field(min_length=1)] | None = None
+    closing: Annotated[list[int], Field(min_length=1)] | None = None
+
+    @property
+    def width(self) -> int | None:
+        return self.best_of if self.branches is None else len(self.branches)
 
 
 def parse_options(value: Any) -> RequestOptions:

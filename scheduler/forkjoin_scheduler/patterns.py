@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from typing import Annotated
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Protocol
 
+import re2
 import regex
 from pydantic import AfterValidator, StringConstraints
 
-#: What a search may take, for all threads of a vote together: enough for any sane pattern on any text
-#: that a model writes. Either may come from a client, and must not stop the engine.
-MATCH_TIMEOUT_S = 0.25
+#: What a search with a pattern that backtracks may take. It runs on the engine's thread, on a text that a
+#: client may provoke; only a dialect file may have such a pattern.
+MATCH_TIMEOUT_S = 0.005
 #: What a template may hold: the groups of an outline, what the dialect's rule makes of the message,
 #: and the turns of the model's chat template (``begin`` begins a chat and a user's turn in it,
 #: ``user`` ends the assistant's turn and begins a user's, ``assistant`` the other way round).
@@ -62,8 +65,10 @@ def fill_turns(template: str | None, turns: dict[str, str]) -> str | None:
     return BRACES.sub(filled, template)
 
 
-#: A pattern may come from a client: what it may repeat in all, and how long it may be.
+#: What a pattern may repeat in all, and how long it may be.
 MAX_REPEATS, MAX_PATTERN_CHARS = 1000, 2000
+#: Instructions of a client's pattern as RE2 compiles it; ordinary votes have 10 to 60.
+MAX_PROGRAM = 100
 _COUNTS = re.compile(r"\{([0-9]*),?([0-9]*)\}")
 #: Braces that are no count: to the module that searches (``regex``) they may mean something else.
 _OTHER_BRACE = re.compile(r"(?<!\\)(?:\\\\)*\{(?![0-9]*,?[0-9]*\})")
@@ -96,9 +101,85 @@ def check_regex(value: str, *, needs: str | None = None) -> str:
 Regex = Annotated[str, AfterValidator(check_regex)]
 
 
-def find_all(pattern: str, text: str, timeout_s: float = MATCH_TIMEOUT_S) -> list[regex.Match[str]]:
-    """All matches of ``pattern`` in ``text``; none where the search takes longer than ``timeout_s``."""
+class Match(Protocol):
+    """What RE2's matches and those of ``regex`` have in common."""
+
+    def __getitem__(self, group: str | int) -> Any: ...
+
+    def groupdict(self) -> Mapping[str, Any]: ...
+
+    def start(self) -> int: ...
+
+    def end(self) -> int: ...
+
+
+def check_linear(value: str) -> str:
+    """``value``, if it is a regular expression that RE2 searches for, in time linear in the text.
+
+    Raises ValueError naming what RE2 does not support.
+    """
+    if len(value) > MAX_PATTERN_CHARS:
+        raise ValueError(f"not a regular expression of at most {MAX_PATTERN_CHARS} characters")
     try:
-        return list(regex.finditer(pattern, text, timeout=timeout_s))
+        size = _compiled(value).programsize
+    except re2.error as error:
+        raise ValueError(
+            f"not a regular expression of RE2's, which has no backreferences and does not look around: "
+            f"{_reason(error)}"
+        ) from error
+    if size > MAX_PROGRAM:
+        raise ValueError(
+            f"not a regular expression of at most {MAX_PROGRAM} instructions, but of {size}: repeat less"
+        )
+    return value
+
+
+#: A regular expression that a client may give.
+LinearRegex = Annotated[str, AfterValidator(check_linear)]
+
+
+def _reason(error: Exception) -> str:
+    reason = error.args[0] if error.args else ""
+    return reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> Any:
+    """``pattern`` as RE2 has it. Raises re2.error for what it does not support."""
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = 1 << 20
+    return re2.compile(pattern, options)
+
+
+@lru_cache(maxsize=256)
+def program_size(pattern: str) -> int:
+    """Instructions of ``pattern``: what a search takes is at most linear in this times the text."""
+    size: int = _compiled(pattern).programsize
+    return size
+
+
+@lru_cache(maxsize=256)
+def _linear(pattern: str) -> Any | None:
+    """``pattern`` as RE2 has it; None where that does not support it, or reads ``$`` otherwise."""
+    if "$" in pattern:
+        return None
+    try:
+        return _compiled(pattern)
+    except re2.error:
+        return None
+
+
+def find_all(pattern: str, text: str) -> list[Match]:
+    """All matches of ``pattern`` in ``text``, found by RE2.
+
+    What that does not support is left to a search that backtracks: none where it takes longer than
+    ``MATCH_TIMEOUT_S``.
+    """
+    if (linear := _linear(pattern)) is not None:
+        # RE2 reads UTF-8, which half of a surrogate pair has none of
+        return list(linear.finditer(text.encode(errors="replace").decode()))
+    try:
+        return list(regex.finditer(pattern, text, timeout=MATCH_TIMEOUT_S))
     except TimeoutError:
         return []

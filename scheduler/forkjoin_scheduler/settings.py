@@ -69,6 +69,17 @@ class Settings(BaseModel):
         "forkjoin_scheduler.policy.threads do",
     )
 
+    max_request_threads: int = Field(
+        default=256,
+        ge=1,
+        description="threads that one request may ask for by branches or best_of, over all its answers",
+    )
+    max_request_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens that all answers to one request may come to; none: those of 256 full contexts",
+    )
+
     @field_validator("thread_policy")
     @classmethod
     def _can_be_imported(cls, path: str | None) -> str | None:

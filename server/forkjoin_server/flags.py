@@ -20,6 +20,7 @@ from forkjoin_server import logs
 from forkjoin_server.access import keys
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
 from forkjoin_server.engine_watch import WatchSettings
+from forkjoin_server.incoming import BodySettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -29,7 +30,7 @@ MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
 #: Settings with a flag of their own; the others come from the dialect and the limits.
 _SETTINGS = tuple(n for n, field in Settings.model_fields.items() if field.description)
 #: What the front end keeps for itself, whatever the dialect.
-_FRONT_END: tuple[type[BaseModel], ...] = (AccessSettings, OverloadSettings, WatchSettings)
+_FRONT_END: tuple[type[BaseModel], ...] = (AccessSettings, OverloadSettings, WatchSettings, BodySettings)
 
 
 def add_flags(parser: Any) -> None:

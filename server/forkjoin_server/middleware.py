@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, cast
 
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -20,29 +20,35 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.policy.backlog import Visit
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.visits import BACKLOG, VISIT
-from forkjoin_server import answers, metrics
+from forkjoin_server import answers, incoming, metrics
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
 from forkjoin_server.access.guard import NotAllowed, refuse, route_path
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
-from forkjoin_server.hangup import Receive, noticing
+from forkjoin_server.error_bodies import ErrorBodies, texts
+from forkjoin_server.handover import Asked, compiled, handing_over, install
+from forkjoin_server.hangup import noticing
+from forkjoin_server.incoming import MIB, BodySettings, BodyTooLarge
 from forkjoin_server.lifecycle import Cut, Lifecycle
 from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
-from forkjoin_server.request import DEFAULTS, count_answers, count_branches, prepare
+from forkjoin_server.request import DEFAULTS, count_answers, prepare
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import GENERATING, HEALTH, PATHS, RESPONSES, STORED, route_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.vllm_seam import without_authentication
-from forkjoin_server.weaver import Message, Presenter, Send, Unseen, Weaver
-
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
 _CUT = "the server has shut down before this answer was over: ask again, or elsewhere"
 _RETRY = [(b"retry-after", b"1")]
+#: The rest of a body that was not read is not to be taken for another request.
+_CLOSE = [(b"connection", b"close")]
+_WITH_BODY = ("POST", "PUT", "PATCH")
+#: What all answers to a request may come to, unless the operator says: as much as that many full contexts.
+_MAX_CONTEXTS = 256
 
 
 class ForkJoinMiddleware:
@@ -64,6 +70,8 @@ class ForkJoinMiddleware:
         if scope["type"] == "lifespan":
             self.access.start(scope)
             publish(scope["app"])
+            if (client := _client(scope)) is not None:
+                install(client)
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return
@@ -133,46 +141,62 @@ class Bodies:
         self._settings: Settings | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or _is_upload(scope):
+        if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self.app(scope, receive, send)
             return
-        path = route_path(scope)
-        raw = await _body(receive)
+        path, max_bytes = route_path(scope), _max_body_bytes(scope)
+        try:
+            incoming.check_length(scope, max_bytes)
+            if scope["method"] != "POST" or (_is_upload(scope) and path not in GENERATING):
+                await self._pass_on(scope, incoming.Counted(receive, send, max_bytes))
+                return
+            raw = await incoming.read(receive, max_bytes)
+        except BodyTooLarge as error:
+            await answers.respond(send, 413, answers.error(str(error), path, 413), _CLOSE)
+            return
         given = _json_object(raw)
+        errors = ErrorBodies(send, lambda: _text(given, raw))
         route = None if given is None else route_of(path, given)
         if given is not None and route is not None:
-            await self._generate(route, given, scope, receive, send)
+            await self._generate(route, given, scope, receive, errors.send)
         elif given is not None and KEY in given:
             message = f"forkjoin: {cut(path)} does not know it: expected one of {', '.join(PATHS)}"
             await answers.respond(send, 400, answers.error(message, path, param="forkjoin"))
         else:
             # Not ours to judge: vLLM answers a body that is no JSON object, and what does not generate.
-            await self.app(scope, _replay(raw, receive), send)
+            await self.app(scope, _replay(raw, receive), errors.send)
+
+    async def _pass_on(self, scope: Message, counted: incoming.Counted) -> None:
+        """Let the application read a body that is none of ours. Raises BodyTooLarge."""
+        try:
+            await self.app(scope, counted.receive, counted.send)
+        finally:
+            counted.check()
 
     async def _generate(self, path: str, given: Json, scope: Message, receive: Receive, send: Send) -> None:
         if self._settings is None:  # they stay what they are, and a dialect takes as long to read as a body
             self._settings = _settings(scope)
-        key = new_key()
+        key, client = new_key(), _client(scope)
         try:
-            body, wants_threads = prepare(given, path, key, self._settings)
+            body, options = prepare(given, path, key, self._settings)
             data = _encoded(body)
+            asked = Asked(await compiled(options, client), _max_tokens(self._settings, client))
         except BadRequestOptions as error:
             await answers.respond(send, 400, answers.error(str(error), path, param="forkjoin"))
             return
         num_answers, num_choices = count_answers(body)
         if (visit := VISIT.get()) is not None:
-            visit.num_families, visit.width = max(num_answers, 1), count_branches(given)
+            visit.num_families, visit.width = max(num_answers, 1), options.width
         scope = _with_request_id(scope, given.get("request_id"), key)
         REQUEST_ID.set(_request_id(scope))
-        queue, log = FEEDS.subscribe(key), ThreadLog(key, num_answers, num_choices, is_wanted=wants_threads)
-        weaver = Weaver(send, queue, log, _presenter(log, path) if wants_threads else Unseen())
+        is_wanted = options.include_threads
+        queue, log = FEEDS.subscribe(key), ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted)
+        weaver = Weaver(send, queue, log, _presenter(log, path) if is_wanted else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:
-            await self.app(
-                scope,
-                _replay(data, noticing(receive, _request_id(scope))),
-                weaver.send,
-            )
+            with handing_over(asked):
+                received = noticing(receive, _request_id(scope))
+                await self.app(scope, _replay(data, received), weaver.send)
         finally:
             pump.cancel()
             FEEDS.unsubscribe(key)
@@ -202,13 +226,39 @@ def _settings(scope: Message) -> Settings:
     return Settings.model_validate(given) if given else DEFAULTS
 
 
+def _client(scope: Message) -> Any:
+    """VLLM's engine client; None where there is no engine, as in tests of this file."""
+    return getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+
+
+def _max_body_bytes(scope: Message) -> int:
+    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+    return MIB * getattr(args, "forkjoin_max_body_mib", BodySettings().max_body_mib)
+
+
+def _max_tokens(settings: Settings, client: Any) -> int | None:
+    """What all answers to a request may come to; no limit of ours where fork/join is off."""
+    if settings.dialect is None or client is None:
+        return None
+    return settings.max_request_tokens or _MAX_CONTEXTS * client.model_config.max_model_len
+
+
+def _text(given: Json | None, raw: bytes) -> str:
+    """What came in, for an error to be compared with."""
+    return "\n".join(texts(given)) if given is not None else raw.decode(errors="replace")
+
+
 def _presenter(log: ThreadLog, path: str) -> Presenter:
     return ResponseThreads(log) if path == RESPONSES else ChatThreads(log)
 
 
 def _is_upload(scope: Message) -> bool:
-    """Whether the body is a form with files, which holds no field of ours and may be large."""
-    return any(k == b"content-type" and v.startswith(b"multipart/") for k, v in scope["headers"])
+    """Whether the body is a form with files, which holds no field of ours.
+
+    Of several such headers the first counts, as for Starlette, which reads the body for vLLM.
+    """
+    kinds = (value for name, value in scope["headers"] if name == b"content-type")
+    return next(kinds, b"").lower().startswith(b"multipart/")
 
 
 def _json_object(raw: bytes) -> Json | None:
@@ -247,15 +297,6 @@ def _with_request_id(scope: Message, in_body: object, key: str) -> Message:
 def _request_id(scope: Message) -> str:
     value: bytes = dict(scope["headers"])[b"x-request-id"]
     return value.decode("latin-1")
-
-
-async def _body(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

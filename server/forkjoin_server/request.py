@@ -1,11 +1,9 @@
-"""What a request's body says of fork/join: checked, and moved to where the engine reads it."""
+"""What a request's body says of fork/join: checked, and taken out of what vLLM reads."""
 
 from __future__ import annotations
 
-import json
-
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.excerpt import excerpt
+from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.feed import key_in
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
@@ -18,10 +16,10 @@ from forkjoin_server.threads import Json
 DEFAULTS = Settings()
 
 
-def prepare(body: Json, path: str, key: str, settings: Settings = DEFAULTS) -> tuple[Json, bool]:
-    """Move the fork/join field of ``body`` to where the engine reads it.
+def prepare(body: Json, path: str, key: str, settings: Settings = DEFAULTS) -> tuple[Json, RequestOptions]:
+    """Take the fork/join field out of ``body``.
 
-    Returns the body for vLLM and whether the client wants its threads. Raises BadRequestOptions.
+    Returns the body for vLLM and what the field asks for. Raises BadRequestOptions.
     """
     body = dict(body)
     xargs = body.get("vllm_xargs")
@@ -29,19 +27,16 @@ def prepare(body: Json, path: str, key: str, settings: Settings = DEFAULTS) -> t
         raise BadRequestOptions("vllm_xargs.forkjoin: expected the field forkjoin in the body itself")
     options = _take_options(body)
     options.check_limits(settings.limits, settings.caps)
+    _check_num_threads(body, options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
     if options.forks_at_prompt:
         _check_forks_at_prompt(body, options, settings)
     elif instruction := _instruction(body, options, settings):
         body = with_instruction(body, path, instruction)
-    if fields := options.model_dump(exclude_unset=True):
-        if not (xargs is None or isinstance(xargs, dict)):
-            raise BadRequestOptions(f"vllm_xargs: expected an object, got {type(xargs).__name__}")
-        body["vllm_xargs"] = (xargs or {}) | {"forkjoin": json.dumps(fields)}
     if path == RESPONSES:
         _prepare_responses(body, key)
-    return body, options.include_threads
+    return body, options
 
 
 def _instruction(body: Json, options: RequestOptions, settings: Settings) -> str | None:
@@ -66,17 +61,21 @@ def count_answers(body: Json) -> tuple[int, int]:
     return num_prompts * num_choices, num_choices
 
 
-def count_branches(body: Json) -> int | None:
-    """How many threads each answer is to have at least, None where the model decides; ``body`` is checked."""
-    options = body.get("forkjoin") or {}
-    return options.get("best_of") or len(options.get("branches") or ()) or None
+def _check_num_threads(body: Json, options: RequestOptions, settings: Settings) -> None:
+    """Raise BadRequestOptions if the body asks for too many threads, over all its answers."""
+    most, (num_answers, _) = settings.max_request_threads, count_answers(body)
+    if options.width is not None and num_answers * options.width > most:
+        asked = "best_of" if options.best_of is not None else "branches"
+        raise BadRequestOptions(
+            f"forkjoin.{asked}: expected at most {most} threads over all answers to a request (the server's "
+            f"--max-request-threads), got {cut(str(num_answers))} answers of {options.width}"
+        )
 
 
 def _take_options(body: Json) -> RequestOptions:
     """Take the options out of ``body``: its ``forkjoin``, and one of its ``stream_options``."""
     given = body.pop("forkjoin", None)
     if isinstance(given, str):
-        # Its JSON is how the engine gets it; from a client it is a mistake.
         raise BadRequestOptions("forkjoin: expected an object, got str")
     options = parse_options({} if given is None else given)
     stream_options = body.get("stream_options")

@@ -21,6 +21,8 @@ from forkjoin_server.threads import Json, ThreadLog
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 #: In the JSON of a chunk; in its text a quotation mark stands behind a backslash.
 _USAGE = re.compile(rb'"usage":\s*\{')

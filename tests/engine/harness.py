@@ -23,11 +23,13 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.family import Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.join import plan_join
+from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.patterns import fill
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
@@ -168,8 +170,8 @@ class Engine:
         return self.tokenizer.encode(f"<|user|>{text}<|assistant|>")
 
     def params(self, **options: Any) -> SamplingParams:
-        forkjoin = options.pop("forkjoin", {})
-        extra = {"forkjoin": forkjoin, **options.pop("extra_args", {})}
+        asked = compile_options(parse_options(options.pop("forkjoin", {})), self.tokenizer.encode)
+        extra = {"forkjoin": asked.model_dump(exclude_unset=True), **options.pop("extra_args", {})}
         return SamplingParams(**({"temperature": 0.0, "max_tokens": 3000, "extra_args": extra} | options))
 
     def scripted(

@@ -24,7 +24,9 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_bench.scheduler_cost import runner_output, without_model
+from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER
@@ -368,13 +370,14 @@ class Drive:
     def _params(self, chance: random.Random, room: int) -> SamplingParams:
         max_tokens = min(chance.choice(self._kind.max_tokens), room)
         options = _options(chance)
+        asked = compile_options(parse_options(options), self._tokenizer.encode)
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
             min_tokens=min(chance.choice([0, 0, 0, 0, 1, 5]), max_tokens),
             ignore_eos=chance.random() < 0.1,
             stop_token_ids=self._tokenizer.encode("x") if chance.random() < 0.2 else None,
-            extra_args={KEY: options} if options else None,
+            extra_args={KEY: asked.model_dump(exclude_unset=True)} if options else None,
         )
         params.update_from_generation_config({}, eos_token_id=self._tokenizer.token_id(END))
         return params

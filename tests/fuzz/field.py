@@ -7,11 +7,12 @@ import json
 import re
 from typing import Any
 
+from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.explicit import explicit_dialect, explicit_plan
-from forkjoin_scheduler.options import RequestOptions, parse_options
+from forkjoin_scheduler.options import CompiledOptions, RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.middleware import Bodies
 from forkjoin_server.request import count_answers, prepare
@@ -98,11 +99,12 @@ def _options(source: Source) -> None:
         check_error(str(error), value)
         return
     if options.forks_at_prompt:
-        limits = options.limits(Limits())
-        dialect, plan = explicit_dialect(options, limits), explicit_plan(options, TOKENIZER)
+        compiled = compile_options(options, TOKENIZER.encode)
+        dialect, plan = explicit_dialect(compiled, compiled.limits(Limits())), explicit_plan(compiled)
         assert len(plan.threads) == (options.best_of or len(options.branches or ())) == dialect.width
-    # What the engine is sent is read there as it was meant.
-    assert parse_options(json.dumps(options.model_dump(exclude_unset=True))) == options
+        # What the engine is sent is read there as it was meant.
+        sent = json.loads(json.dumps(compiled.model_dump(exclude_unset=True)))
+        assert CompiledOptions.model_validate(sent) == compiled
 
 
 def _prepare(source: Source) -> None:
@@ -110,16 +112,16 @@ def _prepare(source: Source) -> None:
     before = repr(given)
     assert count_answers(given) is not None
     try:
-        prepared, wants_threads = prepare(given, path, "key", source.choice(SETTINGS))
+        prepared, options = prepare(given, path, "key", source.choice(SETTINGS))
     except BadRequestOptions as error:
         check_error(str(error), given)
         return
     finally:
         assert repr(given) == before, "a body that is refused or read must stay as it was"
     assert "forkjoin" not in prepared
-    assert isinstance(wants_threads, bool)
-    if isinstance(prepared.get("vllm_xargs"), dict) and "forkjoin" in prepared["vllm_xargs"]:
-        parse_options(prepared["vllm_xargs"]["forkjoin"])
+    assert isinstance(options, RequestOptions)
+    xargs = prepared.get("vllm_xargs")
+    assert not (isinstance(xargs, dict) and "forkjoin" in xargs)
 
 
 def _middleware(source: Source) -> None:

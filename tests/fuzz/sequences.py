@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Dialect, ForkAt, JoinKind, Limits, Policy
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.explicit import explicit_dialect
@@ -44,6 +45,8 @@ class Spoken:
     bound: BoundDialect
     vocabulary: tuple[tuple[int, ...], ...]
     prompt: str = f"{TURNS[0]}Q{TURNS[2]}"
+    #: What a request itself wants behind its branches.
+    closing_ids: list[int] | None = None
 
 
 #: What requests ask for by themselves.
@@ -57,7 +60,9 @@ ASKED = {
 @cache
 def spoken(name: str) -> Spoken:
     if name in ASKED:
-        return speaking(explicit_dialect(parse_options(ASKED[name]), Limits()), FuzzTokenizer(TURNS))
+        tokenizer = FuzzTokenizer(TURNS)
+        options = compile_options(parse_options(ASKED[name]), tokenizer.encode)
+        return replace(speaking(explicit_dialect(options, Limits()), tokenizer), closing_ids=options.closing)
     dialect, published = load(name), PUBLISHED.get(name)
     tokenizer = FuzzTokenizer([*dialect.control_tokens, *TURNS])
     if published is None:
@@ -99,6 +104,7 @@ class _Run:
     def __init__(self, spoken: Spoken, source: Source) -> None:
         self._vocabulary, self._prompt, self._source = spoken.vocabulary, spoken.prompt, source
         self._bound, self._dialect = spoken.bound, spoken.bound.dialect
+        self._closing_ids = spoken.closing_ids
         self._tokenizer = spoken.bound.tokenizer
         self._family = Family("f", source.choice(LIMITS))
         self._transcript: Transcript[int] = Transcript()
@@ -232,7 +238,7 @@ class _Run:
     def _plan_join(self, threads: list[Branch], context: list[int]) -> JoinPlan:
         if self._dialect.join.kind is JoinKind.REWRITE:
             return plan_rewrite(self._dialect, threads, context, self._tokenizer)
-        return plan_join(self._dialect, threads, self._tokenizer)
+        return plan_join(self._dialect, threads, self._tokenizer, self._closing_ids)
 
     def _check_positions(
         self, branch: Branch, threads: list[Branch], plan: JoinPlan, context_len: int

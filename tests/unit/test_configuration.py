@@ -223,6 +223,9 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "client-stall-s": ("60", "default"),
         "ready-timeout": ("15", "default"),
         "health-timeout": ("120", "default"),
+        "max-body-mib": ("64", "default"),
+        "max-request-threads": ("256", "default"),
+        "max-request-tokens": ("None", "default"),
         "port": ("1025", f"file {path}"),
         "seed": ("8", "flag"),
     }

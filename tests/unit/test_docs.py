@@ -27,9 +27,8 @@ from forkjoin_scheduler.dialect import (
 )
 from forkjoin_scheduler.dialect_files import builtin_names, load, parse
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
-from forkjoin_scheduler.join import MATCH_TIMEOUT_S
 from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_options
-from forkjoin_scheduler.patterns import FIELDS
+from forkjoin_scheduler.patterns import FIELDS, MATCH_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/dialects.md").read_text()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import ForkAt, JoinKind, Limits, Policy
 from forkjoin_scheduler.explicit import explicit_dialect, explicit_plan
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
@@ -14,7 +15,7 @@ BEST = {"best_of": 3, "vote": r"=(?P<result>\d)"}
 
 
 def _of(value: dict):
-    options = parse_options(value)
+    options = compile_options(parse_options(value), lambda text: list(text.encode()))
     return options, explicit_dialect(options, Limits(max_forks=5))
 
 
@@ -33,9 +34,9 @@ def test_what_a_request_asks_for_forks_behind_its_prompt_within_its_limits(value
     assert options.forks_at_prompt
 
 
-def test_each_branch_begins_with_its_text_or_else_its_title_in_a_line(byte_tokenizer):
+def test_each_branch_begins_with_its_text_or_else_its_title_in_a_line():
     options, _ = _of(BRANCHES)
-    plan = explicit_plan(options, byte_tokenizer([]))
+    plan = explicit_plan(options)
     assert [(t.number, t.title, bytes(t.header_ids), t.end) for t in plan.threads] == [
         ("1", "a", b"a\n", None),
         ("2", "", b"b:", None),
@@ -45,14 +46,14 @@ def test_each_branch_begins_with_its_text_or_else_its_title_in_a_line(byte_token
     assert plan.num_duplicates == 0
 
 
-def test_branches_alike_are_two_threads(byte_tokenizer):
+def test_branches_alike_are_two_threads():
     options, _ = _of({"branches": [{"title": "a"}, {"title": "a"}]})
-    assert [t.number for t in explicit_plan(options, byte_tokenizer([])).threads] == ["1", "2"]
+    assert [t.number for t in explicit_plan(options).threads] == ["1", "2"]
 
 
-def test_the_best_of_threads_begin_with_nothing(byte_tokenizer):
+def test_the_best_of_threads_begin_with_nothing():
     options, dialect = _of(BEST)
-    plan = explicit_plan(options, byte_tokenizer([]))
+    plan = explicit_plan(options)
     assert [(t.number, t.header_ids, t.joined_header_ids, t.end) for t in plan.threads] == [
         (str(n), (), (), None) for n in (1, 2, 3)
     ]
@@ -61,7 +62,7 @@ def test_the_best_of_threads_begin_with_nothing(byte_tokenizer):
 
 def test_the_best_of_is_the_first_with_the_vote_of_most(byte_tokenizer):
     options, dialect = _of(BEST)
-    plan = explicit_plan(options, byte_tokenizer([]))
+    plan = explicit_plan(options)
     threads = _ended(plan, [b"=1\0", b"=2\0", b"so =2\0"], ThreadEnd.STOP)
     assert vote(dialect, threads, byte_tokenizer([])) == (threads[1], "2")
 
@@ -74,9 +75,10 @@ def test_without_a_closing_the_answer_ends_with_its_branches():
 @pytest.mark.parametrize("end", [ThreadEnd.STOP, ThreadEnd.LENGTH])
 def test_with_a_closing_the_model_goes_on_behind_all_branches(byte_tokenizer, end):
     options, dialect = _of(BRANCHES | {"closing": "so"})
-    plan = explicit_plan(options, byte_tokenizer([]))
+    plan = explicit_plan(options)
     eos = b"\0" if end is ThreadEnd.STOP else b""
-    joined = plan_join(dialect, _ended(plan, [b"1" + eos, b"2" + eos, eos], end), byte_tokenizer([]))
+    threads = _ended(plan, [b"1" + eos, b"2" + eos, eos], end)
+    joined = plan_join(dialect, threads, byte_tokenizer([]), options.closing)
     assert bytes(joined.token_ids) == b"a\n1b:2d:so"
     assert (joined.end, dialect.join.kind, dialect.join.goes_on) == (None, JoinKind.REPREFILL, True)
 
@@ -84,8 +86,9 @@ def test_with_a_closing_the_model_goes_on_behind_all_branches(byte_tokenizer, en
 @pytest.mark.parametrize("text", ["{n}", "{user}", "{x}", '{"a": 1}', "{{n}}", "{"])
 def test_the_words_of_a_request_are_no_templates(byte_tokenizer, text):
     options, dialect = _of({"branches": [{"title": text}, {"text": text}], "closing": text})
-    plan = explicit_plan(options, byte_tokenizer([]))
-    joined = plan_join(dialect, _ended(plan, [b"\0", b"\0"], ThreadEnd.STOP), byte_tokenizer([]))
+    plan = explicit_plan(options)
+    threads = _ended(plan, [b"\0", b"\0"], ThreadEnd.STOP)
+    joined = plan_join(dialect, threads, byte_tokenizer([]), options.closing)
     assert bytes(joined.token_ids).decode() == f"{text}\n{text}{text}"
 
 

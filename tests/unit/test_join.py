@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler import join
+from forkjoin_scheduler import join, patterns
 from forkjoin_scheduler.dialect import Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan, plan_fork
@@ -12,6 +12,7 @@ from forkjoin_scheduler.join import (
     end_policy,
     joined_ids,
     last_match,
+    num_vote_chars,
     plan_join,
     plan_rewrite,
     vote,
@@ -136,8 +137,9 @@ def test_a_body_is_the_text_without_an_end_of_sequence_closed_once(
         (r"=(?P<result>\d)?", "=1 =x", None),
         (r"\d", "none", None),
         (r"\s\w+\s", "a b ", " b "),
+        (r"b.", "b\ud800", "b?"),
     ],
-    ids=["whole", "group", "group_without_part", "no_match", "keeps_space"],
+    ids=["whole", "group", "group_without_part", "no_match", "keeps_space", "no_unicode"],
 )
 def test_the_last_match_counts_its_group_before_the_whole(pattern, text, expected):
     assert last_match(pattern, text) == expected
@@ -184,26 +186,73 @@ CATASTROPHIC = r"(a|aa)+$|b"
 def test_a_search_that_takes_too_long_finds_nothing(monkeypatch):
     text = "b" + "a" * 60 + "!"
     assert last_match("b", text) == "b"
-    monkeypatch.setattr(join, "MATCH_TIMEOUT_S", 1e-3)
+    monkeypatch.setattr(patterns, "MATCH_TIMEOUT_S", 1e-3)
     assert last_match(CATASTROPHIC, text) is None
 
 
-def test_a_thread_in_which_the_search_takes_too_long_returns_nothing_and_has_no_vote(
+def test_a_thread_in_which_the_search_takes_too_long_returns_nothing(
     monkeypatch, make_dialect, byte_tokenizer
 ):
-    monkeypatch.setattr(join, "MATCH_TIMEOUT_S", 1e-3)
+    monkeypatch.setattr(patterns, "MATCH_TIMEOUT_S", 1e-3)
     tokenizer = byte_tokenizer([])
     returning = make_dialect(thread={"header": "x", "returns": CATASTROPHIC, "failed_header": "none"})
-    slow, quick = _texts(returning, tokenizer, "b" + "a" * 60 + "!", "b")
+    (slow,) = _texts(returning, tokenizer, "b" + "a" * 60 + "!")
     assert bytes(joined_ids(returning, slow, tokenizer)).decode() == "none"
-    voting = make_dialect(join={"kind": "vote", "result": CATASTROPHIC})
-    assert vote(voting, [slow, quick], tokenizer) == (quick, "b")
 
 
 @pytest.mark.parametrize("pattern", ["a{i", "a{s<=", "a{e}+", "[[:alpha:]"])
 def test_a_pattern_that_can_not_be_searched_for_is_refused_before_it_is(make_dialect, pattern):
     with pytest.raises(ValueError, match="not a regular expression"):
+        make_dialect(thread={"header": "x", "returns": pattern})
+
+
+@pytest.mark.parametrize("pattern", [r"(a)\1", "(?=a)", "a++", "(", "a{1001}"])
+def test_a_vote_that_takes_no_linear_time_is_refused(make_dialect, pattern):
+    with pytest.raises(ValueError, match="not a regular expression of RE2's"):
         make_dialect(join={"kind": "vote", "result": pattern})
+
+
+@pytest.mark.parametrize("pattern", ["[ab]{900}c", r"(?:[a-b]{1,30} ?){1,30}", r"\p{L}{9}"])
+def test_a_vote_whose_linear_time_is_long_is_refused(make_dialect, pattern):
+    with pytest.raises(ValueError, match="at most 100 instructions"):
+        make_dialect(join={"kind": "vote", "result": pattern})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "num_threads", "expected"),
+    [("a", 1, 8192), (r"answer is (?P<result>[0-9]+)", 16, 3472), ("a", 256, 781), ("[ab]{80}c", 256, 128)],
+    ids=["all", "ordinary", "many_threads", "slow_and_many"],
+)
+def test_a_vote_is_sought_in_less_text_the_more_that_takes(pattern, num_threads, expected):
+    assert num_vote_chars(pattern, num_threads) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("b", "b" + "a" * 9000, None),
+        ("b", "b" + "a" * 8000, "b"),
+        ("[ab]+", "-" * 500 + "b" * 300, "b" * 300),
+        ("a(?P<result>[0-9]*)", "a1 " * 3000 + "-" * 600, "1"),
+        ("(?s).*", "x" * 900, ""),
+    ],
+    ids=["too_early", "early", "reaches_back", "of_many", "all"],
+)
+def test_a_vote_is_the_last_match_at_the_end_of_a_thread(
+    make_dialect, byte_tokenizer, pattern, text, expected
+):
+    tokenizer, voting = byte_tokenizer([]), make_dialect(join={"kind": "vote", "result": pattern})
+    assert vote(voting, _texts(voting, tokenizer, text), tokenizer)[1] == expected
+
+
+def test_no_vote_is_sought_behind_threads_whose_searches_took_too_long(
+    monkeypatch, make_dialect, byte_tokenizer
+):
+    tokenizer, voting = byte_tokenizer([]), make_dialect(join={"kind": "vote", "result": "[ab]"})
+    threads = _texts(voting, tokenizer, "a", "b", "b")
+    assert vote(voting, threads, tokenizer) == (threads[1], "b")
+    monkeypatch.setattr(join, "VOTE_S", -1.0)
+    assert vote(voting, threads, tokenizer) == (threads[0], None)
 
 
 # ---- ends, closes, tails -------------------------------------------------------------------

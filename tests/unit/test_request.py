@@ -7,7 +7,7 @@ import pytest
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.feed import new_key
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.request import count_answers, prepare
 from forkjoin_server.routes import CHAT, COMPLETIONS, PATHS, RESPONSES
@@ -15,27 +15,21 @@ from forkjoin_server.routes import CHAT, COMPLETIONS, PATHS, RESPONSES
 SHOWN = {"include_threads": True}
 
 
-def test_the_field_moves_to_where_the_engine_reads_it():
-    body, wants = prepare({"forkjoin": {"max_forks": 1}, "vllm_xargs": {"a": 1}}, CHAT, "k")
-    assert body == {"vllm_xargs": {"a": 1, "forkjoin": '{"max_forks": 1}'}}
-    assert not wants
+def test_the_field_is_taken_out_of_what_vllm_reads():
+    body, options = prepare({"forkjoin": {"max_forks": 1}, "vllm_xargs": {"a": 1}}, CHAT, "k")
+    assert body == {"vllm_xargs": {"a": 1}}
+    assert options == parse_options({"max_forks": 1})
 
 
 def test_include_threads_in_stream_options_is_taken_out_of_them():
-    body, wants = prepare({"stream_options": SHOWN | {"include_usage": True}}, CHAT, "k")
-    assert wants
+    body, options = prepare({"stream_options": SHOWN | {"include_usage": True}}, CHAT, "k")
+    assert options.include_threads
     assert body["stream_options"] == {"include_usage": True}
-
-
-def test_what_the_engine_is_told_is_json_that_it_reads_back():
-    fields = {"max_forks": 1, "enabled": False}
-    body, _ = prepare({"forkjoin": fields}, CHAT, "k")
-    assert parse_options(body["vllm_xargs"]["forkjoin"]) == parse_options(fields)
 
 
 def test_a_body_that_says_nothing_of_fork_join_passes_as_it_is():
     given = {"model": "m", "messages": [], "n": 3, "stream_options": {"include_usage": True}}
-    assert prepare(given, CHAT, "k") == (given, False)
+    assert prepare(given, CHAT, "k") == (given, RequestOptions())
 
 
 def test_the_clients_own_body_is_not_changed():
@@ -62,8 +56,6 @@ def test_the_clients_own_body_is_not_changed():
         ({"forkjoin": {"max_forks": {"a": None}}}, r"forkjoin\.max_forks"),
         ({"stream_options": {"include_threads": "yes"}}, r"forkjoin\.include_threads.*'yes'"),
         ({"stream_options": {"include_threads": None}}, r"forkjoin\.include_threads.*None"),
-        ({"vllm_xargs": "x", "forkjoin": {"max_forks": 1}}, "vllm_xargs: expected an object, got str"),
-        ({"vllm_xargs": [], "forkjoin": {"max_forks": 1}}, "vllm_xargs: expected an object, got list"),
         ({"vllm_xargs": {"forkjoin": "{"}}, r"vllm_xargs\.forkjoin"),
     ],
 )  # fmt: skip
@@ -75,7 +67,7 @@ def test_a_wrong_body_is_refused_by_name(body, message):
 @pytest.mark.parametrize("field", ["vllm_xargs", "stream_options"])
 @pytest.mark.parametrize("wrong", ["x", [], 3])
 def test_what_is_wrong_with_vllms_own_fields_is_left_for_it_to_say(field, wrong):
-    assert prepare({field: wrong}, CHAT, "k") == ({field: wrong}, False)
+    assert prepare({field: wrong}, CHAT, "k")[0] == {field: wrong}
 
 
 @pytest.mark.parametrize("n", [2, "2", 0, "x", [], {}, 1.5, 10**30])
@@ -86,12 +78,12 @@ def test_threads_of_anything_but_one_choice_are_refused(n):
 
 @pytest.mark.parametrize("n", [None, 1, 1.0])
 def test_threads_of_one_choice_are_shown(n):
-    assert prepare({"n": n, "forkjoin": SHOWN}, CHAT, "k")[1]
+    assert prepare({"n": n, "forkjoin": SHOWN}, CHAT, "k")[1].include_threads
 
 
 def test_several_choices_may_fork_unseen():
-    body, wants = prepare({"n": 2, "forkjoin": {"max_forks": 1}}, CHAT, "k")
-    assert (body["n"], wants) == (2, False)
+    body, options = prepare({"n": 2, "forkjoin": {"max_forks": 1}}, CHAT, "k")
+    assert (body["n"], options.include_threads) == (2, False)
 
 
 @pytest.mark.parametrize("path", [p for p in PATHS if p not in (CHAT, RESPONSES)])
@@ -103,14 +95,13 @@ def test_a_route_that_shows_no_threads_says_which_do(path, body):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_route_takes_the_other_options(path):
-    body, wants = prepare({"forkjoin": {"max_forks": 1, "include_threads": False}}, path, "k")
-    assert json.loads(body["vllm_xargs"]["forkjoin"])["max_forks"] == 1
-    assert not wants
+    _, options = prepare({"forkjoin": {"max_forks": 1, "include_threads": False}}, path, "k")
+    assert (options.max_forks, options.include_threads) == (1, False)
 
 
 @pytest.mark.parametrize("body", [{"forkjoin": SHOWN}, {"stream": True, "stream_options": SHOWN}])
 def test_responses_show_threads(body):
-    assert prepare(body, RESPONSES, "k")[1]
+    assert prepare(body, RESPONSES, "k")[1].include_threads
 
 
 def test_threads_of_a_response_in_the_background_are_refused():
@@ -174,9 +165,9 @@ VOTE = {"best_of": 3, "vote": "[0-9]+"}
 @pytest.mark.parametrize("asked", [BRANCHES, BRANCHES | {"closing": "So:"}, VOTE])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_fork_that_a_request_asks_for_goes_to_the_engine(path, asked):
-    body, _ = prepare({"forkjoin": asked}, path, "k", THREADWEAVER)
-    assert json.loads(body["vllm_xargs"]["forkjoin"]).keys() == asked.keys()
-    assert parse_options(body["vllm_xargs"]["forkjoin"]) == parse_options(asked)
+    body, options = prepare({"forkjoin": asked}, path, "k", THREADWEAVER)
+    assert "forkjoin" not in json.dumps(body)
+    assert options == parse_options(asked)
 
 
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
@@ -204,6 +195,7 @@ def test_a_fork_that_the_engine_would_not_do_is_refused_where_it_is_asked_for(as
         (VOTE | {"enabled": False}, THREADWEAVER, "expected forkjoin.enabled = true beside it"),
         (VOTE, Settings(), "it runs with --dialect none"),
         (VOTE | {"best_of": 51}, THREADWEAVER, "expected at most max_threads_per_fork = 50, got 51"),
+        (VOTE | {"max_forks": 0}, THREADWEAVER, "expected max_forks = 1 or more beside it, got 0"),
     ],
 )
 def test_a_fork_is_refused_where_there_is_none(asked, settings, message):
@@ -234,3 +226,26 @@ def test_a_request_in_which_the_model_will_not_fork_is_not_told_to(more):
 
 def test_a_dialect_without_an_instruction_adds_none():
     assert _told(THREADWEAVER) == _told(Settings()) == "x"
+
+
+@pytest.mark.parametrize(
+    ("asked", "body", "num_answers"),
+    [
+        (VOTE | {"best_of": 50}, {"n": 10, "max_tokens": 60}, 10),
+        (VOTE | {"best_of": 50}, {"prompt": ["x"] * 6}, 6),
+        (VOTE | {"best_of": 2}, {"n": 10**30}, "10000"),
+        ({"branches": [{"text": "a"}] * 50}, {"n": 3, "prompt": ["x"] * 2}, 6),
+    ],
+    ids=["choices", "prompts", "huge", "branches"],
+)
+def test_the_threads_over_all_answers_to_a_request_are_limited(asked, body, num_answers):
+    with pytest.raises(BadRequestOptions, match=rf"at most 256 threads.*max-request-threads.*{num_answers}"):
+        prepare({"forkjoin": asked} | body, COMPLETIONS, "k", THREADWEAVER)
+    prepare({"forkjoin": asked | {"max_forks": 1}}, COMPLETIONS, "k", THREADWEAVER)
+    more = THREADWEAVER.model_copy(update={"max_request_threads": 10**40})
+    prepare({"forkjoin": asked} | body, COMPLETIONS, "k", more)
+
+
+def test_answers_that_do_not_fork_by_themselves_are_as_many_as_vllm_allows():
+    prepare({"n": 300}, CHAT, "k", THREADWEAVER)
+    prepare({"prompt": ["x"] * 3000}, COMPLETIONS, "k", THREADWEAVER)

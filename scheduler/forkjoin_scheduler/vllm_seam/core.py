@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
@@ -18,9 +19,10 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import ForkAt
 from forkjoin_scheduler.errors import BadRequestOptions, UnsupportedEngine
+from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.explicit import explicit_dialect
 from forkjoin_scheduler.family import Branch, Family
-from forkjoin_scheduler.options import RequestOptions, parse_options
+from forkjoin_scheduler.options import CompiledOptions
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import compat, kv, queues
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Beneath vLLM's, whose handler, level and format it so has in every process.
 logger = init_logger("vllm.forkjoin.engine")
+
+_MAX_WARNING_CHARS = 300
 
 STOPPED, CAPPED = RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED
 _ONCE_RAN = (RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STREAMING_REQ)
@@ -108,7 +112,7 @@ class Core(AsyncScheduler):
 
     # ---- requests --------------------------------------------------------------------------
 
-    def _wish_of(self, request: Request, options: RequestOptions) -> Wish | None:
+    def _wish_of(self, request: Request, options: CompiledOptions) -> Wish | None:
         """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""
         assert self._spoken is not None
         params = request.sampling_params
@@ -131,15 +135,15 @@ class Core(AsyncScheduler):
             return None
         return Wish(options, limits, spoken, params, request.num_prompt_tokens, at_prompt)
 
-    def _options(self, request: Request) -> RequestOptions:
+    def _options(self, request: Request) -> CompiledOptions:
         assert request.sampling_params is not None
         try:
-            options = parse_options((request.sampling_params.extra_args or {}).get(KEY, {}))
+            options = CompiledOptions.model_validate((request.sampling_params.extra_args or {}).get(KEY, {}))
             options.check_limits(self._settings.limits, self._settings.caps)
-        except BadRequestOptions as error:
+        except (BadRequestOptions, ValidationError) as error:
             # The front end answers these with a 400; what comes around it must not end the engine.
-            _warn(request, f"{error}; decoding sequentially")
-            return RequestOptions(enabled=False)
+            _warn(request, f"{cut(str(error), _MAX_WARNING_CHARS)}; decoding sequentially")
+            return CompiledOptions(enabled=False)
         return options
 
     def _branch_of(self, request: Request) -> tuple[LiveFamily, Branch]:

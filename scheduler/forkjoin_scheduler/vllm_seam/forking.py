@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from vllm.v1.request import Request, RequestStatus
@@ -12,6 +11,7 @@ from forkjoin_scheduler.explicit import explicit_plan
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal, has_room, plan_fork
 from forkjoin_scheduler.join import cut_last
+from forkjoin_scheduler.patterns import find_all
 from forkjoin_scheduler.stitch import thread_offset
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, queues
@@ -170,7 +170,7 @@ class Forking(Joining):
     ) -> ForkPlan | Refusal:
         """The request may itself say into what it forks; otherwise the model has said so."""
         if wish.options.forks_at_prompt:
-            asked_for = explicit_plan(wish.options, self._tokenizer)
+            asked_for = explicit_plan(wish.options)
             if live.family.limits.max_forks == 0:
                 return Refusal("too_many_forks", live.dialect.policies.too_many_forks)
             if not has_room(asked_for.threads, len(context), self.max_model_len):
@@ -213,7 +213,7 @@ class Forking(Joining):
         """Note which newlines the dialect wants where ``branch``, which ``wrote`` this, has forked."""
         thread, join = live.dialect.thread, live.dialect.join
         after = thread.newlines_after
-        if thread.newlines and (after is None or re.search(after, self._tokenizer.decode(wrote))):
+        if thread.newlines and (after is None or find_all(after, self._tokenizer.decode(wrote))):
             live.newlines |= dict.fromkeys(threads, thread.newlines)
         if join.newlines:
             live.newlines[branch] = join.newlines

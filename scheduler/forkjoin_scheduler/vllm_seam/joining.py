@@ -89,7 +89,7 @@ class Joining(Cutting):
     def _plan_join(self, live: LiveFamily, branch: Branch, request: Request) -> JoinPlan:
         if live.dialect.join.kind is JoinKind.REWRITE:
             return plan_rewrite(live.dialect, branch.waits_for, request._all_token_ids, self._tokenizer)
-        return plan_join(live.dialect, branch.waits_for, self._tokenizer)
+        return plan_join(live.dialect, branch.waits_for, self._tokenizer, live.wish.options.closing)
 
     def _room_behind_join(self, live: LiveFamily, branch: Branch, num_tokens: int) -> int:
         offset = self._offset_behind(live, branch.waits_for) if live.dialect.is_stitched else 0

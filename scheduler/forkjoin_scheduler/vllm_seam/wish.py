@@ -9,7 +9,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Limits
-from forkjoin_scheduler.options import RequestOptions
+from forkjoin_scheduler.options import CompiledOptions
 
 #: Set on a request that fork/join has to do with; read for each token, so no dictionary with weak keys.
 _WISH = "_forkjoin_wish"
@@ -23,7 +23,7 @@ class Wish:
     last, or was refused to. ``at_prompt``: whether it is still to fork behind its prompt.
     """
 
-    options: RequestOptions
+    options: CompiledOptions
     limits: Limits
     spoken: BoundDialect
     params: SamplingParams

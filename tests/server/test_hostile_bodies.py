@@ -1,0 +1,134 @@
+"""Bodies made to hurt: each is answered at once with an error, and the server serves on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from contextlib import closing
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.server
+
+CHAT = "/v1/chat/completions"
+ASK = {"model": "abacus", "messages": [{"role": "user", "content": "a=17*23, b=4*5"}], "temperature": 0}
+MANY = "a" * 9000
+
+
+@pytest.fixture(autouse=True)
+def _serves_on(server):
+    yield
+    answer = httpx.post(f"{server}{CHAT}", json=ASK | {"max_tokens": 2}, timeout=60)
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    assert httpx.get(f"{server}/ready", timeout=60).status_code == 200
+
+
+def _message(answer: httpx.Response) -> str:
+    assert answer.headers["content-type"] == "application/json"
+    message: str = answer.json()["error"]["message"]
+    assert len(answer.content) < 2000
+    return message
+
+
+@pytest.mark.parametrize(
+    ("forkjoin", "named"),
+    [
+        ({"branches": [{"text": "\ud800"}]}, "forkjoin.branches.0.text"),
+        ({"branches": [{"title": "\ud800", "text": "a="}]}, "forkjoin.branches.0.title"),
+        ({"branches": [{"text": "a"}], "closing": "\udfff"}, "forkjoin.closing"),
+        ({"best_of": 2, "vote": "\ud800"}, "forkjoin.vote"),
+        ({"branches": [{"text": "a" * 20_000_000}]}, "forkjoin.branches[0].text: expected at most"),
+        ({"branches": [{"text": "a"}], "closing": "a" * 1_000_000}, "forkjoin.closing: expected at most"),
+        ({"branches": [{"text": "a="}, {"text": MANY}]}, "forkjoin.branches[1].text: expected at most"),
+        ({"branches": [{"text": "a="}], "closing": MANY}, "forkjoin.closing: expected at most"),
+        ({"branches": [{"title": "a" * 1001}]}, "forkjoin.branches.0.title: Value error, expected at most 1000"),
+        ({"best_of": 2, "vote": "(a|b)*\\1"}, "forkjoin.vote: Value error, not a regular expression of RE2's"),
+        ({"x": "y" * 5_000_000}, "forkjoin.x"),
+    ],
+    ids=[
+        "text", "title", "closing", "vote", "huge_branch", "huge_closing", "branch_over_context",
+        "closing_over_context", "long_title", "backreference", "huge_key",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_what_the_engine_could_not_do_is_a_400_that_names_it(server, forkjoin, named, stream):
+    body = ASK | {"max_tokens": 20, "stream": stream, "forkjoin": forkjoin}
+    answer = httpx.post(f"{server}{CHAT}", content=json.dumps(body), headers=JSON, timeout=60)
+    assert answer.status_code == 400
+    assert named in _message(answer)
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a" * 2100}),
+        (CHAT, ASK | {"messages": [{"role": "user", "content": "a" * 2100}]}),
+        ("/v1/responses", {"input": "a" * 2100}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a" * 2100}], "max_tokens": 5}),
+    ],
+    ids=["completions", "chat", "responses", "messages"],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_branch_must_fit_beside_the_prompt_on_every_route(server, path, body, stream):
+    """Each alone would fit the context of 4,096 tokens."""
+    asked = {"model": "abacus", "stream": stream, "forkjoin": {"branches": [{"text": "b" * 2100}]}} | body
+    answer = httpx.post(f"{server}{path}", json=asked, timeout=60)
+    assert answer.status_code == 400
+    assert "forkjoin.branches[0].text: expected at most" in answer.text
+    assert "tokens behind a prompt of" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"n": 10, "max_tokens": 60, "forkjoin": {"best_of": 50, "vote": "a"}}, "--max-request-threads"),
+        ({"n": 300, "max_tokens": 4000, "temperature": 1}, "--max-request-tokens"),
+    ],
+    ids=["threads", "tokens"],
+)
+def test_what_one_request_may_cost_is_limited_without_any_flag(server, body, named):
+    answer = httpx.post(f"{server}{CHAT}", json=ASK | body, timeout=60)
+    assert answer.status_code == 400
+    assert named in _message(answer)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [["application/json", "multipart/x"], ["multipart/x", "application/json"], [], ["application/x+json"]],
+)
+@pytest.mark.parametrize("path", [CHAT, "/invocations", "/v1/responses", "/v1/messages"])
+def test_vllm_xargs_never_reach_the_engine_with_our_key(server, path, kinds):
+    body = ASK | {"input": "x", "max_tokens": 5, "vllm_xargs": {"forkjoin": "{}"}}
+    request = httpx.Request(
+        "POST", f"{server}{path}", content=json.dumps(body), headers=[("content-type", k) for k in kinds]
+    )
+    with httpx.Client(timeout=60) as client:
+        answer = client.send(request)
+    assert answer.status_code == 400
+    assert "vllm_xargs.forkjoin" in answer.text
+
+
+def test_a_body_over_the_limit_is_a_413_before_it_is_sent_whole(server):
+    """By what its headers say: none of it is sent."""
+    address = httpx.URL(server)
+    with closing(http.client.HTTPConnection(address.host, address.port, timeout=60)) as connection:
+        connection.putrequest("POST", CHAT)
+        connection.putheader("content-type", "application/json")
+        connection.putheader("content-length", str(65 << 20))
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert "--max-body-mib" in json.loads(answer.read())["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [{"model": "y" * 5_000_000}, {"messages": "y" * 5_000_000}, {"temperature": "y" * 900}]
+)
+def test_vllms_own_errors_repeat_little_of_a_request(server, body):
+    answer = httpx.post(f"{server}{CHAT}", json=ASK | body, timeout=60)
+    assert 400 <= answer.status_code < 500
+    assert answer.text.count("y") <= 210

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.options import CompiledOptions, parse_options
+from forkjoin_server.handover import Asked, compiled, handing_over, install
+
+
+class Tokenizer:
+    """A token a byte; notes what it is asked, and on which thread."""
+
+    max_chars_per_token = 4
+
+    def __init__(self):
+        self.asked, self.threads = [], set()
+
+    def encode(self, text, add_special_tokens):
+        assert not add_special_tokens
+        self.asked.append(text)
+        self.threads.add(threading.current_thread())
+        return list(text.encode())
+
+
+@pytest.fixture
+def client():
+    """vLLM's engine client, as far as it is called: of a context of 100 tokens, it notes what it is asked."""
+    client = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100), calls=[])
+
+    def generate(prompt, sampling_params, request_id):
+        client.calls.append(sampling_params.extra_args)
+        return request_id
+
+    async def process(prompt, arrival_time):
+        return {"type": "token", "prompt_token_ids": prompt}
+
+    with ThreadPoolExecutor(1) as executor:
+        tokenizer = Tokenizer()
+        client.renderer = SimpleNamespace(
+            _executor=executor,
+            get_tokenizer=lambda: tokenizer,
+            process_for_engine_async=process,
+            tokenizer=tokenizer,
+        )
+        client.generate = generate
+        install(client)
+        yield client
+
+
+def _params(**given):
+    return SimpleNamespace(
+        **(
+            {
+                "extra_args": None,
+                "n": 1,
+                "max_tokens": 10,
+                "structured_outputs": None,
+                "prompt_logprobs": None,
+            }
+            | given
+        )
+    )
+
+
+def _generate(client, asked, params=None, prompt=()):
+    prompt = {"type": "token", "prompt_token_ids": list(prompt)}
+    with handing_over(asked):
+        return client.generate(prompt, params or _params(), "r")
+
+
+def _compile(client, value):
+    return asyncio.run(compiled(parse_options(value), client))
+
+
+def test_texts_are_tokenised_where_vllm_does_and_not_on_the_event_loop(client):
+    options = _compile(client, {"branches": [{"text": "ab"}], "closing": "c"})
+    assert (options.branches[0].token_ids, options.closing) == ([97, 98], [99])
+    assert threading.main_thread() not in client.renderer.tokenizer.threads
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"branches": [{"text": "a" * 20_000_000}]},
+        {"branches": [{"text": "a"}], "closing": "a" * 1_000_000},
+        {"branches": [{"text": "a"}, {"text": "a" * 401}]},
+    ],
+    ids=["huge_branch", "huge_closing", "too_long"],
+)
+def test_what_no_context_holds_is_refused_before_any_of_it_is_tokenised(client, value):
+    with pytest.raises(BadRequestOptions, match=r"forkjoin\.\S+: expected at most 400 characters"):
+        _compile(client, value)
+    assert client.renderer.tokenizer.asked == []
+
+
+def test_others_are_served_while_texts_are_tokenised(client):
+    """The tokeniser waits until another task has run."""
+
+    async def ask():
+        ran = threading.Event()
+        encode = client.renderer.tokenizer.encode
+        client.renderer.tokenizer.encode = lambda *a, **k: (ran.wait(), encode(*a, **k))[1]
+        asked = asyncio.create_task(compiled(parse_options({"branches": [{"text": "a"}]}), client))
+        await asyncio.sleep(0)
+        ran.set()
+        return await asked
+
+    assert asyncio.run(ask()).branches[0].token_ids == [97]
+
+
+def test_the_engine_gets_what_is_asked_beside_what_the_client_gave(client):
+    options = _compile(client, {"branches": [{"title": "x", "text": "ab"}], "max_forks": 2})
+    _generate(client, Asked(options), _params(extra_args={"mine": 1}))
+    fields = {"branches": [{"title": "x", "token_ids": [97, 98]}], "max_forks": 2}
+    assert client.calls == [{"mine": 1, "forkjoin": fields}]
+
+
+def test_a_request_that_asks_for_nothing_is_vllms_own(client):
+    _generate(client, Asked(CompiledOptions()))
+    client.generate({}, _params(), "r")
+    assert client.calls == [None, None]
+
+
+@pytest.mark.parametrize("given", [{"enabled": False}, "{}", None, 3])
+def test_nothing_of_ours_comes_from_a_client_by_whatever_route(client, given):
+    with pytest.raises(BadRequestOptions, match=r"vllm_xargs\.forkjoin: expected the field forkjoin"):
+        client.generate({}, _params(extra_args={"forkjoin": given}), "r")
+    with pytest.raises(BadRequestOptions, match=r"vllm_xargs\.forkjoin"):
+        _generate(client, Asked(CompiledOptions()), _params(extra_args={"forkjoin": given}))
+    assert client.calls == []
+
+
+def test_a_task_that_serves_the_request_later_hands_over_the_same(client):
+    """As a response in the background, whose task outlives the request."""
+
+    async def ask():
+        with handing_over(Asked(CompiledOptions(max_forks=2))):
+            task = asyncio.create_task(_later())
+        await task
+
+    async def _later():
+        await asyncio.sleep(0)
+        client.generate({}, _params(), "r")
+
+    asyncio.run(ask())
+    assert client.calls == [{"forkjoin": {"max_forks": 2}}]
+
+
+def test_a_branch_that_does_not_fit_beside_the_prompt_is_refused_before_the_answer_begins(client):
+    asked = Asked(_compile(client, {"branches": [{"text": "a"}, {"text": "a" * 40}]}))
+
+    async def render(length):
+        with handing_over(asked):
+            return await asyncio.gather(
+                client.renderer.process_for_engine_async([1] * length, arrival_time=0)
+            )
+
+    asyncio.run(render(59))
+    with pytest.raises(BadRequestOptions, match=r"branches\[1\]\.text: expected at most 39 tokens"):
+        asyncio.run(render(60))
+    with pytest.raises(BadRequestOptions, match=r"branches\[1\]\.text: expected at most 39 tokens"):
+        _generate(client, asked, prompt=[1] * 60)
+    assert client.calls == []
+
+
+@pytest.mark.parametrize(
+    ("params", "prompt", "reason"),
+    [
+        ({"structured_outputs": {"json": {}}}, {"type": "token"}, "structured output"),
+        ({"prompt_logprobs": 1}, {"type": "token"}, "prompt_logprobs"),
+        ({}, {"type": "multimodal"}, "a prompt of the kind multimodal"),
+        ({}, {"type": "embeds"}, "a prompt of the kind embeds"),
+    ],
+)
+def test_a_fork_that_the_engine_would_drop_is_refused(client, params, prompt, reason):
+    asked = Asked(CompiledOptions(best_of=2, vote="a"))
+    with handing_over(asked), pytest.raises(BadRequestOptions, match=rf"forkjoin\.best_of: .*{reason}"):
+        client.generate(prompt, _params(**params), "r")
+    with handing_over(Asked(CompiledOptions())):
+        client.generate(prompt, _params(**params), "r")
+    assert client.calls == [None]
+
+
+@pytest.mark.parametrize(
+    ("options", "params", "num_tokens"),
+    [
+        ({}, {"n": 3}, 30),
+        ({"best_of": 4, "vote": "a"}, {"n": 3}, 120),
+        ({"max_total_tokens": 7}, {"n": 3}, 21),
+        ({"best_of": 4, "vote": "a", "max_total_tokens": 7}, {}, 7),
+        ({}, {"max_tokens": None}, 100),
+    ],
+    ids=["choices", "vote", "cap", "cap_of_a_vote", "whole_context"],
+)
+def test_what_all_answers_may_come_to_is_limited(client, options, params, num_tokens):
+    options = CompiledOptions(**options)
+    _generate(client, Asked(options, num_tokens), _params(**params))
+    with pytest.raises(BadRequestOptions, match=rf"at most {num_tokens - 1} tokens.*--max-request-tokens"):
+        _generate(client, Asked(options, num_tokens - 1), _params(**params))
+    assert len(client.calls) == 1
+
+
+def test_the_prompts_of_one_body_are_counted_together(client):
+    asked = Asked(CompiledOptions(), 25)
+    _generate(client, asked)
+    _generate(client, asked)
+    with pytest.raises(BadRequestOptions, match="got up to 30"):
+        _generate(client, asked)

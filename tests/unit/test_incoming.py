@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI, Request, UploadFile
+
+from forkjoin_server.incoming import MIB
+from forkjoin_server.middleware import Bodies
+from forkjoin_server.routes import CHAT, INVOCATIONS, MESSAGES, PATHS
+
+SPEECH = "/v1/audio/transcriptions"
+FORM = b"multipart/form-data; boundary=x"
+
+
+def _app():
+    app = FastAPI()
+    app.state.args, app.state.read = SimpleNamespace(forkjoin_max_body_mib=1), []
+
+    for path in (*PATHS, INVOCATIONS, "/tokenize"):
+
+        @app.post(path)
+        async def answer(request: Request):
+            app.state.read.append(len(await request.body()))
+            return {}
+
+    @app.post(SPEECH)
+    async def transcribe(file: UploadFile):
+        app.state.read.append(len(await file.read()))
+        return {}
+
+    return app
+
+
+def _ask(app, path, parts, *headers):
+    """The status and body of the answer, and how many parts of the request's body were read for it."""
+    sent, left = [], list(parts)
+
+    async def receive():
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": list(headers),
+        "query_string": b"",
+        "app": app,
+    }
+    asyncio.run(Bodies(app)(scope, receive, send))
+    assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
+    return sent[0], json.loads(sent[1]["body"]), len(parts) - len(left)
+
+
+@pytest.mark.parametrize("path", [*PATHS, INVOCATIONS, "/tokenize"])
+def test_a_body_that_says_it_is_too_long_is_not_read(path):
+    app = _app()
+    start, body, num_read = _ask(app, path, [b"x"], (b"content-length", str(MIB + 1).encode()))
+    assert (start["status"], num_read, app.state.read) == (413, 0, [])
+    assert "at most 1 MiB (the server's --max-body-mib)" in body["error"]["message"]
+    assert (b"connection", b"close") in start["headers"]
+    assert body["error"]["type"] == (
+        "request_too_large" if path == MESSAGES else "RequestEntityTooLargeError"
+    )
+
+
+@pytest.mark.parametrize("path", [CHAT, INVOCATIONS, "/tokenize"])
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"5")]], ids=["chunked", "lies"])
+def test_a_body_that_turns_out_too_long_is_not_read_to_its_end(path, headers):
+    app = _app()
+    start, _, num_read = _ask(app, path, [b"x" * MIB, b"x", b"x", b"x"], *headers)
+    assert (start["status"], num_read, app.state.read) == (413, 2, [])
+
+
+def test_a_body_of_just_the_limit_is_read():
+    app = _app()
+    start, _, _ = _ask(app, "/tokenize", [b"x" * MIB], (b"content-length", str(MIB).encode()))
+    assert (start["status"], app.state.read) == (200, [MIB])
+
+
+def _form(size):
+    head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    return [head, *[b"x" * 1000] * (size // 1000), b"\r\n--x--\r\n"]
+
+
+def test_an_upload_is_handed_on_as_it_comes_up_to_the_limit():
+    app = _app()
+    start, _, _ = _ask(app, SPEECH, _form(MIB // 2), (b"content-type", FORM))
+    assert (start["status"], len(app.state.read)) == (200, 1)
+    start, body, num_read = _ask(app, SPEECH, _form(2 * MIB), (b"content-type", FORM))
+    assert (start["status"], len(app.state.read)) == (413, 1)
+    assert "--max-body-mib" in body["error"]["message"]
+    assert num_read < 1100
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [b"application/json", b"multipart/x"],
+        [b"multipart/x", b"application/json"],
+        [FORM],
+        [b"application/x+json"],
+        [],
+        [b"text/plain"],
+    ],
+    ids=["json_first", "form_first", "form", "json_like", "none", "text"],
+)
+@pytest.mark.parametrize("path", [*PATHS, INVOCATIONS])
+def test_what_a_body_says_of_fork_join_is_read_whatever_kind_its_headers_say_it_is(path, headers):
+    app = _app()
+    body = {"messages": [], "vllm_xargs": {"forkjoin": "{}"}}
+    start, answer, _ = _ask(app, path, [json.dumps(body).encode()], *((b"content-type", h) for h in headers))
+    assert (start["status"], app.state.read) == (400, [])
+    assert "vllm_xargs.forkjoin" in json.dumps(answer)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_body_in_any_encoding_of_json_is_read(encoding):
+    app = _app()
+    raw = json.dumps({"messages": [], "vllm_xargs": {"forkjoin": "{}"}}).encode(encoding)
+    start, answer, _ = _ask(app, CHAT, [raw])
+    assert (start["status"], app.state.read) == (400, [])
+    assert "vllm_xargs.forkjoin" in json.dumps(answer)
+
+
+def test_of_a_key_that_stands_twice_the_last_counts_for_vllm_too():
+    app = _app()
+    raw = b'{"messages": [], "vllm_xargs": {"forkjoin": 1}, "vllm_xargs": {}, "forkjoin": 3, "forkjoin": {}}'
+    assert _ask(app, CHAT, [raw])[0]["status"] == 200
+    assert app.state.read == [len(b'{"messages": [], "vllm_xargs": {}}')]
