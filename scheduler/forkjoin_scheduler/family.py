@@ -7,7 +7,8 @@ through the same states::
   DECODING ──────▶ PARKED ───────────────────▶ JOINABLE ──────▶ DECODING
       └───────────────┴────────── END ────────────┴──────▶ ENDED
 
-A branch that does not wait for its threads (spliced, on demand) forks without being parked.
+A branch that does not wait for its threads (spliced, on demand) forks without being parked. Each
+transition to JOINABLE makes one entry in ``Family.take_joinable``, and nothing else does.
 
 Invariants (pinned by tests): an illegal step raises and changes nothing; a branch is PARKED
 exactly while a thread that it waits for has not ended; thread indices are dense over the family,
@@ -177,6 +178,8 @@ class Family:
         self.num_generated = 0
         #: Tokens that have left as the answer, injected text included.
         self.num_shown = 0
+        #: Branches that have become JOINABLE, until they are taken.
+        self._joinable: list[Branch] = []
 
     @property
     def remaining(self) -> int:
@@ -241,8 +244,7 @@ class Family:
         """
         branch.go(Step.PARK)
         branch.waits_for = list(threads)
-        if not any(t.is_live for t in threads):
-            branch.go(Step.LAST_THREAD_ENDED)
+        self._check_waiting(branch)
 
     def generated(self, branch: Branch, token_ids: list[int]) -> None:
         """``branch`` generated ``token_ids``. Raises IllegalTransition unless it decodes."""
@@ -280,16 +282,22 @@ class Family:
             thread.end = ThreadEnd.CANCELLED
         self.num_live -= len(cancelled)
         for thread in (branch, *cancelled):
-            self._tell_who_waits(thread)
+            if thread.parent is not None:
+                self._check_waiting(thread.parent)
         return cancelled
 
-    @staticmethod
-    def _tell_who_waits(thread: Branch) -> None:
-        parent = thread.parent
-        if parent is None or parent.state is not BranchState.PARKED:
-            return
-        if not any(t.is_live for t in parent.waits_for):
-            parent.go(Step.LAST_THREAD_ENDED)
+    def take_joinable(self) -> Branch | None:
+        """The branch that became JOINABLE last and still is, each once; None: there is none."""
+        while self._joinable:
+            if (branch := self._joinable.pop()).state is BranchState.JOINABLE:
+                return branch
+        return None
+
+    def _check_waiting(self, branch: Branch) -> None:
+        """Let ``branch`` become joinable if it waits for nothing any more."""
+        if branch.state is BranchState.PARKED and not any(t.is_live for t in branch.waits_for):
+            branch.go(Step.LAST_THREAD_ENDED)
+            self._joinable.append(branch)
 
     @staticmethod
     def _check_decodes(branch: Branch, what: str) -> None:

@@ -201,11 +201,7 @@ class Ending(Ahead):
         assert thread.parent is not None
         assert thread.end is not None
         live.family.end(thread, thread.end, cancels=live.dialect.join.waits)
-        if thread.parent.state is BranchState.JOINABLE:
-            live.joinable.append(thread.parent)
-            live.clock_join(thread.parent)
-        else:
-            self._prefill_ahead(live, thread.parent)
+        self._prefill_ahead(live, thread.parent)
 
     def _cut_slower(self, live: LiveFamily) -> None:
         """Where the first thread to end is the last to run: cut the others off where they are."""

@@ -286,9 +286,6 @@ class Forking(Joining):
             return
         queues.park(self, request)
         live.family.wait(branch, [thread])
-        if not thread.is_live:
-            live.joinable.append(branch)
-            live.clock_join(branch)
 
     @staticmethod
     def _tell_refused(live: LiveFamily, branch: Branch, refusal: Refusal) -> None:

@@ -39,8 +39,9 @@ class Joining(Cutting):
             self._cut_slower(live)
         if live.dialect.is_stitched and any(map(partial(self._outgrows, live), live.parked())):
             self._end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
-        while live.joinable and family.is_live:
-            self._join(live, live.joinable.pop())
+        while family.is_live and (branch := family.take_joinable()):
+            live.clock_join(branch)
+            self._join(live, branch)
         if family.is_live and not family.remaining:
             self._end_at_budget(live)
         if live.own_finish is not None and not family.is_live and live.finish_reason is None:

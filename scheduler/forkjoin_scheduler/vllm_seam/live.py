@@ -42,8 +42,8 @@ class LiveFamily:
     jobs: list[Job] = field(default_factory=list)
     #: Those of them that prefill ended threads behind one another, by the branch that waits for these.
     ahead: dict[Branch, Job] = field(default_factory=dict)
-    #: Branches whose threads have all ended.
-    joinable: list[Branch] = field(default_factory=list)
+    #: Threads that have ended and whose last tokens a job gives their KV.
+    closing: set[Branch] = field(default_factory=set)
     #: Threads by the number that their parent knows them by, where it asks for them one by one.
     numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
     #: Newlines that the next text of a branch is to begin with, in the answer.
