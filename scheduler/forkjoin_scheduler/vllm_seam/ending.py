@@ -207,8 +207,9 @@ class Ending(Ahead):
         """Where the first thread to end is the last to run: cut the others off where they are."""
         for branch in live.parked():
             if any(t.end in (ThreadEnd.STOP, ThreadEnd.EOS, ThreadEnd.LENGTH) for t in branch.waits_for):
-                for thread in branch.waits_for:
-                    if thread.request_id in self._threads:
+                slower = [t for thread in branch.waits_for for t in thread.subtree()]
+                for thread in slower:
+                    if thread.state is BranchState.DECODING and thread.request_id in self._threads:
                         super().finish_requests([thread.request_id], STOPPED)
                         self._end_thread(live, thread, ThreadEnd.CUT)
 
