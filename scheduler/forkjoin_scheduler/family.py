@@ -87,7 +87,9 @@ class Branch:
     index: int = -1
     #: Place among its siblings, in outline order.
     position: int = 0
-    #: Tokens of its parent's context at the fork.
+    #: How many forks its parent had made before the one that started it.
+    fork_number: int = 0
+    #: Tokens of its parent's context at the fork; fewer, where the parent has cut some of them off since.
     fork_len: int = 0
     state: BranchState = BranchState.DECODING
     end: ThreadEnd | None = None
@@ -124,6 +126,13 @@ class Branch:
     def joined_forks(self) -> list[list[Branch]]:
         """The forks that it has gone on behind, in order."""
         return self.forks[: self.num_joined]
+
+    @property
+    def path(self) -> str:
+        """Its place in the tree, whatever else the family has started meanwhile."""
+        if self.parent is None:
+            return ""
+        return f"{self.parent.path}/{self.fork_number}.{self.position}"
 
     @property
     def depth(self) -> int:
@@ -221,6 +230,7 @@ class Family:
                 p,
                 first + i,
                 i,
+                len(branch.forks),
                 context_len,
                 num_critical=branch.num_critical,
                 offset=offset,

@@ -166,7 +166,7 @@ class Joining(Cutting):
             live.dialect.sampling.after_join,
             max_tokens=live.budget(branch, room),
             generated=live.family.num_generated,
-            salt=f"{live.family.num_forks}/join",
+            salt=live.next_salt(branch),
         )
 
     def _thread_params(self, live: LiveFamily, thread: Branch, room: int) -> Any:
@@ -177,7 +177,7 @@ class Joining(Cutting):
             end_id=live.wish.spoken.end_id(thread.plan),
             max_tokens=live.budget(thread, room),
             generated=live.family.num_generated,
-            salt=f"{len(thread.forks)}/{thread.index}",
+            salt=live.next_salt(thread),
         )
 
     def _eos_of(self, branch: Branch) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,8 @@ class LiveFamily:
     #: When a branch forked, or became joinable (``time.monotonic``), until its next token.
     _forked_at: dict[Branch, float] = field(default_factory=dict)
     _joinable_at: dict[Branch, float] = field(default_factory=dict)
+    #: How often each branch was started, or went on behind something that was put into its text.
+    _num_starts: Counter[Branch] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.transcripts[self.family.root] = Transcript()
@@ -88,6 +91,14 @@ class LiveFamily:
             own += [] if limit is None else [limit - branch.num_generated]
             own += [self.request.max_tokens] if self.wish.options.best_of else []
         return max(min(own), 1)
+
+    def next_salt(self, branch: Branch) -> str:
+        """What sets the noise of ``branch``'s next stretch of text apart from that of all others.
+
+        The same whatever else runs: by its place in the tree, and how often it was started.
+        """
+        self._num_starts[branch] += 1
+        return f"{branch.path}:{self._num_starts[branch]}"
 
     def parked(self) -> list[Branch]:
         """The branches that wait for their threads, the root first."""
