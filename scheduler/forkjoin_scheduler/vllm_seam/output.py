@@ -17,28 +17,12 @@ from forkjoin_scheduler import event_log
 from forkjoin_scheduler.errors import Overloaded
 from forkjoin_scheduler.feed import FEEDS, without_key
 from forkjoin_scheduler.policy.backlog import Expected, Tenant, Visit
+from forkjoin_scheduler.thread_text import FamilyTexts
 from forkjoin_scheduler.visits import BACKLOG, TENANT, VISIT, salted
 from forkjoin_scheduler.vllm_seam import wire
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.tracing import ThreadTracer
-
-
-class _ThreadText:
-    """Incremental text of one thread: held back while a character is incomplete."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self._shown = self._prefix = 0
-
-    def push(self, tokenizer: Any, token_ids: list[int]) -> str:
-        self.ids += token_ids
-        before = tokenizer.decode(self.ids[self._prefix : self._shown], skip_special_tokens=False)
-        text = tokenizer.decode(self.ids[self._prefix :], skip_special_tokens=False)
-        if text.endswith("\ufffd"):
-            return ""
-        self._prefix, self._shown = self._shown, len(self.ids)
-        return str(text[len(before) :])
 
 
 class ForkJoinOutputProcessor(OutputProcessor):
@@ -50,7 +34,8 @@ class ForkJoinOutputProcessor(OutputProcessor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._texts: dict[str, dict[int, _ThreadText]] = {}
+        #: By the id of the request.
+        self._texts: dict[str, FamilyTexts] = {}
         self._tracer: ThreadTracer | None = None
         if self.tracing_enabled:
             from forkjoin_scheduler.vllm_seam.tracing import ThreadTracer
@@ -130,22 +115,19 @@ class ForkJoinOutputProcessor(OutputProcessor):
                 self._tracer.hear(told)
             else:
                 self._tracer.forget(told.request_id)
-        for event in told.events:
-            if event["type"] == "tokens":
-                texts = self._texts.setdefault(told.request_id, {})
-                text = texts.setdefault(event["index"], _ThreadText())
-                event["text"] = text.push(self.tokenizer, event["token_ids"])
-            elif event["type"] == "load":
+        events = self._texts.setdefault(told.request_id, FamilyTexts()).read(self.tokenizer, told.events)
+        for event in events:
+            if event["type"] == "load":
                 BACKLOG.expected = Expected(event["expected_tokens"], event["expected_threads"])
             elif event["type"] == "family_ended":
-                self._texts.pop(told.request_id, None)
+                del self._texts[told.request_id]
         external = None
         if state is not None:
             external = state.parent_req.external_req_id if state.parent_req else state.external_req_id
         if event_log.LOG.isEnabledFor(logging.INFO):
-            for event in told.events:
+            for event in events:
                 event_log.log(external or told.request_id, event)
-        FEEDS.publish(external, told.events)
+        FEEDS.publish(external, events)
 
 
 def _say_whose(request: EngineCoreRequest, tenant: Tenant) -> None:
