@@ -98,6 +98,8 @@ class Branch:
     forks: list[list[Branch]] = field(default_factory=list)
     #: How many of them were joined: one that ends inside a fork, or with it, leaves that open.
     num_joined: int = 0
+    #: Tokens of its context up to the end of its last stitched join; 0: it has none.
+    stitched_len: int = 0
     #: The threads that it stands still for, or did last.
     waits_for: list[Branch] = field(default_factory=list)
     #: Tokens that the model generated in this branch itself; injected text is not counted.
@@ -150,6 +152,11 @@ class Branch:
         """Its last ``num_tokens`` tokens give way to others; they stay counted, for they were generated."""
         if self.parent is not None:
             self.token_ids[max(len(self.token_ids) - num_tokens, 0) :] = instead
+
+    def cut_context(self, num_tokens: int) -> None:
+        """Its context is cut off behind ``num_tokens`` tokens: its threads share no more with it."""
+        for thread in (t for fork in self.forks for t in fork):
+            thread.fork_len = min(thread.fork_len, num_tokens)
 
     def go(self, step: Step) -> None:
         """Take ``step``. Raises IllegalTransition, and changes nothing, where the table has none."""

@@ -45,6 +45,19 @@ def joined_offset(
     return last + positions.join_gap - joined_len
 
 
+def num_inherited(thread: Branch) -> int:
+    """How many tokens of its parent's context a thread has to take the KV of, for it can't compute them.
+
+    Those up to the end of the parent's last stitched join, or all, where the thread is at other positions.
+    The parent must still wait for it.
+    """
+    if thread.parent is None:
+        return 0
+    if thread.start_offset != thread.parent.offset:
+        return thread.fork_len
+    return thread.parent.stitched_len or num_inherited(thread.parent)
+
+
 def num_skipped(thread: Branch, *, is_first: bool) -> int:
     """How many tokens of a thread's header are left out of the joined context, the first's standing there."""
     assert thread.plan is not None

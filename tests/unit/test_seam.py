@@ -46,7 +46,7 @@ def _attributes(path: Path) -> list[ast.Attribute]:
 INSIDES = {
     "kv.py": (
         "coordinator single_type_managers block_pool req_to_blocks num_cached_block pop_blocks_for_free "
-        "free_blocks cache_blocks get_blocks create_kv_cache_blocks num_gpu_blocks"
+        "free_blocks cache_blocks get_blocks create_kv_cache_blocks num_gpu_blocks get_num_skipped_tokens"
     ),
     "worker.py": "kv_cache",
     "layouts.py worker.py": "static_forward_context",
@@ -232,13 +232,13 @@ ATTRIBUTES = {
     SCHEDULER: (
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
-        "vllm_config current_step max_num_scheduled_tokens policy _pause_state"
+        "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",
     SINGLE: "block_size req_to_blocks num_cached_block",
     "vllm.v1.core.block_pool:BlockPool": "num_gpu_blocks",
-    "vllm.v1.core.kv_cache_utils:KVCacheBlock": "block_id ref_cnt",
+    "vllm.v1.core.kv_cache_utils:KVCacheBlock": "block_id ref_cnt is_null",
     REQUEST: (
         "request_id status stop_reason sampling_params _all_token_ids _output_token_ids "
         "output_token_ids _block_hasher block_hashes prompt_token_ids num_prompt_tokens max_tokens "
@@ -247,6 +247,7 @@ ATTRIBUTES = {
         "priority trace_headers resumable prompt_embeds mm_features "
         "next_decode_eligible_step"
     ),
+    "vllm.config.parallel:ParallelConfig": "_api_process_count",
     "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens total_num_scheduled_tokens"),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
     "vllm.v1.engine:EngineCoreOutput": (
@@ -285,7 +286,7 @@ CALLED = {
     ),
     MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks",
     COORDINATOR: "cache_blocks",
-    SINGLE: "pop_blocks_for_free",
+    SINGLE: "pop_blocks_for_free get_num_skipped_tokens",
     "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",
     "vllm.v1.core.sched.request_queue:SchedulingPolicy": "PRIORITY",
     "vllm.v1.core.sched.request_queue:RequestQueue": "remove_request add_request prepend_request",

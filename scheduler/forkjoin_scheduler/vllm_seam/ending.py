@@ -204,7 +204,11 @@ class Ending(Ahead):
         self._prefill_ahead(live, thread.parent)
 
     def _cut_slower(self, live: LiveFamily) -> None:
-        """Where the first thread to end is the last to run: cut the others off where they are."""
+        """Where the first thread to end is the last to run: cut the others off where they are.
+
+        One that has forked is cut from its leaves: it joins what its threads wrote so far, so that nothing
+        of it is lost, and is cut in a later step.
+        """
         for branch in live.parked():
             if any(t.end in (ThreadEnd.STOP, ThreadEnd.EOS, ThreadEnd.LENGTH) for t in branch.waits_for):
                 slower = [t for thread in branch.waits_for for t in thread.subtree()]

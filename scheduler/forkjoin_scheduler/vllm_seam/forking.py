@@ -12,7 +12,7 @@ from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal, has_room, plan_fork
 from forkjoin_scheduler.join import cut_last
 from forkjoin_scheduler.patterns import find_all
-from forkjoin_scheduler.stitch import thread_offset
+from forkjoin_scheduler.stitch import num_inherited, thread_offset
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.joining import Joining
@@ -145,7 +145,7 @@ class Forking(Joining):
         live.clock_fork(branch)
         for thread in threads:
             self._start_thread(live, thread, request)
-        if waits and offset == branch.offset and self._needs_blocks_of(live, threads[0]):
+        if waits and self._needs_blocks_of(live, threads[0]):
             self._copied_from.append((live, branch))
         live.num_announced = len(live.family.threads)
         live.tell(
@@ -163,7 +163,8 @@ class Forking(Joining):
         """A fork behind the prompt was refused: the sample that was dropped for it is drawn anew."""
         if request.num_output_tokens == 0:
             queues.park(self, request)
-            queues.resume(self, request, min(request.num_computed_tokens, request.num_tokens - 1))
+            # the last token is computed once more, to sample from
+            queues.resume(self, request, kv.keep(self.kv_cache_manager, request, request.num_tokens - 1))
 
     def _plan_fork(
         self, live: LiveFamily, branch: Branch, context: list[int], wish: Wish
@@ -238,14 +239,16 @@ class Forking(Joining):
         """Let go of what a parked branch holds in vain: it goes on with the first thread's copy of it.
 
         The copies are made in the step just scheduled: whoever gets the block writes it in a later one.
-        One thread that lost its copy, and one whose first thread lost it, compute these tokens anew.
+        One thread that lost its copy, and one whose first thread lost it, compute these tokens anew; where
+        they can't, for threads were stitched in that block, the branch keeps it.
         """
         if branch.state is not BranchState.PARKED:
             return
         if any(self._has_not_started(thread) for thread in branch.waits_for):
             self._copied_from.append((live, branch))
         elif (request := self._request_of(branch)).num_computed_tokens:
-            queues.repark(self, request, kv.drop_tail(self.kv_cache_manager, request))
+            needed = max(map(num_inherited, branch.waits_for))
+            queues.repark(self, request, kv.drop_tail(self.kv_cache_manager, request, needed=needed))
 
     def _has_not_started(self, thread: Branch) -> bool:
         request = self.requests.get(thread.request_id)
@@ -266,7 +269,7 @@ class Forking(Joining):
         live.tell("refused", parent_index=branch.index, reason="stray_tag", policy="swap")
         queues.park(self, request)
         branch.take_back(request.num_tokens - keep, token_ids)
-        self._rewind(request, keep)
+        self._rewind(branch, request, keep)
         fold(request, token_ids, self._params_behind_join(live, branch, room))
         queues.resume(self, request, 0)
         live.transcripts[branch].push(injected(token_ids))

@@ -144,6 +144,7 @@ class Jobs(Fence):
             self._clear_job(job)
         live.jobs.clear()
         live.ahead.clear()
+        live.closing.clear()
 
     def _unstitch(self, request_id: str) -> None:
         """Release what was to be put together for a request that will not run."""

@@ -130,7 +130,7 @@ class Joining(Cutting):
         family, threads = live.family, list(branch.waits_for)
         wish = noted(request)
         if plan.keep is not None:
-            self._rewind(request, plan.keep)
+            self._rewind(branch, request, plan.keep)
         num_tokens = request.num_tokens + len(plan.token_ids)
         family.join(branch, list(plan.token_ids))
         params = self._params_behind_join(live, branch, self._room_behind_join(live, branch, num_tokens))
@@ -138,7 +138,7 @@ class Joining(Cutting):
         if live.dialect.is_stitched:
             stitched = self._stitched(live, {t: live.held.pop(t) for t in threads})
             branch.offset = self._offset_behind(live, threads)
-            num_computed_tokens = stitched.num_tokens
+            branch.stitched_len = num_computed_tokens = stitched.num_tokens
             self._start_stitched(request, stitched, branch.offset)
         fold(request, plan.token_ids, params)
         if held := self._prefilled_ahead(live, branch):
@@ -149,14 +149,14 @@ class Joining(Cutting):
         queues.resume(self, request, num_computed_tokens)
         live.tell("joined", parent_index=branch.index, prefilled_tokens=num_tokens - num_computed_tokens)
 
-    def _rewind(self, request: Request, num_tokens: int) -> None:
+    def _rewind(self, branch: Branch, request: Request, num_tokens: int) -> None:
         """Let a parked ``request`` be as it was behind ``num_tokens`` tokens, to go on otherwise.
 
         Its blocks go back: they may be hashed by the tokens that are cut off.
         """
+        branch.cut_context(num_tokens)
         truncate(request, num_tokens)
-        self.kv_cache_manager.free(request)
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = kv.keep(self.kv_cache_manager, request, 0)
 
     def _params_behind_join(self, live: LiveFamily, branch: Branch, room: int) -> Any:
         if branch is not live.family.root:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -71,12 +72,15 @@ def shared_prefix(manager: KVCacheManager, source: str | HeldBlocks, num_tokens:
 def hold(manager: KVCacheManager, request: Request, num_tokens: int) -> HeldBlocks:
     """Take the blocks of ``request`` out of its name, without returning them to the pool.
 
-    Its first ``num_tokens`` tokens count at most; those without KV never do.
+    Its first ``num_tokens`` tokens count at most; those without KV never do. A block stays in its place of
+    the table, those before it being null behind a sliding window, so the table is read before it is given up:
+    what is given up need not have them.
     """
     held = HeldBlocks([], [], min(request.num_computed_tokens, num_tokens))
     for single in manager.coordinator.single_type_managers:
         held.num_cached.append(single.num_cached_block.get(request.request_id, 0))
-        held.blocks.append(single.pop_blocks_for_free(request.request_id))
+        held.blocks.append(list(single.req_to_blocks.get(request.request_id, ())))
+        single.pop_blocks_for_free(request.request_id)
     return held
 
 
@@ -97,19 +101,53 @@ def adopt(manager: KVCacheManager, request: Request, held: HeldBlocks) -> None:
         single.num_cached_block[request.request_id] = num_cached
 
 
-def drop_tail(manager: KVCacheManager, request: Request) -> int:
+def is_there(manager: KVCacheManager, source: str | HeldBlocks, num_tokens: int) -> bool:
+    """Whether the source has all blocks that the token behind its first ``num_tokens`` ones attends to.
+
+    A request that went on gives blocks back as they leave its sliding window.
+    """
+    of = manager.get_blocks(source).blocks if isinstance(source, str) else source.blocks
+    for single, blocks in zip(manager.coordinator.single_type_managers, of, strict=True):
+        first = single.get_num_skipped_tokens(num_tokens) // single.block_size
+        end = -(-num_tokens // single.block_size)
+        if len(blocks) < end or any(block.is_null for block in blocks[first:end]):
+            return False
+    return True
+
+
+def in_whole_blocks(manager: KVCacheManager, num_tokens: int) -> int:
+    """How many of ``num_tokens`` tokens lie in blocks that they fill, in every KV cache group."""
+    size = lcm(*(single.block_size for single in manager.coordinator.single_type_managers))
+    return num_tokens // size * size
+
+
+def keep(manager: KVCacheManager, request: Request, num_tokens: int) -> int:
+    """Of a waiting ``request`` let at most ``num_tokens`` tokens count as computed; returns how many do.
+
+    One that keeps none gives up its blocks: vLLM takes it for one that has not started.
+    """
+    kept = min(request.num_computed_tokens, num_tokens)
+    if not kept:
+        manager.free(request)
+    return kept
+
+
+def drop_tail(manager: KVCacheManager, request: Request, *, needed: int) -> int:
     """Return the partly filled last block of ``request`` to the pool; returns how many tokens have KV still.
 
-    Blocks of several KV cache groups end at different tokens: there nothing is returned.
+    Nothing is returned where that would be fewer than ``needed``, which can't be computed again, or with
+    several KV cache groups, whose blocks end at different tokens.
     """
     if len(manager.coordinator.single_type_managers) > 1:
         return request.num_computed_tokens
     (single,) = manager.coordinator.single_type_managers
     num_whole = request.num_computed_tokens // single.block_size
+    if num_whole * single.block_size < needed:
+        return request.num_computed_tokens
     blocks = single.req_to_blocks[request.request_id]
     manager.block_pool.free_blocks(reversed(blocks[num_whole:]))
     del blocks[num_whole:]
-    return num_whole * single.block_size
+    return keep(manager, request, num_whole * single.block_size)
 
 
 def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> Stitched:

@@ -91,7 +91,6 @@ def park(scheduler: Any, request: Request) -> None:
         scheduler.running.remove(request)
     else:
         dequeue(scheduler, request)
-    forget_in_flight(request)
     scheduler._inflight_prefills.discard(request)
     _enqueue_parked(scheduler, request)
     # The V2 runner frees its slot; it is added anew at the join.
@@ -106,6 +105,8 @@ def suspend(scheduler: Any, request: Request) -> None:
 
 
 def _enqueue_parked(scheduler: Any, request: Request) -> None:
+    """Whoever is parked has no sample in flight: it would end a request that vLLM counts as parked."""
+    forget_in_flight(request)
     request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
     scheduler.num_waiting_for_streaming_input += 1
     scheduler._enqueue_waiting_request(request)

@@ -76,6 +76,7 @@ class ForkJoinScheduler(Pacing):
                 self._stop_pacing()
         pause_state = self._pause_state
         self._door.open()
+        self._started.clear()
         try:
             output = super().schedule(throttle_prefills)
         finally:

@@ -22,13 +22,15 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.errors import IllegalTransition
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.join import body
-from forkjoin_scheduler.stitch import joined_offset, num_skipped
+from forkjoin_scheduler.stitch import joined_offset, num_inherited, num_skipped
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.jobs import Fill, Job, Jobs, Work
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.orders import Int64s, Orders, attach
+from forkjoin_scheduler.vllm_seam.wish import noted
 
 Source = str | kv.HeldBlocks | None
 #: A part of a job's work that comes to a result.
@@ -42,6 +44,8 @@ class Stitching(Jobs):
         super().__init__(*args, **kwargs)
         #: Requests that vLLM preempted in this step and that can't be computed in a row.
         self._lost: list[Request] = []
+        #: Requests that started in this step, on KV of others.
+        self._started: set[str] = set()
 
     # ---- orders to the workers -------------------------------------------------------------
 
@@ -101,9 +105,11 @@ class Stitching(Jobs):
                     job, live, thread, context, self._request_of(thread.parent).request_id
                 )
             if held := self._taken_for(thread, job, computed):
+                live.closing.remove(thread)
                 live.held[thread] = held
                 self._closed(live, thread)
 
+        live.closing.add(thread)
         self._start_job(live, work)
         return False
 
@@ -146,10 +152,11 @@ class Stitching(Jobs):
         # What is in flight for one that is computed anew would end it, or fork it, without its KV.
         try:
             is_lost = request.request_id in self._fills or kv.is_unhashed(request)
+            drops = is_lost or _gives_all_to_threads(request)
         except Exception as error:
             self._contain("preempt", error, request)
-            is_lost = True
-        super()._preempt_request(request, timestamp, drop_stale_output or is_lost)
+            is_lost = drops = True
+        super()._preempt_request(request, timestamp, drop_stale_output or drops)
         try:
             if self._spoken is not None:
                 queues.requeue(self, request)
@@ -211,14 +218,32 @@ class Stitching(Jobs):
     ) -> Generator[Fill, kv.HeldBlocks, None]:
         """Compute anew what a suspended ``branch`` has lost, and all beneath it.
 
-        A branch that has gone on may end the answer, and with it cancel one that is still waited for.
+        While it does, a branch that has gone on may end the answer, and with it cancel or cut one that is
+        still waited for. And it may be started again at any place: what has its KV is left alone.
         """
-        if not branch.is_live:
+        if self._lacks_kv(branch):
+            yield from self._restore_own(job, live, branch, source)
+        if branch.state is not BranchState.PARKED:
             return
+        yield from self._restore_ended(job, live, branch)
+        for thread in branch.waits_for:
+            yield from self._restore(job, live, thread, branch.request_id)
+
+    def _lacks_kv(self, branch: Branch) -> bool:
+        """Whether a branch that has not ended waits for its KV to be computed anew."""
+        request = self.requests.get(branch.request_id)
+        if request is None or request.status != RequestStatus.WAITING_FOR_STREAMING_REQ:
+            return False
+        return not request.num_computed_tokens
+
+    def _restore_own(
+        self, job: Job, live: LiveFamily, branch: Branch, source: Source
+    ) -> Generator[Fill, kv.HeldBlocks, None]:
+        """Let ``branch`` run again on the KV behind its last join, or wait with all of it."""
         request = self._request_of(branch)
         context = list(request._all_token_ids)
         start, offset = yield from self._replay_forks(job, live, branch, context, source)
-        if not branch.is_live:
+        if not self._lacks_kv(branch):
             if start is not None:
                 kv.release(self.kv_cache_manager, start.held, *start.rest)
             return
@@ -227,25 +252,32 @@ class Stitching(Jobs):
                 self._start_stitched(request, start, offset)
             queues.regain(self, request, 0 if start is None else start.num_tokens)
             return
-        computed = yield self._fill(context, start, source, branch, offset)
-        if (held := self._taken_for(branch, job, computed)) is None:
+        held = job.take((yield self._fill(context, start, source, branch, offset)))
+        if not self._lacks_kv(branch):
+            kv.release(self.kv_cache_manager, held)
             return
         kv.adopt(self.kv_cache_manager, request, held)
         queues.repark(self, request, len(context))
-        # Those that have ended first: as soon as one goes on that has not, the branch may have to join.
-        ended = [t for t in branch.waits_for if t.request_id not in self._threads]
+
+    def _restore_ended(
+        self, job: Job, live: LiveFamily, branch: Branch
+    ) -> Generator[Fill, kv.HeldBlocks, None]:
+        """Compute the threads of a parked ``branch`` that have ended.
+
+        Before any that has not goes on: when that one ends, the branch may have to join.
+        """
+        ended = [t for t in branch.waits_for if t.request_id not in self._threads and t not in live.closing]
         for thread in ended:
+            if thread in live.held:
+                continue
             context = self._context(live, thread)
-            computed = yield from self._replay(job, live, thread, context, request.request_id)
+            computed = yield from self._replay(job, live, thread, context, branch.request_id)
             if (held := self._taken_for(branch, job, computed)) is None:
                 return
             live.held[thread] = held
         for thread in ended:
             if thread.is_live:
                 self._closed(live, thread)
-        for thread in branch.waits_for:
-            if thread.request_id in self._threads:
-                yield from self._restore(job, live, thread, request.request_id)
 
     def _taken_for(self, branch: Branch, job: Job, computed: kv.HeldBlocks) -> kv.HeldBlocks | None:
         """What ``job`` has computed; None, and it is released, if ``branch`` was cancelled meanwhile."""
@@ -297,18 +329,33 @@ class Stitching(Jobs):
         return shared or super()._get_local_prefix_cache_hit(request)
 
     def _shared_with_source(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool] | None:
+        self._started.add(request.request_id)
         source, limit = self._source_of(request)
-        if source is None:
+        shared = 0 if source is None else self._num_shared(source, min(limit, request.num_tokens - 1))
+        self._check_shared(request, shared)
+        if source is None or not shared:
             return None
-        there = (
-            source.num_tokens
-            if isinstance(source, kv.HeldBlocks)
-            else self.requests[source].num_computed_tokens
-        )
-        num_shared = min(there, limit, request.num_tokens - 1)
-        if not num_shared:
-            return None
-        return kv.shared_prefix(self.kv_cache_manager, source, num_shared), num_shared, 0, False
+        return kv.shared_prefix(self.kv_cache_manager, source, shared), shared, 0, False
+
+    def _num_shared(self, source: str | kv.HeldBlocks, limit: int) -> int:
+        """How many of its first tokens, at most ``limit``, have KV in ``source`` that another may take."""
+        if isinstance(source, kv.HeldBlocks):
+            shared = min(source.num_tokens, limit)
+        else:
+            shared = min(self.requests[source].num_computed_tokens, limit)
+            if source in self._started:
+                # It may have found blocks that this very step computes. These may be shared as they are,
+                # but blocks are copied before anything is computed.
+                shared = kv.in_whole_blocks(self.kv_cache_manager, shared)
+        return shared if kv.is_there(self.kv_cache_manager, source, shared) else 0
+
+    def _check_shared(self, request: Request, shared: int) -> None:
+        """Raise IllegalTransition where stitched tokens would be computed in a row, silently wrong."""
+        entry = self._threads.get(request.request_id)
+        if entry and entry[0].dialect.is_stitched and shared < (needed := num_inherited(entry[1])):
+            raise IllegalTransition(
+                f"{request.request_id}: expected its parent to hold the KV of {needed} tokens, found {shared}"
+            )
 
     def _source_of(self, request: Request) -> tuple[Source, int]:
         """Whose first tokens ``request`` shares, and how many."""
@@ -323,3 +370,11 @@ class Stitching(Jobs):
             if thread.fork_len and thread.parent.request_id in self.requests:
                 return thread.parent.request_id, thread.fork_len
         return None, 0
+
+
+def _gives_all_to_threads(request: Request) -> bool:
+    """Whether threads of ``request`` would be at other positions: they can't compute what it has lost."""
+    wish = noted(request)
+    return (
+        wish is not None and wish.spoken.dialect.is_stitched and wish.spoken.dialect.positions.fork_gap != 1
+    )

@@ -1,0 +1,187 @@
+"""The real scheduler without a model, driven by hand: a test says what is written, and what happens when.
+
+After each call the engine's invariants are checked, and in each step the KV that is read (``kv_oracle.py``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from forkjoin_bench.scheduler_cost import runner_output
+from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.vllm_seam import wire
+from forkjoin_scheduler.vllm_seam.compat import WORKER
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+from tests.engine.invariants import check_invariants
+from tests.engine.kv_oracle import KVOracle
+
+END = "<|end|>"
+
+
+class ByHand:
+    """A scheduler, its requests, and what each of them is told to write.
+
+    A request that has nothing to write writes ``filler``. ``window``: the sliding window of all layers.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        model: Path,
+        *,
+        is_async: bool = False,
+        block_size: int = 16,
+        num_blocks: int = 200,
+        window: int | None = None,
+        filler: str = "x",
+    ) -> None:
+        dialect = dialect.model_copy(update={"min_room": 1})
+        args = EngineArgs(
+            model=str(model),
+            max_model_len=1024,
+            max_num_seqs=8,
+            max_num_batched_tokens=2048,
+            enforce_eager=True,
+            additional_config={KEY: Settings.of(dialect, {}).model_dump(mode="json")},
+            worker_cls=WORKER if dialect.is_stitched else "auto",
+        )
+        config = args.create_engine_config()
+        config.cache_config.block_size, config.cache_config.num_gpu_blocks = block_size, num_blocks
+        config.scheduler_config.async_scheduling = self._is_async = is_async
+        heads: dict[str, Any] = {"num_kv_heads": 6, "head_size": 32, "dtype": torch.bfloat16}
+        spec = (
+            FullAttentionSpec(block_size=block_size, **heads)
+            if window is None
+            else SlidingWindowSpec(block_size=block_size, sliding_window=window, **heads)
+        )
+        kv_cache = KVCacheConfig(num_blocks, [], [KVCacheGroupSpec(["layer"], spec)])
+        hash_ = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
+        init_none_hash(hash_)
+        self.scheduler = ForkJoinScheduler(
+            config, kv_cache, StructuredOutputManager(config), block_size=block_size
+        )
+        self.tokenizer = EngineTokenizer.from_model_config(config.model_config)
+        self.oracle = KVOracle(self.scheduler, window)
+        self._hasher = get_request_block_hasher(block_size, hash_)
+        self._filler = filler
+        self._writing: dict[str, deque[int]] = defaultdict(deque)
+        self._in_flight: deque[tuple[Any, Any]] = deque()
+        #: What the front end has been sent.
+        self.outputs: list[EngineCoreOutput] = []
+
+    # ---- what a test does ------------------------------------------------------------------
+
+    def add(self, request_id: str, prompt: str, **params: Any) -> None:
+        options = params.pop("forkjoin", None)
+        sampling = SamplingParams(
+            **({"temperature": 0.0, "max_tokens": 500} | params),
+            extra_args={KEY: options} if options else None,
+        )
+        sampling.update_from_generation_config({}, eos_token_id=self.tokenizer.token_id(END))
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=self.tokenizer.encode(prompt),
+            sampling_params=sampling,
+            pooling_params=None,
+            block_hasher=self._hasher,
+            arrival_time=len(self.scheduler.requests),
+        )
+        self.scheduler.add_request(request)
+
+    def say(self, request_id: str, text: str) -> None:
+        """Let a request write ``text`` next."""
+        self._writing[request_id].extend(self.tokenizer.encode(text))
+
+    def step(self, num: int = 1) -> None:
+        """So many steps; with async scheduling one stays in flight."""
+        for _ in range(num):
+            self.schedule()
+            while len(self._in_flight) > self._is_async:
+                self.update()
+
+    def steps_until(self, ready: Any, limit: int = 300) -> None:
+        for _ in range(limit):
+            if ready():
+                return
+            self.step()
+        raise AssertionError("the state was not reached")
+
+    def schedule(self) -> None:
+        output = self.scheduler.schedule()
+        check_invariants(self.scheduler)
+        sampled = {i: self._sample(self.request(i)) for i in output.num_scheduled_tokens}
+        self.oracle.execute(output, sampled)
+        self._in_flight.append((output, runner_output(sampled)))
+
+    def update(self) -> None:
+        """End the oldest step in flight."""
+        for outputs in self.scheduler.update_from_output(*self._in_flight.popleft()).values():
+            self.outputs += outputs.outputs
+        check_invariants(self.scheduler)
+
+    def preempt(self, request_id: str) -> None:
+        """As vLLM does for want of blocks."""
+        request = self.request(request_id)
+        self.scheduler.running.remove(request)
+        self.scheduler._preempt_request(request, 0.0)
+
+    def evict(self) -> None:
+        """Take the blocks of the only family back, as if nothing could run for want of blocks."""
+        self.scheduler._evict(self.live())
+        check_invariants(self.scheduler)
+
+    def finish(self) -> None:
+        """Run to the end of all requests. Raises AssertionError if a block or a queue entry stays."""
+        self.steps_until(lambda: not self.scheduler.requests)
+        self.schedule()
+        while self._in_flight:
+            self.update()
+        pool = self.scheduler.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+
+    # ---- what it sees ----------------------------------------------------------------------
+
+    def request(self, request_id: str) -> Request:
+        return self.scheduler.requests[request_id]
+
+    def decodes(self, request_id: str) -> bool:
+        """Whether a request has written at least one token behind its prompt and runs."""
+        request = self.scheduler.requests.get(request_id)
+        runs = request is not None and request.status == RequestStatus.RUNNING
+        return runs and request.num_output_tokens > 0
+
+    def live(self) -> LiveFamily:
+        (live,) = self.scheduler._live.values()
+        return live
+
+    def text(self, request_id: str) -> str:
+        """What the front end has been sent of a request."""
+        ids = [i for o in self.outputs if o.request_id == request_id for i in o.new_token_ids]
+        return self.tokenizer.decode(ids)
+
+    def events(self, kind: str) -> list[wire.Event]:
+        told = [wire.unpack(o) for o in self.outputs]
+        return [e for t in told if t is not None for e in t.events if e["type"] == kind]
+
+    def _sample(self, request: Request) -> list[int]:
+        if request.is_prefill_chunk:
+            return []
+        writing = self._writing[request.request_id]
+        if not writing:
+            writing.extend(self.tokenizer.encode(self._filler))
+        return [writing.popleft()]

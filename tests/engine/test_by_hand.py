@@ -1,0 +1,336 @@
+"""Interleavings that once went wrong, one by one, on the real scheduler without a model.
+
+Each step checks the engine's invariants (``invariants.py``) and the KV that is read (``kv_oracle.py``).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_scheduler.dialect import Dialect, Join
+from forkjoin_scheduler.dialect_files import load
+from tests.engine import renamed
+
+pytestmark = pytest.mark.engine
+
+PLANS = "<guideline><plan>1: a</plan><plan>2: b</plan></guideline>"
+GOAL = "<Goal><Outline>1: a</Outline><Outline>2: b</Outline></Goal>"
+OUTLINES = "<Outlines><Outline>1: a</Outline><Outline>2: b</Outline></Outlines>"
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    models = {}
+
+    def find(name):
+        if name not in models:
+            models[name] = renamed.model_for(name, tmp_path_factory.mktemp)
+        return models[name]
+
+    return find
+
+
+@pytest.fixture
+def drive(model_of):
+    from tests.engine.by_hand import ByHand
+
+    def make(dialect: str | Dialect, **options):
+        dialect = load(dialect) if isinstance(dialect, str) else dialect
+        return ByHand(dialect, model_of(dialect.name), **options)
+
+    return make
+
+
+def changed(name, *, max_depth=1, **join):
+    """A dialect that nests, and joins otherwise."""
+    dialect = load(name)
+    joined = Join.model_validate(dialect.join.model_dump() | join)
+    return Dialect.model_validate(
+        dialect.model_dump() | {"join": joined.model_dump(), "max_depth": max_depth}
+    )
+
+
+# ---- one join a transition --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("asked_first", [True, False])
+def test_a_sibling_that_ends_with_the_one_that_is_waited_for_makes_no_second_join(
+    drive, asked_first, is_async
+):
+    hand = drive("asyncthink", is_async=is_async)
+    hand.add("r", "q")
+    hand.say("r", "<FORK-1>do</FORK-1><FORK-2>do</FORK-2>")
+    hand.steps_until(lambda: hand.decodes("r#1"))
+    hand.say("r", f"<JOIN-{1 if asked_first else 2}>")
+    hand.steps_until(lambda: hand.scheduler.num_waiting_for_streaming_input == 1)
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "<RETURN>7</RETURN>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    assert [e["index"] for e in hand.events("thread_ended")] == [0, 1]
+    assert len(hand.events("joined")) == 1
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
+# ---- what can't be computed in a row ----------------------------------------------------------
+
+
+def _second_fork(hand):
+    """A family whose second fork lies in the KV block in which its first join ended; both threads run."""
+    hand.add("r", "q")
+    hand.say("r", PLANS)
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "abc</step>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", PLANS)
+    hand.steps_until(lambda: hand.decodes("r#2") and hand.decodes("r#3"))
+    hand.step(2)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("lost", [("r#2",), ("r#3",), ("r#2", "r#3")], ids="+".join)
+@pytest.mark.parametrize("block_size", [16, 64, 128])
+def test_threads_that_lose_their_blocks_take_stitched_kv_from_their_parent_again(
+    drive, lost, block_size, is_async
+):
+    hand = drive("npr", block_size=block_size, is_async=is_async)
+    _second_fork(hand)
+    for thread in lost:
+        hand.preempt(thread)
+    hand.step(4)
+    for thread in ("r#2", "r#3"):
+        hand.say(thread, "</step>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert hand.oracle.num_compared_stitched > 10
+
+
+def test_a_thread_at_other_positions_than_its_parent_takes_all_of_it_or_waits(drive):
+    """The parent is preempted with its trigger in flight: its threads can't compute what it has lost."""
+    dialect = load("multiverse")
+    positions = dialect.positions.model_copy(update={"fork_gap": 3})
+    hand = drive(dialect.model_copy(update={"positions": positions}), is_async=True)
+    hand.add("r", "qqqqq")
+    hand.say("r", GOAL)
+    num_tokens = len(hand.tokenizer.encode(GOAL))
+    hand.steps_until(lambda: hand.request("r").num_output_tokens == num_tokens - 1)
+    hand.preempt("r")
+    hand.say("r", "</Goal>")  # it is sampled again
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "abc</Path>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
+@pytest.mark.parametrize("thread", ["r#1", "r#2"])
+@pytest.mark.parametrize("num_steps", range(8))
+def test_a_restore_that_is_started_again_leaves_alone_what_has_its_kv(drive, thread, num_steps):
+    """The request that computes lost KV is preempted itself, with all before it restored already."""
+    hand = drive(changed("multiverse", max_depth=3))
+    hand.add("r", "q")
+    hand.say("r", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.say("r#0", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    for ended in ("r#2", "r#3"):
+        hand.say(ended, "in</Path>")
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.say("r#0", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#4"))
+    hand.say("r#4", "done</Path>")
+    hand.steps_until(lambda: "r#4" not in hand.scheduler.requests and not hand.live().jobs)
+    hand.evict()
+    hand.scheduler._restore_evicted()
+    hand.step(num_steps)
+    if fills := [r.request_id for r in hand.scheduler.running if "#fill" in r.request_id]:
+        hand.preempt(fills[0])
+    hand.step(2)
+    hand.say("r#5", "</Path>")
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    for ended in ("r#0", "r#1"):
+        hand.say(ended, "</Path>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
+def test_blocks_that_are_computed_in_this_step_are_not_copied_in_it(drive):
+    """A spliced thread and its parent lose their blocks and start again in one step."""
+    hand = drive("apar", block_size=16)
+    hand.add("r", "q" * 40)
+    hand.say("r", "abc[SplitMask]")
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.add("s", "q" * 40 + "abc" + "y" * 30)
+    hand.step()
+    for lost in ("r#0", "r", "s"):
+        hand.preempt(lost)
+    hand.scheduler.kv_cache_manager.reset_prefix_cache()
+    hand.step(3)
+    for request in ("r#0", "r", "s"):
+        hand.say(request, "<|end|>")
+    hand.finish()
+
+
+# ---- nobody's samples, nobody's blocks --------------------------------------------------------
+
+
+def test_no_sample_is_taken_of_a_thread_that_is_suspended(drive):
+    """It is preempted with its end tag in flight, and its family loses its blocks before that comes."""
+    hand = drive("multiverse", is_async=True)
+    hand.add("r", "q")
+    hand.say("r", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#0") and hand.decodes("r#1"))
+    hand.step(2)
+    hand.say("r#0", "</Path>")
+    hand.schedule()
+    hand.preempt("r#0")
+    hand.evict()
+    while hand._in_flight:
+        hand.update()
+    hand.scheduler._restore_evicted()
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "</Path>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
+def test_a_parent_without_blocks_has_no_bookkeeping_of_them(drive):
+    """It forks twice in its first block; the first thread, with whose blocks it would go on, loses them."""
+    hand = drive("parallel-r1", is_async=True, block_size=64)
+    hand.add("r", "q")
+    hand.say("r", "<Parallel>")
+    hand.steps_until(lambda: hand.decodes("r#0") and hand.decodes("r#1"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "</Path>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<Parallel>")
+    hand.steps_until(lambda: hand.decodes("r#2") and hand.decodes("r#3"))
+    hand.step(70)
+    for thread in ("r#2", "r#3"):
+        hand.say(thread, "</Path>")
+    hand.schedule()
+    hand.preempt("r#2")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
+def test_a_prompt_of_one_token_that_may_not_fork_gives_its_block_back(drive):
+    hand = drive("explicit")
+    hand.add("r", "q", forkjoin={"branches": [{"text": "A"}], "max_forks": 0})
+    hand.step(3)
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
+# ---- sliding windows --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_ahead", [1, 8, 20, 70])
+def test_a_spliced_thread_that_starts_late_reads_its_own_window(drive, num_ahead):
+    """Its parent went on, and gave back blocks that the thread's window still needs."""
+    hand = drive("apar", block_size=4, window=16)
+    hand.add("r", "q" * 30)
+    hand.say("r", "abc[SplitMask]")
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.step(num_ahead)
+    hand.preempt("r#0")
+    hand.step(6)
+    hand.say("r#0", "<|end|>")
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
+@pytest.mark.parametrize("num_tokens", [2, 30])
+def test_a_join_under_a_sliding_window_reads_what_is_in_it(drive, num_tokens):
+    hand = drive("threadweaver", block_size=4, window=16)
+    hand.add("r", "q" * 30)
+    hand.say("r", OUTLINES)
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.step(num_tokens)
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "</Thread>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
+# ---- the first to end cuts the others ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    ("name", "fork", "end"), [("multiverse", GOAL, "</Path>"), ("threadweaver", OUTLINES, "</Thread>")]
+)
+def test_cutting_a_thread_that_has_forked_cuts_its_threads_and_loses_nothing(
+    drive, name, fork, end, is_async
+):
+    hand = drive(changed(name, max_depth=3, when="first"), is_async=is_async)
+    hand.add("r", "q")
+    hand.say("r", fork)
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.say("r#1", "outer" + fork)
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    hand.say("r#2", "left" + fork)
+    hand.say("r#3", "right")
+    hand.steps_until(lambda: hand.decodes("r#4"))
+    hand.say("r#4", "deep")
+    hand.step(6)
+    hand.say("r#0", end)
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    ends = {e["index"]: e["reason"] for e in hand.events("thread_ended")}
+    assert ends == {0: "stop"} | dict.fromkeys(range(1, 6), "cut")
+    places = [hand.text("r").index(word) for word in ("outer", "left", "deep", "right")]
+    assert places == sorted(places)
+
+
+# ---- noise ------------------------------------------------------------------------------------
+
+
+def _seeds(hand, request_id="r"):
+    seeds = []
+    params_of = hand.scheduler._params_behind_join
+
+    def noted(live, branch, room):
+        params = params_of(live, branch, room)
+        if branch.request_id == request_id:
+            seeds.append(params.seed)
+        return params
+
+    hand.scheduler._params_behind_join = noted
+    return seeds
+
+
+def test_two_joins_on_demand_draw_other_noise(drive):
+    hand = drive("asyncthink")
+    seeds = _seeds(hand)
+    hand.add("r", "q", seed=7, temperature=1.0)
+    hand.say("r", "<FORK-1>do</FORK-1><FORK-2>do</FORK-2>")
+    hand.steps_until(lambda: hand.decodes("r#1"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "<RETURN>7</RETURN>")
+    hand.say("r", "<JOIN-1>")
+    hand.steps_until(lambda: len(hand.events("joined")) == 1)
+    hand.say("r", "<JOIN-2>")
+    hand.steps_until(lambda: len(hand.events("joined")) == 2)
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert len(set(seeds)) == 2
+
+
+def test_two_swaps_draw_other_noise(drive):
+    hand = drive("apr")
+    seeds = _seeds(hand)
+    hand.add("r", "q", seed=7, temperature=1.0)
+    hand.say("r", "<Sub Searches>xx<Sub Searches>xx<|end|>")
+    hand.finish()
+    assert len(set(seeds)) == 2
