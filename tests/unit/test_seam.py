@@ -460,6 +460,31 @@ def test_a_sigterm_while_the_engine_starts_is_lost_but_for_our_patch(monkeypatch
             signal.signal(number, handler)
 
 
+def test_a_server_one_of_whose_processes_has_died_has_a_time_to_end_in_and_one_that_is_asked_to_end_its_own(
+    monkeypatch,
+):
+    from vllm.entrypoints.cli import serve
+
+    from forkjoin_server import vllm_seam
+
+    limits: list[float] = []
+    monkeypatch.setattr(vllm_seam, "end_within", limits.append)
+
+    def wait_for(what: BaseException) -> None:
+        def wait(**_: object) -> None:
+            raise what
+
+        monkeypatch.setattr(serve, "wait_for_completion_or_failure", wait)
+        vllm_seam._bound_failures()
+        with pytest.raises(type(what)):
+            serve.wait_for_completion_or_failure(api_server_manager=None)
+
+    wait_for(SystemExit())
+    assert limits == []
+    wait_for(RuntimeError("a process died"))
+    assert limits == [vllm_seam.FAILURE_S]
+
+
 def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeypatch):
     from forkjoin_scheduler.vllm_seam import compat
 
