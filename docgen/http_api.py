@@ -45,6 +45,13 @@ vLLM's schema leaves responses open, so they are not repeated here: they are Ope
 `delta.threads`, and a response `reasoning` items with a `thread`. Each entry:
 
 {threads}
+Entries of a stream are put together by `index`: `content` is appended, all else is set. The Python SDK's
+helper does so. The npm SDK's `.stream()` does not: its `finalChatCompletion()` keeps the last entries only.
+Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.
+
+`/inference/v1/generate` (`--enable-scale-out`; tokens in, tokens out) takes `forkjoin` in its body too. Its
+`choices[0].threads` have `token_ids` beside their text.
+
 `usage.forkjoin` of a request that forked, or that asked for its threads:
 
 {usage}"""

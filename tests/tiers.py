@@ -59,6 +59,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_observability_scaled.py": Later(Tier.CI, "two API servers that export traces"),
     "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
     "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
+    "tests/server/test_usage.py": Later(
+        Tier.CI, "a server of its own, and forty random requests, each twice"
+    ),
     "tests/server/test_start.py": Later(Tier.CI, "seven starts of vLLM that are refused"),
     "tests/server/test_doctor.py": Later(Tier.CI, "four starts of vLLM's configuration"),
     "tests/soak/test_soak.py": Later(Tier.CI, "two minutes of load on a server of its own"),

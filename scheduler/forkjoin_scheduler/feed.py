@@ -65,7 +65,10 @@ class Feeds:
 
     def publish(self, external_request_id: str | None, events: list[Event]) -> None:
         """Hand on ``events``; the request's id is None where it is gone already."""
-        queue = self._queues.get(key_in(external_request_id or "") or "")
+        known_by = external_request_id or ""
+        # An id without a key, of a response in the background, vLLM counts turns behind.
+        names = [key] if (key := key_in(known_by)) else [known_by, known_by.rpartition("_")[0]]
+        queue = next((self._queues[name] for name in names if name in self._queues), None)
         for event in events:
             for observe in self.observers:
                 observe(event)

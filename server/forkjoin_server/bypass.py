@@ -19,7 +19,8 @@ def bypass_reason(body: Json) -> str | None:
     """Why a request with this body will not fork, None if it may."""
     if _is_structured(body):
         return "structured output"
-    if any(map(_is_media, _objects(body.get("messages"), body.get("input")))):
+    has_parts = bool(body.get("features") or body.get("content_parts"))  # of tokens in, tokens out
+    if has_parts or any(map(_is_media, _objects(body.get("messages"), body.get("input")))):
         return "multimodal content"
     if body.get("prompt_embeds") is not None:
         return "prompt embeddings"

@@ -34,11 +34,13 @@ from forkjoin_server.incoming import MIB, BodySettings, BodyTooLarge
 from forkjoin_server.lifecycle import Cut, Lifecycle
 from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
-from forkjoin_server.request import DEFAULTS, count_answers, prepare
+from forkjoin_server.request import DEFAULTS, count_answers, prepare, sampling_of
 from forkjoin_server.responses import ResponseThreads
-from forkjoin_server.routes import GENERATING, HEALTH, PATHS, RESPONSES, STORED, route_of
+from forkjoin_server.routes import GENERATE, GENERATING, HEALTH, PATHS, RESPONSES, STORED, route_of
+from forkjoin_server.stored import StoredResponses, feed_of
 from forkjoin_server.threads import Json, ThreadLog
-from forkjoin_server.vllm_seam import without_authentication
+from forkjoin_server.tokens import TokenThreads
+from forkjoin_server.vllm_seam import stores_responses, without_authentication
 from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
@@ -139,8 +141,11 @@ class Bodies:
     def __init__(self, app: App) -> None:
         self.app = app
         self._settings: Settings | None = None
+        self._stored = StoredResponses()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (stored := self._stored.weaver(route_path(scope), send)):
+            send = stored.send
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self.app(scope, receive, send)
             return
@@ -184,13 +189,14 @@ class Bodies:
         except BadRequestOptions as error:
             await answers.respond(send, 400, answers.error(str(error), path, param="forkjoin"))
             return
-        num_answers, num_choices = count_answers(body)
+        num_answers, num_choices = count_answers(sampling_of(body, path))
         if (visit := VISIT.get()) is not None:
             visit.num_families, visit.width = max(num_answers, 1), options.width
         scope = _with_request_id(scope, given.get("request_id"), key)
         REQUEST_ID.set(_request_id(scope))
-        is_wanted = options.include_threads
-        queue, log = FEEDS.subscribe(key), ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted)
+        is_wanted, feed = options.include_threads, feed_of(body, path, key)
+        queue = FEEDS.subscribe(feed)
+        log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
         weaver = Weaver(send, queue, log, _presenter(log, path) if is_wanted else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:
@@ -199,9 +205,12 @@ class Bodies:
                 await self.app(scope, _replay(data, received), weaver.send)
         finally:
             pump.cancel()
-            FEEDS.unsubscribe(key)
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
+            if path == RESPONSES and stores_responses():
+                self._stored.answered(body, weaver, feed)
+            else:
+                FEEDS.unsubscribe(feed)
 
 
 def _with_innermost(app: Any, middleware: Callable[[App], App]) -> App:
@@ -249,6 +258,8 @@ def _text(given: Json | None, raw: bytes) -> str:
 
 
 def _presenter(log: ThreadLog, path: str) -> Presenter:
+    if path == GENERATE:
+        return TokenThreads(log)
     return ResponseThreads(log) if path == RESPONSES else ChatThreads(log)
 
 

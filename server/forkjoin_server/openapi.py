@@ -26,7 +26,10 @@ _USAGE: Json = {
             "type": "integer",
             "description": "the parent's own tokens and, of each fork, the longest thread's",
         },
-        "total_tokens": {"type": "integer", "description": "generated tokens, each once"},
+        "total_tokens": {
+            "type": "integer",
+            "description": "generated tokens, each once, of all answers: what is also `completion_tokens`",
+        },
         "vote": {
             "type": "object",
             "description": "only of `best_of`: the thread that was chosen, and what most voted for",
@@ -45,7 +48,12 @@ _THREAD: Json = {
         "parent_id": {"type": "string", "description": "the thread that forked; `root`: the request"},
         "title": {"type": "string", "description": "from the outline"},
         "content": {"type": "string"},
-        "finish_reason": {"type": "string"},
+        "token_ids": {
+            "type": "array",
+            "items": {"type": "integer"},
+            "description": "of tokens in, tokens out only",
+        },
+        "finish_reason": {"type": "string", "description": "`stop`; `length`: the thread was cut"},
         "usage": {"type": "object", "properties": {"completion_tokens": {"type": "integer"}}},
     },
     "required": ["index"],

@@ -10,7 +10,7 @@ from forkjoin_scheduler.settings import Settings
 from forkjoin_server.bypass import bypass_reason
 from forkjoin_server.instruction import with_instruction
 from forkjoin_server.responses import without_threads
-from forkjoin_server.routes import CHAT, RESPONSES
+from forkjoin_server.routes import CHAT, GENERATE, RESPONSES
 from forkjoin_server.threads import Json
 
 DEFAULTS = Settings()
@@ -22,21 +22,37 @@ def prepare(body: Json, path: str, key: str, settings: Settings = DEFAULTS) -> t
     Returns the body for vLLM and what the field asks for. Raises BadRequestOptions.
     """
     body = dict(body)
-    xargs = body.get("vllm_xargs")
-    if isinstance(xargs, dict) and "forkjoin" in xargs:
-        raise BadRequestOptions("vllm_xargs.forkjoin: expected the field forkjoin in the body itself")
+    _check_hides_no_options(body)
     options = _take_options(body)
     options.check_limits(settings.limits, settings.caps)
-    _check_num_threads(body, options, settings)
+    _check_num_threads(sampling_of(body, path), options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
     if options.forks_at_prompt:
-        _check_forks_at_prompt(body, options, settings)
+        _check_forks_at_prompt(sampling_of(body, path), options, settings)
     elif instruction := _instruction(body, options, settings):
         body = with_instruction(body, path, instruction)
     if path == RESPONSES:
         _prepare_responses(body, key)
     return body, options
+
+
+def sampling_of(body: Json, path: str) -> Json:
+    """``body`` with its sampling parameters in it, which one route has in an object of their own."""
+    own = body.get("sampling_params")
+    return body | own if path == GENERATE and isinstance(own, dict) else body
+
+
+def _check_hides_no_options(body: Json) -> None:
+    """Raise BadRequestOptions if options stand where the engine would read them unchecked."""
+    sampling = body.get("sampling_params")
+    places = {
+        "vllm_xargs": body.get("vllm_xargs"),
+        "sampling_params.extra_args": sampling.get("extra_args") if isinstance(sampling, dict) else None,
+    }
+    for name, place in places.items():
+        if isinstance(place, dict) and "forkjoin" in place:
+            raise BadRequestOptions(f"{name}.forkjoin: expected the field forkjoin in the body itself")
 
 
 def _instruction(body: Json, options: RequestOptions, settings: Settings) -> str | None:
@@ -87,12 +103,11 @@ def _take_options(body: Json) -> RequestOptions:
 
 
 def _check_threads_can_be_shown(body: Json, path: str) -> None:
-    if path not in (CHAT, RESPONSES):
-        raise BadRequestOptions(f"include_threads: expected {CHAT} or {RESPONSES}, got {path}")
-    if path == CHAT and body.get("n") not in (None, 1):
-        raise BadRequestOptions(
-            f"include_threads: expected n = 1, got n = {excerpt(body['n'])}: ask for one choice"
-        )
+    if path not in (CHAT, RESPONSES, GENERATE):
+        raise BadRequestOptions(f"include_threads: expected {CHAT}, {RESPONSES} or {GENERATE}, got {path}")
+    n = sampling_of(body, path).get("n")
+    if path != RESPONSES and n not in (None, 1):
+        raise BadRequestOptions(f"include_threads: expected n = 1, got n = {excerpt(n)}: ask for one choice")
     if path == RESPONSES and body.get("background"):
         raise BadRequestOptions(
             "include_threads: expected background = false, for what is fetched later has no threads"

@@ -9,18 +9,18 @@ BATCH = "/v1/chat/completions/batch"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
+#: Tokens in, tokens out; its sampling parameters are an object of their own.
+GENERATE = "/inference/v1/generate"
 #: Below it, responses in the background are fetched, and streamed while they are made.
 STORED = f"{RESPONSES}/"
 #: The routes whose requests may fork with options of their own and whose usage is corrected.
-PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES)
+PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES, GENERATE)
 #: Events that carry a response as it ended.
 FINAL_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 #: SageMaker's, which vLLM hands to whichever of its routes takes the body.
 INVOCATIONS = "/invocations"
-#: vLLM's, of token ids.
-TOKENS = "/inference/v1/generate"
 #: Where a request becomes work for the engine: refused before anything of it is read, where too much waits.
-GENERATING = (*PATHS, INVOCATIONS, TOKENS)
+GENERATING = (*PATHS, INVOCATIONS)
 #: Whether the server should be started again. The second is SageMaker's name for the first.
 HEALTH = ("/health", "/ping")
 

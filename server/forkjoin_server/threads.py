@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ class ThreadLog:
     """All that a response says of its threads, event by event.
 
     Rules of the wire format: every entry has ``index``, dense over the response; all children of
-    a fork are announced in one chunk, in increasing order; only ``content`` repeats.
+    a fork are announced in one chunk, in increasing order; only ``content`` (and ``token_ids``) repeat.
     """
 
     key: str
@@ -34,6 +35,8 @@ class ThreadLog:
     num_choices: int = 1
     #: Whether the client asked for the threads: then it is told that there were none, too.
     is_wanted: bool = False
+    #: Whether an entry holds token ids beside its text.
+    has_token_ids: bool = False
     threads: list[Json] = field(default_factory=list)
     #: The running counts of each family: one for each choice (n > 1) or prompt that forked.
     families: dict[str, Json] = field(default_factory=dict)
@@ -58,16 +61,14 @@ class ThreadLog:
                     "parent_id": self._thread_id(event["parent_index"]),
                     "title": t["title"] or t["number"],
                     "content": "",
+                    **({"token_ids": []} if self.has_token_ids else {}),
                 }
                 for t in event["threads"]
             ]
-            self.threads += [dict(e) for e in entries]
+            self.threads += copy.deepcopy(entries)
             return entries
         if kind == "tokens":
-            self._num_tokens[event["index"]] += len(event.get("token_ids", ()))
-        if kind == "tokens" and event["text"]:
-            self.threads[event["index"]]["content"] += event["text"]
-            return [{"index": event["index"], "content": event["text"]}]
+            return self._wrote(event["index"], event["text"], event.get("token_ids", []))
         if kind == "thread_ended":
             end = {
                 "finish_reason": "length" if event["reason"] in _CUT else "stop",
@@ -84,6 +85,15 @@ class ThreadLog:
 
     def _thread_id(self, index: int) -> str:
         return "root" if index < 0 else f"th_{self.key}_{index}"
+
+    def _wrote(self, index: int, text: str, token_ids: list[int]) -> list[Json]:
+        self._num_tokens[index] += len(token_ids)
+        thread = self.threads[index]
+        thread["content"] += text
+        if not self.has_token_ids:
+            return [{"index": index, "content": text}] if text else []
+        thread["token_ids"] += token_ids
+        return [{"index": index, "content": text, "token_ids": token_ids}]
 
     def cut_open(self) -> list[Json]:
         """The entries that end the threads which have not: the answer is over, a stop string cut them."""

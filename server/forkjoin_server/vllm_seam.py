@@ -32,6 +32,13 @@ def tokenizer_of(model: str) -> Tokenizer:
         raise UsageError(f"expected a model with a tokenizer, got {model!r}: {first_line}") from error
 
 
+def stores_responses() -> bool:
+    """Whether vLLM stores the responses that ask for it, to be fetched by their ids."""
+    from vllm import envs
+
+    return bool(envs.VLLM_ENABLE_RESPONSES_API_STORE)
+
+
 def check_version() -> None:
     """Raise UnsupportedEngine if vLLM can't be had, or is of another version."""
     try:

@@ -74,6 +74,8 @@ class Weaver:
     presenter: Presenter
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _streams: bool = False
+    #: Of the answer, None until it has begun.
+    status: int | None = None
     _start: Message | None = None
     _buffer: bytes = b""
     _pending: deque[Json] = field(default_factory=deque)
@@ -102,8 +104,13 @@ class Weaver:
             async with self._lock:
                 await self._emit_due()
 
+    def hear(self) -> None:
+        """Take in the events that have come, showing none; for when the answer is over."""
+        for event in self._due():
+            self.log.delta(event)
+
     async def _begin(self, message: Message) -> None:
-        headers = dict(message["headers"])
+        headers, self.status = dict(message["headers"]), message["status"]
         self._streams = b"text/event-stream" in headers.get(b"content-type", b"")
         if self._streams:
             await self.raw_send(message)
@@ -120,8 +127,7 @@ class Weaver:
         self._buffer += message.get("body", b"")
         if message.get("more_body"):
             return
-        for event in self._due():
-            self.log.delta(event)
+        self.hear()
         body = self._buffer
         if self._start is not None and self._start["status"] == 200 and self.log.has_news:
             self.log.cut_open()

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.reading import without_ids
+
 pytestmark = pytest.mark.server
 
 SOURCES = Path(__file__).parent / "npm"
+HELPER = Path(__file__).parents[2] / "examples" / "gather-threads.mjs"
 PROMPT = "a=482*731, b=7*8, c=907*36"
 ASK = {
     "model": "abacus",
@@ -26,6 +29,7 @@ def package(tmp_path_factory):
     """A folder with the script and the SDK it imports."""
     folder = tmp_path_factory.mktemp("npm") / "package"
     shutil.copytree(SOURCES, folder)
+    shutil.copy(HELPER, folder)
     subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=300)
     return folder
 
@@ -52,6 +56,17 @@ def test_a_stream_with_threads_reads_like_any_other(package, server, client):
     for index in (0, 1):
         text = "".join(e.get("content", "") for e in seen["entries"] if e["index"] == index)
         assert f"<Thread>\n{index + 1}:{text}" in seen["content"]
+
+
+def test_the_helper_with_ours_ends_with_the_threads_of_an_answer_that_is_not_streamed(
+    package, server, client
+):
+    seen = _node(package, "helper.mjs", server, ASK)
+    plain = {k: v for k, v in ASK.items() if k != "stream_options"}
+    whole = client.chat.completions.create(**plain, extra_body={"forkjoin": {"include_threads": True}})
+    message = whole.choices[0].message
+    assert seen["message"]["content"] == message.content
+    assert without_ids(seen["threads"]) == without_ids(message.threads)
 
 
 def test_a_response_with_threads_reads_like_any_other(package, server, client):

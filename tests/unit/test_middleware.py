@@ -181,7 +181,7 @@ def test_invocations_are_the_route_that_takes_their_body(body, field):
     assert list(response["choices"][0]["message"]) == ([field] if field else [])
 
 
-@pytest.mark.parametrize("path", ["/inference/v1/generate", "/tokenize", f"{CHAT}/render", INVOCATIONS])
+@pytest.mark.parametrize("path", ["/tokenize", f"{CHAT}/render", INVOCATIONS])
 def test_the_field_is_refused_where_it_would_be_ignored(path):
     seen = {}
     start, body = _ask(_recorder(seen), {"input": "x", "forkjoin": {}}, path)

@@ -10,7 +10,7 @@ from forkjoin_scheduler.feed import new_key
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.request import count_answers, prepare
-from forkjoin_server.routes import CHAT, COMPLETIONS, PATHS, RESPONSES
+from forkjoin_server.routes import CHAT, COMPLETIONS, GENERATE, PATHS, RESPONSES
 
 SHOWN = {"include_threads": True}
 
@@ -86,10 +86,10 @@ def test_several_choices_may_fork_unseen():
     assert (body["n"], options.include_threads) == (2, False)
 
 
-@pytest.mark.parametrize("path", [p for p in PATHS if p not in (CHAT, RESPONSES)])
+@pytest.mark.parametrize("path", [p for p in PATHS if p not in (CHAT, RESPONSES, GENERATE)])
 @pytest.mark.parametrize("body", [{"forkjoin": SHOWN}, {"stream": True, "stream_options": SHOWN}])
 def test_a_route_that_shows_no_threads_says_which_do(path, body):
-    with pytest.raises(BadRequestOptions, match=f"expected {CHAT} or {RESPONSES}, got {path}"):
+    with pytest.raises(BadRequestOptions, match=f"expected {CHAT}, {RESPONSES} or {GENERATE}, got {path}"):
         prepare(body, path, "k")
 
 
@@ -249,3 +249,15 @@ def test_the_threads_over_all_answers_to_a_request_are_limited(asked, body, num_
 def test_answers_that_do_not_fork_by_themselves_are_as_many_as_vllm_allows():
     prepare({"n": 300}, CHAT, "k", THREADWEAVER)
     prepare({"prompt": ["x"] * 3000}, COMPLETIONS, "k", THREADWEAVER)
+
+
+def test_tokens_in_tokens_out_has_its_sampling_parameters_in_an_object():
+    sampling = {"max_tokens": 5, "extra_args": {"a": 1}}
+    body, options = prepare({"sampling_params": sampling, "forkjoin": SHOWN}, GENERATE, "k")
+    assert (body, options.include_threads) == ({"sampling_params": sampling}, True)
+    for wrong in ({"n": 2}, {"extra_args": {"forkjoin": "{}"}}):
+        with pytest.raises(BadRequestOptions):
+            prepare({"sampling_params": wrong, "forkjoin": SHOWN}, GENERATE, "k")
+    structured = {"sampling_params": {"structured_outputs": {"regex": "a"}}, "forkjoin": VOTE}
+    with pytest.raises(BadRequestOptions, match="structured output"):
+        prepare(structured, GENERATE, "k", THREADWEAVER)

@@ -182,3 +182,14 @@ def test_threads_that_a_stop_string_cut_end_with_the_answer(log):
     assert log.cut_open() == [{"index": 1, **end}]
     assert [t["finish_reason"] for t in log.threads] == ["stop", "length"]
     assert log.cut_open() == []
+
+
+def test_entries_of_tokens_out_hold_token_ids_and_text():
+    log = ThreadLog("k", has_token_ids=True)
+    announced = log.delta(FORKED)
+    assert log.delta({"type": "tokens", "index": 1, "text": "", "token_ids": [7]}) == [
+        {"index": 1, "content": "", "token_ids": [7]}
+    ]
+    log.delta({"type": "tokens", "index": 1, "text": "ab", "token_ids": [8, 9]})
+    assert (log.threads[1]["content"], log.threads[1]["token_ids"]) == ("ab", [7, 8, 9])
+    assert announced[1]["token_ids"] == []
