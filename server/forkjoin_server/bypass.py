@@ -24,7 +24,8 @@ def bypass_reason(body: Json) -> str | None:
         return "multimodal content"
     if body.get("prompt_embeds") is not None:
         return "prompt embeddings"
-    if body.get("thinking_token_budget") not in (None, -1):
+    budgets = body.get("thinking_token_budget"), _get(body.get("thinking"), "budget_tokens")
+    if any(budget not in (None, -1) for budget in budgets):
         return "thinking_token_budget"
     return "beam search" if body.get("use_beam_search") else None
 

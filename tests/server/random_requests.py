@@ -37,7 +37,7 @@ class Ask:
         body: Json = {"temperature": 0, "forkjoin": forkjoin}
         body["max_output_tokens" if path == RESPONSES else "max_tokens"] = max_tokens
         if n > 1:
-            body["n"] = n
+            body |= {"n": n, "temperature": 0.3, "seed": seed}  # vLLM refuses two greedy choices
         if path in (CHAT, COMPLETIONS, BATCH) and chance.random() < 0.25:
             body["stop"] = chance.choice([["352"], ["\n3"], ["8"]])
         if (path == CHAT and n == 1) or path == RESPONSES:

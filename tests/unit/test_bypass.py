@@ -73,3 +73,4 @@ def test_content_may_nest_as_deep_as_json_can():
 @pytest.mark.parametrize(("budget", "reason"), [(0, "thinking_token_budget"), (-1, None), (None, None)])
 def test_a_thinking_budget_is_of_one_row(budget, reason):
     assert bypass_reason({"thinking_token_budget": budget}) == reason
+    assert bypass_reason({"thinking": {"type": "enabled", "budget_tokens": budget}}) == reason
