@@ -170,8 +170,11 @@ def run_serve(args: argparse.Namespace) -> None:
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
+    from forkjoin_scheduler.vllm_seam import compat
+
     exit_at_a_signal()
     redact.hide_in_logs()
+    compat.check_front_end()
     _check_tracing(args)
     _check_configs()
     _keep_sigterm()

@@ -152,3 +152,24 @@ def test_a_family_of_which_nothing_is_left_but_what_is_suspended_is_unfinished()
     assert not fed.scheduler.running
     assert fed.scheduler.has_unfinished_requests()
     assert fed.drain() == ["r0"]
+
+
+# ---- prefills held back --------------------------------------------------------------------
+
+
+def test_threads_start_in_the_next_step_though_prompts_are_held_back():
+    """As ``--prefill-schedule-interval`` does, in all steps but some."""
+    fed = Scripted(max_num_seqs=8)
+    fed.add("other", 200)
+    fed.step()
+    fed.add("r0", 2, fork(fed, 20, 20), 4)
+    fed.step()
+    fed.step_until(lambda: is_parked(fed, "r0"))
+    fed.add("new", 4)
+    scheduled = fed.step(throttle_prefills=True).num_scheduled_tokens
+    assert {"r0#0", "r0#1", "other"} == scheduled.keys()
+    while not any(e["type"] == "joined" for e in fed.events):
+        fed.step(throttle_prefills=True)
+    assert "r0" in fed.step(throttle_prefills=True).num_scheduled_tokens
+    assert not fed.outputs["new"]
+    fed.drain()

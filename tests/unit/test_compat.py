@@ -7,6 +7,20 @@ import re
 from types import SimpleNamespace as Facts
 
 import pytest
+import torch
+from vllm.v1.kv_cache_interface import (
+    CircularBufferSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheSpec,
+    MLAAttentionSpec,
+    RSWASpec,
+    SinkFullAttentionSpec,
+    SlidingWindowMLASpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 
 from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_scheduler.vllm_seam import compat
@@ -21,7 +35,12 @@ def _config(**changes):
             "prefill_context_parallel_size": 1,
         },
         "cache_config": {"enable_prefix_caching": True},
-        "model_config": {"runner_type": "generate", "is_hybrid": False, "is_attention_free": False},
+        "model_config": {
+            "runner_type": "generate",
+            "is_hybrid": False,
+            "is_attention_free": False,
+            "is_diffusion": False,
+        },
     }
     config = {"kv_transfer_config": None, "speculative_config": None}
     for name, value in changes.items():
@@ -49,6 +68,7 @@ def test_a_plain_engine_is_taken():
         ({"model_config__is_hybrid": True}, "Mamba layers"),
         ({"model_config__is_attention_free": True}, "Mamba layers"),
         ({"model_config__runner_type": "pooling"}, "pooling"),
+        ({"model_config__is_diffusion": True}, "diffusion"),
     ],
 )
 def test_what_cannot_be_combined_is_refused_by_name_and_says_what_to_do(changes, named):
@@ -107,3 +127,80 @@ def test_the_facts_that_stitching_reads_are_a_real_configs():
         (ModelConfig, "max_model_len"),
     ):
         assert name in cls.__dataclass_fields__
+
+
+# ---- the KV cache --------------------------------------------------------------------------
+
+HEADS = {"block_size": 16, "num_kv_heads": 2, "head_size": 8, "dtype": torch.float32}
+
+
+def _cache(*specs, **of_group):
+    return KVCacheConfig(9, [], [KVCacheGroupSpec(["layer.0"], spec, **of_group) for spec in specs])
+
+
+def _uniform(*specs):
+    return UniformTypeKVCacheSpecs(
+        block_size=16, kv_cache_specs={f"layer.{i}": s for i, s in enumerate(specs)}
+    )
+
+
+FULL = FullAttentionSpec(**HEADS)
+WINDOW = SlidingWindowSpec(**HEADS, sliding_window=32)
+
+
+@pytest.mark.parametrize("specs", [[FULL], [FULL, WINDOW], [_uniform(FULL, FullAttentionSpec(**HEADS))]])
+def test_kv_caches_of_one_state_a_token_are_taken(specs):
+    assert compat.check_cache(_cache(*specs)) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        (MLAAttentionSpec(**HEADS, tokens_per_state=4), "MLAAttentionSpec of layer.0 with 4 tokens a state"),
+        (RSWASpec(**HEADS, rswa_window=32), "RSWASpec of layer.0"),
+        (CircularBufferSpec(**HEADS), "CircularBufferSpec of layer.0"),
+        (SlidingWindowMLASpec(**HEADS, sliding_window=32), "SlidingWindowMLASpec of layer.0"),
+        (SinkFullAttentionSpec(**HEADS, sink_len=16), "SinkFullAttentionSpec of layer.0"),
+        (
+            _uniform(FULL, MLAAttentionSpec(**HEADS, tokens_per_state=2)),
+            "MLAAttentionSpec .* 2 tokens a state",
+        ),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, KVCacheSpec) else "",
+)
+def test_every_other_kv_cache_is_refused_by_the_name_of_its_spec(spec, named):
+    with pytest.raises(UnsupportedEngine, match=rf"found {named}.*serve with --dialect none"):
+        compat.check_cache(_cache(FULL, spec))
+
+
+def test_a_kv_cache_in_the_hosts_memory_is_refused():
+    with pytest.raises(UnsupportedEngine, match=r"found FullAttentionSpec of layer\.0 in the host's memory"):
+        compat.check_cache(_cache(FULL, host_resident=True))
+
+
+def test_the_specs_that_are_known_are_vllms():
+    from vllm.v1 import kv_cache_interface
+
+    assert all(hasattr(kv_cache_interface, name) for name in compat.KNOWN_SPECS)
+
+
+# ---- the front end -------------------------------------------------------------------------
+
+
+def test_vllms_rust_front_end_is_refused_whatever_the_dialect(monkeypatch):
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    for check in (compat.check_front_end, lambda: compat.check_config(_config())):
+        with pytest.raises(UnsupportedEngine, match=r"found VLLM_USE_RUST_FRONTEND=1.*Unset"):
+            check()
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "0")
+    assert compat.check_front_end() is None
+
+
+def test_a_server_with_vllms_rust_front_end_does_not_start(monkeypatch):
+    from forkjoin_server import vllm_seam
+
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    monkeypatch.setattr(vllm_seam, "exit_at_a_signal", lambda: None)
+    monkeypatch.setattr(vllm_seam.redact, "hide_in_logs", lambda: None)
+    with pytest.raises(UnsupportedEngine, match="VLLM_USE_RUST_FRONTEND"):
+        vllm_seam.run_serve(Facts())

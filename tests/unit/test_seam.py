@@ -232,7 +232,8 @@ ATTRIBUTES = {
     SCHEDULER: (
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
-        "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state"
+        "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state "
+        "prefill_capacity_bound kv_cache_config"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import vllm
+from vllm import envs
+from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
@@ -32,7 +34,45 @@ REFUSED: tuple[Check, ...] = (
     ("a model with Mamba layers: the state of a sequence can't be shared in the middle of a block",
      lambda c: c.model_config.is_hybrid or c.model_config.is_attention_free),
     ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),
+    ("a diffusion model: it writes its tokens in no order", lambda c: c.model_config.is_diffusion),
 )  # fmt: skip
+
+#: KV cache specs of vLLM that keep one state a token, in blocks of consecutive tokens. What forks and
+#: joins copies, shares and drops blocks by tokens: of any other layout it would take the wrong ones.
+KNOWN_SPECS = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec")
+
+
+def check_front_end() -> None:
+    """Raise UnsupportedEngine where vLLM's Rust front end would serve in the place of ours."""
+    if envs.VLLM_USE_RUST_FRONTEND:
+        raise UnsupportedEngine(
+            "expected vLLM's Python front end, found VLLM_USE_RUST_FRONTEND=1: the Rust one has neither our "
+            "checks nor threads in its answers. Unset VLLM_USE_RUST_FRONTEND"
+        )
+
+
+def check_cache(kv_cache_config: Any) -> None:
+    """Raise UnsupportedEngine naming the first KV cache spec that is not known to have one state a token."""
+    for group in kv_cache_config.kv_cache_groups:
+        for spec in _specs_in(group.kv_cache_spec):
+            name, of = type(spec).__name__, f"of {', '.join(group.layer_names[:3])}"
+            if name not in KNOWN_SPECS:
+                found = f"{name} {of}"
+            elif spec.tokens_per_state != 1:
+                found = f"{name} {of} with {spec.tokens_per_state} tokens a state"
+            elif group.host_resident:
+                found = f"{name} {of} in the host's memory"
+            else:
+                continue
+            raise UnsupportedEngine(
+                f"fork/join expects KV caches of one state a token ({', '.join(KNOWN_SPECS)}), "
+                f"found {found}: choose another model, or serve with --dialect none"
+            )
+
+
+def _specs_in(spec: Any) -> list[Any]:
+    """The specs of the layers of a group, which differ where it is of a uniform type only."""
+    return list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
 
 
 def check_stitching(vllm_config: Any, num_blocks: int) -> None:
@@ -82,6 +122,7 @@ def check_version() -> None:
 
 def check_config(vllm_config: Any) -> None:
     """Raise UnsupportedEngine naming the engine option that can't be combined with fork/join."""
+    check_front_end()
     for reason, has_it in REFUSED:
         if has_it(vllm_config):
             raise UnsupportedEngine(

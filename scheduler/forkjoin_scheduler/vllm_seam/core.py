@@ -46,6 +46,7 @@ class Core(AsyncScheduler):
 
     max_num_active_reqs: int
     _pause_state: PauseState
+    prefill_capacity_bound: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,6 +71,7 @@ class Core(AsyncScheduler):
         self.kv_holding_waiting = queues.BegunQueue(self.policy)
         compat.check_version()
         compat.check_config(self.vllm_config)
+        compat.check_cache(self.kv_cache_config)
         compat.check_model(self._settings.dialect, self.vllm_config.model_config)
         self._tokenizer = EngineTokenizer.from_model_config(self.vllm_config.model_config)
         self._eos_ids = end_of_sequence_ids(self.vllm_config.model_config)

@@ -74,16 +74,21 @@ class ForkJoinScheduler(Pacing):
             self._fenced("pace", None, self._spare_the_oldest)
             if not self._fenced("pace", None, self._pace_threads):
                 self._stop_pacing()
-        pause_state = self._pause_state
+        pause_state, is_bound = self._pause_state, self.prefill_capacity_bound
         self._door.open()
         self._started.clear()
+        begun_only = throttle_prefills and len(self.kv_holding_waiting) > self.num_waiting_for_streaming_input
+        if begun_only:  # --prefill-schedule-interval holds prompts back: not what a family goes on with
+            self._stop_looking()
         try:
-            output = super().schedule(throttle_prefills)
+            output = super().schedule(throttle_prefills and not begun_only)
         finally:
             self._pause_state = pause_state  # which the door may have changed for this step
-        self._fenced("admit", None, self._take_in_started)
+        if begun_only:
+            self.prefill_capacity_bound = is_bound
         self._fenced("pace", None, self._step_scheduled, output)
         self._evict_failed()
+        self._fenced("admit", None, self._take_in_started)
         if self._live:
             self._each("fork", drained(self._copied_from), self._drop_copied_tail)
             if self._to_stitch or self._offsets:
