@@ -71,6 +71,8 @@ class Result:
     num_health_failed: int = 0
     memory_mib: dict[str, dict[str, int]] = field(default_factory=dict)
     left: dict[str, float] = field(default_factory=dict)
+    #: In what the server wrote until it was told to end.
+    num_tracebacks: int = 0
     wall_s: float = 0.0
 
 
@@ -89,6 +91,8 @@ def problems(plan: Plan, result: Result) -> list[str]:
             f"expected /health within {HEALTH_S} s, got {result.health_s.get('max', 0.0):.2f} s at most, "
             f"{result.num_health_failed} failures"
         )
+    if result.num_tracebacks:
+        found.append(f"expected no traceback in the server's log, got {result.num_tracebacks}")
     for name, memory in result.memory_mib.items():
         if memory["peak"] - memory["before"] > MAX_GROWTH_MIB:
             found.append(f"expected {name} to grow by at most {MAX_GROWTH_MIB} MiB, got {memory}")
@@ -308,13 +312,15 @@ async def _all(plan: Plan, port: int) -> list[_Told]:
 
 def run(plan: Plan, folder: Path) -> Result:
     """Start a server, overload it, and say what came of it."""
-    with serving(plan, folder / ("stock.log" if plan.is_stock else "forkjoin.log")) as (port, process):
+    log = folder / ("stock.log" if plan.is_stock else "forkjoin.log")
+    with serving(plan, log) as (port, process):
         asyncio.run(_all(Plan(requests=2, stalled=0, cancelled=0, max_tokens=plan.max_tokens), port))
         began = time.monotonic()
         with Watch(port, process) as watch:
             told = asyncio.run(_all(plan, port))
             wall_s = time.monotonic() - began
             left = _wait_until_idle(port)
+        num_tracebacks = log.read_text(errors="replace").count("Traceback")
     counts = Counter(t.outcome for t in told)
     return Result(
         outcomes={outcome: counts[outcome] for outcome in OUTCOMES},
@@ -328,6 +334,7 @@ def run(plan: Plan, folder: Path) -> Result:
         num_health_failed=watch.num_failed,
         memory_mib=watch.memory,
         left=left,
+        num_tracebacks=num_tracebacks,
         wall_s=round(wall_s, 1),
     )
 

@@ -257,6 +257,9 @@ ATTRIBUTES = {
     "vllm.v1.engine.output_processor:OutputProcessor": "request_states tokenizer tracing_enabled",
     "vllm.v1.engine.output_processor:RequestState": "request_id parent_req external_req_id",
     "vllm.v1.engine.parallel_sampling:ParentRequest": "external_req_id",
+    "vllm.v1.engine:EngineCoreRequest": "request_id prompt_token_ids sampling_params cache_salt",
+    "vllm.config:ParallelConfig": "_api_process_count data_parallel_index",
+    "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware": "app api_tokens",
     V1: "positions input_batch attn_groups kv_cache_config vllm_config",
     V2: "model_state input_buffers attn_groups kv_cache_config vllm_config",
     "vllm.v1.worker.gpu_worker:Worker": "model_runner use_v2_model_runner",
@@ -290,7 +293,9 @@ CALLED = {
     SINGLE: "pop_blocks_for_free get_num_skipped_tokens",
     "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",
     "vllm.v1.core.sched.request_queue:SchedulingPolicy": "PRIORITY",
-    "vllm.v1.core.sched.request_queue:RequestQueue": "remove_request add_request prepend_request",
+    "vllm.v1.core.sched.request_queue:RequestQueue": (
+        "add_request prepend_request prepend_requests peek_request pop_request remove_request remove_requests"
+    ),
     REQUEST: (
         "num_tokens num_tokens_with_spec num_output_tokens update_block_hashes is_finished use_structured_output"
     ),
@@ -306,7 +311,12 @@ CALLED = {
     V2: "load_model update_requests",
     "vllm.v1.worker.gpu_worker:Worker": "init_device initialize_from_config",
     "vllm.v1.worker.gpu.model_states.interface:ModelState": "prepare_inputs prepare_dummy_inputs",
-    "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs do_tracing",
+    "vllm.v1.engine.output_processor:OutputProcessor": (
+        "process_outputs do_tracing add_request abort_requests _finish_request"
+    ),
+    "vllm.exceptions": "GracefulHTTPError",
+    "vllm.entrypoints.launchers.launcher": "create_server_socket",
+    "vllm.entrypoints.serve.middleware.authenticate": "AuthenticationMiddleware",
     "vllm.tracing": "otel_import_error_traceback",
     "vllm.v1.engine.async_llm": "OutputProcessor",
     "vllm.v1.engine.utils": "zmq_socket_ctx",

@@ -17,6 +17,7 @@ from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.forking import Forking
+from forkjoin_scheduler.vllm_seam.sharing import SharedQueue, cost
 from forkjoin_scheduler.vllm_seam.wish import noted
 
 
@@ -41,6 +42,10 @@ class Admitting(Forking):
         self._door = Door()
         #: Threads that the policy of ``pacing.py`` does not let start in this step.
         self._held_back: set[str] = set()
+        #: What has not begun, each API key's in turn.
+        self._shared: SharedQueue | None = None
+        if self._spoken is not None:
+            self.waiting = self._shared = SharedQueue(self.policy, self._expected_cost)
 
     # ---- vLLM's hooks ----------------------------------------------------------------------
 
@@ -74,11 +79,17 @@ class Admitting(Forking):
 
     def _learn_from(self, request: Request) -> None:
         """``request`` has ended: if by itself, what it came to is to be expected of others."""
+        if self._shared is not None:
+            num_generated, _, _ = self._written(request)
+            self._shared.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
         admitted = self._admitted.pop(request.request_id, None)
         if admitted is not None and request.status in (STOPPED, CAPPED):
             self._admission.learn(self._come_to(admitted))
 
     # ----------------------------------------------------------------------------------------
+
+    def _expected_cost(self, request: Request) -> float:
+        return cost(request.num_prompt_tokens, min(self._admission.tokens.mean, request.max_tokens))
 
     def _is_admitted(self, request: Request) -> bool:
         wish = noted(request)
