@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.soak.outcome import How, Outcome
-from tests.soak.report import Found, problems, table
+from tests.soak.report import VALIDATION, Found, problems, table
 from tests.soak.watch import Watch, growth, slope
 
 WELL = [Outcome("known", How.FINISHED, 2.0)] * 30 + [
@@ -53,6 +53,11 @@ def test_all_is_well(found):
 )  # fmt: skip
 def test_what_is_not_well_is_said(found, change, said):
     assert any(problem.startswith(said) for problem in problems(replace(found, **change)))
+
+
+def test_tracebacks_of_bodies_that_vllm_refuses_are_its_own(found):
+    line = f'{{"logger": "{VALIDATION}", "exception": "Traceback (most recent call last)"}}'
+    assert problems(replace(found, log=line)) == []
 
 
 def test_the_line_through_points_is_the_one_of_least_squares():

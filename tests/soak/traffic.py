@@ -29,6 +29,8 @@ from tests.soak.questions import BATCH, CHAT, COMPLETIONS, KNOWN, MESSAGES, PROB
 
 #: A body that no server should read whole.
 HUGE_BYTES = 96 * 2**20
+#: Prompts that take more than all KV blocks together.
+NUM_LONG, LONG_TOKENS = 8, 3500
 #: Nothing that the server accepts may take longer.
 LIMIT_S = 300
 
@@ -69,7 +71,13 @@ class Soaked:
 
 
 async def learn(soaked: Soaked) -> None:
-    """Ask each of ``KNOWN`` of the idle server, one after the other."""
+    """Ask each of ``KNOWN`` of the idle server, one after the other, when each KV block has been used.
+
+    The memory of a block counts from its first use on.
+    """
+    for seed in range(NUM_LONG):
+        digits = "".join(random.Random(seed).choices("0123456789", k=LONG_TOKENS))
+        await whole(soaked.http, COMPLETIONS, {"model": "abacus", "prompt": digits, "max_tokens": 1})
     for body in KNOWN:
         answer = await whole(soaked.http, CHAT, body)
         soaked.known.append(answer["choices"][0]["message"]["content"])
