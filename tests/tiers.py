@@ -57,7 +57,6 @@ LATER: dict[str, Later] = {
     "tests/server/test_liveness.py": Later(Tier.CI, "four servers, three of which are killed"),
     "tests/server/test_overload.py": Later(Tier.CI, "a server of its own, with more than it can take"),
     "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),
-    "tests/server/test_liveness.py": Later(Tier.CI, "five servers"),
     "tests/server/test_observability.py": Later(Tier.CI, "a server that exports traces"),
     "tests/server/test_observability_scaled.py": Later(Tier.CI, "two API servers that export traces"),
     "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
