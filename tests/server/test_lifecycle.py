@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -64,6 +65,9 @@ def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
         assert [a.count("</Thread>") for a in answers] == [5] * NUM_ASKED
         assert all("total ends in" in a and a.endswith("data: [DONE]") for a in answers)
         assert process.wait(timeout=60) == 0
+    log = (tmp_path / "log").read_text()
+    assert log.count("drained: all requests in flight were answered") == 1
+    assert not re.search("Traceback|ERROR|CRITICAL", log)
 
 
 async def _drained_while_asked(
@@ -144,6 +148,7 @@ def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(
     with start_server(tmp_path / "log", *flags, env=engine.env | env) as (address, process):
         streamed, whole, followed = asyncio.run(_cut_by_a_drain(address, process, engine))
         assert process.wait(timeout=60) == 0
+    assert "drained: the time was up for 3 requests, which were cut" in (tmp_path / "log").read_text()
     *_, error, done = streamed.split("\n\n")[:-1]
     assert done == "data: [DONE]"
     assert "before this answer was over" in json.loads(error.removeprefix("data: "))["error"]["message"]

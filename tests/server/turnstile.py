@@ -25,7 +25,11 @@ class Turnstile:
     Open but in a ``with`` of this: there it takes no step that ``until`` has not let it take.
     """
 
-    flags = ("--logits-processors", "tests.server.turnstile_in_engine:WaitsAtTurnstile")
+    flags = (
+        *("--logits-processors", "tests.server.turnstile_in_engine:WaitsAtTurnstile"),
+        # a server whose engine stands there is ready
+        *("--ready-timeout", f"{2 * LIMIT_S}", "--health-timeout", f"{2 * LIMIT_S}"),
+    )
 
     def __init__(self, path: Path) -> None:
         root, others = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
