@@ -80,6 +80,12 @@ class Settings(BaseModel):
         description="tokens that all answers to one request may come to; none: those of 256 full contexts",
     )
 
+    control_tokens_in_prompts: Literal["neutralise", "allow", "refuse"] = Field(
+        default="neutralise",
+        description="what the dialect's control tokens are where a chat's messages or tools spell them: "
+        "neutralise: text; allow: control tokens, as in vLLM; refuse: a 400",
+    )
+
     @field_validator("thread_policy")
     @classmethod
     def _can_be_imported(cls, path: str | None) -> str | None:

@@ -40,7 +40,11 @@ from forkjoin_server.routes import GENERATE, GENERATING, HEALTH, PATHS, RESPONSE
 from forkjoin_server.stored import StoredResponses, feed_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.tokens import TokenThreads
-from forkjoin_server.vllm_seam import stores_responses, without_authentication
+from forkjoin_server.vllm_seam import (
+    make_text_of_control_tokens,
+    stores_responses,
+    without_authentication,
+)
 from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
@@ -74,6 +78,7 @@ class ForkJoinMiddleware:
             publish(scope["app"])
             if (client := _client(scope)) is not None:
                 install(client)
+                make_text_of_control_tokens(client, scope["app"].state.vllm_config, _settings(scope))
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return

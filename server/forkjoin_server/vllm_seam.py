@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import sys
@@ -15,8 +16,13 @@ from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Dialect, Tokenizer
 from forkjoin_scheduler.errors import UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server import prompts
+from forkjoin_server.control_tokens import ControlTokens
 from forkjoin_server.interrupts import exit_at_a_signal
 from forkjoin_server.orphans import FAILURE_S, end_within
+
+#: Beneath vLLM's, whose handler, level and format it so has.
+LOG = logging.getLogger("vllm.forkjoin.server")
 
 
 def tokenizer_of(model: str) -> Tokenizer:
@@ -316,6 +322,27 @@ def check_at_start(vllm_config: Any) -> None:
     if dialect.is_stitched:
         # How many blocks there will be, the engine finds out.
         compat.check_stitching(vllm_config, num_blocks=sys.maxsize)
+
+
+def make_text_of_control_tokens(client: Any, vllm_config: Any, settings: Settings) -> None:
+    """Let the renderer of ``client``, vLLM's, do with control tokens in chats as ``settings`` say."""
+    dialect, policy = settings.dialect, settings.control_tokens_in_prompts
+    if dialect is None or policy == "allow":
+        return
+    bound, renderer = bind_to_model(dialect, vllm_config), client.renderer
+    # Tokenizers that find no control tokens in texts do not have these.
+    added: dict[str, int] = getattr(renderer.tokenizer, "get_added_vocab", dict)()
+    tokens = ControlTokens.of(bound.dialect.control_tokens, added, bound.tokenizer)
+    is_done = not tokens.ids or prompts.install(
+        renderer, tokens, refuses=policy == "refuse", instruction=dialect.instruction
+    )
+    if not is_done:
+        LOG.warning(
+            "--control-tokens-in-prompts %s: the model's renderer, %s, makes prompts in a way of its own, so "
+            "control tokens in messages stay control tokens",
+            policy,
+            type(renderer).__name__,
+        )
 
 
 def bind_to_model(dialect: Dialect, vllm_config: Any) -> BoundDialect:

@@ -226,6 +226,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "max-body-mib": ("64", "default"),
         "max-request-threads": ("256", "default"),
         "max-request-tokens": ("None", "default"),
+        "control-tokens-in-prompts": ("neutralise", "default"),
         "port": ("1025", f"file {path}"),
         "seed": ("8", "flag"),
     }

@@ -31,6 +31,16 @@ def test_each_outline_becomes_a_thread_with_its_title_and_headers(dialect, token
     assert joined == ["\n<Thread>\n1:", "<Thread>\n2:"]
 
 
+@pytest.mark.parametrize("wrote", ["</Outlines>", "so</Outlines>", "<Outline>1: x</Outline></Outlines>"])
+def test_outlines_are_read_only_from_what_the_branch_wrote(dialect, tokenizer, wrote):
+    prompt = BLOCK.removesuffix("</Outlines>")
+    plan = _plan(dialect, tokenizer, prompt + wrote, since=len(tokenizer.encode(prompt)))
+    assert isinstance(plan, Refusal)
+    assert plan.reason == "no_outline"
+    plan = _plan(dialect, tokenizer, prompt + BLOCK, since=len(tokenizer.encode(prompt)))
+    assert isinstance(plan, ForkPlan)
+
+
 def test_duplicates_are_dropped_and_counted_and_the_first_title_stays(dialect, tokenizer):
     text = "<Outlines><Outline>1: a</Outline><Outline>1: b</Outline></Outlines>"
     plan = _plan(dialect, tokenizer, text)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.bound import WINDOW_TOKENS
 from forkjoin_scheduler.dialect import Context, ForkAt, JoinKind, Policy
 from forkjoin_scheduler.explicit import explicit_plan
 from forkjoin_scheduler.family import Branch, BranchState
@@ -80,10 +81,14 @@ class Forking(Joining):
         return (new_token_ids, stopped) if plan is None else ([], False)
 
     def _listen(self, request: Request, wish: Wish) -> None:
-        """Note what the token that ``request`` has just written calls for at the end of the step."""
-        if wish.spoken.triggers(request._all_token_ids):
+        """Note what the token that ``request`` has just written calls for at the end of the step.
+
+        A prompt that ends in the middle of a tag calls for nothing: only what was written since does.
+        """
+        wrote = request._all_token_ids[max(wish.since, request.num_tokens - WINDOW_TOKENS) :]
+        if wrote and wish.spoken.triggers(wrote):
             self._triggered.append((request, None))
-        elif number := wish.spoken.asked_for(request._all_token_ids):
+        elif wrote and (number := wish.spoken.asked_for(wrote)):
             self._asking.append((request, number))
         elif text := wish.spoken.written_itself(request._all_token_ids):
             self._swapping.append((request, text))
