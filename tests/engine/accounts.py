@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
+
+from forkjoin_scheduler.vllm_seam.fence import root_id
 
 
 def check_accounts(scheduler: Any) -> None:
     """Raise AssertionError where ``scheduler`` says something of its requests that isn't so."""
     check_begun_first(scheduler)
+    check_holdings(scheduler)
 
 
 def check_begun_first(scheduler: Any) -> None:
@@ -18,3 +22,35 @@ def check_begun_first(scheduler: Any) -> None:
     assert not begun, f"these have begun, and wait among those that have not: {begun}"
     new = [r.request_id for r in scheduler.kv_holding_waiting if not scheduler._holds_kv_blocks(r)]
     assert not new, f"these have not begun, and wait among those that have: {new}"
+
+
+def check_holdings(scheduler: Any) -> None:
+    """Of each admitted family the accounts say what the pool would get back if it ended now."""
+    admitted = scheduler._admitted
+    left = [i for i in admitted if i not in scheduler.requests and i not in scheduler._live]
+    assert not left, f"admitted, and gone: {left}"
+    if scheduler._settings.admission == "family":
+        lost = [i for i, live in scheduler._live.items() if live.family.is_live and i not in admitted]
+        assert not lost, f"live, and not in the accounts: {lost}"
+    for request_id, entry in admitted.items():
+        found, wanted = scheduler._come_to(entry).blocks, _num_freed_with(scheduler, request_id)
+        assert found == wanted, f"{request_id}: {found} blocks in the accounts, {wanted} in the pool"
+
+
+def _num_freed_with(scheduler: Any, request_id: str) -> int:
+    """Blocks whose every reference is the family's: counted one by one, over all that hold any."""
+    owned: Counter[int] = Counter()
+    manager = scheduler.kv_cache_manager
+    for single in manager.coordinator.single_type_managers:
+        for holder, blocks in single.req_to_blocks.items():
+            if root_id(holder) == request_id:
+                owned.update(b.block_id for b in blocks)
+    held = [h for i, s in scheduler._to_stitch.items() if root_id(i) == request_id for h in s.rest]
+    if live := scheduler._live.get(request_id):
+        held += [*live.held.values(), *(h for job in live.jobs for h in job.loose)]
+    owned.update(b.block_id for h in held for blocks in h.blocks for b in blocks)
+    return sum(
+        b.ref_cnt == owned[b.block_id]
+        for b in manager.block_pool.blocks
+        if b.block_id in owned and not b.is_null
+    )

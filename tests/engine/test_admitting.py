@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import FinishReason
+from vllm.v1.request import RequestStatus
 
+from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import JoinKind
 from forkjoin_scheduler.dialect_files import load
-from forkjoin_scheduler.family import BranchState
+from forkjoin_scheduler.family import BranchState, ThreadEnd
+from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.policy.door import LOOKED_AT
+from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam import kv
 from tests.engine.accounts import check_begun_first
 from tests.engine.fed import Scripted
@@ -173,3 +180,89 @@ def test_threads_start_in_the_next_step_though_prompts_are_held_back():
     assert "r0" in fed.step(throttle_prefills=True).num_scheduled_tokens
     assert not fed.outputs["new"]
     fed.drain()
+
+
+# ---- accounts ------------------------------------------------------------------------------
+
+
+def account(fed, name):
+    return fed.scheduler._come_to(fed.scheduler._admitted[name])
+
+
+def test_an_evicted_family_holds_nothing_and_will_take_again_what_it_lost():
+    fed = Scripted()
+    fed.add("r0", 2, fork(fed, 60, 60), 4)
+    fed.step_until(lambda: is_parked(fed, "r0"))
+    for _ in range(40):
+        fed.step()
+    before = account(fed, "r0")
+    assert before.blocks > 10
+    assert before.lost == 0
+    fed.scheduler.reset_prefix_cache(reset_running_requests=True)
+    after = account(fed, "r0")
+    assert after.blocks == 0
+    assert after.lost == pytest.approx(before.blocks, abs=3)  # some are partly filled
+    fed.drain()
+
+
+def test_a_prefix_that_two_families_share_is_freed_with_the_second_of_them():
+    fed = Scripted()
+    prompt = fed.author.text(128)
+    fed.add("r0", 30, prompt=prompt)
+    fed.step()
+    alone = account(fed, "r0").blocks
+    fed.add("r1", 60, prompt=prompt)
+    fed.step()
+    shared = alone - account(fed, "r0").blocks
+    assert shared >= 5
+    assert account(fed, "r1").blocks <= 3
+    fed.step_until(lambda: "r0" not in fed.scheduler.requests)
+    assert account(fed, "r1").blocks > shared
+    fed.drain()
+
+
+@pytest.mark.parametrize(("stop", "teaches"), [("the end", True), ("not there", False)])
+def test_a_request_that_ends_with_a_stop_string_teaches_and_one_whose_client_goes_does_not(stop, teaches):
+    """The front end finds the string, and aborts."""
+    fed = Scripted()
+    fed.add("r0", "one two the end of it", 20, stop=[stop])
+    for _ in range(20):
+        fed.step()
+    fed.scheduler.finish_requests("r0", RequestStatus.FINISHED_ABORTED)
+    assert fed.scheduler._admission.tokens.num_seen == teaches
+    assert not fed.scheduler._admitted
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "max_tokens"),
+    [
+        ({"best_of": 5, "vote": "a"}, 5, 500),
+        ({"branches": [{"text": "a"}, {"text": "b"}]}, 2, 100),
+        ({"best_of": 5, "vote": "a", "max_total_tokens": 80}, 5, 80),
+        ({}, 0, 100),
+    ],
+    ids=lambda v: next(iter(v), "none") if isinstance(v, dict) else "",
+)
+def test_what_a_request_asks_for_is_foreseen_at_its_admission(options, asked, max_tokens):
+    fed = Scripted()
+    compiled = compile_options(parse_options(options), fed.scheduler._tokenizer.encode)
+    fed.add("r0", 9, max_tokens=100, extra_args={KEY: compiled.model_dump(exclude_unset=True)})
+    need = fed.scheduler._new_need(fed.scheduler.requests["r0"])
+    assert (need.asked, need.max_tokens, need.blocks) == (asked, max_tokens, 4)
+
+
+def test_a_spliced_family_stays_in_the_accounts_until_its_last_thread_has_ended():
+    fed = Scripted()
+    fed.add("r0", 2, fork(fed, 60, 60), 4)
+    fed.step_until(lambda: is_parked(fed, "r0"))
+    live = fed.scheduler._live["r0"]
+    spliced = live.dialect.join.model_copy(update={"kind": JoinKind.SPLICE})
+    dialect = live.dialect.model_copy(update={"join": spliced})
+    live.wish = replace(live.wish, spoken=BoundDialect.bind(dialect, fed.scheduler._tokenizer))
+    assert live.takes_over
+    live.request.status = RequestStatus.FINISHED_STOPPED
+    fed.scheduler._ended(live.request)
+    assert "r0" in fed.scheduler._admitted
+    live.family.end(live.family.root, ThreadEnd.STOP)
+    fed.scheduler._ended(live.request)
+    assert "r0" not in fed.scheduler._admitted

@@ -18,7 +18,7 @@ NEEDS = st.builds(
     st.sampled_from([100, 1 << 30]),
 )
 ROOMS = st.builds(Room, st.integers(0, 400), st.sampled_from([16, 32, 128]), st.integers(1, 128))
-NEW = st.builds(Need, prompt_blocks=st.integers(0, 100))
+NEW = st.builds(Need, blocks=st.integers(0, 100))
 #: Whole numbers, so that an oracle can go step by step.
 FUTURES = st.lists(
     st.builds(Future, st.integers(1, 12), st.integers(0, 24), st.integers(0, 24)), min_size=1, max_size=8
@@ -33,12 +33,12 @@ def taught(tokens=640, width=4, critical=320, times=200):
     return admission
 
 
-def num_admitted(admission, room, prompt_blocks=5):
+def num_admitted(admission, room, blocks=5):
     """How many requests start side by side before one has written anything."""
-    running, new = [], Need(prompt_blocks=prompt_blocks)
+    running, new = [], Need(blocks=blocks)
     while admission.admits(new, running, room):
         running.append(new)
-        room = replace(room, num_free=room.num_free - prompt_blocks)
+        room = replace(room, num_free=room.num_free - blocks)
         if len(running) > 1000:
             break
     return len(running)
@@ -70,8 +70,8 @@ def test_an_expectation_stays_between_what_was_seen(values):
 
 
 @given(st.integers(0, 10_000), ROOMS)
-def test_a_request_that_would_run_alone_always_may(prompt_blocks, room):
-    assert Admission().admits(Need(prompt_blocks=prompt_blocks), [], room)
+def test_a_request_that_would_run_alone_always_may(blocks, room):
+    assert Admission().admits(Need(blocks=blocks), [], room)
 
 
 def in_use(futures, step):
@@ -102,20 +102,20 @@ def test_more_room_never_keeps_a_request_out(new, running, room, more_blocks, mo
 
 def test_a_request_that_may_write_little_needs_little():
     admission, running = taught(tokens=3200, critical=1600), [Need(100, 4, 50)]
-    assert not admission.admits(Need(prompt_blocks=5, max_tokens=3200), running, ROOM)
-    assert admission.admits(Need(prompt_blocks=5, max_tokens=64), running, ROOM)
+    assert not admission.admits(Need(blocks=5, max_tokens=3200), running, ROOM)
+    assert admission.admits(Need(blocks=5, max_tokens=64), running, ROOM)
 
 
 def test_what_a_running_request_has_written_is_not_kept_free_again():
-    admission, room, new = taught(), replace(ROOM, num_free=40), Need(prompt_blocks=5)
+    admission, room, new = taught(), replace(ROOM, num_free=40), Need(blocks=5)
     assert not admission.admits(new, [Need()] * 2, room)
     assert admission.admits(new, [Need(600, 4, 300)] * 2, room)
 
 
 def test_what_ends_soon_makes_room_for_what_grows_later():
-    admission, room, new = taught(), replace(ROOM, num_free=20), Need(prompt_blocks=5)
-    assert admission.admits(new, [Need(600, 4, 300, prompt_blocks=20)], room)
-    assert not admission.admits(new, [Need(100, 4, 50, prompt_blocks=20)], room)
+    admission, room, new = taught(), replace(ROOM, num_free=20), Need(blocks=5)
+    assert admission.admits(new, [Need(600, 4, 300, blocks=20)], room)
+    assert not admission.admits(new, [Need(100, 4, 50, blocks=20)], room)
 
 
 def test_one_that_has_outgrown_what_was_expected_is_still_expected_to_grow():
@@ -141,3 +141,46 @@ def test_admission_is_due_until_requests_are_seen_not_to_fork():
     assert not admission.is_due
     admission.learn(Need(100, 3, 50))
     assert admission.is_due
+
+
+# ---- requests that say themselves how they fork --------------------------------------------
+
+
+def test_a_request_that_asks_for_threads_is_expected_to_need_all_of_them():
+    admission = taught()
+    asked, plain = admission.future(Need(asked=16), 32), admission.future(Need(), 32)
+    assert asked.growth == pytest.approx(0.8 * 16 * (admission.thread_tokens.mean / 32 + 1))
+    assert asked.steps == admission.thread_tokens.mean
+    assert asked.growth > 4 * plain.growth
+    assert admission.future(Need(asked=16, max_tokens=64), 32).growth == pytest.approx(0.8 * (64 / 32 + 16))
+
+
+def test_requests_that_ask_for_many_threads_start_one_behind_the_other():
+    admission, room = taught(), replace(ROOM, num_free=200)
+    running = [Need(blocks=2, asked=16)]
+    assert not admission.admits(Need(blocks=2, asked=16), running, room)
+    assert admission.admits(Need(blocks=2), running, room)
+
+
+def test_wide_requests_are_counted_as_half_of_the_slots_at_most():
+    plenty = replace(ROOM, num_free=10**6, num_slots=8)
+    admission = Admission()
+    assert admission.admits(Need(asked=64), [Need(asked=64)], plenty)
+    assert not admission.admits(Need(asked=64), [Need(asked=64)] * 2, plenty)
+
+
+def test_what_threads_that_are_asked_for_need_is_learnt_apart_from_the_models_forks():
+    admission = taught()
+    before = admission.tokens.mean, admission.width.mean, admission.parallelism.mean, admission.forks.mean
+    admission.learn(Need(1600, 16, 100, asked=16))
+    assert admission.thread_tokens.mean == 100
+    assert before == (
+        admission.tokens.mean, admission.width.mean, admission.parallelism.mean, admission.forks.mean
+    )  # fmt: skip
+
+
+def test_what_an_evicted_family_has_lost_is_kept_free_for_it_and_frees_nothing():
+    admission = taught()
+    there, evicted = Need(100, 4, 50, blocks=20), Need(100, 4, 50, lost=20)
+    assert admission.future(evicted, 32).growth == admission.future(there, 32).growth + 20
+    assert admission.future(evicted, 32).held == 0

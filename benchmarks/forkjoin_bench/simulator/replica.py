@@ -255,15 +255,16 @@ class Replica(Pacing):
         num_new = self._num_blocks(root.tokens) - len(found) + self.pool.num_unheld(found)
         running = (self._come_to(family) for family in self.admitted)
         room = Room(self.pool.num_free, self.engine.block_size, self.engine.max_num_seqs)
-        if not self.gate.admits(Need(prompt_blocks=num_new), running, len(self.admitted), room):
+        if not self.gate.admits(Need(blocks=num_new), running, len(self.admitted), room):
             return False
         self.admitted[root.family] = num_new
         return True
 
     def _come_to(self, family: Family) -> Need:
         step = self.step
-        num_blocks = self.admitted[family]
-        return Need(family.generated(step), family.widest, family.critical(step), num_blocks)
+        num_generated = family.generated(step)
+        num_blocks = self.admitted[family] + num_generated // self.engine.block_size
+        return Need(num_generated, family.widest, family.critical(step), num_blocks)
 
     def _start(self, sequence: Sequence) -> bool:
         """Let it run if its whole context fits."""

@@ -38,15 +38,19 @@ class Expectation:
 class Need:
     """What a request has come to: tokens generated, the widest fork, tokens of its critical path.
 
-    ``prompt_blocks``: KV blocks that it took when it started, those that it shares not counted.
-    ``max_tokens``: what it may generate at most.
+    ``blocks``: KV blocks that return to the pool when it ends, which nobody else holds; of a new one,
+    those that it takes when it starts. ``lost``: blocks that it has been robbed of, and will take again.
+    ``max_tokens``: what it may generate at most. ``asked``: threads that the request itself asks for
+    (0: the model decides).
     """
 
     generated: int = 0
     width: int = 0
     critical: int = 0
-    prompt_blocks: int = 0
+    blocks: int = 0
     max_tokens: int = 1 << 30
+    lost: float = 0
+    asked: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Admission:
 
     #: What is expected of a request before any has ended.
     PRIOR_TOKENS, PRIOR_WIDTH = 512, 4
+    #: Of each thread that a request itself asks for.
+    PRIOR_THREAD_TOKENS = 256
     #: A model that forks less often than this is served as vLLM would.
     RARELY = 0.05
     #: Of what is expected in all, one that has come further is still expected to write this much.
@@ -81,6 +87,7 @@ class Admission:
 
     def __init__(self) -> None:
         self.tokens = Expectation(self.PRIOR_TOKENS)
+        self.thread_tokens = Expectation(self.PRIOR_THREAD_TOKENS)
         self.width = Expectation(self.PRIOR_WIDTH)
         self.parallelism = Expectation(2.0)
         self.forks = Expectation(1.0)
@@ -91,7 +98,10 @@ class Admission:
         return self.forks.mean > self.RARELY
 
     def learn(self, need: Need) -> None:
-        """A request has ended by itself."""
+        """A request has ended by itself. What it asked for tells nothing of the model's forks."""
+        if need.asked:
+            self.thread_tokens.see(need.generated / need.asked)
+            return
         self.tokens.see(need.generated)
         self.width.see(need.width)
         self.parallelism.see(max(need.generated / max(need.critical, 1), 1.0))
@@ -102,24 +112,31 @@ class Admission:
 
         One that runs alone always may.
         """
-        futures = [self.future(need, room.tokens_per_block) for need in (*running, new)]
-        if len(futures) == 1:
+        needs = (*running, new)
+        if len(needs) == 1:
             return True
-        if len(futures) * self.parallelism.mean > room.num_slots:
+        # Where many want slots, a wide fork is given a share of them.
+        if sum(min(self._width(need), max(room.num_slots / 2, 1)) for need in needs) > room.num_slots:
             return False
-        return most_in_use(futures) <= room.num_free - new.prompt_blocks
+        futures = [self.future(need, room.tokens_per_block) for need in needs]
+        return most_in_use(futures) <= room.num_free - new.blocks
 
     def future(self, need: Need, tokens_per_block: int) -> Future:
         """What is expected of a request; before its fork, that each thread leaves a block partly empty."""
-        tokens = max(min(self.tokens.mean, need.max_tokens), 1.0)
-        steps = tokens / self.parallelism.mean
+        expected = self.thread_tokens.mean * need.asked if need.asked else self.tokens.mean
+        tokens = max(min(expected, need.max_tokens), 1.0)
+        steps = tokens / self._width(need)
         left = max(tokens - need.generated, tokens * self.LAST_PART)
-        to_fork = 0.0 if need.width else self.width.mean
+        to_fork = 0.0 if need.width else need.asked or self.width.mean
         return Future(
             steps=max(steps - need.critical, steps * self.LAST_PART),
-            growth=self.ENOUGH * (left / tokens_per_block + to_fork),
-            held=need.prompt_blocks + need.generated / tokens_per_block,
+            growth=self.ENOUGH * (left / tokens_per_block + to_fork) + need.lost,
+            held=need.blocks,
         )
+
+    def _width(self, need: Need) -> float:
+        """How many sequences a request is in a step, on average."""
+        return need.asked or self.parallelism.mean
 
 
 def most_in_use(futures: Sequence[Future]) -> float:

@@ -17,8 +17,14 @@ from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.forking import Forking
+from forkjoin_scheduler.vllm_seam.live import max_tokens_of
 from forkjoin_scheduler.vllm_seam.sharing import SharedQueue, cost
 from forkjoin_scheduler.vllm_seam.wish import noted
+
+#: What was refused is asked for again in so many steps, or when something has ended.
+ASKED_EVERY = 4
+#: Tokens that a request may write before an abort reaches it.
+WRITTEN_BEHIND_STOP = 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Admitting(Forking):
         #: Let in in this step.
         self._let_in: list[Admitted] = []
         self._door = Door()
+        #: The step in which one that was refused is asked for again.
+        self._asked_next = 0
         #: Threads that the policy of ``pacing.py`` does not let start in this step.
         self._held_back: set[str] = set()
         #: What has not begun, each API key's in turn.
@@ -72,19 +80,10 @@ class Admitting(Forking):
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         try:
-            self._learn_from(request)
+            self._ended(request)
         except Exception as error:
             self._contain("learn", error, request)
         return super()._free_request(request, delay_free_blocks)
-
-    def _learn_from(self, request: Request) -> None:
-        """``request`` has ended: if by itself, what it came to is to be expected of others."""
-        if self._shared is not None:
-            num_generated, _, _ = self._written(request)
-            self._shared.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
-        admitted = self._admitted.pop(request.request_id, None)
-        if admitted is not None and request.status in (STOPPED, CAPPED):
-            self._admission.learn(self._come_to(admitted))
 
     # ----------------------------------------------------------------------------------------
 
@@ -92,16 +91,22 @@ class Admitting(Forking):
         return cost(request.num_prompt_tokens, min(self._admission.tokens.mean, request.max_tokens))
 
     def _is_admitted(self, request: Request) -> bool:
-        wish = noted(request)
-        num_answers = (wish.options.best_of if wish is not None else None) or 1
-        need = Need(
-            prompt_blocks=kv.num_new_blocks(self.kv_cache_manager, request),
-            max_tokens=request.max_tokens * num_answers,
-        )
-        if self._admission.is_due and not self._fits(need):
+        if self.current_step < self._asked_next:
+            return False
+        need = self._new_need(request)
+        if (self._admission.is_due or need.asked) and not self._fits(need):
+            self._asked_next = self.current_step + ASKED_EVERY
             return False
         self._let_in.append(Admitted(request, need))
         return True
+
+    def _new_need(self, request: Request) -> Need:
+        blocks = kv.num_new_blocks(self.kv_cache_manager, request)
+        wish = noted(request)
+        if wish is None:
+            return Need(blocks=blocks, max_tokens=request.max_tokens)
+        asked = wish.options.width or 0
+        return Need(blocks=blocks, max_tokens=max_tokens_of(request, wish), asked=asked)
 
     def _take_in_started(self) -> None:
         """What was let in has begun, unless there were no blocks for it after all: that is asked again."""
@@ -119,7 +124,64 @@ class Admitting(Forking):
     def _come_to(self, admitted: Admitted) -> Need:
         """What it needed at its start, and what it has come to since."""
         generated, widest, critical = self._written(admitted.request)
-        return replace(admitted.need, generated=generated, width=widest, critical=critical)
+        blocks, lost = self._holds(admitted.request)
+        return replace(
+            admitted.need, generated=generated, width=widest, critical=critical, blocks=blocks, lost=lost
+        )
+
+    def _holds(self, root: Request) -> tuple[int, float]:
+        """Blocks that return to the pool with all of a family, and what it will take again of lost ones."""
+        manager = self.kv_cache_manager
+        live = self._live.get(root.request_id)
+        if live is None:
+            requests, own, held = [root], [root.num_tokens], []
+        else:
+            branches = [b for b in live.family.root.subtree() if b.request_id in self.requests]
+            requests = [self.requests[b.request_id] for b in branches]
+            own = [r.num_tokens - b.fork_len for r, b in zip(requests, branches, strict=True)]
+            requests += [job.request for job in live.jobs if job.request is not None]
+            held = [*live.held.values(), *(h for job in live.jobs for h in job.loose)]
+        ids = [request.request_id for request in requests]
+        held += [h for i in ids if i in self._to_stitch for h in self._to_stitch[i].rest]
+        lost = sum(n for n, r in zip(own, requests, strict=False) if not kv.has_blocks(manager, r))
+        return kv.num_freed_with(manager, ids, held), lost / kv.block_size(manager)
+
+    # ---- ends ------------------------------------------------------------------------------
+
+    def _ended(self, request: Request) -> None:
+        """``request`` has ended; its family goes on where threads are spliced in and some still run."""
+        if self._shared is not None:
+            num_generated, _, _ = self._written(request)
+            self._shared.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
+        live = self._live.get(request.request_id)
+        if live is None or not live.takes_over or not live.family.has_live_threads:
+            self._leave(request, request.status in (STOPPED, CAPPED) or self._has_stop_string(request))
+
+    def _leave(self, request: Request, by_itself: bool) -> None:
+        """The family of ``request`` is done: if by itself, what it came to is to be expected of others."""
+        admitted = self._admitted.get(request.request_id)
+        if admitted is None:
+            return
+        if by_itself:
+            self._admission.learn(self._come_to(admitted))
+        del self._admitted[request.request_id]
+        self._asked_next = 0
+
+    def _has_stop_string(self, request: Request) -> bool:
+        """Whether ``request``, or a thread of it, has written one of its stop strings.
+
+        The front end finds these, and aborts the request: to the engine it seems to end as if its
+        client had gone. It may have written on for some steps.
+        """
+        params = request.sampling_params
+        stops = (params.stop or ()) if params is not None else ()
+        if not stops:
+            return False
+        num_last = max(map(len, stops)) + WRITTEN_BEHIND_STOP
+        live = self._live.get(request.request_id)
+        texts = [request.output_token_ids[-num_last:]]
+        texts += [t.token_ids[-num_last:] for t in live.family.threads] if live is not None else []
+        return any(stop in text for text in map(self._tokenizer.decode, texts) for stop in stops)
 
     def _written(self, request: Request) -> tuple[int, int, int]:
         """Tokens generated, the widest fork, tokens of the critical path."""

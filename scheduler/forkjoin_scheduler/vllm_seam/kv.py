@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import lcm
+from operator import attrgetter
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -16,6 +18,7 @@ from forkjoin_scheduler.stitch import Lent, Slots, lay_out, slots
 
 #: Set on a request whose KV is not that of its tokens one behind the other.
 _UNHASHED = "_forkjoin_unhashed"
+_BLOCK_ID = attrgetter("block_id")
 
 
 @dataclass(eq=False)
@@ -257,6 +260,18 @@ def _in_tables(manager: KVCacheManager) -> Counter[int]:
     """How often each block stands in a table of a request."""
     singles = manager.coordinator.single_type_managers
     return Counter(b.block_id for s in singles for blocks in s.req_to_blocks.values() for b in blocks)
+
+
+def num_freed_with(
+    manager: KVCacheManager, request_ids: Iterable[str], all_held: Iterable[HeldBlocks]
+) -> int:
+    """Blocks that return to the pool when these requests and ``all_held`` let go of theirs: nobody else's."""
+    managers = manager.coordinator.single_type_managers
+    tables = [single.req_to_blocks.get(i, ()) for i in request_ids for single in managers]
+    tables += [blocks for held in all_held for blocks in held.blocks]
+    ids = [*map(_BLOCK_ID, chain.from_iterable(tables))]
+    owned, blocks = Counter(ids), dict(zip(ids, chain.from_iterable(tables), strict=True))
+    return sum(num == blocks[i].ref_cnt and not blocks[i].is_null for i, num in owned.items())
 
 
 def never_hash(request: Request) -> None:

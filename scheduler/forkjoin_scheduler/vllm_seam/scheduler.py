@@ -135,6 +135,7 @@ class ForkJoinScheduler(Pacing):
             outputs += leaving
             live.events = []
         if not live.family.is_live:
+            self._leave(live.request, by_itself=True)
             self._live.pop(live.family.request_id, None)
             self._offsets.pop(live.family.request_id, None)
 
@@ -176,6 +177,7 @@ class ForkJoinScheduler(Pacing):
 
     def _part_with(self, live: LiveFamily, ids: list[str]) -> None:
         """A family is ended from outside: add to ``ids`` the requests that end with its own."""
+        self._leave(live.request, by_itself=self._has_stop_string(live.request))
         ids += self._cancel_threads(live)
         live.transcripts[live.family.root].release()
         self._parting.append(self._live.pop(live.family.request_id))

@@ -16,10 +16,10 @@ PROMPT_TOKENS = 512
 
 def num_families(cache: Cache, num_slots: int) -> int:
     """So many requests of ``PROMPT_TOKENS`` the server starts beside each other before it has learnt."""
-    admission, need = Admission(), Need(prompt_blocks=-(-PROMPT_TOKENS // cache.block_size))
+    admission, need = Admission(), Need(blocks=-(-PROMPT_TOKENS // cache.block_size))
     running: list[Need] = []
-    while need.prompt_blocks * (len(running) + 1) <= cache.num_blocks:
-        room = Room(cache.num_blocks - need.prompt_blocks * len(running), cache.block_size, num_slots)
+    while need.blocks * (len(running) + 1) <= cache.num_blocks:
+        room = Room(cache.num_blocks - need.blocks * len(running), cache.block_size, num_slots)
         if not admission.admits(need, running, room):
             break
         running.append(need)
