@@ -7,6 +7,7 @@ too, and what it makes of them (dotted keys, underscores, a file) is merged befo
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -110,8 +111,7 @@ def configure(args: argparse.Namespace) -> None:
         for name, value in given(args, model).model_dump().items():
             setattr(args, _dest(name), value)
     given(args, WatchSettings).check()
-    if (path := getattr(args, _dest("api_key_file"))) is not None:
-        keys.read(path)
+    _check_keys(args)
     limits, more = _given(args, Limits), _given(args, Settings)
     args.middleware = [*args.middleware, MIDDLEWARE]
     if dialect_name == "none":
@@ -124,6 +124,18 @@ def configure(args: argparse.Namespace) -> None:
     settings = Settings.of(load(dialect_name), limits, **more)
     _take_classes(args, is_stitched=settings.dialect is not None and settings.dialect.is_stitched)
     args.additional_config = config | {KEY: settings.model_dump(mode="json")}
+
+
+def _check_keys(args: argparse.Namespace) -> None:
+    """Raise UsageError for a file of keys that can't be read, or keys beside a door that asks for none."""
+    if (path := getattr(args, _dest("api_key_file"))) is not None:
+        keys.read(path)
+    has_keys = path is not None or args.api_key or os.environ.get("VLLM_API_KEY")
+    if has_keys and (getattr(args, "grpc", False) or getattr(args, "grpc_port", None) is not None):
+        raise UsageError(
+            "--grpc: expected no API keys beside it, for vLLM's gRPC server asks for none: drop the one "
+            "or the other"
+        )
 
 
 def given(args: argparse.Namespace, model: type[_Model]) -> _Model:

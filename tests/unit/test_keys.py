@@ -8,6 +8,7 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.redact import HIDDEN, hide
 from forkjoin_server.access.keys import Key, KeyRing, digest_of, line_of, new_key, read, unnamed
 from forkjoin_server.cli import main
+from forkjoin_server.configuration import resolve
 
 HASH = "ab" * 32
 
@@ -97,3 +98,17 @@ def test_only_the_key_itself_is_found(text):
 def test_a_line_holds_no_key():
     key = new_key()
     assert key not in line_of("a", key)
+
+
+@pytest.mark.parametrize("flags", [["--grpc"], ["--grpc-port", "50051"]])
+@pytest.mark.parametrize("given", ["flag", "variable", "file"])
+def test_keys_are_refused_beside_a_door_that_asks_for_none(flags, given, written, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    resolve(flags, {})
+    if given == "variable":
+        monkeypatch.setenv("VLLM_API_KEY", "k")
+    file = ["--api-key-file", written(line_of("a", "k"))]
+    more = {"flag": ["--api-key", "k"], "variable": [], "file": file}[given]
+    with pytest.raises(UsageError, match="--grpc: expected no API keys"):
+        resolve([*flags, *more], {})
