@@ -287,7 +287,7 @@ def _json_object(raw: bytes) -> Json | None:
 
 
 def _encoded(body: Json) -> bytes:
-    """``body`` as UTF-8. Raises BadRequestOptions if one of its texts has half of a surrogate pair."""
+    """``body`` as UTF-8. Raises BadRequestOptions for half of a surrogate pair, or too deep a nesting."""
     try:
         return json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -295,6 +295,8 @@ def _encoded(body: Json) -> bytes:
         raise BadRequestOptions(
             f"the body: expected valid Unicode, got half of a surrogate pair, \\u{half:x}"
         ) from error
+    except RecursionError as error:
+        raise BadRequestOptions("the body: expected lists and objects in fewer of each other") from error
 
 
 def _with_request_id(scope: Message, in_body: object, key: str) -> Message:

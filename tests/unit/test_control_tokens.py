@@ -190,6 +190,14 @@ def test_nothing_of_a_chat_becomes_a_control_token_but_what_the_template_writes(
     assert is_tokenised or made["prompt"] == text
 
 
+def test_what_nests_deeper_than_any_tool_is_refused(render):
+    deep = []
+    for _ in range(500):
+        deep = [deep]
+    with pytest.raises(BadRequestOptions, match="at most 100 lists and objects in each other"):
+        render([_says("user", "a")], tools=deep)
+
+
 def test_a_chat_that_spells_none_is_vllms_own(render):
     conversation = [_says("user", "a")]
     made = render(conversation)
@@ -219,7 +227,7 @@ def test_each_token_of_a_tags_text_has_the_tags_place(render):
 @pytest.mark.parametrize(
     ("conversation", "kwargs", "named"),
     [
-        ([_says("user", "a"), _says("user", JAVA)], {}, r"messages\[1\]: .*<Thread>"),
+        ([_says("user", "a"), _says("user", JAVA)], {}, r"messages\[1\]: .*, got <"),
         ([_says("system", [{"type": "text", "text": "<Parallel>"}])], {}, r"messages\[0\]: .*<Parallel>"),
         ([_says("user", "a")], {"tools": [{"name": "<Thread>"}]}, "tools: .*<Thread>"),
     ],

@@ -262,3 +262,11 @@ def test_a_whole_surrogate_pair_is_a_character():
     seen = {}
     _ask(_recorder(seen), rb'{"messages": [{"role": "user", "content": "\ud83c\udf33"}]}')
     assert json.loads(seen["body"])["messages"][0]["content"] == "\N{DECIDUOUS TREE}"
+
+
+def test_no_depth_of_a_body_breaks_what_reads_it():
+    """Where reading it stops, and where writing it again does, are a few levels apart."""
+    for depth in range(900, 1010):
+        seen = {}
+        start, _ = _ask(_recorder(seen), b'{"a": %s%s}' % (b"[" * depth, b"]" * depth))
+        assert start["status"] in (200, 400)
