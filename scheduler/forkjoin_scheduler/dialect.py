@@ -359,6 +359,8 @@ class Dialect(_Strict):
                 "expected threads that see their parent, with no joined_header, first_joined_header, "
                 "returns or opened: a stitched thread stays as it ran"
             )
+        if self.is_stitched and not self.join.text:
+            raise ValueError("expected a join.text with the kind stitch: what follows is predicted from it")
         if self.thread.without_trigger and (self.join.waits or self.tags_are == "text"):
             raise ValueError(
                 "expected without_trigger only where the trigger is a token and the parent does not wait: "

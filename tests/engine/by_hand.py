@@ -14,13 +14,16 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from forkjoin_bench.scheduler_cost import runner_output
+from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER
@@ -87,10 +90,10 @@ class ByHand:
     # ---- what a test does ------------------------------------------------------------------
 
     def add(self, request_id: str, prompt: str, **params: Any) -> None:
-        options = params.pop("forkjoin", None)
+        asked = compile_options(parse_options(params.pop("forkjoin", {})), self.tokenizer.encode)
         sampling = SamplingParams(
             **({"temperature": 0.0, "max_tokens": 500} | params),
-            extra_args={KEY: options} if options else None,
+            extra_args={KEY: asked.model_dump(exclude_unset=True)},
         )
         sampling.update_from_generation_config({}, eos_token_id=self.tokenizer.token_id(END))
         request = Request(
@@ -132,6 +135,7 @@ class ByHand:
         """End the oldest step in flight."""
         for outputs in self.scheduler.update_from_output(*self._in_flight.popleft()).values():
             self.outputs += outputs.outputs
+        assert not self.events("internal_error"), "a family failed: see the log"
         check_invariants(self.scheduler)
 
     def preempt(self, request_id: str) -> None:
@@ -144,6 +148,13 @@ class ByHand:
         """Take the blocks of the only family back, as if nothing could run for want of blocks."""
         self.scheduler._evict(self.live())
         check_invariants(self.scheduler)
+
+    def pause(self) -> None:
+        """Let no request run, though what is due between steps is done."""
+        self.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+
+    def go_on(self) -> None:
+        self.scheduler.set_pause_state(PauseState.UNPAUSED)
 
     def finish(self) -> None:
         """Run to the end of all requests. Raises AssertionError if a block or a queue entry stays."""

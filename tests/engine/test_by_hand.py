@@ -293,6 +293,67 @@ def test_cutting_a_thread_that_has_forked_cuts_its_threads_and_loses_nothing(
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_thread_that_is_cut_before_its_stitched_join_has_run_loses_nothing(drive, is_async):
+    """It has joined, and waits to be scheduled: its blocks are not put together when it is cut."""
+    hand = drive(changed("multiverse", max_depth=3, when="first"), is_async=is_async)
+    hand.add("r", "q")
+    hand.say("r", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#0") and hand.decodes("r#1"))
+    hand.say("r#1", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#2") and hand.decodes("r#3"))
+    hand.step(9)
+    hand.say("r#0", "</Path>")
+    hand.steps_until(lambda: "r#1" in hand.scheduler._to_stitch)
+    hand.pause()
+    hand.step(2)
+    assert "r#1" not in hand.scheduler.requests, "it was cut before it ran"
+    hand.go_on()
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert hand.oracle.num_compared_stitched
+
+
+def test_a_thread_that_is_cut_while_its_family_waits_to_be_restored_is_restored_with_it(drive):
+    hand = drive(changed("multiverse", max_depth=3, when="first"))
+    hand.add("r", "q")
+    hand.say("r", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#0") and hand.decodes("r#1"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "abc</Path>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#2") and hand.decodes("r#3"))
+    hand.say("r#3", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#4") and hand.decodes("r#5"))
+    hand.say("r#2", "</Path>")
+    hand.steps_until(lambda: "r#3" in hand.scheduler._to_stitch)
+    hand.evict()
+    hand.step()
+    assert "r#3" not in hand.scheduler.requests, "it was cut"
+    hand.scheduler._restore_evicted()
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert hand.oracle.num_compared_stitched
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_result_without_text_leaves_a_token_to_go_on_from(drive, is_async):
+    """Nothing is put into the context that all has KV: its last token is computed once more."""
+    dialect = load("asyncthink")
+    thread = dialect.thread.model_copy(update={"returned_end": ""})
+    hand = drive(dialect.model_copy(update={"thread": thread}), is_async=is_async)
+    hand.add("r", "q")
+    hand.say("r", "<FORK-1>do</FORK-1><JOIN-1>")
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.say("r#0", "<|end|>")
+    hand.steps_until(lambda: hand.events("joined") and hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
 # ---- noise ------------------------------------------------------------------------------------
 
 

@@ -110,6 +110,33 @@ def test_a_later_thread_that_forks_in_a_wide_block_loses_nothing_of_its_start(mo
         check(wide_blocks, model, trajectory, tokens, own)
 
 
+@pytest.mark.parametrize("index", [2, 3, 4])
+def test_a_thread_that_is_preempted_behind_a_join_in_its_block_is_as_undisturbed(model, wide_blocks, index):
+    """It takes what was stitched in the block from its parent again: in a row it is other KV."""
+    engine = wide_blocks
+    trajectory = ["one\n", split("u", [8, 5]), "two\n", split("v", [9, 20, 14])]
+    params = Driver(engine).params(trajectory, NUM_FREE)
+    request_id = engine.add(engine.prompt(PROMPT), params)
+    scheduler = engine.scheduler
+
+    def has_begun() -> bool:
+        threads = [t for live in scheduler._live.values() for t in live.family.threads]
+        return len(threads) > index and threads[index].num_generated == 4
+
+    engine.step_until(has_begun)
+    (live,) = scheduler._live.values()
+    assert live.family.root.stitched_len // 128 == live.family.threads[index].fork_len // 128, "not one block"
+    request = scheduler.requests[f"{live.family.request_id}#{index}"]
+    scheduler.running.remove(request)
+    scheduler._preempt_request(request, 0.0)
+    scheduler.prev_step_scheduled_req_ids.clear()  # as vLLM does where it preempts between two steps
+    answer = engine.drain()[request_id]
+    tokens = answer.token_ids[-NUM_FREE:]
+    own = [e[t].logprob for e, t in zip(answer.logprobs[-NUM_FREE:], tokens, strict=True)]
+    check(engine, model, trajectory, tokens, own)
+    assert engine.snapshot() == engine.baseline
+
+
 def test_a_stitched_join_computes_the_injected_text_only(engine):
     engine.steps.clear()
     run(engine, [TRAJECTORIES["uneven"]])

@@ -130,6 +130,9 @@ class Ending(Ahead):
             assert job.fill is not None
             job.loose.append(kv.hold(self.kv_cache_manager, request, len(job.fill.token_ids)))
             return True
+        if request.request_id in self._to_stitch:  # its KV was not put together, and will not be now
+            self._unstitch(request.request_id)
+            return False
         entry = self._threads.get(request.request_id)
         # One that was preempted with its last token in flight ends without blocks.
         if (

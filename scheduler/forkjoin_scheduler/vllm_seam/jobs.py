@@ -32,13 +32,15 @@ _ONE_TOKEN = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False)
 class Fill:
     """The KV of ``token_ids``: from ``start``, or sharing the first ``num_shared`` tokens of ``source``.
 
-    ``is_linear``: whether it may be found by, and taken from, vLLM's prefix cache.
+    ``num_needed``: how many of these it can't compute. ``is_linear``: whether it may be found by, and taken
+    from, vLLM's prefix cache.
     """
 
     token_ids: list[int]
     start: kv.HeldBlocks | kv.Stitched | None = None
     source: str | kv.HeldBlocks | None = None
     num_shared: int = 0
+    num_needed: int = 0
     offset: int = 0
     is_linear: bool = True
 

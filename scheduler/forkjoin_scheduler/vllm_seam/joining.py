@@ -146,6 +146,8 @@ class Joining(Cutting):
             num_computed_tokens = held.num_tokens
         if wish is not None:
             wish.since = request.num_tokens
+        if not live.dialect.is_stitched:  # the last token is computed once more, where nothing follows it
+            num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1)
         queues.resume(self, request, num_computed_tokens)
         live.tell("joined", parent_index=branch.index, prefilled_tokens=num_tokens - num_computed_tokens)
 

@@ -89,12 +89,14 @@ class Stitching(Jobs):
         """Keep the KV of a thread that has ended (None: it has lost it); returns whether it is all there.
 
         Its end tag, or what was written in its place, may have none yet: a job computes it, and
-        calls ``_closed``.
+        calls ``_closed``. So does the one that restores the family, if that has lost its KV.
         """
         context = self._context(live, thread)
         if held is not None and held.num_tokens >= len(context):
             live.held[thread] = held
             return True
+        if held is None and self._request_of(thread.parent).num_computed_tokens < num_inherited(thread):
+            return False
         first = [] if held is None else [held]
 
         def work(job: Job) -> Work:
@@ -104,8 +106,8 @@ class Stitching(Jobs):
                 computed = yield from self._replay(
                     job, live, thread, context, self._request_of(thread.parent).request_id
                 )
+            live.closing.discard(thread)
             if held := self._taken_for(thread, job, computed):
-                live.closing.remove(thread)
                 live.held[thread] = held
                 self._closed(live, thread)
 
@@ -315,7 +317,8 @@ class Stitching(Jobs):
     ) -> Fill:
         if start is not None:
             return Fill(context, start, offset=offset, is_linear=False)
-        return Fill(context, None, source, branch.fork_len, offset, is_linear=source is None)
+        needed = num_inherited(branch) if isinstance(source, str) else 0
+        return Fill(context, None, source, branch.fork_len, needed, offset, is_linear=source is None)
 
     # ---- vLLM's hooks ----------------------------------------------------------------------
 
@@ -351,10 +354,14 @@ class Stitching(Jobs):
 
     def _check_shared(self, request: Request, shared: int) -> None:
         """Raise IllegalTransition where stitched tokens would be computed in a row, silently wrong."""
-        entry = self._threads.get(request.request_id)
-        if entry and entry[0].dialect.is_stitched and shared < (needed := num_inherited(entry[1])):
+        needed = 0
+        if job := self._fills.get(request.request_id):
+            needed = job.fill.num_needed if job.fill is not None else 0
+        elif entry := self._threads.get(request.request_id):
+            needed = num_inherited(entry[1]) if entry[0].dialect.is_stitched else 0
+        if shared < needed:
             raise IllegalTransition(
-                f"{request.request_id}: expected its parent to hold the KV of {needed} tokens, found {shared}"
+                f"{request.request_id}: expected to find the KV of {needed} tokens, found that of {shared}"
             )
 
     def _source_of(self, request: Request) -> tuple[Source, int]:
