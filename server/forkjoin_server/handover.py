@@ -131,6 +131,8 @@ def _check_forks(options: CompiledOptions, engine_input: Any, sampling_params: A
         reason = "structured output"
     elif sampling_params.prompt_logprobs is not None:
         reason = "prompt_logprobs"
+    elif sampling_params.thinking_token_budget not in (None, -1):
+        reason = "thinking_token_budget"
     elif kind not in (None, "token"):
         reason = f"a prompt of the kind {kind}"
     else:

@@ -61,6 +61,7 @@ def _params(**given):
                 "max_tokens": 10,
                 "structured_outputs": None,
                 "prompt_logprobs": None,
+                "thinking_token_budget": None,
             }
             | given
         )
@@ -173,6 +174,7 @@ def test_a_branch_that_does_not_fit_beside_the_prompt_is_refused_before_the_answ
     [
         ({"structured_outputs": {"json": {}}}, {"type": "token"}, "structured output"),
         ({"prompt_logprobs": 1}, {"type": "token"}, "prompt_logprobs"),
+        ({"thinking_token_budget": 5}, {"type": "token"}, "thinking_token_budget"),
         ({}, {"type": "multimodal"}, "a prompt of the kind multimodal"),
         ({}, {"type": "embeds"}, "a prompt of the kind embeds"),
     ],

@@ -1,0 +1,95 @@
+"""Responses that vLLM stores: fetched, they say what the answer to their request said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from forkjoin_scheduler.feed import FEEDS
+from forkjoin_server import middleware
+from forkjoin_server.middleware import Bodies
+from forkjoin_server.routes import RESPONSES, STORED
+from tests.unit.test_middleware import ENDED, FORKED
+
+USAGE = {"input_tokens": 10, "output_tokens": 11, "total_tokens": 21}
+ITEM = {"type": "message", "content": [{"type": "output_text", "text": "12"}]}
+
+
+class Store:
+    """A stand-in for vLLM, which stores a response as it made it; ``late``: it is made after the request."""
+
+    def __init__(self, *, late: bool) -> None:
+        self._late = late
+        self._responses: dict[str, dict] = {}
+
+    def finish(self, response_id):
+        FEEDS.publish(f"{response_id}_0-0123abcd", [FORKED, ENDED])
+        self._responses[response_id] = {"id": response_id, "output": [ITEM], "usage": USAGE}
+
+    async def __call__(self, scope, receive, send):
+        if scope["method"] == "GET":
+            response = self._responses[scope["path"].removeprefix(STORED)]
+        else:
+            response_id = json.loads((await receive())["body"])["request_id"]
+            response = {"id": response_id, "output": [], "usage": None}
+            if not self._late:
+                self.finish(response_id)
+                response = self._responses[response_id]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(response).encode()})
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """Asks a middleware that stands around a store."""
+    monkeypatch.setattr(middleware, "stores_responses", lambda: True)
+
+    def make(store):
+        bodies = Bodies(store)
+
+        def call(method, path, body=b""):
+            sent = []
+
+            async def receive():
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            async def send(message):
+                sent.append(message)
+
+            scope = {"type": "http", "method": method, "path": path, "headers": []}
+            asyncio.run(bodies(scope, receive, send))
+            return json.loads(sent[-1]["body"])
+
+        return call
+
+    return make
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_stored_response_is_fetched_as_it_was_answered(ask, shown):
+    call = ask(Store(late=False))
+    body = {"input": "x", "forkjoin": {"include_threads": shown}}
+    response = call("POST", RESPONSES, json.dumps(body).encode())
+    assert response["usage"]["forkjoin"]["num_threads"] == 2
+    assert len(response["output"]) == (3 if shown else 1)
+    assert call("GET", STORED + response["id"]) == response
+
+
+@pytest.mark.parametrize("request_id", [None, "my_response"])
+def test_what_happens_in_the_background_is_heard_after_the_request(ask, request_id):
+    store = Store(late=True)
+    call = ask(store)
+    body = {"input": "x", "background": True} | ({} if request_id is None else {"request_id": request_id})
+    queued = call("POST", RESPONSES, json.dumps(body).encode())
+    store.finish(queued["id"])
+    usage = call("GET", STORED + queued["id"])["usage"]
+    assert (usage["output_tokens"], usage["total_tokens"]) == (8, 18)
+    assert usage["forkjoin"]["total_tokens"] == 8
+
+
+def test_what_is_not_to_be_stored_is_not_kept(ask):
+    call = ask(Store(late=False))
+    response = call("POST", RESPONSES, json.dumps({"input": "x", "store": False}).encode())
+    assert call("GET", STORED + response["id"])["usage"] == USAGE
