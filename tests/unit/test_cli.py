@@ -344,7 +344,11 @@ def _vllm_config(dialect, **changes):
         "speculative_config": None,
         "cache_config": SimpleNamespace(enable_prefix_caching=True, block_size=16),
         "model_config": SimpleNamespace(
-            runner_type="generate", max_model_len=64, is_hybrid=False, is_attention_free=False
+            runner_type="generate",
+            max_model_len=64,
+            is_hybrid=False,
+            is_attention_free=False,
+            is_diffusion=False,
         ),
     }
     return SimpleNamespace(**config)

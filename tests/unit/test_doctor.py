@@ -41,6 +41,7 @@ def _config(**changes):
         "uses_mrope": False,
         "is_hybrid": False,
         "is_attention_free": False,
+        "is_diffusion": False,
         "runner_type": "generate",
         "architecture": "LlamaForCausalLM",
         "using_transformers_backend": lambda: False,
@@ -228,7 +229,7 @@ def test_mla_keeps_one_vector_a_token():
         ),
         (8, 128, "WARN", "1.0 contexts of 1024 tokens, or 1 families"),
         (800, 128, "OK", "100.0 contexts of 1024 tokens, or 64 families"),
-        (800, 2, "WARN", "or raise --max-num-seqs"),
+        (800, 1, "WARN", "or raise --max-num-seqs"),
     ],
 )
 def test_what_fits_in_the_cache_is_told(num_blocks, num_slots, status, said):
