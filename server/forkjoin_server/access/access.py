@@ -75,7 +75,7 @@ class Access:
 def hand_on_sighup(path: str) -> None:
     """Let a SIGHUP of this process, the first, reach all API servers, of which it may be one.
 
-    Those that it spawns ignore the signal from their first moment on (``ignore_sighup``) until they serve.
+    Those that it spawns ignore the signal (``ignore_sighup``) until they serve.
     """
     os.environ["FORKJOIN_API_KEY_FILE"] = path
     signal.signal(signal.SIGHUP, _hand_on)
