@@ -21,6 +21,7 @@ _MESSAGES = {
     "refused": "a fork of %(branch)s was refused: %(reason)s, %(policy)s",
     "limited": "%(branch)s ran into a limit: %(reason)s, %(policy)s",
     "voted": "%(branch)s has most votes: %(result)s",
+    "internal_error": "%(branch)s met an error in fork/join code: %(where)s",
     "family_ended": "%(branch)s ended: %(num_threads)s threads, %(total_tokens)s tokens, "
     "%(critical_path_tokens)s on the critical path",
 }

@@ -7,6 +7,8 @@ over HTTP has subscribed to it. Both run in the API server's event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import re
 import uuid
 from collections.abc import Callable
@@ -14,6 +16,9 @@ from typing import Any
 
 Event = dict[str, Any]
 Observer = Callable[[Event], None]
+
+#: Beneath vLLM's, whose handler, level and format it so has.
+LOG = logging.getLogger("vllm.forkjoin.events")
 
 _KEY = re.compile(r"fj[0-9a-f]{32}")
 #: What vLLM's routes put before a request's id.
@@ -71,9 +76,22 @@ class Feeds:
         queue = next((self._queues[name] for name in names if name in self._queues), None)
         for event in events:
             for observe in self.observers:
-                observe(event)
+                try:
+                    observe(event)
+                except Exception as error:
+                    self.contain("observer", error)
             if queue is not None:
                 queue.put_nowait(event)
+
+    def contain(self, where: str, error: Exception) -> None:
+        """Log an ``error`` of what is done with events, and count it.
+
+        It is not to reach vLLM's output handler: that would be every client's end.
+        """
+        LOG.error("an error in fork/join code (%s): going on without", where, exc_info=error)
+        for observe in self.observers:
+            with contextlib.suppress(Exception):  # it may be the one that has failed
+                observe({"type": "internal_error", "where": where})
 
 
 FEEDS = Feeds()

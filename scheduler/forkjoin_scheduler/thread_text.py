@@ -51,6 +51,11 @@ class FamilyTexts:
     def __init__(self) -> None:
         self._texts: dict[int, ThreadText] = {}
 
+    @property
+    def has_any(self) -> bool:
+        """Whether a thread has written and not ended."""
+        return bool(self._texts)
+
     def read(self, decoder: Decoder, events: list[Event]) -> list[Event]:
         """``events``, with the text of tokens, and before each end what was held back for want of it."""
         read: list[Event] = []

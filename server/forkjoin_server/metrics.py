@@ -63,6 +63,12 @@ REFUSED = Counter(
     "Requests refused because too much waits: by limit, of all (queued_…) or of their API key (key_…).",
     ["reason"],
 )
+INTERNAL_ERRORS = Counter(
+    f"{_PREFIX}internal_errors",
+    "Errors in fork/join's own code, by where: those in a request's family ended it with a 500. "
+    "More than none is a bug: the log has its traceback.",
+    ["where"],
+)
 
 
 def observe(event: dict[str, Any]) -> None:
@@ -119,6 +125,10 @@ def _family_ended(event: dict[str, Any]) -> None:
     TOTAL.inc(event["total_tokens"])
 
 
+def _internal_error(event: dict[str, Any]) -> None:
+    INTERNAL_ERRORS.labels(event["where"]).inc()
+
+
 def _load(event: dict[str, Any]) -> None:
     engine = str(event["engine"])
     WAITING.labels(engine).set(event["threads"])
@@ -137,4 +147,5 @@ _HANDLERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "join_latency": _join_latency,
     "family_ended": _family_ended,
     "load": _load,
+    "internal_error": _internal_error,
 }

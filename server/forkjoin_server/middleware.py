@@ -42,6 +42,7 @@ from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.tokens import TokenThreads
 from forkjoin_server.vllm_seam import (
     make_text_of_control_tokens,
+    name_failed_requests,
     stores_responses,
     without_authentication,
 )
@@ -79,6 +80,7 @@ class ForkJoinMiddleware:
             if (client := _client(scope)) is not None:
                 install(client)
                 make_text_of_control_tokens(client, scope["app"].state.vllm_config, _settings(scope))
+            name_failed_requests()
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return

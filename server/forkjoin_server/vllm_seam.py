@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -367,3 +368,84 @@ def engine_config(args: argparse.Namespace) -> Any:
         raise UsageError("; ".join(reasons)) from error
     except Exception as error:  # of whatever kind the model's files, the hub and the platform raise
         raise UsageError(str(error).partition("\n")[0]) from error
+
+
+def name_failed_requests() -> None:
+    """Let every error of a request that failed in the engine say which it was, in the shape of its route.
+
+    Patch: ``GenerateBaseServing._raise_if_error``; of /v1/responses the stream, which fails of the error
+    that it wants to send (it is none of its events), and so does /v1/messages' of what a chat's stream says.
+    Symptom without it: "Internal server error", of whatever request; a stream of /v1/responses is cut off
+    without a word, one of /v1/messages ends with pydantic's report of what an error is not, each with a
+    traceback in the log.
+    Upstream: so in stock ``vllm serve``, too. Remove when its errors name the request and its streams end
+    with an error.
+    """
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages, wrap_data_with_event
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+    from vllm.exceptions import GenerationError
+
+    class StreamFailed(Exception):
+        """What a stream of /v1/responses ends with. No GenerationError, of which vLLM would make JSON."""
+
+    raise_if_error = GenerateBaseServing._raise_if_error
+    stream_responses = OpenAIServingResponses.responses_stream_generator
+    convert_messages = AnthropicServingMessages.message_stream_converter
+
+    def _raise_if_error(self: Any, finish_reason: str | None, request_id: str) -> None:
+        try:
+            raise_if_error(self, finish_reason, request_id)
+        except GenerationError as error:
+            error.args = (failure_of(request_id),)
+            raise
+
+    def _fail_stream(self: Any, error: GenerationError) -> str:
+        raise StreamFailed(str(error)) from None
+
+    async def responses_stream_generator(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        from openai.types.responses import ResponseErrorEvent
+
+        number = 0
+        try:
+            async for event in stream_responses(self, *args, **kwargs):
+                number = getattr(event, "sequence_number", number) + 1
+                yield event
+        except StreamFailed as error:
+            yield ResponseErrorEvent(
+                type="error", code="server_error", message=str(error), param=None, sequence_number=number
+            )
+
+    async def message_stream_converter(self: Any, generator: AsyncIterator[str]) -> AsyncIterator[str]:
+        errors: list[str] = []
+
+        async def until_error() -> AsyncIterator[str]:
+            async for chunk in generator:
+                if chunk.startswith('data: {"error"'):
+                    errors.append(json.loads(chunk.removeprefix("data: "))["error"]["message"])
+                    return
+                yield chunk
+
+        async for event in convert_messages(self, until_error()):
+            yield event
+        for message in errors:
+            error = {"type": "error", "error": {"type": "api_error", "message": message}}
+            yield wrap_data_with_event(json.dumps(error), "error")
+
+    for owner, patch in (
+        (GenerateBaseServing, _raise_if_error),
+        (OpenAIServingResponses, responses_stream_generator),
+        (AnthropicServingMessages, message_stream_converter),
+    ):
+        setattr(owner, patch.__name__, patch)
+    setattr(  # noqa: B010
+        OpenAIServingResponses, "_convert_generation_error_to_streaming_response", _fail_stream
+    )
+
+
+def failure_of(request_id: str) -> str:
+    """What a client is told whose request failed in the engine."""
+    return (
+        f"Internal server error: the request {request_id} failed in the engine, and no other; the server's "
+        "log says why. Ask again, or report it with this id"
+    )

@@ -6,16 +6,26 @@ that starts ends, nothing hangs, and in the end every block, slot and queue entr
 
 All that is random comes of a run's name, so a run can be had again: ``Drive.named("apar", "pressure", 7,
 model).run()``. And what a request writes comes of its own name, so the answers can be compared with those
-of a run in which nothing disturbs (``Drive.calm``).
+of a run in which nothing disturbs (``Drive.calm``), and so can what they were sampled from. Many at once:
+``python -m tests.engine.random_drive --families 20000``.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
+import sys
+import tempfile
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from vllm import SamplingParams
@@ -26,6 +36,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_bench.scheduler_cost import runner_output, without_model
 from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialect_files import builtin_names
 from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import wire
@@ -33,10 +44,14 @@ from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from tests.engine.harness import snapshot
-from tests.engine.renamed import dialect_for
+from tests.engine.invariants import check_invariants
+from tests.engine.moves import Moves
+from tests.engine.renamed import dialect_for, model_for
 from tests.engine.stand_in import StandIn
 
 END = "<|end|>"
+#: What some requests end at, in the front end.
+STOP = "yyx"
 TEXT = ("x", "yy")
 RESTLESS = "tests.engine.matrix_case.Restless"
 
@@ -110,6 +125,11 @@ class Kind:
     #: More text between a dialect's phrases, so that answers get long.
     text: tuple[str, ...] = ()
     num_requests: int = 14
+    block_sizes: tuple[int, ...] = (4, 8, 16)
+    #: The chance that a step has a move (``moves.py``).
+    move: float = 0.0
+    #: Whether some runs are scheduled by priority, and some requests end at a stop string.
+    has_all: bool = False
 
 
 MIXED = Kind(
@@ -132,7 +152,21 @@ PRESSURE = Kind(
 RESETS = replace(PRESSURE, reset=0.03)
 #: For errors to be thrown in: few requests, most of which fork, and that give way to each other.
 FAULTS = replace(PRESSURE, num_requests=5, max_num_seqs=(3, 8), max_tokens=(60, 200), arrival=0.7, reset=0.03)
-KINDS = {"mixed": MIXED, "pressure": PRESSURE, "resets": RESETS, "faults": FAULTS}
+#: Whatever there is: tiny and huge blocks, threads that end in one step, moves, priorities, stop strings.
+ANYTHING = Kind(
+    max_num_seqs=(2, 3, 8, 16),
+    spare_blocks=(0, 1, 5, 60),
+    prompt_tokens=(1, 3, 10, 40, -3),
+    max_tokens=(2, 5, 20, 60, 200),
+    arrival=0.5,
+    reset=0.01,
+    block_sizes=(1, 2, 4, 8, 16, 64, 256),
+    move=0.1,
+    has_all=True,
+)
+#: What ``main`` drives.
+DRIVEN = ("mixed", "pressure", "resets", "anything")
+KINDS = {"mixed": MIXED, "pressure": PRESSURE, "resets": RESETS, "faults": FAULTS, "anything": ANYTHING}
 
 ABORT = 0.02
 #: Far more than any run takes, and than any wait within one.
@@ -150,6 +184,7 @@ class Setup:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_depth: int
+    by_priority: bool
     limits: dict[str, int]
     #: Of ``Settings``.
     options: dict[str, Any]
@@ -157,7 +192,7 @@ class Setup:
     @classmethod
     def draw(cls, chance: random.Random, kind: Kind, dialect: Dialect) -> Setup:
         """Any, but such that the scheduler starts."""
-        block_size, max_model_len = chance.choice([4, 8, 16]), chance.choice([96, 160, 256])
+        block_size, max_model_len = chance.choice(kind.block_sizes), chance.choice([96, 160, 256])
         max_num_seqs = chance.choice(kind.max_num_seqs)
         blocks_of_longest = -(-max_model_len // block_size)
         least = 2 * blocks_of_longest + 3 if dialect.is_stitched else blocks_of_longest + 2
@@ -177,13 +212,20 @@ class Setup:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=chance.choice([max(16, max_num_seqs), 64, 2048]),
             max_depth=chance.choice([dialect.max_depth, 1, 2, 3]),
+            by_priority=kind.has_all and chance.random() < 0.3,
             limits={name: chance.choice(some) for name, some in limits.items() if chance.random() < 0.1},
             options=options,
         )
 
     def calm(self) -> Setup:
         """The same with room for all at once, so that nothing has to wait or to give way."""
-        calm = {"is_async": False, "num_blocks": 4000, "max_num_seqs": 200, "max_num_batched_tokens": 8192}
+        calm = {
+            "by_priority": False,
+            "is_async": False,
+            "num_blocks": 4000,
+            "max_num_seqs": 200,
+            "max_num_batched_tokens": 8192,
+        }
         options = {"join_ahead_tokens": 0, "admission": "greedy"}
         return replace(self, **calm, options=options)
 
@@ -198,6 +240,7 @@ class Setup:
             max_num_batched_tokens=self.max_num_batched_tokens,
             enable_chunked_prefill=True,
             enforce_eager=True,
+            scheduling_policy="priority" if self.by_priority else "fcfs",
             additional_config={KEY: settings.model_dump(mode="json")},
             worker_cls=WORKER if dialect.is_stitched else "auto",
         )
@@ -224,6 +267,8 @@ class Seen:
     families_ended: Counter[str] = field(default_factory=Counter)
     #: Requests that a limit or a cut had a say in: what comes of them may depend on how steps fall.
     limited: set[str] = field(default_factory=set)
+    #: Answers that the front end has ended at a stop string: what comes behind it drops.
+    stopped: set[str] = field(default_factory=set)
     #: Where fork/join code failed, by the id of the request that it ended.
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -235,6 +280,8 @@ class Seen:
             return
         if "#" in output.request_id:
             return  # of a thread that was cancelled in the step that ran it: the front end drops it
+        if output.request_id in self.stopped:
+            return
         assert not self.ended[output.request_id], f"an output behind the end: {output}"
         self.ended[output.request_id] += output.finish_reason is not None
         self.answers[output.request_id] += output.new_token_ids
@@ -281,7 +328,11 @@ class Drive:
         #: Steps scheduled whose end the scheduler has not been told.
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._added: list[str] = []
+        self._made: list[Request] = []
         self._aborted: set[str] = set()
+        #: Requests that the front end has ended, and the engine has not heard of yet.
+        self._stopping: list[str] = []
+        self._moves = Moves(self._scheduler, self._chance)
         self.seen = Seen()
 
     @classmethod
@@ -294,33 +345,47 @@ class Drive:
         """The same requests as in the run of that name, with room for all, and left alone."""
         return cls(f"{dialect} {kind} {seed}", KINDS[kind], dialect_for(dialect), model, is_calm=True)
 
-    def check_same(self, calm: Drive) -> int:
+    def check_same(self, calm: Drive) -> tuple[int, int]:
         """Raise AssertionError unless the requests came to what they came to in ``calm``.
 
         But for those that were aborted, failed, or met a limit: those may end earlier, or otherwise.
         What both runs sampled at the same place they must have sampled from the same context; of a
-        request that failed, too. Returns the number of answers that were compared.
+        request that failed, too. Returns how many answers and how many contexts were compared.
         """
         seen, wanted = self.seen, calm.seen
         excepted = self._aborted | seen.failed.keys() | seen.limited | wanted.limited
         compared = [i for i in self._added if i not in excepted]
         for i in compared:
+            if i in seen.stopped and i in wanted.stopped:
+                assert seen.answers[i] == wanted.answers[i], f"{i} is stopped elsewhere than undisturbed"
+                continue
             assert seen.answers[i] == wanted.answers[i], f"{i} has another answer than undisturbed"
             assert seen.finish_reasons[i] == wanted.finish_reasons[i], f"{i} ends otherwise than undisturbed"
         ours, theirs = self._model.seen, calm._model.seen
-        wrong = [at for at in ours if at in theirs and at[0][0] in compared and ours[at] != theirs[at]]
+        both = [at for at in ours if at in theirs and at[0][0] in compared]
+        wrong = [at for at in both if ours[at] != theirs[at]]
         assert not wrong, f"sampled from another context than undisturbed: {min(wrong, key=str)}"
-        return len(compared)
+        return len(compared), len(both)
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often requests lost their blocks, those of threads not counted."""
+        return sum(request.num_preemptions for request in self._made)
+
+    @property
+    def moves_made(self) -> Counter[str]:
+        """How often each was made."""
+        return self._moves.made
 
     def run(self) -> None:
         """Run to the end of all requests. Raises AssertionError if anything is not as it must be."""
         at_rest = self._state()
         idle_steps = 0
         for _ in range(MAX_STEPS):
-            self._disturb()
+            self._disturb(is_idle=idle_steps > 0)
             idle_steps = 0 if self._step() else idle_steps + 1
-            for live in self._scheduler._live.values():
-                live.family.check_integrity()
+            if not self._is_calm:
+                check_invariants(self._scheduler)
             if len(self._added) == self._kind.num_requests:
                 if not self._scheduler.requests:
                     break
@@ -328,6 +393,7 @@ class Drive:
         else:
             raise AssertionError(f"not finished after {MAX_STEPS} steps: {self._state()}")
         # One more step tells of the last requests that ended.
+        self._moves.stop()
         self._schedule()
         while self._in_flight:
             self._update()
@@ -336,10 +402,13 @@ class Drive:
 
     # ---- what happens ----------------------------------------------------------------------
 
-    def _disturb(self) -> None:
-        """What clients and operators do between two steps, if anything."""
+    def _disturb(self, *, is_idle: bool) -> None:
+        """What clients, operators and other families do between two steps, if anything."""
         if len(self._added) < self._kind.num_requests and self._happens(self._kind.arrival):
             self._add()
+        for request_id in self._stopping:
+            self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        self._stopping.clear()
         if self._is_calm:
             return
         unfinished = [i for i in self._added if i in self._scheduler.requests]
@@ -348,7 +417,11 @@ class Drive:
             self._aborted.add(request_id)
             self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
         if self._happens(self._kind.reset):
+            self._moves.stop()  # vLLM resets what it has paused, and needs every block for that
             self._scheduler.reset_prefix_cache(reset_running_requests=True)
+        if self._kind.move:
+            self._moves.move(self._kind.move, is_idle=is_idle)
+        check_invariants(self._scheduler)
 
     def _add(self) -> None:
         request_id = f"r{len(self._added)}"
@@ -363,8 +436,10 @@ class Drive:
             pooling_params=None,
             block_hasher=self._hasher,
             arrival_time=len(self._added),
+            priority=chance.choice([0, 0, 1, 2]) if self.setup.by_priority else 0,
         )
         self._added.append(request_id)
+        self._made.append(request)
         self._scheduler.add_request(request)
 
     def _params(self, chance: random.Random, room: int) -> SamplingParams:
@@ -377,6 +452,7 @@ class Drive:
             min_tokens=min(chance.choice([0, 0, 0, 0, 1, 5]), max_tokens),
             ignore_eos=chance.random() < 0.1,
             stop_token_ids=self._tokenizer.encode("x") if chance.random() < 0.2 else None,
+            stop=STOP if self._kind.has_all and chance.random() < 0.1 else None,
             extra_args={KEY: asked.model_dump(exclude_unset=True)} if options else None,
         )
         params.update_from_generation_config({}, eos_token_id=self._tokenizer.token_id(END))
@@ -408,6 +484,22 @@ class Drive:
         for outputs in told.values():
             for output in outputs.outputs:
                 self.seen.note(output)
+                self._stop_at_string(output.request_id)
+
+    def _stop_at_string(self, request_id: str) -> None:
+        """End a request whose answer holds its stop string, as the front end does: the engine hears of it later."""
+        request = self._scheduler.requests.get(request_id)
+        if request is None or request_id in self.seen.stopped or not request.sampling_params.stop:
+            return
+        answer = self.seen.answers[request_id]
+        text = ""
+        for num_tokens in range(1, len(answer) + 1):
+            text += self._tokenizer.decode(answer[num_tokens - 1 : num_tokens])
+            if STOP in text:
+                del answer[num_tokens:]
+                self.seen.stopped.add(request_id)
+                self._stopping.append(request_id)
+                return
 
     # ---- what must hold --------------------------------------------------------------------
 
@@ -430,12 +522,99 @@ class Drive:
     def _check_ends(self) -> None:
         """Each request ended once, but for the aborted; and each family and thread, the aborted, too."""
         seen = self.seen
-        left = [i for i in self._added if not seen.ended[i] and i not in self._aborted]
+        left = [i for i in self._added if not seen.ended[i] and i not in self._aborted | seen.stopped]
         assert not left, f"not told of their ends: {left}"
         strangers = set(seen.ended) - set(self._added)
         assert not strangers, f"no request of ours: {strangers}"
         _assert_same(seen.threads_ended, seen.threads_started)
         _assert_same(seen.families_ended, Counter(seen.families))
+
+
+@dataclass
+class Tally:
+    """What runs have come to, added up."""
+
+    runs: int = 0
+    requests: int = 0
+    #: Requests that forked, and their threads.
+    families: int = 0
+    threads: int = 0
+    #: Answers that were compared with the undisturbed ones, and tokens of these whose context was.
+    answers_compared: int = 0
+    contexts_compared: int = 0
+    preemptions: int = 0
+    moves: Counter[str] = field(default_factory=Counter)
+    #: The runs that were not as they must be, and why.
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def take_in(self, other: Tally) -> None:
+        """Add ``other``."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, int):
+                setattr(self, name, mine + value)
+            else:
+                mine.update(value)
+
+
+def tally_of(dialect: str, kind: str, seed: int, model: Path) -> Tally:
+    """Make the run of that name, and the undisturbed one beside it."""
+    tally = Tally(runs=1)
+    try:
+        drive, calm = Drive.named(dialect, kind, seed, model), Drive.calm(dialect, kind, seed, model)
+        drive.run()
+        calm.run()
+        tally.answers_compared, tally.contexts_compared = drive.check_same(calm)
+        tally.preemptions = drive.num_preemptions
+    except Exception as error:
+        tally.faults[f"{dialect} {kind} {seed}"] = f"{type(error).__name__}: {error}"[:300]
+    tally.requests = len(drive.seen.ended)
+    tally.families = len({family for family, _ in drive.seen.threads_started})
+    tally.threads = len(drive.seen.threads_started)
+    tally.moves = drive.moves_made
+    return tally
+
+
+def _worker(number: int, num_workers: int, seed: int, num_families: int) -> Tally:
+    """Make every so manieth run from ``seed`` on, until they have come to so many families."""
+    from forkjoin_scheduler.vllm_seam import pacing
+
+    ticks = count()
+    # each look at the clock takes a millisecond: a run is the same on every machine
+    setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))  # noqa: B010
+    tally = Tally()
+    with tempfile.TemporaryDirectory() as folder:
+        names = builtin_names()
+        models = {n: model_for(n, lambda name: Path(tempfile.mkdtemp(name, dir=folder))) for n in names}
+        for at in count(number, num_workers):
+            if tally.families >= num_families:
+                return tally
+            round_, place = divmod(at, len(names) * len(DRIVEN))
+            dialect, kind = names[place % len(names)], DRIVEN[place // len(names)]
+            tally.take_in(tally_of(dialect, kind, seed + round_, models[dialect]))
+            if (at // num_workers) % 50 == 0:
+                print(f"{number}: {tally.families} families, {len(tally.faults)} faults", flush=True)
+    return tally
+
+
+def main() -> None:
+    """Drive the scheduler until so many families have run, print what they came to; 1 if any was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.engine.random_drive", description=main.__doc__)
+    parser.add_argument("--families", type=int, default=1000, help="requests that fork")
+    parser.add_argument(
+        "--seed", type=int, default=1000, help="of the first runs: runs are named by their seeds"
+    )
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    began = time.monotonic()
+    each = -(-args.families // args.processes)
+    tally = Tally()
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        workers = [pool.submit(_worker, i, args.processes, args.seed, each) for i in range(args.processes)]
+        for worker in workers:
+            tally.take_in(worker.result())
+    print(json.dumps(vars(tally) | {"seconds": round(time.monotonic() - began)}, indent=2))
+    sys.exit(bool(tally.faults))
 
 
 def _options(chance: random.Random) -> dict[str, Any]:
@@ -464,3 +643,7 @@ def _assert_same(found: dict[Any, int], wanted: dict[Any, int]) -> None:
     keys = {key for key in {**found, **wanted} if found.get(key, 0) != wanted.get(key, 0)}
     different = {key: f"{found.get(key, 0)}, not {wanted.get(key, 0)}" for key in sorted(keys)}
     assert not different, f"{different}"
+
+
+if __name__ == "__main__":
+    main()

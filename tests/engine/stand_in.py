@@ -35,6 +35,8 @@ class StandIn:
         self._scheduler = scheduler
         self._name = name
         self._phrases = [tokenizer.encode(phrase) for phrase in phrases]
+        #: What answers begin with: most phrases of one token end something.
+        self._openings = [ids for ids in self._phrases if len(ids) > 1] or self._phrases
         #: What each branch writes, and whoever goes on writing it.
         self._texts: dict[tuple[Path, int], tuple[list[int], random.Random]] = {}
         self._paths: dict[str, Path] = {}
@@ -96,6 +98,8 @@ class StandIn:
         """The token that ``request`` writes, ``index`` tokens behind its prompt."""
         key = self._path(request), request.num_prompt_tokens
         text, chance = self._texts.setdefault(key, ([], random.Random(f"{self._name} {key}")))
+        if not text and len(key[0]) == 1:
+            text += chance.choice(self._openings)
         while len(text) <= index:
             text += chance.choice(self._phrases)
         return text[index]

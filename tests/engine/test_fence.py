@@ -82,3 +82,88 @@ def test_every_hook_was_raised_in():
 
     assert len(HOOKS) >= 10
     assert not HOOKS - _RAISED_IN
+
+
+def _drive(tmp_path_factory, seed=0):
+    from tests.engine.random_drive import Drive
+
+    return Drive.named("npr", "faults", seed, renamed.model_for("npr", tmp_path_factory.mktemp))
+
+
+def test_where_the_accounts_do_not_agree_behind_an_error_the_engine_ends(
+    tmp_path_factory, monkeypatch, errors
+):
+    from forkjoin_scheduler.errors import TornState
+    from forkjoin_scheduler.vllm_seam.joining import Joining
+
+    drive = _drive(tmp_path_factory)
+
+    def tear(self, live, branch):
+        blocks = next(iter(self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks.values()))
+        blocks[0].ref_cnt += 2  # which is given back, then,
+        self.kv_cache_manager.block_pool.free_block_queue.num_free_blocks -= 1  # and this is not
+        raise RuntimeError("torn")
+
+    monkeypatch.setattr(Joining, "_join", tear)
+    with pytest.raises(TornState, match="expected the accounts to agree behind the eviction of r"):
+        drive.run()
+    assert len(errors) == 1
+
+
+def test_an_error_of_vllms_own_goes_on(tmp_path_factory, monkeypatch):
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    drive = _drive(tmp_path_factory)
+
+    def fail(self, scheduler_output):
+        raise RuntimeError("vLLM's own")
+
+    monkeypatch.setattr(AsyncScheduler, "_update_after_schedule", fail)
+    with pytest.raises(RuntimeError, match="vLLM's own"):
+        drive.run()
+
+
+def test_in_an_engine_the_failed_request_ends_with_an_error_and_the_others_are_exact(engine, monkeypatch):
+    from forkjoin_scheduler.vllm_seam.joining import Joining
+    from tests.engine.conftest import worksheets
+
+    prompts = [engine.prompt(s.prompt) for s in worksheets(4, seed=3)]
+    exact = engine.reference(prompts)
+    join = Joining._join
+
+    def join_or_raise(self, live, branch):
+        if live.request.prompt_token_ids[: len(prompts[2])] == prompts[2]:
+            raise RuntimeError("a fault for a test")
+        join(self, live, branch)
+
+    monkeypatch.setattr(Joining, "_join", join_or_raise)
+    answers = engine.run(prompts, engine.params())
+    assert answers[2].finish_reason == "error"
+    others = [0, 1, 3]
+    assert [answers[i].token_ids for i in others] == [exact[i] for i in others]
+    assert engine.snapshot() == engine.baseline
+
+
+def test_what_is_told_of_a_family_can_not_end_the_output_handler(engine, monkeypatch):
+    from forkjoin_scheduler.feed import FEEDS
+    from forkjoin_scheduler.thread_text import ThreadText
+    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+    from forkjoin_scheduler.vllm_seam.wire import pack
+
+    def fail(*args):
+        raise ValueError("broken")
+
+    seen = []
+    monkeypatch.setattr(FEEDS, "observers", [seen.append])
+    monkeypatch.setattr(ThreadText, "push", fail)
+    processor = ForkJoinOutputProcessor(engine.llm.get_tokenizer(), log_stats=False)
+    tokens = {"type": "tokens", "index": 0, "token_ids": [1]}
+    voted = {"type": "voted", "index": 0, "result": None}
+    broken = pack("r0", [])
+    broken.kv_transfer_params = {"events": []}
+    processor.process_outputs([pack("r0", [tokens, voted]), broken])
+    assert [(e["type"], e.get("where")) for e in seen] == [
+        ("internal_error", "text"),
+        ("voted", None),
+        ("internal_error", "events"),
+    ]

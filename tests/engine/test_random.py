@@ -39,15 +39,19 @@ def clock(monkeypatch):
     monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))
 
 
-@pytest.mark.parametrize("kind", ["mixed", "pressure", "resets"])
+@pytest.mark.parametrize("kind", ["mixed", "pressure", "resets", "anything"])
 @pytest.mark.parametrize("name", builtin_names())
-def test_whatever_happens_every_request_ends_once_and_everything_is_back(model_of, tier, name, kind):
+def test_whatever_happens_every_request_ends_once_as_undisturbed_and_everything_is_back(
+    model_of, tier, name, kind
+):
     from tests.engine.random_drive import Drive
 
     for seed in range(NUM_SEEDS[tier]):
-        drive = Drive.named(name, kind, seed, model_of(name))
+        drive, calm = (make(name, kind, seed, model_of(name)) for make in (Drive.named, Drive.calm))
         try:
             drive.run()
+            calm.run()
+            drive.check_same(calm)
         except Exception as error:
             error.add_note(f'Drive.named("{name}", "{kind}", {seed}, …), {drive.setup}')
             raise

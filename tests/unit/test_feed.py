@@ -50,3 +50,18 @@ def test_events_go_to_the_feed_of_their_request_and_to_all_observers():
 )
 def test_an_id_without_our_key_is_the_one_that_the_client_gave(given, known):
     assert without_key(given) == known
+
+
+def test_an_error_of_one_observer_is_counted_and_keeps_events_from_nobody():
+    feeds, seen = Feeds(), []
+
+    def broken(event):
+        raise KeyError("broken")
+
+    feeds.observers += [broken, seen.append]
+    key = new_key()
+    queue = feeds.subscribe(key)
+    feeds.publish(f"chatcmpl-{key}", [{"type": "forked"}, {"type": "joined"}])
+    assert [queue.get_nowait()["type"] for _ in range(2)] == ["forked", "joined"]
+    assert [e["type"] for e in seen] == ["internal_error", "forked", "internal_error", "joined"]
+    assert seen[0]["where"] == "observer"

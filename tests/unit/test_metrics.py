@@ -12,6 +12,7 @@ from scripts.metrics_page import PAGE, page
     [
         ({"type": "joined_ahead", "prefilled_tokens": 7}, "forkjoin:join_ahead_tokens_total", {}, 7),
         ({"type": "voted", "result": "4"}, "forkjoin:votes_total", {"outcome": "decided"}, 1),
+        ({"type": "internal_error", "where": "x"}, "forkjoin:internal_errors_total", {"where": "x"}, 1),
         ({"type": "voted", "result": None}, "forkjoin:votes_total", {"outcome": "undecided"}, 1),
     ],
 )

@@ -69,7 +69,10 @@ class ForkJoinOutputProcessor(OutputProcessor):
 
     def _finish_request(self, req_state: RequestState) -> None:
         super()._finish_request(req_state)
-        BACKLOG.has_ended(req_state.request_id)
+        try:
+            BACKLOG.has_ended(req_state.request_id)
+        except Exception as error:
+            FEEDS.contain("backlog", error)
 
     # ---- from the engine -------------------------------------------------------------------
 
@@ -78,11 +81,17 @@ class ForkJoinOutputProcessor(OutputProcessor):
     ) -> OutputProcessorOutput:
         plain = []
         for output in engine_core_outputs:
-            if told := wire.unpack(output):
-                self._publish(told)
+            told = None
+            try:
+                told = wire.unpack(output)
+                if told is None:
+                    BACKLOG.has_begun(output.request_id)
+            except Exception as error:
+                FEEDS.contain("events", error)
+            if told is None:
+                plain.append(output)  # also what could not be read: vLLM drops outputs of nobody
             else:
-                BACKLOG.has_begun(output.request_id)
-                plain.append(output)
+                self._publish(told)
         return super().process_outputs(plain, *args, **kwargs)
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
@@ -109,25 +118,58 @@ class ForkJoinOutputProcessor(OutputProcessor):
             super().do_tracing(engine_core_output, req_state, iteration_stats)
 
     def _publish(self, told: wire.Told) -> None:
+        """Hand on what was told to all who want to know; an error of one keeps it from no other."""
         state = self.request_states.get(told.request_id)
+        try:
+            told = told._replace(events=self._with_text(told))
+        except Exception as error:
+            FEEDS.contain("text", error)
+            told = told._replace(events=[e for e in told.events if e["type"] != "tokens"])
+        for where, hand_on in (
+            ("tracing", self._trace),
+            ("backlog", self._note_load),
+            ("event_log", self._log),
+            ("feed", self._feed),
+        ):
+            try:
+                hand_on(told, state)
+            except Exception as error:
+                FEEDS.contain(where, error)
+
+    def _with_text(self, told: wire.Told) -> list[wire.Event]:
+        texts = self._texts.pop(told.request_id, None) or FamilyTexts()
+        events = texts.read(self.tokenizer, told.events)
+        if texts.has_any:
+            self._texts[told.request_id] = texts
+        return events
+
+    def _trace(self, told: wire.Told, state: RequestState | None) -> None:
         if self._tracer is not None:
             if state is not None:
                 self._tracer.hear(told)
             else:
                 self._tracer.forget(told.request_id)
-        events = self._texts.setdefault(told.request_id, FamilyTexts()).read(self.tokenizer, told.events)
-        for event in events:
+
+    def _note_load(self, told: wire.Told, _: RequestState | None) -> None:
+        for event in told.events:
             if event["type"] == "load":
                 BACKLOG.expected = Expected(event["expected_tokens"], event["expected_threads"])
-            elif event["type"] == "family_ended":
-                del self._texts[told.request_id]
-        external = None
-        if state is not None:
-            external = state.parent_req.external_req_id if state.parent_req else state.external_req_id
+
+    def _log(self, told: wire.Told, state: RequestState | None) -> None:
         if event_log.LOG.isEnabledFor(logging.INFO):
-            for event in events:
-                event_log.log(external or told.request_id, event)
-        FEEDS.publish(external, events)
+            for event in told.events:
+                event_log.log(_external_id(state) or told.request_id, event)
+
+    def _feed(self, told: wire.Told, state: RequestState | None) -> None:
+        FEEDS.publish(_external_id(state), told.events)
+
+
+def _external_id(state: RequestState | None) -> str | None:
+    """The id that the request has for its client; None if it is gone."""
+    if state is None:
+        return None
+    external: str = state.parent_req.external_req_id if state.parent_req else state.external_req_id
+    return external
 
 
 def _say_whose(request: EngineCoreRequest, tenant: Tenant) -> None:

@@ -20,7 +20,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 
-from forkjoin_scheduler.feed import key_in
+from forkjoin_scheduler.feed import FEEDS, key_in
 from forkjoin_scheduler.spans import ROOT, FamilySpans
 from forkjoin_scheduler.vllm_seam import wire
 
@@ -65,7 +65,10 @@ class ThreadTracer(SpanProcessor):
         """Complete the span of the request that is ending."""
         if self._ending is not None and span.name == REQUEST:
             (family, external_id), self._ending = self._ending, None
-            self._complete(span, family, external_id)
+            try:
+                self._complete(span, family, external_id)
+            except Exception as error:
+                FEEDS.contain("tracing", error)
 
     def _complete(self, request_span: Span, family: FamilySpans, external_id: str) -> None:
         now_ns, key = time.time_ns(), key_in(external_id)
