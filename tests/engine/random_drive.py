@@ -157,7 +157,7 @@ ANYTHING = Kind(
     max_num_seqs=(2, 3, 8, 16),
     spare_blocks=(0, 1, 5, 60),
     prompt_tokens=(1, 3, 10, 40, -3),
-    max_tokens=(2, 5, 20, 60, 200),
+    max_tokens=(5, 20, 60, 200, 200),
     arrival=0.5,
     reset=0.01,
     block_sizes=(1, 2, 4, 8, 16, 64, 256),
@@ -593,7 +593,7 @@ def _worker(number: int, num_workers: int, seed: int, num_families: int) -> Tall
             dialect, kind = names[place % len(names)], DRIVEN[place // len(names)]
             tally.take_in(tally_of(dialect, kind, seed + round_, models[dialect]))
             if (at // num_workers) % 50 == 0:
-                print(f"{number}: {tally.families} families, {len(tally.faults)} faults", flush=True)
+                print(f"process {number}: {tally}", flush=True)
     return tally
 
 
