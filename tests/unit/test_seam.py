@@ -314,7 +314,13 @@ CALLED = {
     "vllm.v1.engine.output_processor:OutputProcessor": (
         "process_outputs do_tracing add_request abort_requests _finish_request"
     ),
-    "vllm.exceptions": "GracefulHTTPError",
+    "vllm.exceptions": "GracefulHTTPError GenerationError",
+    "vllm.entrypoints.generate.base.serving:GenerateBaseServing": (
+        "_raise_if_error _convert_generation_error_to_streaming_response"
+    ),
+    "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses": "responses_stream_generator",
+    "vllm.entrypoints.anthropic.serving:AnthropicServingMessages": "message_stream_converter",
+    "vllm.entrypoints.anthropic.serving": "wrap_data_with_event",
     "vllm.entrypoints.launchers.launcher": "create_server_socket",
     "vllm.entrypoints.serve.middleware.authenticate": "AuthenticationMiddleware",
     "vllm.tracing": "otel_import_error_traceback",

@@ -121,10 +121,11 @@ class ForkJoinOutputProcessor(OutputProcessor):
         """Hand on what was told to all who want to know; an error of one keeps it from no other."""
         state = self.request_states.get(told.request_id)
         try:
-            told = told._replace(events=self._with_text(told))
+            events = self._with_text(told)
         except Exception as error:
             FEEDS.contain("text", error)
-            told = told._replace(events=[e for e in told.events if e["type"] != "tokens"])
+            events = [e for e in told.events if e["type"] != "tokens"]
+        told = wire.Told(told.request_id, events, told.time_ns)
         for where, hand_on in (
             ("tracing", self._trace),
             ("backlog", self._note_load),
