@@ -138,6 +138,9 @@ class Scripted(Fed):
             return [] if request.is_prefill_chunk else [0]  # a sample that is dropped
         try:
             return super()._next(request)
+        except KeyError:  # a context of which no script knows: some text
+            self._writing[request.request_id] = request.num_prompt_tokens, (*request.prompt_token_ids[-3:],)
+            return super()._next(request)
         except IndexError:
             return [self._eos]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import FinishReason
+from vllm.v1.metrics.stats import IterationStats, LoRARequestStates, RequestStateStats
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.bound import BoundDialect
@@ -266,3 +268,57 @@ def test_a_spliced_family_stays_in_the_accounts_until_its_last_thread_has_ended(
     live.family.end(live.family.root, ThreadEnd.STOP)
     fed.scheduler._ended(live.request)
     assert "r0" not in fed.scheduler._admitted
+
+
+# ---- what vLLM notes of a request ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"best_of": 2, "vote": "a"}, {"branches": [{"text": "a"}]}, {}],
+    ids=["best_of", "branches", "plain"],
+)
+def test_the_first_tokens_of_every_request_tell_of_its_prefill(options):
+    fed = Scripted()
+    fed.scheduler.log_stats = True
+    fed.scheduler.make_stats = lambda *_, **__: None
+    compiled = compile_options(parse_options(options), fed.scheduler._tokenizer.encode)
+    request = fed.add("r0", 9, max_tokens=30, extra_args={KEY: compiled.model_dump(exclude_unset=True)})
+    num_prompt_tokens = request.num_prompt_tokens
+    fed.drain()
+    first, *others = (o for o in fed.outputs["r0"] if o.new_token_ids)
+    assert first.prefill_stats.num_prompt_tokens == num_prompt_tokens
+    assert first.prefill_stats.num_cache_creation_tokens >= num_prompt_tokens // 16 * 16
+    assert all(o.prefill_stats is None for o in others)
+    stats, of_request = IterationStats(), RequestStateStats(arrival_time=time.time())
+    stats.update_from_output(first, time.monotonic(), True, of_request, LoRARequestStates(), None)
+    assert stats.prompt_token_stats.total == num_prompt_tokens
+    assert 0 < of_request.queued_ts <= of_request.scheduled_ts <= of_request.first_token_ts
+
+
+def test_what_a_family_starts_hashes_no_block_that_it_knows_already():
+    fed = Scripted(join_ahead_tokens=16)
+    hashed = []
+    hasher = fed._hasher
+
+    def counting(request):
+        found = hasher(request)
+        hashed.append((request.request_id, len(found)))
+        return found
+
+    fed._hasher = counting
+    fed.add("r0", 2, fork(fed, 20, 40, 30, 120), 4, prompt=fed.author.text(2000))
+    while fed.scheduler.requests:
+        fed.step()
+        check_hashes_of(fed, hasher)
+    of_others = [(i, n) for i, n in hashed if "#" in i and n]
+    assert any("#fill" in i for i, _ in hashed)
+    assert max(n for _, n in of_others) <= 3
+
+
+def check_hashes_of(fed, hasher):
+    """Each hash is that of the request's own tokens, computed from the first."""
+    for request in fed.scheduler.requests.values():
+        known, request.block_hashes = request.block_hashes, []
+        assert hasher(request) == known
+        request.block_hashes = known

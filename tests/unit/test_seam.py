@@ -233,7 +233,7 @@ ATTRIBUTES = {
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
         "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state "
-        "prefill_capacity_bound kv_cache_config"
+        "prefill_capacity_bound kv_cache_config hash_block_size"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",
@@ -288,7 +288,7 @@ CALLED = {
         "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request "
         "_handle_blocked_waiting_request _free_request _holds_kv_blocks get_num_unfinished_requests"
     ),
-    MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks",
+    MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks estimate_cached_tokens",
     COORDINATOR: "cache_blocks",
     SINGLE: "pop_blocks_for_free get_num_skipped_tokens",
     "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",

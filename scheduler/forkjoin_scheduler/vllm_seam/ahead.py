@@ -45,8 +45,10 @@ class Ahead(Stitching):
         """Go on as long as the next thread has ended and the step has tokens left, slice by slice."""
         first, *others = branch.waits_for
         held = live.held.pop(first)
+        parent = self._request_of(branch)
+        job.last_hashes = parent.block_hashes  # it begins as its parent's
         context = [
-            *self._request_of(branch)._all_token_ids,
+            *parent._all_token_ids,
             *joined_ids(live.dialect, first, self._tokenizer),
         ]
         for number, thread in enumerate(others, 1):
@@ -69,7 +71,7 @@ class Ahead(Stitching):
         num_tokens = len(token_ids) - held.num_tokens
         self._num_ahead += num_tokens
         try:
-            held = job.take((yield Fill(token_ids, held)))
+            held = job.take((yield Fill(token_ids, held, known_hashes=job.last_hashes)))
         finally:
             self._num_ahead -= num_tokens
         live.tell("joined_ahead", prefilled_tokens=num_tokens)

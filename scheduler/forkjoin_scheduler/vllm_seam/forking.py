@@ -135,6 +135,8 @@ class Forking(Joining):
             if not request.is_finished():
                 self._sample_again(request)
             return
+        if request.prefill_stats is not None:  # nothing has left yet: the first tokens take them along
+            request.prefill_stats.finalize(kv.num_cached_tokens(self.kv_cache_manager, request))
         waits = live.dialect.join.waits
         if waits:
             queues.park(self, request)
@@ -228,7 +230,8 @@ class Forking(Joining):
         assert thread.plan is not None
         token_ids = [*parent._all_token_ids[: thread.fork_len], *thread.plan.header_ids]
         params = self._thread_params(live, thread, self._room(live, thread, len(token_ids), thread.offset))
-        request = new_request(live.request, thread.request_id, token_ids, params)
+        hashes = parent.block_hashes[: thread.fork_len // self.hash_block_size]
+        request = new_request(live.request, thread.request_id, token_ids, params, hashes)
         self._threads[request.request_id] = (live, thread)
         note(request, replace(live.wish, since=len(token_ids), at_prompt=False))
         if live.dialect.is_stitched:

@@ -12,12 +12,13 @@ empty and no request of its is left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
 
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam import kv, queues
@@ -33,7 +34,7 @@ class Fill:
     """The KV of ``token_ids``: from ``start``, or sharing the first ``num_shared`` tokens of ``source``.
 
     ``num_needed``: how many of these it can't compute. ``is_linear``: whether it may be found by, and taken
-    from, vLLM's prefix cache.
+    from, vLLM's prefix cache. ``known_hashes``: of its first blocks, where they are known already.
     """
 
     token_ids: list[int]
@@ -43,6 +44,7 @@ class Fill:
     num_needed: int = 0
     offset: int = 0
     is_linear: bool = True
+    known_hashes: Sequence[BlockHash] = ()
 
 
 Work = Generator[Fill, kv.HeldBlocks, None]
@@ -59,6 +61,8 @@ class Job:
     request: Request | None = None
     #: Blocks that the generator has been sent and not handed on yet.
     loose: list[kv.HeldBlocks] = field(default_factory=list)
+    #: Of the blocks of its last fill.
+    last_hashes: Sequence[BlockHash] = ()
 
     def take(self, held: kv.HeldBlocks) -> kv.HeldBlocks:
         """Hand on ``held``: whoever takes it answers for it."""
@@ -101,7 +105,8 @@ class Jobs(Fence):
 
     def _start_fill(self, job: Job, fill: Fill) -> None:
         request_id = f"{job.live.family.request_id}#fill{next(self._fill_ids)}"
-        request = new_request(job.live.request, request_id, fill.token_ids, copy(_ONE_TOKEN))
+        params = copy(_ONE_TOKEN)
+        request = new_request(job.live.request, request_id, fill.token_ids, params, fill.known_hashes)
         job.fill, job.request = fill, request
         self._fills[request_id] = job
         self.requests[request_id] = request
@@ -123,6 +128,7 @@ class Jobs(Fence):
         assert job.request is not None
         self._fills.pop(job.request.request_id)
         self._offsets.pop(job.request.request_id, None)
+        job.last_hashes = job.request.block_hashes
         job.request = job.fill = None
         self._step_job(job, job.loose[-1])
 

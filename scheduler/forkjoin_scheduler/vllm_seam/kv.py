@@ -262,6 +262,11 @@ def _in_tables(manager: KVCacheManager) -> Counter[int]:
     return Counter(b.block_id for s in singles for blocks in s.req_to_blocks.values() for b in blocks)
 
 
+def num_cached_tokens(manager: KVCacheManager, request: Request) -> int:
+    """Tokens of ``request`` that the prefix cache has."""
+    return manager.estimate_cached_tokens(request)
+
+
 def num_freed_with(
     manager: KVCacheManager, request_ids: Iterable[str], all_held: Iterable[HeldBlocks]
 ) -> int:

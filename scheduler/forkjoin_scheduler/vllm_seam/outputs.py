@@ -47,6 +47,9 @@ def to_outputs(
         )
         for group in groups
     ]
+    # What vLLM has noted of the request and, as it has let out nothing itself, not told yet.
+    outputs[0].prefill_stats = parent.take_prefill_stats()
+    outputs[0].events = parent.take_events()
     outputs[-1].finish_reason = finish_reason
     outputs[-1].stop_reason = stop_reason
     return outputs

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request
 
 
-def new_request(root: Request, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> Request:
-    """A request of the same client, adapter and priority as ``root`` on ``token_ids``."""
-    return Request(
+def new_request(
+    root: Request,
+    request_id: str,
+    token_ids: Sequence[int],
+    params: SamplingParams,
+    known_hashes: Sequence[BlockHash] = (),
+) -> Request:
+    """A request of the same client, adapter and priority as ``root`` on ``token_ids``.
+
+    ``known_hashes``: of its first blocks, as another request of the family has them: the others alone are
+    computed.
+    """
+    request = Request(
         request_id=request_id,
         prompt_token_ids=list(token_ids),
         sampling_params=params,
@@ -21,8 +32,11 @@ def new_request(root: Request, request_id: str, token_ids: Sequence[int], params
         cache_salt=root.cache_salt,
         priority=root.priority,
         trace_headers=root.trace_headers,
-        block_hasher=root._block_hasher,
     )
+    request.block_hashes.extend(known_hashes)
+    request._block_hasher = root._block_hasher
+    request.update_block_hashes()
+    return request
 
 
 def fold(request: Request, token_ids: Sequence[int], params: SamplingParams) -> None:
