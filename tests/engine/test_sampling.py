@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 
+from forkjoin_scheduler.injected import INJECTED_LOGPROB
+
 pytestmark = pytest.mark.engine
 
 TWO = "<Parallel>\n<Outlines>\n<Outline>1: x</Outline>\n<Outline>2: x</Outline>\n</Outlines>"
@@ -18,7 +20,7 @@ def test_every_token_has_its_logprobs_and_injected_ones_are_certain(engine):
     assert len(answer.logprobs) == len(answer.token_ids)
     injected = len(engine.tokenizer.encode(TWO))
     entry = answer.logprobs[injected]
-    assert [(t, p.logprob) for t, p in entry.items()] == [(answer.token_ids[injected], 0.0)]
+    assert [(t, p.logprob) for t, p in entry.items()] == [(answer.token_ids[injected], INJECTED_LOGPROB)]
 
 
 def test_a_seed_makes_sampled_threads_reproducible(engine):
