@@ -32,6 +32,8 @@ HOOKS = {
     for name, value in vars(layer).items()
     if hasattr(AsyncScheduler, name) and inspect.isfunction(value) and name[:2] != "__"
 }
+#: Those that look things up in dictionaries and call nothing of ours, so that there is nothing to raise in.
+LOOK_UPS = {"_holds_kv_blocks", "get_num_unfinished_requests"}
 #: What cleans up behind an error: where that fails, the engine ends.
 _CLEANERS = {"take_out", "misplaced", "drop_tables", "free_unowned", "miscounted"}
 

@@ -53,7 +53,9 @@ class Admitting(Forking):
         #: What has not begun, each API key's in turn.
         self._shared: SharedQueue | None = None
         if self._spoken is not None:
-            self.waiting = self._shared = SharedQueue(self.policy, self._expected_cost)
+            self.waiting = self._shared = SharedQueue(
+                self.policy, lambda request: self._answer("cost", request, self._expected_cost, 1.0)
+            )
 
     # ---- vLLM's hooks ----------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.jobs import Job
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 #: What stands behind a request's id in those of its threads and fills.
 _OF_FAMILY = re.compile(r"#(?:fill)?\d+\Z")
@@ -101,6 +102,14 @@ class Fence(Core):
             if not is_taken:
                 left.append(item)
         return left
+
+    def _answer(self, where: str, of: Item, ask: Callable[[Item], Answer], otherwise: Answer) -> Answer:
+        """What ``ask`` answers of ``of`` in the middle of vLLM's work; ``otherwise`` where that raises."""
+        try:
+            return ask(of)
+        except Exception as error:
+            self._contain(where, error, of)
+        return otherwise
 
     def _contain(self, where: str, error: Exception, of: object) -> None:
         """Note that the family of ``of`` failed (None: it was nobody's error). Says so in the log, once."""
