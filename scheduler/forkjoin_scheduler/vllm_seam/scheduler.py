@@ -127,6 +127,8 @@ class ForkJoinScheduler(Pacing):
         """Do what is due in a family at the end of a step, and let out what it has to say."""
         self._advance(live)
         told, leaving = live.leaving()
+        if not live.family.is_live:  # before its end is told: behind that it can't fail any more
+            self._leave(live.request, by_itself=True)
         if told or leaving:
             outputs = result.setdefault(live.request.client_index, EngineCoreOutputs()).outputs
             # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
@@ -135,7 +137,6 @@ class ForkJoinScheduler(Pacing):
             outputs += leaving
             live.events = []
         if not live.family.is_live:
-            self._leave(live.request, by_itself=True)
             self._live.pop(live.family.request_id, None)
             self._offsets.pop(live.family.request_id, None)
 
