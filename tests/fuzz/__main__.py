@@ -50,6 +50,8 @@ def run(name: str, num_runs: int, seed: int) -> int:
     for number in range(seed, seed + num_runs):
         data = random_input(number)
         done += 1
+        if done % 10_000 == 0:
+            print(f"{name}: {done} of {num_runs} inputs, {failed} failed", file=sys.stderr, flush=True)
         try:
             TARGETS[name](data)
         except Exception:
