@@ -40,7 +40,9 @@ def main() -> int:
     given = parser.parse_args()
     # So that whoever ends this ends the server, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as (address, first, log):
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    print(f"the server's log: {folder}/log", flush=True)
+    with served(folder) as (address, first, log):
         found = asyncio.run(soak(address, first, log, given.minutes * 60, random.Random(given.seed)))
     problems = report.problems(found)
     print(report.table(found), *problems, sep="\n", flush=True)
