@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 #: Requests that do not fork may start before one that waits for room, so many times.
 MAX_OVERTAKEN = 32
-#: So many waiting requests are looked at in a step behind one that has to wait.
-LOOKED_AT = 64
+#: So many waiting requests are looked at in a step behind one that has to wait: each costs some microseconds.
+LOOKED_AT = 16
 
 
 class Door:
