@@ -297,7 +297,8 @@ class Seen:
                 self.threads_started.update((family, thread["index"]) for thread in threads)
             case {"type": "thread_ended", "index": index, "reason": reason}:
                 self.threads_ended[family, index] += 1
-                if reason in ("length", "cut"):
+                # where the parent goes on beside it, its stop ends the answer wherever that has come to
+                if reason in ("length", "cut", "request_stop"):
                     self.limited.add(family)
             case {"type": "family_ended"}:
                 self.families_ended[family] += 1
