@@ -246,5 +246,5 @@ def test_how_many_threads_and_requests_wait_is_told_when_it_changes(under, monke
     engine.run([prompt], params)
     loads = [(e["threads"], e["requests"]) for e in told if e["type"] == "load"]
     loads = [load for load, _ in groupby(loads)]  # what is expected has changed beside
-    # all threads; one runs; the next; the last; the parent is joined; it runs
-    assert loads == [(3, 0), (2, 0), (1, 0), (0, 0), (0, 1), (0, 0)]
+    # nobody waits yet; all threads; one runs; the next; the last; the parent is joined; it runs
+    assert loads == [(0, 0), (3, 0), (2, 0), (1, 0), (0, 0), (0, 1), (0, 0)]

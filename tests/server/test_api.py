@@ -84,7 +84,7 @@ def test_invocations_take_the_field_as_the_route_behind_them_does(client, server
     assert refused.status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/inference/v1/generate", "/tokenize", "/v1/chat/completions/render"])
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/chat/completions/render"])
 def test_a_route_that_does_not_know_the_field_says_so(server, path):
     answer = httpx.post(server + path, json=ASK | {"forkjoin": {}}, timeout=300)
     assert answer.status_code == 400
