@@ -83,3 +83,17 @@ def test_the_end_tag_of_a_thread_is_no_stop_token_of_its_request():
     thread = thread_params(request, SamplingOverrides(), end_id=9, max_tokens=8, generated=0, salt="1/0")
     at_worker = pickle.loads(pickle.dumps([request, thread]))
     assert [params.all_stop_token_ids for params in at_worker] == [{5}, {5, 9}]
+
+
+def test_a_seed_draws_the_same_where_the_prompt_is_computed_in_parts(engine):
+    """On a CPU it ended the engine: vLLM takes back the sample of a part as GPUs can only."""
+    from tests.engine.harness import Engine
+
+    in_parts = Engine(
+        max_num_batched_tokens=64, max_num_seqs=16, num_gpu_blocks_override=100, max_model_len=1024
+    )
+    prompt = engine.prompt("1234567890" * 20)
+    params = engine.params(seed=7, temperature=1.0, max_tokens=40, forkjoin={"enabled": False})
+    whole, again = engine.run([prompt], params), in_parts.run([prompt], params)
+    assert again[0].token_ids == whole[0].token_ids
+    assert len([step for step in in_parts.steps if max(step.values(), default=0) > 1]) >= 4

@@ -19,11 +19,13 @@ def register() -> None:
 
     from forkjoin_scheduler.redact import hide_in_logs
     from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+    from forkjoin_scheduler.vllm_seam.seeded import keep_seeds_of_partial_prompts
     from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
     hide_in_logs()
     end_with_vital_threads()
+    keep_seeds_of_partial_prompts()
     _allow_amx()
 
 
