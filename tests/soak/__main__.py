@@ -43,7 +43,11 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"the server's log: {folder}/log", flush=True)
     with served(folder) as (address, first, log):
-        found = asyncio.run(soak(address, first, log, given.minutes * 60, random.Random(given.seed)))
+        try:
+            found = asyncio.run(soak(address, first, log, given.minutes * 60, random.Random(given.seed)))
+        except psutil.NoSuchProcess as gone:
+            print(f"{gone}: a process of the server has ended", "FAILED", sep="\n")
+            return 1
     problems = report.problems(found)
     print(report.table(found), *problems, sep="\n", flush=True)
     print("FAILED" if problems else "OK")
