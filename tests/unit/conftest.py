@@ -85,6 +85,8 @@ def make_dialect():
         plain = {"name": "mine", "source": "a test", "trigger": "<F>", "thread": {"header": "<T>{n}:"}}
         if "outline" not in fields:
             plain["width"] = 2
+        if fields.get("join", {}).get("kind") == "stitch":
+            fields["join"] = {"text": "<J>"} | fields["join"]
         return Dialect.model_validate(plain | fields)
 
     return make

@@ -246,7 +246,7 @@ ATTRIBUTES = {
         "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
         "priority trace_headers resumable prompt_embeds mm_features "
-        "next_decode_eligible_step"
+        "next_decode_eligible_step prefill_stats"
     ),
     "vllm.config.parallel:ParallelConfig": "_api_process_count",
     "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens total_num_scheduled_tokens"),
@@ -297,7 +297,8 @@ CALLED = {
         "add_request prepend_request prepend_requests peek_request pop_request remove_request remove_requests"
     ),
     REQUEST: (
-        "num_tokens num_tokens_with_spec num_output_tokens update_block_hashes is_finished use_structured_output"
+        "num_tokens num_tokens_with_spec num_output_tokens update_block_hashes is_finished use_structured_output "
+        "take_prefill_stats take_events"
     ),
     "vllm.v1.request:RequestStatus": (
         "WAITING WAITING_FOR_STREAMING_REQ RUNNING PREEMPTED FINISHED_STOPPED FINISHED_LENGTH_CAPPED "
@@ -308,6 +309,7 @@ CALLED = {
     "vllm.sampling_params:SamplingParams": "num_logprobs bad_words_token_ids _bad_words_token_ids _all_stop_token_ids",
     "vllm.envs": "VLLM_MAX_NUM_BAD_WORDS VLLM_MAX_BAD_WORDS_TOTAL_TOKENS",
     V1: "_update_states _prepare_inputs",
+    "vllm.v1.worker.cpu_model_runner:CPUModelRunner": "_sample _bookkeeping_sync",
     V2: "load_model update_requests",
     "vllm.v1.worker.gpu_worker:Worker": "init_device initialize_from_config",
     "vllm.v1.worker.gpu.model_states.interface:ModelState": "prepare_inputs prepare_dummy_inputs",
