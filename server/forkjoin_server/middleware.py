@@ -17,7 +17,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, new_key
-from forkjoin_scheduler.policy.backlog import Visit
+from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.visits import BACKLOG, VISIT
 from forkjoin_server import answers, incoming, metrics
@@ -25,6 +25,7 @@ from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
 from forkjoin_server.access.guard import NotAllowed, refuse, route_path
+from forkjoin_server.access.preparing import Preparing
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
 from forkjoin_server.error_bodies import ErrorBodies, texts
@@ -147,6 +148,7 @@ class Bodies:
 
     def __init__(self, app: App) -> None:
         self.app = app
+        self._preparing = Preparing()
         self._settings: Settings | None = None
         self._stored = StoredResponses()
 
@@ -207,9 +209,10 @@ class Bodies:
         weaver = Weaver(send, queue, log, _presenter(log, path) if is_wanted else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:
-            with handing_over(asked):
-                received = noticing(receive, _request_id(scope))
-                await self.app(scope, _replay(data, received), weaver.send)
+            async with self._preparing.of(visit or Visit(Tenant())):
+                with handing_over(asked):
+                    received = noticing(receive, _request_id(scope))
+                    await self.app(scope, _replay(data, received), weaver.send)
         finally:
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
