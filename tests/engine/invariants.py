@@ -153,7 +153,12 @@ def _num_in_a_row(branch: Branch) -> int:
 def _num_in_a_row_of_own(thread: Branch) -> int:
     if thread.start_offset:
         return thread.fork_len
-    return _num_in_a_row_of_own(thread.joined_forks[0][0]) if thread.joined_forks else FAR
+    if not thread.joined_forks:
+        return FAR
+    first = thread.joined_forks[0][0]
+    assert first.plan is not None
+    own = first.fork_len + len(first.plan.header_ids) + len(first.token_ids)
+    return min(own, _num_in_a_row_of_own(first))
 
 
 def check_families(scheduler: Any) -> None:
