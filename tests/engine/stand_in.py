@@ -44,8 +44,24 @@ class StandIn:
         (self._tables,) = (single.req_to_blocks for single in manager.coordinator.single_type_managers)
         self._block_size = scheduler.block_size
         self._kv = np.zeros(len(manager.block_pool.blocks) * self._block_size, dtype=np.uint64)
+        #: The requests of the step that was scheduled last, with their blocks.
+        self._scheduled: dict[str, tuple[Request, list[int]]] = {}
+        self._remember_scheduled()
         #: What was sampled from, by place.
         self.seen: dict[Place, int] = {}
+
+    def _remember_scheduled(self) -> None:
+        """Note what workers are told: they compute it, though its family may fail before they do."""
+        original = self._scheduler._update_after_schedule
+
+        def update_after_schedule(output: Any) -> None:
+            original(output)
+            self._scheduled = {
+                i: (self._scheduler.requests[i], [b.block_id for b in self._tables[i]])
+                for i in output.num_scheduled_tokens
+            }
+
+        self._scheduler._update_after_schedule = update_after_schedule
 
     def execute(self, output: Any) -> dict[str, list[int]]:
         """Compute a step right behind its scheduling; what it samples, by request.
@@ -59,19 +75,19 @@ class StandIn:
         self._kv[orders.slot_copies[:, 1]] = self._kv[orders.slot_copies[:, 0]]
         sampled = {}
         for request_id, num_tokens in output.num_scheduled_tokens.items():
-            request = self._scheduler.requests.get(request_id)
-            if request is None:  # its family has failed meanwhile
+            request, table = self._scheduled[request_id]
+            value = self._compute(request, table, num_tokens, orders.position_offsets.get(request_id, 0))
+            if request_id not in self._scheduler.requests:  # its family has failed
                 sampled[request_id] = [0]
-                continue
-            value = self._compute(request, num_tokens, orders.position_offsets.get(request_id, 0))
-            sampled[request_id] = [] if request.is_prefill_chunk else [self._sample(request, value)]
+            else:
+                sampled[request_id] = [] if request.is_prefill_chunk else [self._sample(request, value)]
         return sampled
 
-    def _compute(self, request: Request, num_tokens: int, offset: int) -> int:
+    def _compute(self, request: Request, block_ids: list[int], num_tokens: int, offset: int) -> int:
         """Fill the slots of the ``num_tokens`` tokens scheduled of ``request``; returns the last one's."""
         end = request.num_computed_tokens
         places = np.arange(end)
-        table = np.array([b.block_id for b in self._tables[request.request_id]])
+        table = np.array(block_ids)
         slots = table[places // self._block_size] * self._block_size + places % self._block_size
         first = end - num_tokens
         seen, value = int(self._kv[slots[:first]].sum()), 0
