@@ -113,12 +113,11 @@ def test_where_the_accounts_do_not_agree_behind_an_error_the_engine_ends(
 def test_an_error_of_vllms_own_goes_on(tmp_path_factory, monkeypatch):
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-    drive = _drive(tmp_path_factory)
-
     def fail(self, scheduler_output):
         raise RuntimeError("vLLM's own")
 
     monkeypatch.setattr(AsyncScheduler, "_update_after_schedule", fail)
+    drive = _drive(tmp_path_factory)
     with pytest.raises(RuntimeError, match="vLLM's own"):
         drive.run()
 

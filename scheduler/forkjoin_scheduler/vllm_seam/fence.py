@@ -257,6 +257,6 @@ def _last_events(live: LiveFamily) -> list[wire.Event]:
                 reason=ThreadEnd.CANCELLED.value,
                 num_tokens=thread.num_generated,
             )
-    if not any(event["type"] == "family_ended" for event in live.events):
+    if not live.has_told_end:
         live.tell("family_ended", **live.counts())
     return live.events

@@ -64,6 +64,8 @@ class LiveFamily:
     own_finish: FinishReason | None = None
     own_stop_piece: Piece | None = None
     events: list[wire.Event] = field(default_factory=list)
+    #: Whether its end is among these, or has left.
+    has_told_end: bool = False
     #: When a branch forked, or became joinable (``time.monotonic``), until its next token.
     _forked_at: dict[Branch, float] = field(default_factory=dict)
     _joinable_at: dict[Branch, float] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class LiveFamily:
     def tell(self, kind: str, **fields: object) -> None:
         """Note an event for the front end."""
         self.events.append({"type": kind, **fields})
+        self.has_told_end |= kind == "family_ended"
 
     def clock_fork(self, branch: Branch) -> None:
         """The trigger of ``branch`` has been sampled."""
