@@ -60,7 +60,7 @@ def test_a_stop_token_of_the_requests_own_ends_the_request_also_where_it_ends_th
     (answer,) = engine.run([engine.prompt("q")], params)
     assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
     assert answer.text == f"{TWO}\n<Thread>\n1:aa"
-    assert [e["reason"] for e in events("thread_ended")] == ["request_stop", "cancelled"]
+    assert {e["index"]: e["reason"] for e in events("thread_ended")} == {0: "request_stop", 1: "cancelled"}
 
 
 def test_a_request_with_a_thinking_budget_decodes_in_one_row(engine):

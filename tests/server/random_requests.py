@@ -102,9 +102,14 @@ class Answers:
         )
 
 
+def _known(usage: Json) -> Json:
+    """``usage`` without what vLLM leaves open: it writes ``null`` in whole answers, and nothing in chunks."""
+    return {name: value for name, value in usage.items() if value is not None}
+
+
 def read_whole(path: str, response: Json) -> Answers:
     """An answer that is not streamed."""
-    answers = Answers(usage=response["usage"])
+    answers = Answers(usage=_known(response["usage"]))
     if path == RESPONSES:
         _read_response(answers, response)
         return answers
@@ -129,7 +134,7 @@ def read_chunks(path: str, chunks: list[Json]) -> Answers:
                 assert final.texts[0] == said, "the deltas are not the text of the response"
                 answers = final
             continue
-        answers.usage = chunk.get("usage") or answers.usage
+        answers.usage = _known(chunk.get("usage") or answers.usage)
         for choice in chunk["choices"]:
             delta = choice.get("delta", {})
             answers.add(choice["index"], choice.get("text", delta.get("content")), choice["finish_reason"])
