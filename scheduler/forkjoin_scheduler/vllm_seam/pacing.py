@@ -27,6 +27,8 @@ class Pacing(Admitting):
         #: Steps whose end is awaited: what they compute, and when they were scheduled.
         self._in_flight: deque[tuple[Load, float]] = deque()
         self._last_end = 0.0
+        #: Whether the last step computed nothing.
+        self._is_stalled = False
 
     def _chosen_policy(self) -> ThreadPolicy:
         settings = self._settings
@@ -43,8 +45,14 @@ class Pacing(Admitting):
     # ---- before a step ---------------------------------------------------------------------
 
     def _pace_threads(self) -> None:
-        """Let the policy choose the threads of the next step."""
+        """Let the policy choose the threads of the next step.
+
+        If the step before computed nothing, all run: those that were chosen may lack KV blocks that
+        those that sat out hold.
+        """
         self._held_back = set()
+        if self._is_stalled:
+            return
         if isinstance(self._pace, Eager) and not self._could_be_kept():
             return
         threads = [
@@ -131,6 +139,7 @@ class Pacing(Admitting):
     # ---- what steps take -------------------------------------------------------------------
 
     def _step_scheduled(self, output: SchedulerOutput) -> None:
+        self._is_stalled = not output.total_num_scheduled_tokens
         if self._deadlines is None or not output.total_num_scheduled_tokens:
             return
         num_tokens = output.num_scheduled_tokens
