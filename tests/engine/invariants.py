@@ -13,7 +13,7 @@ from typing import Any
 from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
@@ -144,20 +144,20 @@ def _num_in_a_row(branch: Branch) -> int:
         return before
     if not branch.joined_forks:
         return FAR
-    first = branch.joined_forks[0][0]
-    assert first.plan is not None
-    own = first.fork_len + len(first.plan.header_ids) + len(first.token_ids)
-    return min(own, _num_in_a_row_of_own(first))
+    return _num_in_a_row_behind(branch.joined_forks[0][0])
 
 
 def _num_in_a_row_of_own(thread: Branch) -> int:
     if thread.start_offset:
         return thread.fork_len
-    if not thread.joined_forks:
-        return FAR
-    first = thread.joined_forks[0][0]
+    return _num_in_a_row_behind(thread.joined_forks[0][0]) if thread.joined_forks else FAR
+
+
+def _num_in_a_row_behind(first: Branch) -> int:
+    """The same behind a join whose first thread this is. Its end of sequence is not in the joined context."""
     assert first.plan is not None
-    own = first.fork_len + len(first.plan.header_ids) + len(first.token_ids)
+    num_joined = len(first.token_ids) - (first.end is ThreadEnd.EOS)
+    own = first.fork_len + len(first.plan.header_ids) + num_joined
     return min(own, _num_in_a_row_of_own(first))
 
 
