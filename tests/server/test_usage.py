@@ -217,7 +217,8 @@ def test_a_response_in_the_background_counts_as_any_other(address, ask, request_
 
 
 def test_a_cancelled_response_is_fetched_as_it_was_cancelled(address, ask):
-    queued = ask(RESPONSES, input=P2, background=True)
+    long = ", ".join(f"{name}={n}*731" for n, name in enumerate("abcdefgh", 482))
+    queued = ask(RESPONSES, input=long, background=True, forkjoin={"enabled": False})
     cancelled = ask(f"{RESPONSES}/{queued['id']}/cancel")
     assert cancelled["status"] == "cancelled"
     assert _fetched(address, queued["id"]) == cancelled
