@@ -99,7 +99,7 @@ def install(client: Any) -> None:
     def generate_as_asked(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         given = sampling_params.extra_args or {}
         if KEY in given:
-            raise BadRequestOptions(f"vllm_xargs.{KEY}: expected the field {KEY} in the body itself")
+            raise BadRequestOptions("vllm_xargs.forkjoin: expected the field forkjoin in the body itself")
         if (asked := _ASKED.get()) is not None:
             _check_room(asked.options, prompt, max_model_len)
             _check_forks(asked.options, prompt, sampling_params)

@@ -123,13 +123,12 @@ def _flags(page: str) -> set[str]:
 
 @pytest.mark.parametrize("page", ["tuning.md", "scheduling.md", "replicas.md", "troubleshooting.md"])
 def test_each_flag_of_ours_in_the_guides_is_one(page):
-    from forkjoin_scheduler.dialect import Limits
-    from forkjoin_scheduler.settings import Settings
+    from forkjoin_server.flags import own_flags
 
-    ours = {f"--{n.replace('_', '-')}" for n in (*Limits.model_fields, *Settings.model_fields)}
+    ours = {f"--{name}" for name in own_flags()}
     vllms = {"--max-num-seqs", "--max-num-batched-tokens", "--max-model-len", "--block-size"}
     vllms |= {"--gpu-memory-utilization", "--shutdown-timeout", "--scheduler-cls", "--reasoning-parser"}
-    vllms |= {"--worker-cls", "--chat-template"}
+    vllms |= {"--worker-cls", "--chat-template", "--no-enable-chunked-prefill"}
     routers = {"--cb-failure-threshold"}
     assert _flags(page) <= ours | vllms | routers
 
