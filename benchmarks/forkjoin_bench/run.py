@@ -20,7 +20,7 @@ from forkjoin_bench.traces import make_trace
 from forkjoin_bench.traffic import Load, drive
 from forkjoin_bench.words import Words
 from forkjoin_scheduler.dialect import Tokenizer
-from forkjoin_server.vllm_seam import tokenizer_of
+from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
 #: Tokens of context beyond the longest transcript.
 SPARE_TOKENS = 32

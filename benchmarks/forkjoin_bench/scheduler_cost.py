@@ -28,7 +28,7 @@ from forkjoin_bench.words import Words
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.configuration import EMBEDDED_MODEL
-from forkjoin_server.vllm_seam import tokenizer_of
+from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
 WIDTHS = (8, 32, 128, 512, 1024)
 ONE_FAMILY, FAMILIES, CAPPED, SLACK, PLAIN, STOCK = (

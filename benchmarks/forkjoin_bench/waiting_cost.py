@@ -20,7 +20,7 @@ from forkjoin_bench.words import Words
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.configuration import EMBEDDED_MODEL
-from forkjoin_server.vllm_seam import tokenizer_of
+from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
 POLICIES = "fcfs", "priority"
 NUM_STEPS, WARM_UP = 200, 20

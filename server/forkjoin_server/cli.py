@@ -81,7 +81,9 @@ def serve(argv: list[str]) -> None:
     Raises UnsupportedEngine if vLLM is missing, another version, or set up as fork/join can't be;
     DialectError for a dialect that is wrong or not the model's; UsageError for flags that can't be.
     """
-    from forkjoin_server.vllm_seam import check_version, log_as, run_serve
+    from forkjoin_server.vllm_seam.log_files import log_as
+    from forkjoin_server.vllm_seam.serving import run_serve
+    from forkjoin_server.vllm_seam.versions import check_version
 
     never_fail()
     with killing():
@@ -155,7 +157,7 @@ def _help_first(argv: list[str]) -> None:
 
 def bench(argv: list[str]) -> None:
     """Run the benchmarks. Raises UnsupportedEngine or UsageError if what they need is not installed."""
-    from forkjoin_server.vllm_seam import check_version
+    from forkjoin_server.vllm_seam.versions import check_version
 
     check_version()
     missing = [name for name in ("aiohttp", "matplotlib") if find_spec(name) is None]
@@ -187,7 +189,7 @@ def check_dialect(argv: list[str]) -> None:
     """
     if len(argv) != 2:
         raise UsageError(f"dialects check: expected MODEL and DIALECT, got {' '.join(argv) or 'nothing'}")
-    from forkjoin_server.vllm_seam import tokenizer_of
+    from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
     model, dialect = argv[0], load(argv[1])
     bound = BoundDialect.bind(dialect, tokenizer_of(model))

@@ -13,7 +13,7 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_server import config_file, environment
 from forkjoin_server.effective import Given
 from forkjoin_server.flags import add_flags, check_value, configure, own_flags
-from forkjoin_server.vllm_seam import ServeParser
+from forkjoin_server.vllm_seam.command_line import ServeParser
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 EMBEDDED_NAME = "abacus"

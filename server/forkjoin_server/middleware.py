@@ -41,12 +41,10 @@ from forkjoin_server.routes import GENERATE, GENERATING, HEALTH, PATHS, RESPONSE
 from forkjoin_server.stored import StoredResponses, feed_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.tokens import TokenThreads
-from forkjoin_server.vllm_seam import (
-    make_text_of_control_tokens,
-    name_failed_requests,
-    stores_responses,
-    without_authentication,
-)
+from forkjoin_server.vllm_seam.authentication import without_authentication
+from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
+from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
+from forkjoin_server.vllm_seam.responses import stores_responses
 from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"

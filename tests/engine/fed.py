@@ -26,7 +26,7 @@ from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_server.configuration import EMBEDDED_MODEL
-from forkjoin_server.vllm_seam import tokenizer_of
+from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 from tests.engine.accounts import check_accounts
 
 BLOCK_SIZE = 16

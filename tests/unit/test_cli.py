@@ -357,7 +357,7 @@ def _vllm_config(dialect, **changes):
 @pytest.fixture
 def embedded_tokenizer(monkeypatch):
     from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
-    from forkjoin_server.vllm_seam import tokenizer_of
+    from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
     tokenizer = tokenizer_of(str(EMBEDDED_MODEL))
     monkeypatch.setattr(EngineTokenizer, "from_model_config", lambda model_config: tokenizer)
@@ -373,7 +373,7 @@ def embedded_tokenizer(monkeypatch):
     ],
 )
 def test_what_the_engine_will_refuse_is_refused_before_it_starts(dialect, changes, error, message, stitched):
-    from forkjoin_server.vllm_seam import check_at_start
+    from forkjoin_server.vllm_seam.configs import check_at_start
 
     with pytest.raises(error, match=message):
         check_at_start(_vllm_config(stitched if dialect == "stitched" else dialect, **changes))
@@ -381,7 +381,7 @@ def test_what_the_engine_will_refuse_is_refused_before_it_starts(dialect, change
 
 @pytest.mark.usefixtures("embedded_tokenizer")
 def test_what_the_engine_takes_starts(stitched):
-    from forkjoin_server.vllm_seam import check_at_start
+    from forkjoin_server.vllm_seam.configs import check_at_start
 
     check_at_start(_vllm_config("threadweaver"))
     check_at_start(_vllm_config(stitched))

@@ -197,10 +197,10 @@ def test_vllms_rust_front_end_is_refused_whatever_the_dialect(monkeypatch):
 
 
 def test_a_server_with_vllms_rust_front_end_does_not_start(monkeypatch):
-    from forkjoin_server import vllm_seam
+    from forkjoin_server.vllm_seam import serving
 
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
-    monkeypatch.setattr(vllm_seam, "exit_at_a_signal", lambda: None)
-    monkeypatch.setattr(vllm_seam.redact, "hide_in_logs", lambda: None)
+    monkeypatch.setattr(serving, "exit_at_a_signal", lambda: None)
+    monkeypatch.setattr(serving.redact, "hide_in_logs", lambda: None)
     with pytest.raises(UnsupportedEngine, match="VLLM_USE_RUST_FRONTEND"):
-        vllm_seam.run_serve(Facts())
+        serving.run_serve(Facts())

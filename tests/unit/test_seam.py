@@ -18,7 +18,7 @@ from forkjoin_scheduler.errors import UnsupportedEngine
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("scheduler/**/*.py"), *ROOT.glob("server/**/*.py")])
-SEAM = {"scheduler/forkjoin_scheduler/vllm_seam", "server/forkjoin_server/vllm_seam.py"}
+SEAM = {"scheduler/forkjoin_scheduler/vllm_seam", "server/forkjoin_server/vllm_seam"}
 
 
 def _imports(path: Path) -> set[str]:
@@ -459,7 +459,7 @@ def test_a_sigterm_while_the_engine_starts_is_lost_but_for_our_patch(monkeypatch
     from vllm.entrypoints.launchers.api_server import entry
     from vllm.v1.engine import utils
 
-    from forkjoin_server.vllm_seam import _keep_sigterm
+    from forkjoin_server.vllm_seam.signals import keep_sigterm
 
     async def start_engine(*_: object) -> None:
         with utils.zmq_socket_ctx("inproc://handshake", zmq.ROUTER, bind=True) as _socket:
@@ -471,7 +471,7 @@ def test_a_sigterm_while_the_engine_starts_is_lost_but_for_our_patch(monkeypatch
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         asyncio.run(entry.run_server(None))  # once it raises, the patch can go
-        _keep_sigterm()
+        keep_sigterm()
         with pytest.raises(SystemExit, match="0"):
             asyncio.run(entry.run_server(None))
     finally:
@@ -484,24 +484,24 @@ def test_a_server_one_of_whose_processes_has_died_has_a_time_to_end_in_and_one_t
 ):
     from vllm.entrypoints.cli import serve
 
-    from forkjoin_server import vllm_seam
+    from forkjoin_server.vllm_seam import dead_processes
 
     limits: list[float] = []
-    monkeypatch.setattr(vllm_seam, "end_within", limits.append)
+    monkeypatch.setattr(dead_processes, "end_within", limits.append)
 
     def wait_for(what: BaseException) -> None:
         def wait(**_: object) -> None:
             raise what
 
         monkeypatch.setattr(serve, "wait_for_completion_or_failure", wait)
-        vllm_seam._bound_failures()
+        dead_processes.bound_failures()
         with pytest.raises(type(what)):
             serve.wait_for_completion_or_failure(api_server_manager=None)
 
     wait_for(SystemExit())
     assert limits == []
     wait_for(RuntimeError("a process died"))
-    assert limits == [vllm_seam.FAILURE_S]
+    assert limits == [dead_processes.FAILURE_S]
 
 
 def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeypatch):

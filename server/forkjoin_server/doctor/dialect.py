@@ -8,7 +8,7 @@ from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_server.doctor.check import Check, fail, ok
 from forkjoin_server.fit import found
-from forkjoin_server.vllm_seam import bind_to_model
+from forkjoin_server.vllm_seam.tokenizers import bind_to_model
 
 
 def dialect(vllm_config: Any, wanted: Dialect | None) -> Check:
