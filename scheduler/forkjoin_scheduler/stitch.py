@@ -27,6 +27,9 @@ from forkjoin_scheduler.family import Branch
 
 Slots = npt.NDArray[np.int64]
 
+#: Positions less slots of a context, by parts: the first slot of each part (the first is 0), and its offset.
+Offsets = tuple[tuple[int, int], ...]
+
 
 def thread_offset(parent_offset: int, positions: Positions) -> int:
     """The offset of a thread whose parent has ``parent_offset`` at the fork."""
@@ -45,16 +48,44 @@ def joined_offset(
     return last + positions.join_gap - joined_len
 
 
+def start_offsets(branch: Branch) -> Offsets:
+    """The offsets of ``branch`` up to its first join, its parent's context among them.
+
+    Of what was joined in that context only the offset behind it is told: nobody computes threads in a row.
+    The parent must still wait for it.
+    """
+    parent = branch.parent
+    if parent is None:
+        return ((0, branch.start_offset),)
+    before = ((0, parent.offset),) if parent.joined_forks else start_offsets(parent)
+    if before[-1][1] == branch.start_offset:
+        return before
+    return (*(part for part in before if part[0] < branch.fork_len), (branch.fork_len, branch.start_offset))
+
+
+def offset_runs(offsets: Offsets, first: int, num_tokens: int) -> list[tuple[int, int]]:
+    """How many tokens have which offset, of ``num_tokens`` from slot ``first`` on, in their order.
+
+    >>> offset_runs(((0, 0), (10, 2)), 8, 5)
+    [(2, 0), (3, 2)]
+    """
+    ends = [start for start, _ in offsets[1:]] + [first + num_tokens]
+    runs, at = [], first
+    for (_, offset), end in zip(offsets, ends, strict=True):
+        num = min(end, first + num_tokens) - at
+        if num > 0:
+            runs.append((num, offset))
+            at += num
+    return runs
+
+
 def num_inherited(thread: Branch) -> int:
     """How many tokens of its parent's context a thread has to take the KV of, for it can't compute them.
 
-    Those up to the end of the parent's last stitched join, or all, where the thread is at other positions.
-    The parent must still wait for it.
+    Those up to the end of the parent's last stitched join. The parent must still wait for it.
     """
     if thread.parent is None:
         return 0
-    if thread.start_offset != thread.parent.offset:
-        return thread.fork_len
     return thread.parent.stitched_len or num_inherited(thread.parent)
 
 

@@ -22,7 +22,7 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.family import Branch
 from forkjoin_scheduler.stitch import num_skipped
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.orders import orders_of
+from forkjoin_scheduler.vllm_seam.orders import Orders, orders_of
 
 MASK = (1 << 64) - 1
 
@@ -32,6 +32,12 @@ def number(token_id: int, position: int, seen: int) -> int:
     mixed = (seen ^ (token_id + 1) * 0x9E3779B97F4A7C15 ^ (position + 1) * 0xC2B2AE3D27D4EB4F) & MASK
     mixed = ((mixed ^ mixed >> 31) * 0xD6E8FEB86659FD93) & MASK
     return ((mixed ^ mixed >> 29) * 0xA0761D6478BD642F) & MASK
+
+
+def offsets_of(orders: Orders, request_id: str, num_tokens: int) -> list[int]:
+    """What a step with these ``orders`` adds to the positions of the ``num_tokens`` of a request."""
+    offsets = orders.token_offsets([request_id], np.array([num_tokens]))
+    return [0] * num_tokens if offsets is None else offsets.tolist()
 
 
 @dataclass
@@ -77,14 +83,13 @@ class KVOracle:
         self._slots[orders.slot_copies[:, 1]] = self._slots[orders.slot_copies[:, 0]]
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self._scheduler.requests[request_id]
-            offset = orders.position_offsets.get(request_id, 0)
-            self._compute(request, num_tokens, offset)
+            self._compute(request, num_tokens, offsets_of(orders, request_id, num_tokens))
             self._in_flight[request_id] += sampled[request_id]
 
     def _block(self, block_id: int) -> slice:
         return slice(block_id * self._size, (block_id + 1) * self._size)
 
-    def _compute(self, request: Request, num_tokens: int, offset: int) -> None:
+    def _compute(self, request: Request, num_tokens: int, offsets: list[int]) -> None:
         context = self._context_of(request)
         first = request.num_computed_tokens - num_tokens
         table = np.array([b.block_id for b in self._single.req_to_blocks[request.request_id]])
@@ -97,7 +102,7 @@ class KVOracle:
             if self._window and i >= self._window:
                 left = slots[i - self._window]
                 read -= int(self._slots[left]) if i - self._window >= before else 0
-            written = number(context[i], i + offset, read & MASK)
+            written = number(context[i], i + offsets[i - first], read & MASK)
             self._slots[slots[i]] = written
             read += written
 

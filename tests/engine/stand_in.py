@@ -19,6 +19,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.vllm_seam.orders import orders_of
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+from tests.engine.kv_oracle import offsets_of
 
 #: A branch: the request's id, then of each fork on the way its number and the place in it.
 Path = tuple[Any, ...]
@@ -76,22 +77,22 @@ class StandIn:
         sampled = {}
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request, table = self._scheduled[request_id]
-            value = self._compute(request, table, num_tokens, orders.position_offsets.get(request_id, 0))
+            value = self._compute(request, table, offsets_of(orders, request_id, num_tokens))
             if request_id not in self._scheduler.requests:  # its family has failed
                 sampled[request_id] = [0]
             else:
                 sampled[request_id] = [] if request.is_prefill_chunk else [self._sample(request, value)]
         return sampled
 
-    def _compute(self, request: Request, block_ids: list[int], num_tokens: int, offset: int) -> int:
-        """Fill the slots of the ``num_tokens`` tokens scheduled of ``request``; returns the last one's."""
+    def _compute(self, request: Request, block_ids: list[int], offsets: list[int]) -> int:
+        """Fill the slots of the tokens scheduled of ``request``, which have these; returns the last one's."""
         end = request.num_computed_tokens
         places = np.arange(end)
         table = np.array(block_ids)
         slots = table[places // self._block_size] * self._block_size + places % self._block_size
-        first = end - num_tokens
+        first = end - len(offsets)
         seen, value = int(self._kv[slots[:first]].sum()), 0
-        for place in range(first, end):
+        for place, offset in enumerate(offsets, first):
             assert 0 <= place + offset < self._scheduler.max_model_len
             value = _mixed(self._token(request, place), place + offset, seen)
             self._kv[slots[place]] = value

@@ -108,8 +108,8 @@ def test_threads_that_lose_their_blocks_take_stitched_kv_from_their_parent_again
     assert hand.oracle.num_compared_stitched > 10
 
 
-def test_a_thread_at_other_positions_than_its_parent_takes_all_of_it_or_waits(drive):
-    """The parent is preempted with its trigger in flight: its threads can't compute what it has lost."""
+def test_threads_at_other_positions_compute_what_their_parent_has_lost_at_its_own(drive):
+    """The parent is preempted with its trigger in flight."""
     dialect = load("multiverse")
     positions = dialect.positions.model_copy(update={"fork_gap": 3})
     hand = drive(dialect.model_copy(update={"positions": positions}), is_async=True)
@@ -125,6 +125,34 @@ def test_a_thread_at_other_positions_than_its_parent_takes_all_of_it_or_waits(dr
     hand.steps_until(lambda: hand.decodes("r"))
     hand.say("r", "<|end|>")
     hand.finish()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("lost", [(), ("r#2",), ("r#1", "r#2", "r#3")], ids="-".join)
+def test_the_trigger_of_a_fork_with_a_gap_behind_it_stands_where_its_parent_does(drive, is_async, gap, lost):
+    """Its KV is computed by the threads, also where they are nested, or lose their blocks."""
+    dialect = changed("multiverse", max_depth=3)
+    positions = dialect.positions.model_copy(update={"fork_gap": gap})
+    hand = drive(dialect.model_copy(update={"positions": positions}), is_async=is_async)
+    hand.add("r", "qqqqq")
+    hand.say("r", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.say("r#0", GOAL)
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    hand.step()
+    for thread in lost:
+        hand.preempt(thread)
+    hand.step(3)
+    for thread in ("r#2", "r#3"):
+        hand.say(thread, "in</Path>")
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "abc</Path>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert hand.oracle.num_compared_stitched
 
 
 @pytest.mark.parametrize("thread", ["r#1", "r#2"])

@@ -303,29 +303,31 @@ def test_a_layout_that_is_not_named_has_no_copier(layout):
 # ---- orders --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offsets", [{}, {"a": 0}, {"not in the batch": 5}], ids=["none", "zero", "other's"])
+@pytest.mark.parametrize(
+    "offsets", [{}, {"a": [(1, 0)]}, {"not in the batch": [(1, 5)]}], ids=["none", "zero", "other's"]
+)
 def test_offsets_that_are_all_zero_are_none(offsets):
     assert Orders(position_offsets=offsets).token_offsets(["a", "b"], np.array([1, 2])) is None
 
 
-def test_the_offset_of_a_request_is_repeated_for_each_of_its_tokens():
-    orders = Orders(position_offsets={"c": 7, "a": -2})
+def test_the_offsets_of_a_request_are_those_of_its_tokens_in_their_order():
+    orders = Orders(position_offsets={"c": [(2, 7)], "a": [(1, 0), (2, -2)]})
     offsets = orders.token_offsets(["a", "b", "c"], np.array([3, 1, 2]))
-    assert offsets.tolist() == [-2, -2, -2, 0, 7, 7]
+    assert offsets.tolist() == [0, -2, -2, 0, 7, 7]
 
 
 def test_counts_behind_those_of_the_batch_have_no_offset():
-    orders = Orders(position_offsets={"a": 4})
+    orders = Orders(position_offsets={"a": [(2, 4)]})
     assert orders.token_offsets(["a"], np.array([2, 9, 9], dtype=np.int32)).tolist() == [4, 4]
 
 
 def test_orders_stay_on_a_scheduler_output_that_is_pickled():
     output = SchedulerOutput.make_empty()
-    attach(output, Orders(slot_copies=np.array([[3, 40], [4, 41]]), position_offsets={"a": 5}))
+    attach(output, Orders(slot_copies=np.array([[3, 40], [4, 41]]), position_offsets={"a": [(1, 5)]}))
     orders = orders_of(pickle.loads(pickle.dumps(output)))
     assert orders.slot_copies.tolist() == [[3, 40], [4, 41]]
     assert orders.slot_copies.dtype == np.int64
-    assert orders.position_offsets == {"a": 5}
+    assert orders.position_offsets == {"a": [(1, 5)]}
 
 
 def test_a_scheduler_output_without_orders_has_nothing_to_obey():
@@ -492,7 +494,8 @@ BATCH = SimpleNamespace(
 
 
 def _step(state, **offsets):
-    state.orders = Orders(position_offsets=offsets)
+    num_tokens = dict(zip(BATCH.req_ids, BATCH.num_scheduled_tokens.tolist(), strict=True))
+    state.orders = Orders(position_offsets={i: [(num_tokens[i], offset)] for i, offset in offsets.items()})
     return state.prepare_inputs(BATCH, None)["positions"]
 
 

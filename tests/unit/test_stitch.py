@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from forkjoin_scheduler.dialect import Limits, Positions
 from forkjoin_scheduler.family import Branch, Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
-from forkjoin_scheduler.stitch import Lent, joined_offset, lay_out, num_skipped, slots, thread_offset
+from forkjoin_scheduler.stitch import (
+    Lent,
+    joined_offset,
+    lay_out,
+    num_skipped,
+    offset_runs,
+    slots,
+    start_offsets,
+    thread_offset,
+)
 
 
 @dataclass
@@ -88,6 +97,37 @@ def test_positions_by_offset_are_those_of_the_text_laid_out_token_by_token(text,
     positions = Positions(fork_gap=fork_gap, join_gap=join_gap)
     family = Family("r", Limits())
     assert _by_offsets(family, family.root, text, prompt, positions) == _laid_out(text, prompt, positions)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=4),
+    st.integers(0, 8),
+    st.integers(1, 9),
+)
+def test_what_a_nested_thread_starts_on_is_at_the_positions_of_those_above(levels, first, num_tokens):
+    """``levels``: of each fork the tokens before it, and the gap behind it."""
+    family = Family("r", Limits())
+    branch, at, positions = family.root, 0, []
+    for own, fork_gap in levels:
+        positions += range(at + branch.offset, at + own + branch.offset)
+        at += own
+        offset = thread_offset(branch.offset, Positions(fork_gap=fork_gap))
+        (branch,) = family.fork(branch, ForkPlan((_thread(1, 0),), 0), at, offset=offset)
+    positions += range(at + branch.offset, first + num_tokens + branch.offset)
+    runs = offset_runs(start_offsets(branch), first, num_tokens)
+    offsets = [offset for num, offset in runs for _ in range(num)]
+    expected = positions[first : first + num_tokens]
+    assert [slot + offset for slot, offset in enumerate(offsets, first)] == expected
+
+
+def test_behind_a_join_a_thread_starts_on_the_positions_behind_it():
+    family = Family("r", Limits())
+    (inner,) = family.fork(family.root, ForkPlan((_thread(1, 0),), 0), 10)
+    family.end(inner, ThreadEnd.STOP)
+    family.join(family.root, [])
+    family.root.offset = -4
+    (thread,) = family.fork(family.root, ForkPlan((_thread(1, 0),), 0), 20, offset=-4)
+    assert start_offsets(thread) == ((0, -4),)
 
 
 def _two(offset: int = 0, *, skipped: int = 0) -> list[Branch]:

@@ -21,6 +21,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.stitch import Offsets
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -42,7 +43,7 @@ class Fill:
     source: str | kv.HeldBlocks | None = None
     num_shared: int = 0
     num_needed: int = 0
-    offset: int = 0
+    offsets: Offsets = ((0, 0),)
     is_linear: bool = True
     known_hashes: Sequence[BlockHash] = ()
 
@@ -79,7 +80,7 @@ class Jobs(Fence):
         #: Requests whose context is put together when they are scheduled next.
         self._to_stitch: dict[str, kv.Stitched] = {}
         #: Positions less slots, of the requests where they differ.
-        self._offsets: dict[str, int] = {}
+        self._offsets: dict[str, Offsets] = {}
 
     def _start_job(self, live: LiveFamily, make: Callable[[Job], Work]) -> Job:
         job = Job(live, make)
@@ -112,8 +113,7 @@ class Jobs(Fence):
         self.requests[request_id] = request
         if not fill.is_linear:
             kv.never_hash(request)
-        if fill.offset:
-            self._offsets[request_id] = fill.offset
+        self._set_offsets(request, fill.offsets)
         if fill.start is not None:
             held = fill.start
             if isinstance(held, kv.Stitched):
@@ -122,6 +122,10 @@ class Jobs(Fence):
             kv.adopt(self.kv_cache_manager, request, held)
             request.num_computed_tokens = held.num_tokens
         queues.start(self, request)
+
+    def _set_offsets(self, request: Request, offsets: Offsets) -> None:
+        if any(offset for _, offset in offsets):
+            self._offsets[request.request_id] = offsets
 
     def _fill_done(self, job: Job) -> None:
         """The request of ``job`` has computed its KV, which is ``loose`` now."""

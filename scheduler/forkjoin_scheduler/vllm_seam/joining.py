@@ -139,7 +139,7 @@ class Joining(Cutting):
             stitched = self._stitched(live, {t: live.held.pop(t) for t in threads})
             branch.offset = self._offset_behind(live, threads)
             branch.stitched_len = num_computed_tokens = stitched.num_tokens
-            self._start_stitched(request, stitched, branch.offset)
+            self._start_stitched(request, stitched, ((0, branch.offset),))
         fold(request, plan.token_ids, params)
         if held := self._prefilled_ahead(live, branch):
             kv.adopt(self.kv_cache_manager, request, held)

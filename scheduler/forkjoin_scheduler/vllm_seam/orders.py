@@ -32,9 +32,9 @@ class Orders:
     #: The sources' blocks must stay taken until this step is scheduled: vLLM clears blocks that are
     #: allocated in a step, and fills those that it copies, before the slots are copied.
     slot_copies: Int64s = field(default_factory=_no_copies)
-    #: Request id -> what is added to the position of each of its tokens computed in this step.
-    #: Every position must stay in [0, max_model_len).
-    position_offsets: dict[str, int] = field(default_factory=dict)
+    #: Request id -> of how many of its tokens computed in this step, in their order, what is added to their
+    #: positions. Every position must stay in [0, max_model_len).
+    position_offsets: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def token_offsets(self, request_ids: list[str], num_tokens: npt.NDArray[Any]) -> Int64s | None:
         """The offset of each token of a batch, or None if all are zero.
@@ -46,10 +46,13 @@ class Orders:
         """
         if not self.position_offsets:
             return None
-        by_request = [self.position_offsets.get(request_id, 0) for request_id in request_ids]
-        if not any(by_request):
-            return None
-        return np.repeat(np.array(by_request, dtype=np.int64), num_tokens[: len(by_request)])
+        runs = [
+            run
+            for request_id, num in zip(request_ids, num_tokens.tolist(), strict=False)
+            for run in self.position_offsets.get(request_id) or [(num, 0)]
+        ]
+        counts, offsets = zip(*runs, strict=True) if runs else ((), ())
+        return np.repeat(np.array(offsets, dtype=np.int64), counts) if any(offsets) else None
 
 
 NOTHING = Orders()

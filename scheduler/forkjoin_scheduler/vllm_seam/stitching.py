@@ -25,12 +25,18 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.errors import IllegalTransition
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.join import body
-from forkjoin_scheduler.stitch import joined_offset, num_inherited, num_skipped
+from forkjoin_scheduler.stitch import (
+    Offsets,
+    joined_offset,
+    num_inherited,
+    num_skipped,
+    offset_runs,
+    start_offsets,
+)
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.jobs import Fill, Job, Jobs, Work
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.orders import Int64s, Orders, attach
-from forkjoin_scheduler.vllm_seam.wish import noted
 
 Source = str | kv.HeldBlocks | None
 #: A part of a job's work that comes to a result.
@@ -52,12 +58,17 @@ class Stitching(Jobs):
     def _give_orders(self, output: SchedulerOutput) -> None:
         """Tell the workers what to move in this step, and whose positions are off their slots."""
         scheduled = output.num_scheduled_tokens
-        offsets = {i: self._offsets[i] for i in scheduled if i in self._offsets} if self._offsets else {}
+        offsets = {i: self._runs_of(i, n) for i, n in scheduled.items() if i in self._offsets}
         moves: list[Int64s] = []
         self._each("stitch", [(i, moves) for i in self._to_stitch if i in scheduled], self._order_move)
         if moves or offsets:
             copies = np.concatenate(moves) if moves else np.empty((0, 2), dtype=np.int64)
             attach(output, Orders(copies, offsets))
+
+    def _runs_of(self, request_id: str, num_tokens: int) -> list[tuple[int, int]]:
+        """The offsets of the tokens of a request that this step computes."""
+        first = self.requests[request_id].num_computed_tokens - num_tokens
+        return offset_runs(self._offsets[request_id], first, num_tokens)
 
     def _order_move(self, request_id: str, moves: list[Int64s]) -> None:
         stitched = self._to_stitch.pop(request_id)
@@ -70,8 +81,7 @@ class Stitching(Jobs):
 
     def _set_start(self, request: Request, thread: Branch, parent: Request) -> None:
         """Positions and hashing of the request of a new thread in a stitched dialect."""
-        if thread.offset:
-            self._offsets[request.request_id] = thread.offset
+        self._set_offsets(request, start_offsets(thread))
         if thread.offset or kv.is_unhashed(parent):
             kv.never_hash(request)
 
@@ -101,7 +111,7 @@ class Stitching(Jobs):
 
         def work(job: Job) -> Work:
             if first:
-                computed = yield Fill(context, first.pop(), offset=thread.offset, is_linear=False)
+                computed = yield Fill(context, first.pop(), offsets=((0, thread.offset),), is_linear=False)
             else:
                 computed = yield from self._replay(
                     job, live, thread, context, self._request_of(thread.parent).request_id
@@ -134,12 +144,12 @@ class Stitching(Jobs):
         )
         return kv.stitch(self.kv_cache_manager, start, others)
 
-    def _start_stitched(self, request: Request, stitched: kv.Stitched, offset: int) -> None:
+    def _start_stitched(self, request: Request, stitched: kv.Stitched, offsets: Offsets) -> None:
         """Give ``request`` the KV that is put together when it is scheduled next."""
         kv.adopt(self.kv_cache_manager, request, stitched.held)
         kv.never_hash(request)
         self._to_stitch[request.request_id] = stitched
-        self._offsets[request.request_id] = offset
+        self._offsets[request.request_id] = offsets
 
     def _offset_behind(self, live: LiveFamily, threads: Sequence[Branch]) -> int:
         """The offset of what follows a join of ``threads``."""
@@ -154,11 +164,10 @@ class Stitching(Jobs):
         # What is in flight for one that is computed anew would end it, or fork it, without its KV.
         try:
             is_lost = request.request_id in self._fills or kv.is_unhashed(request)
-            drops = is_lost or _gives_all_to_threads(request)
         except Exception as error:
             self._contain("preempt", error, request)
-            is_lost = drops = True
-        super()._preempt_request(request, timestamp, drop_stale_output or drops)
+            is_lost = True
+        super()._preempt_request(request, timestamp, drop_stale_output or is_lost)
         try:
             if self._spoken is not None:
                 queues.requeue(self, request)
@@ -244,17 +253,17 @@ class Stitching(Jobs):
         """Let ``branch`` run again on the KV behind its last join, or wait with all of it."""
         request = self._request_of(branch)
         context = list(request._all_token_ids)
-        start, offset = yield from self._replay_forks(job, live, branch, context, source)
+        start, offsets = yield from self._replay_forks(job, live, branch, context, source)
         if not self._lacks_kv(branch):
             if start is not None:
                 kv.release(self.kv_cache_manager, start.held, *start.rest)
             return
         if branch.state is not BranchState.PARKED:
             if start is not None:
-                self._start_stitched(request, start, offset)
+                self._start_stitched(request, start, offsets)
             queues.regain(self, request, 0 if start is None else start.num_tokens)
             return
-        held = job.take((yield self._fill(context, start, source, branch, offset)))
+        held = job.take((yield self._fill(context, start, source, branch, offsets)))
         if not self._lacks_kv(branch):
             kv.release(self.kv_cache_manager, held)
             return
@@ -291,34 +300,34 @@ class Stitching(Jobs):
 
     def _replay(self, job: Job, live: LiveFamily, thread: Branch, context: list[int], source: Source) -> Part:
         """The KV of the ``context`` of a thread that has ended, on ``source``."""
-        start, offset = yield from self._replay_forks(job, live, thread, context, source)
-        return (yield self._fill(context, start, source, thread, offset))
+        start, offsets = yield from self._replay_forks(job, live, thread, context, source)
+        return (yield self._fill(context, start, source, thread, offsets))
 
     def _replay_forks(
         self, job: Job, live: LiveFamily, branch: Branch, context: list[int], source: Source
-    ) -> Generator[Fill, kv.HeldBlocks, tuple[kv.Stitched | None, int]]:
-        """The KV up to behind the last join of ``branch`` (None: it has none), and its offset there."""
-        start, offset = None, branch.start_offset
+    ) -> Generator[Fill, kv.HeldBlocks, tuple[kv.Stitched | None, Offsets]]:
+        """The KV up to behind the last join of ``branch`` (None: it has none), and the offsets there."""
+        start, offsets = None, start_offsets(branch)
         for threads in branch.joined_forks:
             fork_len = threads[0].fork_len
-            prefix = yield self._fill(context[:fork_len], start, source, branch, offset)
+            prefix = yield self._fill(context[:fork_len], start, source, branch, offsets)
             computed = {}
             for thread in threads:
                 own = [*context[:fork_len], *self._own_ids(live, thread)]
                 computed[thread] = yield from self._replay(job, live, thread, own, prefix)
             start = self._stitched(live, {t: job.take(held) for t, held in computed.items()})
-            offset = self._offset_behind(live, threads)
+            offsets = ((0, self._offset_behind(live, threads)),)
             kv.release(self.kv_cache_manager, job.take(prefix))
-        return start, offset
+        return start, offsets
 
     @staticmethod
     def _fill(
-        context: list[int], start: kv.Stitched | None, source: Source, branch: Branch, offset: int
+        context: list[int], start: kv.Stitched | None, source: Source, branch: Branch, offsets: Offsets
     ) -> Fill:
         if start is not None:
-            return Fill(context, start, offset=offset, is_linear=False)
+            return Fill(context, start, offsets=offsets, is_linear=False)
         needed = num_inherited(branch) if isinstance(source, str) else 0
-        return Fill(context, None, source, branch.fork_len, needed, offset, is_linear=source is None)
+        return Fill(context, None, source, branch.fork_len, needed, offsets, is_linear=source is None)
 
     # ---- vLLM's hooks ----------------------------------------------------------------------
 
@@ -377,11 +386,3 @@ class Stitching(Jobs):
             if thread.fork_len and thread.parent.request_id in self.requests:
                 return thread.parent.request_id, thread.fork_len
         return None, 0
-
-
-def _gives_all_to_threads(request: Request) -> bool:
-    """Whether threads of ``request`` would be at other positions: they can't compute what it has lost."""
-    wish = noted(request)
-    return (
-        wish is not None and wish.spoken.dialect.is_stitched and wish.spoken.dialect.positions.fork_gap != 1
-    )
