@@ -79,9 +79,8 @@ class Block:
     def root(self, *numbers: Any) -> str:
         return f"{self.opens}\n" + "".join(self.outline.format(n) for n in numbers) + self.trigger
 
-    def shown(self, root: str, threads: Mapping[Any, str], tail: str | None = None) -> str:
-        behind = self.tail if tail is None else tail
-        return f"{root}\n" + "".join(f"{self.thread}\n{n}:{text}{behind}" for n, text in threads.items())
+    def shown(self, root: str, threads: Mapping[Any, str]) -> str:
+        return f"{root}\n" + "".join(f"{self.thread}\n{n}:{text}{self.tail}" for n, text in threads.items())
 
     def script(self, root: str, threads: Mapping[Any, str], after: str = "end") -> dict[str, str]:
         headers = {f"{self.thread}\n{n}:": text for n, text in threads.items()}
@@ -193,15 +192,15 @@ class Block:
         )
 
     def _cut(self, root: str, num: int, reason: str, lengths: Mapping[int, int], **more: Any) -> Case:
-        """The request ends when each thread has ``num`` tokens."""
+        """The request ends when each thread has ``num`` tokens, all that is open closed."""
         texts = {n: "a" * length + self.end for n, length in lengths.items()}
-        shown = self.shown(root, dict.fromkeys(lengths, "a" * num), tail="")
+        shown = self.shown(root, dict.fromkeys(lengths, "a" * num + f"\n{self.end}")) + self.close
         counted = {f"{reason}/end_request": 1}
         return Case(self.script(root, texts), shown, ends(lengths, "cancelled"), counted, "length", **more)
 
     def _outgrown(self, root: str, threads: Mapping[Any, str]) -> Case:
         """The threads come to their end, and have no room behind one another."""
-        answer, counted = self.shown(root, threads) + self.join, {"joined_too_long/end_request": 1}
+        answer, counted = self.shown(root, threads) + self.close, {"joined_too_long/end_request": 1}
         script = self.script(root, threads)
         return Case(script, answer, ends(threads, "stop"), counted, "length", room=self.room)
 
@@ -306,11 +305,13 @@ def parallel_r1() -> Iterator[tuple[str, Case]]:
     yield "max_forks", Case({"": "so<Parallel>on"}, "so<Parallel>on", (), counted, forkjoin={"max_forks": 0})
     script = {"": "so<Parallel>", "<Path>": "a" * 40}
     counted = {"total_tokens/end_request": 1}
-    shown = "so<Parallel><Path>aaaa<Path>aaaa"
+    shown = "so<Parallel><Path>aaaa</Path><Path>aaaa</Path></Parallel>"
     yield "total_tokens", Case(script, shown, ends("12", "cancelled"), counted, "length", spend=8)
     long = "a" * 150 + "</Path>"
     counted = {"joined_too_long/end_request": 1}
-    yield "joined_too_long", case(long, long, after="", counted=counted, finish="length", room=200)
+    script = {"": "so<Parallel>", "<Path>": long}
+    shown = f"so<Parallel><Path>{long}<Path>{long}</Parallel>"
+    yield "joined_too_long", Case(script, shown, ends("12", "stop"), counted, "length", room=200)
 
 
 SUMMARY = "<summary>By analyzing multiple reasoning processes above, I concluded that: The final answer is"
@@ -633,11 +634,11 @@ def explicit() -> Iterator[tuple[str, Case]]:
     def plain(counted: dict[str, int], **limit: int) -> Case:
         return Case({"": "plain"}, "plain", (), counted, forkjoin={"branches": branches} | limit)
 
-    # the front end answers it with a 400
+    # the front end answers either with a 400
     yield "too_many_threads", plain({}, max_threads_per_fork=2)
     counted, limit = {"thread_length/close_thread": 3}, {"max_tokens_per_thread": 4}
     yield "thread_length", case("a" * 30, "aaaa", "length", counted=counted, forkjoin=limit)
-    yield "max_forks", plain({"too_many_forks/sequential": 1}, max_forks=0)
+    yield "max_forks", plain({}, max_forks=0)
     counted, limit = {"total_tokens/end_request": 1}, {"max_total_tokens": 12}
     yield (
         "total_tokens",
@@ -647,7 +648,7 @@ def explicit() -> Iterator[tuple[str, Case]]:
     # what stands behind the prompt is written by threads only
     yield (
         "joined_too_long",
-        case(long, long, "stop", after="", counted=counted, finish="length", room=200),
+        case(long, long, "stop", closes=False, counted=counted, finish="length", room=200, forkjoin=closing),
     )
     yield "joined_too_long", case(long, long, "stop", closes=False, room=200)
 

@@ -156,7 +156,7 @@ def test_a_stitched_thread_starts_only_where_it_can_close(speaking, events, room
         assert (text, finish, counts) == (TWO, "stop", {"no_room/sequential": 1})
     else:
         closed = dict.fromkeys((1, 2), "a" * (room - 9) + f"\n{MULTIVERSE.end}")
-        assert (text, finish) == (MULTIVERSE.shown(TWO, closed) + MULTIVERSE.join, "length")
+        assert (text, finish) == (MULTIVERSE.shown(TWO, closed) + MULTIVERSE.close, "length")
         assert counts == {"thread_length/close_thread": 2, "joined_too_long/end_request": 1}
 
 
@@ -165,7 +165,7 @@ def test_a_stitched_thread_that_has_forked_itself_can_close_at_the_end_of_the_co
     script = MULTIVERSE.script(MULTIVERSE.root(1), {1: inner, "1.1": f"x{MULTIVERSE.end}"}, after="a" * 999)
     case = Case(script, "", room=200)
     text, finish, counts = run_multiverse(speaking("multiverse"), case, events)
-    assert text.endswith(f"aaa\n{MULTIVERSE.end}\n{MULTIVERSE.join}")
+    assert text.endswith(f"aaa\n{MULTIVERSE.end}\n{MULTIVERSE.close}")
     assert finish == "length"
     assert counts == {"thread_length/close_thread": 1, "joined_too_long/end_request": 1}
 
@@ -183,7 +183,8 @@ def test_positions_run_out_behind_a_join_before_slots_do(speaking, events, num_l
     engine = speaking("multiverse")
     case = Case(MULTIVERSE.script(TWO, THIRTY, after="b" * 90), "", room=1000)
     text, finish, counts = run_multiverse(engine, case, events, **leaving(engine, num_left))
-    assert text == MULTIVERSE.shown(TWO, THIRTY) + MULTIVERSE.join + "b" * num_left
+    behind = MULTIVERSE.join + "b" * num_left if num_left else MULTIVERSE.close
+    assert text == MULTIVERSE.shown(TWO, THIRTY) + behind
     assert finish == "length"
     assert counts == ({} if num_left else {"joined_too_long/end_request": 1})
 
@@ -201,7 +202,7 @@ def test_a_second_fork_needs_positions_too(speaking, events, num_left):
     else:
         # less its header, what closes it, and the next
         thread = "a" * (num_left - 9) + f"\n{MULTIVERSE.end}"
-        assert text == joined + MULTIVERSE.shown(again, {7: thread}) + MULTIVERSE.join
+        assert text == joined + MULTIVERSE.shown(again, {7: thread}) + MULTIVERSE.close
         assert counts == {"thread_length/close_thread": 1, "joined_too_long/end_request": 1}
 
 
