@@ -12,6 +12,18 @@ ForkJoinError
 
 from __future__ import annotations
 
+from typing import Literal
+
+#: The limits that a request is refused at: of all that waits, of what is an API key's.
+Limit = Literal["queued_families", "queued_threads", "queued_tokens", "key_families", "key_tokens"]
+
+#: The places in fork/join code where an error of ours is contained: in the engine core, in the front end.
+Place = Literal[
+    "add", "admit", "advance", "ahead", "ask", "cost", "evict", "finish", "fork", "hash", "hear", "hold",
+    "learn", "load", "pace", "preempt", "restore", "start", "stitch", "swap", "take",
+    "backlog", "event_log", "events", "feed", "observer", "text", "tracing",
+]  # fmt: skip
+
 
 class ForkJoinError(Exception):
     """Base of all errors of this package."""
@@ -36,12 +48,12 @@ class BadRequestOptions(ForkJoinError, ValueError):
 class Overloaded(ForkJoinError):
     """A request may not wait; the client may ask again in ``retry_after_s`` seconds.
 
-    ``reason`` names the limit: queued_families, queued_threads, queued_tokens, key_families, key_tokens.
+    ``reason`` names the limit.
     ``status`` is 503 where another server may have room, 429 where it is the client's own limit, and 400
     where no waiting helps: one request is more than the key may ever have at once.
     """
 
-    def __init__(self, message: str, *, reason: str, status: int, retry_after_s: int) -> None:
+    def __init__(self, message: str, *, reason: Limit, status: int, retry_after_s: int) -> None:
         super().__init__(message)
         self.reason = reason
         self.status = status

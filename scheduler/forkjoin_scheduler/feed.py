@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from forkjoin_scheduler.errors import Place
+
 Event = dict[str, Any]
 Observer = Callable[[Event], None]
 
@@ -83,7 +85,7 @@ class Feeds:
             if queue is not None:
                 queue.put_nowait(event)
 
-    def contain(self, where: str, error: Exception) -> None:
+    def contain(self, where: Place, error: Exception) -> None:
         """Log an ``error`` of what is done with events, and count it.
 
         It is not to reach vLLM's output handler: that would be every client's end.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from forkjoin_scheduler.errors import Limit, Place
 
 _PREFIX = "forkjoin:"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -69,6 +71,12 @@ INTERNAL_ERRORS = Counter(
     "More than none is a bug: the log has its traceback.",
     ["where"],
 )
+
+# What is not there has no rate: the first error or refusal would raise no alert.
+for _place in get_args(Place):
+    INTERNAL_ERRORS.labels(_place)
+for _limit in get_args(Limit):
+    REFUSED.labels(_limit)
 
 
 def observe(event: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from forkjoin_scheduler.errors import Overloaded
+from forkjoin_scheduler.errors import Limit, Overloaded
 from forkjoin_scheduler.policy.admission import Admission
 
 #: Seconds that a client is told to stay away, at least and at most (OpenAI's clients wait no longer).
@@ -23,6 +23,12 @@ MIN_RETRY_S, MAX_RETRY_S = 1, 60
 FIRST_RETRY_S = 10
 #: What has ended longer ago hardly counts.
 HORIZON_S = 20.0
+#: By unit, the limit of what waits.
+QUEUED: dict[str, Limit] = {
+    "families": "queued_families",
+    "threads": "queued_threads",
+    "tokens": "queued_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,7 @@ class Backlog:
     def _check(self, visit: Visit, load: Load, prompt_tokens: int) -> None:
         """Raise Overloaded if ``load`` more may not wait. What finds nothing before it always may."""
         self._check_tenant(visit.tenant, load, prompt_tokens)
-        for unit in ("families", "threads", "tokens"):
+        for unit, limit in QUEUED.items():
             bound, waiting, more = (
                 getattr(self.bounds, unit),
                 getattr(self.waiting, unit),
@@ -243,7 +249,7 @@ class Backlog:
                 raise Overloaded(
                     f"the queue is full: expected at most {bound} {unit} to wait, {waiting:.0f} do: "
                     "ask again later, or elsewhere",
-                    reason=f"queued_{unit}",
+                    reason=limit,
                     status=503,
                     retry_after_s=self._retry_after("", unit, waiting + more - bound, more),
                 )

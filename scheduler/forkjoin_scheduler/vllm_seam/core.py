@@ -18,7 +18,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import ForkAt
-from forkjoin_scheduler.errors import BadRequestOptions, UnsupportedEngine
+from forkjoin_scheduler.errors import BadRequestOptions, Place, UnsupportedEngine
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.explicit import explicit_dialect
 from forkjoin_scheduler.family import Branch, Family
@@ -82,7 +82,7 @@ class Core(AsyncScheduler):
 
     if TYPE_CHECKING:
 
-        def _contain(self, where: str, error: Exception, of: object) -> None:
+        def _contain(self, where: Place, error: Exception, of: object) -> None:
             """Of the layer above: the family of ``of`` failed."""
 
     # ---- what has begun, and waits ---------------------------------------------------------

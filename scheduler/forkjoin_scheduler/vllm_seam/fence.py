@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.errors import TornState
+from forkjoin_scheduler.errors import Place, TornState
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import Core, logger
@@ -60,7 +60,7 @@ class Fence(Core):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         #: Where each family failed that is not evicted yet, by the id of its request.
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, Place] = {}
         self._obituaries: list[Obituary] = []
 
     if TYPE_CHECKING:  # of the layers above
@@ -69,7 +69,7 @@ class Fence(Core):
 
     # ---- what hooks call -------------------------------------------------------------------
 
-    def _fenced(self, where: str, of: object, do: Callable[..., object], *args: Any) -> bool:
+    def _fenced(self, where: Place, of: object, do: Callable[..., object], *args: Any) -> bool:
         """Call ``do(*args)``, of whose errors the family of ``of`` fails; returns whether all went well."""
         try:
             do(*args)
@@ -80,7 +80,7 @@ class Fence(Core):
         self._evict_failed()
         return False
 
-    def _each(self, where: str, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
+    def _each(self, where: Place, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
         """Call ``do`` with each of ``calls``, whose first argument says whose it is."""
         failed: set[str | None] = set()
         for args in calls:
@@ -89,7 +89,7 @@ class Fence(Core):
             if not self._fenced(where, args[0], do, *args):
                 failed.add(root_id(args[0]))
 
-    def _sift(self, where: str, items: list[Item], takes: Callable[[Item], bool]) -> list[Item]:
+    def _sift(self, where: Place, items: list[Item], takes: Callable[[Item], bool]) -> list[Item]:
         """Those of ``items`` that ``takes`` does not take; of its errors the family of the item fails."""
         left = []
         for item in items:  # no call of ours more than must be: these are all outputs of a step
@@ -103,7 +103,7 @@ class Fence(Core):
                 left.append(item)
         return left
 
-    def _answer(self, where: str, of: Item, ask: Callable[[Item], Answer], otherwise: Answer) -> Answer:
+    def _answer(self, where: Place, of: Item, ask: Callable[[Item], Answer], otherwise: Answer) -> Answer:
         """What ``ask`` answers of ``of`` in the middle of vLLM's work; ``otherwise`` where that raises."""
         try:
             return ask(of)
@@ -111,7 +111,7 @@ class Fence(Core):
             self._contain(where, error, of)
         return otherwise
 
-    def _contain(self, where: str, error: Exception, of: object) -> None:
+    def _contain(self, where: Place, error: Exception, of: object) -> None:
         """Note that the family of ``of`` failed (None: it was nobody's error). Says so in the log, once."""
         request_id = root_id(of)
         if request_id is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutp
 from vllm.v1.metrics.stats import IterationStats
 
 from forkjoin_scheduler import event_log
-from forkjoin_scheduler.errors import Overloaded
+from forkjoin_scheduler.errors import Overloaded, Place
 from forkjoin_scheduler.feed import FEEDS, without_key
 from forkjoin_scheduler.policy.backlog import Expected, Tenant, Visit
 from forkjoin_scheduler.thread_text import FamilyTexts
@@ -126,12 +126,13 @@ class ForkJoinOutputProcessor(OutputProcessor):
             FEEDS.contain("text", error)
             events = [e for e in told.events if e["type"] != "tokens"]
         told = wire.Told(told.request_id, events, told.time_ns)
-        for where, hand_on in (
-            ("tracing", self._trace),
-            ("backlog", self._note_load),
-            ("event_log", self._log),
-            ("feed", self._feed),
-        ):
+        readers: dict[Place, Callable[[wire.Told, RequestState | None], None]] = {
+            "tracing": self._trace,
+            "backlog": self._note_load,
+            "event_log": self._log,
+            "feed": self._feed,
+        }
+        for where, hand_on in readers.items():
             try:
                 hand_on(told, state)
             except Exception as error:
