@@ -11,6 +11,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
+import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from forkjoin_scheduler.family import Branch, Family
@@ -117,16 +118,13 @@ def _inside_hooks() -> Iterator[list[str]]:
 
 @contextmanager
 def _wrapped(chosen: list[Target], around: Callable[[Target, Callable[[], Any]], Any]) -> Iterator[None]:
-    before = [(owner, name, inspect.getattr_static(owner, name)) for owner, name in chosen]
-    for owner, name, static in before:
-        is_static = isinstance(static, staticmethod)
-        wrapped = _wrap((owner, name), static.__func__ if is_static else static, around)
-        setattr(owner, name, staticmethod(wrapped) if is_static else wrapped)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in chosen:
+            static = inspect.getattr_static(owner, name)
+            is_static = isinstance(static, staticmethod)
+            wrapped = _wrap((owner, name), static.__func__ if is_static else static, around)
+            patch.setattr(owner, name, staticmethod(wrapped) if is_static else wrapped)
         yield
-    finally:
-        for owner, name, static in before:
-            setattr(owner, name, static)
 
 
 def _wrap(target: Target, function: Any, around: Callable[[Target, Callable[[], Any]], Any]) -> Any:

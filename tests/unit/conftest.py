@@ -1,6 +1,15 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_engine_was_here():
+    """An engine that ran in this process lets vLLM read the environment no more."""
+    if envs := sys.modules.get("vllm.envs"):
+        envs.disable_envs_cache()
 
 
 class ByteTokenizer:
