@@ -86,7 +86,7 @@ class JoinKind(str, Enum):
     ON_DEMAND = "on_demand"
     #: The answer is the threads' text one behind the other, and ends there.
     FINISH = "finish"
-    #: The answer is the thread whose result most threads have.
+    #: The answer is the first thread whose result most threads have.
     VOTE = "vote"
 
 

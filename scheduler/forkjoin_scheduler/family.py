@@ -66,8 +66,10 @@ class ThreadEnd(str, Enum):
     LENGTH = "length"
     #: It wrote one of the request's own stop tokens: the answer ends here.
     REQUEST_STOP = "request_stop"
-    #: Another thread was the first to end, and the dialect waits for no more.
+    #: It could change nothing any more: the vote was decided, or the dialect waits for the first to end only.
     CUT = "cut"
+    #: The same, before it wrote anything.
+    NOT_STARTED = "not_started"
     #: Its request ended, or an earlier sibling ended the answer.
     CANCELLED = "cancelled"
 

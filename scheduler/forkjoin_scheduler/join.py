@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forkjoin_scheduler.dialect import Dialect, Policy, Tokenizer
 from forkjoin_scheduler.family import Branch, ThreadEnd
-from forkjoin_scheduler.patterns import Match, find_all, program_size
+from forkjoin_scheduler.patterns import Match, find_all
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,11 @@ def last_match(pattern: str, text: str) -> str | None:
     None also where the search takes too long.
     """
     matches = find_all(pattern, text)
-    return _result(matches[-1]) if matches else None
+    return result_of(matches[-1]) if matches else None
 
 
-def _result(match: Match) -> str | None:
+def result_of(match: Match) -> str | None:
+    """The group ``result`` of ``match``, or all of it where it has none."""
     result: str | None = match["result" if "result" in match.groupdict() else 0]
     return result
 
@@ -127,66 +126,3 @@ def cut_last(opens: str, context: Sequence[int], tokenizer: Tokenizer) -> tuple[
         if found:
             return keep, tokenizer.encode(before)
     return len(context), []
-
-
-#: What the searches of one vote may take: characters read of all threads times instructions of the pattern.
-#: Of patterns made to be slow each takes 7 ns, together 7 ms; of 16 threads an ordinary pattern of 30
-#: instructions reads the last 2,000 characters each.
-_VOTE_WORK = 1_000_000
-_MIN_VOTE_CHARS, _MAX_VOTE_CHARS = 128, 8192
-#: Processor time of the engine after which a vote is sought in no further thread. Ordinary votes take
-#: 20 microseconds of each.
-VOTE_S = 0.01
-
-
-def num_vote_chars(pattern: str, num_threads: int) -> int:
-    """How many characters of each thread's end a vote by ``pattern`` is sought in."""
-    num_chars = _VOTE_WORK // (program_size(pattern) * num_threads)
-    return min(max(num_chars, _MIN_VOTE_CHARS), _MAX_VOTE_CHARS)
-
-
-def _last_match_from_behind(pattern: str, text: str) -> str | None:
-    """``last_match``, sought at the end first: each match that is passed over takes microseconds.
-
-    A match at the start of what is read may begin before it.
-    """
-    num_chars = _MIN_VOTE_CHARS
-    while num_chars < len(text):
-        matches = find_all(pattern, text[-num_chars:])
-        if matches and matches[-1].start() > 0:
-            return _result(matches[-1])
-        num_chars *= 4
-    return last_match(pattern, text)
-
-
-def _in_time(pattern: str, texts: Iterable[str]) -> Iterator[str | None]:
-    """The vote of each of ``texts``; none where the searches before it took too long."""
-    spent_s = 0.0
-    for text in texts:
-        if spent_s > VOTE_S:
-            yield None
-            continue
-        start = time.thread_time()
-        result = _last_match_from_behind(pattern, text)
-        spent_s += time.thread_time() - start
-        yield result
-
-
-def vote(dialect: Dialect, threads: Sequence[Branch], tokenizer: Tokenizer) -> tuple[Branch, str | None]:
-    """The first thread whose result most threads have, and that result.
-
-    A thread whose end does not match, or is not searched in time, has no vote; the first thread wins where
-    none has.
-    """
-    pattern = dialect.join.result
-    assert pattern is not None
-    num_chars = num_vote_chars(pattern, len(threads))
-    # a token has a character at least, or is a part of one
-    texts = (tokenizer.decode(written(t)[-num_chars:])[-num_chars:] for t in threads)
-    results = list(_in_time(pattern, texts))
-    votes = Counter(r.strip() for r in results if r is not None)
-    if not votes:
-        return threads[0], None
-    winner = max(votes, key=lambda result: votes[result])
-    first = next(t for t, r in zip(threads, results, strict=True) if r is not None and r.strip() == winner)
-    return first, winner

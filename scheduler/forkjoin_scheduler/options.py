@@ -85,6 +85,11 @@ class _Asked(Limits):
         description="beside best_of: the regex of a vote, as RE2 reads it; its last match at the end of a "
         "thread counts (the group `result`, if any)",
     )
+    wait_for_all: bool = Field(
+        default=False,
+        description="beside best_of: threads run to their ends though they can no longer change the answer; "
+        "false: they are cut",
+    )
 
     @property
     def width(self) -> int | None:
@@ -140,6 +145,8 @@ class RequestOptions(_Asked):
             raise ValueError("expected branches beside closing")
         if (self.best_of is None) != (self.vote is None):
             raise ValueError("expected best_of and vote together")
+        if self.wait_for_all and self.best_of is None:
+            raise ValueError("expected best_of beside wait_for_all")
         return self
 
     @property

@@ -32,8 +32,15 @@ _USAGE: Json = {
         },
         "vote": {
             "type": "object",
-            "description": "only of `best_of`: the thread that was chosen, and what most voted for",
-            "properties": {"index": {"type": "integer"}, "result": {"type": ["string", "null"]}},
+            "description": "only of `best_of`: the thread that was chosen (`index`), what most voted for "
+            "(`result`), and the indices of threads that did not vote, for the vote was decided: those that "
+            "were `cut`, and those `not_started`",
+            "properties": {
+                "index": {"type": "integer"},
+                "result": {"type": ["string", "null"]},
+                "cut": {"type": "array", "items": {"type": "integer"}},
+                "not_started": {"type": "array", "items": {"type": "integer"}},
+            },
         },
     },
 }
@@ -53,7 +60,12 @@ _THREAD: Json = {
             "items": {"type": "integer"},
             "description": "of tokens in, tokens out only",
         },
-        "finish_reason": {"type": "string", "description": "`stop`; `length`: the thread was cut"},
+        "finish_reason": {
+            "type": "string",
+            "description": "`stop`; `length`: a limit, or the end of the answer, cut the thread; `cut`: it "
+            "was stopped, for it could change nothing any more; `not_started`: the same, before it wrote "
+            "anything",
+        },
         "usage": {"type": "object", "properties": {"completion_tokens": {"type": "integer"}}},
     },
     "required": ["index"],

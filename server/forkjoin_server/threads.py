@@ -16,8 +16,8 @@ _COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "surplus_token
 #: Of a family's id what says which answer it is of: vLLM numbers choices before a request's id, prompts
 #: behind it (which ours ends), where there are several.
 _CHOICE, _PROMPT = re.compile(r"(\d+)_"), re.compile(r"[-_](\d+)(?:-[0-9a-f]{8})?\Z")
-#: How a thread ends that is cut; any other has come to its end.
-_CUT = ("length", "cancelled", "cut")
+#: How a thread ends that has not come to its own end, and what its entry says of that; else "stop".
+_CUT_SHORT = {"length": "length", "cancelled": "length", "cut": "cut", "not_started": "not_started"}
 
 
 @dataclass
@@ -40,8 +40,10 @@ class ThreadLog:
     threads: list[Json] = field(default_factory=list)
     #: The running counts of each family: one for each choice (n > 1) or prompt that forked.
     families: dict[str, Json] = field(default_factory=dict)
-    #: What a best-of-N request chose: the index of the thread, and the result that most have.
+    #: What a best-of-N request chose: the index of the thread, the result that most have, who did not vote.
     vote: Json | None = None
+    #: The threads that had no vote, for the others had decided it: cut, or not even started.
+    _left_out: dict[str, list[int]] = field(default_factory=lambda: {"cut": [], "not_started": []})
     #: What each thread has written so far.
     _num_tokens: Counter[int] = field(default_factory=Counter)
 
@@ -71,16 +73,18 @@ class ThreadLog:
             return self._wrote(event["index"], event["text"], event.get("token_ids", []))
         if kind == "thread_ended":
             end = {
-                "finish_reason": "length" if event["reason"] in _CUT else "stop",
+                "finish_reason": _CUT_SHORT.get(event["reason"], "stop"),
                 "usage": {"completion_tokens": event["num_tokens"]},
             }
             self.threads[event["index"]] |= end
+            if event["reason"] in self._left_out:
+                self._left_out[event["reason"]].append(event["index"])
             return [{"index": event["index"], **end}]
         if kind in ("progress", "family_ended"):
             self.families[event["family"]] = event
         elif kind == "voted" and self.num_answers == 1:
             # Of several answers each has a vote of its own, and nowhere to stand.
-            self.vote = {"index": event["index"], "result": event["result"]}
+            self.vote = {"index": event["index"], "result": event["result"], **self._left_out}
         return []
 
     def _thread_id(self, index: int) -> str:

@@ -130,6 +130,8 @@ class Kind:
     move: float = 0.0
     #: Whether some runs are scheduled by priority, and some requests end at a stop string.
     has_all: bool = False
+    #: Whether all requests ask for a vote.
+    only_votes: bool = False
 
 
 MIXED = Kind(
@@ -164,9 +166,18 @@ ANYTHING = Kind(
     move=0.1,
     has_all=True,
 )
+#: Threads that are cut as votes are settled, among all that else may happen to them.
+VOTES = replace(ANYTHING, only_votes=True)
 #: What ``main`` drives.
-DRIVEN = ("mixed", "pressure", "resets", "anything")
-KINDS = {"mixed": MIXED, "pressure": PRESSURE, "resets": RESETS, "faults": FAULTS, "anything": ANYTHING}
+DRIVEN = ("mixed", "pressure", "resets", "anything", "votes")
+KINDS = {
+    "mixed": MIXED,
+    "pressure": PRESSURE,
+    "resets": RESETS,
+    "faults": FAULTS,
+    "anything": ANYTHING,
+    "votes": VOTES,
+}
 
 ABORT = 0.02
 #: Far more than any run takes, and than any wait within one.
@@ -262,6 +273,9 @@ class Seen:
     #: Threads by their family and index.
     threads_started: Counter[tuple[str, int]] = field(default_factory=Counter)
     threads_ended: Counter[tuple[str, int]] = field(default_factory=Counter)
+    #: Requests that ask for a vote, and how many of their threads were cut because it was settled.
+    votes: set[str] = field(default_factory=set)
+    threads_cut: int = 0
     #: Families that forked, or wanted to.
     families: set[str] = field(default_factory=set)
     families_ended: Counter[str] = field(default_factory=Counter)
@@ -298,7 +312,9 @@ class Seen:
             case {"type": "thread_ended", "index": index, "reason": reason}:
                 self.threads_ended[family, index] += 1
                 # where the parent goes on beside it, its stop ends the answer wherever that has come to
-                if reason in ("length", "cut", "request_stop"):
+                if reason in ("cut", "not_started") and family in self.votes:
+                    self.threads_cut += 1
+                elif reason in ("length", "cut", "request_stop"):
                     self.limited.add(family)
             case {"type": "family_ended"}:
                 self.families_ended[family] += 1
@@ -433,7 +449,7 @@ class Drive:
         request = Request(
             request_id=request_id,
             prompt_token_ids=prompt,
-            sampling_params=self._params(chance, room=self.setup.max_model_len - len(prompt)),
+            sampling_params=self._params(request_id, chance, room=self.setup.max_model_len - len(prompt)),
             pooling_params=None,
             block_hasher=self._hasher,
             arrival_time=len(self._added),
@@ -443,9 +459,12 @@ class Drive:
         self._made.append(request)
         self._scheduler.add_request(request)
 
-    def _params(self, chance: random.Random, room: int) -> SamplingParams:
+    def _params(self, request_id: str, chance: random.Random, room: int) -> SamplingParams:
         max_tokens = min(chance.choice(self._kind.max_tokens), room)
-        options = _options(chance)
+        options = _options(chance, only_votes=self._kind.only_votes)
+        if "best_of" in options:
+            self.seen.votes.add(request_id)
+            options["wait_for_all"] = self._is_calm
         asked = compile_options(parse_options(options), self._tokenizer.encode)
         params = SamplingParams(
             temperature=0.0,
@@ -540,6 +559,8 @@ class Tally:
     #: Requests that forked, and their threads.
     families: int = 0
     threads: int = 0
+    #: Threads that were cut because a vote was settled.
+    threads_cut: int = 0
     #: Answers that were compared with the undisturbed ones, and tokens of these whose context was.
     answers_compared: int = 0
     contexts_compared: int = 0
@@ -572,6 +593,7 @@ def tally_of(dialect: str, kind: str, seed: int, model: Path) -> Tally:
     tally.requests = len(drive.seen.ended)
     tally.families = len({family for family, _ in drive.seen.threads_started})
     tally.threads = len(drive.seen.threads_started)
+    tally.threads_cut = drive.seen.threads_cut
     tally.moves = drive.moves_made
     return tally
 
@@ -618,16 +640,17 @@ def main() -> None:
     sys.exit(bool(tally.faults))
 
 
-def _options(chance: random.Random) -> dict[str, Any]:
+def _options(chance: random.Random, *, only_votes: bool) -> dict[str, Any]:
     """The ``forkjoin`` field of a request."""
     branches = [{"text": "A"}, {"title": "b"}]
     asked: list[dict[str, Any]] = [
-        {"best_of": chance.choice([1, 2, 3, 5]), "vote": chance.choice([r"\A.*", "x"])},
+        {"best_of": chance.choice([1, 2, 3, 5, 9]), "vote": chance.choice([r"\A.*", r"\A.", "x"])},
         {"branches": branches[: chance.choice([1, 2])]},
         {"branches": branches, "closing": "so"},
         {"enabled": False},
     ]
-    options = dict(chance.choices([*asked, {}], weights=[10, 5, 5, 5, 75])[0])
+    weights = [1, 0, 0, 0, 0] if only_votes else [10, 5, 5, 5, 75]
+    options = dict(chance.choices([*asked, {}], weights=weights)[0])
     if chance.random() < 0.3:
         options["max_tokens_per_thread"] = chance.choice([1, 2, 10])
     if chance.random() < 0.3:

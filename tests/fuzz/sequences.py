@@ -13,10 +13,11 @@ from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.explicit import explicit_dialect
 from forkjoin_scheduler.family import Branch, Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, Refusal, plan_fork
-from forkjoin_scheduler.join import JoinPlan, joined_ids, plan_join, plan_rewrite, vote
+from forkjoin_scheduler.join import JoinPlan, joined_ids, plan_join, plan_rewrite
 from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.stitch import joined_offset, num_skipped, thread_offset
 from forkjoin_scheduler.transcript import Transcript
+from forkjoin_scheduler.vote import Vote
 from tests.fuzz.source import Source
 from tests.fuzz.tokens import TURNS, FuzzTokenizer
 from tests.unit.test_published import PUBLISHED
@@ -214,8 +215,11 @@ class _Run:
     ) -> list[int]:
         kind = self._dialect.join.kind
         if kind is JoinKind.VOTE:
-            winner, _ = vote(self._dialect, threads, self._tokenizer)
-            assert winner in threads
+            assert self._dialect.join.result is not None
+            vote = Vote(self._dialect.join.result, self._tokenizer, len(threads))
+            for thread in threads:
+                vote.read(thread)
+            assert vote.winner(threads)[0] in threads
         if not self._dialect.join.waits:
             for thread in threads:
                 context += joined_ids(self._dialect, thread, self._tokenizer)

@@ -7,8 +7,9 @@ from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import ForkAt, JoinKind, Limits, Policy
 from forkjoin_scheduler.explicit import explicit_dialect, explicit_plan
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.join import plan_join, vote
+from forkjoin_scheduler.join import plan_join
 from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.vote import Vote
 
 BRANCHES = {"branches": [{"title": "a"}, {"text": "b:"}, {"title": "c", "text": "d:"}]}
 BEST = {"best_of": 3, "vote": r"=(?P<result>\d)"}
@@ -64,7 +65,10 @@ def test_the_best_of_is_the_first_with_the_vote_of_most(byte_tokenizer):
     options, dialect = _of(BEST)
     plan = explicit_plan(options)
     threads = _ended(plan, [b"=1\0", b"=2\0", b"so =2\0"], ThreadEnd.STOP)
-    assert vote(dialect, threads, byte_tokenizer([])) == (threads[1], "2")
+    vote = Vote(dialect.join.result, byte_tokenizer([]), len(threads))
+    for thread in threads:
+        vote.read(thread)
+    assert vote.winner(threads) == (threads[1], "2")
 
 
 def test_without_a_closing_the_answer_ends_with_its_branches():

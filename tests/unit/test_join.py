@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler import join, patterns
+from forkjoin_scheduler import patterns
 from forkjoin_scheduler.dialect import Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan, plan_fork
@@ -12,10 +12,8 @@ from forkjoin_scheduler.join import (
     end_policy,
     joined_ids,
     last_match,
-    num_vote_chars,
     plan_join,
     plan_rewrite,
-    vote,
     written,
 )
 
@@ -218,43 +216,6 @@ def test_a_vote_whose_linear_time_is_long_is_refused(make_dialect, pattern):
         make_dialect(join={"kind": "vote", "result": pattern})
 
 
-@pytest.mark.parametrize(
-    ("pattern", "num_threads", "expected"),
-    [("a", 1, 8192), (r"answer is (?P<result>[0-9]+)", 16, 3472), ("a", 256, 781), ("[ab]{80}c", 256, 128)],
-    ids=["all", "ordinary", "many_threads", "slow_and_many"],
-)
-def test_a_vote_is_sought_in_less_text_the_more_that_takes(pattern, num_threads, expected):
-    assert num_vote_chars(pattern, num_threads) == expected
-
-
-@pytest.mark.parametrize(
-    ("pattern", "text", "expected"),
-    [
-        ("b", "b" + "a" * 9000, None),
-        ("b", "b" + "a" * 8000, "b"),
-        ("[ab]+", "-" * 500 + "b" * 300, "b" * 300),
-        ("a(?P<result>[0-9]*)", "a1 " * 3000 + "-" * 600, "1"),
-        ("(?s).*", "x" * 900, ""),
-    ],
-    ids=["too_early", "early", "reaches_back", "of_many", "all"],
-)
-def test_a_vote_is_the_last_match_at_the_end_of_a_thread(
-    make_dialect, byte_tokenizer, pattern, text, expected
-):
-    tokenizer, voting = byte_tokenizer([]), make_dialect(join={"kind": "vote", "result": pattern})
-    assert vote(voting, _texts(voting, tokenizer, text), tokenizer)[1] == expected
-
-
-def test_no_vote_is_sought_behind_threads_whose_searches_took_too_long(
-    monkeypatch, make_dialect, byte_tokenizer
-):
-    tokenizer, voting = byte_tokenizer([]), make_dialect(join={"kind": "vote", "result": "[ab]"})
-    threads = _texts(voting, tokenizer, "a", "b", "b")
-    assert vote(voting, threads, tokenizer) == (threads[1], "b")
-    monkeypatch.setattr(join, "VOTE_S", -1.0)
-    assert vote(voting, threads, tokenizer) == (threads[0], None)
-
-
 # ---- ends, closes, tails -------------------------------------------------------------------
 
 
@@ -373,39 +334,3 @@ def test_a_call_that_is_not_there_is_not_looked_for_in_every_tail_of_the_context
     tokenizer.decode = lambda ids: decoded.append(len(ids)) or decode(ids)
     _rewritten(calling, tokenizer, [ord("a")] * 1000, "x")
     assert sum(decoded) < 20 * 1000
-
-
-# ---- votes ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("texts", "winner", "result"),
-    [
-        (["=1", "=2", "=2"], 1, "2"),
-        (["=2", "=1"], 0, "2"),
-        (["=1", "=2", "=2", "=1"], 0, "1"),
-        (["?", "=3", "?"], 1, "3"),
-        (["?", "?"], 0, None),
-        (["=9 ", "= 1", "=1\t"], 1, "1"),
-        (["=1 =2", "=2 =1", "=1"], 1, "1"),
-        (["="], 0, ""),
-    ],
-    ids=["most", "tie", "tie_of_two", "no_match", "none_matches", "whitespace", "last_match", "empty"],
-)
-def test_the_first_thread_with_the_result_of_most_wins(make_dialect, byte_tokenizer, texts, winner, result):
-    dialect = make_dialect(join={"kind": "vote", "result": r"=(?P<result>[\s\d]*)"})
-    tokenizer = byte_tokenizer([])
-    threads = _texts(dialect, tokenizer, *texts)
-    assert vote(dialect, threads, tokenizer) == (threads[winner], result)
-
-
-def test_a_vote_without_a_group_is_all_that_matched(make_dialect, byte_tokenizer):
-    dialect, tokenizer = make_dialect(join={"kind": "vote", "result": r"=\d"}), byte_tokenizer([])
-    threads = _texts(dialect, tokenizer, "=1", "=2")
-    assert vote(dialect, threads, tokenizer) == (threads[0], "=1")
-
-
-def test_an_end_of_sequence_is_no_part_of_a_vote_but_text_cut_off_is(make_dialect, byte_tokenizer):
-    dialect, tokenizer = make_dialect(join={"kind": "vote", "result": r"(?s)=.*"}), byte_tokenizer([])
-    by_length = _texts(dialect, tokenizer, "=12", end=ThreadEnd.LENGTH)
-    assert vote(dialect, [*by_length, *_texts(dialect, tokenizer, "=1", "=1")], tokenizer)[1] == "=1"

@@ -111,6 +111,7 @@ def test_branches_are_read_from_plain_objects(as_json):
             "expected branches or best_of, got both",
         ),
         ({"best_of": 2}, "expected best_of and vote together"),
+        ({"wait_for_all": True}, "expected best_of beside wait_for_all"),
         ({"vote": "x"}, "expected best_of and vote together"),
         ({"best_of": 0, "vote": "x"}, r"forkjoin\.best_of: .*greater than or equal to 1"),
         ({"best_of": 257, "vote": "x"}, r"forkjoin\.best_of: .*less than or equal to 256"),
@@ -124,7 +125,7 @@ def test_branches_are_read_from_plain_objects(as_json):
     ],
     ids=[
         "no_branches", "many_branches", "says_nothing", "unknown_key", "number_title", "text_branch",
-        "one_branch", "empty_closing", "closing_alone", "both", "no_vote", "vote_alone", "none", "many",
+        "one_branch", "empty_closing", "closing_alone", "both", "no_vote", "waits_for_none", "vote_alone", "none", "many",
         "fraction", "no_regex", "huge_repetition", "looks_behind", "long_program", "long_title", "deep_regex",
     ],
 )  # fmt: skip

@@ -1,23 +1,35 @@
-"""What ends a family before its time: a budget that is spent, a context that is full, a refused fork.
+"""What ends a family before its time: a budget that is spent, a context that is full, a refused fork, a vote.
 
-The rule of what is shown then: each open thread gets the end tag of its dialect and each open block its
-own, so the answer can be read as any other, and it ends with ``length``. Which threads were cut, their
-ends say.
+The rule of what is shown at a limit: each open thread gets the end tag of its dialect and each open block
+its own, so the answer can be read as any other, and it ends with ``length``. A vote that is settled ends
+as it would have ended later. Which threads were cut, their ends say.
 """
 
 from __future__ import annotations
 
-from forkjoin_scheduler.dialect import JoinKind, Policy
+from forkjoin_scheduler.dialect import Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.join import close_block_ids, vote
+from forkjoin_scheduler.join import close_block_ids
 from forkjoin_scheduler.vllm_seam.core import CAPPED
 from forkjoin_scheduler.vllm_seam.ending import Ending
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
+from forkjoin_scheduler.vote import Vote
 
 
 class Cutting(Ending):
-    """Ends families at a limit, what they wrote so far closed."""
+    """Ends families at a limit, what they wrote so far closed, and threads that can change nothing."""
+
+    def _cut_outvoted(self, live: LiveFamily) -> None:
+        """Cut the threads of settled votes: whatever they voted for, the answer would be the same."""
+        if live.vote is None or live.wish.options.wait_for_all or not live.vote.take_news():
+            return
+        for branch in live.parked():
+            if live.vote.tally(branch.waits_for).is_settled:
+                for thread in branch.waits_for:
+                    if thread.is_live:
+                        end = ThreadEnd.CUT if thread.num_generated else ThreadEnd.NOT_STARTED
+                        self._cancel(live, thread, end)
 
     def _end_at_limit(self, live: LiveFamily, reason: str, policy: Policy) -> None:
         live.tell("limited", reason=reason, policy=policy.value)
@@ -25,8 +37,8 @@ class Cutting(Ending):
 
     def _end_closed(self, live: LiveFamily, refused: Branch | None = None) -> None:
         """End the request, all that is open closed; also the block in which ``refused`` may not fork."""
-        if live.dialect.join.kind is JoinKind.VOTE:
-            self._show_first_vote(live)
+        if live.vote is not None:
+            self._show_first_vote(live, live.vote)
         else:
             self._close_what_is_open(live, refused)
         self._end_family(live, CAPPED)
@@ -44,13 +56,13 @@ class Cutting(Ending):
             if branch.plan is not None:
                 transcript.push(of_thread)
 
-    def _show_first_vote(self, live: LiveFamily) -> None:
+    def _show_first_vote(self, live: LiveFamily, vote: Vote) -> None:
         """Of a vote that is cut, answer what most have whose threads have ended, or what the first wrote."""
         threads = live.family.threads
         complete = [t for t in threads if t.end in (ThreadEnd.STOP, ThreadEnd.EOS)]
         voters = complete or [t for t in threads if t.num_generated][:1]
         if not voters:
             return
-        winner, result = vote(live.dialect, voters, self._tokenizer)
+        winner, result = vote.winner(voters)
         live.transcripts[live.family.root].push(live.transcripts[winner].release())
         live.tell("voted", index=winner.index, result=result if complete else None)

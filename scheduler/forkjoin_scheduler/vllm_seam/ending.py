@@ -176,8 +176,10 @@ class Ending(Ahead):
             transcript.cut()
             self._cut_behind(live, thread)
         transcript.close()
-        if live.dialect.join.kind is not JoinKind.VOTE:
+        if live.vote is None:
             live.transcripts.pop(thread)
+        elif end is not ThreadEnd.CUT:
+            live.vote.read(thread)
         self._tell_end(live, thread, policy)
         held = live.held.pop(thread, None)
         if held is not None:
@@ -241,8 +243,12 @@ class Ending(Ahead):
         siblings = next(fork for fork in thread.parent.forks if thread in fork)
         for sibling in siblings[thread.position + 1 :]:
             if sibling.is_live:
-                cancelled = [sibling, *live.family.end(sibling, ThreadEnd.CANCELLED)]
-                super().finish_requests(self._forget(live, cancelled), RequestStatus.FINISHED_ABORTED)
+                self._cancel(live, sibling, ThreadEnd.CANCELLED)
+
+    def _cancel(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
+        """End ``thread`` from outside, in this way, and all beneath it."""
+        cancelled = [thread, *live.family.end(thread, end)]
+        super().finish_requests(self._forget(live, cancelled), RequestStatus.FINISHED_ABORTED)
 
     # ---- the end of the family -------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
 from forkjoin_scheduler.vllm_seam.requests import fold, new_request, truncate
 from forkjoin_scheduler.vllm_seam.wish import Wish, note, noted
+from forkjoin_scheduler.vote import Vote
 
 
 class Forking(Joining):
@@ -212,6 +213,8 @@ class Forking(Joining):
         else:
             transcripts = [Transcript() for _ in threads]
         live.transcripts |= zip(threads, transcripts, strict=True)
+        if live.vote is None and live.dialect.join.result is not None:
+            live.vote = Vote(live.dialect.join.result, self._tokenizer, len(threads))
         if kind is JoinKind.ON_DEMAND:
             live.numbered |= {(branch, t.plan.number): t for t in threads if t.plan is not None}
 

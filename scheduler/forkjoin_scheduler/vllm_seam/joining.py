@@ -10,7 +10,7 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.dialect import JoinKind
 from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.fork import num_closing_tokens
-from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, vote, written
+from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, written
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.cutting import Cutting
@@ -19,6 +19,7 @@ from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
 from forkjoin_scheduler.vllm_seam.requests import fold, truncate
 from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params
 from forkjoin_scheduler.vllm_seam.wish import noted
+from forkjoin_scheduler.vote import Vote
 
 
 class Joining(Cutting):
@@ -37,6 +38,7 @@ class Joining(Cutting):
             self._end_at_budget(live)
         if live.dialect.join.when == "first":
             self._cut_slower(live)
+        self._cut_outvoted(live)
         if live.dialect.is_stitched and any(map(partial(self._outgrows, live), live.parked())):
             self._end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
         while family.is_live and (branch := family.take_joinable()):
@@ -61,8 +63,8 @@ class Joining(Cutting):
             self._end_branch(live, branch, ThreadEnd.REQUEST_STOP)
             return
         request = self._request_of(branch)
-        if live.dialect.join.kind is JoinKind.VOTE:
-            self._end_branch(live, branch, self._show_winner(live, branch))
+        if live.vote is not None:
+            self._end_branch(live, branch, self._show_winner(live, branch, live.vote))
             return
         plan = self._plan_join(live, branch, request)
         join, transcript = live.dialect.join, live.transcripts[branch]
@@ -111,9 +113,10 @@ class Joining(Cutting):
         ends = [t.end for t in branch.waits_for]
         return ThreadEnd.STOP if ThreadEnd.STOP in ends else ThreadEnd.LENGTH
 
-    def _show_winner(self, live: LiveFamily, branch: Branch) -> ThreadEnd:
+    @staticmethod
+    def _show_winner(live: LiveFamily, branch: Branch, vote: Vote) -> ThreadEnd:
         """Let the thread with the most votes out as the answer; returns how that ends."""
-        winner, result = vote(live.dialect, branch.waits_for, self._tokenizer)
+        winner, result = vote.winner(branch.waits_for)
         for thread in branch.waits_for:
             transcript = live.transcripts.pop(thread)
             if thread is winner:

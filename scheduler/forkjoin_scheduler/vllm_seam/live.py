@@ -11,11 +11,12 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.family import Branch, BranchState, Family
+from forkjoin_scheduler.family import Branch, BranchState, Family, ThreadEnd
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, wire
 from forkjoin_scheduler.vllm_seam.outputs import Piece, to_outputs
 from forkjoin_scheduler.vllm_seam.wish import Wish
+from forkjoin_scheduler.vote import Vote
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.jobs import Job
@@ -53,6 +54,8 @@ class LiveFamily:
     told: set[Branch] = field(default_factory=set)
     #: How many threads it has been told of.
     num_announced: int = 0
+    #: What its threads vote for, where the answer is that of most.
+    vote: Vote | None = None
     #: Whether a thread was refused a token: the budget was spent by another in the same step.
     is_overdrawn: bool = False
     stop_reason: int | str | None = None
@@ -150,7 +153,7 @@ class LiveFamily:
         family = self.family
         return {
             "family": family.request_id,
-            "num_threads": len(family.threads),
+            "num_threads": sum(t.end is not ThreadEnd.NOT_STARTED for t in family.threads),
             "total_tokens": family.num_generated,
             "critical_path_tokens": family.num_critical,
             "surplus_tokens": family.num_shown - family.num_generated,

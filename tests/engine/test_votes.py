@@ -1,0 +1,174 @@
+"""Votes that end early, on the real scheduler without a model."""
+
+from __future__ import annotations
+
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+
+from forkjoin_scheduler.dialect_files import load
+from forkjoin_server.configuration import EMBEDDED_MODEL
+from tests.tiers import Tier
+
+pytestmark = pytest.mark.engine
+
+NUM_SEEDS = {Tier.FIRST: 6, Tier.CI: 25, Tier.ALL: 60}
+MODES = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+END = "<|end|>"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let each look at the clock take a millisecond: a run is the same on every machine."""
+    from forkjoin_scheduler.vllm_seam import pacing
+
+    ticks = count()
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))
+
+
+@pytest.fixture
+def vote():
+    """A vote of so many threads that all run."""
+    from tests.engine.by_hand import ByHand
+
+    def start(best_of, *, is_async=False, num_running=None, **asked):
+        hand = ByHand(load("explicit"), EMBEDDED_MODEL, is_async=is_async, filler="y")
+        hand.add("r", "q", forkjoin={"best_of": best_of, "vote": r"=\d", **asked})
+        hand.steps_until(lambda: hand.decodes(f"r#{(num_running or best_of) - 1}"))
+        return hand
+
+    return start
+
+
+def ends(hand):
+    return {e["index"]: e["reason"] for e in hand.events("thread_ended")}
+
+
+def answer(hand):
+    """What the client gets, without what the thread wrote before it was told what to write."""
+    return hand.text("r").lstrip("y")
+
+
+def finish_thread(hand, index, text):
+    """Let a thread write ``text`` and end."""
+    hand.say(f"r#{index}", text + END)
+    hand.steps_until(lambda: index in ends(hand))
+
+
+@MODES
+def test_the_threads_of_a_vote_that_can_not_be_overturned_are_cut_in_the_step(vote, is_async):
+    hand = vote(5, is_async=is_async)
+    finish_thread(hand, 0, "=1")
+    finish_thread(hand, 2, "=2")
+    finish_thread(hand, 1, "=1")
+    assert set(ends(hand)) == {0, 1, 2}, "two votes of five, two threads run: it can be overturned"
+    finish_thread(hand, 3, "=1")
+    assert ends(hand) == {0: "stop", 1: "stop", 2: "stop", 3: "stop", 4: "cut"}
+    assert not hand.scheduler.requests
+    assert answer(hand) == f"=1{END}"
+    (voted,) = hand.events("voted")
+    assert (voted["index"], voted["result"]) == (0, "=1")
+    hand.finish()
+
+
+@MODES
+def test_a_vote_waits_for_a_thread_that_stands_before_the_one_that_would_be_shown(vote, is_async):
+    hand = vote(3, is_async=is_async)
+    finish_thread(hand, 1, "late =1")
+    finish_thread(hand, 2, "later =1")
+    assert set(ends(hand)) == {1, 2}
+    finish_thread(hand, 0, "early =1")
+    assert answer(hand) == f"early =1{END}"
+    hand.finish()
+
+
+@MODES
+def test_threads_that_wait_for_a_slot_are_never_started(vote, is_async):
+    hand = vote(14, is_async=is_async, num_running=8)
+    for index in range(7):
+        hand.say(f"r#{index}", f"=1{END}")
+    hand.steps_until(lambda: not hand.scheduler.requests)
+    assert ends(hand) == dict.fromkeys(range(7), "stop") | {7: "cut"} | dict.fromkeys(
+        range(8, 14), "not_started"
+    )
+    assert [e["num_threads"] for e in hand.events("family_ended")] == [8]
+    assert all(e["num_tokens"] == 0 for e in hand.events("thread_ended") if e["reason"] == "not_started")
+    hand.finish()
+
+
+def test_a_vote_waits_for_all_where_the_request_says_so(vote):
+    hand = vote(3, wait_for_all=True)
+    finish_thread(hand, 0, "=1")
+    finish_thread(hand, 1, "=1")
+    hand.step(3)
+    assert set(ends(hand)) == {0, 1}
+    finish_thread(hand, 2, "=2")
+    assert ends(hand) == dict.fromkeys(range(3), "stop")
+    hand.finish()
+
+
+def test_every_token_of_a_cut_thread_is_counted_once(vote):
+    hand = vote(3)
+    finish_thread(hand, 0, "=1")
+    finish_thread(hand, 1, "=1")
+    (ended,) = hand.events("family_ended")
+    assert ended["total_tokens"] == sum(e["num_tokens"] for e in hand.events("thread_ended"))
+    assert ended["critical_path_tokens"] == max(e["num_tokens"] for e in hand.events("thread_ended"))
+    shown = sum(len(o.new_token_ids) for o in hand.outputs if o.request_id == "r")
+    assert ended["surplus_tokens"] == shown - ended["total_tokens"]
+    hand.finish()
+
+
+def test_a_thread_that_ends_without_a_vote_decides_nothing(vote):
+    hand = vote(3)
+    finish_thread(hand, 0, "no idea")
+    finish_thread(hand, 1, "=1")
+    assert ends(hand) == {0: "stop", 1: "stop", 2: "cut"}
+    assert answer(hand) == f"=1{END}"
+    hand.finish()
+
+
+@pytest.mark.usefixtures("clock")
+def test_whatever_happens_a_vote_that_ends_early_answers_as_one_that_waits_for_all(tier):
+    """Without interruption, and with all its threads side by side, in the runs that it is compared with."""
+    from tests.engine.random_drive import Drive
+
+    num_compared = num_cut = 0
+    for seed in range(NUM_SEEDS[tier]):
+        drive, calm = (make("explicit", "votes", seed, EMBEDDED_MODEL) for make in (Drive.named, Drive.calm))
+        try:
+            drive.run()
+            calm.run()
+            num_compared += drive.check_same(calm)[0]
+        except Exception as error:
+            error.add_note(f'Drive.named("explicit", "votes", {seed}, …), {drive.setup}')
+            raise
+        num_cut += drive.seen.threads_cut
+        assert not calm.seen.threads_cut
+    assert num_compared > 2 * NUM_SEEDS[tier]
+    assert num_cut > NUM_SEEDS[tier]
+
+
+def test_on_a_model_a_vote_that_ends_early_writes_less_and_answers_the_same(events):
+    """With fewer slots than threads, at a temperature, each vote with a seed of its own."""
+    from tests.engine.harness import Engine
+
+    engine = Engine(load("explicit"), max_num_seqs=4, max_model_len=1024)
+    prompts = [engine.prompt(text) for text in ("a=48*36", "a=7*8, b=12*34", "a=57*18")]
+
+    def ask(**asked):
+        forkjoin = {"best_of": 9, "vote": r"total ends in (?P<result>\d)", **asked}
+        options = {"temperature": 1.0, "max_tokens": 200, "forkjoin": forkjoin}
+        params = [engine.params(**options, seed=seed) for seed in range(len(prompts))]
+        before = len(events("family_ended"))
+        answers = engine.run(prompts, params)
+        assert engine.snapshot() == engine.baseline
+        return [a.token_ids for a in answers], sum(e["total_tokens"] for e in events("family_ended")[before:])
+
+    early, num_early = ask()
+    whole, num_whole = ask(wait_for_all=True)
+    assert early == whole
+    assert num_early < 0.9 * num_whole
+    reasons = {e["reason"] for e in events("thread_ended")}
+    assert {"cut", "not_started"} & reasons
