@@ -111,14 +111,18 @@ class Fed:
         return [known[1][request.num_output_tokens]]
 
 
-def runner_output(token_ids: Mapping[str, list[int]]) -> Any:
-    """What a model runner returns that has sampled ``token_ids``, by the ids of their requests."""
+def runner_output(token_ids: Mapping[str, list[int]], logprobs: Any = None) -> Any:
+    """What a model runner returns that has sampled ``token_ids``, by the ids of their requests.
+
+    ``logprobs``: vLLM's ``LogprobsLists``, a row a request.
+    """
     from vllm.v1.outputs import ModelRunnerOutput
 
     return ModelRunnerOutput(
         req_ids=list(token_ids),
         req_id_to_index={request_id: i for i, request_id in enumerate(token_ids)},
         sampled_token_ids=list(token_ids.values()),
+        logprobs=logprobs,
     )
 
 

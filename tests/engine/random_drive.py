@@ -33,21 +33,23 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_bench.scheduler_cost import runner_output, without_model
+from forkjoin_bench.scheduler_cost import without_model
 from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.injected import INJECTED_LOGPROB
 from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+from tests.engine.accounts import check_accounts
 from tests.engine.harness import snapshot
 from tests.engine.invariants import check_invariants
 from tests.engine.moves import Moves
 from tests.engine.renamed import dialect_for, model_for
-from tests.engine.stand_in import StandIn
+from tests.engine.stand_in import LogprobsRow, StandIn, rows_in
 
 END = "<|end|>"
 #: What some requests end at, in the front end.
@@ -270,6 +272,8 @@ class Seen:
     #: The answers, and how they ended.
     answers: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     finish_reasons: dict[str, FinishReason | None] = field(default_factory=dict)
+    #: Of answers to requests that asked for it, a row a token.
+    logprobs: dict[str, list[LogprobsRow]] = field(default_factory=lambda: defaultdict(list))
     #: Threads by their family and index.
     threads_started: Counter[tuple[str, int]] = field(default_factory=Counter)
     threads_ended: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -299,6 +303,10 @@ class Seen:
         assert not self.ended[output.request_id], f"an output behind the end: {output}"
         self.ended[output.request_id] += output.finish_reason is not None
         self.answers[output.request_id] += output.new_token_ids
+        if output.new_logprobs is not None:
+            rows = rows_in(output.new_logprobs)
+            assert [ids[0] for ids, *_ in rows] == output.new_token_ids, "rows of logprobs of other tokens"
+            self.logprobs[output.request_id] += rows
         self.finish_reasons[output.request_id] = output.finish_reason
         if output.finish_reason is FinishReason.LENGTH:
             self.limited.add(output.request_id)
@@ -344,8 +352,7 @@ class Drive:
         self._model = StandIn(self._scheduler, self._tokenizer, phrases, name)
         #: Steps scheduled whose end the scheduler has not been told.
         self._in_flight: deque[tuple[Any, Any]] = deque()
-        self._added: list[str] = []
-        self._made: list[Request] = []
+        self._added: dict[str, Request] = {}
         self._aborted: set[str] = set()
         #: Requests that the front end has ended, and the engine has not heard of yet.
         self._stopping: list[str] = []
@@ -362,17 +369,18 @@ class Drive:
         """The same requests as in the run of that name, with room for all, and left alone."""
         return cls(f"{dialect} {kind} {seed}", KINDS[kind], dialect_for(dialect), model, is_calm=True)
 
-    def check_same(self, calm: Drive) -> tuple[int, int]:
+    def check_same(self, calm: Drive) -> tuple[int, int, int]:
         """Raise AssertionError unless the requests came to what they came to in ``calm``.
 
         But for those that were aborted, failed, or met a limit: those may end earlier, or otherwise.
         What both runs sampled at the same place they must have sampled from the same context; of a
-        request that failed, too. Returns how many answers and how many contexts were compared.
+        request that failed, too. Returns how many answers, contexts and rows of logprobs were compared.
         """
         seen, wanted = self.seen, calm.seen
         excepted = self._aborted | seen.failed.keys() | seen.limited | wanted.limited
         compared = [i for i in self._added if i not in excepted]
         for i in compared:
+            assert seen.logprobs[i] == wanted.logprobs[i], f"{i} has other logprobs than undisturbed"
             if i in seen.stopped and i in wanted.stopped:
                 assert seen.answers[i] == wanted.answers[i], f"{i} is stopped elsewhere than undisturbed"
                 continue
@@ -382,12 +390,12 @@ class Drive:
         both = [at for at in ours if at in theirs and at[0][0] in compared]
         wrong = [at for at in both if ours[at] != theirs[at]]
         assert not wrong, f"sampled from another context than undisturbed: {min(wrong, key=str)}"
-        return len(compared), len(both)
+        return len(compared), len(both), sum(len(seen.logprobs[i]) for i in compared)
 
     @property
     def num_preemptions(self) -> int:
         """How often requests lost their blocks, those of threads not counted."""
-        return sum(request.num_preemptions for request in self._made)
+        return sum(request.num_preemptions for request in self._added.values())
 
     @property
     def moves_made(self) -> Counter[str]:
@@ -402,7 +410,7 @@ class Drive:
             self._disturb(is_idle=idle_steps > 0)
             idle_steps = 0 if self._step() else idle_steps + 1
             if not self._is_calm:
-                check_invariants(self._scheduler)
+                self._check()
             if len(self._added) == self._kind.num_requests:
                 if not self._scheduler.requests:
                     break
@@ -438,7 +446,7 @@ class Drive:
             self._scheduler.reset_prefix_cache(reset_running_requests=True)
         if self._kind.move:
             self._moves.move(self._kind.move, is_idle=is_idle)
-        check_invariants(self._scheduler)
+        self._check()
 
     def _add(self) -> None:
         request_id = f"r{len(self._added)}"
@@ -455,8 +463,7 @@ class Drive:
             arrival_time=len(self._added),
             priority=chance.choice([0, 0, 1, 2]) if self.setup.by_priority else 0,
         )
-        self._added.append(request_id)
-        self._made.append(request)
+        self._added[request_id] = request
         self._scheduler.add_request(request)
 
     def _params(self, request_id: str, chance: random.Random, room: int) -> SamplingParams:
@@ -474,6 +481,7 @@ class Drive:
             stop_token_ids=self._tokenizer.encode("x") if chance.random() < 0.2 else None,
             stop=STOP if self._kind.has_all and chance.random() < 0.1 else None,
             extra_args={KEY: asked.model_dump(exclude_unset=True)} if options else None,
+            logprobs=chance.choice([0, 2]) if chance.random() < 0.3 else None,
         )
         params.update_from_generation_config({}, eos_token_id=self._tokenizer.token_id(END))
         return params
@@ -496,8 +504,8 @@ class Drive:
     def _schedule(self) -> bool:
         output = self._scheduler.schedule()
         sampled = self._model.execute(output)
-        self._in_flight.append((output, runner_output(sampled)))
-        return bool(sampled)
+        self._in_flight.append((output, sampled))
+        return bool(sampled.req_ids)
 
     def _update(self) -> None:
         told = self._scheduler.update_from_output(*self._in_flight.popleft())
@@ -517,11 +525,16 @@ class Drive:
             text += self._tokenizer.decode(answer[num_tokens - 1 : num_tokens])
             if STOP in text:
                 del answer[num_tokens:]
+                del self.seen.logprobs[request_id][num_tokens:]
                 self.seen.stopped.add(request_id)
                 self._stopping.append(request_id)
                 return
 
     # ---- what must hold --------------------------------------------------------------------
+
+    def _check(self) -> None:
+        check_invariants(self._scheduler)
+        check_accounts(self._scheduler)
 
     def _state(self) -> dict[str, int]:
         """What must be the same before and after."""
@@ -548,6 +561,19 @@ class Drive:
         assert not strangers, f"no request of ours: {strangers}"
         _assert_same(seen.threads_ended, seen.threads_started)
         _assert_same(seen.families_ended, Counter(seen.families))
+        for request_id in self._added:
+            self._check_logprobs(request_id)
+
+    def _check_logprobs(self, request_id: str) -> None:
+        """Each token has its row, if that was asked for: of what the request sampled, or marked as injected."""
+        params, found = self._added[request_id].sampling_params, self.seen.logprobs[request_id]
+        num_wanted = 0 if params.num_logprobs is None else len(self.seen.answers[request_id])
+        assert len(found) == num_wanted, f"{request_id}: {len(found)} rows of logprobs, not {num_wanted}"
+        sampled = [row for row in found if row[1] != (INJECTED_LOGPROB,)]
+        strange = set(sampled) - self._model.rows_of(request_id)
+        assert not strange, f"{request_id}: logprobs of what it has not sampled: {min(strange)}"
+        is_family = request_id in self.seen.families
+        assert is_family or found == sampled, f"{request_id}: injected tokens in an answer without a fork"
 
 
 @dataclass
@@ -564,6 +590,8 @@ class Tally:
     #: Answers that were compared with the undisturbed ones, and tokens of these whose context was.
     answers_compared: int = 0
     contexts_compared: int = 0
+    #: Tokens of these whose log-probabilities were.
+    logprobs_compared: int = 0
     preemptions: int = 0
     moves: Counter[str] = field(default_factory=Counter)
     #: The runs that were not as they must be, and why.
@@ -586,7 +614,7 @@ def tally_of(dialect: str, kind: str, seed: int, model: Path) -> Tally:
         drive, calm = Drive.named(dialect, kind, seed, model), Drive.calm(dialect, kind, seed, model)
         drive.run()
         calm.run()
-        tally.answers_compared, tally.contexts_compared = drive.check_same(calm)
+        tally.answers_compared, tally.contexts_compared, tally.logprobs_compared = drive.check_same(calm)
         tally.preemptions = drive.num_preemptions
     except Exception as error:
         tally.faults[f"{dialect} {kind} {seed}"] = f"{type(error).__name__}: {error}"[:300]

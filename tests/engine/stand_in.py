@@ -5,7 +5,7 @@ nothing else: so a request's answer is the same however its steps fell. A slot o
 a number made of the token, its position and all that the token saw, read from the slots where it
 saw it. So two runs that sample at the same place from the same KV have the same number there, and
 with any slot of the context wrong, stale or missing they have not: these numbers are to a run what
-log-probabilities are to a model's.
+log-probabilities are to a model's. The log-probabilities that it gives are made of them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request
 
+from forkjoin_bench.scheduler_cost import runner_output
 from forkjoin_scheduler.vllm_seam.orders import orders_of
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from tests.engine.kv_oracle import offsets_of
@@ -25,8 +27,12 @@ from tests.engine.kv_oracle import offsets_of
 Path = tuple[Any, ...]
 #: Where something is sampled: the branch, the tokens that were its prompt then, those sampled behind it.
 Place = tuple[Path, int, int]
+#: Token ids, their logprobs, the first one's rank.
+LogprobsRow = tuple[Any, ...]
 
 _WORD = (1 << 64) - 1
+#: Of the sampled token and of two others, whatever a request asks for: each bit of a number is in one of them.
+_SHIFTS = np.array([0, 22, 43], dtype=np.uint64)
 
 
 class StandIn:
@@ -64,8 +70,8 @@ class StandIn:
 
         self._scheduler._update_after_schedule = update_after_schedule
 
-    def execute(self, output: Any) -> dict[str, list[int]]:
-        """Compute a step right behind its scheduling; what it samples, by request.
+    def execute(self, output: Any) -> ModelRunnerOutput:
+        """Compute a step right behind its scheduling; what it samples.
 
         Raises AssertionError if a request samples at one place twice, and from another context.
         """
@@ -74,7 +80,7 @@ class StandIn:
         for copy in output.kv_cache_block_copies or ():
             blocks[copy.dst_block_id] = blocks[copy.src_block_id]
         self._kv[orders.slot_copies[:, 1]] = self._kv[orders.slot_copies[:, 0]]
-        sampled = {}
+        sampled, rows, wants_logprobs = {}, [], False
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request, table = self._scheduled[request_id]
             value = self._compute(request, table, offsets_of(orders, request_id, num_tokens))
@@ -82,7 +88,17 @@ class StandIn:
                 sampled[request_id] = [0]
             else:
                 sampled[request_id] = [] if request.is_prefill_chunk else [self._sample(request, value)]
-        return sampled
+            rows.append(((sampled[request_id] or [0])[0], value))
+            wants_logprobs |= request.sampling_params.num_logprobs is not None
+        return runner_output(sampled, logprobs_of(rows) if wants_logprobs else None)
+
+    def rows_of(self, request_id: str) -> set[LogprobsRow]:
+        """The rows of logprobs of all that the branches of a request have sampled."""
+        rows = []
+        for (path, prompt_len, index), value in self.seen.items():
+            if path[0] == request_id:
+                rows.append((self._texts[path, prompt_len][0][index], value))
+        return set(rows_in(logprobs_of(rows)))
 
     def _compute(self, request: Request, block_ids: list[int], offsets: list[int]) -> int:
         """Fill the slots of the tokens scheduled of ``request``, which have these; returns the last one's."""
@@ -130,6 +146,27 @@ class StandIn:
                 (request.request_id,) if entry is None else _path_of(entry[1])
             )
         return path
+
+
+def logprobs_of(rows: Sequence[tuple[int, int]]) -> LogprobsLists:
+    """Of each sampled token and the number of its context a row that holds every bit of the number."""
+    tokens, numbers = np.array(rows, dtype=np.uint64).reshape(-1, 2).T
+    parts = (numbers[:, None] >> _SHIFTS) & np.uint64((1 << 22) - 1)
+    token_ids = np.concatenate([tokens[:, None], parts[:, 1:] % np.uint64(50)], axis=1)
+    return LogprobsLists(
+        token_ids.astype(np.int32),
+        -1 - parts.astype(np.float32),
+        (numbers % np.uint64(9)).astype(np.int32),
+    )
+
+
+def rows_in(logprobs: LogprobsLists) -> list[LogprobsRow]:
+    """One a token."""
+    token_ids, values, ranks, _ = logprobs
+    return [
+        (*map(tuple, row), rank)
+        for *row, rank in zip(token_ids.tolist(), values.tolist(), ranks.tolist(), strict=True)
+    ]
 
 
 def _path_of(branch: Any) -> Path:

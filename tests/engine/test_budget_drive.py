@@ -41,7 +41,7 @@ class Counted(Drive):
 
     def _add(self):
         super()._add()
-        request = self._scheduler.requests[self._added[-1]]
+        request = next(reversed(self._added.values()))
         params = request.sampling_params
         settings, options = (
             self._scheduler._settings,

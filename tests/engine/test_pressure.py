@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from tests.engine.conftest import worksheets
 
 pytestmark = pytest.mark.engine
+
+#: What the rounding of fp32 may move a logprob by, computed in another batch; what saw other text differs by far more.
+NATS = 1e-3
 
 
 @pytest.fixture(scope="module", params=[0, 32], ids=["joins_at_once", "joins_ahead"])
@@ -24,6 +29,42 @@ def test_under_kv_and_slot_pressure_the_answers_are_exact(small):
     answers = small.run(prompts, small.params(max_tokens=1800))
     assert [a.token_ids for a in answers] == small.reference(prompts)
     assert small.snapshot() == small.baseline
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_families_that_give_way_at_any_step_have_the_logprobs_of_undisturbed_ones(small, seed):
+    prompts = [small.prompt(s.prompt) for s in worksheets(4, seed=20 + seed, max_long=4)]
+    params = small.params(max_tokens=1800, logprobs=0)
+    calm = [small.run([prompt], params)[0] for prompt in prompts]
+    ids = [small.add(prompt, params) for prompt in prompts]
+    made = disturb(small, random.Random(seed))
+    answers = small.drain()
+    assert made["families evicted"]
+    assert made["blocks taken away"]
+    assert any("<Thread>" in a.text for a in calm)
+    for answer, undisturbed in zip((answers[i] for i in ids), calm, strict=True):
+        assert answer.token_ids == undisturbed.token_ids
+        ours, theirs = (
+            [entry[token].logprob for entry, token in zip(a.logprobs, a.token_ids, strict=True)]
+            for a in (answer, undisturbed)
+        )
+        assert ours == pytest.approx(theirs, abs=NATS)
+    assert small.snapshot() == small.baseline
+
+
+def disturb(engine, chance):
+    """Step until all requests have ended; on the way take their blocks, evict, pause and reset. What was done."""
+    from tests.engine.moves import Moves
+
+    moves = Moves(engine.scheduler, chance)
+    while engine.core.has_unfinished_requests():
+        moves.move(0.05, is_idle=not engine.steps[-1])
+        if chance.random() < 0.01:
+            moves.stop()
+            engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+        engine.step()
+    moves.stop()
+    return moves.made
 
 
 @pytest.mark.parametrize(("first", "second"), [(300, 70), (300, 100), (270, 130)])

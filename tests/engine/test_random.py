@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
@@ -55,3 +56,21 @@ def test_whatever_happens_every_request_ends_once_as_undisturbed_and_everything_
         except Exception as error:
             error.add_note(f'Drive.named("{name}", "{kind}", {seed}, …), {drive.setup}')
             raise
+
+
+def test_the_drive_notices_logprobs_that_are_handed_to_another_token(model_of, monkeypatch):
+    from forkjoin_scheduler.vllm_seam import live
+    from tests.engine.random_drive import Drive
+
+    to_outputs = live.to_outputs
+
+    def handed_on(parent, pieces, *end):
+        rows = [piece.logprobs for piece in pieces]
+        return to_outputs(
+            parent, [replace(p, logprobs=r) for p, r in zip(pieces, rows[::-1], strict=True)], *end
+        )
+
+    monkeypatch.setattr(live, "to_outputs", handed_on)
+    drive = Drive.named("threadweaver", "pressure", 0, model_of("threadweaver"))
+    with pytest.raises(AssertionError, match="rows of logprobs of other tokens"):
+        drive.run()
