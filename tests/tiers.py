@@ -51,6 +51,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_pressure.py::test_under_kv_and_slot_pressure_the_answers_are_exact[joins_ahead]": Later(
         Tier.CI, "50 s; the first tier has the case of joins at once"
     ),
+    "tests/engine/test_pressure.py::test_families_that_give_way_at_any_step_have_the_logprobs_of_undisturbed_ones": Later(
+        Tier.CI, "90 s; test_random compares those of a stand-in for a model"
+    ),
     # Servers of their own; test_api and its neighbours share one.
     "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
     "tests/server/test_keys.py": Later(Tier.CI, "two API servers with a file of keys"),
@@ -66,8 +69,8 @@ LATER: dict[str, Later] = {
     ),
     "tests/server/test_start.py": Later(Tier.CI, "seven starts of vLLM that are refused"),
     "tests/server/test_doctor.py": Later(Tier.CI, "four starts of vLLM's configuration"),
-    # Of the CI tier once its bound on memory is known to hold on an idle machine.
-    "tests/soak/test_soak.py": Later(Tier.ALL, "two minutes of load on a server of its own"),
+    "tests/soak/test_primitives.py": Later(Tier.CI, "two processes with vLLM's kernels; 20 s"),
+    "tests/soak/test_soak.py": Later(Tier.CI, "two minutes of load on a server of its own"),
     "tests/bench/test_smoke.py": Later(Tier.CI, "a server, an engine and a load"),
     "tests/deploy/test_live_metrics.py": Later(Tier.CI, "a server and a Prometheus that scrapes it"),
     "tests/tooling/test_smollm2.py": Later(Tier.CI, "converts a model of 135 M parameters"),

@@ -22,15 +22,18 @@ import psutil
 from tests.server.reading import metrics
 from tests.soak import report
 from tests.soak.faults import Faults
+from tests.soak.memory import Rest, in_use
 from tests.soak.questions import chat
 from tests.soak.server import Log, processes, served
-from tests.soak.traffic import LIMIT_S, Soaked, learn
+from tests.soak.traffic import LIMIT_S, Soaked, learn, settle
 from tests.soak.watch import Watch
 
 #: How many requests are under way at a time; more than the engine has room for.
 NUM_CLIENTS = 24
 #: Seconds between faults, on average.
 FAULT_EVERY_S = 6
+#: After these shares of the time all clients wait until nothing is under way. What is before the first is warm-up.
+RESTS = (0.5, 0.75, 1.0)
 
 
 def main() -> int:
@@ -44,7 +47,7 @@ def main() -> int:
     print(f"the server's log: {folder}/log", flush=True)
     with served(folder) as (address, first, log):
         try:
-            found = asyncio.run(soak(address, first, log, given.minutes * 60, random.Random(given.seed)))
+            found = asyncio.run(soak(address, first, log, given.minutes * 60, given.seed))
         except psutil.NoSuchProcess as gone:
             print(f"{gone}: a process of the server has ended", "FAILED", sep="\n")
             return 1
@@ -54,29 +57,44 @@ def main() -> int:
     return 1 if problems else 0
 
 
-async def soak(
-    address: str, first: psutil.Process, log: Log, seconds: float, rng: random.Random
-) -> report.Found:
+async def soak(address: str, first: psutil.Process, log: Log, seconds: float, seed: int) -> report.Found:
     running = processes(first)
-    watch = Watch(running)
+    watch, rests = Watch(running), list[Rest]()
     async with _client(address) as http:
-        soaked = Soaked(address, http, rng)
+        soaked = Soaked(address, http, random.Random(seed))
         await learn(soaked)
     fds_before = await _idle_fds(running)
-    faults, begin = Faults(address, running["engine"], log, rng), time.monotonic()
+    faults = Faults(address, running["engine"], log, random.Random(seed))
     async with _client(address) as soaked.http:
-        around = [asyncio.create_task(faults.run(FAULT_EVERY_S)), asyncio.create_task(watch.run())]
-        await asyncio.gather(*(_ask_until(soaked, begin + seconds) for _ in range(NUM_CLIENTS)))
-        took = time.monotonic() - begin
-        for task in around:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        idle = await _until_idle(soaked)
+        watching, took = asyncio.create_task(watch.run()), 0.0
+        for share in RESTS:
+            soaked.rng = random.Random(seed)  # so that what is asked later has been asked before
+            took += await _under_load(soaked, faults, seconds * share - took)
+            idle = await _until_idle(soaked)
+            await faults.reset_prefix_cache()
+            await settle(soaked)
+            rests.append(Rest(soaked.num_sent, await in_use(running, log.file.parent)))
+            print(f"{took:.0f} s: {report.rest_line(rests[-1])}", flush=True)
+        await _end(watching)
     return report.Found(
-        soaked.outcomes, soaked.num_sent, soaked.num_compared, faults.counts, watch, fds_before,
+        soaked.outcomes, soaked.num_sent, soaked.num_compared, faults.counts, watch, rests, fds_before,
         await _idle_fds(running), idle, log.text, took, log.goes_on,
     )  # fmt: skip
+
+
+async def _under_load(soaked: Soaked, faults: Faults, seconds: float) -> float:
+    """Let all clients ask for so many seconds; the seconds until they had their answers."""
+    begin = time.monotonic()
+    injecting = asyncio.create_task(faults.run(FAULT_EVERY_S))
+    await asyncio.gather(*(_ask_until(soaked, begin + seconds) for _ in range(NUM_CLIENTS)))
+    await _end(injecting)
+    return time.monotonic() - begin
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def _client(address: str) -> httpx.AsyncClient:

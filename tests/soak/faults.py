@@ -27,7 +27,7 @@ class Faults:
     async def run(self, every_s: float) -> None:
         kinds = {
             "engine stopped for a second": self._stop_engine,
-            "prefix cache reset": self._reset,
+            "prefix cache reset": self.reset_prefix_cache,
             "running requests evicted": self._evict,
             "log without a reader": self._close_log,
         }
@@ -48,7 +48,7 @@ class Faults:
         with self._log.closed():
             await asyncio.sleep(STILL_S)
 
-    async def _reset(self) -> None:
+    async def reset_prefix_cache(self) -> None:
         await self._post("/reset_prefix_cache")
 
     async def _evict(self) -> None:

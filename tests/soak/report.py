@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tests.soak.memory import KIB, MIB, Rest
 from tests.soak.outcome import How, Outcome
 from tests.soak.watch import Watch, growth
 
@@ -16,10 +17,13 @@ IDLE = (
 )  # fmt: skip
 #: vLLM's logger of requests that are not valid.
 VALIDATION = "vllm.entrypoints.serve.exception_handling.handlers.validation"
-#: What a process may grow by after the warm-up, in MiB, whatever the time: allocators keep what they once had.
-MOST_GROWTH_MIB = 32
-#: And per hour, beyond that.
-MOST_GROWTH_MIB_PER_HOUR = 64
+#: What a process may have in use beside what it had at the first rest, for what it first meets later.
+MOST_SETTLING_KIB = 512
+#: And beside that, per request since then.
+MOST_KIB_PER_REQUEST = 1
+#: What a process may have resident beside what it had after the warm-up, for memory that no allocator knows of:
+#: under load it moves by some 20.
+MOST_GROWTH_MIB = 64
 #: Descriptors that an idle server may have beside those that it had before: connections that are being closed.
 MOST_NEW_FDS = 4
 #: How much slower the last third may be than the first, by the median.
@@ -35,6 +39,7 @@ class Found:
     num_compared: int
     faults: Mapping[str, int]
     watch: Watch
+    rests: Sequence[Rest]
     fds_before: Mapping[str, int]
     fds_after: Mapping[str, int]
     idle: Mapping[str, float]
@@ -70,18 +75,34 @@ def _logged(log: str) -> list[str]:
 
 
 def _leaks(found: Found) -> list[str]:
-    allowed = MOST_GROWTH_MIB + MOST_GROWTH_MIB_PER_HOUR * found.seconds / 3600
     said = []
     for name in found.watch.processes:
+        said += leaked(found.rests, name)
         grown = growth(found.watch.memory(name))
-        if grown > allowed:
+        if grown > MOST_GROWTH_MIB:
             said.append(
-                f"{name}: memory grew by {grown:.0f} MiB after the warm-up, {allowed:.0f} are allowed"
+                f"{name}: resident memory grew by {grown:.0f} MiB after the warm-up, {MOST_GROWTH_MIB} are allowed"
             )
         more = found.fds_after[name] - found.fds_before[name]
         if more > MOST_NEW_FDS:
             said.append(f"{name}: {more} more file descriptors than before")
     return said
+
+
+def leaked(rests: Sequence[Rest], name: str) -> list[str]:
+    """Whether a process has more in use at the last rest than the requests since the first one explain."""
+    first, last = rests[0], rests[-1]
+    grown = (last.in_use[name] - first.in_use[name]) / KIB
+    num_requests = last.num_requests - first.num_requests
+    if grown <= MOST_SETTLING_KIB + MOST_KIB_PER_REQUEST * num_requests:
+        return []
+    return [f"{name}: {grown:.0f} KiB more in use at rest after {num_requests} more requests"]
+
+
+def rest_line(rest: Rest) -> str:
+    """What each process had in use at a rest."""
+    sizes = ", ".join(f"{name} {size / MIB:.2f} MiB" for name, size in rest.in_use.items())
+    return f"at rest after {rest.num_requests} requests: {sizes}"
 
 
 def _slower(outcomes: Sequence[Outcome]) -> list[str]:
@@ -119,13 +140,22 @@ def table(found: Found) -> str:
         lines.append(f"| {' | '.join(map(str, columns))} |")
     lines += [
         "",
-        "| process | MiB at first | MiB at last | growth (line) | descriptors before | after |",
-        "|---|---|---|---|---|---|",
+        "| process | MiB in use at rests | KiB a request | MiB resident | growth (line) | descriptors before | after |",
+        "|---|---|---|---|---|---|---|",
     ]
+    num_requests = found.rests[-1].num_requests - found.rests[0].num_requests
     for name in found.watch.processes:
-        memory = found.watch.memory(name)
-        fds = f"{found.fds_before[name]} | {found.fds_after[name]}"
-        lines.append(f"| {name} | {memory[0][1]:.0f} | {memory[-1][1]:.0f} | {growth(memory):+.1f} | {fds} |")
+        memory, used = found.watch.memory(name), [rest.in_use[name] for rest in found.rests]
+        columns = [
+            name,
+            ", ".join(f"{size / MIB:.2f}" for size in used),
+            f"{(used[-1] - used[0]) / KIB / num_requests:+.2f}",
+            f"{memory[0][1]:.0f} to {memory[-1][1]:.0f}",
+            f"{growth(memory):+.1f}",
+            found.fds_before[name],
+            found.fds_after[name],
+        ]
+        lines.append(f"| {' | '.join(map(str, columns))} |")
     faults = ", ".join(f"{name}: {count}" for name, count in found.faults.items())
     lines += ["", f"{found.seconds:.0f} s; answers compared: {found.num_compared}; faults: {faults}"]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ import httpx
 import psutil
 
 from tests.server.conftest import free_port
+from tests.soak import memory
 
 #: Few blocks and slots: the traffic is more than fits.
 FLAGS = (
@@ -30,6 +31,9 @@ ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
+    # oneDNN compiles each matrix product anew for each number of rows and keeps a thousand, of 0.3 MiB each: more than
+    # two minutes meet, so that memory would grow throughout. Layers of one shape share theirs, in each step, all the same.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
 }
 
 
@@ -93,11 +97,10 @@ def served(folder: Path) -> Iterator[tuple[str, psutil.Process, Log]]:
     port, log = free_port(), Log(folder)
     forkjoin = str(Path(sys.executable).parent / "forkjoin")
     command = [forkjoin, "serve", "--host", "127.0.0.1", "--port", str(port), *FLAGS]
+    env = os.environ | ENV | memory.environment(folder)
     # The reader is there, so this does not wait for one.
     with open(log.pipe, "wb", buffering=0) as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, env=os.environ | ENV, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_until_ready(process, address, log)

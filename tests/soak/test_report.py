@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.soak.memory import KIB, MIB, Rest
 from tests.soak.outcome import How, Outcome
-from tests.soak.report import VALIDATION, Found, problems, table
+from tests.soak.report import VALIDATION, Found, leaked, problems, rest_line, table
 from tests.soak.watch import Watch, growth, slope
 
 WELL = [Outcome("known", How.FINISHED, 2.0)] * 30 + [
@@ -22,10 +23,24 @@ def watched(mib_per_s: float = 0.0) -> Watch:
     return watch
 
 
+def rested(kib_per_request: float = 0.0) -> list[Rest]:
+    return [Rest(n, {"api": int(400 * MIB + n * kib_per_request * KIB)}) for n in (500, 750, 1000)]
+
+
 @pytest.fixture
 def found() -> Found:
     return Found(
-        WELL, len(WELL), 30, {"reset": 2}, watched(), {"api": 40}, {"api": 41}, {"running": 0.0}, "{}\n", 100
+        WELL,
+        len(WELL),
+        30,
+        {"reset": 2},
+        watched(),
+        rested(),
+        {"api": 40},
+        {"api": 41},
+        {"running": 0.0},
+        "{}\n",
+        100,
     )
 
 
@@ -42,14 +57,15 @@ def test_all_is_well(found):
         ({"outcomes": [WELL[0]] * 32}, "no request was refused"),
         ({"num_compared": 0}, "no answer was compared"),
         ({"faults": {"reset": 0}}, "no fault was injected: reset"),
-        ({"watch": watched(2.0)}, "api: memory grew by 118 MiB after the warm-up, 34 are allowed"),
+        ({"watch": watched(2.0)}, "api: resident memory grew by 118 MiB after the warm-up, 64 are allowed"),
+        ({"rests": rested(10)}, "api: 5000 KiB more in use at rest after 500 more requests"),
         ({"fds_after": {"api": 45}}, "api: 5 more file descriptors than before"),
         ({"logs_again": False}, "nothing was logged any more"),
         ({"idle": {"running": 1.0}}, "running is 1.0 on the idle server"),
         ({"log": 'x\n{"exception": "Traceback (most recent call last)"}'}, "the log has a traceback: "),
         ({"outcomes": [*WELL[:15], *[Outcome("known", How.FINISHED, 5.0)] * 15, *WELL[30:]]}, "known answers took 2.0 s at first and 5.0 s at last"),
     ],
-    ids=["lost", "failed", "one_way_only", "not_compared", "no_fault", "memory", "descriptors", "log_ended", "not_idle", "traceback", "slower"],
+    ids=["lost", "failed", "one_way_only", "not_compared", "no_fault", "memory", "leak", "descriptors", "log_ended", "not_idle", "traceback", "slower"],
 )  # fmt: skip
 def test_what_is_not_well_is_said(found, change, said):
     assert any(problem.startswith(said) for problem in problems(replace(found, **change)))
@@ -65,6 +81,15 @@ def test_the_line_through_points_is_the_one_of_least_squares():
     assert slope([(0, 0), (1, 1), (2, 0)]) == pytest.approx(0)
     assert slope([(1, 7)]) == 0
     assert growth([(10, 1), (20, 3), (40, 7)]) == pytest.approx(6)
+
+
+def test_what_is_first_met_late_is_no_leak():
+    first, second, last = rested(1)
+    assert leaked([first, second, replace(last, in_use={"api": last.in_use["api"] + 200 * KIB})], "api") == []
+
+
+def test_a_rest_says_what_is_in_use():
+    assert rest_line(rested()[0]) == "at rest after 500 requests: api 400.00 MiB"
 
 
 def test_what_was_resident_while_the_server_warmed_up_is_not_looked_at():

@@ -31,6 +31,8 @@ from tests.soak.questions import BATCH, CHAT, COMPLETIONS, KNOWN, MESSAGES, PROB
 HUGE_BYTES = 96 * 2**20
 #: Prompts that take more than all KV blocks together.
 NUM_LONG, LONG_TOKENS = 8, 3500
+#: More sizes of batches than a layer keeps the compiled products of (vLLM's ``create_onednn_mm``: 32).
+SETTLING_TOKENS = range(100, 500, 10)
 #: Nothing that the server accepts may take longer.
 LIMIT_S = 300
 
@@ -76,11 +78,21 @@ async def learn(soaked: Soaked) -> None:
     The memory of a block counts from its first use on.
     """
     for seed in range(NUM_LONG):
-        digits = "".join(random.Random(seed).choices("0123456789", k=LONG_TOKENS))
-        await whole(soaked.http, COMPLETIONS, {"model": "abacus", "prompt": digits, "max_tokens": 1})
+        await _prefill(soaked, LONG_TOKENS, seed)
     for body in KNOWN:
         answer = await whole(soaked.http, CHAT, body)
         soaked.known.append(answer["choices"][0]["message"]["content"])
+
+
+async def settle(soaked: Soaked) -> None:
+    """Let the idle worker compute batches of certain sizes: of those computed last it keeps compiled products."""
+    for length in SETTLING_TOKENS:
+        await _prefill(soaked, length, seed=length)
+
+
+async def _prefill(soaked: Soaked, num_tokens: int, seed: int) -> None:
+    digits = "".join(random.Random(seed).choices("0123456789", k=num_tokens))
+    await whole(soaked.http, COMPLETIONS, {"model": "abacus", "prompt": digits, "max_tokens": 1})
 
 
 async def _known(soaked: Soaked) -> How:
