@@ -2,7 +2,8 @@
 
 vLLM's handlers know nothing of it. So the middleware leaves it in a context variable of the task that serves
 the request, and where vLLM renders a prompt and calls the engine, it is checked against that prompt and
-attached. Whatever else calls the engine attaches nothing, and what a client has put there is refused.
+attached. Whatever else calls the engine attaches nothing. What a client has put there itself is refused by
+``request.py``, and never gets past here.
 
 Patch: ``process_for_engine_async`` of the engine client's renderer, and the client's ``generate``.
 Symptom without it: vLLM has no place for options but ``vllm_xargs``, which clients write themselves, and
@@ -97,15 +98,14 @@ def install(client: Any) -> None:
         return engine_input
 
     def generate_as_asked(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-        given = sampling_params.extra_args or {}
-        if KEY in given:
-            raise BadRequestOptions("vllm_xargs.forkjoin: expected the field forkjoin in the body itself")
+        others = {name: value for name, value in (sampling_params.extra_args or {}).items() if name != KEY}
+        fields: dict[str, Any] = {}
         if (asked := _ASKED.get()) is not None:
             _check_room(asked.options, prompt, max_model_len)
             _check_forks(asked.options, prompt, sampling_params)
             asked.charge(sampling_params.n, sampling_params.max_tokens, max_model_len)
-            if fields := asked.options.model_dump(exclude_unset=True):
-                sampling_params.extra_args = given | {KEY: fields}
+            fields = asked.options.model_dump(exclude_unset=True)
+        sampling_params.extra_args = (others | ({KEY: fields} if fields else {})) or None
         return generate(prompt, sampling_params, *args, **kwargs)
 
     renderer.process_for_engine_async = process_for_engine_async

@@ -129,11 +129,11 @@ def test_a_request_that_asks_for_nothing_is_vllms_own(client):
 
 @pytest.mark.parametrize("given", [{"enabled": False}, "{}", None, 3])
 def test_nothing_of_ours_comes_from_a_client_by_whatever_route(client, given):
-    with pytest.raises(BadRequestOptions, match=r"vllm_xargs\.forkjoin: expected the field forkjoin"):
-        client.generate({}, _params(extra_args={"forkjoin": given}), "r")
-    with pytest.raises(BadRequestOptions, match=r"vllm_xargs\.forkjoin"):
-        _generate(client, Asked(CompiledOptions()), _params(extra_args={"forkjoin": given}))
-    assert client.calls == []
+    client.generate({}, _params(extra_args={"forkjoin": given}), "r")
+    _generate(client, Asked(CompiledOptions()), _params(extra_args={"forkjoin": given, "mine": 1}))
+    asked = Asked(CompiledOptions(max_forks=2))
+    _generate(client, asked, _params(extra_args={"forkjoin": given}))
+    assert client.calls == [None, {"mine": 1}, {"forkjoin": {"max_forks": 2}}]
 
 
 def test_a_task_that_serves_the_request_later_hands_over_the_same(client):
