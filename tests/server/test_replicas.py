@@ -201,6 +201,7 @@ def _expected(told: list[Told]) -> dict[str, float]:
 
 
 def _assert_answered(told: list[Told], incident: Incident) -> None:
+    assert told
     for one in told:
         assert one.error is None
         assert_the_same(one.answer, incident.undisturbed[0].answer)
@@ -253,6 +254,7 @@ def test_a_draining_server_says_so_and_when_to_come_again(incident):
 
 @pytest.mark.parametrize("when", ["refused", "of_nobody"])
 def test_without_a_server_that_takes_requests_each_is_a_503_with_a_reason(incident, when):
+    assert len(getattr(incident, when)) == 2 * NUM_SESSIONS
     for told in getattr(incident, when):
         assert isinstance(told.error, openai.InternalServerError)
         assert told.error.status_code == 503

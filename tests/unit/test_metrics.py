@@ -30,7 +30,20 @@ def test_how_many_wait_is_told_by_engine():
 
 
 def test_an_event_of_a_later_version_is_not_counted():
+    before = _samples()
     observe({"type": "of_a_later_version"})
+    assert _samples() == before
+    observe({"type": "joined", "prefilled_tokens": 3})
+    assert _samples() != before
+
+
+def _samples():
+    return {
+        (s.name, *s.labels.items()): s.value
+        for family in REGISTRY.collect()
+        for s in family.samples
+        if s.name.startswith("forkjoin:")
+    }
 
 
 def test_the_page_of_metrics_is_that_of_their_definitions():
