@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 
+from tests.engine import renamed
 from training.task import Worksheet, make_worksheet
 
 #: What bf16 rounding may move a logprob by; what saw other text differs by far more.
@@ -17,6 +20,12 @@ def engine():
     from tests.engine.harness import Engine
 
     return Engine(num_gpu_blocks_override=5000)
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The model that speaks a dialect."""
+    return cache(lambda name: renamed.model_for(name, tmp_path_factory.mktemp))
 
 
 @pytest.fixture(autouse=True)

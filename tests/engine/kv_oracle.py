@@ -1,9 +1,7 @@
 """Exact KV without a model: what each token reads from the cache, against what it should.
 
-In the place of a token's keys and values, a slot holds a number that stands for the token, its position
-and the sum of all numbers that it saw. So a number says which tokens were seen, at which positions, with
-what they had seen. Sums do not depend on the order of slots, as attention does not. A slot that was written
-by another request, or moved wrongly, or computed in a row where it should not be, makes a wrong sum.
+A slot that was written by another request, or moved wrongly, or computed in a row where it should not be, makes
+a wrong sum of numbers (``kv_numbers.py``).
 
 ``KVOracle.execute`` does what the workers do in a step: blocks are copied, slots moved, tokens computed. Before
 it computes a request it compares the sum that this reads with the sum that the request's tree gives.
@@ -22,22 +20,7 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.family import Branch
 from forkjoin_scheduler.stitch import num_skipped
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.orders import Orders, orders_of
-
-MASK = (1 << 64) - 1
-
-
-def number(token_id: int, position: int, seen: int) -> int:
-    """What stands for the KV of a token at a position that saw tokens with the sum ``seen``."""
-    mixed = (seen ^ (token_id + 1) * 0x9E3779B97F4A7C15 ^ (position + 1) * 0xC2B2AE3D27D4EB4F) & MASK
-    mixed = ((mixed ^ mixed >> 31) * 0xD6E8FEB86659FD93) & MASK
-    return ((mixed ^ mixed >> 29) * 0xA0761D6478BD642F) & MASK
-
-
-def offsets_of(orders: Orders, request_id: str, num_tokens: int) -> list[int]:
-    """What a step with these ``orders`` adds to the positions of the ``num_tokens`` of a request."""
-    offsets = orders.token_offsets([request_id], np.array([num_tokens]))
-    return [0] * num_tokens if offsets is None else offsets.tolist()
+from tests.engine.kv_numbers import MASK, move, number, offsets_of, slots_of
 
 
 @dataclass
@@ -76,25 +59,17 @@ class KVOracle:
 
         Raises AssertionError if a request reads KV that is not that of its context.
         """
-        for copy in output.kv_cache_block_copies or ():
-            source, target = (self._block(i) for i in (copy.src_block_id, copy.dst_block_id))
-            self._slots[target] = self._slots[source]
-        orders = orders_of(output)
-        self._slots[orders.slot_copies[:, 1]] = self._slots[orders.slot_copies[:, 0]]
+        orders = move(self._slots, output, self._size)
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self._scheduler.requests[request_id]
             self._compute(request, num_tokens, offsets_of(orders, request_id, num_tokens))
             self._in_flight[request_id] += sampled[request_id]
 
-    def _block(self, block_id: int) -> slice:
-        return slice(block_id * self._size, (block_id + 1) * self._size)
-
     def _compute(self, request: Request, num_tokens: int, offsets: list[int]) -> None:
         context = self._context_of(request)
         first = request.num_computed_tokens - num_tokens
-        table = np.array([b.block_id for b in self._single.req_to_blocks[request.request_id]])
-        tokens = np.arange(request.num_computed_tokens)
-        slots = table[tokens // self._size] * self._size + tokens % self._size
+        table = [b.block_id for b in self._single.req_to_blocks[request.request_id]]
+        slots = slots_of(table, request.num_computed_tokens, self._size)
         before = max(first - self._window + 1, 0) if self._window else 0
         read = int(self._slots[slots[before:first]].sum())
         self._compare(request, context, first, read)

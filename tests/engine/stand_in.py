@@ -2,10 +2,10 @@
 
 What a branch writes depends on the branch and how far it has come, as with a greedy model, and on
 nothing else: so a request's answer is the same however its steps fell. A slot of the KV cache holds
-a number made of the token, its position and all that the token saw, read from the slots where it
-saw it. So two runs that sample at the same place from the same KV have the same number there, and
-with any slot of the context wrong, stale or missing they have not: these numbers are to a run what
-log-probabilities are to a model's. The log-probabilities that it gives are made of them.
+a number (``kv_numbers.py``), made of those that are read from the slots of its context. So two runs that
+sample at the same place from the same KV have the same number there, and with any slot of the context
+wrong, stale or missing they have not: these numbers are to a run what log-probabilities are to a model's.
+The log-probabilities that it gives are made of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request
 
 from forkjoin_bench.scheduler_cost import runner_output
-from forkjoin_scheduler.vllm_seam.orders import orders_of
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
-from tests.engine.kv_oracle import offsets_of
+from tests.engine.kv_numbers import move, number, offsets_of, slots_of
 
 #: A branch: the request's id, then of each fork on the way its number and the place in it.
 Path = tuple[Any, ...]
@@ -30,7 +29,6 @@ Place = tuple[Path, int, int]
 #: Token ids, their logprobs, the first one's rank.
 LogprobsRow = tuple[Any, ...]
 
-_WORD = (1 << 64) - 1
 #: Of the sampled token and of two others, whatever a request asks for: each bit of a number is in one of them.
 _SHIFTS = np.array([0, 22, 43], dtype=np.uint64)
 
@@ -75,11 +73,7 @@ class StandIn:
 
         Raises AssertionError if a request samples at one place twice, and from another context.
         """
-        orders = orders_of(output)
-        blocks = self._kv.reshape(-1, self._block_size)
-        for copy in output.kv_cache_block_copies or ():
-            blocks[copy.dst_block_id] = blocks[copy.src_block_id]
-        self._kv[orders.slot_copies[:, 1]] = self._kv[orders.slot_copies[:, 0]]
+        orders = move(self._kv, output, self._block_size)
         sampled, rows, wants_logprobs = {}, [], False
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request, table = self._scheduled[request_id]
@@ -103,14 +97,11 @@ class StandIn:
     def _compute(self, request: Request, block_ids: list[int], offsets: list[int]) -> int:
         """Fill the slots of the tokens scheduled of ``request``, which have these; returns the last one's."""
         end = request.num_computed_tokens
-        places = np.arange(end)
-        table = np.array(block_ids)
-        slots = table[places // self._block_size] * self._block_size + places % self._block_size
-        first = end - len(offsets)
+        slots, first = slots_of(block_ids, end, self._block_size), end - len(offsets)
         seen, value = int(self._kv[slots[:first]].sum()), 0
         for place, offset in enumerate(offsets, first):
             assert 0 <= place + offset < self._scheduler.max_model_len
-            value = _mixed(self._token(request, place), place + offset, seen)
+            value = number(self._token(request, place), place + offset, seen)
             self._kv[slots[place]] = value
             seen += value
         return value
@@ -175,11 +166,3 @@ def _path_of(branch: Any) -> Path:
         return (branch.request_id,)
     fork = next(i for i, threads in enumerate(parent.forks) if branch in threads)
     return (*_path_of(parent), fork, branch.position)
-
-
-def _mixed(token: int, position: int, seen: int) -> int:
-    """A number of 64 bits that says which token this is, where, and what it saw (splitmix64)."""
-    word = (token * 0x9E3779B97F4A7C15 + position * 0xC2B2AE3D27D4EB4F + seen) & _WORD
-    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
-    return word ^ (word >> 31)

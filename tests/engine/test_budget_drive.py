@@ -8,7 +8,6 @@ from forkjoin_scheduler.dialect_files import builtin_names
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import CompiledOptions
 from forkjoin_scheduler.settings import KEY
-from tests.engine import renamed
 from tests.engine.books import Books
 from tests.engine.random_drive import Drive, Seen
 from tests.tiers import Tier
@@ -69,12 +68,12 @@ class Counted(Drive):
 
 @pytest.mark.parametrize("kind", [MIXED, PRESSURE])
 @pytest.mark.parametrize("name", builtin_names())
-def test_every_token_is_charged_to_one_budget_that_binds(tmp_path_factory, tier, name, kind):
-    model, num_families = renamed.model_for(name, tmp_path_factory.mktemp), 0
+def test_every_token_is_charged_to_one_budget_that_binds(model_of, tier, name, kind):
+    num_families = 0
     for seed in range(NUM_SEEDS[tier]):
         with pytest.MonkeyPatch.context() as monkeypatch:
             books = Books(monkeypatch)
-            drive = Counted.named(name, f"{kind}", 1000 + seed, model).keep(books)
+            drive = Counted.named(name, f"{kind}", 1000 + seed, model_of(name)).keep(books)
             try:
                 num_families += drive.check()
             except Exception as error:

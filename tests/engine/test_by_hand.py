@@ -9,25 +9,12 @@ import pytest
 
 from forkjoin_scheduler.dialect import Dialect, Join
 from forkjoin_scheduler.dialect_files import load
-from tests.engine import renamed
 
 pytestmark = pytest.mark.engine
 
 PLANS = "<guideline><plan>1: a</plan><plan>2: b</plan></guideline>"
 GOAL = "<Goal><Outline>1: a</Outline><Outline>2: b</Outline></Goal>"
 OUTLINES = "<Outlines><Outline>1: a</Outline><Outline>2: b</Outline></Outlines>"
-
-
-@pytest.fixture(scope="module")
-def model_of(tmp_path_factory):
-    models = {}
-
-    def find(name):
-        if name not in models:
-            models[name] = renamed.model_for(name, tmp_path_factory.mktemp)
-        return models[name]
-
-    return find
 
 
 @pytest.fixture

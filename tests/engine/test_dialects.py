@@ -13,7 +13,7 @@ import pytest
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import load
 from tests.engine.malformed_cases import TRACE, call
-from tests.engine.renamed import APAR, HPD, NPR, PARALLEL_R1, dialect_for, model_for, with_tokens
+from tests.engine.renamed import APAR, HPD, NPR, PARALLEL_R1, dialect_for, with_tokens
 
 pytestmark = pytest.mark.engine
 
@@ -150,10 +150,10 @@ def test_npr_penalises_repetition_inside_steps_only(npr):
 
 
 @pytest.fixture(scope="module")
-def parathinker(tmp_path_factory):
+def parathinker(model_of):
     from tests.engine.harness import Engine
 
-    return Engine(dialect_for("parathinker"), model_for("parathinker", tmp_path_factory.mktemp))
+    return Engine(dialect_for("parathinker"), model_of("parathinker"))
 
 
 def test_parathinker_forks_behind_the_prompt_and_the_first_path_to_end_cuts_the_others_off(parathinker):

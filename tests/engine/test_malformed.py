@@ -23,7 +23,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def speaking(tmp_path_factory):
+def speaking(model_of):
     """The engine that speaks a dialect."""
     from tests.engine.harness import Engine
 
@@ -31,9 +31,8 @@ def speaking(tmp_path_factory):
 
     def speak(name: str) -> Engine:
         if name not in engines:
-            model = renamed.model_for(name, tmp_path_factory.mktemp)
             options = {"max_model_len": 2048, "num_gpu_blocks_override": 400}
-            engines[name] = Engine(renamed.dialect_for(name), model, **options)
+            engines[name] = Engine(renamed.dialect_for(name), model_of(name), **options)
         return engines[name]
 
     return speak

@@ -9,26 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.dialect_files import builtin_names
-from tests.engine import renamed
 from tests.tiers import Tier
 
 pytestmark = pytest.mark.engine
 
 #: Of each dialect and kind.
 NUM_SEEDS = {Tier.FIRST: 15, Tier.CI: 35, Tier.ALL: 35}
-
-
-@pytest.fixture(scope="module")
-def model_of(tmp_path_factory):
-    """The model that speaks a dialect."""
-    models = {}
-
-    def find(name):
-        if name not in models:
-            models[name] = renamed.model_for(name, tmp_path_factory.mktemp)
-        return models[name]
-
-    return find
 
 
 @pytest.fixture(autouse=True)
