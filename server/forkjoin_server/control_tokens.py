@@ -30,6 +30,8 @@ _MARK = "\U000101d0"
 _FIRST = 0x13000
 #: The same where a template writes JSON in ASCII.
 _ESCAPED = re.compile(r"\\ud800\\uddd0\\ud80c\\ud[c-f][0-9a-f]{2}")
+#: Cohere's renderer calls it by the second name.
+_ASSISTANTS = ("assistant", "chatbot")
 #: Lists and objects in each other: no schema of a tool has so many.
 _MAX_DEPTH = 100
 
@@ -69,9 +71,19 @@ class ControlTokens:
     def _by_id(self) -> dict[int, str]:
         return {token_id: tag for tag, token_id in self.ids.items()}
 
-    def first_in(self, value: Any) -> str | None:
-        """The first tag that a text in ``value`` spells, None if none does."""
-        return next((tag for text in _texts(value) for tag in self._tags if tag in text), None)
+    def first_in(self, value: Any, kept: str | None = None) -> str | None:
+        """The first tag that a text in ``value`` spells, None if none; ``kept``: an end of texts that may."""
+        texts = (text.removesuffix(kept or "") for text in _texts(value))
+        return next((tag for text in texts for tag in self._tags if tag in text), None)
+
+    def spelled_by(self, token_ids: Iterable[int]) -> list[int]:
+        """Those of ``token_ids`` that are control tokens."""
+        return [i for i in token_ids if i in self._by_id]
+
+    def as_text(self, token_ids: Iterable[int]) -> list[int]:
+        """``token_ids`` with its text in the place of each control token."""
+        pieces = (self.text_ids[self._by_id[i]] if i in self._by_id else (i,) for i in token_ids)
+        return [i for piece in pieces for i in piece]
 
     def marked(self, value: Any, kept: str | None = None) -> Any:
         """``value``, of lists and dicts, with the tags in its texts marked; ``kept``: an end that is not."""
@@ -126,20 +138,25 @@ class ControlTokens:
         ]
 
 
-def check_has_none(tokens: ControlTokens, conversation: Sequence[Mapping[str, Any]], tools: Any) -> None:
+def check_has_none(
+    tokens: ControlTokens, conversation: Sequence[Mapping[str, Any]], tools: Any, kept: str | None = None
+) -> None:
     """Raise BadRequestOptions naming the message that spells a control token, or that a tool does.
 
-    An assistant's may: they are what the server answered before.
+    An assistant's may: they are what the server answered before. ``kept``: an end of messages that may, too.
     """
     for number, message in enumerate(conversation):
-        if message.get("role") != "assistant" and (tag := tokens.first_in(message)):
-            raise BadRequestOptions(_refusal(f"messages[{number}]", tag))
+        if message.get("role") not in _ASSISTANTS and (tag := tokens.first_in(message, kept)):
+            raise refusal(f"messages[{number}]", tag)
     if tag := tokens.first_in(tools):
-        raise BadRequestOptions(_refusal("tools", tag))
+        raise refusal("tools", tag)
 
 
-def _refusal(where: str, tag: str) -> str:
-    return f"{where}: expected no control token of the model's dialect in it, got {cut(tag)}: leave it out"
+def refusal(where: str, tag: str) -> BadRequestOptions:
+    """What a client is told that spells ``tag`` in its text ``where``, and may not."""
+    return BadRequestOptions(
+        f"{where}: expected no control token of the model's dialect in it, got {cut(tag)}: leave it out"
+    )
 
 
 def _as_text(tag: str, added: set[int], tokenizer: Tokenizer) -> list[int]:

@@ -349,6 +349,10 @@ def _vllm_config(dialect, **changes):
             is_hybrid=False,
             is_attention_free=False,
             is_diffusion=False,
+            tokenizer=str(EMBEDDED_MODEL),
+            tokenizer_mode="hf",
+            tokenizer_revision=None,
+            trust_remote_code=False,
         ),
     }
     return SimpleNamespace(**config)

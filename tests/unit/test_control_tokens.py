@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
-from forkjoin_server import prompts
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from forkjoin_server.control_tokens import ControlTokens, Marked
+from forkjoin_server.vllm_seam.renderers import Policy, install
 
 MARK = "\U000101d0"
 JAVA = "Why does List<Thread> t = new ArrayList<>(); fail? See </Thread>, <Outlines> and <Parallel>."
@@ -114,6 +114,13 @@ def test_a_marked_text_that_is_cut_or_lowered_stays_one():
 # ---- in vLLM's renderer --------------------------------------------------------------------
 
 
+class HfRenderer(SimpleNamespace):
+    """vLLM's of this name, as far as it is called."""
+
+    def get_tokenizer(self):
+        return _inner()
+
+
 def _template(conversation, tools, documents=()):
     """A chat template: all that it is given, between control tokens of its own."""
     texts = [f"<Outlines>{tools or ''}{''.join(documents)}"]
@@ -142,10 +149,10 @@ def render():
         def make(
             conversation, *, refuses=False, instruction=None, offsets=False, is_tokenised=False, **kwargs
         ):
-            renderer = SimpleNamespace(
+            renderer = HfRenderer(
                 _executor=executor, _apply_chat_template_async=apply, _tokenize_prompt_async=tokenize
             )
-            assert prompts.install(renderer, _tokens(), refuses=refuses, instruction=instruction)
+            install(renderer, Policy(_tokens(), refuses, instruction))
 
             async def chat():
                 made = await renderer._apply_chat_template_async(
@@ -206,13 +213,13 @@ def test_a_chat_that_spells_none_is_vllms_own(render):
 
 
 def test_a_raw_prompt_is_not_touched(render):
-    renderer = SimpleNamespace(_apply_chat_template_async=None)
+    renderer = HfRenderer(_apply_chat_template_async=None)
 
     async def tokenize(prompt, params):
         return {**prompt, "prompt_token_ids": _encode(prompt["prompt"])}
 
     renderer._tokenize_prompt_async = tokenize
-    prompts.install(renderer, _tokens(), refuses=True, instruction=None)
+    install(renderer, Policy(_tokens(), refuses=True, instruction=None))
     made = asyncio.run(renderer._tokenize_prompt_async({"prompt": f"<Thread>{MARK}\U00013000"}, None))
     assert _spelled(made["prompt_token_ids"]) == ["<Thread>"]
     assert made["prompt"] == f"<Thread>{MARK}\U00013000"
@@ -252,7 +259,3 @@ def test_the_servers_own_instruction_keeps_its_control_tokens(render, parts, ref
     )
     made = render([_says("user", content)], instruction=instruction, refuses=refuses)
     assert _spelled(made["prompt_token_ids"]) == ["<Outlines>", "<Parallel>"]
-
-
-def test_a_renderer_of_another_kind_is_left_as_it_is():
-    assert not prompts.install(SimpleNamespace(), _tokens(), refuses=False, instruction=None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server.vllm_seam.control_tokens import check_renderer
 from forkjoin_server.vllm_seam.patching import put_in_place
 from forkjoin_server.vllm_seam.tokenizers import bind_to_model
 
@@ -36,10 +37,11 @@ def check_at_start(vllm_config: Any) -> None:
     """
     from forkjoin_scheduler.vllm_seam import compat
 
-    dialect = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
-    if dialect is None:
+    settings = Settings.model_validate(vllm_config.additional_config.get(KEY, {}))
+    if (dialect := settings.dialect) is None:
         return
     compat.check_config(vllm_config)
+    check_renderer(vllm_config.model_config, settings)
     bind_to_model(dialect, vllm_config)
     if dialect.is_stitched:
         # How many blocks there will be, the engine finds out.
