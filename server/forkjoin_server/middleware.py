@@ -44,6 +44,7 @@ from forkjoin_server.tokens import TokenThreads
 from forkjoin_server.vllm_seam.authentication import without_authentication
 from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
 from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
+from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
 from forkjoin_server.vllm_seam.responses import stores_responses
 from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
 
@@ -80,6 +81,7 @@ class ForkJoinMiddleware:
                 install(client)
                 make_text_of_control_tokens(client, scope["app"].state.vllm_config, _settings(scope))
             name_failed_requests()
+            log_refusals_in_a_line(scope["app"].state)
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return

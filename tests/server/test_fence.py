@@ -76,6 +76,18 @@ def test_others_beside_it_are_answered_and_it_is_counted_once(faulty):
     assert re.search(r"vllm:num_requests_running\{.*\} 0.0", metrics)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_what_vllm_refuses_is_a_line_in_the_log(faulty, path):
+    """Beside the one of uvicorn's: a prompt that no context holds, which no check of ours sees."""
+    address, log = faulty
+    before, refused = log.read_text(), body(path, "a" * 5000)
+    for _ in range(3):
+        assert httpx.post(f"{address}{path}", json=refused, timeout=240).status_code == 400
+    told = log.read_text().removeprefix(before)
+    assert "Traceback" not in told
+    assert len(told.splitlines()) <= 2 * 3, told
+
+
 def _failures(address):
     found = re.search(
         r'forkjoin:internal_errors_total\{where="advance"\} (\S+)', httpx.get(f"{address}/metrics").text
