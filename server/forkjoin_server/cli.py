@@ -14,8 +14,7 @@ from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
 from forkjoin_server import logs
-from forkjoin_server.access import keys
-from forkjoin_server.access.access import hand_on_sighup, ignore_sighup
+from forkjoin_server.access import keys, sighup
 from forkjoin_server.configuration import resolve
 from forkjoin_server.effective import Given, effective, lines
 from forkjoin_server.fit import found
@@ -28,7 +27,6 @@ from forkjoin_server.output import never_fail
 if multiprocessing.current_process().name != "MainProcess":  # spawned by it: imports its main module first
     die_with_the_parent()
     leave_to_the_parent()
-    ignore_sighup()
     never_fail()
 
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
@@ -86,6 +84,7 @@ def serve(argv: list[str]) -> None:
     from forkjoin_server.vllm_seam.versions import check_version
 
     never_fail()
+    sighup.hold()
     with killing():
         _help_first(argv)
         starts_as_json = logs.wants_json(argv)
@@ -103,7 +102,9 @@ def serve(argv: list[str]) -> None:
         if given.origins.get("api_key") == "flag":
             print(f"forkjoin: {_KEY_SEEN}", file=sys.stderr, flush=True)
         if args.forkjoin_api_key_file is not None:
-            hand_on_sighup(args.forkjoin_api_key_file)
+            sighup.hand_on()
+        else:
+            sighup.release()
         run_serve(args)
 
 

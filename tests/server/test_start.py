@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from forkjoin_server.access.keys import line_of
 
 pytestmark = pytest.mark.server
 
@@ -44,6 +48,26 @@ def test_traces_without_the_packages_that_export_them_name_the_extra(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("install vllm-forkjoin[otel]")
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_sighup_in_its_first_moments_ends_nothing(tmp_path):
+    """As an operator's who has just written the file of keys: the start goes on to its own end."""
+    path = tmp_path / "keys.yaml"
+    path.write_text(line_of("a", "k"))
+    flags = ["--api-key-file", str(path), "--no-enable-prefix-caching"]
+    with subprocess.Popen([str(FORKJOIN), "serve", *flags], stderr=subprocess.PIPE, text=True) as process:
+        while not _holds(process.pid, signal.SIGHUP):
+            assert process.poll() is None, "it ended, and had never held the signal"
+        process.send_signal(signal.SIGHUP)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert stderr.splitlines()[-1].startswith("forkjoin: fork/join can't be combined")
+
+
+def _holds(pid: int, number: int) -> bool:
+    """Whether a process blocks a signal."""
+    blocked = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(blocked and int(blocked[1], 16) >> (number - 1) & 1)
 
 
 def _serve(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -13,11 +13,9 @@ import asyncio, multiprocessing, os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from forkjoin_server.access.access import Access, hand_on_sighup, ignore_sighup
+from forkjoin_server.access import sighup
+from forkjoin_server.access.access import Access
 from forkjoin_server.access.keys import line_of
-
-if multiprocessing.current_process().name != "MainProcess":
-    ignore_sighup()
 
 
 def serve(path, name, told):
@@ -41,12 +39,15 @@ def compute(path, name, told):
 
 if __name__ == "__main__":
     path, context = sys.argv[1], multiprocessing.get_context("spawn")
-    hand_on_sighup(path)
+    sighup.hold()
+    os.kill(os.getpid(), signal.SIGHUP)
+    sighup.hand_on()
     told = context.Queue()
     names = {"ApiServer_0": serve, "ApiServer_1": serve, "EngineCore_DP0": compute}
     children = [context.Process(target=f, args=(path, n, told), name=n) for n, f in names.items()]
     for child in children:
         child.start()
+        os.kill(child.pid, signal.SIGHUP)
     assert {told.get(timeout=60) for _ in names} == {("serves", n) for n in names}
     Path(path).write_text(line_of("b", "two"))
     os.kill(os.getpid(), signal.SIGHUP)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Sequence
 
@@ -14,6 +10,7 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.policy.backlog import Expected, Tenant, shared
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.visits import BACKLOG
+from forkjoin_server.access import sighup
 from forkjoin_server.access.guard import Guard
 from forkjoin_server.access.keys import Key, KeyRing, read, unnamed
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
@@ -55,9 +52,8 @@ class Access:
     def start(self, scope: Message) -> None:
         """Read the keys, and read them again at each SIGHUP. Raises UsageError if they can't be read."""
         guard = self.guard(scope)
-        if self.settings.api_key_file is None or threading.current_thread() is not threading.main_thread():
-            return
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload, guard)
+        if self.settings.api_key_file is not None and threading.current_thread() is threading.main_thread():
+            sighup.listen(lambda: self._reload(guard))
 
     def _keys(self) -> list[Key]:
         path = self.settings.api_key_file
@@ -70,24 +66,3 @@ class Access:
             LOG.error("SIGHUP: the API keys stay as they were: %s", error)  # noqa: TRY400 - one sentence
         else:
             LOG.info("SIGHUP: read %d API keys", len(guard.ring.keys))
-
-
-def hand_on_sighup(path: str) -> None:
-    """Let a SIGHUP of this process, the first, reach all API servers, of which it may be one.
-
-    Those that it spawns ignore the signal (``ignore_sighup``) until they serve.
-    """
-    os.environ["FORKJOIN_API_KEY_FILE"] = path
-    signal.signal(signal.SIGHUP, _hand_on)
-
-
-def ignore_sighup() -> None:
-    """In a spawned process whose parent hands SIGHUP on: it would end one that does not know it."""
-    if os.environ.get("FORKJOIN_API_KEY_FILE"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-def _hand_on(*_: object) -> None:
-    for child in multiprocessing.active_children():
-        if child.name.startswith("ApiServer") and child.pid is not None:
-            os.kill(child.pid, signal.SIGHUP)
