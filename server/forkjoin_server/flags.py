@@ -111,7 +111,7 @@ def configure(args: argparse.Namespace) -> None:
         for name, value in given(args, model).model_dump().items():
             setattr(args, _dest(name), value)
     given(args, WatchSettings).check()
-    _check_keys(args)
+    _check_keys(args, are_weighed=dialect_name != "none")
     limits, more = _given(args, Limits), _given(args, Settings)
     args.middleware = [*args.middleware, MIDDLEWARE]
     if dialect_name == "none":
@@ -126,10 +126,10 @@ def configure(args: argparse.Namespace) -> None:
     args.additional_config = config | {KEY: settings.model_dump(mode="json")}
 
 
-def _check_keys(args: argparse.Namespace) -> None:
+def _check_keys(args: argparse.Namespace, *, are_weighed: bool) -> None:
     """Raise UsageError for a file of keys that can't be read, or keys beside a door that asks for none."""
     if (path := getattr(args, _dest("api_key_file"))) is not None:
-        keys.read(path)
+        keys.read(path, are_weighed=are_weighed)
     has_keys = path is not None or args.api_key or os.environ.get("VLLM_API_KEY")
     if has_keys and (getattr(args, "grpc", False) or getattr(args, "grpc_port", None) is not None):
         raise UsageError(

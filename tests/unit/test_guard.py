@@ -228,14 +228,14 @@ def test_a_websocket_without_a_key_is_never_accepted():
 # ---- the file, again -----------------------------------------------------------------------
 
 
-def _middleware(path):
+def _middleware(path, *flags):
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
     class Application:
         class state:  # noqa: N801 - as Starlette calls it
-            args = resolve(["--api-key-file", str(path)], {}).args
+            args = resolve(["--api-key-file", str(path), *flags], {}).args
 
     middleware = ForkJoinMiddleware(app)
 
@@ -246,12 +246,20 @@ def _middleware(path):
     return middleware, Application, status
 
 
-def test_a_file_is_read_again_at_sighup_and_a_broken_one_changes_nothing(tmp_path, monkeypatch, caplog):
+WEIGHTY = f"new: {{sha256: {digest_of('two').hex()}, weight: 2}}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"), [([], "broken: ["), (["--dialect", "none"], WEIGHTY)], ids=["broken", "weights"]
+)
+def test_a_file_is_read_again_at_sighup_and_a_wrong_one_changes_nothing(
+    tmp_path, monkeypatch, caplog, flags, refused
+):
     monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
     monkeypatch.setattr("forkjoin_server.access.access.LOG.propagate", True)
     path = tmp_path / "keys.yaml"
     path.write_text(line_of("old", "one") + "\n")
-    middleware, application, status = _middleware(path)
+    middleware, application, status = _middleware(path, *flags)
     assert (status("one"), status("two")) == (200, 401)
 
     async def at_sighup(text):
@@ -266,7 +274,7 @@ def test_a_file_is_read_again_at_sighup_and_a_broken_one_changes_nothing(tmp_pat
     assert threading.current_thread() is threading.main_thread()
     asyncio.run(at_sighup(line_of("new", "two")))
     assert (status("one"), status("two")) == (401, 200)
-    asyncio.run(at_sighup("broken: ["))
+    asyncio.run(at_sighup(refused))
     assert (status("one"), status("two")) == (401, 200)
     assert "the API keys stay as they were" in caplog.text
     assert "two" not in caplog.text

@@ -100,6 +100,18 @@ def test_a_line_holds_no_key():
     assert key not in line_of("a", key)
 
 
+def test_a_weight_is_refused_where_nothing_is_shared_out_by_it(written, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
+    plain, heavy = written(line_of("a", "k")), f"b: {{sha256: {HASH}, weight: 2}}\n"
+    resolve(["--dialect", "none", "--api-key-file", plain], {})
+    path = written(line_of("a", "k") + "\n" + heavy)
+    resolve(["--api-key-file", path], {})
+    with pytest.raises(
+        UsageError, match=r"b: expected no weight, got 2: with --dialect none .* serve with a"
+    ):
+        resolve(["--dialect", "none", "--api-key-file", path], {})
+
+
 @pytest.mark.parametrize("flags", [["--grpc"], ["--grpc-port", "50051"]])
 @pytest.mark.parametrize("given", ["flag", "variable", "file"])
 def test_keys_are_refused_beside_a_door_that_asks_for_none(flags, given, written, monkeypatch):

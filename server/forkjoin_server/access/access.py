@@ -28,6 +28,8 @@ class Access:
         self._guard: Guard | None = None
         self.settings = AccessSettings()
         self._num_front_ends = 1
+        #: Whether the engine shares itself out between keys. Without a dialect vLLM's own scheduler does not.
+        self._are_weighed = True
 
     def guard(self, scope: Message) -> Guard:
         """Who decides. Raises UsageError while the file can't be read, so that nobody passes."""
@@ -35,9 +37,10 @@ class Access:
             args = getattr(getattr(scope.get("app"), "state", None), "args", None)
             if args is not None:
                 self.settings = given(args, AccessSettings)
+                self._are_weighed = bool(args.additional_config.get(KEY))
                 self._num_front_ends = getattr(args, "api_server_count", None) or 1
                 BACKLOG.bounds = shared(given(args, OverloadSettings).bounds, self._num_front_ends)
-                BACKLOG.expected = Expected() if args.additional_config.get(KEY) else Expected(threads=1)
+                BACKLOG.expected = Expected() if self._are_weighed else Expected(threads=1)
             self._guard = Guard(KeyRing(self._keys()), self.settings.open_paths)
         return self._guard
 
@@ -57,7 +60,8 @@ class Access:
 
     def _keys(self) -> list[Key]:
         path = self.settings.api_key_file
-        return [*self._unnamed, *([] if path is None else read(path))]
+        of_file = [] if path is None else read(path, are_weighed=self._are_weighed)
+        return [*self._unnamed, *of_file]
 
     def _reload(self, guard: Guard) -> None:
         try:

@@ -97,8 +97,11 @@ class KeyRing:
         return found
 
 
-def read(path: str) -> list[Key]:
-    """The keys in the file at ``path``. Raises UsageError, which repeats no hash, if they can't be read."""
+def read(path: str, *, are_weighed: bool = True) -> list[Key]:
+    """The keys in the file at ``path``. Raises UsageError, which repeats no hash, if they can't be read.
+
+    ``are_weighed``: whether the engine shares itself out between them. Otherwise none may have a weight.
+    """
     try:
         entries = yaml.load(Path(path).read_text(encoding="utf-8"), StrictLoader)  # noqa: S506 - a SafeLoader
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
@@ -114,6 +117,11 @@ def read(path: str) -> list[Key]:
     for key in keys:
         if (other := by_digest.setdefault(key.digest, key.name)) != key.name:
             raise UsageError(f"{path}: {key.name}: expected a key of its own, got that of {other}")
+        if key.weight != 1 and not are_weighed:
+            raise UsageError(
+                f"{path}: {key.name}: expected no weight, got {key.weight:g}: with --dialect none vLLM's own "
+                "queue serves, which knows no keys. Drop the weight, or serve with a dialect"
+            )
     return keys
 
 
