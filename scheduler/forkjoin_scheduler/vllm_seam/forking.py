@@ -231,7 +231,8 @@ class Forking(Joining):
 
     def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
         assert thread.plan is not None
-        token_ids = [*parent._all_token_ids[: thread.fork_len], *thread.plan.header_ids]
+        token_ids = parent._all_token_ids[: thread.fork_len]
+        token_ids += thread.plan.header_ids
         params = self._thread_params(live, thread, self._room(live, thread, len(token_ids), thread.offset))
         hashes = parent.block_hashes[: thread.fork_len // self.hash_block_size]
         request = new_request(live.request, thread.request_id, token_ids, params, hashes)

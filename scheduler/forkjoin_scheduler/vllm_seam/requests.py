@@ -12,18 +12,19 @@ from vllm.v1.request import Request
 def new_request(
     root: Request,
     request_id: str,
-    token_ids: Sequence[int],
+    token_ids: list[int],
     params: SamplingParams,
     known_hashes: Sequence[BlockHash] = (),
 ) -> Request:
-    """A request of the same client, adapter and priority as ``root`` on ``token_ids``.
+    """A request of the same client, adapter and priority as ``root`` on ``token_ids``, which nobody changes.
 
+    They are not copied, but once by vLLM: contexts are long, and each slice of a prefill is a request.
     ``known_hashes``: of its first blocks, as another request of the family has them: the others alone are
     computed.
     """
     request = Request(
         request_id=request_id,
-        prompt_token_ids=list(token_ids),
+        prompt_token_ids=token_ids,
         sampling_params=params,
         pooling_params=None,
         client_index=root.client_index,
