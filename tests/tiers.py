@@ -62,6 +62,7 @@ LATER: dict[str, Later] = {
     "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),
     "tests/server/test_observability.py": Later(Tier.CI, "a server that exports traces"),
     "tests/server/test_observability_scaled.py": Later(Tier.CI, "two API servers that export traces"),
+    "tests/server/test_reasoning.py": Later(Tier.CI, "a server with a reasoning parser"),
     "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
     "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
     "tests/server/test_usage.py": Later(
