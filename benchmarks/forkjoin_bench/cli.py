@@ -26,8 +26,9 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from forkjoin_bench import overload, scheduler_cost
+    from forkjoin_bench import scheduler_cost
     from forkjoin_bench.models import MODELS
+    from forkjoin_bench.overload import command as overload
     from forkjoin_bench.scenarios import DEFAULT, MAKERS
 
     parser = argparse.ArgumentParser(prog="forkjoin bench", description="Benchmarks; see docs/benchmarks.md.")

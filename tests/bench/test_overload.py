@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from forkjoin_bench.overload import Plan, Result, problems, spread
+from forkjoin_bench.overload.plan import Plan
+from forkjoin_bench.overload.result import Result, problems, spread
 
 PLAN = Plan(requests=10)
 GOOD = Result(

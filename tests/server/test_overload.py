@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_bench.overload import Plan, problems, run
+from forkjoin_bench.overload.plan import Plan
+from forkjoin_bench.overload.result import problems
+from forkjoin_bench.overload.run import run
 
 pytestmark = pytest.mark.server
 
