@@ -3,6 +3,10 @@
 Patch: ``vllm.v1.engine.async_llm.OutputProcessor`` -> ForkJoinOutputProcessor.
 Symptom without it: thread events, which vLLM drops as outputs of an unknown request, are lost.
 Upstream: there is no option for the class. Remove when AsyncLLM takes one.
+
+Patch: ``vllm.v1.engine.async_llm.RequestOutputCollector`` -> PieceCollector.
+Symptom without it: thousands of tokens with logprobs become one event, which takes seconds to write.
+Upstream: so in stock ``vllm serve``, too, where a client reads slowly. Remove when it bounds an event.
 """
 
 from __future__ import annotations
@@ -11,21 +15,25 @@ import torch
 
 
 def register() -> None:
-    """Put our OutputProcessor in the place of vLLM's, keep secrets out of its logs, and ask for AMX.
+    """Put our classes in the place of vLLM's, keep secrets out of its logs, and ask for AMX.
 
     A process of the engine ends with the threads that it can't do without.
     """
     import vllm.v1.engine.async_llm as async_llm
 
     from forkjoin_scheduler.redact import hide_in_logs
+    from forkjoin_scheduler.vllm_seam.collector import PieceCollector
     from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
     from forkjoin_scheduler.vllm_seam.seeded import keep_seeds_of_partial_prompts
+    from forkjoin_scheduler.vllm_seam.token_texts import decode_alternatives_once
     from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
+    setattr(async_llm, "RequestOutputCollector", PieceCollector)  # noqa: B010
     hide_in_logs()
     end_with_vital_threads()
     keep_seeds_of_partial_prompts()
+    decode_alternatives_once()
     _allow_amx()
 
 
