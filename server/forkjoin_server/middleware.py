@@ -41,6 +41,7 @@ from forkjoin_server.routes import GENERATE, GENERATING, HEALTH, PATHS, RESPONSE
 from forkjoin_server.stored import StoredResponses, feed_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.tokens import TokenThreads
+from forkjoin_server.turns import give_turns
 from forkjoin_server.vllm_seam.authentication import without_authentication
 from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
 from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
@@ -79,6 +80,7 @@ class ForkJoinMiddleware:
             publish(scope["app"])
             if (client := _client(scope)) is not None:
                 install(client)
+                give_turns(client)
                 make_text_of_control_tokens(client, scope["app"].state.vllm_config, _settings(scope))
             name_failed_requests()
             log_refusals_in_a_line(scope["app"].state)
