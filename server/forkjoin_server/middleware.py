@@ -170,6 +170,17 @@ class Bodies:
         except BodyTooLarge as error:
             await answers.respond(send, 413, answers.error(str(error), path, 413), _CLOSE)
             return
+        await self._take_turn(path, raw, scope, receive, send)
+
+    async def _take_turn(self, path: str, raw: bytes, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a POST by its body, ``raw``: what is work for the engine in its turn."""
+        if path in GENERATING:
+            async with self._preparing.of(VISIT.get() or Visit(Tenant())):
+                await self._answer(path, raw, scope, receive, send)
+        else:
+            await self._answer(path, raw, scope, receive, send)
+
+    async def _answer(self, path: str, raw: bytes, scope: Message, receive: Receive, send: Send) -> None:
         given = _json_object(raw)
         errors = ErrorBodies(send, lambda: _text(given, raw))
         route = None if given is None else route_of(path, given)
@@ -211,10 +222,9 @@ class Bodies:
         weaver = Weaver(send, queue, log, _presenter(log, path) if is_wanted else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:
-            async with self._preparing.of(visit or Visit(Tenant())):
-                with handing_over(asked):
-                    received = noticing(receive, _request_id(scope))
-                    await self.app(scope, _replay(data, received), weaver.send)
+            with handing_over(asked):
+                received = noticing(receive, _request_id(scope))
+                await self.app(scope, _replay(data, received), weaver.send)
         finally:
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):

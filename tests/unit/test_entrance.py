@@ -11,6 +11,7 @@ import pytest
 from forkjoin_scheduler.errors import Overloaded
 from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant, Visit
 from forkjoin_scheduler.visits import BACKLOG, VISIT
+from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.middleware import ForkJoinMiddleware
 from forkjoin_server.routes import CHAT, GENERATING, MESSAGES
 
@@ -37,7 +38,8 @@ class Client:
 
     def __init__(self, app, path=CHAT, body=None):
         self.sent, self.num_read = [], 0
-        self._middleware, self._path, self._body = ForkJoinMiddleware(app), path, body or {}
+        self._middleware = app if isinstance(app, ForkJoinMiddleware) else ForkJoinMiddleware(app)
+        self._path, self._body = path, body or {}
 
     async def ask(self):
         scope = {"type": "http", "method": "POST", "path": self._path, "headers": []}
@@ -158,6 +160,38 @@ def test_whatever_becomes_of_a_request_it_waits_no_more():
     with pytest.raises(ConnectionError):
         asyncio.run(client.ask())
     assert BACKLOG.waiting.families == 0
+
+
+def test_of_a_burst_a_few_bodies_are_parsed_at_a_time(monkeypatch):
+    from forkjoin_server import middleware
+
+    parsed, may_end, make = [], asyncio.Event(), middleware.prepare
+
+    def prepare(given, *args):
+        parsed.append(given)
+        return make(given, *args)
+
+    async def app(scope, receive, send):
+        await may_end.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def run():
+        shared = ForkJoinMiddleware(app)
+        clients = [Client(shared) for _ in range(AT_A_TIME + 3)]
+        tasks = [asyncio.create_task(client.ask()) for client in clients]
+        while not all(client.num_read for client in clients):
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(parsed) == AT_A_TIME
+        may_end.set()
+        await asyncio.gather(*tasks)
+        assert [client.status for client in clients] == [200] * len(clients)
+
+    monkeypatch.setattr(middleware, "prepare", prepare)
+    BACKLOG.bounds = Bounds()
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(("headers", "expected"), [([], b"10"), ([(b"retry-after", b"3")], b"3")])

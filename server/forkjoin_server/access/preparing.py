@@ -1,4 +1,4 @@
-"""So many requests are made ready for the engine at a time: templates filled in, prompts tokenised.
+"""So many requests are made ready for the engine at a time: bodies read as JSON, prompts made of them.
 
 All of a burst at once would make each turn of the event loop as long as the burst: who asks for
 ``/health``, or is refused, would wait for all of it.
