@@ -15,7 +15,9 @@ from __future__ import annotations
 from typing import Literal
 
 #: The limits that a request is refused at: of all that waits, of what is an API key's.
-Limit = Literal["queued_families", "queued_threads", "queued_tokens", "key_families", "key_tokens"]
+Limit = Literal[
+    "queued_families", "queued_threads", "queued_tokens", "queued_bodies", "key_families", "key_tokens"
+]  # fmt: skip
 
 #: The places in fork/join code where an error of ours is contained: in the engine core, in the front end.
 Place = Literal[

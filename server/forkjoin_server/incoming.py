@@ -1,9 +1,17 @@
-"""The body of a request, read up to a limit. What is longer is refused before it is read whole."""
+"""The body of a request, read up to a limit. What is longer is refused before it is read whole.
+
+A body is kept until its request is over. So those of all requests together have a limit, too.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+
 from pydantic import BaseModel, ConfigDict, Field
 
+from forkjoin_scheduler.errors import Overloaded
 from forkjoin_server.weaver import Message, Receive, Send
 
 MIB = 1 << 20
@@ -18,6 +26,11 @@ class BodySettings(BaseModel):
     max_body_mib: int = Field(
         default=64, ge=1, description="MiB of a request's body, uploads included; a larger one is a 413"
     )
+    max_bodies_mib: int = Field(
+        default=2048,
+        ge=1,
+        description="MiB of the bodies of all requests that an API server has not answered yet; more: 503",
+    )
 
 
 class BodyTooLarge(Exception):
@@ -29,6 +42,16 @@ class BodyTooLarge(Exception):
         )
 
 
+class BodyStalled(Exception):
+    """Nothing more of a body has come for too long."""
+
+    def __init__(self, stall_s: float) -> None:
+        super().__init__(
+            f"the body: expected the rest of it within {stall_s:g} s (the server's --client-stall-s), got "
+            "nothing: send it again"
+        )
+
+
 def check_length(scope: Message, max_bytes: int) -> None:
     """Raise BodyTooLarge where the headers say so already."""
     for name, value in scope["headers"]:
@@ -36,15 +59,62 @@ def check_length(scope: Message, max_bytes: int) -> None:
             raise BodyTooLarge(max_bytes)
 
 
-async def read(receive: Receive, max_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as more has come."""
+class Kept:
+    """The bytes of all bodies that are kept at the moment."""
+
+    #: Told a client whose body is one too many: bodies come and go in seconds.
+    RETRY_S = 1
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+    @contextlib.contextmanager
+    def body(self, max_bytes: int) -> Iterator[Callable[[int], None]]:
+        """Count one more body for as long as this lasts: called with the bytes of each part of it.
+
+        The call raises Overloaded where all come to more than ``max_bytes``; a body that finds no other
+        may be as large as it is.
+        """
+        own = 0
+
+        def count(num_bytes: int) -> None:
+            nonlocal own
+            if self.num_bytes > own and self.num_bytes + num_bytes > max_bytes:
+                raise Overloaded(
+                    f"expected at most {max_bytes // MIB} MiB of bodies of requests at once (the server's "
+                    "--max-bodies-mib), got more: ask again later, or elsewhere",
+                    reason="queued_bodies",
+                    status=503,
+                    retry_after_s=self.RETRY_S,
+                )
+            own += num_bytes
+            self.num_bytes += num_bytes
+
+        try:
+            yield count
+        finally:
+            self.num_bytes -= own
+
+
+async def read(receive: Receive, max_bytes: int, count: Callable[[int], None], stall_s: float) -> bytes:
+    """The whole body; ``count`` is called with the bytes of each part before it is kept.
+
+    Raises BodyTooLarge as soon as more has come, BodyStalled where no part of it came for ``stall_s``
+    seconds, and what ``count`` raises.
+    """
     parts, num_bytes = [], 0
     while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        num_bytes += len(parts[-1])
+        try:
+            async with asyncio.timeout(stall_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise BodyStalled(stall_s) from error
+        part = message.get("body", b"")
+        num_bytes += len(part)
         if num_bytes > max_bytes:
             raise BodyTooLarge(max_bytes)
+        count(len(part))
+        parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)
 

@@ -26,12 +26,13 @@ from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
 from forkjoin_server.access.guard import NotAllowed, refuse, route_path
 from forkjoin_server.access.preparing import Preparing
+from forkjoin_server.access.settings import OverloadSettings
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
 from forkjoin_server.error_bodies import ErrorBodies, texts
 from forkjoin_server.handover import Asked, compiled, handing_over, install
 from forkjoin_server.hangup import noticing
-from forkjoin_server.incoming import MIB, BodySettings, BodyTooLarge
+from forkjoin_server.incoming import MIB, BodySettings, BodyStalled, BodyTooLarge
 from forkjoin_server.lifecycle import Cut, Lifecycle
 from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
@@ -150,7 +151,7 @@ class Bodies:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self._preparing = Preparing()
+        self._preparing, self._kept = Preparing(), incoming.Kept()
         self._settings: Settings | None = None
         self._stored = StoredResponses()
 
@@ -160,17 +161,26 @@ class Bodies:
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self.app(scope, receive, send)
             return
-        path, max_bytes = route_path(scope), _max_body_bytes(scope)
+        path, max_bytes = route_path(scope), _body_bytes(scope, "max_body_mib")
         try:
             incoming.check_length(scope, max_bytes)
             if scope["method"] != "POST" or (_is_upload(scope) and path not in GENERATING):
                 await self._pass_on(scope, incoming.Counted(receive, send, max_bytes))
                 return
-            raw = await incoming.read(receive, max_bytes)
         except BodyTooLarge as error:
             await answers.respond(send, 413, answers.error(str(error), path, 413), _CLOSE)
             return
-        await self._take_turn(path, raw, scope, receive, send)
+        with self._kept.body(_body_bytes(scope, "max_bodies_mib")) as count:
+            try:
+                raw = await incoming.read(receive, max_bytes, count, _stall_s(scope))
+            except BodyTooLarge as error:
+                await answers.respond(send, 413, answers.error(str(error), path, 413), _CLOSE)
+            except BodyStalled as error:
+                await answers.respond(send, 408, answers.error(str(error), path, 408), _CLOSE)
+            except Overloaded as error:
+                await entrance.refuse(error, path, send)
+            else:
+                await self._take_turn(path, raw, scope, receive, send)
 
     async def _take_turn(self, path: str, raw: bytes, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a POST by its body, ``raw``: what is work for the engine in its turn."""
@@ -262,9 +272,17 @@ def _client(scope: Message) -> Any:
     return getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
 
 
-def _max_body_bytes(scope: Message) -> int:
+def _body_bytes(scope: Message, limit: str) -> int:
+    """What the operator gave as ``limit``, one of BodySettings, in bytes."""
     args = getattr(getattr(scope.get("app"), "state", None), "args", None)
-    return MIB * getattr(args, "forkjoin_max_body_mib", BodySettings().max_body_mib)
+    mib: int = getattr(args, f"forkjoin_{limit}", getattr(BodySettings(), limit))
+    return MIB * mib
+
+
+def _stall_s(scope: Message) -> float:
+    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+    seconds: float = getattr(args, "forkjoin_client_stall_s", OverloadSettings().client_stall_s)
+    return seconds
 
 
 def _max_tokens(settings: Settings, client: Any) -> int | None:

@@ -133,3 +133,71 @@ def test_of_a_key_that_stands_twice_the_last_counts_for_vllm_too():
     raw = b'{"messages": [], "vllm_xargs": {"forkjoin": 1}, "vllm_xargs": {}, "forkjoin": 3, "forkjoin": {}}'
     assert _ask(app, CHAT, [raw])[0]["status"] == 200
     assert app.state.read == [len(b'{"messages": [], "vllm_xargs": {}}')]
+
+
+class Sender:
+    """A client that sends its body when it is let, and reads the answer."""
+
+    def __init__(self, bodies, app, size, path=CHAT):
+        self.sent, self.may_send, self._size = [], asyncio.Event(), size
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        self.ask = bodies({**scope, "app": app}, self._receive, self._send)
+        self._num_parts = 0
+
+    async def _receive(self):
+        self._num_parts += 1
+        if self._num_parts == 2:
+            await self.may_send.wait()
+        body = b'"' + b"x" * (self._size - 1) if self._num_parts == 1 else b'"'
+        return {"type": "http.request", "body": body, "more_body": self._num_parts == 1}
+
+    async def _send(self, message):
+        self.sent.append(message)
+
+    @property
+    def status(self):
+        return self.sent[0]["status"] if self.sent else None
+
+
+async def _settled():
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, "/tokenize"])
+def test_the_bodies_of_all_requests_have_a_limit_together(path):
+    async def run():
+        app = _app()
+        app.state.args.forkjoin_max_body_mib, app.state.args.forkjoin_max_bodies_mib = 2, 1
+        bodies = Bodies(app)
+        first, second = (Sender(bodies, app, size, path) for size in (MIB + 1, MIB // 2))
+        task = asyncio.create_task(first.ask)  # alone it may be larger than all together
+        await _settled()
+        await second.ask
+        assert (first.status, second.status) == (None, 503)
+        assert dict(second.sent[0]["headers"])[b"retry-after"] == b"1"
+        assert b"--max-bodies-mib" in second.sent[1]["body"]
+        first.may_send.set()
+        await task
+        assert (first.status, app.state.read) == (200, [MIB + 2])
+        third = Sender(bodies, app, MIB // 2, path)
+        third.may_send.set()
+        await third.ask
+        assert third.status == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("path", "kind"), [(CHAT, "RequestTimeoutError"), (MESSAGES, "timeout_error")])
+def test_who_sends_no_more_of_a_body_holds_no_place(path, kind):
+    async def run():
+        app = _app()
+        app.state.args.forkjoin_client_stall_s = 0
+        stalled = Sender(Bodies(app), app, 100, path)
+        await stalled.ask
+        assert stalled.status == 408
+        assert (b"connection", b"close") in stalled.sent[0]["headers"]
+        assert json.loads(stalled.sent[1]["body"])["error"]["type"] == kind
+        assert app.state.read == []
+
+    asyncio.run(run())

@@ -68,7 +68,8 @@ class OverloadSettings(BaseModel):
         default=60,
         ge=1,
         le=86400,
-        description="seconds after which a client that takes nothing of what it is sent is disconnected",
+        description="seconds after which a client is disconnected that takes nothing of its answer, or sends "
+        "no more of its body",
     )
 
     @property
