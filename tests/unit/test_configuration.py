@@ -365,3 +365,17 @@ def test_on_a_cpu_the_cache_is_a_gibibyte_unless_its_size_is_given(argv, given, 
     )
     main(["serve", "m", *argv])
     assert seen == [space]
+
+
+@pytest.mark.parametrize(("given", "size"), [(None, "32"), ("7", "7")])
+def test_outputs_are_handled_in_small_slices_unless_their_size_is_given(given, size, monkeypatch):
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    name, seen = "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", []
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(ServeSubcommand, "validate", lambda self, args: None)
+    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(lambda args: seen.append(os.environ[name])))
+    main(["serve", "m"])
+    assert seen == [size]
