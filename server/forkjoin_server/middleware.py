@@ -48,6 +48,7 @@ from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
 from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
 from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
 from forkjoin_server.vllm_seam.responses import stores_responses
+from forkjoin_server.vllm_seam.wrong_bodies import stop_at_first_wrong_item
 from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
@@ -79,6 +80,7 @@ class ForkJoinMiddleware:
         if scope["type"] == "lifespan":
             self.access.start(scope)
             publish(scope["app"])
+            stop_at_first_wrong_item(scope["app"])
             if (client := _client(scope)) is not None:
                 install(client)
                 give_turns(client)

@@ -1,0 +1,92 @@
+"""Bodies of vLLM's own application that are no request."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from forkjoin_server.vllm_seam.wrong_bodies import stop_at_first_wrong_item
+
+pytestmark = pytest.mark.anyio
+
+MANY = 1000
+
+
+class Part(BaseModel):
+    text: str
+
+
+class Turn(BaseModel):
+    parts: list[Part] | list[int] | str
+
+
+class Chat(BaseModel):
+    turns: list[Turn] | str
+    more: dict[str, list[int]] = {}
+
+
+class Other(BaseModel):
+    ids: list[int]
+
+
+#: As vLLM has them for /invocations.
+ADAPTER = TypeAdapter(Chat)
+
+
+@pytest.fixture
+def app():
+    made = FastAPI()
+
+    @made.post("/chat")
+    async def chat(body: Chat):
+        return body
+
+    @made.post("/either")
+    async def either(body: Chat | Other):
+        return body
+
+    stop_at_first_wrong_item(made)
+    return made
+
+
+async def _ask(app, path, body):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        return await client.post(path, json=body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"turns": [{}] * MANY},
+        {"turns": [0] * MANY},
+        {"turns": [{"parts": [{}] * MANY}] * MANY},
+        {"turns": [{"parts": [1] * MANY + ["x"]}]},
+        {"turns": "", "more": {"a": ["x"] * MANY}},
+        {"ids": ["x"] * MANY},
+    ],
+)
+@pytest.mark.parametrize("path", ["/chat", "/either"])
+async def test_a_list_is_refused_at_its_first_wrong_item(app, path, body):
+    answer = await _ask(app, path, body)
+    assert answer.status_code == 422
+    assert 1 <= len(answer.json()["detail"]) < 10
+
+
+@pytest.mark.parametrize("make", [ADAPTER.validate_python, Chat.model_validate, lambda body: Chat(**body)])
+def test_so_it_is_where_a_handler_reads_the_body_itself(app, make):
+    with pytest.raises(ValidationError) as raised:
+        make({"turns": [0] * MANY})
+    assert raised.value.error_count() < 10
+
+
+async def test_what_is_right_is_read_as_before(app):
+    body = {"turns": [{"parts": [{"text": "a"}]}, {"parts": [1, "2"]}, {"parts": "c"}], "more": {"a": [1]}}
+    answer = await _ask(app, "/chat", body)
+    assert answer.json() == {
+        "turns": [{"parts": [{"text": "a"}]}, {"parts": [1, 2]}, {"parts": "c"}],
+        "more": {"a": [1]},
+    }
+    assert isinstance(Chat.model_validate(body), Chat)
+    assert (await _ask(app, "/either", {"ids": [1]})).json() == {"ids": [1]}
