@@ -31,6 +31,12 @@ class BodySettings(BaseModel):
         ge=1,
         description="MiB of the bodies of all requests that an API server has not answered yet; more: 503",
     )
+    #: A long conversation of an agent with its tools' schemas has some thousands.
+    max_body_objects: int = Field(
+        default=20_000,
+        ge=1,
+        description="objects in a request's body: messages, their parts, tools and their schemas; more: 400",
+    )
 
 
 class BodyTooLarge(Exception):

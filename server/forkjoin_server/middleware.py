@@ -39,6 +39,7 @@ from forkjoin_server.openapi import publish
 from forkjoin_server.request import DEFAULTS, count_answers, prepare, sampling_of
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import GENERATE, GENERATING, HEALTH, PATHS, RESPONSES, STORED, route_of
+from forkjoin_server.shape import check_beside_prompt, check_request_id, read_json
 from forkjoin_server.stored import StoredResponses, feed_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.tokens import TokenThreads
@@ -48,6 +49,7 @@ from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
 from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
 from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
 from forkjoin_server.vllm_seam.responses import stores_responses
+from forkjoin_server.vllm_seam.text_lengths import bound_texts
 from forkjoin_server.vllm_seam.wrong_bodies import stop_at_first_wrong_item
 from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
 
@@ -85,6 +87,7 @@ class ForkJoinMiddleware:
                 install(client)
                 give_turns(client)
                 make_text_of_control_tokens(client, scope["app"].state.vllm_config, _settings(scope))
+                bound_texts(client)
             name_failed_requests()
             log_refusals_in_a_line(scope["app"].state)
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
@@ -193,7 +196,11 @@ class Bodies:
             await self._answer(path, raw, scope, receive, send)
 
     async def _answer(self, path: str, raw: bytes, scope: Message, receive: Receive, send: Send) -> None:
-        given = _json_object(raw)
+        try:
+            given = read_json(raw, _max_body_objects(scope))
+        except BadRequestOptions as error:
+            await answers.respond(send, 400, answers.error(str(error), path))
+            return
         errors = ErrorBodies(send, lambda: _text(given, raw))
         route = None if given is None else route_of(path, given)
         if given is not None and route is not None:
@@ -217,16 +224,17 @@ class Bodies:
             self._settings = _settings(scope)
         key, client = new_key(), _client(scope)
         try:
+            scope = _with_request_id(scope, given.get("request_id"), key)
             body, options = prepare(given, path, key, self._settings)
             data = _encoded(body)
+            num_answers, num_choices = count_answers(sampling_of(body, path))
+            check_beside_prompt(body, len(data), num_answers)
             asked = Asked(await compiled(options, client), _max_tokens(self._settings, client))
         except BadRequestOptions as error:
             await answers.respond(send, 400, answers.error(str(error), path, param="forkjoin"))
             return
-        num_answers, num_choices = count_answers(sampling_of(body, path))
         if (visit := VISIT.get()) is not None:
             visit.num_families, visit.width = max(num_answers, 1), options.width
-        scope = _with_request_id(scope, given.get("request_id"), key)
         REQUEST_ID.set(_request_id(scope))
         is_wanted, feed = options.include_threads, feed_of(body, path, key)
         queue = FEEDS.subscribe(feed)
@@ -287,6 +295,12 @@ def _stall_s(scope: Message) -> float:
     return seconds
 
 
+def _max_body_objects(scope: Message) -> int:
+    args = getattr(getattr(scope.get("app"), "state", None), "args", None)
+    most: int = getattr(args, "forkjoin_max_body_objects", BodySettings().max_body_objects)
+    return most
+
+
 def _max_tokens(settings: Settings, client: Any) -> int | None:
     """What all answers to a request may come to; no limit of ours where fork/join is off."""
     if settings.dialect is None or client is None:
@@ -314,15 +328,6 @@ def _is_upload(scope: Message) -> bool:
     return next(kinds, b"").lower().startswith(b"multipart/")
 
 
-def _json_object(raw: bytes) -> Json | None:
-    try:
-        given = json.loads(raw)
-    except (ValueError, RecursionError):
-        # no JSON, no UTF-8, an integer of too many digits; nested too deeply
-        return None
-    return given if isinstance(given, dict) else None
-
-
 def _encoded(body: Json) -> bytes:
     """``body`` as UTF-8. Raises BadRequestOptions for half of a surrogate pair, or too deep a nesting."""
     try:
@@ -339,11 +344,14 @@ def _encoded(body: Json) -> bytes:
 def _with_request_id(scope: Message, in_body: object, key: str) -> Message:
     """``scope`` with our key in the X-Request-Id that vLLM derives its request id from.
 
-    That header goes before a request id in the body, which is kept by putting it there.
+    That header goes before a request id in the body, which is kept by putting it there. Raises
+    BadRequestOptions for an id that is too long.
     """
+    check_request_id(in_body)
     given = [v for k, v in scope["headers"] if k == b"x-request-id"]
     if not given and isinstance(in_body, str) and in_body.isascii() and in_body.isprintable():
         given = [in_body.encode()]
+    check_request_id(b"-".join(given).decode("latin-1"))
     value = b"-".join([*given, key.encode()])
     others = [(k, v) for k, v in scope["headers"] if k not in (b"x-request-id", b"content-length")]
     return {**scope, "headers": [*others, (b"x-request-id", value)]}

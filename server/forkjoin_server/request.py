@@ -14,6 +14,8 @@ from forkjoin_server.routes import CHAT, GENERATE, RESPONSES
 from forkjoin_server.threads import Json
 
 DEFAULTS = Settings()
+#: More choices than any server makes; Python writes out no number of thousands of digits.
+_MANY = 1 << 31
 
 
 def prepare(body: Json, path: str, key: str, settings: Settings = DEFAULTS) -> tuple[Json, RequestOptions]:
@@ -71,7 +73,7 @@ def count_answers(body: Json) -> tuple[int, int]:
     is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], (int, dict))
     num_prompts = len(prompts) if is_batch and isinstance(prompts, list) else 1
     try:
-        num_choices = int(n)  # vLLM takes "2" for 2
+        num_choices = min(int(n), _MANY)  # vLLM takes "2" for 2
     except (TypeError, ValueError, OverflowError):
         num_choices = 1
     return num_prompts * num_choices, num_choices

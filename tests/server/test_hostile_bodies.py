@@ -132,3 +132,59 @@ def test_vllms_own_errors_repeat_little_of_a_request(server, body):
     answer = httpx.post(f"{server}{CHAT}", json=ASK | body, timeout=60)
     assert 400 <= answer.status_code < 500
     assert answer.text.count("y") <= 210
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": [{}] * 300}),
+        ("/v1/responses", {"input": [0] * 300}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{}] * 300}]}),
+        (CHAT, {"messages": [{}] * 300}),
+        (CHAT, {"messages": [0] * 300}),
+        ("/v1/chat/completions/batch", {"messages": [[{}] * 300]}),
+        ("/v1/messages", {"messages": [{}] * 300, "max_tokens": 1}),
+        ("/v1/completions", {"prompt": [5] * 3000 + ["x"]}),
+    ],
+)
+def test_a_body_is_refused_at_its_first_wrong_item(server, path, body):
+    """Not after a note of each item, and of each type that it might be of: a million, for 15 KB."""
+    answer = httpx.post(f"{server}{path}", json={"model": "abacus"} | body, timeout=60)
+    assert answer.status_code == 400
+    assert int(_message(answer).split()[0]) < 300  # "234 validation errors"
+
+
+LONG = "a1 " * 20_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, ASK | {"messages": [{"role": "user", "content": LONG}], "truncate_prompt_tokens": 10}),
+        (CHAT, ASK | {"messages": [{"role": "user", "content": "<Thread>" * 20_000}]}),
+        ("/v1/completions", {"prompt": LONG, "truncate_prompt_tokens": 10}),
+        ("/tokenize", {"prompt": LONG}),
+        ("/tokenize", {"messages": [{"role": "user", "content": LONG}]}),
+        ("/v1/chat/completions/render", ASK | {"messages": [{"role": "user", "content": LONG}]}),
+    ],
+)
+def test_a_text_that_no_context_holds_is_refused_before_it_is_tokenised(server, path, body):
+    answer = httpx.post(f"{server}{path}", json={"model": "abacus"} | body, timeout=60)
+    assert answer.status_code == 400
+    assert "the prompt: expected at most" in _message(answer)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
+def test_an_id_goes_to_the_engine_with_each_token_so_it_is_short(server, path, stream):
+    body = ASK | {"prompt": "a=1+1", "input": "a=1+1", "max_tokens": 2, "stream": stream}
+    answer = httpx.post(f"{server}{path}", json=body | {"request_id": "a" * 5_000_000}, timeout=60)
+    assert answer.status_code == 400
+    assert "the request's id: expected at most 256" in _message(answer)
+
+
+def test_a_body_of_more_objects_than_any_conversation_has_is_a_400(server):
+    body = ASK | {"messages": ASK["messages"] * 20_000}
+    answer = httpx.post(f"{server}{CHAT}", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert "--max-body-objects" in _message(answer)

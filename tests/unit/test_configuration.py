@@ -225,6 +225,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "health-timeout": ("120", "default"),
         "max-body-mib": ("64", "default"),
         "max-bodies-mib": ("2048", "default"),
+        "max-body-objects": ("20000", "default"),
         "max-request-threads": ("256", "default"),
         "max-request-tokens": ("None", "default"),
         "control-tokens-in-prompts": ("neutralise", "default"),

@@ -233,10 +233,11 @@ def test_a_dialect_without_an_instruction_adds_none():
     [
         (VOTE | {"best_of": 50}, {"n": 10, "max_tokens": 60}, 10),
         (VOTE | {"best_of": 50}, {"prompt": ["x"] * 6}, 6),
-        (VOTE | {"best_of": 2}, {"n": 10**30}, "10000"),
+        (VOTE | {"best_of": 2}, {"n": 10**30}, 1 << 31),
+        (VOTE | {"best_of": 2}, {"n": "9" * 4300, "prompt": ["x"] * 20}, 20 << 31),
         ({"branches": [{"text": "a"}] * 50}, {"n": 3, "prompt": ["x"] * 2}, 6),
     ],
-    ids=["choices", "prompts", "huge", "branches"],
+    ids=["choices", "prompts", "huge", "digits", "branches"],
 )
 def test_the_threads_over_all_answers_to_a_request_are_limited(asked, body, num_answers):
     with pytest.raises(BadRequestOptions, match=rf"at most 256 threads.*max-request-threads.*{num_answers}"):

@@ -1,0 +1,84 @@
+"""What a body may be made of. It takes its reader time by the values in it, not by its bytes.
+
+All of it is read on the event loop, where nobody else is served meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import cut
+from forkjoin_server.threads import Json
+
+#: Commas of a body, those in its texts included: more than a batch of prompts of token ids has.
+MAX_COMMAS = 1 << 22
+#: Of a request's id, which goes with each token of each of its threads to the engine and back.
+MAX_ID_CHARS = 256
+#: What the engine gets of a request beside its prompt, with each answer again.
+MAX_BESIDE_PROMPT_BYTES = 64 << 20
+#: Where a body has its prompt.
+_PROMPTS = ("messages", "prompt", "input", "token_ids", "tools", "prompt_embeds", "features", "content_parts")
+
+
+def read_json(raw: bytes, max_objects: int) -> Json | None:
+    """The object that ``raw`` is as JSON, None if it is no JSON or no object.
+
+    Raises BadRequestOptions for one of too many values, and for JSON that Python does not read: of another
+    encoding, with numbers of thousands of digits, nested too deeply.
+    """
+    if raw.count(b",") > MAX_COMMAS:
+        raise BadRequestOptions(f"the body: expected at most {MAX_COMMAS} values in it, got more: send fewer")
+    try:
+        given = json.loads(raw)
+    except json.JSONDecodeError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise BadRequestOptions(
+            "the body: expected JSON in UTF-8, with lists and objects in fewer of each other and numbers of "
+            f"fewer digits, got {cut(str(error), 100)}"
+        ) from error
+    if not isinstance(given, dict):
+        return None
+    # A brace in a text is none of an object: most bodies have fewer of either.
+    if raw.count(b"{") > max_objects and (num := _num_objects(given)) > max_objects:
+        raise BadRequestOptions(
+            f"the body: expected at most {max_objects} objects in it, messages and their parts (the server's "
+            f"--max-body-objects), got {num}: send fewer"
+        )
+    return given
+
+
+def _num_objects(given: Json) -> int:
+    """How many objects are in ``given``, itself included; found without recursion."""
+    num = 0
+    left: list[Any] = [given]
+    while left:
+        item = left.pop()
+        inner = item.values() if isinstance(item, dict) else item
+        num += isinstance(item, dict)
+        left += [i for i in inner if isinstance(i, (dict, list))]
+    return num
+
+
+def check_request_id(request_id: object) -> None:
+    """Raise BadRequestOptions if the id that a client gives is too long, or can't be printed."""
+    if isinstance(request_id, str) and len(request_id) > MAX_ID_CHARS:
+        raise BadRequestOptions(
+            f"the request's id: expected at most {MAX_ID_CHARS} characters, got {len(request_id)}"
+        )
+    if isinstance(request_id, str) and not request_id.isprintable():
+        raise BadRequestOptions("the request's id: expected characters that can be printed, got others")
+
+
+def check_beside_prompt(body: Json, num_bytes: int, num_answers: int) -> None:
+    """Raise BadRequestOptions if ``body``, of ``num_bytes``, says too much beside its prompt."""
+    if num_bytes * num_answers <= MAX_BESIDE_PROMPT_BYTES:
+        return
+    beside = len(json.dumps({name: value for name, value in body.items() if name not in _PROMPTS}))
+    if beside * num_answers > MAX_BESIDE_PROMPT_BYTES:
+        raise BadRequestOptions(
+            f"the body: expected at most {MAX_BESIDE_PROMPT_BYTES} bytes beside the prompt, for each answer "
+            f"again, got {beside} for {num_answers} answers: ask for fewer answers, or say less"
+        )
