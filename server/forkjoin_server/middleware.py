@@ -40,7 +40,7 @@ from forkjoin_server.request import DEFAULTS, count_answers, prepare, sampling_o
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import GENERATE, GENERATING, HEALTH, PATHS, RESPONSES, STORED, route_of
 from forkjoin_server.shape import check_beside_prompt, check_request_id, read_json
-from forkjoin_server.stored import StoredResponses, feed_of
+from forkjoin_server.stored import AnothersResponse, StoredResponses, feed_of
 from forkjoin_server.threads import Json, ThreadLog
 from forkjoin_server.tokens import TokenThreads
 from forkjoin_server.turns import give_turns
@@ -161,8 +161,14 @@ class Bodies:
         self._stored = StoredResponses()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (stored := self._stored.weaver(route_path(scope), send)):
-            send = stored.send
+        if scope["type"] == "http":
+            try:
+                self._stored.check_owner(route_path(scope), _tenant())
+            except AnothersResponse as error:
+                await answers.respond(send, 404, error.body, _CLOSE)
+                return
+            if stored := self._stored.weaver(route_path(scope), send):
+                send = stored.send
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self.app(scope, receive, send)
             return
@@ -230,6 +236,11 @@ class Bodies:
             num_answers, num_choices = count_answers(sampling_of(body, path))
             check_beside_prompt(body, len(data), num_answers)
             asked = Asked(await compiled(options, client), _max_tokens(self._settings, client))
+            if path == RESPONSES and stores_responses():
+                self._stored.claim(body, _tenant())
+        except AnothersResponse as error:
+            await answers.respond(send, 404, error.body)
+            return
         except BadRequestOptions as error:
             await answers.respond(send, 400, answers.error(str(error), path, param="forkjoin"))
             return
@@ -275,6 +286,12 @@ def _settings(scope: Message) -> Settings:
     vllm_config = getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
     given = vllm_config.additional_config.get(KEY) if vllm_config is not None else None
     return Settings.model_validate(given) if given else DEFAULTS
+
+
+def _tenant() -> str:
+    """Who is being served; all are one where there are no API keys."""
+    visit = VISIT.get()
+    return "" if visit is None else visit.tenant.id
 
 
 def _client(scope: Message) -> Any:

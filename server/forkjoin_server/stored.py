@@ -3,6 +3,8 @@
 vLLM keeps a stored response (``VLLM_ENABLE_RESPONSES_API_STORE=1``) as it was before we wrote its threads
 and its usage. So its log is kept here, as long as vLLM keeps the response: until the server ends. That of a
 response in the background hears its events on after the request for it has been answered.
+
+A stored response is its API key's: to any other it is one that there is not, whatever is asked of it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, key_in
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import RESPONSES, STORED
@@ -25,6 +29,22 @@ def feed_of(body: Json, path: str, key: str) -> str:
     return key
 
 
+class AnothersResponse(Exception):
+    """A client asks for a response that is another API key's."""
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Response with id '{cut(response_id, 100)}' not found.")
+        #: As vLLM tells of one that there is not.
+        self.body: Json = {
+            "error": {
+                "message": str(self),
+                "type": "invalid_request_error",
+                "param": "response_id",
+                "code": 404,
+            }
+        }
+
+
 @dataclass
 class _Kept:
     queue: asyncio.Queue[Json]
@@ -32,10 +52,31 @@ class _Kept:
 
 
 class StoredResponses:
-    """The logs of stored responses, by their ids."""
+    """The logs of stored responses, and whose these are, by their ids."""
 
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
+        #: By the id of each response that is stored, or being made: the tenant that asked for it.
+        self._owners: dict[str, str] = {}
+
+    def check_owner(self, path: str, tenant: str) -> None:
+        """Raise AnothersResponse if what is asked for at ``path`` is of another than ``tenant``."""
+        if path.startswith(STORED):
+            self._check(_response_id(path), tenant)
+
+    def claim(self, body: Json, tenant: str) -> None:
+        """Let the response to ``body`` be one of ``tenant``, from the moment on in which it is asked for.
+
+        Raises AnothersResponse if it is to go on from one of another's, BadRequestOptions if its id is one.
+        """
+        self._check(body.get("previous_response_id"), tenant)
+        response_id = body["request_id"]
+        if isinstance(response_id, str) and self._owners.setdefault(response_id, tenant) != tenant:
+            raise BadRequestOptions("request_id: expected a new id, got a used one")
+
+    def _check(self, response_id: object, tenant: str) -> None:
+        if isinstance(response_id, str) and self._owners.get(response_id, tenant) != tenant:
+            raise AnothersResponse(response_id)
 
     def answered(self, body: Json, weaver: Weaver, feed: str) -> None:
         """A request that vLLM stores has been answered: keep what its response says of threads."""
@@ -44,14 +85,20 @@ class StoredResponses:
             self._kept[body["request_id"]] = _Kept(weaver.queue, weaver.log)
             if body.get("background"):
                 return
+        elif isinstance(body["request_id"], str) and body["request_id"] not in self._kept:
+            self._owners.pop(body["request_id"], None)
         FEEDS.unsubscribe(feed)
 
     def weaver(self, path: str, send: Send) -> Weaver | None:
         """What writes the answer to a request about a stored response; None if there is none at ``path``."""
         if not path.startswith(STORED):
             return None
-        kept = self._kept.get(path.removeprefix(STORED).partition("/")[0])
+        kept = self._kept.get(_response_id(path))
         if kept is None:
             return None
         presenter = ResponseThreads(kept.log) if kept.log.is_wanted else Unseen()
         return Weaver(send, kept.queue, kept.log, presenter)
+
+
+def _response_id(path: str) -> str:
+    return path.removeprefix(STORED).partition("/")[0]

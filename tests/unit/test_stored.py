@@ -8,6 +8,8 @@ import json
 import pytest
 
 from forkjoin_scheduler.feed import FEEDS
+from forkjoin_scheduler.policy.backlog import Tenant, Visit
+from forkjoin_scheduler.visits import VISIT
 from forkjoin_server import middleware
 from forkjoin_server.middleware import Bodies
 from forkjoin_server.routes import RESPONSES, STORED
@@ -93,3 +95,40 @@ def test_what_is_not_to_be_stored_is_not_kept(ask):
     call = ask(Store(late=False))
     response = call("POST", RESPONSES, json.dumps({"input": "x", "store": False}).encode())
     assert call("GET", STORED + response["id"])["usage"] == USAGE
+
+
+@pytest.fixture
+def as_tenant():
+    """Lets the next requests be of a tenant."""
+    before = VISIT.set(None)
+    yield lambda name: VISIT.set(Visit(Tenant(id=name)))
+    VISIT.reset(before)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at_once", "background"])
+def test_a_stored_response_is_there_for_its_own_key_only(ask, as_tenant, late):
+    store = Store(late=late)
+    call = ask(store)
+    as_tenant("alice")
+    mine = {"input": "x", "background": late} | ({"request_id": "mine"} if late else {})
+    response_id = call("POST", RESPONSES, json.dumps(mine).encode())["id"]
+    store.finish(response_id)
+    as_tenant("bob")
+    for method, path in (("GET", STORED + response_id), ("POST", f"{STORED}{response_id}/cancel")):
+        assert call(method, path)["error"]["code"] == 404
+    goes_on = json.dumps({"input": "x", "previous_response_id": response_id}).encode()
+    assert call("POST", RESPONSES, goes_on)["error"]["code"] == 404
+    again = call(
+        "POST", RESPONSES, json.dumps(mine | {"request_id": response_id, "background": True}).encode()
+    )
+    assert again["error"]["code"] == 400
+    as_tenant("alice")
+    assert call("GET", STORED + response_id)["usage"]["forkjoin"]["num_threads"] == 2
+    assert "error" not in call("POST", RESPONSES, goes_on)
+
+
+@pytest.mark.parametrize("request_id", [5, [], {}, True])
+def test_an_id_that_is_no_text_is_vllms_to_refuse(ask, request_id):
+    call = ask(Store(late=True))
+    body = {"input": "x", "request_id": request_id, "store": False}
+    assert call("POST", RESPONSES, json.dumps(body).encode())["id"] == request_id
