@@ -7,6 +7,7 @@ from typing import Any
 from forkjoin_scheduler.compiled import Room
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_server.error_bodies import texts
+from forkjoin_server.vllm_seam.patching import put_in_place
 
 
 def bound_texts(client: Any) -> None:
@@ -19,6 +20,7 @@ def bound_texts(client: Any) -> None:
     of any length are filled into templates on the event loop.
     Upstream: vLLM checks lengths only where nothing is cut off. Remove when it always does.
     """
+    from vllm.renderers.hf import HfRenderer
     from vllm.renderers.params import TokenizeParams
 
     original, renderer = TokenizeParams._text_len_check, client.renderer
@@ -29,8 +31,8 @@ def bound_texts(client: Any) -> None:
         if num_chars > room.max_chars:
             raise BadRequestOptions(
                 f"the prompt: expected at most {room.max_chars} characters, for the context holds "
-                f"{room.max_tokens} tokens of at most {room.max_chars_per_token}, got {num_chars}: also what "
-                "is to be cut off has to be sent in parts"
+                f"{room.max_tokens} tokens of at most {room.max_chars_per_token}, got {num_chars}: send less, "
+                "also where it is to be truncated"
             )
 
     def _text_len_check(self: Any, tokenizer: Any, text: str) -> str:
@@ -39,8 +41,8 @@ def bound_texts(client: Any) -> None:
             check(len(text), tokenizer)
         return text
 
-    setattr(TokenizeParams, "_text_len_check", _text_len_check)  # noqa: B010
-    if not hasattr(renderer, "_apply_chat_template_async"):
+    put_in_place(TokenizeParams, _text_len_check)
+    if not isinstance(renderer, HfRenderer):  # the others hand other things to their templates
         return
     apply = renderer._apply_chat_template_async
 
