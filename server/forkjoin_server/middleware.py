@@ -50,8 +50,8 @@ from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
 from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
 from forkjoin_server.vllm_seam.responses import stores_responses
 from forkjoin_server.vllm_seam.text_lengths import bound_texts
-from forkjoin_server.vllm_seam.wrong_bodies import stop_at_first_wrong_item
 from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
+from forkjoin_server.wrong_bodies import stop_at_first_wrong_item
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
 _CUT = "the server has shut down before this answer was over: ask again, or elsewhere"

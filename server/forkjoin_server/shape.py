@@ -12,8 +12,8 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_server.threads import Json
 
-#: Commas of a body, those in its texts included: more than a batch of prompts of token ids has.
-MAX_COMMAS = 1 << 22
+#: Commas of a body, those in its texts included: more than a prompt of a million token ids has.
+MAX_COMMAS = 1_500_000
 #: Of a request's id, which goes with each token of each of its threads to the engine and back.
 MAX_ID_CHARS = 256
 #: What the engine gets of a request beside its prompt, with each answer again.
@@ -41,25 +41,28 @@ def read_json(raw: bytes, max_objects: int) -> Json | None:
         ) from error
     if not isinstance(given, dict):
         return None
-    # A brace in a text is none of an object: most bodies have fewer of either.
-    if raw.count(b"{") > max_objects and (num := _num_objects(given)) > max_objects:
-        raise BadRequestOptions(
-            f"the body: expected at most {max_objects} objects in it, messages and their parts (the server's "
-            f"--max-body-objects), got {num}: send fewer"
-        )
+    # A brace or a colon in a text is none of an object: most bodies have fewer of either.
+    if max(raw.count(b"{"), raw.count(b":")) > max_objects:
+        _check_objects(given, max_objects)
     return given
 
 
-def _num_objects(given: Json) -> int:
-    """How many objects are in ``given``, itself included; found without recursion."""
-    num = 0
+def _check_objects(given: Json, most: int) -> None:
+    """Raise BadRequestOptions if ``given`` has too many objects in it, or one of too many keys."""
+    num = num_keys = 0
     left: list[Any] = [given]
-    while left:
+    while left:  # no recursion: how deep it nests is the client's choice
         item = left.pop()
-        inner = item.values() if isinstance(item, dict) else item
-        num += isinstance(item, dict)
-        left += [i for i in inner if isinstance(i, (dict, list))]
-    return num
+        if isinstance(item, dict):
+            num, num_keys = num + 1, max(num_keys, len(item))
+        left += [
+            i for i in (item.values() if isinstance(item, dict) else item) if isinstance(i, (dict, list))
+        ]
+    if max(num, num_keys) > most:
+        raise BadRequestOptions(
+            f"the body: expected at most {most} objects in it, messages and their parts, and as many keys of "
+            f"each (the server's --max-body-objects), got {num} and {num_keys} keys: send fewer"
+        )
 
 
 def check_request_id(request_id: object) -> None:

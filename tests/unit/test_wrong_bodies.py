@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from forkjoin_server.configuration import resolve
-from forkjoin_server.vllm_seam.wrong_bodies import stop_at_first_wrong_item
+from forkjoin_server.wrong_bodies import stop_at_first_wrong_item
 
 pytestmark = pytest.mark.anyio
 

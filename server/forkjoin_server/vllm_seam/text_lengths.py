@@ -31,8 +31,8 @@ def bound_texts(client: Any) -> None:
         if num_chars > room.max_chars:
             raise BadRequestOptions(
                 f"the prompt: expected at most {room.max_chars} characters, for the context holds "
-                f"{room.max_tokens} tokens of at most {room.max_chars_per_token}, got {num_chars}: send less, "
-                "also where it is to be truncated"
+                f"{room.max_tokens} tokens of at most {room.max_chars_per_token}, got {num_chars}: send "
+                "less, also where it is to be truncated"
             )
 
     def _text_len_check(self: Any, tokenizer: Any, text: str) -> str:
