@@ -32,8 +32,8 @@ from tests.soak.watch import Watch
 NUM_CLIENTS = 24
 #: Seconds between faults, on average.
 FAULT_EVERY_S = 6
-#: After these shares of the time all clients wait until nothing is under way. What is before the first is warm-up.
-RESTS = (0.5, 0.75, 1.0)
+#: Shares of the time, after each of which all clients wait until nothing is under way. The first is warm-up.
+PARTS = (0.5, 0.25, 0.25)
 
 
 def main() -> int:
@@ -67,9 +67,9 @@ async def soak(address: str, first: psutil.Process, log: Log, seconds: float, se
     faults = Faults(address, running["engine"], log, random.Random(seed))
     async with _client(address) as soaked.http:
         watching, took = asyncio.create_task(watch.run()), 0.0
-        for share in RESTS:
+        for share in PARTS:
             soaked.rng = random.Random(seed)  # so that what is asked later has been asked before
-            took += await _under_load(soaked, faults, seconds * share - took)
+            took += await _under_load(soaked, faults, seconds * share)
             idle = await _until_idle(soaked)
             await faults.reset_prefix_cache()
             await settle(soaked)
