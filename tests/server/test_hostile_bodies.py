@@ -165,7 +165,6 @@ LONG = "a1 " * 20_000
         ("/v1/completions", {"prompt": LONG, "truncate_prompt_tokens": 10}),
         ("/tokenize", {"prompt": LONG}),
         ("/tokenize", {"messages": [{"role": "user", "content": LONG}]}),
-        ("/v1/chat/completions/render", ASK | {"messages": [{"role": "user", "content": LONG}]}),
     ],
 )
 def test_a_text_that_no_context_holds_is_refused_before_it_is_tokenised(server, path, body):
