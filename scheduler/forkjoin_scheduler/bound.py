@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from forkjoin_scheduler.dialect import Dialect, ForkAt, Tokenizer
+from forkjoin_scheduler.dialect import Answer, Dialect, ForkAt, Tokenizer
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.fork import ThreadPlan, read_outlines
 from forkjoin_scheduler.patterns import Match, fill, find_all
@@ -70,6 +70,20 @@ class BoundDialect:
         """The text of ``swaps`` that the last of ``token_ids`` completes, if it does."""
         completed = (t for t in self.dialect.swaps if self._completes(re.escape(t), token_ids))
         return next(completed, None)
+
+    def answer_ids(self, after: str) -> list[int]:
+        """The tokens of ``after``: one, where the vocabulary has it."""
+        token_id = self.tokenizer.token_id(after)
+        return self.tokenizer.encode(after) if token_id is None else [token_id]
+
+    def begins_answer(self, answer: Answer, token_ids: Sequence[int]) -> bool:
+        """Whether what follows the last of ``token_ids`` is the answer, by what stands before it."""
+        if answer.after is None or not token_ids:
+            return False
+        token_id = self.tokenizer.token_id(answer.after)
+        if token_id is not None:
+            return token_ids[-1] == token_id
+        return self._completes(re.escape(answer.after), token_ids) is not None
 
     def banned_ids(self) -> list[list[int]]:
         """The rows of tokens that the dialect bans, as vLLM has bad words; all are known, as was checked."""

@@ -249,6 +249,21 @@ class Limits(_Strict):
     )
 
 
+class Answer(_Strict):
+    """Where the answer begins, behind the reasoning: for structured output that is to hold for the answer."""
+
+    after: NonEmpty | None = Field(
+        default=None, description="the text behind which the answer begins, whoever writes it"
+    )
+    behind_join: bool = Field(default=False, description="whether it begins behind the first join")
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> Answer:
+        if (self.after is None) != self.behind_join:
+            raise ValueError("expected answer.after or answer.behind_join")
+        return self
+
+
 def _one_of(*allowed: Policy) -> AfterValidator:
     def check(value: Policy) -> Policy:
         if value not in allowed:
@@ -326,6 +341,8 @@ class Dialect(_Strict):
     limits: Limits = Limits()
     policies: Policies = Policies()
     sampling: Sampling = Sampling()
+    #: Where the answer begins; None: the dialect does not know.
+    answer: Answer | None = None
     #: Tokens that a context must still have room for to fork.
     min_room: int = Field(default=1, ge=1)
     max_depth: int = Field(default=1, ge=1, description="how deep threads may nest; 1: threads don't fork")

@@ -6,6 +6,7 @@ ForkJoinError
 ├── UnsupportedEngine    an engine option can't be combined with fork/join        (operator, at start)
 ├── BadRequestOptions    the request's ``forkjoin`` field is wrong                (client, 400)
 ├── Overloaded           more waits, or is a key's, than may                      (client, 429; anyone, 503)
+├── NoGrammar            a thread's grammar could not be compiled                 (ends its request)
 ├── IllegalTransition    our own bookkeeping was asked for the impossible         (a bug: ends its request)
 └── TornState            an error left the scheduler's accounts in disorder       (a bug: ends the engine)
 """
@@ -64,6 +65,10 @@ class Overloaded(ForkJoinError):
 
 class IllegalTransition(ForkJoinError):
     """A family was asked for a step that its state does not allow; nothing was changed."""
+
+
+class NoGrammar(ForkJoinError):
+    """The grammar of a thread could not be compiled; the log says why. Its family ends with an error."""
 
 
 class TornState(ForkJoinError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -73,6 +73,11 @@ class _Asked(Limits):
     enabled: bool = Field(default=True, description="false: the same weights decode sequentially")
     include_threads: bool = Field(
         default=False, description="show the threads, in chat completions and responses"
+    )
+    structured: Literal["answer"] | None = Field(
+        default=None,
+        description="answer: structured output holds for the answer, from where the dialect says that it "
+        "begins; none: from the first token, or behind the reasoning where the server has a reasoning parser",
     )
     best_of: int | None = Field(
         default=None,

@@ -16,9 +16,10 @@ _MEDIA = re.compile(r"(input_)?(image|audio|video|file)(_url|_pil|_embeds)?|docu
 
 
 def bypass_reason(body: Json) -> str | None:
-    """Why a request with this body will not fork, None if it may."""
-    if _is_structured(body):
-        return "structured output"
+    """Why a request with this body will not fork, None if it may.
+
+    Of structured output, ``structured.py`` knows more.
+    """
     has_parts = bool(body.get("features") or body.get("content_parts"))  # of tokens in, tokens out
     if has_parts or any(map(_is_media, _objects(body.get("messages"), body.get("input")))):
         return "multimodal content"
@@ -28,23 +29,6 @@ def bypass_reason(body: Json) -> str | None:
     if any(budget not in (None, -1) for budget in budgets):
         return "thinking_token_budget"
     return "beam search" if body.get("use_beam_search") else None
-
-
-def _is_structured(body: Json) -> bool:
-    """Whether vLLM will constrain what is generated, in any of the words that its routes have for it."""
-    formats = [body.get("response_format"), _get(body.get("text"), "format")]
-    return (
-        body.get("structured_outputs") is not None
-        or any(_get(f, "type") not in (None, "text") for f in formats)
-        or _get(body.get("output_config"), "format") is not None
-        or _forces_a_tool(body.get("tool_choice"))
-    )
-
-
-def _forces_a_tool(choice: object) -> bool:
-    if choice == "required" or _get(choice, "mode") == "required":
-        return True
-    return _get(choice, "type") in ("function", "tool", "any", "custom")
 
 
 def _is_media(part: Json) -> bool:

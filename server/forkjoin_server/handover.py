@@ -25,6 +25,8 @@ from forkjoin_scheduler.compiled import Room, check_chars, check_room, compile_o
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import KEY
+from forkjoin_server.structured import block_reason
+from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser, why_not_reasoning
 
 
 @dataclass
@@ -102,7 +104,7 @@ def install(client: Any) -> None:
         fields: dict[str, Any] = {}
         if (asked := _ASKED.get()) is not None:
             _check_room(asked.options, prompt, max_model_len)
-            _check_forks(asked.options, prompt, sampling_params)
+            _check_forks(client, asked.options, prompt, sampling_params, kwargs)
             asked.charge(sampling_params.n, sampling_params.max_tokens, max_model_len)
             fields = asked.options.model_dump(exclude_unset=True)
         sampling_params.extra_args = (others | ({KEY: fields} if fields else {})) or None
@@ -118,7 +120,9 @@ def _check_room(options: CompiledOptions, engine_input: Any, max_model_len: int)
         check_room(options, len(ids), max_model_len)
 
 
-def _check_forks(options: CompiledOptions, engine_input: Any, sampling_params: Any) -> None:
+def _check_forks(
+    client: Any, options: CompiledOptions, engine_input: Any, sampling_params: Any, more: dict[str, Any]
+) -> None:
     """Raise BadRequestOptions where the engine would not do the fork that the request itself asks for.
 
     ``bypass.py`` tells most of that from the body, before a prompt is made of it; this is what vLLM has
@@ -127,8 +131,9 @@ def _check_forks(options: CompiledOptions, engine_input: Any, sampling_params: A
     if not options.forks_at_prompt:
         return
     kind = engine_input.get("type") if isinstance(engine_input, dict) else None
-    if sampling_params.structured_outputs is not None:
-        reason = "structured output"
+    reason: str | None
+    if reason := _structured_reason(client, options, engine_input, sampling_params, more):
+        pass
     elif sampling_params.prompt_logprobs is not None:
         reason = "prompt_logprobs"
     elif sampling_params.thinking_token_budget not in (None, -1):
@@ -141,3 +146,16 @@ def _check_forks(options: CompiledOptions, engine_input: Any, sampling_params: A
     raise BadRequestOptions(
         f"forkjoin.{asked}: expected a request that may fork, but not with {reason}: drop one"
     )
+
+
+def _structured_reason(
+    client: Any, options: CompiledOptions, engine_input: Any, sampling_params: Any, more: dict[str, Any]
+) -> str | None:
+    """Why what vLLM has made of a structured request will not fork; None if it may, or is none."""
+    if sampling_params.structured_outputs is None or options.best_of is not None:
+        return None
+    reasons = has_reasoning_parser(getattr(client, "vllm_config", None))
+    if reason := block_reason(options, reasons):
+        return reason
+    prompt_ids = engine_input.get("prompt_token_ids") if isinstance(engine_input, dict) else None
+    return why_not_reasoning(client, options, list(prompt_ids or ()), sampling_params, more)

@@ -47,6 +47,7 @@ from forkjoin_server.turns import give_turns
 from forkjoin_server.vllm_seam.authentication import without_authentication
 from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
 from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
+from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser
 from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
 from forkjoin_server.vllm_seam.responses import stores_responses
 from forkjoin_server.vllm_seam.text_lengths import bound_texts
@@ -231,7 +232,8 @@ class Bodies:
         key, client = new_key(), _client(scope)
         try:
             scope = _with_request_id(scope, given.get("request_id"), key)
-            body, options = prepare(given, path, key, self._settings)
+            reasons = has_reasoning_parser(_vllm_config(scope))
+            body, options = prepare(given, path, key, self._settings, reasons=reasons)
             data = _encoded(body)
             num_answers, num_choices = count_answers(sampling_of(body, path))
             check_beside_prompt(body, len(data), num_answers)
@@ -283,7 +285,7 @@ def _with_innermost(app: Any, middleware: Callable[[App], App]) -> App:
 
 def _settings(scope: Message) -> Settings:
     """The dialect and the limits, as the operator gave them to the engine."""
-    vllm_config = getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
+    vllm_config = _vllm_config(scope)
     given = vllm_config.additional_config.get(KEY) if vllm_config is not None else None
     return Settings.model_validate(given) if given else DEFAULTS
 
@@ -292,6 +294,11 @@ def _tenant() -> str:
     """Who is being served; all are one where there are no API keys."""
     visit = VISIT.get()
     return "" if visit is None else visit.tenant.id
+
+
+def _vllm_config(scope: Message) -> Any:
+    """VLLM's configuration; None where there is no engine."""
+    return getattr(getattr(scope.get("app"), "state", None), "vllm_config", None)
 
 
 def _client(scope: Message) -> Any:

@@ -7,6 +7,7 @@ from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.feed import key_in
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
+from forkjoin_server import structured
 from forkjoin_server.bypass import bypass_reason
 from forkjoin_server.instruction import with_instruction
 from forkjoin_server.responses import without_threads
@@ -18,8 +19,10 @@ DEFAULTS = Settings()
 _MANY = 1 << 31
 
 
-def prepare(body: Json, path: str, key: str, settings: Settings = DEFAULTS) -> tuple[Json, RequestOptions]:
-    """Take the fork/join field out of ``body``.
+def prepare(
+    body: Json, path: str, key: str, settings: Settings = DEFAULTS, *, reasons: bool = False
+) -> tuple[Json, RequestOptions]:
+    """Take the fork/join field out of ``body``. ``reasons``: whether the server has a reasoning parser.
 
     Returns the body for vLLM and what the field asks for. Raises BadRequestOptions.
     """
@@ -27,12 +30,13 @@ def prepare(body: Json, path: str, key: str, settings: Settings = DEFAULTS) -> t
     _check_hides_no_options(body)
     options = _take_options(body)
     options.check_limits(settings.limits, settings.caps)
+    structured.check_place(options, settings.dialect)
     _check_num_threads(sampling_of(body, path), options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
     if options.forks_at_prompt:
-        _check_forks_at_prompt(sampling_of(body, path), options, settings)
-    elif instruction := _instruction(body, options, settings):
+        _check_forks_at_prompt(sampling_of(body, path), options, settings, reasons)
+    elif instruction := _instruction(sampling_of(body, path), options, settings, reasons):
         body = with_instruction(body, path, instruction)
     if path == RESPONSES:
         _prepare_responses(body, key)
@@ -57,11 +61,21 @@ def _check_hides_no_options(body: Json) -> None:
             raise BadRequestOptions(f"{name}.forkjoin: expected the field forkjoin in the body itself")
 
 
-def _instruction(body: Json, options: RequestOptions, settings: Settings) -> str | None:
+def _instruction(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> str | None:
     """The dialect's, unless the request will not fork: then it is not to be asked for the tags of threads."""
-    if not options.enabled or settings.dialect is None or bypass_reason(body) is not None:
+    dialect = settings.dialect
+    if not options.enabled or dialect is None or _block_reason(body, options, reasons) is not None:
         return None
-    return settings.dialect.instruction
+    # An answer that is the threads themselves no grammar lets through.
+    is_answer = structured.is_structured(body) and not dialect.join.goes_on
+    return None if is_answer else dialect.instruction
+
+
+def _block_reason(body: Json, options: RequestOptions, reasons: bool) -> str | None:
+    """Why a request will not fork, None if it may."""
+    if structured.is_structured(body) and (reason := structured.block_reason(options, reasons)):
+        return reason
+    return bypass_reason(body)
 
 
 def count_answers(body: Json) -> tuple[int, int]:
@@ -116,14 +130,14 @@ def _check_threads_can_be_shown(body: Json, path: str) -> None:
         )
 
 
-def _check_forks_at_prompt(body: Json, options: RequestOptions, settings: Settings) -> None:
+def _check_forks_at_prompt(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> None:
     """Raise BadRequestOptions if the engine would not do the fork that the request itself asks for."""
     asked = "forkjoin.branches" if options.branches is not None else "forkjoin.best_of"
     if not options.enabled:
         raise BadRequestOptions(f"{asked}: expected forkjoin.enabled = true beside it, got false")
     if settings.dialect is None:
         raise BadRequestOptions(f"{asked}: expected a server that forks, but it runs with --dialect none")
-    if reason := bypass_reason(body):
+    if reason := _block_reason(body, options, reasons):
         raise BadRequestOptions(f"{asked}: expected a request that may fork, but not with {reason}: drop one")
     if body.get("prompt_logprobs") is not None or body.get("echo"):
         raise BadRequestOptions(f"{asked}: expected no prompt_logprobs and no echo beside it: drop one")

@@ -63,7 +63,11 @@ class KVOracle:
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self._scheduler.requests[request_id]
             self._compute(request, num_tokens, offsets_of(orders, request_id, num_tokens))
-            self._in_flight[request_id] += sampled[request_id]
+            self.note_sampled(request_id, sampled[request_id])
+
+    def note_sampled(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """A request has sampled ``token_ids``; for a step that is executed before it is known what."""
+        self._in_flight[request_id] += token_ids
 
     def _compute(self, request: Request, num_tokens: int, offsets: list[int]) -> None:
         context = self._context_of(request)

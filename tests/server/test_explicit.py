@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import openai
 import pytest
 
@@ -44,11 +46,10 @@ def test_a_vote_without_a_result_is_told_as_one_streamed(client):
 @pytest.mark.parametrize(
     "more",
     [
-        {"response_format": {"type": "json_object"}},
         {"extra": {"prompt_logprobs": 1}},
         {"extra": {"echo": True}},
     ],
-    ids=["structured", "prompt_logprobs", "echo"],
+    ids=["prompt_logprobs", "echo"],
 )
 @pytest.mark.parametrize("asked", [BRANCHES, VOTE], ids=["branches", "best_of"])
 def test_a_fork_that_cannot_be_is_a_400_that_names_it(client, asked, more):
@@ -56,3 +57,48 @@ def test_a_fork_that_cannot_be_is_a_400_that_names_it(client, asked, more):
     body = {"forkjoin": asked} | more.pop("extra", {})
     with pytest.raises(openai.BadRequestError, match=rf"forkjoin\.{next(iter(asked))}"):
         client.chat.completions.create(**ASK, **more, extra_body=body)
+
+
+# ---- structured output, without a reasoning parser --------------------------------------------
+
+
+def test_branches_in_a_structured_answer_are_a_400_that_says_what_to_do(client):
+    with pytest.raises(openai.BadRequestError, match=r"forkjoin\.branches: .*structured: answer"):
+        _structured(client, BRANCHES)
+
+
+DIGIT = {"structured_outputs": {"regex": "[0-9]"}}
+
+
+def _structured(client, forkjoin, **more):
+    body = DIGIT | {"forkjoin": SHOWN | forkjoin}
+    return client.chat.completions.create(**(ASK | more), temperature=0, extra_body=body)
+
+
+def test_an_answer_begins_where_the_dialect_says(client):
+    content = "a=482*731, b=9047*36"
+    messages = [{"role": "user", "content": content}]
+    answer = _structured(client, {"structured": "answer"}, messages=messages)
+    reasoning, _, digit = answer.choices[0].message.content.partition("</think>")
+    assert re.fullmatch("[0-9]", digit)
+    assert reasoning.count("<Thread>") == len(answer.choices[0].message.threads) == 2
+    plain = _ask(client, {}, messages=messages, temperature=0)
+    assert plain.choices[0].message.content.startswith(reasoning)
+
+
+def test_without_it_the_grammar_holds_from_the_first_token(client):
+    answer = _structured(client, {})
+    assert re.fullmatch("[0-9]", answer.choices[0].message.content)
+    assert answer.choices[0].message.threads == []
+
+
+def test_an_answer_begins_behind_a_closing_of_the_requests_own(client):
+    answer = _structured(client, BRANCHES | {"structured": "answer", "max_tokens_per_thread": 20})
+    assert re.search(r"\ntotal[0-9]\Z", answer.choices[0].message.content)
+    assert len(answer.choices[0].message.threads) == 2
+
+
+def test_each_thread_of_a_vote_obeys(client):
+    answer = _structured(client, VOTE | {"vote": "[0-9]"})
+    assert re.fullmatch("[0-9]", answer.choices[0].message.content)
+    assert [len(t["content"]) for t in answer.choices[0].message.threads] == [1, 1, 1]

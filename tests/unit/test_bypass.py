@@ -10,23 +10,6 @@ def _content(*parts):
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        {"response_format": {"type": "json_object"}},
-        {"structured_outputs": {"regex": "a"}},
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-        {"tool_choice": {"type": "any"}},
-        {"tool_choice": {"type": "allowed_tools", "mode": "required"}},
-        {"text": {"format": {"type": "json_schema"}}},
-        {"output_config": {"format": {"type": "json_schema"}}},
-    ],
-)
-def test_each_routes_word_for_structured_output_is_known(body):
-    assert bypass_reason(body) == "structured output"
-
-
-@pytest.mark.parametrize(
     "part",
     [
         {"type": "image_url", "image_url": {"url": "x"}},

@@ -11,6 +11,7 @@ import pytest
 from forkjoin_scheduler.assembly import RULES
 from forkjoin_scheduler.bound import WINDOW_TOKENS
 from forkjoin_scheduler.dialect import (
+    Answer,
     Context,
     Dialect,
     ForkAt,
@@ -58,6 +59,7 @@ SECTIONS = {
     "positions": Positions,
     "limits": Limits,
     "sampling": Sampling,
+    "answer": Answer,
 }
 
 

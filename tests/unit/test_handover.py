@@ -32,7 +32,7 @@ def client():
     """vLLM's engine client, as far as it is called: of a context of 100 tokens, it notes what it is asked."""
     client = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100), calls=[])
 
-    def generate(prompt, sampling_params, request_id):
+    def generate(prompt, sampling_params, request_id, **more):
         client.calls.append(sampling_params.extra_args)
         return request_id
 
@@ -172,7 +172,6 @@ def test_a_branch_that_does_not_fit_beside_the_prompt_is_refused_before_the_answ
 @pytest.mark.parametrize(
     ("params", "prompt", "reason"),
     [
-        ({"structured_outputs": {"json": {}}}, {"type": "token"}, "structured output"),
         ({"prompt_logprobs": 1}, {"type": "token"}, "prompt_logprobs"),
         ({"thinking_token_budget": 5}, {"type": "token"}, "thinking_token_budget"),
         ({}, {"type": "multimodal"}, "a prompt of the kind multimodal"),
@@ -213,3 +212,58 @@ def test_the_prompts_of_one_body_are_counted_together(client):
     _generate(client, asked)
     with pytest.raises(BadRequestOptions, match="got up to 30"):
         _generate(client, asked)
+
+
+# ---- structured output beside branches ---------------------------------------------------------
+
+ENDS = "</think>"
+_OUTPUTS = {"structured_outputs": {"json": {}}, "bad_words_token_ids": None}
+
+
+@pytest.fixture
+def reasoning(client):
+    """The same with a reasoning parser of vLLM's, which knows one token that ends reasoning: 7."""
+    tokenizer = SimpleNamespace(
+        get_vocab=lambda: {"<think>": 6, ENDS: 7}, encode=lambda text, **_: [7] if text == ENDS else [0]
+    )
+    client.renderer.get_tokenizer = lambda: tokenizer
+    config = SimpleNamespace(reasoning_parser="deepseek_r1", enable_in_reasoning=False)
+    client.vllm_config = SimpleNamespace(structured_outputs_config=config)
+    return client
+
+
+def _structured(client, text_ids=(1,), prompt=(1, 2), **more):
+    options = CompiledOptions(branches=[{"title": "A", "token_ids": list(text_ids)}], closing=[3])
+    with handing_over(Asked(options)):
+        client.generate({"type": "token", "prompt_token_ids": list(prompt)}, _params(**_OUTPUTS), "r", **more)
+
+
+def test_branches_may_stand_in_the_reasoning_before_a_structured_answer(reasoning):
+    _structured(reasoning)
+    _structured(reasoning, reasoning_ended=False, prompt=(1, 7))  # vLLM's handler knows its own prompt
+    assert len(reasoning.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"reasoning_ended": True}, "a prompt that ends the reasoning"),
+        ({"prompt": (1, 7)}, "a prompt that ends the reasoning"),
+        ({"text_ids": (1, 7, 2)}, "the end of the reasoning in the text of branch 'A'"),
+    ],
+)
+def test_branches_that_would_stand_in_a_structured_answer_are_refused(reasoning, how, reason):
+    with pytest.raises(BadRequestOptions, match=rf"forkjoin\.branches: .*structured output and {reason}"):
+        _structured(reasoning, **how)
+    assert reasoning.calls == []
+
+
+def test_without_a_reasoning_parser_nothing_stands_before_a_structured_answer(client):
+    with pytest.raises(BadRequestOptions, match=r"forkjoin\.branches: .*structured output from the first"):
+        _structured(client)
+
+
+def test_each_thread_of_a_vote_is_a_structured_answer(client):
+    with handing_over(Asked(CompiledOptions(best_of=2, vote="a"))):
+        client.generate({"type": "token"}, _params(**_OUTPUTS), "r")
+    assert len(client.calls) == 1

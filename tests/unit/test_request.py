@@ -179,7 +179,6 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
     [
         ({"prompt_logprobs": 0}, "expected no prompt_logprobs and no echo"),
         ({"echo": True}, "expected no prompt_logprobs and no echo"),
-        ({"response_format": {"type": "json_object"}}, "not with structured output"),
         ({"messages": IMAGE}, "not with multimodal content"),
     ],
 )
@@ -259,6 +258,6 @@ def test_tokens_in_tokens_out_has_its_sampling_parameters_in_an_object():
     for wrong in ({"n": 2}, {"extra_args": {"forkjoin": "{}"}}):
         with pytest.raises(BadRequestOptions):
             prepare({"sampling_params": wrong, "forkjoin": SHOWN}, GENERATE, "k")
-    structured = {"sampling_params": {"structured_outputs": {"regex": "a"}}, "forkjoin": VOTE}
+    structured = {"sampling_params": {"structured_outputs": {"regex": "a"}}, "forkjoin": BRANCHES}
     with pytest.raises(BadRequestOptions, match="structured output"):
         prepare(structured, GENERATE, "k", THREADWEAVER)

@@ -233,7 +233,7 @@ ATTRIBUTES = {
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
         "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state "
-        "prefill_capacity_bound kv_cache_config hash_block_size"
+        "prefill_capacity_bound kv_cache_config hash_block_size structured_output_manager"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",
@@ -246,7 +246,11 @@ ATTRIBUTES = {
         "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
         "priority trace_headers resumable prompt_embeds mm_features "
-        "next_decode_eligible_step prefill_stats"
+        "next_decode_eligible_step prefill_stats structured_output_request"
+    ),
+    "vllm.v1.structured_output:StructuredOutputManager": "reasoner_cls",
+    "vllm.v1.structured_output.request:StructuredOutputRequest": (
+        "reasoner reasoning_ended reasoning_parser_kwargs"
     ),
     "vllm.config.parallel:ParallelConfig": "_api_process_count",
     "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens total_num_scheduled_tokens"),
@@ -307,9 +311,11 @@ CALLED = {
         "num_tokens num_tokens_with_spec num_output_tokens update_block_hashes is_finished use_structured_output "
         "take_prefill_stats take_events"
     ),
+    "vllm.v1.structured_output:StructuredOutputManager": "_get_constraint_bounds _get_reasoner grammar_init",
+    "vllm.v1.structured_output.backend_types:StructuredOutputGrammar": "accept_tokens validate_tokens",
     "vllm.v1.request:RequestStatus": (
         "WAITING WAITING_FOR_STREAMING_REQ RUNNING PREEMPTED FINISHED_STOPPED FINISHED_LENGTH_CAPPED "
-        "FINISHED_ABORTED"
+        "FINISHED_ABORTED WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR"
     ),
     "vllm.v1.engine:EngineCoreOutput": "finished",
     "vllm.v1.outputs:LogprobsLists": "slice_request",

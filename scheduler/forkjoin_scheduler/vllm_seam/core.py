@@ -25,7 +25,9 @@ from forkjoin_scheduler.family import Branch, Family
 from forkjoin_scheduler.options import CompiledOptions
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import compat, kv, queues
+from forkjoin_scheduler.vllm_seam.answers import Answers, constrains_threads, place_of_answer
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
+from forkjoin_scheduler.vllm_seam.sampling import can_ban
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 from forkjoin_scheduler.vllm_seam.wish import Wish, noted
 
@@ -76,6 +78,7 @@ class Core(AsyncScheduler):
         self._tokenizer = EngineTokenizer.from_model_config(self.vllm_config.model_config)
         self._eos_ids = end_of_sequence_ids(self.vllm_config.model_config)
         self._spoken = BoundDialect.bind(self._settings.dialect, self._tokenizer)
+        self._answers = Answers(self.structured_output_manager, self._tokenizer)
         if self._settings.dialect.is_stitched:
             compat.check_stitching(self.vllm_config, kv.num_blocks(self.kv_cache_manager))
             kv.guard_hashing(self.kv_cache_manager, self._contain)
@@ -121,7 +124,6 @@ class Core(AsyncScheduler):
         assert params is not None
         if (
             not options.enabled
-            or request.use_structured_output
             or request.prompt_embeds is not None
             or request.mm_features
             # vLLM counts it in each request by itself: in each thread, were there any
@@ -135,7 +137,32 @@ class Core(AsyncScheduler):
         if at_prompt and params.prompt_logprobs is not None:
             _warn(request, "prompt_logprobs with a fork behind the prompt: decoding sequentially")
             return None
-        return Wish(options, limits, spoken, params, request.num_prompt_tokens, at_prompt)
+        not_in_threads = self._kept_for_answer(request, spoken)
+        if not_in_threads is None:
+            return None
+        return Wish(options, limits, spoken, params, request.num_prompt_tokens, at_prompt, not_in_threads)
+
+    def _kept_for_answer(self, request: Request, spoken: BoundDialect) -> list[list[int]] | None:
+        """The rows of tokens that no thread of ``request`` may write: they would begin its answer.
+
+        None: it can't fork, for its grammar holds for what would.
+        """
+        if not request.use_structured_output or constrains_threads(spoken.dialect.join.kind):
+            return []
+        if not spoken.dialect.join.goes_on or not self._answers.comes_later(request, spoken.dialect):
+            return None
+        rows = self._answers.openings(request)
+        return rows if rows is not None and can_ban(request.sampling_params, rows) else None
+
+    def _await_answer(self, request: Request, options: CompiledOptions) -> None:
+        """Hold back the grammar of a structured ``request`` whose dialect says where its answer begins."""
+        if options.structured is None or not request.use_structured_output:
+            return
+        assert self._spoken is not None
+        if answer := place_of_answer(self._spoken, options):
+            self._answers.await_answer(
+                request, self._spoken, answer, joins=options.enabled and options.best_of is None
+            )
 
     def _options(self, request: Request) -> CompiledOptions:
         assert request.sampling_params is not None

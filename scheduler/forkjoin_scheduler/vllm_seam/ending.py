@@ -7,6 +7,7 @@ from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialect import Context, JoinKind, Policy
+from forkjoin_scheduler.errors import NoGrammar
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import body, end_policy, written
 from forkjoin_scheduler.vllm_seam import kv
@@ -40,6 +41,10 @@ class Ending(Ahead):
         if thread.state is not BranchState.DECODING:
             return
         assert thread.plan is not None
+        if output.finish_reason is FinishReason.ERROR:
+            raise NoGrammar(
+                f"{thread.request_id}: expected vLLM to compile the thread's grammar, it could not"
+            )
         # Several threads end a step together: what is over the budget was never generated.
         token_ids = output.new_token_ids[: live.family.remaining]
         live.family.generated(thread, token_ids)

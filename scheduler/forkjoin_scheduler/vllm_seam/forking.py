@@ -23,6 +23,9 @@ from forkjoin_scheduler.vllm_seam.requests import fold, new_request, truncate
 from forkjoin_scheduler.vllm_seam.wish import Wish, note, noted
 from forkjoin_scheduler.vote import Vote
 
+#: Also one whose grammar is compiled first.
+_NOT_STARTED = (RequestStatus.WAITING, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR)
+
 
 class Forking(Joining):
     """Hears triggers as tokens are booked, and acts on them at the end of the step."""
@@ -68,7 +71,9 @@ class Forking(Joining):
         """
         live = self._live.get(request.request_id) if self._live else None
         plan = None
-        if not stopped:
+        if self._answers.has_begun(request):
+            pass  # what calls for a fork is the answer's own text there
+        elif not stopped:
             only = wish.spoken.only_call
             if only is None or request._all_token_ids[-1] == only:
                 self._listen(request, wish)
@@ -236,6 +241,7 @@ class Forking(Joining):
         params = self._thread_params(live, thread, self._room(live, thread, len(token_ids), thread.offset))
         hashes = parent.block_hashes[: thread.fork_len // self.hash_block_size]
         request = new_request(live.request, thread.request_id, token_ids, params, hashes)
+        self._answers.begin_thread(request, live.request, has_own=False)
         self._threads[request.request_id] = (live, thread)
         note(request, replace(live.wish, since=len(token_ids), at_prompt=False))
         if live.dialect.is_stitched:
@@ -244,6 +250,8 @@ class Forking(Joining):
 
     def _refuse(self, live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
         self._tell_refused(live, branch, refusal)
+        if branch is live.family.root and live.dialect.fork_at is ForkAt.PROMPT:
+            self._answers.did_not_join(self._request_of(branch))
         if refusal.policy is Policy.END_REQUEST:
             self._end_closed(live, refused=branch)
 
@@ -264,7 +272,7 @@ class Forking(Joining):
 
     def _has_not_started(self, thread: Branch) -> bool:
         request = self.requests.get(thread.request_id)
-        return request is not None and request.status == RequestStatus.WAITING
+        return request is not None and request.status in _NOT_STARTED
 
     # ---- what the model should not write itself --------------------------------------------
 
@@ -283,6 +291,8 @@ class Forking(Joining):
         branch.take_back(request.num_tokens - keep, token_ids)
         self._rewind(branch, request, keep)
         fold(request, token_ids, self._params_behind_join(live, branch, room))
+        if branch is live.family.root:
+            self._answers.joined(request, token_ids)
         queues.resume(self, request, 0)
         live.transcripts[branch].push(injected(token_ids))
 

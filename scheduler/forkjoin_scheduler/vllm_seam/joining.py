@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialect import JoinKind
@@ -12,6 +13,7 @@ from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.fork import num_closing_tokens
 from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, written
 from forkjoin_scheduler.vllm_seam import kv, queues
+from forkjoin_scheduler.vllm_seam.answers import constrains_threads
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.cutting import Cutting
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -144,6 +146,9 @@ class Joining(Cutting):
             branch.stitched_len = num_computed_tokens = stitched.num_tokens
             self._start_stitched(request, stitched, ((0, branch.offset),))
         fold(request, plan.token_ids, params)
+        if branch is family.root:
+            shown = live.dialect.join.shows_threads
+            self._answers.joined(request, plan.closing_ids if shown else plan.token_ids)
         if held := self._prefilled_ahead(live, branch):
             kv.adopt(self.kv_cache_manager, request, held)
             num_computed_tokens = held.num_tokens
@@ -183,7 +188,15 @@ class Joining(Cutting):
             max_tokens=live.budget(thread, room),
             generated=live.family.num_generated,
             salt=live.next_salt(thread),
+            structured=self._structured_of(live),
+            not_written=live.wish.not_in_threads,
         )
+
+    @staticmethod
+    def _structured_of(live: LiveFamily) -> StructuredOutputsParams | None:
+        """What the text of a thread is to obey."""
+        is_answer = constrains_threads(live.dialect.join.kind)
+        return live.wish.params.structured_outputs if is_answer else None
 
     def _eos_of(self, branch: Branch) -> int:
         """The end-of-sequence token that the first thread to write one wrote."""

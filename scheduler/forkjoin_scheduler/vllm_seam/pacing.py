@@ -156,7 +156,11 @@ class Pacing(Admitting):
         self._last_end = now
 
 
-_WAITS = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+_WAITS = (
+    RequestStatus.WAITING,
+    RequestStatus.PREEMPTED,
+    RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR,
+)
 
 
 def _could_run(request: Request) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 from copy import copy
 
 from vllm import envs
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from forkjoin_scheduler.dialect import SamplingOverrides
 
@@ -19,16 +19,19 @@ def without_banned(params: SamplingParams, banned: list[list[int]]) -> SamplingP
     vLLM has so many places for a request's bad words, and ends where there are more: the request's
     own come first.
     """
-    own = params.bad_words_token_ids or []
-    num_tokens = sum(map(len, [*own, *banned]))
-    if (
-        len(own) + len(banned) > envs.VLLM_MAX_NUM_BAD_WORDS
-        or num_tokens > envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS
-    ):
+    if not banned or not can_ban(params, banned):
         return params
+    own = params.bad_words_token_ids or []
     params = copy(params)
     params._bad_words_token_ids = [*own, *banned]
     return params
+
+
+def can_ban(params: SamplingParams, banned: list[list[int]]) -> bool:
+    """Whether vLLM has places for these rows beside a request's own bad words."""
+    rows = [*(params.bad_words_token_ids or []), *banned]
+    num_tokens = sum(map(len, rows))
+    return len(rows) <= envs.VLLM_MAX_NUM_BAD_WORDS and num_tokens <= envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS
 
 
 def thread_params(
@@ -39,13 +42,19 @@ def thread_params(
     max_tokens: int,
     generated: int,
     salt: str,
+    structured: StructuredOutputsParams | None = None,
+    not_written: list[list[int]] | None = None,
 ) -> SamplingParams:
     """The request's ``original`` parameters for a thread, ``generated`` tokens of the family in.
+
+    ``structured``: what its own text is to obey. ``not_written``: rows of tokens that it never completes.
 
     The thread also stops at ``end_id``, if any, which min_tokens does not forbid: a thread with an
     end tag may be as short as it likes.
     """
     params = resumed_params(original, overrides, max_tokens=max_tokens, generated=generated, salt=salt)
+    params = without_banned(params, not_written or [])
+    params.structured_outputs = structured
     if end_id is not None:
         params.stop_token_ids = [*(original.stop_token_ids or ()), end_id]
         # min_tokens would forbid the end tag: on its way to the workers vLLM counts it among the stop

@@ -59,8 +59,11 @@ class ForkJoinScheduler(Pacing):
         # Whether it forks or not; one that does counts all its threads.
         cap = options.limits(self._settings.limits).max_total_tokens
         request.max_tokens = min(request.max_tokens, cap or request.max_tokens)
+        self._await_answer(request, options)
         wish = self._wish_of(request, options)
         if wish is None:
+            if request.use_structured_output:
+                self._answers.did_not_join(request)
             return
         if banned := wish.spoken.banned_ids():
             wish.params = request.sampling_params = without_banned(wish.params, banned)
@@ -94,7 +97,7 @@ class ForkJoinScheduler(Pacing):
             if self._to_stitch or self._offsets:
                 self._fenced("stitch", (*self._to_stitch, *self._offsets), self._give_orders, output)
             self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
-            is_idle = not output.total_num_scheduled_tokens and not self.running
+            is_idle = not (output.total_num_scheduled_tokens or self.running or self._has_uncompiled())
             if self._live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
                 self._fenced("evict", next(reversed(self._live.values())), self._relieve_kv_pressure)
         return output
@@ -220,6 +223,11 @@ class ForkJoinScheduler(Pacing):
             self._fenced("evict", last, self._evict, last)
         else:
             self._restore_evicted()
+
+    def _has_uncompiled(self) -> bool:
+        """Whether a thread waits for its grammar to be compiled: it will run without any blocks of others."""
+        compiling = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+        return any(self.requests[i].status == compiling for i in self._threads)
 
     def _holders(self, live: LiveFamily) -> list[Request]:
         """The requests of the family that wait with blocks."""

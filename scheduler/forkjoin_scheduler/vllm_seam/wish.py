@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
@@ -20,7 +20,8 @@ class Wish:
     """``params`` are as the client gave them.
 
     ``since``: tokens of the context that were there before the request wrote, or when it forked
-    last, or was refused to. ``at_prompt``: whether it is still to fork behind its prompt.
+    last, or was refused to. ``at_prompt``: whether it is still to fork behind its prompt. ``not_in_threads``:
+    rows of tokens that no thread writes, as vLLM has bad words.
     """
 
     options: CompiledOptions
@@ -29,6 +30,7 @@ class Wish:
     params: SamplingParams
     since: int
     at_prompt: bool
+    not_in_threads: list[list[int]] = field(default_factory=list)
 
 
 def note(request: Request, wish: Wish) -> None:

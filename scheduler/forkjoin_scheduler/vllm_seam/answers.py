@@ -1,0 +1,163 @@
+"""Where the answer of a request begins, and with it the grammar of its structured output.
+
+vLLM holds a grammar back until a *reasoner*, of its reasoning parsers, has seen the end of the reasoning.
+What stands before that end forks and joins; what follows it is vLLM's alone. A request may also say that its
+dialect knows where the answer begins (``forkjoin.structured: answer``): then the reasoner is ours.
+
+Invariants (pinned by tests): nothing forks in an answer that a grammar holds for; no thread writes what would
+begin the answer; where a join writes it, the answer begins there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vllm.parser.engine.adapters import ParserEngineReasoningAdapter
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.bound import WINDOW_TOKENS, BoundDialect
+from forkjoin_scheduler.dialect import Answer, Dialect, JoinKind, Tokenizer
+from forkjoin_scheduler.options import CompiledOptions
+
+Rows = list[list[int]]
+
+
+class NoReasoning:
+    """Where the server has no reasoning parser: what vLLM asks for requests that reason in no way."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
+        """Whether the answer begins behind a prompt: it does."""
+        return True
+
+
+class DialectReasoner:
+    """Tells vLLM's structured outputs where ``answer`` begins in the text of one request."""
+
+    def __init__(self, spoken: BoundDialect, answer: Answer) -> None:
+        self.spoken, self.answer = spoken, answer
+
+    def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends with what begins the answer; earlier turns may have ended theirs."""
+        after = self.answer.after
+        tail = self.spoken.tokenizer.decode(list(input_ids[-WINDOW_TOKENS:]))
+        return after is not None and tail.rstrip().endswith(after)
+
+    def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
+        """Whether one of ``delta_ids``, the last of ``input_ids``, begins the answer."""
+        num = len(list(delta_ids))
+        ids = list(input_ids[-(WINDOW_TOKENS + num) :])
+        return any(self.spoken.begins_answer(self.answer, ids[: len(ids) - i]) for i in range(num))
+
+
+class Answers:
+    """Opens and watches structured answers. ``manager`` is vLLM's ``StructuredOutputManager``."""
+
+    def __init__(self, manager: Any, tokenizer: Tokenizer) -> None:
+        self._manager, self._tokenizer = manager, tokenizer
+
+    def await_answer(self, request: Request, spoken: BoundDialect, answer: Answer, joins: bool) -> None:
+        """Hold the grammar of ``request`` back until its ``answer`` begins.
+
+        ``joins``: whether it may come to a join; if not, one that begins behind a join begins at once.
+        """
+        structured = request.structured_output_request
+        if structured is None or structured.reasoning_ended:
+            return
+        if answer.after is None and not joins:
+            structured.reasoning_ended = True
+            return
+        if self._manager.reasoner_cls is None:
+            self._manager.reasoner_cls = NoReasoning  # without one vLLM asks no request's own
+        structured.reasoner = reasoner = DialectReasoner(spoken, answer)
+        structured.reasoning_ended = reasoner.is_reasoning_end(request.prompt_token_ids or ())
+
+    def comes_later(self, request: Request, dialect: Dialect) -> bool:
+        """Whether ``request`` writes anything before its answer, and it is known where that begins.
+
+        A reasoning parser does not see an answer of ``dialect`` that begins behind a join.
+        """
+        if self._manager._get_constraint_bounds(request, ()).constraint_start == 0:
+            return False
+        is_seen = dialect.answer is None or not dialect.answer.behind_join
+        return is_seen or isinstance(request.structured_output_request.reasoner, DialectReasoner)
+
+    def openings(self, request: Request) -> Rows | None:
+        """The rows of tokens that begin the answer of ``request``; None where they are not known."""
+        reasoner = self._manager._get_reasoner(request)
+        if isinstance(reasoner, DialectReasoner):
+            after = reasoner.answer.after
+            return [] if after is None else [reasoner.spoken.answer_ids(after)]
+        return reasoning_ends(reasoner, self._tokenizer)
+
+    def has_begun(self, request: Request) -> bool:
+        """Whether the grammar of ``request`` holds for all that it writes from now on."""
+        structured = request.structured_output_request
+        return structured is not None and structured.reasoning_ended is True
+
+    def joined(self, request: Request, token_ids: Sequence[int]) -> None:
+        """A join, or a swap, has written ``token_ids`` at the end of the context of ``request``.
+
+        If they begin the answer, the grammar goes on behind them; it begins there, where they don't obey it.
+        """
+        structured = request.structured_output_request
+        if structured is None or structured.reasoning_ended or not token_ids:
+            return
+        if isinstance(structured.reasoner, DialectReasoner) and structured.reasoner.answer.after is None:
+            structured.reasoning_ended = True
+            return
+        new_ids = list(token_ids)
+        start, _ = self._manager._get_constraint_bounds(request, new_ids, spec_tokens_committed=True)
+        if start > len(new_ids):
+            return
+        structured.reasoning_ended = True
+        grammar, rest = structured.grammar, new_ids[start:]
+        if rest and grammar.validate_tokens(rest) == rest:
+            grammar.accept_tokens(request.request_id, rest)
+
+    def did_not_join(self, request: Request) -> None:
+        """The fork behind which the answer was to begin will not be: it begins here."""
+        structured = request.structured_output_request
+        reasoner = None if structured is None else structured.reasoner
+        if structured is not None and isinstance(reasoner, DialectReasoner) and reasoner.answer.after is None:
+            structured.reasoning_ended = True
+
+    def begin_thread(self, request: Request, root: Request, has_own: bool) -> None:
+        """Compile the grammar of the new ``request`` of a thread, if it is to obey one.
+
+        ``has_own``: one of its own, from its start; else that of ``root``, in its answer.
+        """
+        structured, of_root = request.structured_output_request, root.structured_output_request
+        if structured is None:
+            return
+        if has_own or of_root is None:
+            structured.reasoning_ended = True
+        else:
+            structured.reasoning_ended = of_root.reasoning_ended
+            structured.reasoning_parser_kwargs = of_root.reasoning_parser_kwargs
+            if isinstance(of_root.reasoner, DialectReasoner):  # which has no state
+                structured.reasoner = of_root.reasoner
+        self._manager.grammar_init(request)
+
+
+def reasoning_ends(reasoner: Any, tokenizer: Tokenizer) -> Rows | None:
+    """The rows of tokens that end reasoning, to vLLM's ``reasoner``; None where it does not say."""
+    if isinstance(reasoner, ParserEngineReasoningAdapter) and reasoner.reasoning_end_token_ids:
+        return [[token_id] for token_id in sorted(reasoner.reasoning_end_token_ids)]
+    text = reasoner.reasoning_end_str
+    return [tokenizer.encode(text)] if text else None
+
+
+def place_of_answer(spoken: BoundDialect, options: CompiledOptions) -> Answer | None:
+    """Where the answer of a request begins that leaves this to ``spoken``, the dialect of the server."""
+    if options.branches is not None:
+        return Answer(behind_join=True) if options.closing is not None else None
+    return spoken.dialect.answer
+
+
+def constrains_threads(kind: JoinKind) -> bool:
+    """Whether each thread is an answer, for which the request's grammar holds."""
+    return kind is JoinKind.VOTE
