@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.options import CompiledBranch, CompiledOptions, RequestOptions
+from forkjoin_scheduler.excerpt import cut
+from forkjoin_scheduler.options import CompiledBranch, CompiledOptions, ExplicitBranch, RequestOptions
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,15 @@ def check_chars(options: RequestOptions, room: Room) -> None:
             )
 
 
-def compile_options(options: RequestOptions, encode: Callable[[str], list[int]]) -> CompiledOptions:
-    """``options`` with tokens in the place of texts; takes as long as to tokenise these."""
+def compile_options(
+    options: RequestOptions,
+    encode: Callable[[str], list[int]],
+    constrain: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+) -> CompiledOptions:
+    """``options`` with tokens in the place of texts; takes as long as to tokenise these.
+
+    ``constrain``: what the engine is told of a ``response_format``; raises ValueError where that is wrong.
+    """
     token_ids = {name: encode(text) for name, text in _texts(options)}
     for name, ids in token_ids.items():
         if not ids:
@@ -41,7 +50,11 @@ def compile_options(options: RequestOptions, encode: Callable[[str], list[int]])
     fields = options.model_dump(exclude_unset=True, exclude={"branches", "closing"})
     if options.branches is not None:
         fields["branches"] = [
-            CompiledBranch(title=branch.title, token_ids=token_ids[_name(n)])
+            CompiledBranch(
+                title=branch.title,
+                token_ids=token_ids[_name(n)],
+                **_constraint(n, branch, constrain),
+            )
             for n, branch in enumerate(options.branches)
         ]
     if options.closing is not None:
@@ -70,6 +83,18 @@ def check_room(options: CompiledOptions, num_prompt_tokens: int, max_model_len: 
             f"{_CLOSING}: expected at most {max(room - num_branch_tokens, 0)} tokens {behind}, with "
             f"branches of {num_branch_tokens} between them, got {len(options.closing)}"
         )
+
+
+def _constraint(
+    n: int, branch: ExplicitBranch, constrain: Callable[[dict[str, Any]], dict[str, Any] | None] | None
+) -> dict[str, Any]:
+    if branch.response_format is None or constrain is None:
+        return {}
+    try:
+        structured = constrain(branch.response_format)
+    except ValueError as error:
+        raise BadRequestOptions(f"forkjoin.branches[{n}].response_format: {cut(str(error), 300)}") from error
+    return {} if structured is None else {"structured": structured}
 
 
 _CLOSING = "forkjoin.closing"

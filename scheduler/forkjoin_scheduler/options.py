@@ -48,6 +48,10 @@ class ExplicitBranch(BaseModel):
 
     title: Annotated[Unicode, AfterValidator(_is_short)] = ""
     text: Unicode = ""
+    response_format: dict[str, Any] | None = Field(
+        default=None,
+        description="what the thread writes is to obey, as `response_format` of a request",
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> ExplicitBranch:
@@ -63,6 +67,8 @@ class CompiledBranch(BaseModel):
 
     title: str
     token_ids: Annotated[list[int], Field(min_length=1)]
+    #: What the thread is to obey: fields of vLLM's ``StructuredOutputsParams``, and its ``backend``.
+    structured: dict[str, Any] | None = None
 
 
 class _Asked(Limits):

@@ -26,6 +26,7 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import KEY
 from forkjoin_server.structured import block_reason
+from forkjoin_server.vllm_seam.formats import constraint_of
 from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser, why_not_reasoning
 
 
@@ -80,8 +81,9 @@ async def compiled(options: RequestOptions, client: Any) -> CompiledOptions:
     tokenizer = renderer.get_tokenizer()
     check_chars(options, Room(client.model_config.max_model_len, tokenizer.max_chars_per_token))
     encode = partial(tokenizer.encode, add_special_tokens=False)
+    constrain = partial(constraint_of, client)
     in_thread = asyncio.get_running_loop().run_in_executor
-    return await in_thread(renderer._executor, compile_options, options, encode)
+    return await in_thread(renderer._executor, compile_options, options, encode, constrain)
 
 
 def _no_text(text: str) -> list[int]:

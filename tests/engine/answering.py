@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 from forkjoin_bench.scheduler_cost import runner_output
+from forkjoin_server.vllm_seam.formats import constraint_of
 from tests.engine.by_hand import ByHand
 from tests.engine.invariants import check_invariants
 
@@ -31,6 +33,12 @@ class Answering(ByHand):
             wanted._backend = "xgrammar"
             params["structured_outputs"] = wanted
         super().add(request_id, prompt, **params)
+
+    def constrain(self, response_format: dict[str, Any]) -> dict[str, Any] | None:
+        config = self.scheduler.vllm_config
+        renderer = SimpleNamespace(get_tokenizer=lambda: self.tokenizer._inner)
+        client = SimpleNamespace(vllm_config=config, model_config=config.model_config, renderer=renderer)
+        return constraint_of(client, response_format)
 
     def enqueue(self, request: Request) -> None:
         if request.use_structured_output:

@@ -94,7 +94,9 @@ class ByHand:
     # ---- what a test does ------------------------------------------------------------------
 
     def add(self, request_id: str, prompt: str, **params: Any) -> None:
-        asked = compile_options(parse_options(params.pop("forkjoin", {})), self.tokenizer.encode)
+        asked = compile_options(
+            parse_options(params.pop("forkjoin", {})), self.tokenizer.encode, self.constrain
+        )
         sampling = SamplingParams(
             **({"temperature": 0.0, "max_tokens": 500} | params),
             extra_args={KEY: asked.model_dump(exclude_unset=True)},
@@ -109,6 +111,9 @@ class ByHand:
             arrival_time=len(self.scheduler.requests),
         )
         self.enqueue(request)
+
+    def constrain(self, response_format: dict[str, Any]) -> dict[str, Any] | None:
+        raise NotImplementedError("expected branches without a response_format")
 
     def enqueue(self, request: Request) -> None:
         self.scheduler.add_request(request)

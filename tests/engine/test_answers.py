@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import Future
 
@@ -418,3 +419,91 @@ def test_the_place_of_an_answer_is_one():
         Answer(after="x", behind_join=True)
     with pytest.raises(ValueError, match=r"answer\.after or answer\.behind_join"):
         Answer()
+
+
+# ---- a schema for each branch -------------------------------------------------------------------
+
+
+def _schema(*values):
+    schema = {"type": "object", "properties": {"a": {"enum": list(values)}}, "required": ["a"]}
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+def _branches(**more):
+    one = {"title": "one", "text": "1:", "response_format": _schema("x", "y")}
+    two = {"title": "two", "text": "2:", "response_format": _schema(7)}
+    return {"branches": [one, two, {"text": "3:"}]} | more
+
+
+@both_modes
+@pytest.mark.parametrize("parser", ["", PARSER], ids=["plain", "parser"])
+def test_each_branch_obeys_a_schema_of_its_own(drive, parser, is_async):
+    hand = drive(is_async=is_async, reasoning_parser=parser)
+    hand.add("r", "q", forkjoin=_branches())
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    hand.say("r#0", '{"a":"y"}')
+    hand.say("r#1", '{"a":"y"7}')
+    hand.say("r#2", "anything<|end|>")
+    hand.finish()
+    texts = re.fullmatch(r"1:(.*)2:(.*)3:x*anything<\|end\|>", hand.text("r"))
+    assert texts is not None, hand.text("r")
+    assert [json.loads(text) for text in texts.groups()] == [{"a": "y"}, {"a": 7}]
+
+
+@both_modes
+def test_branches_with_schemas_join_before_an_answer_with_another(drive, is_async):
+    hand = drive(is_async=is_async)
+    hand.add("r", "q", structured=DIGITS, forkjoin=_branches(closing="\nSo: ") | ANSWER)
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    hand.say("r#2", "<|end|>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.preempt("r")
+    hand.say("r", "a123456")
+    answer = _answer(hand, behind="So: ")
+    assert len(answer) == 6
+    assert answer.isdigit()
+    assert len(re.findall(r'\{"a": ?("[xy]"|7)\}', hand.text("r").partition("So: ")[0])) == 2
+
+
+def test_a_branch_whose_grammar_is_compiled_late_still_copies_its_parents_last_block(drive):
+    hand = drive()
+    manager, compiled = hand.scheduler.structured_output_manager, []
+    init = manager.grammar_init
+
+    def slow(request):
+        init(request)
+        grammar = request.structured_output_request._grammar.result()
+        request.structured_output_request.grammar = waiting = Future()
+        compiled.append((waiting, grammar))
+
+    manager.grammar_init, hand.waits_for_grammars = slow, False
+    hand.add("r", "q" * 20, forkjoin=_branches(closing="\nSo: "))
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    hand.step(3)
+    assert len(hand.scheduler._copied_from) == 1
+    for waiting, grammar in compiled:
+        waiting.set_result(grammar)
+    hand.steps_until(lambda: hand.decodes("r#0") or "r#0" not in hand.scheduler.requests)
+    hand.say("r#2", "<|end|>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert hand.text("r").startswith('1:{"a":')
+
+
+def test_a_schema_that_vllm_does_not_take_is_refused_naming_its_branch(drive):
+    from forkjoin_scheduler.errors import BadRequestOptions
+
+    hand = drive()
+    for wrong in (
+        {"type": "json_schema"},
+        {"type": "nonsense"},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "properties": 3}}},
+    ):
+        branches = {"branches": [{"text": "a"}, {"text": "b", "response_format": wrong}]}
+        with pytest.raises(BadRequestOptions, match=r"^forkjoin\.branches\[1\]\.response_format: "):
+            hand.add("r", "q", forkjoin=branches)
+    hand.add("r", "q", forkjoin={"branches": [{"text": "a", "response_format": {"type": "text"}}]})
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.say("r#0", "<|end|>")
+    hand.finish()

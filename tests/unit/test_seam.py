@@ -252,6 +252,7 @@ ATTRIBUTES = {
     "vllm.v1.structured_output.request:StructuredOutputRequest": (
         "reasoner reasoning_ended reasoning_parser_kwargs"
     ),
+    "vllm.sampling_params:StructuredOutputsParams": "_backend",
     "vllm.config.parallel:ParallelConfig": "_api_process_count",
     "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens total_num_scheduled_tokens"),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
@@ -319,7 +320,9 @@ CALLED = {
     ),
     "vllm.v1.engine:EngineCoreOutput": "finished",
     "vllm.v1.outputs:LogprobsLists": "slice_request",
-    "vllm.sampling_params:SamplingParams": "num_logprobs bad_words_token_ids _bad_words_token_ids _all_stop_token_ids",
+    "vllm.sampling_params:SamplingParams": (
+        "num_logprobs bad_words_token_ids _bad_words_token_ids _all_stop_token_ids _validate_structured_outputs"
+    ),
     "vllm.envs": "VLLM_MAX_NUM_BAD_WORDS VLLM_MAX_BAD_WORDS_TOTAL_TOKENS",
     V1: "_update_states _prepare_inputs",
     "vllm.v1.worker.cpu_model_runner:CPUModelRunner": "_sample _bookkeeping_sync",

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vllm.parser.engine.adapters import ParserEngineReasoningAdapter
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.bound import WINDOW_TOKENS, BoundDialect
 from forkjoin_scheduler.dialect import Answer, Dialect, JoinKind, Tokenizer
-from forkjoin_scheduler.options import CompiledOptions
+from forkjoin_scheduler.options import CompiledBranch, CompiledOptions
 
 Rows = list[list[int]]
 
@@ -156,6 +157,17 @@ def place_of_answer(spoken: BoundDialect, options: CompiledOptions) -> Answer | 
     if options.branches is not None:
         return Answer(behind_join=True) if options.closing is not None else None
     return spoken.dialect.answer
+
+
+def own_constraint(branch: CompiledBranch) -> StructuredOutputsParams | None:
+    """What the thread of ``branch`` is to obey by itself."""
+    if branch.structured is None:
+        return None
+    fields = dict(branch.structured)
+    backend = fields.pop("backend")
+    params = StructuredOutputsParams(**fields)
+    params._backend = backend
+    return params
 
 
 def constrains_threads(kind: JoinKind) -> bool:

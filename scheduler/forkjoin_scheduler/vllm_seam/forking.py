@@ -241,7 +241,7 @@ class Forking(Joining):
         params = self._thread_params(live, thread, self._room(live, thread, len(token_ids), thread.offset))
         hashes = parent.block_hashes[: thread.fork_len // self.hash_block_size]
         request = new_request(live.request, thread.request_id, token_ids, params, hashes)
-        self._answers.begin_thread(request, live.request, has_own=False)
+        self._answers.begin_thread(request, live.request, has_own=live.wish.options.branches is not None)
         self._threads[request.request_id] = (live, thread)
         note(request, replace(live.wish, since=len(token_ids), at_prompt=False))
         if live.dialect.is_stitched:

@@ -13,7 +13,7 @@ from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.fork import num_closing_tokens
 from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, written
 from forkjoin_scheduler.vllm_seam import kv, queues
-from forkjoin_scheduler.vllm_seam.answers import constrains_threads
+from forkjoin_scheduler.vllm_seam.answers import constrains_threads, own_constraint
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.cutting import Cutting
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -188,13 +188,15 @@ class Joining(Cutting):
             max_tokens=live.budget(thread, room),
             generated=live.family.num_generated,
             salt=live.next_salt(thread),
-            structured=self._structured_of(live),
+            structured=self._structured_of(live, thread),
             not_written=live.wish.not_in_threads,
         )
 
     @staticmethod
-    def _structured_of(live: LiveFamily) -> StructuredOutputsParams | None:
+    def _structured_of(live: LiveFamily, thread: Branch) -> StructuredOutputsParams | None:
         """What the text of a thread is to obey."""
+        if branches := live.wish.options.branches:
+            return own_constraint(branches[thread.position])
         is_answer = constrains_threads(live.dialect.join.kind)
         return live.wish.params.structured_outputs if is_answer else None
 
