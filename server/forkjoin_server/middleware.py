@@ -51,6 +51,7 @@ from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser
 from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
 from forkjoin_server.vllm_seam.responses import stores_responses
 from forkjoin_server.vllm_seam.text_lengths import bound_texts
+from forkjoin_server.vllm_seam.tool_calls import parse_token_by_token
 from forkjoin_server.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
 from forkjoin_server.wrong_bodies import stop_at_first_wrong_item
 
@@ -91,6 +92,7 @@ class ForkJoinMiddleware:
                 bound_texts(client)
             name_failed_requests()
             log_refusals_in_a_line(scope["app"].state)
+            parse_token_by_token()
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)
             return

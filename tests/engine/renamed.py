@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -63,4 +64,16 @@ def with_tokens(folder: Path, renamed: dict[str, str]) -> Path:
         assert f'"{own}"' in text
         text = text.replace(f'"{own}"', f'"{other}"')
     path.write_text(text)
+    return model
+
+
+def with_more_tokens(folder: Path, tokens: list[str]) -> Path:
+    """The embedded model in ``folder``, ``tokens`` added to its tokenizer: for tests without a model."""
+    model = Path(shutil.copytree(EMBEDDED_MODEL, folder / "model"))
+    path = model / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    added = tokenizer["added_tokens"]
+    first = max(token["id"] for token in added) + 1
+    added += [added[-1] | {"id": first + n, "content": text} for n, text in enumerate(tokens)]
+    path.write_text(json.dumps(tokenizer))
     return model

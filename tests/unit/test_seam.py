@@ -253,6 +253,7 @@ ATTRIBUTES = {
         "reasoner reasoning_ended reasoning_parser_kwargs"
     ),
     "vllm.sampling_params:StructuredOutputsParams": "_backend",
+    "vllm.parser.abstract_parser:Parser": "_tool_parser model_tokenizer",
     "vllm.config.parallel:ParallelConfig": "_api_process_count",
     "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens total_num_scheduled_tokens"),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
@@ -332,6 +333,7 @@ CALLED = {
     "vllm.v1.engine.output_processor:OutputProcessor": (
         "process_outputs do_tracing add_request abort_requests _finish_request"
     ),
+    "vllm.parser.abstract_parser:DelegatingParser": "parse_delta",
     "vllm.exceptions": "GracefulHTTPError GenerationError",
     "vllm.entrypoints.generate.base.serving:GenerateBaseServing": (
         "_raise_if_error _convert_generation_error_to_streaming_response"
