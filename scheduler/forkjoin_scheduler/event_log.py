@@ -17,6 +17,7 @@ LOG.setLevel(logging.WARNING)
 _MESSAGES = {
     "forked": "%(branch)s forked into %(num_threads)s threads",
     "thread_ended": "%(branch)s ended: %(reason)s, %(num_tokens)s tokens",
+    "threads_started": "%(branch)s started %(num_threads)s more threads",
     "joined": "%(branch)s joined its threads, %(prefilled_tokens)s tokens prefilled",
     "refused": "a fork of %(branch)s was refused: %(reason)s, %(policy)s",
     "limited": "%(branch)s ran into a limit: %(reason)s, %(policy)s",

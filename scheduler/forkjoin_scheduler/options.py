@@ -96,6 +96,14 @@ class _Asked(Limits):
         description="beside best_of: the regex of a vote, as RE2 reads it; its last match at the end of a "
         "thread counts (the group `result`, if any)",
     )
+    confidence: float | None = Field(
+        default=None,
+        ge=0.5,
+        le=1,
+        allow_inf_nan=False,
+        description="beside best_of: threads start in waves, as many as decide the vote with this confidence "
+        "if they agree, and more where they do not; 1: for certain, so the answer is that of all",
+    )
     wait_for_all: bool = Field(
         default=False,
         description="beside best_of: threads run to their ends though they can no longer change the answer; "
@@ -156,8 +164,12 @@ class RequestOptions(_Asked):
             raise ValueError("expected branches beside closing")
         if (self.best_of is None) != (self.vote is None):
             raise ValueError("expected best_of and vote together")
-        if self.wait_for_all and self.best_of is None:
-            raise ValueError("expected best_of beside wait_for_all")
+        if self.best_of is None and (self.wait_for_all or self.confidence is not None):
+            raise ValueError(
+                f"expected best_of beside {'wait_for_all' if self.wait_for_all else 'confidence'}"
+            )
+        if self.wait_for_all and self.confidence is not None:
+            raise ValueError("expected confidence or wait_for_all, got both")
         return self
 
     @property

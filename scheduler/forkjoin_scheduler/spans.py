@@ -51,9 +51,15 @@ class FamilySpans:
                 self._note(parent_index, "fork", at_ns, {"forkjoin.fork.width": len(threads)} | shared)
                 for thread in threads:
                     self._start(thread, parent_index, at_ns)
+            case {"type": "threads_started", "parent_index": parent_index, "threads": threads}:
+                self._note(parent_index, "start", at_ns, {"forkjoin.start.num_threads": len(threads)})
+                for index in threads:
+                    self.threads[index].start_ns = at_ns
             case {"type": "thread_ended", "index": index, "reason": reason}:
                 span = self.threads[index]
                 span.end_ns = at_ns
+                if reason == "not_started":
+                    span.start_ns = at_ns
                 span.attributes["forkjoin.thread.num_tokens"] = event["num_tokens"]
                 span.attributes["forkjoin.thread.end_reason"] = reason
                 if "policy" in event:

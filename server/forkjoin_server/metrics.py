@@ -27,7 +27,7 @@ STARTED = Counter(f"{_PREFIX}threads_started", "Threads started.")
 ENDED = Counter(f"{_PREFIX}threads_ended", "Threads ended, by reason.", ["reason"])
 RUNNING = Gauge(
     f"{_PREFIX}threads_running",
-    "Threads that have started and not ended: they decode, or wait to.",
+    "Threads that have not ended: they decode, wait to, or may be started by a later wave of a vote.",
     multiprocess_mode="livesum",
 )
 WAITING = Gauge(
@@ -42,7 +42,7 @@ QUEUED = Gauge(
     ["engine"],
     multiprocess_mode="livemostrecent",
 )
-WIDTH = Histogram(f"{_PREFIX}fork_width_threads", "Forks, by how many threads they started.", buckets=WIDTHS)
+WIDTH = Histogram(f"{_PREFIX}fork_width_threads", "Forks, by how many threads they have.", buckets=WIDTHS)
 SHARED = Counter(
     f"{_PREFIX}prefix_tokens_shared",
     "Tokens of their prefix that threads did not compute, for they share its KV.",
@@ -88,12 +88,18 @@ def observe(event: dict[str, Any]) -> None:
 def _forked(event: dict[str, Any]) -> None:
     width = len(event["threads"])
     FORKS.inc()
-    STARTED.inc(width)
+    num_started = width - event["num_later"]
+    STARTED.inc(num_started)
     RUNNING.inc(width)
     WIDTH.observe(width)
-    SHARED.inc(width * event["shared_tokens"])
+    SHARED.inc(num_started * event["shared_tokens"])
     if event["num_duplicates"]:
         MALFORMED.labels("duplicate_outline", "drop").inc(event["num_duplicates"])
+
+
+def _threads_started(event: dict[str, Any]) -> None:
+    STARTED.inc(len(event["threads"]))
+    SHARED.inc(len(event["threads"]) * event["shared_tokens"])
 
 
 def _thread_ended(event: dict[str, Any]) -> None:
@@ -145,6 +151,7 @@ def _load(event: dict[str, Any]) -> None:
 
 _HANDLERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "forked": _forked,
+    "threads_started": _threads_started,
     "thread_ended": _thread_ended,
     "joined": _joined,
     "joined_ahead": _joined_ahead,

@@ -180,6 +180,12 @@ def check_families(scheduler: Any) -> None:
 def _check_branch(scheduler: Any, live: LiveFamily, branch: Branch) -> None:
     request = scheduler.requests.get(branch.request_id)
     ends = branch.end is not None  # it may still get the KV of its last tokens
+    if branch in live.later:
+        assert branch.is_live, f"{branch}: ended, and is still to start"
+        assert request is None, f"{branch}: still to start, but has a request"
+        assert branch.parent is not None, f"{branch}: the request itself is still to start"
+        assert branch.parent.state is BranchState.PARKED, f"{branch}: still to start, and not waited for"
+        return
     if not branch.is_live or ends:
         assert request is None, f"{branch}: ended, but not its request"
     else:

@@ -471,7 +471,10 @@ class Drive:
         options = _options(chance, only_votes=self._kind.only_votes)
         if "best_of" in options:
             self.seen.votes.add(request_id)
-            options["wait_for_all"] = self._is_calm
+            if self._is_calm:
+                options = {k: v for k, v in options.items() if k != "confidence"} | {"wait_for_all": True}
+            elif options.get("confidence", 1) < 1:
+                self.seen.limited.add(request_id)  # it may be wrong, as it says
         asked = compile_options(parse_options(options), self._tokenizer.encode)
         params = SamplingParams(
             temperature=0.0,
@@ -677,6 +680,8 @@ def _options(chance: random.Random, *, only_votes: bool) -> dict[str, Any]:
         {"branches": branches, "closing": "so"},
         {"enabled": False},
     ]
+    if chance.random() < 0.5:
+        asked[0]["confidence"] = chance.choice([0.6, 1.0, 1.0])
     weights = [1, 0, 0, 0, 0] if only_votes else [10, 5, 5, 5, 75]
     options = dict(chance.choices([*asked, {}], weights=weights)[0])
     if chance.random() < 0.3:

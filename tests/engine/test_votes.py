@@ -6,6 +6,7 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
+from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_server.configuration import EMBEDDED_MODEL
@@ -129,6 +130,100 @@ def test_a_thread_that_ends_without_a_vote_decides_nothing(vote):
     hand.finish()
 
 
+# ---- waves -------------------------------------------------------------------------------------
+
+
+def started(hand):
+    """The threads that have been started so far."""
+    (forked,) = hand.events("forked")
+    first = len(forked["threads"]) - forked["num_later"]
+    return [*range(first), *(i for e in hand.events("threads_started") for i in e["threads"])]
+
+
+@MODES
+def test_a_vote_in_waves_starts_as_many_threads_as_decide_it_if_they_agree(vote, is_async):
+    hand = vote(6, is_async=is_async, num_running=3, confidence=1.0)
+    assert started(hand) == [0, 1, 2]
+    assert {i for i in hand.scheduler.requests if "#" in i} == {"r#0", "r#1", "r#2"}
+    for index in range(3):
+        finish_thread(hand, index, "=1")
+    assert ends(hand) == dict.fromkeys(range(3), "stop") | dict.fromkeys(range(3, 6), "not_started")
+    assert answer(hand) == f"=1{END}"
+    (ended,) = hand.events("family_ended")
+    assert ended["num_threads"] == 3
+    hand.finish()
+
+
+@MODES
+def test_a_thread_that_disagrees_lets_another_start_in_the_step_after(vote, is_async):
+    hand = vote(6, is_async=is_async, num_running=3, confidence=1.0)
+    finish_thread(hand, 0, "=1")
+    finish_thread(hand, 1, "=2")
+    assert started(hand) == [0, 1, 2, 3]
+    hand.steps_until(lambda: hand.decodes("r#3"))
+    finish_thread(hand, 2, "=2")
+    assert started(hand) == [0, 1, 2, 3, 4]
+    for index in (3, 4):
+        finish_thread(hand, index, "=2")
+    assert ends(hand) == dict.fromkeys(range(5), "stop") | {5: "not_started"}
+    assert answer(hand) == f"=2{END}"
+    hand.finish()
+
+
+def test_with_less_confidence_fewer_threads_start(vote):
+    hand = vote(16, num_running=3, confidence=0.95)
+    assert started(hand) == [0, 1, 2]
+    for index in (2, 0, 1):
+        finish_thread(hand, index, "=1")
+    assert not hand.scheduler.requests
+    assert hand.events("voted")[0]["index"] == 0
+    hand.finish()
+
+
+def test_the_critical_path_of_waves_is_one_behind_the_other(vote):
+    hand = vote(2, num_running=1, confidence=1.0)
+    finish_thread(hand, 0, "no vote")
+    hand.steps_until(lambda: hand.decodes("r#1"))
+    finish_thread(hand, 1, "=1")
+    (ended,) = hand.events("family_ended")
+    assert ended["critical_path_tokens"] == ended["total_tokens"]
+    hand.finish()
+
+
+def test_threads_that_have_not_started_end_with_their_request(vote):
+    hand = vote(6, num_running=3, confidence=1.0)
+    hand.scheduler.finish_requests("r", RequestStatus.FINISHED_ABORTED)
+    hand.step()
+    assert ends(hand) == dict.fromkeys(range(6), "cancelled")
+    assert [e["num_threads"] for e in hand.events("family_ended")] == [3]
+    hand.finish()
+
+
+def test_a_later_wave_starts_on_the_parents_blocks_though_it_lost_them_in_between(vote):
+    hand = vote(4, num_running=2, confidence=1.0)
+    hand.evict()
+    finish_thread(hand, 0, "=1")
+    finish_thread(hand, 1, "=2")
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    hand.evict()
+    finish_thread(hand, 2, "=2")
+    hand.steps_until(lambda: hand.decodes("r#3"))
+    finish_thread(hand, 3, "=1")
+    assert answer(hand) == f"=1{END}"
+    hand.finish()
+
+
+def test_waves_take_their_first_width_of_the_room_for_families(vote):
+    hand = vote(8, num_running=4, confidence=1.0)
+    (admitted,) = hand.scheduler._admitted.values()
+    assert (admitted.need.asked, admitted.need.abreast) == (8, 4)
+    hand.scheduler.finish_requests("r", RequestStatus.FINISHED_ABORTED)
+    hand.finish()
+
+
+# ---- at random, and on a model ----------------------------------------------------------------
+
+
 @pytest.mark.usefixtures("clock")
 def test_whatever_happens_a_vote_that_ends_early_answers_as_one_that_waits_for_all(tier):
     """Without interruption, and with all its threads side by side, in the runs that it is compared with."""
@@ -167,8 +262,10 @@ def test_on_a_model_a_vote_that_ends_early_writes_less_and_answers_the_same(even
         return [a.token_ids for a in answers], sum(e["total_tokens"] for e in events("family_ended")[before:])
 
     early, num_early = ask()
+    waves, num_waves = ask(confidence=1.0)
     whole, num_whole = ask(wait_for_all=True)
-    assert early == whole
+    assert early == waves == whole
+    assert num_waves <= num_early
     assert num_early < 0.9 * num_whole
     reasons = {e["reason"] for e in events("thread_ended")}
     assert {"cut", "not_started"} & reasons

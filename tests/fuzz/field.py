@@ -73,8 +73,10 @@ def _value(key: str, source: Source) -> Any:
         ]
     if key in ("closing", "vote"):
         return source.text(8)
-    if key in ("enabled", "include_threads"):
+    if key in ("enabled", "include_threads", "wait_for_all"):
         return source.below(2) == 1
+    if key == "confidence":
+        return source.below(12) / 10
     return source.below(300)
 
 

@@ -22,6 +22,23 @@ def test_an_event_counts_in_its_metric(event, name, labels, grows_by):
     assert REGISTRY.get_sample_value(name, labels) == before + grows_by
 
 
+def test_threads_of_a_later_wave_are_started_when_they_start():
+    names = ["threads_started_total", "threads_running", "prefix_tokens_shared_total"]
+
+    def values() -> list[float]:
+        return [REGISTRY.get_sample_value(f"forkjoin:{name}") or 0 for name in names]
+
+    def grown(event: dict) -> list[float]:
+        before = values()
+        observe(event)
+        return [now - was for now, was in zip(values(), before, strict=True)]
+
+    forked = {"type": "forked", "threads": [{}] * 5, "num_later": 3, "shared_tokens": 7, "num_duplicates": 0}
+    assert grown(forked) == [2, 5, 14]
+    assert grown({"type": "threads_started", "threads": [2], "shared_tokens": 7}) == [1, 0, 7]
+    assert grown({"type": "thread_ended", "reason": "not_started", "num_tokens": 0}) == [0, -1, 0]
+
+
 def test_how_many_wait_is_told_by_engine():
     observe({"type": "load", "engine": 3, "threads": 5, "requests": 2})
     observe({"type": "load", "engine": 4, "threads": 0, "requests": 1})

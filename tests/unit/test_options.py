@@ -112,6 +112,15 @@ def test_branches_are_read_from_plain_objects(as_json):
         ),
         ({"best_of": 2}, "expected best_of and vote together"),
         ({"wait_for_all": True}, "expected best_of beside wait_for_all"),
+        ({"confidence": 0.9}, "expected best_of beside confidence"),
+        (
+            {"best_of": 2, "vote": "x", "confidence": 0.9, "wait_for_all": True},
+            "expected confidence or wait_for_all, got both",
+        ),
+        ({"best_of": 2, "vote": "x", "confidence": 0.4}, r"forkjoin\.confidence: .*or equal to 0\.5"),
+        ({"best_of": 2, "vote": "x", "confidence": 1.01}, r"forkjoin\.confidence: .*less than or equal to 1"),
+        ({"best_of": 2, "vote": "x", "confidence": float("nan")}, r"forkjoin\.confidence: .*finite number"),
+        ({"best_of": 2, "vote": "x", "confidence": "0.9"}, r"forkjoin\.confidence: .*valid number"),
         ({"vote": "x"}, "expected best_of and vote together"),
         ({"best_of": 0, "vote": "x"}, r"forkjoin\.best_of: .*greater than or equal to 1"),
         ({"best_of": 257, "vote": "x"}, r"forkjoin\.best_of: .*less than or equal to 256"),
@@ -125,7 +134,8 @@ def test_branches_are_read_from_plain_objects(as_json):
     ],
     ids=[
         "no_branches", "many_branches", "says_nothing", "unknown_key", "number_title", "text_branch",
-        "one_branch", "empty_closing", "closing_alone", "both", "no_vote", "waits_for_none", "vote_alone", "none", "many",
+        "one_branch", "empty_closing", "closing_alone", "both", "no_vote", "waits_for_none", "sure_of_nothing", "waits_for_all_and_none", "unsure", "more_than_sure",
+        "no_confidence", "confidence_in_words", "vote_alone", "none", "many",
         "fraction", "no_regex", "huge_repetition", "looks_behind", "long_program", "long_title", "deep_regex",
     ],
 )  # fmt: skip

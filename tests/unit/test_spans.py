@@ -11,7 +11,13 @@ def _threads(*indices):
 
 
 def _forked(at, *indices, parent=ROOT):
-    event = {"type": "forked", "parent_index": parent, "num_duplicates": 0, "shared_tokens": 7}
+    event = {
+        "type": "forked",
+        "parent_index": parent,
+        "num_duplicates": 0,
+        "num_later": 0,
+        "shared_tokens": 7,
+    }
     return event | {"threads": _threads(*indices)}, at
 
 
@@ -89,3 +95,15 @@ def test_what_is_of_no_branch_changes_nothing():
 def test_the_worked_example_is_right():
     done = doctest.testmod(spans)
     assert done.failed == 0 < done.attempted
+
+
+def test_a_thread_of_a_later_wave_spans_from_its_start_and_one_that_never_started_no_time():
+    family = _heard(
+        _forked(100, 0, 1, 2),
+        ({"type": "threads_started", "parent_index": ROOT, "threads": [1], "shared_tokens": 7}, 120),
+        _ended(150, 0),
+        _ended(160, 1, "cut"),
+        _ended(160, 2, "not_started"),
+    )
+    assert [(t.start_ns, t.end_ns) for t in family.threads.values()] == [(100, 150), (120, 160), (160, 160)]
+    assert ("forkjoin.start", 120, {"forkjoin.start.num_threads": 1}) in family.root.events

@@ -41,7 +41,7 @@ class Need:
     ``blocks``: KV blocks that return to the pool when it ends, which nobody else holds; of a new one,
     those that it takes when it starts. ``lost``: blocks that it has been robbed of, and will take again.
     ``max_tokens``: what it may generate at most. ``asked``: threads that the request itself asks for
-    (0: the model decides).
+    (0: the model decides), ``abreast``: how many of them start at once, if not all.
     """
 
     generated: int = 0
@@ -51,6 +51,7 @@ class Need:
     max_tokens: int = 1 << 30
     lost: float = 0
     asked: int = 0
+    abreast: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Admission:
         tokens = max(min(expected, need.max_tokens), 1.0)
         steps = tokens / self._width(need)
         left = max(tokens - need.generated, tokens * self.LAST_PART)
-        to_fork = 0.0 if need.width else need.asked or self.width.mean
+        to_fork = 0.0 if need.width else need.abreast or need.asked or self.width.mean
         return Future(
             steps=max(steps - need.critical, steps * self.LAST_PART),
             growth=self.ENOUGH * (left / tokens_per_block + to_fork) + need.lost,
@@ -136,7 +137,7 @@ class Admission:
 
     def _width(self, need: Need) -> float:
         """How many sequences a request is in a step, on average."""
-        return need.asked or self.parallelism.mean
+        return need.abreast or need.asked or self.parallelism.mean
 
 
 def most_in_use(futures: Sequence[Future]) -> float:

@@ -64,6 +64,12 @@ class Tally:
             if result != leader
         )
 
+    def agreeing(self, num: int) -> Tally:
+        """How it would stand if the first ``num`` open threads agreed: with the leader, if there is one."""
+        leader = self.leader
+        agreed = dict.fromkeys(sorted(self.open)[:num], "" if leader is None else leader)
+        return Tally({**self.results, **agreed}, self.open - agreed.keys())
+
 
 def _position(entry: tuple[int, str | None]) -> int:
     return entry[0]

@@ -14,6 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.policy.admission import Admission, Need, Room
 from forkjoin_scheduler.policy.door import Door
+from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.forking import Forking
@@ -108,7 +109,9 @@ class Admitting(Forking):
         if wish is None:
             return Need(blocks=blocks, max_tokens=request.max_tokens)
         asked = wish.options.width or 0
-        return Need(blocks=blocks, max_tokens=max_tokens_of(request, wish), asked=asked)
+        confidence = wish.options.confidence
+        abreast = 0 if confidence is None else first_wave(asked, confidence)
+        return Need(blocks=blocks, max_tokens=max_tokens_of(request, wish), asked=asked, abreast=abreast)
 
     def _take_in_started(self) -> None:
         """What was let in has begun, unless there were no blocks for it after all: that is asked again."""

@@ -1,8 +1,8 @@
-"""What ends a family before its time: a budget that is spent, a context that is full, a refused fork, a vote.
+"""What ends a family before its time: a budget that is spent, a context that is full, a refused fork.
 
-The rule of what is shown at a limit: each open thread gets the end tag of its dialect and each open block
-its own, so the answer can be read as any other, and it ends with ``length``. A vote that is settled ends
-as it would have ended later. Which threads were cut, their ends say.
+The rule of what is shown then: each open thread gets the end tag of its dialect and each open block its
+own, so the answer can be read as any other, and it ends with ``length``. Which threads were cut, their
+ends say.
 """
 
 from __future__ import annotations
@@ -18,18 +18,7 @@ from forkjoin_scheduler.vote import Vote
 
 
 class Cutting(Ending):
-    """Ends families at a limit, what they wrote so far closed, and threads that can change nothing."""
-
-    def _cut_outvoted(self, live: LiveFamily) -> None:
-        """Cut the threads of settled votes: whatever they voted for, the answer would be the same."""
-        if live.vote is None or live.wish.options.wait_for_all or not live.vote.take_news():
-            return
-        for branch in live.parked():
-            if live.vote.tally(branch.waits_for).is_settled:
-                for thread in branch.waits_for:
-                    if thread.is_live:
-                        end = ThreadEnd.CUT if thread.num_generated else ThreadEnd.NOT_STARTED
-                        self._cancel(live, thread, end)
+    """Ends families at a limit, what they wrote so far closed."""
 
     def _end_at_limit(self, live: LiveFamily, reason: str, policy: Policy) -> None:
         live.tell("limited", reason=reason, policy=policy.value)

@@ -20,6 +20,7 @@ from forkjoin_scheduler.vllm_seam.joining import Joining
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
 from forkjoin_scheduler.vllm_seam.requests import fold, new_request, truncate
+from forkjoin_scheduler.vllm_seam.voting import Voting
 from forkjoin_scheduler.vllm_seam.wish import Wish, note, noted
 from forkjoin_scheduler.vote import Vote
 
@@ -32,6 +33,7 @@ class Forking(Joining):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
+        self._voting = Voting(self)
         #: Requests that fork at the end of this step, with the plan where it is made already.
         self._triggered: list[tuple[Request, ForkPlan | None]] = []
         #: Requests that ask for the result of a thread, by its number.
@@ -156,14 +158,14 @@ class Forking(Joining):
         self._open_transcripts(live, branch, threads)
         self._expect_newlines(live, branch, threads, wrote)
         live.clock_fork(branch)
-        for thread in threads:
-            self._start_thread(live, thread, request)
+        self._voting.start(live, threads, request)
         if waits and self._needs_blocks_of(live, threads[0]):
             self._copied_from.append((live, branch))
         live.num_announced = len(live.family.threads)
         live.tell(
             "forked",
             num_duplicates=plan.num_duplicates,
+            num_later=len(live.later),
             shared_tokens=min(request.num_computed_tokens, fork_len),
             parent_index=branch.index,
             threads=[

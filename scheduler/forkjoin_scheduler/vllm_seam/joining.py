@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.request import Request
@@ -20,12 +20,16 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
 from forkjoin_scheduler.vllm_seam.requests import fold, truncate
 from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params
+from forkjoin_scheduler.vllm_seam.voting import Voting
 from forkjoin_scheduler.vllm_seam.wish import noted
 from forkjoin_scheduler.vote import Vote
 
 
 class Joining(Cutting):
     """Lets branches go on behind their threads."""
+
+    if TYPE_CHECKING:  # of the layer above
+        _voting: Voting
 
     def _advance(self, live: LiveFamily) -> None:
         """Do what is due: end a family out of budget, join the branches whose threads have ended."""
@@ -40,7 +44,7 @@ class Joining(Cutting):
             self._end_at_budget(live)
         if live.dialect.join.when == "first":
             self._cut_slower(live)
-        self._cut_outvoted(live)
+        self._voting.advance(live)
         if live.dialect.is_stitched and any(map(partial(self._outgrows, live), live.parked())):
             self._end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
         while family.is_live and (branch := family.take_joinable()):

@@ -56,6 +56,8 @@ class LiveFamily:
     num_announced: int = 0
     #: What its threads vote for, where the answer is that of most.
     vote: Vote | None = None
+    #: Its threads that have not started, and start if the vote needs them, in outline order.
+    later: list[Branch] = field(default_factory=list)
     #: Whether a thread was refused a token: the budget was spent by another in the same step.
     is_overdrawn: bool = False
     stop_reason: int | str | None = None
@@ -153,7 +155,7 @@ class LiveFamily:
         family = self.family
         return {
             "family": family.request_id,
-            "num_threads": sum(t.end is not ThreadEnd.NOT_STARTED for t in family.threads),
+            "num_threads": sum(t.end is not ThreadEnd.NOT_STARTED for t in family.threads) - len(self.later),
             "total_tokens": family.num_generated,
             "critical_path_tokens": family.num_critical,
             "surplus_tokens": family.num_shown - family.num_generated,

@@ -1,0 +1,76 @@
+"""What a vote lets its threads do: start, in waves if the request says so, and end before their time."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.family import Branch, ThreadEnd
+from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+
+
+class Threads(Protocol):
+    """What is asked of the scheduler."""
+
+    def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None: ...
+
+    def _cancel(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None: ...
+
+    def _request_of(self, branch: Branch | None) -> Request: ...
+
+
+class Voting:
+    """Starts and cuts the threads of votes. Holds nothing of any family: that is in ``LiveFamily``."""
+
+    def __init__(self, scheduler: Threads) -> None:
+        self._scheduler = scheduler
+
+    def start(self, live: LiveFamily, threads: list[Branch], parent: Request) -> None:
+        """Start ``threads``, which ``parent`` has just forked into: of a vote in waves, the first of them."""
+        num_first = len(threads)
+        if (confidence := live.wish.options.confidence) is not None:
+            num_first = first_wave(len(threads), confidence)
+            live.later = threads[num_first:]
+        for thread in threads[:num_first]:
+            self._scheduler._start_thread(live, thread, parent)
+
+    def advance(self, live: LiveFamily) -> None:
+        """Do what the votes of this step call for: cut the threads of a decided one, start more of others."""
+        options = live.wish.options
+        if live.vote is None or options.wait_for_all or not live.vote.take_news():
+            return
+        confidence = 1.0 if options.confidence is None else options.confidence
+        for branch in live.parked():
+            tally = live.vote.tally(branch.waits_for)
+            if is_decided(tally, confidence):
+                self._cut(live, branch)
+            elif live.later:
+                num_running = len(tally.open) - len(live.later)
+                self._start_more(live, branch, num_needed(tally, confidence) - num_running)
+
+    def _cut(self, live: LiveFamily, branch: Branch) -> None:
+        """Cut the threads of ``branch``: whatever they voted for, the answer would be the same."""
+        live.later = []
+        for thread in branch.waits_for:
+            if thread.is_live:
+                end = ThreadEnd.CUT if thread.num_generated else ThreadEnd.NOT_STARTED
+                self._scheduler._cancel(live, thread, end)
+
+    def _start_more(self, live: LiveFamily, branch: Branch, num: int) -> None:
+        if num <= 0:
+            return
+        starting, live.later = live.later[:num], live.later[num:]
+        parent = self._scheduler._request_of(branch)
+        # They were waited with for what has ended: that is on their way.
+        begun = max(t.num_critical for t in branch.waits_for if not t.is_live)
+        for thread in starting:
+            thread.num_critical = begun
+            self._scheduler._start_thread(live, thread, parent)
+        live.tell(
+            "threads_started",
+            parent_index=branch.index,
+            threads=[t.index for t in starting],
+            shared_tokens=min(parent.num_computed_tokens, starting[0].fork_len),
+        )
