@@ -38,16 +38,20 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 async def in_use(
-    processes: Mapping[str, psutil.Process], folder: Path, limit_s: float = 60
+    processes: Mapping[str, psutil.Process], folder: Path, limit_s: float = 300
 ) -> dict[str, int]:
-    """Bytes that each process has in use, garbage collected. Raises TimeoutError if one does not say."""
+    """Bytes that each process has in use, garbage collected. Raises TimeoutError if one does not say.
+
+    A process that is asked just before it starts to wait for something hears of it when it is asked again.
+    """
     files = {name: folder / str(process.pid) for name, process in processes.items()}
-    for name, process in processes.items():
-        files[name].unlink(missing_ok=True)
-        process.send_signal(signal.SIGUSR2)
+    for file in files.values():
+        file.unlink(missing_ok=True)
     end = time.monotonic() + limit_s
     while missing := [name for name, file in files.items() if not file.exists()]:
         if time.monotonic() > end:
             raise TimeoutError(f"expected {missing} to say within {limit_s} s how much memory they use")
-        await asyncio.sleep(0.05)
+        for name in missing:
+            processes[name].send_signal(signal.SIGUSR2)
+        await asyncio.sleep(1)
     return {name: int(file.read_text()) for name, file in files.items()}

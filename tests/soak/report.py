@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.soak.memory import KIB, MIB, Rest
 from tests.soak.outcome import How, Outcome
@@ -17,8 +18,8 @@ IDLE = (
 )  # fmt: skip
 #: vLLM's logger of requests that are not valid.
 VALIDATION = "vllm.entrypoints.serve.exception_handling.handlers.validation"
-#: What a process may have in use beside what it had at the first rest, for what it first meets later.
-MOST_SETTLING_KIB = 512
+#: What a process may have in use at a rest beside what it had at the one before.
+MOST_SETTLING_KIB = 256
 #: And beside that, per request since then.
 MOST_KIB_PER_REQUEST = 1
 #: What a process may have resident beside what it had after the warm-up, for memory that no allocator knows of:
@@ -90,13 +91,23 @@ def _leaks(found: Found) -> list[str]:
 
 
 def leaked(rests: Sequence[Rest], name: str) -> list[str]:
-    """Whether a process has more in use at the last rest than the requests since the first one explain."""
-    first, last = rests[0], rests[-1]
-    grown = (last.in_use[name] - first.in_use[name]) / KIB
-    num_requests = last.num_requests - first.num_requests
-    if grown <= MOST_SETTLING_KIB + MOST_KIB_PER_REQUEST * num_requests:
+    """Whether a process has at every rest more in use than the requests since the one before explain.
+
+    A leak grows from each rest to the next. What the process meets once and keeps, it keeps once.
+    """
+    parts = [(_grown_kib(before, after, name), _between(before, after)) for before, after in pairwise(rests)]
+    if any(grown <= MOST_SETTLING_KIB + MOST_KIB_PER_REQUEST * num for grown, num in parts):
         return []
+    grown, num_requests = _grown_kib(rests[0], rests[-1], name), _between(rests[0], rests[-1])
     return [f"{name}: {grown:.0f} KiB more in use at rest after {num_requests} more requests"]
+
+
+def _grown_kib(before: Rest, after: Rest, name: str) -> float:
+    return (after.in_use[name] - before.in_use[name]) / KIB
+
+
+def _between(before: Rest, after: Rest) -> int:
+    return after.num_requests - before.num_requests
 
 
 def rest_line(rest: Rest) -> str:

@@ -88,6 +88,12 @@ def test_what_is_first_met_late_is_no_leak():
     assert leaked([first, second, replace(last, in_use={"api": last.in_use["api"] + 200 * KIB})], "api") == []
 
 
+def test_what_a_process_keeps_once_is_no_leak():
+    first, second, last = rested(1)
+    kept = [replace(r, in_use={"api": r.in_use["api"] + MIB}) for r in (second, last)]
+    assert leaked([first, *kept], "api") == []
+
+
 def test_a_rest_says_what_is_in_use():
     assert rest_line(rested()[0]) == "at rest after 500 requests: api 400.00 MiB"
 
