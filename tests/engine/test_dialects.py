@@ -171,9 +171,10 @@ def test_parathinker_goes_on_from_the_longest_path(parathinker):
     offsets = []
     begin = type(parathinker.scheduler)._start_stitched
 
-    def noted(self, request, stitched, offset):
+    def noted(self, request, stitched, of_slots):
+        ((_, offset),) = of_slots
         offsets.append((stitched.num_tokens, offset))
-        begin(self, request, stitched, offset)
+        begin(self, request, stitched, of_slots)
 
     parathinker.scheduler._start_stitched = noted.__get__(parathinker.scheduler)
     prompt = parathinker.prompt("q")
