@@ -95,7 +95,7 @@ def test_the_relay_parts_an_entry_from_what_another_process_had_begun_to_print(p
 def _logged(code: str, *, status: int = 0) -> list[str]:
     """The messages of a process that runs ``code`` and ends with ``status``: all that it prints is entries."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == status, done.stderr
     assert done.stderr == ""
