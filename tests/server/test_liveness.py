@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -152,9 +154,22 @@ def test_a_server_whose_log_nobody_reads_serves_on_and_logs_again_when_somebody_
     for _ in range(3):
         assert httpx.post(f"{address}/v1/chat/completions", json=ASK, timeout=LIMIT_S).status_code == 200
     log.read()
-    text = log.text
-    assert httpx.get(f"{address}/ready").status_code == 200
-    assert _until(lambda: '"GET /ready HTTP/1.1" 200' in log.text.removeprefix(text))
+    assert httpx.get(f"{address}/version").status_code == 200
+    assert _until(lambda: '"GET /version HTTP/1.1" 200' in log.text)
+
+
+def test_one_that_logs_json_says_how_much_was_lost(tmp_path):
+    log = LogPipe(tmp_path / "log")
+    with start_server(log.path, "--log-format", "json") as (address, _):
+        log.close()
+        for _ in range(3):
+            assert httpx.post(f"{address}/v1/chat/completions", json=ASK, timeout=LIMIT_S).status_code == 200
+        log.read()
+        assert httpx.get(f"{address}/version").status_code == 200
+        assert _until(lambda: "GET /version HTTP/1.1" in log.text)
+    messages = [json.loads(line)["message"] for line in log.text.splitlines()]
+    (lost,) = (i for i, m in enumerate(messages) if re.fullmatch(r"[1-9]\d* lines before this .*", m))
+    assert "GET /version HTTP/1.1" in messages[lost + 1]
 
 
 def test_no_process_outlives_a_server_that_is_killed(watched):
