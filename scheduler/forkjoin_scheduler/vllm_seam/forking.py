@@ -161,7 +161,6 @@ class Forking(Joining):
         self._voting.start(live, threads, request)
         if waits and self._needs_blocks_of(live, threads[0]):
             self._copied_from.append((live, branch))
-        live.num_announced = len(live.family.threads)
         live.tell(
             "forked",
             num_duplicates=plan.num_duplicates,

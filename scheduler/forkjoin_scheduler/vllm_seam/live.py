@@ -115,6 +115,8 @@ class LiveFamily:
         """Note an event for the front end."""
         self.events.append({"type": kind, **fields})
         self.has_told_end |= kind == "family_ended"
+        if kind == "forked":
+            self.num_announced = len(self.family.threads)
 
     def clock_fork(self, branch: Branch) -> None:
         """The trigger of ``branch`` has been sampled."""

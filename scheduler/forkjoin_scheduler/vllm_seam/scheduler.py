@@ -97,7 +97,7 @@ class ForkJoinScheduler(Pacing):
             if self._to_stitch or self._offsets:
                 self._fenced("stitch", (*self._to_stitch, *self._offsets), self._give_orders, output)
             self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
-            is_idle = not (output.total_num_scheduled_tokens or self.running or self._has_uncompiled())
+            is_idle = not (output.total_num_scheduled_tokens or self.running)
             if self._live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
                 self._fenced("evict", next(reversed(self._live.values())), self._relieve_kv_pressure)
         return output
@@ -217,6 +217,8 @@ class ForkJoinScheduler(Pacing):
         What waits with blocks is no victim of vLLM's preemption, so a pool full of them would wait
         for ever. The one whose turn comes last gives way; what it shared is computed anew.
         """
+        if self._has_uncompiled():
+            return
         holding = [live for live in self._live.values() if self._holders(live) or live.held or live.jobs]
         if holding:
             last = max(holding, key=lambda live: self._turn(live.request))
