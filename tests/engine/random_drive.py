@@ -518,8 +518,11 @@ class Drive:
                 self._stop_at_string(output.request_id)
 
     def _stop_at_string(self, request_id: str) -> None:
-        """End a request whose answer holds its stop string, as the front end does: the engine hears of it later."""
-        request = self._scheduler.requests.get(request_id)
+        """End a request whose answer holds its stop string, as the front end does: the engine hears of it later.
+
+        What came in one output with the end of the request is searched, too.
+        """
+        request = self._added.get(request_id)
         if request is None or request_id in self.seen.stopped or not request.sampling_params.stop:
             return
         answer = self.seen.answers[request_id]
@@ -530,7 +533,8 @@ class Drive:
                 del answer[num_tokens:]
                 del self.seen.logprobs[request_id][num_tokens:]
                 self.seen.stopped.add(request_id)
-                self._stopping.append(request_id)
+                if request_id in self._scheduler.requests:
+                    self._stopping.append(request_id)
                 return
 
     # ---- what must hold --------------------------------------------------------------------
