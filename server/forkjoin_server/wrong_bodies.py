@@ -26,9 +26,19 @@ def stop_at_first_wrong_item(app: Any) -> None:
     models = {model for field in fields for model in _models(field.field_info.annotation)}
     for model in models:
         model.__pydantic_validator__ = _failing_fast(model.__pydantic_core_schema__)
-    adapters = [o for o in gc.get_objects() if type(o) is TypeAdapter and o._type in models]
+    adapters = [o for o in _objects() if type(o) is TypeAdapter and o._type in models]
     for adapter in [*adapters, *(field._type_adapter for field in fields)]:
         adapter.validator = _failing_fast(adapter.core_schema)
+
+
+def _objects() -> list[Any]:
+    """All objects that the garbage collector knows, those that an engine in this process froze too."""
+    frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    objects = gc.get_objects()
+    if frozen:
+        gc.freeze()
+    return objects
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

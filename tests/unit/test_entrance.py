@@ -167,9 +167,9 @@ def test_of_a_burst_a_few_bodies_are_parsed_at_a_time(monkeypatch):
 
     parsed, may_end, make = [], asyncio.Event(), middleware.prepare
 
-    def prepare(given, *args):
+    def prepare(given, *args, **more):
         parsed.append(given)
-        return make(given, *args)
+        return make(given, *args, **more)
 
     async def app(scope, receive, send):
         await may_end.wait()

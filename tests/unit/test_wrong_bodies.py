@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 
 import httpx
@@ -82,6 +83,25 @@ def test_so_it_is_where_a_handler_reads_the_body_itself(app, make):
     with pytest.raises(ValidationError) as raised:
         make({"turns": [0] * MANY})
     assert raised.value.error_count() < 10
+
+
+def test_models_that_an_engine_froze_are_found_too():
+    adapter = TypeAdapter(Other)
+    gc.freeze()
+    try:
+        made = FastAPI()
+        made.post("/other")(_takes_other)
+        stop_at_first_wrong_item(made)
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+    with pytest.raises(ValidationError) as raised:
+        adapter.validate_python({"ids": ["x"] * MANY})
+    assert raised.value.error_count() == 1
+
+
+async def _takes_other(body: Other):
+    return body
 
 
 async def test_what_is_right_is_read_as_before(app):
