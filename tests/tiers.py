@@ -56,6 +56,9 @@ LATER: dict[str, Later] = {
     ),
     # Servers of their own; test_api and its neighbours share one.
     "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
+    "tests/server/test_structured.py": Later(
+        Tier.CI, "a server with a reasoning parser; test_explicit has grammars too"
+    ),
     "tests/server/test_keys.py": Later(Tier.CI, "two API servers with a file of keys"),
     "tests/server/test_liveness.py": Later(Tier.CI, "four servers, three of which are killed"),
     "tests/server/test_overload.py": Later(Tier.CI, "a server of its own, with more than it can take"),
