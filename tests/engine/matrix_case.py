@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -46,6 +47,7 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
             max_num_batched_tokens=512,
             max_model_len=1024,
             logits_processors=None,
+            reasoning_parser="" if is_stitched else "deepseek_r1",
             tensor_parallel_size=tensor_parallel_size,
         )
     executor = engine.core.engine_core.engine_core.model_executor
@@ -77,6 +79,7 @@ def _linear(engine: Any, prompts: list[list[int]], answers: list[Any]) -> dict[s
     exact = [a.token_ids for a in answers] == engine.reference(prompts)
     return {
         "exact": exact and _explicit_is_exact(engine, prompts[0]),
+        "obeys": _structured_is_exact(engine, prompts[0], answers[0].token_ids),
         "restless": _run_restless(engine, prompts) == [a.token_ids for a in answers],
     }
 
@@ -115,6 +118,23 @@ def _explicit_is_exact(engine: Any, prompt: list[int]) -> bool:
     (answer,) = engine.run([prompt], engine.params(forkjoin=asked, max_tokens=24 * 3))
     num = len(joined) + len(behind.token_ids)
     return bool(answer.token_ids[:num] == [*joined, *behind.token_ids])
+
+
+def _structured_is_exact(engine: Any, prompt: list[int], plain: list[int]) -> bool:
+    """The reasoning of the plain answer, and behind it what a grammar allows: as in one go, without forks."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    regex = r"\nx[0-9]{6}y"
+    reasoning = plain[: plain.index(engine.tokenizer.token_id("</think>")) + 1]
+
+    def ask(prompt: list[int], **options: Any) -> list[int]:
+        params = engine.params(structured_outputs=StructuredOutputsParams(regex=regex), **options)
+        (answer,) = engine.run([prompt], params)
+        return list(answer.token_ids)
+
+    behind = ask([*prompt, *reasoning], forkjoin={"enabled": False})
+    text = engine.tokenizer.decode(behind).removesuffix("<|end|>")
+    return bool(re.fullmatch(regex, text) and ask(prompt) == [*reasoning, *behind])
 
 
 def _stitched(engine: Any, prompts: list[list[int]], params: Any, answers: list[Any]) -> dict[str, Any]:
