@@ -17,7 +17,7 @@ from forkjoin_bench.overload.told import REFUSALS, Told
 async def warm_up(plan: Plan, port: int) -> None:
     """One request of each kind: vLLM compiles some of its kernels when they are first needed."""
     async with _session(port) as session:
-        for warm in (body(plan, 0), big_body(plan, 0) | {"max_tokens": plan.max_tokens}):
+        for warm in (body(plan), big_body(plan) | {"max_tokens": plan.max_tokens}):
             told = await _ask(session, warm, None)
             assert told.outcome == "finished", told
 
@@ -27,9 +27,9 @@ async def ask_all(plan: Plan, port: int) -> list[Told]:
     rng = random.Random(1)
     num_reading = plan.requests - plan.stalled
     cancelled = {n: rng.randint(1, 20) for n in rng.sample(range(num_reading), plan.cancelled)}
-    stalled = [NeverReads(plan, port, num_reading + n) for n in range(plan.stalled)]
+    stalled = [NeverReads(plan, port) for _ in range(plan.stalled)]
     async with _session(port) as session:
-        asked = [_ask(session, body(plan, n), cancelled.get(n)) for n in range(num_reading)]
+        asked = [_ask(session, body(plan), cancelled.get(n)) for n in range(num_reading)]
         tasks = [asyncio.create_task(one) for one in asked]
         done, late = await asyncio.wait(tasks, timeout=plan.limit_s)
         for task in late:

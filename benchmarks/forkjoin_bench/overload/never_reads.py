@@ -13,8 +13,8 @@ from forkjoin_bench.overload.told import REFUSALS, Told
 class NeverReads:
     """Asks for a big answer on a small window, and takes none of it until it is told to hang up."""
 
-    def __init__(self, plan: Plan, port: int, number: int) -> None:
-        data = json.dumps(big_body(plan, number)).encode()
+    def __init__(self, plan: Plan, port: int) -> None:
+        data = json.dumps(big_body(plan)).encode()
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._socket.connect(("127.0.0.1", port))

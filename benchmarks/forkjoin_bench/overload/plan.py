@@ -32,19 +32,22 @@ class Plan:
         return "vllm serve" if self.is_stock else "forkjoin serve"
 
 
-def body(plan: Plan, number: int) -> dict[str, Any]:
-    """The request with that ``number``, for ``/v1/chat/completions``."""
+def body(plan: Plan) -> dict[str, Any]:
+    """A request for ``/v1/chat/completions``.
+
+    Without a seed: a seeded request whose prompt takes several steps ends stock vLLM's worker on a CPU
+    (``vllm_seam/seeded.py`` mends that).
+    """
     return {
         "model": EMBEDDED_NAME,
         "messages": [{"role": "user", "content": QUESTION}],
         "max_tokens": plan.max_tokens,
         "temperature": 1.0,
-        "seed": number,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
 
 
-def big_body(plan: Plan, number: int) -> dict[str, Any]:
+def big_body(plan: Plan) -> dict[str, Any]:
     """One whose answer fills the buffers of a connection that nobody reads."""
-    return body(plan, number) | {"logprobs": True, "top_logprobs": 20, "max_tokens": 2000}
+    return body(plan) | {"logprobs": True, "top_logprobs": 20, "max_tokens": 2000}
