@@ -100,6 +100,27 @@ def test_models_that_an_engine_froze_are_found_too():
     assert raised.value.error_count() == 1
 
 
+#: A route of vLLM's, and a field of a wrong type that one of its checks takes for the right one.
+STUMBLES = [
+    ("/v1/chat/completions", "structured_outputs", 0),
+    ("/v1/chat/completions", "tools", 1),
+    ("/v1/chat/completions", "tool_choice", {"type": "function", "function": 0}),
+    ("/v1/completions", "structured_outputs", "x"),
+    ("/v1/responses", "tools", 1.5),
+    ("/v1/responses", "input", [[]]),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "value"), STUMBLES)
+async def test_a_field_of_a_wrong_type_is_refused(served, path, name, value):
+    """Some of them were a 500 and a traceback."""
+    answer = await _ask(
+        served, path, {"model": "abacus", "messages": [], "prompt": "a", "input": "a"} | {name: value}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
 async def _takes_other(body: Other):
     return body
 
