@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 from vllm.logprobs import Logprob
@@ -10,6 +11,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
+from forkjoin_scheduler.vllm_seam import collector
 from forkjoin_scheduler.vllm_seam.collector import PIECE_TOKENS, PieceCollector
 
 NUM_TOKENS = 10 * PIECE_TOKENS + 3
@@ -29,23 +31,23 @@ def _output(token_id, *, has_logprobs=True, index=0):
 
 
 def _filled(kind=RequestOutputKind.DELTA, make=PieceCollector, **more):
-    collector = make(kind, "a")
+    stream = make(kind, "a")
     for token_id in range(NUM_TOKENS):
-        collector.put(_output(token_id, **more))
-    return collector
+        stream.put(_output(token_id, **more))
+    return stream
 
 
-async def _generate(collector):
+async def _generate(stream):
     """As AsyncLLM.generate takes outputs."""
     is_finished = False
     while not is_finished:
-        output = collector.get_nowait() or await collector.get()
+        output = stream.get_nowait() or await stream.get()
         is_finished = output.finished
         yield output
 
 
-async def _taken(collector):
-    return [output async for output in _generate(collector)]
+async def _taken(stream):
+    return [output async for output in _generate(stream)]
 
 
 def test_all_is_handed_out_once_and_in_its_order():
@@ -70,7 +72,9 @@ def test_what_takes_no_time_to_write_is_merged_as_vllm_merges_it(kind, has_logpr
     assert len(ours) == 1
 
 
-def test_of_all_streams_one_piece_is_written_in_a_turn_of_the_loop():
+@pytest.mark.parametrize(("turn_s", "num_a_turn"), [(0, 1), (60, 30)])
+def test_of_all_streams_only_so_many_write_in_a_turn_of_the_loop(monkeypatch, turn_s, num_a_turn):
+    monkeypatch.setattr(collector, "TURN_S", turn_s)
     turns, written_at = 0, []
 
     async def tick():
@@ -79,8 +83,8 @@ def test_of_all_streams_one_piece_is_written_in_a_turn_of_the_loop():
             turns += 1
             await asyncio.sleep(0)
 
-    async def write(collector):
-        async for output in _generate(collector):
+    async def write(stream):
+        async for output in _generate(stream):
             written_at.append((turns, len(output.outputs[0].token_ids)))
 
     async def run():
@@ -88,14 +92,16 @@ def test_of_all_streams_one_piece_is_written_in_a_turn_of_the_loop():
 
     asyncio.run(run())
     pieces = [turn for turn, num in written_at if num == PIECE_TOKENS]
-    assert len(pieces) == len(set(pieces)) == 30
+    assert len(pieces) == 30
+    assert max(Counter(pieces).values()) == num_a_turn
 
 
-def test_a_stream_whose_client_is_gone_ends_with_the_piece_that_it_writes():
+def test_a_stream_whose_client_is_gone_ends_with_the_turn_in_which_it_writes(monkeypatch):
+    monkeypatch.setattr(collector, "TURN_S", 0)
     written = []
 
-    async def write(collector):
-        async for output in _generate(collector):
+    async def write(stream):
+        async for output in _generate(stream):
             written.append(output)  # and no connection holds it up
 
     async def run():
@@ -110,7 +116,7 @@ def test_a_stream_whose_client_is_gone_ends_with_the_piece_that_it_writes():
 
 
 def test_an_error_goes_before_what_is_kept():
-    collector = _filled()
-    collector.put(KeyError("a"))
+    stream = _filled()
+    stream.put(KeyError("a"))
     with pytest.raises(KeyError):
-        asyncio.run(_taken(collector))
+        asyncio.run(_taken(stream))

@@ -3,12 +3,13 @@
 vLLM merges all that has come into one output, and writes it as one event. With 20 alternatives a token
 takes half a millisecond to write; a thread's whole text at its turn, or what a client has not read when
 it is disconnected, is thousands of tokens: seconds in which the event loop answers nobody. So an output
-grows no longer than a piece; and of all streams together, one piece is written in a turn of the loop.
+grows no longer than a piece; and of all streams together, only so many write in a turn of the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import Any
 
@@ -17,23 +18,32 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 #: Tokens with logprobs: some milliseconds, with 20 alternatives.
 PIECE_TOKENS = 8
+#: Seconds of a turn of the event loop in which streams with logprobs may begin to write.
+TURN_S = 0.03
 
 
-class _Turns:
-    """Lets one stream at a time write a piece, and the event loop do all else in between."""
+class _Turn:
+    """A turn of the event loop, as far as it has come."""
 
-    _loop: asyncio.AbstractEventLoop | None = None
-    _lock: asyncio.Lock
+    _began: float | None = None
 
     async def take(self) -> None:
-        """Wait for a turn of this stream's own."""
-        if self._loop is not (loop := asyncio.get_running_loop()):
-            self._loop, self._lock = loop, asyncio.Lock()
-        async with self._lock:
+        """Wait for a turn in which there is still time to write."""
+        while self._is_over():
             await asyncio.sleep(0)
 
+    def _is_over(self) -> bool:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+            asyncio.get_running_loop().call_soon(self._end)
+        return now - self._began > TURN_S
 
-_TURNS = _Turns()
+    def _end(self) -> None:
+        self._began = None
+
+
+_TURN = _Turn()
 
 
 class PieceCollector(RequestOutputCollector):
@@ -58,15 +68,17 @@ class PieceCollector(RequestOutputCollector):
 
     async def get(self) -> Any:
         """The next output. Raises the error that was put in its place."""
-        if _is_piece(self.output):
-            await _TURNS.take()
+        if self.output is None:
+            await self.ready.wait()
+        if _has_logprobs(self.output):
+            await _TURN.take()
         output = await super().get()
         self._go_on()
         return output
 
     def get_nowait(self) -> Any:
-        """The next output if there is one that needs no turn of its own."""
-        if _is_piece(self.output):
+        """The next output if there is one that may be written at once."""
+        if _has_logprobs(self.output):
             return None
         output = super().get_nowait()
         self._go_on()
@@ -76,6 +88,10 @@ class PieceCollector(RequestOutputCollector):
         if self._later:
             self.output = self._later.popleft()
             self.ready.set()
+
+
+def _has_logprobs(output: object) -> bool:
+    return isinstance(output, RequestOutput) and any(completion.logprobs for completion in output.outputs)
 
 
 def _is_piece(output: object) -> bool:
