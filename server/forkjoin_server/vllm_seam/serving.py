@@ -6,6 +6,7 @@ import argparse
 
 from forkjoin_scheduler import redact
 from forkjoin_server.interrupts import exit_at_a_signal
+from forkjoin_server.vllm_seam.accepting import accept_in_bursts
 from forkjoin_server.vllm_seam.configs import check_configs
 from forkjoin_server.vllm_seam.dead_processes import bound_failures
 from forkjoin_server.vllm_seam.signals import keep_sigterm
@@ -30,6 +31,7 @@ def run_serve(args: argparse.Namespace) -> None:
     check_configs()
     keep_sigterm()
     disconnect_stalled(args.forkjoin_client_stall_s)
+    accept_in_bursts()
     bound_failures()
     command = ServeSubcommand()
     command.validate(args)
