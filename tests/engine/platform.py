@@ -49,3 +49,14 @@ def use_v2_runner() -> None:
             return True
 
     triton.backends.backends["cpu"] = type("Backend", (), {"driver": Driver, "compiler": None})()
+
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    store = InterpreterBuilder.create_masked_store
+
+    def masked_store(self: Any, ptrs: Any, value: Any, mask: Any, cache_policy: Any) -> Any:
+        # Of a condition on one number, as grammars' kernel has it, the interpreter makes an integer mask.
+        mask.data = mask.data.astype(bool)
+        return store(self, ptrs, value, mask, cache_policy)
+
+    InterpreterBuilder.create_masked_store = masked_store
