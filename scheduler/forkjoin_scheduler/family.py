@@ -70,6 +70,8 @@ class ThreadEnd(str, Enum):
     CUT = "cut"
     #: The same, before it wrote anything.
     NOT_STARTED = "not_started"
+    #: A pruning policy stopped it, as its request had asked for.
+    PRUNED = "pruned"
     #: Its request ended, or an earlier sibling ended the answer.
     CANCELLED = "cancelled"
 

@@ -104,6 +104,12 @@ class _Asked(Limits):
         description="beside best_of: threads start in waves, as many as decide the vote with this confidence "
         "if they agree, and more where they do not; 1: for certain, so the answer is that of all",
     )
+    prune: Literal["confidence", "agreement", "memory", "own"] | None = Field(
+        default=None,
+        description="beside best_of: stop threads that are not worth going on with, so the answer may be "
+        "another: the least sure ones, those that disagree, the least sure ones where KV blocks run out, or "
+        "those of the server's --prune-policy",
+    )
     wait_for_all: bool = Field(
         default=False,
         description="beside best_of: threads run to their ends though they can no longer change the answer; "
@@ -141,6 +147,13 @@ class _Asked(Limits):
         if problems:
             raise BadRequestOptions("; ".join(problems))
 
+    def check_pruning(self, policy: str | None) -> None:
+        """Raise BadRequestOptions if the request wants the server's own pruning policy, and there is none."""
+        if self.prune == "own" and policy is None:
+            raise BadRequestOptions(
+                "forkjoin.prune: expected a server with a --prune-policy for own, got one without"
+            )
+
     def _set_limits(self) -> list[str]:
         return [n for n in Limits.model_fields if n in self.model_fields_set]
 
@@ -164,12 +177,12 @@ class RequestOptions(_Asked):
             raise ValueError("expected branches beside closing")
         if (self.best_of is None) != (self.vote is None):
             raise ValueError("expected best_of and vote together")
-        if self.best_of is None and (self.wait_for_all or self.confidence is not None):
-            raise ValueError(
-                f"expected best_of beside {'wait_for_all' if self.wait_for_all else 'confidence'}"
-            )
-        if self.wait_for_all and self.confidence is not None:
-            raise ValueError("expected confidence or wait_for_all, got both")
+        for name in ("wait_for_all", "confidence", "prune"):
+            is_asked = getattr(self, name) not in (None, False)
+            if is_asked and self.best_of is None:
+                raise ValueError(f"expected best_of beside {name}")
+            if is_asked and self.wait_for_all and name != "wait_for_all":
+                raise ValueError(f"expected {name} or wait_for_all, got both")
         return self
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from forkjoin_scheduler.dialect import Dialect, Limits
+from forkjoin_scheduler.policy.pruning import Pruning
 from forkjoin_scheduler.policy.threads import ThreadPolicy
 
 #: The key of vLLM's ``additional_config`` and of ``SamplingParams.extra_args``.
@@ -21,13 +22,26 @@ UNLIMITED = Limits(
 
 def own_thread_policy(path: str) -> Callable[[], ThreadPolicy]:
     """The class of a user's own at ``path``. Raises ValueError if there is none that chooses threads."""
-    try:
-        made: Callable[[], ThreadPolicy] = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"expected package.module.Class that can be imported: {error}") from error
+    made: Callable[[], ThreadPolicy] = _imported(path)
     if not callable(made) or not hasattr(made, "choose"):
         raise ValueError(f"expected a class with a method `choose`, got {made!r}")
     return made
+
+
+def own_pruning(path: str) -> type[Pruning]:
+    """The class of a user's own at ``path``. Raises ValueError if there is none that prunes votes."""
+    made: type[Pruning] = _imported(path)
+    is_policy = isinstance(made, type) and issubclass(made, Pruning)
+    if not is_policy:
+        raise ValueError(f"expected a subclass of {Pruning.__module__}.Pruning, got {made!r}")
+    return made
+
+
+def _imported(path: str) -> Any:
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"expected package.module.Class that can be imported: {error}") from error
 
 
 class Settings(BaseModel):
@@ -69,6 +83,12 @@ class Settings(BaseModel):
         "forkjoin_scheduler.policy.threads do",
     )
 
+    prune_policy: str | None = Field(
+        default=None,
+        description="package.module.Class of your own that stops threads of votes whose requests say prune: "
+        "own, a subclass of forkjoin_scheduler.policy.pruning.Pruning",
+    )
+
     max_request_threads: int = Field(
         default=256,
         ge=1,
@@ -91,6 +111,13 @@ class Settings(BaseModel):
     def _can_be_imported(cls, path: str | None) -> str | None:
         if path is not None:
             own_thread_policy(path)
+        return path
+
+    @field_validator("prune_policy")
+    @classmethod
+    def _is_a_policy(cls, path: str | None) -> str | None:
+        if path is not None:
+            own_pruning(path)
         return path
 
     @model_validator(mode="after")

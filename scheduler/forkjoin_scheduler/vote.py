@@ -29,7 +29,7 @@ class Vote:
         self._tokenizer = tokenizer
         self._num_chars = num_vote_chars(pattern, num_threads)
         self._results: dict[Branch, str | None] = {}
-        self._spent_s = 0.0
+        self._spent_s = self._spent_peeking_s = 0.0
         self._has_news = False
 
     def read(self, thread: Branch) -> None:
@@ -48,6 +48,18 @@ class Vote:
         self._spent_s += time.thread_time() - start
         self._results[thread] = None if result is None else result.strip()
 
+    def peek(self, thread: Branch) -> str | None:
+        """What ``thread``, which runs, would vote for now, as far as its last words say.
+
+        Nothing where the searches before it took too long; those of the votes themselves do not count.
+        """
+        if self._spent_peeking_s > VOTE_S:
+            return None
+        start = time.thread_time()
+        result = last_match(self._pattern, self._tokenizer.decode(thread.token_ids[-_MIN_VOTE_CHARS:]))
+        self._spent_peeking_s += time.thread_time() - start
+        return None if result is None else result.strip()
+
     def take_news(self) -> bool:
         """Whether a vote was read since this was asked last."""
         has_news, self._has_news = self._has_news, False
@@ -61,10 +73,12 @@ class Vote:
         )
 
     def winner(self, threads: Sequence[Branch]) -> tuple[Branch, str | None]:
-        """The one of ``threads`` that is the answer, and its result: the first where nobody has voted."""
+        """The one of ``threads`` that is the answer, and its result: the first where nobody has voted.
+
+        Of one that was stopped nothing is the answer, unless there is no other.
+        """
         tally = self.tally(threads)
-        first = threads[0] if tally.leader is None else None
-        return first or next(t for t in threads if t.position == tally.winner), tally.leader
+        return next((t for t in threads if t.position == tally.winner), threads[0]), tally.leader
 
 
 def num_vote_chars(pattern: str, num_threads: int) -> int:

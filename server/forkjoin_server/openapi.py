@@ -33,13 +33,14 @@ _USAGE: Json = {
         "vote": {
             "type": "object",
             "description": "only of `best_of`: the thread that was chosen (`index`), what most voted for "
-            "(`result`), and the indices of threads that did not vote, for the vote was decided: those that "
-            "were `cut`, and those `not_started`",
+            "(`result`), and the indices of threads that did not vote: those that were `cut` and those "
+            "`not_started`, for the vote was decided, and those that were `pruned` as the request asked for",
             "properties": {
                 "index": {"type": "integer"},
                 "result": {"type": ["string", "null"]},
                 "cut": {"type": "array", "items": {"type": "integer"}},
                 "not_started": {"type": "array", "items": {"type": "integer"}},
+                "pruned": {"type": "array", "items": {"type": "integer"}},
             },
         },
     },
@@ -64,7 +65,7 @@ _THREAD: Json = {
             "type": "string",
             "description": "`stop`; `length`: a limit, or the end of the answer, cut the thread; `cut`: it "
             "was stopped, for it could change nothing any more; `not_started`: the same, before it wrote "
-            "anything",
+            "anything; `pruned`: the policy of `forkjoin.prune` stopped it",
         },
         "usage": {"type": "object", "properties": {"completion_tokens": {"type": "integer"}}},
     },

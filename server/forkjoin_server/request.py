@@ -31,6 +31,7 @@ def prepare(
     options = _take_options(body)
     options.check_limits(settings.limits, settings.caps)
     structured.check_place(options, settings.dialect)
+    options.check_pruning(settings.prune_policy)
     _check_num_threads(sampling_of(body, path), options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)

@@ -17,7 +17,13 @@ _COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "surplus_token
 #: behind it (which ours ends), where there are several.
 _CHOICE, _PROMPT = re.compile(r"(\d+)_"), re.compile(r"[-_](\d+)(?:-[0-9a-f]{8})?\Z")
 #: How a thread ends that has not come to its own end, and what its entry says of that; else "stop".
-_CUT_SHORT = {"length": "length", "cancelled": "length", "cut": "cut", "not_started": "not_started"}
+_CUT_SHORT = {
+    "length": "length",
+    "cancelled": "length",
+    "cut": "cut",
+    "not_started": "not_started",
+    "pruned": "pruned",
+}
 
 
 @dataclass
@@ -42,8 +48,10 @@ class ThreadLog:
     families: dict[str, Json] = field(default_factory=dict)
     #: What a best-of-N request chose: the index of the thread, the result that most have, who did not vote.
     vote: Json | None = None
-    #: The threads that had no vote, for the others had decided it: cut, or not even started.
-    _left_out: dict[str, list[int]] = field(default_factory=lambda: {"cut": [], "not_started": []})
+    #: The threads that had no vote: the others had decided it, or a policy had stopped them.
+    _left_out: dict[str, list[int]] = field(
+        default_factory=lambda: {"cut": [], "not_started": [], "pruned": []}
+    )
     #: What each thread has written so far.
     _num_tokens: Counter[int] = field(default_factory=Counter)
 

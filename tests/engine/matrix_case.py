@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from forkjoin_scheduler.policy.pruning import Pruning, VoteFacts
+
 
 def _runner_name(worker: Any) -> str:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
@@ -94,6 +96,19 @@ class Restless:
         """One thread of each family, and some of the others."""
         keys = {t.family: t.key for t in facts.threads}
         return {*keys.values(), *(t.key for t in facts.threads if self._random.random() < 0.5)}
+
+
+class Fickle(Pruning):
+    """Stops threads of a vote as chance has it, and asks for probes."""
+
+    probe_every = 2
+
+    def __init__(self) -> None:
+        self._random = random.Random(1)
+
+    def stop(self, facts: VoteFacts) -> set[int]:
+        """Some of those that run."""
+        return {t.position for t in facts.running if self._random.random() < 0.05}
 
 
 def _run_restless(engine: Any, prompts: list[list[int]]) -> list[list[int]]:

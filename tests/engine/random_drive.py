@@ -55,7 +55,7 @@ END = "<|end|>"
 #: What some requests end at, in the front end.
 STOP = "yyx"
 TEXT = ("x", "yy")
-RESTLESS = "tests.engine.matrix_case.Restless"
+RESTLESS, FICKLE = "tests.engine.matrix_case.Restless", "tests.engine.matrix_case.Fickle"
 
 #: What is written, phrase by phrase. Those that stand twice are to come twice as often.
 PHRASES: dict[str, tuple[str, ...]] = {
@@ -214,6 +214,7 @@ class Setup:
         options = {
             "join_ahead_tokens": chance.choice([0, 8, 128]),
             "admission": chance.choice(["family", "greedy"]),
+            "prune_policy": FICKLE,
             **chance.choice(pace),
         }
         limits = {"max_tokens_per_thread": [1, 3, 10], "max_total_tokens": [1, 5, 40]}
@@ -320,7 +321,7 @@ class Seen:
             case {"type": "thread_ended", "index": index, "reason": reason}:
                 self.threads_ended[family, index] += 1
                 # where the parent goes on beside it, its stop ends the answer wherever that has come to
-                if reason in ("cut", "not_started") and family in self.votes:
+                if reason in ("cut", "not_started", "pruned") and family in self.votes:
                     self.threads_cut += 1
                 elif reason in ("length", "cut", "request_stop"):
                     self.limited.add(family)
@@ -472,8 +473,9 @@ class Drive:
         if "best_of" in options:
             self.seen.votes.add(request_id)
             if self._is_calm:
-                options = {k: v for k, v in options.items() if k != "confidence"} | {"wait_for_all": True}
-            elif options.get("confidence", 1) < 1:
+                early = ("confidence", "prune")
+                options = {k: v for k, v in options.items() if k not in early} | {"wait_for_all": True}
+            elif options.get("confidence", 1) < 1 or "prune" in options:
                 self.seen.limited.add(request_id)  # it may be wrong, as it says
         asked = compile_options(parse_options(options), self._tokenizer.encode)
         params = SamplingParams(
@@ -686,6 +688,8 @@ def _options(chance: random.Random, *, only_votes: bool) -> dict[str, Any]:
     ]
     if chance.random() < 0.5:
         asked[0]["confidence"] = chance.choice([0.6, 1.0, 1.0])
+    if chance.random() < 0.2:
+        asked[0]["prune"] = chance.choice(["own", "own", "agreement", "memory", "confidence"])
     weights = [1, 0, 0, 0, 0] if only_votes else [10, 5, 5, 5, 75]
     options = dict(chance.choices([*asked, {}], weights=weights)[0])
     if chance.random() < 0.3:

@@ -9,6 +9,7 @@ import pytest
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.policy.pruning import POLICIES, Pruning
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from tests.tiers import Tier
 
@@ -33,8 +34,9 @@ def vote():
     """A vote of so many threads that all run."""
     from tests.engine.by_hand import ByHand
 
-    def start(best_of, *, is_async=False, num_running=None, **asked):
+    def start(best_of, *, is_async=False, num_running=None, allowed_errors=(), **asked):
         hand = ByHand(load("explicit"), EMBEDDED_MODEL, is_async=is_async, filler="y")
+        hand.allowed_errors |= set(allowed_errors)
         hand.add("r", "q", forkjoin={"best_of": best_of, "vote": r"=\d", **asked})
         hand.steps_until(lambda: hand.decodes(f"r#{(num_running or best_of) - 1}"))
         return hand
@@ -218,6 +220,66 @@ def test_waves_take_their_first_width_of_the_room_for_families(vote):
     (admitted,) = hand.scheduler._admitted.values()
     assert (admitted.need.asked, admitted.need.abreast) == (8, 4)
     hand.scheduler.finish_requests("r", RequestStatus.FINISHED_ABORTED)
+    hand.finish()
+
+
+# ---- pruning -----------------------------------------------------------------------------------
+
+
+@MODES
+def test_threads_that_a_policy_stops_have_no_vote_and_say_so(vote, is_async):
+    hand = vote(5, is_async=is_async, prune="agreement")
+    for index, text in enumerate(["=1", "=2", "=1", "=1", "=1"]):
+        hand.say(f"r#{index}", text)
+    hand.steps_until(lambda: set(ends(hand)) == {1, 2, 3, 4})
+    assert set(ends(hand).values()) == {"pruned"}
+    assert all(96 <= e["num_tokens"] <= 100 for e in hand.events("thread_ended"))
+    finish_thread(hand, 0, "")
+    (voted,) = hand.events("voted")
+    assert (voted["index"], voted["result"]) == (0, "=1")
+    (ended,) = hand.events("family_ended")
+    assert ended["total_tokens"] == sum(e["num_tokens"] for e in hand.events("thread_ended"))
+    hand.finish()
+
+
+class StopsAll(Pruning):
+    """Stops whatever runs, at once."""
+
+    def stop(self, facts):
+        return {t.position for t in facts.running}
+
+
+@MODES
+def test_where_a_policy_stops_all_one_goes_on_and_is_the_answer(vote, is_async, monkeypatch):
+    monkeypatch.setitem(POLICIES, "memory", StopsAll)
+    hand = vote(3, is_async=is_async, prune="memory", num_running=1)
+    assert ends(hand) == {1: "pruned", 2: "pruned"}
+    finish_thread(hand, 0, "no vote")
+    assert answer(hand) == f"no vote{END}"
+    hand.finish()
+
+
+@MODES
+def test_a_wave_whose_threads_are_all_stopped_gives_way_to_the_next(vote, is_async, monkeypatch):
+    monkeypatch.setitem(POLICIES, "memory", StopsAll)
+    hand = vote(3, is_async=is_async, prune="memory", confidence=1.0)
+    assert ends(hand) == {0: "pruned", 1: "pruned"}
+    finish_thread(hand, 2, "=7")
+    assert answer(hand) == f"=7{END}"
+    hand.finish()
+
+
+def test_a_vote_goes_on_without_a_policy_that_raises(vote, monkeypatch):
+    class Raises(Pruning):
+        def stop(self, facts):
+            raise RuntimeError("a fault for a test")
+
+    monkeypatch.setitem(POLICIES, "memory", Raises)
+    hand = vote(3, prune="memory", allowed_errors={"prune"})
+    for index in range(2):
+        finish_thread(hand, index, "=1")
+    assert [e["where"] for e in hand.events("internal_error")] == ["prune"]
+    assert answer(hand) == f"=1{END}"
     hand.finish()
 
 

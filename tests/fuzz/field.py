@@ -75,6 +75,8 @@ def _value(key: str, source: Source) -> Any:
         return source.text(8)
     if key in ("enabled", "include_threads", "wait_for_all"):
         return source.below(2) == 1
+    if key == "prune":
+        return source.choice(("confidence", "agreement", "memory", "own", "most"))
     if key == "confidence":
         return source.below(12) / 10
     return source.below(300)

@@ -92,7 +92,9 @@ class Events:
             return {"type": "tokens", "index": index, "text": self._source.text(), "token_ids": [1]}
         if kind == 2 and self._open:
             index = self._open.pop(self._source.below(len(self._open)))
-            reason = self._source.choice(("stop", "eos", "length", "cut", "not_started", "cancelled"))
+            reason = self._source.choice(
+                ("stop", "eos", "length", "cut", "not_started", "pruned", "cancelled")
+            )
             return {
                 "type": "thread_ended",
                 "index": index,

@@ -142,6 +142,8 @@ def test_how_requests_and_threads_are_scheduled_is_the_users_to_say():
     assert _settings(serve_args(["m", "--slo-itl-ms", "12.5"])).slo_itl_ms == 12.5
     own = "forkjoin_scheduler.policy.threads.Eager"
     assert _settings(serve_args(["m", "--thread-policy", own])).thread_policy == own
+    own = "forkjoin_scheduler.policy.pruning.Agreement"
+    assert _settings(serve_args(["m", "--prune-policy", own])).prune_policy == own
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,11 @@ def test_how_requests_and_threads_are_scheduled_is_the_users_to_say():
         (
             ["--thread-policy", "no.such.Thing"],
             "--thread-policy: .*that can be imported: No module named 'no'",
+        ),
+        (["--prune-policy", "no.such.Thing"], "--prune-policy: .*that can be imported: No module named 'no'"),
+        (
+            ["--prune-policy", "forkjoin_scheduler.policy.threads.Eager"],
+            r"--prune-policy: .*a subclass of forkjoin_scheduler\.policy\.pruning\.Pruning",
         ),
         (["--thread-policy", "os.path"], "--thread-policy: .*a class with a method `choose`"),
     ],

@@ -113,6 +113,12 @@ def test_branches_are_read_from_plain_objects(as_json):
         ({"best_of": 2}, "expected best_of and vote together"),
         ({"wait_for_all": True}, "expected best_of beside wait_for_all"),
         ({"confidence": 0.9}, "expected best_of beside confidence"),
+        ({"prune": "memory"}, "expected best_of beside prune"),
+        ({"best_of": 2, "vote": "x", "prune": "most"}, r"forkjoin\.prune: .*'confidence', 'agreement'"),
+        (
+            {"best_of": 2, "vote": "x", "prune": "memory", "wait_for_all": True},
+            "expected prune or wait_for_all, got both",
+        ),
         (
             {"best_of": 2, "vote": "x", "confidence": 0.9, "wait_for_all": True},
             "expected confidence or wait_for_all, got both",
@@ -134,7 +140,7 @@ def test_branches_are_read_from_plain_objects(as_json):
     ],
     ids=[
         "no_branches", "many_branches", "says_nothing", "unknown_key", "number_title", "text_branch",
-        "one_branch", "empty_closing", "closing_alone", "both", "no_vote", "waits_for_none", "sure_of_nothing", "waits_for_all_and_none", "unsure", "more_than_sure",
+        "one_branch", "empty_closing", "closing_alone", "both", "no_vote", "waits_for_none", "sure_of_nothing", "prunes_none", "prunes_by_what", "prunes_and_waits", "waits_for_all_and_none", "unsure", "more_than_sure",
         "no_confidence", "confidence_in_words", "vote_alone", "none", "many",
         "fraction", "no_regex", "huge_repetition", "looks_behind", "long_program", "long_title", "deep_regex",
     ],
@@ -208,3 +214,11 @@ def test_an_error_repeats_at_most_200_characters_of_its_input(value):
         parse_options(value)
     assert str(caught.value).count("y") <= 200
     assert len(str(caught.value)) < 1500
+
+
+def test_a_request_may_name_the_servers_own_pruning_policy_only_where_it_has_one():
+    options = parse_options({"best_of": 2, "vote": "x", "prune": "own"})
+    options.check_pruning("mine.Policy")
+    with pytest.raises(BadRequestOptions, match=r"forkjoin\.prune: expected a server with a --prune-policy"):
+        options.check_pruning(None)
+    parse_options({"best_of": 2, "vote": "x", "prune": "memory"}).check_pruning(None)

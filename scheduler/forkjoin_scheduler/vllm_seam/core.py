@@ -169,6 +169,7 @@ class Core(AsyncScheduler):
         try:
             options = CompiledOptions.model_validate((request.sampling_params.extra_args or {}).get(KEY, {}))
             options.check_limits(self._settings.limits, self._settings.caps)
+            options.check_pruning(self._settings.prune_policy)
         except (BadRequestOptions, ValidationError) as error:
             # The front end answers these with a 400; what comes around it must not end the engine.
             _warn(request, f"{cut(str(error), _MAX_WARNING_CHARS)}; decoding sequentially")

@@ -49,6 +49,8 @@ class Ending(Ahead):
         token_ids = output.new_token_ids[: live.family.remaining]
         live.family.generated(thread, token_ids)
         live.clock_token(thread)
+        if live.pruner is not None:
+            live.pruner.wrote(thread, _likely(output.new_logprobs, live.pruner.policy.num_logprobs))
         end = self._end_of(live, thread, output) if output.finished else None
         if len(token_ids) < len(output.new_token_ids):
             live.is_overdrawn = True
@@ -60,7 +62,9 @@ class Ending(Ahead):
         shown = token_ids[:-1] if by_eos else token_ids
         if live.family.include_threads and shown:
             live.tell("tokens", index=thread.index, token_ids=shown)
-        pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(shown)]
+        # threads may have logprobs that only a pruning policy wants
+        wanted = None if live.wish.params.num_logprobs is None else output.new_logprobs
+        pieces = [Piece(t, _row(wanted, i)) for i, t in enumerate(shown)]
         if end is ThreadEnd.REQUEST_STOP:
             # The answer may end later than this thread; its stop token leaves with the end.
             live.stop_reason = output.stop_reason
@@ -297,3 +301,8 @@ _FINISH_REASONS = {STOPPED: FinishReason.STOP, CAPPED: FinishReason.LENGTH}
 
 def _row(logprobs: LogprobsLists | None, index: int) -> LogprobsLists | None:
     return None if logprobs is None else logprobs.slice_request(index, 1)
+
+
+def _likely(logprobs: LogprobsLists | None, num: int) -> list[list[float]]:
+    """Those of the ``num`` most likely tokens at each place; before them stands the sampled one's."""
+    return [] if logprobs is None or not num else logprobs.logprobs[:, 1 : num + 1].tolist()

@@ -19,7 +19,7 @@ from forkjoin_scheduler.vllm_seam.cutting import Cutting
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
 from forkjoin_scheduler.vllm_seam.requests import fold, truncate
-from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params
+from forkjoin_scheduler.vllm_seam.sampling import resumed_params, thread_params, with_logprobs
 from forkjoin_scheduler.vllm_seam.voting import Voting
 from forkjoin_scheduler.vllm_seam.wish import noted
 from forkjoin_scheduler.vote import Vote
@@ -185,7 +185,7 @@ class Joining(Cutting):
 
     def _thread_params(self, live: LiveFamily, thread: Branch, room: int) -> Any:
         assert thread.plan is not None
-        return thread_params(
+        params = thread_params(
             live.wish.params,
             live.dialect.sampling.thread,
             end_id=live.wish.spoken.end_id(thread.plan),
@@ -195,6 +195,9 @@ class Joining(Cutting):
             structured=self._structured_of(live, thread),
             not_written=live.wish.not_in_threads,
         )
+        if live.pruner is not None:
+            with_logprobs(params, live.pruner.policy.num_logprobs, self.vllm_config.model_config.max_logprobs)
+        return params
 
     @staticmethod
     def _structured_of(live: LiveFamily, thread: Branch) -> StructuredOutputsParams | None:

@@ -12,6 +12,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.family import Branch, BranchState, Family, ThreadEnd
+from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, wire
 from forkjoin_scheduler.vllm_seam.outputs import Piece, to_outputs
@@ -58,6 +59,8 @@ class LiveFamily:
     vote: Vote | None = None
     #: Its threads that have not started, and start if the vote needs them, in outline order.
     later: list[Branch] = field(default_factory=list)
+    #: Stops those that are not worth going on with, if the request says so.
+    pruner: Pruner | None = None
     #: Whether a thread was refused a token: the budget was spent by another in the same step.
     is_overdrawn: bool = False
     stop_reason: int | str | None = None

@@ -91,6 +91,16 @@ def resumed_params(
     return params
 
 
+def with_logprobs(params: SamplingParams, num: int, most: int) -> None:
+    """Let the sampler tell the logprobs of ``num`` alternatives at least, or of the ``most`` that it may.
+
+    Of requests that name the tokens whose logprobs they want, it tells those alone. -1: of all tokens.
+    """
+    num = num if most == -1 else min(num, most)
+    if num and not params.logprob_token_ids and params.logprobs != -1:
+        params.logprobs = max(params.logprobs or 0, num)
+
+
 def derived_seed(seed: int, salt: str) -> int:
     """A seed of 63 bits, distinct for each ``salt``."""
     digest = hashlib.blake2b(f"{seed}/{salt}".encode(), digest_size=8).digest()

@@ -1,13 +1,21 @@
-"""What a vote lets its threads do: start, in waves if the request says so, and end before their time."""
+"""What a vote lets its threads do: start, in waves if the request says so, and end before their time.
+
+They end early because they can change nothing any more, or because a pruning policy stops them.
+"""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.family import Branch, ThreadEnd
+from forkjoin_scheduler.policy.pruning import POLICIES, Pruning
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
+from forkjoin_scheduler.pruner import Pruner
+from forkjoin_scheduler.settings import Settings, own_pruning
+from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
 
@@ -20,6 +28,12 @@ class Threads(Protocol):
 
     def _request_of(self, branch: Branch | None) -> Request: ...
 
+    def _contain(self, where: str, error: Exception, of: object) -> None: ...
+
+    _settings: Settings
+    kv_cache_manager: KVCacheManager
+    requests: dict[str, Request]
+
 
 class Voting:
     """Starts and cuts the threads of votes. Holds nothing of any family: that is in ``LiveFamily``."""
@@ -29,6 +43,8 @@ class Voting:
 
     def start(self, live: LiveFamily, threads: list[Branch], parent: Request) -> None:
         """Start ``threads``, which ``parent`` has just forked into: of a vote in waves, the first of them."""
+        if live.vote is not None and (name := live.wish.options.prune) is not None:
+            live.pruner = Pruner(self._policy(name), live.vote)
         num_first = len(threads)
         if (confidence := live.wish.options.confidence) is not None:
             num_first = first_wave(len(threads), confidence)
@@ -36,10 +52,19 @@ class Voting:
         for thread in threads[:num_first]:
             self._scheduler._start_thread(live, thread, parent)
 
+    def _policy(self, name: str) -> Pruning:
+        own = self._scheduler._settings.prune_policy
+        return own_pruning(own)() if name == "own" and own is not None else POLICIES[name]()
+
     def advance(self, live: LiveFamily) -> None:
         """Do what the votes of this step call for: cut the threads of a decided one, start more of others."""
         options = live.wish.options
-        if live.vote is None or options.wait_for_all or not live.vote.take_news():
+        if live.vote is None or options.wait_for_all:
+            return
+        has_news = live.vote.take_news()
+        if live.pruner is not None:
+            has_news |= self._prune(live, live.pruner)
+        if not has_news:
             return
         confidence = 1.0 if options.confidence is None else options.confidence
         for branch in live.parked():
@@ -49,6 +74,30 @@ class Voting:
             elif live.later:
                 num_running = len(tally.open) - len(live.later)
                 self._start_more(live, branch, num_needed(tally, confidence) - num_running)
+
+    def _prune(self, live: LiveFamily, pruner: Pruner) -> bool:
+        """Stop the threads that the request's policy does not let go on; returns whether there are any.
+
+        A policy that raises is asked no more: the vote goes on without.
+        """
+        scheduler, threads = self._scheduler, live.family.root.waits_for
+        running = {t for t in threads if t.is_live and t.request_id in scheduler.requests}
+        if not running:
+            return False
+        manager = scheduler.kv_cache_manager
+        free = kv.num_free_blocks(manager) / kv.num_blocks(manager)
+        try:
+            stopped = pruner.to_stop(
+                threads, running, lambda t: kv.has_blocks(manager, scheduler._request_of(t)), free
+            )
+        except Exception as error:  # the policy may be anybody's
+            scheduler._contain("prune", error, None)
+            live.pruner = None
+            return False
+        for thread in threads:
+            if thread.position in stopped:
+                scheduler._cancel(live, thread, ThreadEnd.PRUNED)
+        return bool(stopped)
 
     def _cut(self, live: LiveFamily, branch: Branch) -> None:
         """Cut the threads of ``branch``: whatever they voted for, the answer would be the same."""

@@ -1,0 +1,95 @@
+"""What a pruning policy is told of the threads of a vote, gathered as they write."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from forkjoin_scheduler.family import Branch
+from forkjoin_scheduler.policy.pruning import Pruning, ThreadFacts, VoteFacts
+from forkjoin_scheduler.vote import Vote
+
+
+class Confidence:
+    """How sure a thread is: the mean over its last ``window`` tokens, and the least that this has been.
+
+    Of an answer shorter than that, the least is the mean of all of it.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._last: deque[float] = deque(maxlen=window)
+        self._sum = 0.0
+        self._least: float | None = None
+
+    def add(self, value: float) -> None:
+        """How sure it was of its next token."""
+        if len(self._last) == self._last.maxlen:
+            self._sum -= self._last[0]
+        self._last.append(value)
+        self._sum += value
+        if len(self._last) == self._last.maxlen:
+            mean = self._sum / len(self._last)
+            self._least = mean if self._least is None else min(self._least, mean)
+
+    @property
+    def now(self) -> float | None:
+        """Of the last tokens; None before the first."""
+        return self._sum / len(self._last) if self._last else None
+
+    @property
+    def least(self) -> float | None:
+        """Of any stretch so far."""
+        return self.now if self._least is None else self._least
+
+
+class Pruner:
+    """The policy of one vote, and what its threads have been like so far."""
+
+    def __init__(self, policy: Pruning, vote: Vote) -> None:
+        self.policy = policy
+        self._vote = vote
+        self._confidence: dict[Branch, Confidence] = {}
+        self._probes: dict[Branch, list[str | None]] = {}
+
+    def wrote(self, thread: Branch, logprobs: Iterable[Sequence[float]]) -> None:
+        """``thread`` wrote tokens. ``logprobs``: of each of them those of the most likely ones, if known."""
+        policy = self.policy
+        confidence = self._confidence.setdefault(thread, Confidence(policy.window))
+        for likely in logprobs:
+            confidence.add(-sum(likely) / len(likely))
+        if policy.probe_every:
+            probes = self._probes.setdefault(thread, [])
+            if thread.num_generated >= policy.probe_every * (len(probes) + 1):
+                probes.append(self._vote.peek(thread))
+
+    def to_stop(
+        self, threads: Sequence[Branch], running: set[Branch], holds_kv: Callable[[Branch], bool], free: float
+    ) -> set[int]:
+        """The positions of those of the ``running`` ones of a vote's ``threads`` that its policy stops.
+
+        Where nobody has voted and none is left to start, the one of them that has written most is spared.
+        """
+        tally = self._vote.tally(threads)
+        facts = VoteFacts(
+            [self._facts(t, holds_kv=holds_kv(t)) for t in threads if t in running],
+            [self._facts(t) for t in threads if t.position in tally.results],
+            tally,
+            len(threads),
+            free,
+        )
+        positions = {t.position for t in running}
+        stopped = self.policy.stop(facts) & positions
+        if stopped == tally.open and tally.leader is None:
+            stopped.discard(max(facts.running, key=lambda t: (t.written, -t.position)).position)
+        return stopped
+
+    def _facts(self, thread: Branch, *, holds_kv: bool = False) -> ThreadFacts:
+        confidence = self._confidence.get(thread)
+        return ThreadFacts(
+            thread.position,
+            thread.num_generated,
+            None if confidence is None else confidence.now,
+            None if confidence is None else confidence.least,
+            tuple(self._probes.get(thread, ())),
+            holds_kv,
+        )
