@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     from forkjoin_bench.models import MODELS
     from forkjoin_bench.overload import command as overload
     from forkjoin_bench.scenarios import DEFAULT, MAKERS
+    from forkjoin_bench.votes import command as votes
 
     parser = argparse.ArgumentParser(prog="forkjoin bench", description="Benchmarks; see docs/benchmarks.md.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -72,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     overloaded = commands.add_parser("overload", help="far more at once than there is room for")
     overload.add_arguments(overloaded)
     overloaded.set_defaults(run=overload.main)
+
+    voting = commands.add_parser("votes", help="votes that end early, against waiting for all threads")
+    votes.add_arguments(voting)
+    voting.set_defaults(run=votes.main)
 
     targets = commands.add_parser("targets", help="each target: measured, met or not")
     targets.add_argument("results", type=Path, nargs="+", metavar="JSON")

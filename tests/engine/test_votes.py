@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import count
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialect_files import load
-from forkjoin_scheduler.policy.pruning import POLICIES, Pruning
+from forkjoin_scheduler.policy.pruning import POLICIES, Pruning, VoteFacts
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from tests.tiers import Tier
 
@@ -331,3 +333,45 @@ def test_on_a_model_a_vote_that_ends_early_writes_less_and_answers_the_same(even
     assert num_early < 0.9 * num_whole
     reasons = {e["reason"] for e in events("thread_ended")}
     assert {"cut", "not_started"} & reasons
+
+
+def test_on_a_model_a_policy_hears_how_sure_threads_are_and_answers_show_nothing_of_it(events, monkeypatch):
+    from tests.engine.harness import Engine
+
+    class Told(Pruning):
+        """Stops the least sure of those that run, once each has written eight tokens."""
+
+        num_logprobs, window = 20, 8
+        told: ClassVar[list[VoteFacts]] = []
+
+        def stop(self, facts):
+            self.told.append(facts)
+            if len(facts.running) < 4 or any(t.written < 8 for t in facts.running):
+                return set()
+            return {min(facts.running, key=lambda t: t.confidence).position}
+
+    monkeypatch.setitem(POLICIES, "confidence", Told)
+    engine = Engine(load("explicit"), max_num_seqs=8, max_model_len=1024)
+    prompt = engine.prompt("a=48*36, b=57*18")
+
+    def ask(**options):
+        forkjoin = {"best_of": 4, "vote": r"total ends in (?P<result>\d)"} | options.pop("forkjoin", {})
+        params = engine.params(temperature=1.0, max_tokens=120, seed=5, forkjoin=forkjoin, **options)
+        (answer,) = engine.run([prompt], params)
+        assert engine.snapshot() == engine.baseline
+        return answer
+
+    plain = ask(forkjoin={"wait_for_all": True}, logprobs=2)
+    (before,) = events("voted")
+    pruned, counted = ask(forkjoin={"prune": "confidence"}), ask(forkjoin={"prune": "confidence"}, logprobs=2)
+    ends = [e for e in events("thread_ended")[4:8] if e["reason"] == "pruned"]
+    assert len(ends) == 1
+    assert (pruned.token_ids, pruned.logprobs) == (counted.token_ids, [])
+    assert all(len(row) <= 3 for row in counted.logprobs)
+    # of the same thread the same text, with the same logprobs
+    if ends[0]["index"] != before["index"] and events("voted")[-1]["index"] == before["index"]:
+        assert counted.token_ids == plain.token_ids
+        assert counted.logprobs == plain.logprobs
+    last = Told.told[-1].running
+    # -log p, in the mean of twenty alternatives: more than that of twenty as likely
+    assert all(t.confidence >= math.log(20) for t in last if t.written)

@@ -1,0 +1,154 @@
+"""The arguments of ``forkjoin bench votes``, and what it prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from forkjoin_bench.host import host_facts
+from forkjoin_bench.models import make_model
+from forkjoin_bench.tables import table
+from forkjoin_bench.votes.measure import LOSSLESS, WAYS, Asked, Bench, Voted, start_engine
+from forkjoin_bench.votes.questions import SUBJECTS
+from forkjoin_scheduler.errors import UsageError
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+COLUMNS = (
+    "way", "tokens", "of all", "steps", "s", "of all", "cut", "not started", "pruned", "same thread and text",
+    "same result",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    parser.add_argument("--model", choices=SUBJECTS, default="embedded")
+    parser.add_argument("--votes", type=int, default=20, metavar="N", help="questions (default 20)")
+    parser.add_argument("--best-of", type=int, default=16, metavar="N", help="threads of each (default 16)")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        nargs="+",
+        default=(1, 8),
+        metavar="N",
+        help="votes at a time: alone, and under load",
+    )
+    parser.add_argument("--slots", type=int, default=32, metavar="N", help="of a step (default 32)")
+    parser.add_argument("--blocks", type=int, metavar="N", help="of KV cache; few: for prune memory")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=tuple(WAYS), metavar="WAY")
+    parser.add_argument("--temperature", type=float, metavar="T", help="in the place of the model's own")
+    parser.add_argument("--dtype", default="float32", help="in others, batches change what is sampled")
+    parser.add_argument("--seed", type=int, default=1, help="of the questions")
+    parser.add_argument("--out", type=Path, default=Path("build") / "bench", metavar="FOLDER")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print, write. Raises UsageError if a lossless way had another answer than waiting for all."""
+    if args.votes < 1 or args.best_of < 1 or min(args.at_once) < 1:
+        raise UsageError("--votes, --best-of, --at-once: expected at least 1")
+    for name, value in ENVIRONMENT.items():  # vLLM reads these when it is imported
+        os.environ.setdefault(name, value)
+    subject = SUBJECTS[args.model]
+    options: dict[str, Any] = {
+        "vote": subject.vote,
+        "max_tokens": subject.max_tokens,
+        "temperature": subject.temperature if args.temperature is None else args.temperature,
+    }
+    folder = (args.out / "votes").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    llm = start_engine(str(make_model(args.model, folder).folder), args.slots, args.blocks, args.dtype)
+    chance, tokenizer = random.Random(args.seed), llm.get_tokenizer()
+    asked = [
+        Asked(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": subject.ask(chance)}], tokenize=False, add_generation_prompt=True
+            ),
+            seed,
+        )
+        for seed in range(args.votes)
+    ]
+    bench, before = Bench(llm), host_facts()
+    bench.run("all", asked[:1], args.best_of, options)  # warms up
+    results = {str(n): _measure(bench, asked, n, args, options) for n in args.at_once}
+    facts = {"command": args.command, "host": before, "load_average_after": host_facts()["load_average"]}
+    path = args.out / f"votes-{args.model}.json"
+    runs = {n: {way: list(map(asdict, v)) for way, v in found.items()} for n, found in results.items()}
+    path.write_text(json.dumps(facts | {"options": options, "runs": runs}, indent=2) + "\n")
+    wrong = []
+    for at_once, found in results.items():
+        print(f"\n{args.votes} votes of {args.best_of} threads, {at_once} at a time, {args.slots} slots\n")
+        print(table(COLUMNS, rows(found)))
+        wrong += [f"{way}, {at_once} at a time" for way in LOSSLESS if not is_same(found, way)]
+    print(f"\nwritten: {path}")
+    if wrong:
+        raise UsageError(f"expected the answers of waiting for all, got others: {'; '.join(wrong)}")
+
+
+def _measure(
+    bench: Bench, asked: list[Asked], at_once: int, args: argparse.Namespace, options: dict[str, Any]
+) -> dict[str, list[Voted]]:
+    """The votes of each way: batch by batch, in all ways, the first of them another each time."""
+    found: dict[str, list[Voted]] = {way: [] for way in dict.fromkeys(["all", *args.ways])}
+    for number, batch in enumerate(_batches(asked, at_once)):
+        ways = list(found)
+        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+            found[way] += bench.run(way, batch, args.best_of, options)
+            print(f"{at_once} at a time, batch {number + 1}: {way}", file=sys.stderr)
+    return found
+
+
+def _batches(asked: list[Asked], size: int) -> Iterator[list[Asked]]:
+    return (asked[i : i + size] for i in range(0, len(asked), size))
+
+
+def is_same(found: dict[str, list[Voted]], way: str) -> bool:
+    """Whether each vote run this way has the answer of waiting for all: its thread, its result, its text."""
+    return way not in found or num_same(found["all"], found[way]) == len(found["all"])
+
+
+def num_same(whole: list[Voted], early: list[Voted]) -> int:
+    """How many votes have the same thread, result and text."""
+    return sum(_answer(a) == _answer(b) for a, b in zip(whole, early, strict=True))
+
+
+def _answer(voted: Voted) -> tuple[int, str | None, list[int]]:
+    return voted.index, voted.result, voted.token_ids
+
+
+def rows(found: dict[str, list[Voted]]) -> list[list[object]]:
+    """A row a way, as ``COLUMNS`` has them: means a vote; of threads, too."""
+    whole = found["all"]
+    made: list[list[object]] = []
+    for way, votes in found.items():
+        tokens, seconds = (
+            statistics.fmean(getattr(v, name) for v in votes) for name in ("tokens", "seconds")
+        )
+        left_out = sum((Counter(v.left_out) for v in votes), Counter())
+        same_result = sum(a.result == b.result for a, b in zip(whole, votes, strict=True))
+        made.append(
+            [
+                way,
+                f"{tokens:.0f}",
+                f"{tokens / statistics.fmean(v.tokens for v in whole):.2f}",
+                f"{statistics.fmean(v.steps for v in votes):.0f}",
+                f"{seconds:.2f}",
+                f"{seconds / statistics.fmean(v.seconds for v in whole):.2f}",
+                *(f"{left_out[reason] / len(votes):.1f}" for reason in ("cut", "not_started", "pruned")),
+                f"{num_same(whole, votes)}/{len(votes)}",
+                f"{same_result}/{len(votes)}",
+            ]
+        )
+    return made

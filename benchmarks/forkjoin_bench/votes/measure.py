@@ -1,0 +1,137 @@
+"""Runs votes in an engine and says of each what it came to."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from forkjoin_scheduler.feed import FEEDS, Event
+from forkjoin_scheduler.settings import KEY
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+#: What requests say, by the name of the way that a vote is run.
+WAYS: dict[str, dict[str, Any]] = {
+    "all": {"wait_for_all": True},
+    "early": {},
+    "waves": {"confidence": 1.0},
+    "0.95": {"confidence": 0.95},
+    "prune confidence": {"prune": "confidence"},
+    "prune agreement": {"prune": "agreement"},
+    "prune memory": {"prune": "memory"},
+}
+#: Those whose answer is that of all threads.
+LOSSLESS = ("early", "waves")
+#: How threads end that did not come to their own end.
+CUT = ("cut", "not_started", "pruned")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A vote: its question, and the seed of its threads."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass
+class Voted:
+    """What a vote came to. ``steps``: of the engine, from the request to its end."""
+
+    way: str
+    seed: int
+    seconds: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    critical_path: int = 0
+    index: int = -1
+    result: str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    #: Threads that did not come to their own end, by how they ended.
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+class Bench:
+    """An engine of ``max_num_seqs`` slots, and what its families have told."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._engine = llm.llm_engine
+        self._llm = llm
+        self._told: list[Event] = []
+        #: What each family told, by the id of its request.
+        self._families: dict[str, list[Event]] = {}
+        FEEDS.observers.append(self._observe)
+
+    def _observe(self, event: Event) -> None:
+        # the events of one family are published together, its end the last of them
+        if event["type"] in ("thread_ended", "voted"):
+            self._told.append(event)
+        elif event["type"] in ("family_ended", "progress"):
+            self._families.setdefault(event["family"], []).extend([*self._told, event])
+            self._told.clear()
+
+    def run(self, way: str, asked: list[Asked], best_of: int, options: dict[str, Any]) -> list[Voted]:
+        """Run all of ``asked`` at once; an empty prefix cache before them. ``options``: of the sampling."""
+        from vllm import SamplingParams
+
+        self._llm.reset_prefix_cache()
+        self._families.clear()
+        forkjoin = {"best_of": best_of, "vote": options["vote"], **WAYS[way]}
+        began, steps, voted = time.perf_counter(), 0, {}
+        for vote in asked:
+            params = SamplingParams(
+                temperature=options["temperature"],
+                max_tokens=options["max_tokens"],
+                seed=vote.seed,
+                extra_args={KEY: forkjoin},
+            )
+            request_id = f"{way} {vote.seed}"
+            self._engine.add_request(request_id, vote.prompt, params)
+            voted[request_id] = Voted(way, vote.seed)
+        while self._engine.has_unfinished_requests():
+            outputs, steps = self._engine.step(), steps + 1
+            for output in outputs:
+                if output.finished:
+                    done = voted[output.request_id]
+                    done.seconds, done.steps = time.perf_counter() - began, steps
+                    done.token_ids = list(output.outputs[0].token_ids)
+        for family, events in self._families.items():
+            _take_in(next(v for i, v in voted.items() if family.startswith(i)), events)
+        return list(voted.values())
+
+
+def _take_in(voted: Voted, events: list[Event]) -> None:
+    """Note what the family of a vote told."""
+    ended = events[-1]
+    voted.tokens, voted.critical_path = ended["total_tokens"], ended["critical_path_tokens"]
+    reasons = Counter(e["reason"] for e in events if e["type"] == "thread_ended")
+    voted.left_out = {reason: reasons[reason] for reason in CUT if reasons[reason]}
+    for event in events:
+        if event["type"] == "voted":
+            voted.index, voted.result = event["index"], event["result"]
+
+
+def start_engine(model: str, max_num_seqs: int, num_blocks: int | None, dtype: str) -> LLM:
+    """An engine in this process for any model, as ``forkjoin serve --dialect explicit`` sets it up."""
+    from vllm import LLM
+    from vllm.v1.engine import llm_engine
+
+    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+    from forkjoin_server.cli import serve_args
+
+    # The plugin does this for the server's engine client, which the offline one is not.
+    setattr(llm_engine, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
+    served = serve_args([model, "--dialect", "explicit"])
+    return LLM(
+        model=model,
+        dtype=dtype,
+        max_model_len=1024,
+        max_num_seqs=max_num_seqs,
+        num_gpu_blocks_override=num_blocks,
+        enforce_eager=True,
+        scheduler_cls=served.scheduler_cls,
+        additional_config=served.additional_config,
+    )
