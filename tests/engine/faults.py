@@ -16,10 +16,13 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from forkjoin_scheduler.family import Branch, Family
 from forkjoin_scheduler.policy.admission import Admission
+from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import fence, kv, queues, requests
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+from forkjoin_scheduler.vllm_seam.voting import Voting
+from forkjoin_scheduler.vote import Vote
 
 Owner = type | ModuleType
 #: Where a function stands, and its name there.
@@ -46,7 +49,7 @@ class Boom(Exception):
 def targets() -> list[Target]:
     """All functions that hooks come to, but for the hooks themselves, the fence, and what cleans up."""
     owners: list[Owner] = [c for c in LAYERS if c is not fence.Fence]
-    owners += [LiveFamily, Family, Branch, Transcript, Admission, kv, queues, requests]
+    owners += [LiveFamily, Family, Branch, Transcript, Admission, Voting, Vote, Pruner, kv, queues, requests]
     return [
         (owner, name)
         for owner in owners
