@@ -54,12 +54,13 @@ def _forkjoin(chance: random.Random) -> tuple[Json, int, int | None]:
     kinds: list[tuple[Json, int]] = [
         ({}, 1),
         ({"best_of": best_of, "vote": r"\d+"}, best_of),
+        ({"best_of": best_of, "vote": r"\d+", "confidence": 1.0, "prune": "agreement"}, best_of),
         ({"branches": [{"text": "a="}, {"title": "b"}]}, 1),
         ({"branches": [{"text": "a="}, {"title": "b"}], "closing": "So"}, 1),
         ({"enabled": False}, 1),
         ({"max_forks": 0}, 1),
     ]
-    given, times = chance.choices(kinds, weights=[8, 3, 2, 2, 1, 1])[0]
+    given, times = chance.choices(kinds, weights=[8, 2, 1, 2, 2, 1, 1])[0]
     cap = chance.choice([None, None, 1, 5, 52, 300])
     limits = {} if cap is None else {"max_total_tokens": cap}
     if chance.random() < 0.2:

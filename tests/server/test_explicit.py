@@ -37,6 +37,28 @@ def test_the_best_of_several_is_one_answer_whose_usage_counts_all(client):
     assert forkjoin["num_threads"] == 3
 
 
+def test_a_vote_names_the_threads_that_it_did_not_wait_for_and_counts_those_that_ran(client):
+    answer = _ask(client, VOTE | {"best_of": 8, "confidence": 1.0}, temperature=0.5)
+    (choice,) = answer.choices
+    forkjoin, threads = answer.usage.forkjoin, choice.message.threads
+    reasons = {reason: [] for reason in ("cut", "not_started", "pruned")}
+    for thread in threads:
+        reasons.get(thread["finish_reason"], []).append(thread["index"])
+    assert len(threads) == 8
+    assert {name: forkjoin["vote"][name] for name in reasons} == reasons
+    assert forkjoin["num_threads"] == 8 - len(reasons["not_started"])
+    assert all(threads[i]["usage"]["completion_tokens"] == 0 for i in reasons["not_started"])
+    assert answer.usage.completion_tokens == sum(t["usage"]["completion_tokens"] for t in threads)
+    assert choice.message.content in threads[forkjoin["vote"]["index"]]["content"]
+
+
+def test_a_pruning_policy_of_the_server_is_a_400_where_it_has_none(client):
+    with pytest.raises(
+        openai.BadRequestError, match=r"forkjoin\.prune: expected a server with a --prune-policy"
+    ):
+        _ask(client, VOTE | {"prune": "own"})
+
+
 def test_a_vote_without_a_result_is_told_as_one_streamed(client):
     options = SHOWN | {"include_usage": True}
     *_, last = _ask(client, VOTE | {"vote": "no such text"}, stream=True, stream_options=options)

@@ -128,10 +128,11 @@ async def _shown(soaked: Soaked) -> How:
 
 async def _asked(soaked: Soaked) -> How:
     branches = [{"title": f"{n}", "text": f"{n}:"} for n in range(soaked.rng.randint(1, 6))]
-    options = soaked.rng.choice(
-        ({"branches": branches}, {"branches": branches, "closing": "\nso"}, {"best_of": 4, "vote": "[0-9]+"})
-    )
-    return await _either(soaked, CHAT, chat("Count.", forkjoin=options, max_tokens=200))
+    early = ({}, {"confidence": 1.0}, {"prune": "confidence"}, {"prune": "agreement"}, {"prune": "memory"})
+    vote = {"best_of": soaked.rng.randint(1, 8), "vote": "[0-9]+", **soaked.rng.choice(early)}
+    options = soaked.rng.choice(({"branches": branches}, {"branches": branches, "closing": "\nso"}, vote))
+    more = {"temperature": 1, "seed": soaked.rng.randrange(99)} if options is vote else {}
+    return await _either(soaked, CHAT, chat("Count.", forkjoin=options, max_tokens=200, **more))
 
 
 async def _choices(soaked: Soaked) -> How:
