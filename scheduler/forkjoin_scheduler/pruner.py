@@ -50,6 +50,18 @@ class Pruner:
         self._vote = vote
         self._confidence: dict[Branch, Confidence] = {}
         self._probes: dict[Branch, list[str | None]] = {}
+        #: Tokens of all threads when the policy was asked last.
+        self._asked_at = 0
+
+    def is_due(self, num_generated: int, num_running: int, free: float) -> bool:
+        """Whether the policy is to be asked after a step, behind so many tokens of all threads."""
+        is_due = (
+            num_generated - self._asked_at >= self.policy.ask_every * num_running
+            and free < self.policy.ask_below
+        )
+        if is_due:
+            self._asked_at = num_generated
+        return is_due
 
     def wrote(self, thread: Branch, logprobs: Iterable[Sequence[float]]) -> None:
         """``thread`` wrote tokens. ``logprobs``: of each of them those of the most likely ones, if known."""

@@ -101,7 +101,7 @@ class Restless:
 class Fickle(Pruning):
     """Stops threads of a vote as chance has it, and asks for probes."""
 
-    probe_every = 2
+    probe_every, ask_every = 2, 1
 
     def __init__(self) -> None:
         self._random = random.Random(1)

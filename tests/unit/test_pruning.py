@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -224,3 +226,26 @@ def test_a_policy_stops_what_runs_and_never_the_last_thread_before_one_has_voted
     _write(threads[2], pruner, "=1")
     _end(threads[2], vote)
     assert pruner.to_stop(threads, {threads[0], threads[1]}, lambda _: True, 1.0) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("num_generated", "num_running", "free", "is_due"),
+    [(15, 2, 0.0, False), (16, 2, 0.0, True), (16, 3, 0.0, False), (16, 2, 0.5, False)],
+    ids=["too_soon", "due", "others_are_behind", "no_pressure"],
+)
+def test_a_policy_is_asked_every_so_many_tokens_of_each_thread(num_generated, num_running, free, is_due):
+    policy = Recorded()
+    policy.ask_below = 0.5
+    pruner = Pruner(policy, Vote("a", None, 3))
+    assert pruner.is_due(num_generated, num_running, free) is is_due
+    assert pruner.is_due(num_generated, num_running, free) is False, "it has been asked, or is not due"
+
+
+def test_the_policy_that_the_guide_shows_stops_what_it_says():
+    guide = (Path(__file__).parents[2] / "docs/scheduling.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", guide, flags=re.S) if "Pruning" in b)
+    shown: dict[str, type[Pruning]] = {}
+    exec(block, shown)
+    running = [ThreadFacts(0, 5), ThreadFacts(1, 9)]
+    assert shown["Longest"]().stop(VoteFacts(running, _ended(1.0, 1.0), num_threads=4)) == {1}
+    assert shown["Longest"]().stop(VoteFacts(running, _ended(1.0), num_threads=4)) == set()

@@ -52,6 +52,10 @@ class Pruning:
     window: int = 64
     #: How many tokens lie between two probes of a thread; 0: it is not probed.
     probe_every: int = 0
+    #: It is asked when the threads have written so many tokens each since it was asked last …
+    ask_every: int = 8
+    #: … and a smaller share of the engine's KV blocks than this is free.
+    ask_below: float = 2.0
 
     def stop(self, facts: VoteFacts) -> set[int]:
         """The positions of the running threads that are stopped now."""
@@ -139,13 +143,12 @@ class MemoryPressure(Pruning):
     """
 
     num_logprobs = 20
-    #: The share of KV blocks that is to be free.
-    least_free = 0.05
+    ask_every, ask_below = 1, 0.05
 
     def stop(self, facts: VoteFacts) -> set[int]:
         """The least sure of several that hold blocks."""
         holding = [t for t in facts.running if t.holds_kv and t.confidence is not None]
-        if facts.free >= self.least_free or len(holding) < 2:
+        if facts.free >= self.ask_below or len(holding) < 2:
             return set()
         return {min(holding, key=lambda t: (t.confidence, -t.position)).position}
 

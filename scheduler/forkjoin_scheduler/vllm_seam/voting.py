@@ -81,11 +81,12 @@ class Voting:
         A policy that raises is asked no more: the vote goes on without.
         """
         scheduler, threads = self._scheduler, live.family.root.waits_for
-        running = {t for t in threads if t.is_live and t.request_id in scheduler.requests}
-        if not running:
-            return False
         manager = scheduler.kv_cache_manager
         free = kv.num_free_blocks(manager) / kv.num_blocks(manager)
+        num_running = live.family.num_live - live.family.root.is_live - len(live.later)
+        if not num_running or not pruner.is_due(live.family.num_generated, num_running, free):
+            return False
+        running = {t for t in threads if t.is_live and t.request_id in scheduler.requests}
         try:
             stopped = pruner.to_stop(
                 threads, running, lambda t: kv.has_blocks(manager, scheduler._request_of(t)), free
