@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -64,11 +65,15 @@ class Pruner:
         return is_due
 
     def wrote(self, thread: Branch, logprobs: Iterable[Sequence[float]]) -> None:
-        """``thread`` wrote tokens. ``logprobs``: of each of them those of the most likely ones, if known."""
+        """``thread`` wrote tokens. ``logprobs``: of each of them those of the most likely ones, if known.
+
+        -inf stands for what could not be sampled, and where vLLM tells none.
+        """
         policy = self.policy
         confidence = self._confidence.setdefault(thread, Confidence(policy.window))
-        for likely in logprobs:
-            confidence.add(-sum(likely) / len(likely))
+        for row in logprobs:
+            if likely := [logprob for logprob in row if logprob > -math.inf]:
+                confidence.add(-sum(likely) / len(likely))
         if policy.probe_every:
             probes = self._probes.setdefault(thread, [])
             if thread.num_generated >= policy.probe_every * (len(probes) + 1):

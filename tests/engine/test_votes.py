@@ -273,14 +273,21 @@ def test_a_wave_whose_threads_are_all_stopped_gives_way_to_the_next(vote, is_asy
     hand.finish()
 
 
-def test_a_vote_goes_on_without_a_policy_that_raises(vote, monkeypatch):
-    class Raises(Pruning):
-        ask_every = 0
+class CanNotBeMade(Pruning):
+    def __init__(self):
+        raise RuntimeError("a fault for a test")
 
-        def stop(self, facts):
-            raise RuntimeError("a fault for a test")
 
-    monkeypatch.setitem(POLICIES, "memory", Raises)
+class Raises(Pruning):
+    ask_every = 0
+
+    def stop(self, facts):
+        raise RuntimeError("a fault for a test")
+
+
+@pytest.mark.parametrize("policy", [CanNotBeMade, Raises])
+def test_a_vote_goes_on_without_a_policy_that_raises(vote, monkeypatch, policy):
+    monkeypatch.setitem(POLICIES, "memory", policy)
     hand = vote(3, prune="memory", allowed_errors={"prune"})
     for index in range(2):
         finish_thread(hand, index, "=1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from pathlib import Path
@@ -109,6 +110,14 @@ def test_confidence_is_the_mean_of_the_last_tokens_and_its_least_that_of_the_wor
         sure.add(value)
         seen.append((sure.now, sure.least))
     assert seen == [(5.0, 5.0), (3.0, 3.0), (2.0, 2.0), (6.0, 2.0)]
+
+
+def test_what_can_not_be_sampled_says_nothing_of_how_sure_a_thread_is(byte_tokenizer, threads):
+    pruner = Pruner(policy := Recorded(), Vote("a", byte_tokenizer([]), 3))
+    nothing = -math.inf
+    pruner.wrote(threads[0], [[-1.0, -3.0], [-4.0, nothing], [nothing, nothing]])
+    pruner.to_stop(threads, {threads[0]}, lambda _: True, 1.0)
+    assert policy.facts.running[0].confidence == 3.0
 
 
 # ---- agreement ---------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Pruning:
     window: int = 64
     #: How many tokens lie between two probes of a thread; 0: it is not probed.
     probe_every: int = 0
-    #: It is asked when the threads have written so many tokens each since it was asked last …
+    #: It is asked when the threads have written so many tokens each since it was asked last (0: each step) …
     ask_every: int = 8
     #: … and a smaller share of the engine's KV blocks than this is free.
     ask_below: float = 2.0
@@ -143,7 +143,7 @@ class MemoryPressure(Pruning):
     """
 
     num_logprobs = 20
-    ask_every, ask_below = 1, 0.05
+    ask_every, ask_below = 0, 0.05
 
     def stop(self, facts: VoteFacts) -> set[int]:
         """The least sure of several that hold blocks."""

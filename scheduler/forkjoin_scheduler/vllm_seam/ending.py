@@ -50,7 +50,7 @@ class Ending(Ahead):
         live.family.generated(thread, token_ids)
         live.clock_token(thread)
         if live.pruner is not None:
-            live.pruner.wrote(thread, _likely(output.new_logprobs, live.pruner.policy.num_logprobs))
+            live.pruner.wrote(thread, self._likely(live, output))
         end = self._end_of(live, thread, output) if output.finished else None
         if len(token_ids) < len(output.new_token_ids):
             live.is_overdrawn = True
@@ -72,6 +72,18 @@ class Ending(Ahead):
         self._push(live, thread, pieces)
         if end is not None:
             self._end_thread(live, thread, end)
+
+    @staticmethod
+    def _likely(live: LiveFamily, output: EngineCoreOutput) -> list[list[float]]:
+        """The logprobs of the most likely tokens at each place, as many as the pruning policy wants.
+
+        None where the request has those of tokens that it names instead.
+        """
+        assert live.pruner is not None
+        num, logprobs = live.pruner.policy.num_logprobs, output.new_logprobs
+        if not num or logprobs is None or live.wish.params.logprob_token_ids:
+            return []
+        return logprobs.logprobs[:, 1 : num + 1].tolist()  # the sampled one's stands before them
 
     def _take_root(self, live: LiveFamily, output: EngineCoreOutput) -> None:
         """The root's own tokens where threads run beside it: they wait for their turn too."""
@@ -301,8 +313,3 @@ _FINISH_REASONS = {STOPPED: FinishReason.STOP, CAPPED: FinishReason.LENGTH}
 
 def _row(logprobs: LogprobsLists | None, index: int) -> LogprobsLists | None:
     return None if logprobs is None else logprobs.slice_request(index, 1)
-
-
-def _likely(logprobs: LogprobsLists | None, num: int) -> list[list[float]]:
-    """Those of the ``num`` most likely tokens at each place; before them stands the sampled one's."""
-    return [] if logprobs is None or not num else logprobs.logprobs[:, 1 : num + 1].tolist()

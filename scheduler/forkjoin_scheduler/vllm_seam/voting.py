@@ -10,13 +10,15 @@ from typing import Protocol
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.errors import Place
 from forkjoin_scheduler.family import Branch, ThreadEnd
-from forkjoin_scheduler.policy.pruning import POLICIES, Pruning
+from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
 from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.settings import Settings, own_pruning
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vote import Vote
 
 
 class Threads(Protocol):
@@ -28,7 +30,7 @@ class Threads(Protocol):
 
     def _request_of(self, branch: Branch | None) -> Request: ...
 
-    def _contain(self, where: str, error: Exception, of: object) -> None: ...
+    def _contain(self, where: Place, error: Exception, of: object) -> None: ...
 
     _settings: Settings
     kv_cache_manager: KVCacheManager
@@ -44,7 +46,7 @@ class Voting:
     def start(self, live: LiveFamily, threads: list[Branch], parent: Request) -> None:
         """Start ``threads``, which ``parent`` has just forked into: of a vote in waves, the first of them."""
         if live.vote is not None and (name := live.wish.options.prune) is not None:
-            live.pruner = Pruner(self._policy(name), live.vote)
+            live.pruner = self._pruner(name, live.vote)
         num_first = len(threads)
         if (confidence := live.wish.options.confidence) is not None:
             num_first = first_wave(len(threads), confidence)
@@ -52,9 +54,15 @@ class Voting:
         for thread in threads[:num_first]:
             self._scheduler._start_thread(live, thread, parent)
 
-    def _policy(self, name: str) -> Pruning:
+    def _pruner(self, name: str, vote: Vote) -> Pruner | None:
+        """What the policy of this name decides by; None if it can't be made."""
         own = self._scheduler._settings.prune_policy
-        return own_pruning(own)() if name == "own" and own is not None else POLICIES[name]()
+        try:
+            policy = own_pruning(own) if name == "own" and own is not None else POLICIES[name]
+            return Pruner(policy(), vote)
+        except Exception as error:  # the policy may be anybody's
+            self._scheduler._contain("prune", error, None)
+            return None
 
     def advance(self, live: LiveFamily) -> None:
         """Do what the votes of this step call for: cut the threads of a decided one, start more of others."""
@@ -83,8 +91,9 @@ class Voting:
         scheduler, threads = self._scheduler, live.family.root.waits_for
         manager = scheduler.kv_cache_manager
         free = kv.num_free_blocks(manager) / kv.num_blocks(manager)
+        # of a family that has ended, those that never started still stand among the later ones
         num_running = live.family.num_live - live.family.root.is_live - len(live.later)
-        if not num_running or not pruner.is_due(live.family.num_generated, num_running, free):
+        if num_running <= 0 or not pruner.is_due(live.family.num_generated, num_running, free):
             return False
         running = {t for t in threads if t.is_live and t.request_id in scheduler.requests}
         try:
