@@ -7,8 +7,10 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
+from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_server.configuration import EMBEDDED_MODEL
 from tests.engine import renamed
 
 pytestmark = pytest.mark.engine
@@ -108,6 +110,51 @@ def test_where_the_accounts_do_not_agree_behind_an_error_the_engine_ends(
     with pytest.raises(TornState, match="expected the accounts to agree behind the eviction of r"):
         drive.run()
     assert len(errors) == 1
+
+
+def test_a_family_that_failed_before_its_turn_came_is_left_out():
+    from tests.engine.by_hand import ByHand
+
+    hand = ByHand(load("explicit"), EMBEDDED_MODEL, filler="y")
+    hand.allowed_errors.add("learn")
+    for request_id in "abc":
+        hand.add(request_id, "q", forkjoin={"best_of": 2, "vote": "y"})
+        hand.steps_until(lambda of=request_id: hand.decodes(f"{of}#1"))
+    scheduler, called = hand.scheduler, []
+    first, *others = scheduler._live.values()
+
+    def fail(live):
+        scheduler._contain("learn", RuntimeError("a fault for a test"), live)
+
+    def call(live):
+        called.append(live)
+        fail(others[1])
+
+    fail(first)
+    scheduler._each("advance", [(live,) for live in (first, *others)], call)
+    assert called == others[:1]
+    hand.scheduler.finish_requests("b", RequestStatus.FINISHED_ABORTED)
+    hand.finish()
+    assert [e["where"] for e in hand.events("internal_error")] == ["learn", "learn"]
+
+
+def test_a_thread_policy_that_raises_is_asked_no_more(errors):
+    from forkjoin_scheduler.policy.threads import Eager
+    from tests.engine.by_hand import ByHand
+
+    class Raises:
+        def choose(self, facts):
+            raise RuntimeError("a fault for a test")
+
+    hand = ByHand(load("explicit"), EMBEDDED_MODEL, filler="y")
+    hand.allowed_errors.add("pace")
+    hand.scheduler._pace = Raises()
+    hand.add("a", "q", forkjoin={"best_of": 2, "vote": "y"})
+    hand.steps_until(lambda: hand.decodes("a#1"))
+    assert isinstance(hand.scheduler._pace, Eager)
+    assert len(errors) == 1
+    hand.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    hand.finish()
 
 
 def test_an_error_of_vllms_own_goes_on(tmp_path_factory, monkeypatch):

@@ -70,24 +70,29 @@ class Fence(Core):
     # ---- what hooks call -------------------------------------------------------------------
 
     def _fenced(self, where: Place, of: object, do: Callable[..., object], *args: Any) -> bool:
-        """Call ``do(*args)``, of whose errors the family of ``of`` fails; returns whether all went well."""
+        """Call ``do(*args)``, of whose errors the family of ``of`` fails; returns whether it raised none."""
+        is_well = True
         try:
             do(*args)
         except Exception as error:  # whatever it is: what may be hurt is checked below
             self._contain(where, error, of)
-        if not self._failed:
-            return True
+            is_well = False
         self._evict_failed()
-        return False
+        return is_well
 
     def _each(self, where: Place, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
-        """Call ``do`` with each of ``calls``, whose first argument says whose it is."""
-        failed: set[str | None] = set()
+        """Call ``do`` with each of ``calls``, whose first argument says whose it is.
+
+        A family may have failed before its turn comes: in the middle of vLLM's work, or by what another does.
+        """
+        self._evict_failed()
         for args in calls:
-            if failed and root_id(args[0]) in failed:
-                continue
-            if not self._fenced(where, args[0], do, *args):
-                failed.add(root_id(args[0]))
+            if not self._is_evicted(root_id(args[0])):
+                self._fenced(where, args[0], do, *args)
+
+    def _is_evicted(self, request_id: str | None) -> bool:
+        """Whether the family has failed since obituaries were published last."""
+        return any(obituary.request_id == request_id for obituary in self._obituaries)
 
     def _sift(self, where: Place, items: list[Item], takes: Callable[[Item], bool]) -> list[Item]:
         """Those of ``items`` that ``takes`` does not take; of its errors the family of the item fails."""
