@@ -49,6 +49,7 @@ from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
 from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
 from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser
 from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
+from forkjoin_server.vllm_seam.request_heads import bound_heads
 from forkjoin_server.vllm_seam.responses import stores_responses
 from forkjoin_server.vllm_seam.text_lengths import bound_texts
 from forkjoin_server.vllm_seam.tool_calls import parse_token_by_token
@@ -92,6 +93,7 @@ class ForkJoinMiddleware:
                 bound_texts(client)
             name_failed_requests()
             log_refusals_in_a_line(scope["app"].state)
+            bound_heads(scope["app"].state, _stall_s(scope))
             parse_token_by_token()
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
             await self.app(scope, receive, send)

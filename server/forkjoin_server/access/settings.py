@@ -68,8 +68,8 @@ class OverloadSettings(BaseModel):
         default=60,
         ge=1,
         le=86400,
-        description="seconds after which a client is disconnected that takes nothing of its answer, or sends "
-        "no more of its body",
+        description="seconds after which a client is disconnected that takes nothing of its answer, sends no "
+        "more of its body, or has not sent all its headers",
     )
 
     @property

@@ -1,0 +1,101 @@
+"""What stands before the body of a request: its line and its headers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_TOO_LARGE = b"431 Request Header Fields Too Large"
+_TOO_SLOW = b"408 Request Timeout"
+
+
+def bound_heads(state: Any, seconds: float) -> None:
+    """Refuse heads that are too large, or not whole after ``seconds``. ``state``: that of vLLM's app.
+
+    Patch: the protocol of vLLM's uvicorn server, for all connections that come.
+    Symptom without it: the parser appends each piece of a header to those before it, so a header of 600 MB
+    stops the event loop for a quarter of an hour; connections on which nothing comes stay open.
+    Upstream: uvicorn bounds heads with its other parser, h11, only; vLLM's limits are that parser's. Remove
+    when uvicorn bounds both.
+    """
+    server = getattr(state, "server", None)
+    if server is not None and server.config.http_protocol_class is HttpToolsProtocol:
+        server.config.http_protocol_class = type("_Bounded", (BoundedHeads,), {"seconds": seconds})
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """uvicorn's, with the limits ``--h11-max-incomplete-event-size`` and ``--h11-max-header-count``.
+
+    ``seconds``: in which a head must be whole.
+    """
+
+    seconds: float = 60
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Bytes since the parser had anything whole: of a head, of the sizes of chunks, of trailers.
+        self._num_pending = 0
+        self._late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._has_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse ``data``, unless too much came for a head."""
+        self._num_pending += len(data)
+        super().data_received(data)
+        limit = self.config.h11_max_incomplete_event_size
+        if limit is not None and self._num_pending > limit:
+            self._refuse(_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._wait_for_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Raises ValueError, of which the parser makes a 400, when there are too many."""
+        super().on_header(name, value)
+        if len(self.headers) > self.config.h11_max_header_count:  # type: ignore[attr-defined]
+            raise ValueError("too many headers")
+
+    def on_headers_complete(self) -> None:
+        self._num_pending = 0
+        self._has_head()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_pending = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_pending = 0
+        super().on_message_complete()
+
+    def _wait_for_head(self) -> None:
+        self._has_head()
+        self._late = self.loop.call_later(self.seconds, self._is_late)
+
+    def _has_head(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _is_late(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_for_head()  # nothing is read while an answer is written
+        else:
+            self._refuse(_TOO_SLOW)
+
+    def _refuse(self, status: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(
+                b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            )
+            self.transport.close()

@@ -1,0 +1,91 @@
+"""Heads of requests, by uvicorn's own server on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+
+import pytest
+import uvicorn
+
+from forkjoin_server.vllm_seam.request_heads import bound_heads
+
+LIMIT, COUNT = 100_000, 20
+BEGIN = b"POST /a HTTP/1.1\r\nhost: x\r\n"
+END = b"content-length: 2\r\nconnection: close\r\n\r\nab"
+
+
+async def _app(scope, receive, send):
+    """Answers when it has read the body."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _answers(asked, seconds) -> list[bytes]:
+    config = uvicorn.Config(_app, lifespan="off", log_config=None, http="httptools")
+    config.h11_max_incomplete_event_size, config.h11_max_header_count = LIMIT, COUNT
+    config.load()
+    server = uvicorn.Server(config)
+    bound_heads(SimpleNamespace(server=server), seconds)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        answers = [await _answer(listening.getsockname(), data) for data in asked]
+        server.should_exit = True
+        await serving
+    return answers
+
+
+async def _answer(address, data) -> bytes:
+    """To ``data``, behind which nothing comes, and nobody hangs up."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(data)
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b"reset"
+    finally:
+        writer.close()
+
+
+def ask(*data, seconds=60):
+    return asyncio.run(_answers(data, seconds))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        BEGIN + b"a: " + b"a" * 3 * LIMIT,
+        b"POST /" + b"a" * 3 * LIMIT,
+        BEGIN + b"transfer-encoding: chunked\r\n\r\n5;" + b"a" * 3 * LIMIT,
+        BEGIN + b"transfer-encoding: chunked\r\n\r\n0\r\na: " + b"a" * 3 * LIMIT,
+    ],
+    ids=["header", "path", "chunk", "trailer"],
+)
+def test_what_does_not_end_is_refused_when_it_is_too_large(data):
+    (answer,) = ask(data)
+    assert answer == b"reset" or b"431 Request Header Fields Too Large" in answer
+
+
+def test_too_many_headers_are_refused():
+    (answer,) = ask(BEGIN + b"a: b\r\n" * COUNT + END)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("data", [b"", b"POST /a HT", BEGIN + b"a: b"], ids=["nothing", "line", "header"])
+def test_a_head_that_is_not_whole_in_time_is_refused(data):
+    (answer,) = ask(data, seconds=0.2)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_others_are_answered_as_before():
+    large = BEGIN + b"a: " + b"a" * (LIMIT // 2) + b"\r\n" + END
+    body = b"a" * 3 * LIMIT
+    much = BEGIN + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    answers = ask(large, much, BEGIN + b"content-length: 1\r\n\r\nz" + BEGIN + END)
+    assert [a.count(b"HTTP/1.1 200 OK") for a in answers] == [1, 1, 2]
