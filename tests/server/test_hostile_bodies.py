@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from contextlib import closing
 
 import httpx
@@ -187,3 +188,12 @@ def test_a_body_of_more_objects_than_any_conversation_has_is_a_400(server):
     answer = httpx.post(f"{server}{CHAT}", json=body, timeout=60)
     assert answer.status_code == 400
     assert "--max-body-objects" in _message(answer)
+
+
+def test_headers_that_do_not_end_are_refused(server):
+    """A header of 600 MB stopped the server for a quarter of an hour."""
+    address = httpx.URL(server)
+    with socket.create_connection((address.host, address.port), timeout=60) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\na: ")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            client.sendall(b"a" * 600 * 2**20)
