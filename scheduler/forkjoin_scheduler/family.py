@@ -222,11 +222,19 @@ class Family:
         return max(b.num_critical for b in (self.root, *self.threads))
 
     def fork(
-        self, branch: Branch, plan: ForkPlan, context_len: int = 0, *, waits: bool = True, offset: int = 0
+        self,
+        branch: Branch,
+        plan: ForkPlan,
+        context_len: int = 0,
+        *,
+        waits: bool = True,
+        offset: int = 0,
+        num_behind: int = 0,
     ) -> list[Branch]:
         """Start the threads of ``plan`` in ``branch``, ``context_len`` tokens into its context.
 
-        ``offset``: their positions less their slots.
+        ``offset``: their positions less their slots. ``num_behind``: tokens that the branch, which does not
+        wait, has generated behind the fork in the same step.
         Raises IllegalTransition unless it decodes.
         """
         if waits:
@@ -243,7 +251,7 @@ class Family:
                 i,
                 len(branch.forks),
                 context_len,
-                num_critical=branch.num_critical,
+                num_critical=branch.num_critical - num_behind,
                 offset=offset,
                 start_offset=offset,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 from forkjoin_bench.scheduler_cost import runner_output
 from forkjoin_server.vllm_seam.formats import constraint_of
 from tests.engine.by_hand import ByHand
+from tests.engine.copies import Work
 from tests.engine.invariants import check_invariants
 
 
@@ -52,17 +52,18 @@ class Answering(ByHand):
                 wait_for_grammar(request)
         output = self.scheduler.schedule()
         check_invariants(self.scheduler)
-        sampled: dict[str, list[int]] = defaultdict(list)
-        self.oracle.execute(output, sampled)
+        works = self.begin(output)
+        sampled: dict[str, list[int]] = {}
         if output.pending_structured_output_tokens:  # as the engine core: the mask needs what is in flight
             while self._in_flight:
                 self.update()
         allowed = self._allowed(output)
         for request_id in output.num_scheduled_tokens:
             request = self.scheduler.requests.get(request_id)
-            written = [0] if request is None else self._obeying(request, allowed.get(request_id))
-            sampled[request_id] = written
-            self.oracle.note_sampled(request_id, written)
+            if request is None:
+                sampled[request_id] = [0]
+            else:
+                sampled[request_id] = self._obeying(request, works[request_id], allowed.get(request_id))
         self._in_flight.append((output, runner_output(sampled)))
 
     #: Whether each step waits until all grammars are compiled, so that tests are the same each time.
@@ -75,15 +76,18 @@ class Answering(ByHand):
         bits = np.unpackbits(grammars.grammar_bitmask.view(np.uint8), axis=1, bitorder="little")
         return dict(zip(grammars.structured_output_request_ids, bits, strict=False))
 
-    def _obeying(self, request: Request, allowed: np.ndarray | None) -> list[int]:
+    def _obeying(self, request: Request, work: Work, allowed: np.ndarray | None) -> list[int]:
         banned = [row[0] for row in request.sampling_params.bad_words_token_ids or () if len(row) == 1]
         writing = self._writing[request.request_id]
+        if request.is_prefill_chunk:
+            return []
         while True:
-            if not writing and allowed is not None and not request.is_prefill_chunk:
-                return [int(np.flatnonzero(allowed)[0])]
-            written = self._sample(request)
-            if not written or (written[0] not in banned and (allowed is None or allowed[written[0]])):
-                return written
+            if writing:
+                written = writing.popleft()
+            else:
+                written = self.filler_id if allowed is None else int(np.flatnonzero(allowed)[0])
+            if written not in banned and (allowed is None or allowed[written]):
+                return self.copies.sample(request, work, lambda _, token_id=written: token_id)
 
 
 def wait_for_grammar(request: Request) -> None:

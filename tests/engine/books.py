@@ -12,8 +12,8 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.family import Family, ThreadEnd
 from forkjoin_scheduler.vllm_seam import wire
 
-#: How a thread ends whose last token may have come too late: it was sampled, and then not taken.
-_MAY_LOSE_ONE = (ThreadEnd.LENGTH, ThreadEnd.CANCELLED, ThreadEnd.CUT)
+#: How a thread ends whose last step may have come too late: its tokens were sampled, and then not taken.
+_MAY_LOSE_SOME = (ThreadEnd.LENGTH, ThreadEnd.CANCELLED, ThreadEnd.CUT)
 
 
 class Books:
@@ -57,7 +57,7 @@ class Books:
         self._families |= {i: live.family for i, live in scheduler._live.items()}
         for request_id, family in self._families.items():
             charged, kept = family.num_generated, self.kept[request_id]
-            late = sum(t.end in _MAY_LOSE_ONE for t in family.threads)
+            late = sum(t.end in _MAY_LOSE_SOME for t in family.threads) * (1 + scheduler.num_spec_tokens)
             assert charged <= kept <= charged + late, f"{request_id}: {charged} charged, {kept} sampled"
             assert charged <= self.budgets[request_id], (
                 f"{request_id}: {charged} of {self.budgets[request_id]}"

@@ -30,6 +30,7 @@ from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+from tests.engine.copies import Copies, Work, speculation
 from tests.engine.invariants import check_invariants
 from tests.engine.kv_oracle import KVOracle
 
@@ -40,6 +41,8 @@ class ByHand:
     """A scheduler, its requests, and what each of them is told to write.
 
     A request that has nothing to write writes ``filler``. ``window``: the sliding window of all layers.
+    ``max_drafts``: so many tokens of a request are drafted for each step, all of them right; what it is told
+    to write only then, no draft knows.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class ByHand:
         window: int | None = None,
         filler: str = "x",
         reasoning_parser: str = "",
+        max_drafts: int = 0,
     ) -> None:
         dialect = dialect.model_copy(update={"min_room": 1})
         args = EngineArgs(
@@ -64,6 +68,7 @@ class ByHand:
             additional_config={KEY: Settings.of(dialect, {}).model_dump(mode="json")},
             worker_cls=WORKER if dialect.is_stitched else "auto",
             reasoning_parser=reasoning_parser,
+            speculative_config=speculation(max_drafts),
         )
         config = args.create_engine_config()
         config.cache_config.block_size, config.cache_config.num_gpu_blocks = block_size, num_blocks
@@ -82,12 +87,14 @@ class ByHand:
         )
         self.tokenizer = EngineTokenizer.from_model_config(config.model_config)
         self.oracle = KVOracle(self.scheduler, window)
+        self.copies = Copies(self.scheduler, max_drafts)
         self._hasher = get_request_block_hasher(block_size, hash_)
-        self._filler = filler
+        (self.filler_id,) = self.tokenizer.encode(filler)
         self._writing: dict[str, deque[int]] = defaultdict(deque)
         self._in_flight: deque[tuple[Any, Any]] = deque()
         #: Where families may fail.
         self.allowed_errors: set[str] = set()
+        self.num_steps = 0
         #: What the front end has been sent.
         self.outputs: list[EngineCoreOutput] = []
 
@@ -138,15 +145,26 @@ class ByHand:
 
     def schedule(self) -> None:
         output = self.scheduler.schedule()
+        self.num_steps += 1
         check_invariants(self.scheduler)
-        sampled = {i: self._sample(self.request(i)) for i in output.num_scheduled_tokens}
-        self.oracle.execute(output, sampled)
+        works = self.begin(output)
+        sampled = {i: self._sample(self.request(i), work) for i, work in works.items()}
         self._in_flight.append((output, runner_output(sampled)))
+
+    def begin(self, output: Any) -> dict[str, Work]:
+        """Compute the step ``output``, and check the KV that it reads; what it is for each request."""
+        self.copies.step(output)
+        works = {i: self.copies.work(output, self.request(i)) for i in output.num_scheduled_tokens}
+        self.oracle.execute(output, works)
+        return works
 
     def update(self) -> None:
         """End the oldest step in flight."""
-        for outputs in self.scheduler.update_from_output(*self._in_flight.popleft()).values():
+        output, of_model = self._in_flight.popleft()
+        for outputs in self.scheduler.update_from_output(output, of_model).values():
             self.outputs += outputs.outputs
+        if not self._is_async:
+            self.scheduler.update_draft_token_ids(self.copies.drafted(of_model.req_ids))
         failed = {event["where"] for event in self.events("internal_error")}
         assert failed <= self.allowed_errors, "a family failed: see the log"
         check_invariants(self.scheduler)
@@ -202,10 +220,16 @@ class ByHand:
         told = [wire.unpack(o) for o in self.outputs]
         return [e for t in told if t is not None for e in t.events if e["type"] == kind]
 
-    def _sample(self, request: Request) -> list[int]:
+    def _sample(self, request: Request, work: Work) -> list[int]:
         if request.is_prefill_chunk:
             return []
-        writing = self._writing[request.request_id]
-        if not writing:
-            writing.extend(self.tokenizer.encode(self._filler))
-        return [writing.popleft()]
+        writing, at = self._writing[request.request_id], len(work.tokens) - work.num_drafts
+
+        def next_token(place: int) -> int:
+            behind = place - at
+            return writing[behind] if behind < len(writing) else self.filler_id
+
+        sampled = self.copies.sample(request, work, next_token)
+        for _ in range(min(len(sampled), len(writing))):
+            writing.popleft()
+        return sampled

@@ -9,8 +9,7 @@ it computes a request it compares the sum that this reads with the sum that the 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.family import Branch
 from forkjoin_scheduler.stitch import num_skipped
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from tests.engine.copies import Work
 from tests.engine.kv_numbers import MASK, move, number, offsets_of, slots_of
 
 
@@ -46,52 +46,36 @@ class KVOracle:
         self._window = window
         num_slots = len(self._single.block_pool.blocks) * self._size
         self._slots = np.random.default_rng(0).integers(1 << 63, size=num_slots, dtype=np.uint64)
-        #: Tokens that requests have sampled and the scheduler has not been told.
-        self._in_flight: dict[str, list[int]] = defaultdict(list)
         #: By request id, a context and the sums in front of each of its tokens.
         self._sums: dict[str, tuple[list[int], list[int]]] = {}
         self._stitched_sums: dict[str, _Sums] = {}
         #: Comparisons made, and those of them behind a stitched join.
         self.num_compared = self.num_compared_stitched = 0
 
-    def execute(self, output: Any, sampled: Mapping[str, Sequence[int]]) -> None:
-        """Execute the step ``output``, in which these tokens are sampled. Call it right after ``schedule``.
+    def execute(self, output: Any, works: Mapping[str, Work]) -> None:
+        """Execute the step ``output``, which is this work for its requests. Call it right after ``schedule``.
 
         Raises AssertionError if a request reads KV that is not that of its context.
         """
         orders = move(self._slots, output, self._size)
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self._scheduler.requests[request_id]
-            self._compute(request, num_tokens, offsets_of(orders, request_id, num_tokens))
-            self.note_sampled(request_id, sampled[request_id])
+            self._compute(request, works[request_id], offsets_of(orders, request_id, num_tokens))
 
-    def note_sampled(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """A request has sampled ``token_ids``; for a step that is executed before it is known what."""
-        self._in_flight[request_id] += token_ids
-
-    def _compute(self, request: Request, num_tokens: int, offsets: list[int]) -> None:
-        context = self._context_of(request)
-        first = request.num_computed_tokens - num_tokens
+    def _compute(self, request: Request, work: Work, offsets: list[int]) -> None:
+        context, first = work.tokens, work.first
         table = [b.block_id for b in self._single.req_to_blocks[request.request_id]]
-        slots = slots_of(table, request.num_computed_tokens, self._size)
+        slots = slots_of(table, len(context), self._size)
         before = max(first - self._window + 1, 0) if self._window else 0
         read = int(self._slots[slots[before:first]].sum())
         self._compare(request, context, first, read)
-        for i in range(first, request.num_computed_tokens):
+        for i in range(first, len(context)):
             if self._window and i >= self._window:
                 left = slots[i - self._window]
                 read -= int(self._slots[left]) if i - self._window >= before else 0
             written = number(context[i], i + offsets[i - first], read & MASK)
             self._slots[slots[i]] = written
             read += written
-
-    def _context_of(self, request: Request) -> list[int]:
-        """Its tokens, and those sampled for it that the scheduler has not been told."""
-        in_flight = self._in_flight[request.request_id]
-        # One placeholder is that of the sample of this very step.
-        num_sampled = request.num_output_placeholders - (not request.is_prefill_chunk)
-        del in_flight[: max(len(in_flight) - num_sampled, 0)]
-        return [*request._all_token_ids, *in_flight]
 
     # ---- what it should read ---------------------------------------------------------------
 

@@ -19,7 +19,8 @@ from typing import Any
 from forkjoin_scheduler.policy.pruning import Pruning, VoteFacts
 
 
-def _runner_name(worker: Any) -> str:
+def runner_of(worker: Any) -> str:
+    """The model runner of a worker: v1 or v2."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
 
     return "v2" if isinstance(worker.model_runner, V2Runner) else "v1"
@@ -53,7 +54,7 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
             tensor_parallel_size=tensor_parallel_size,
         )
     executor = engine.core.engine_core.engine_core.model_executor
-    (runner_name,) = set(executor.collective_rpc(_runner_name))
+    (runner_name,) = set(executor.collective_rpc(runner_of))
     texts = ["a=48*36, b=57*18", "a=12*34, b=7*8, c=56*78"] + ["a=482*731, b=64*28, c=91*73"] * (
         runner == "v1"
     )

@@ -45,6 +45,7 @@ from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from tests.engine.accounts import check_accounts
+from tests.engine.copies import Copies, speculation
 from tests.engine.harness import snapshot
 from tests.engine.invariants import check_invariants
 from tests.engine.moves import Moves
@@ -201,10 +202,16 @@ class Setup:
     limits: dict[str, int]
     #: Of ``Settings``.
     options: dict[str, Any]
+    #: Drafts of a request in a step, the chance that one is right, and whether drafting takes KV slots.
+    max_drafts: int = 0
+    share_right: float = 1.0
+    drafts_in_kv: bool = False
 
     @classmethod
-    def draw(cls, chance: random.Random, kind: Kind, dialect: Dialect) -> Setup:
+    def draw(cls, name: str, chance: random.Random, kind: Kind, dialect: Dialect) -> Setup:
         """Any, but such that the scheduler starts."""
+        drafting = random.Random(f"{name} drafting")
+        max_drafts = drafting.choice([0, 0, 1, 3, 6])
         block_size, max_model_len = chance.choice(kind.block_sizes), chance.choice([96, 160, 256])
         max_num_seqs = chance.choice(kind.max_num_seqs)
         blocks_of_longest = -(-max_model_len // block_size)
@@ -229,11 +236,15 @@ class Setup:
             by_priority=kind.has_all and chance.random() < 0.3,
             limits={name: chance.choice(some) for name, some in limits.items() if chance.random() < 0.1},
             options=options,
+            max_drafts=max_drafts,
+            share_right=drafting.choice([0.5, 0.9, 1.0]),
+            drafts_in_kv=drafting.random() < 0.5,
         )
 
     def calm(self) -> Setup:
         """The same with room for all at once, so that nothing has to wait or to give way."""
         calm = {
+            "max_drafts": 0,
             "by_priority": False,
             "is_async": False,
             "num_blocks": 4000,
@@ -257,12 +268,15 @@ class Setup:
             scheduling_policy="priority" if self.by_priority else "fcfs",
             additional_config={KEY: settings.model_dump(mode="json")},
             worker_cls=WORKER if dialect.is_stitched else "auto",
+            speculative_config=speculation(self.max_drafts),
         )
         config = args.create_engine_config()
         # Both behind vLLM's back, which has no such on a CPU.
         config.cache_config.block_size = self.block_size
         config.scheduler_config.async_scheduling = self.is_async
-        return without_model(ForkJoinScheduler, config, self.num_blocks)
+        scheduler, hasher = without_model(ForkJoinScheduler, config, self.num_blocks)
+        scheduler.num_lookahead_tokens = self.max_drafts if self.drafts_in_kv else 0
+        return scheduler, hasher
 
 
 @dataclass
@@ -344,13 +358,14 @@ class Drive:
         self._chance = random.Random(name)
         self._kind = kind
         self._is_calm = is_calm
-        self.setup = Setup.draw(self._chance, kind, dialect)
+        self.setup = Setup.draw(name, self._chance, kind, dialect)
         if is_calm:
             self.setup = self.setup.calm()
         self._scheduler, self._hasher = self.setup.make(dialect, model)
         self._tokenizer = EngineTokenizer.from_model_config(self._scheduler.vllm_config.model_config)
         phrases = [*PHRASES[dialect.name], *kind.text]
-        self._model = StandIn(self._scheduler, self._tokenizer, phrases, name)
+        self._copies = Copies(self._scheduler, self.setup.max_drafts, self.setup.share_right, name)
+        self._model = StandIn(self._scheduler, self._tokenizer, phrases, name, self._copies)
         #: Steps scheduled whose end the scheduler has not been told.
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._added: dict[str, Request] = {}
@@ -387,6 +402,8 @@ class Drive:
                 continue
             assert seen.answers[i] == wanted.answers[i], f"{i} has another answer than undisturbed"
             assert seen.finish_reasons[i] == wanted.finish_reasons[i], f"{i} ends otherwise than undisturbed"
+            num_threads = [sum(f == i for f, _ in s.threads_started) for s in (seen, wanted)]
+            assert num_threads[0] == num_threads[1], f"{i} has (threads, undisturbed) {num_threads}"
         ours, theirs = self._model.seen, calm._model.seen
         both = [at for at in ours if at in theirs and at[0][0] in compared]
         wrong = [at for at in both if ours[at] != theirs[at]]
@@ -397,6 +414,11 @@ class Drive:
     def num_preemptions(self) -> int:
         """How often requests lost their blocks, those of threads not counted."""
         return sum(request.num_preemptions for request in self._added.values())
+
+    @property
+    def num_accepted(self) -> int:
+        """Drafts that were right, and were taken."""
+        return self._copies.num_accepted
 
     @property
     def moves_made(self) -> Counter[str]:
@@ -513,7 +535,10 @@ class Drive:
         return bool(sampled.req_ids)
 
     def _update(self) -> None:
-        told = self._scheduler.update_from_output(*self._in_flight.popleft())
+        output, of_model = self._in_flight.popleft()
+        told = self._scheduler.update_from_output(output, of_model)
+        if self.setup.max_drafts and not self.setup.is_async:
+            self._scheduler.update_draft_token_ids(self._copies.drafted(of_model.req_ids))
         for outputs in told.values():
             for output in outputs.outputs:
                 self.seen.note(output)
@@ -602,6 +627,7 @@ class Tally:
     #: Tokens of these whose log-probabilities were.
     logprobs_compared: int = 0
     preemptions: int = 0
+    drafts_accepted: int = 0
     moves: Counter[str] = field(default_factory=Counter)
     #: The runs that were not as they must be, and why.
     faults: dict[str, str] = field(default_factory=dict)
@@ -625,6 +651,7 @@ def tally_of(dialect: str, kind: str, seed: int, model: Path) -> Tally:
         calm.run()
         tally.answers_compared, tally.contexts_compared, tally.logprobs_compared = drive.check_same(calm)
         tally.preemptions = drive.num_preemptions
+        tally.drafts_accepted = drive.num_accepted
     except Exception as error:
         tally.faults[f"{dialect} {kind} {seed}"] = f"{type(error).__name__}: {error}"[:300]
     tally.requests = len(drive.seen.ended)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from vllm.v1.request import Request
 
 from forkjoin_bench.scheduler_cost import runner_output
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+from tests.engine.copies import Copies, Work
 from tests.engine.kv_numbers import move, number, offsets_of, slots_of
 
 #: A branch: the request's id, then of each fork on the way its number and the place in it.
@@ -36,8 +38,11 @@ _SHIFTS = np.array([0, 22, 43], dtype=np.uint64)
 class StandIn:
     """Executes what a scheduler schedules. ``name``: all that it writes comes of that."""
 
-    def __init__(self, scheduler: Any, tokenizer: EngineTokenizer, phrases: Sequence[str], name: str) -> None:
+    def __init__(
+        self, scheduler: Any, tokenizer: EngineTokenizer, phrases: Sequence[str], name: str, copies: Copies
+    ) -> None:
         self._scheduler = scheduler
+        self._copies = copies
         self._name = name
         self._phrases = [tokenizer.encode(phrase) for phrase in phrases]
         #: What answers begin with: most phrases of one token end something.
@@ -74,15 +79,20 @@ class StandIn:
         Raises AssertionError if a request samples at one place twice, and from another context.
         """
         orders = move(self._kv, output, self._block_size)
-        sampled, rows, wants_logprobs = {}, [], False
+        self._copies.step(output)
+        sampled: dict[str, list[int]] = {}
+        rows: list[list[tuple[int, int]]] = []
+        wants_logprobs = False
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request, table = self._scheduled[request_id]
-            value = self._compute(request, table, offsets_of(orders, request_id, num_tokens))
+            work = self._copies.work(output, request)
+            values = self._compute(table, work, offsets_of(orders, request_id, num_tokens))
             if request_id not in self._scheduler.requests:  # its family has failed
                 sampled[request_id] = [0]
             else:
-                sampled[request_id] = [] if request.is_prefill_chunk else [self._sample(request, value)]
-            rows.append(((sampled[request_id] or [0])[0], value))
+                sampled[request_id] = [] if request.is_prefill_chunk else self._sample(request, work, values)
+            from_ = values[len(values) - work.num_drafts - 1 :]
+            rows.append([*zip(sampled[request_id] or [0], from_, strict=False)])
             wants_logprobs |= request.sampling_params.num_logprobs is not None
         return runner_output(sampled, logprobs_of(rows) if wants_logprobs else None)
 
@@ -92,31 +102,31 @@ class StandIn:
         for (path, prompt_len, index), value in self.seen.items():
             if path[0] == request_id:
                 rows.append((self._texts[path, prompt_len][0][index], value))
-        return set(rows_in(logprobs_of(rows)))
+        return set(rows_in(logprobs_of([rows])))
 
-    def _compute(self, request: Request, block_ids: list[int], offsets: list[int]) -> int:
-        """Fill the slots of the tokens scheduled of ``request``, which have these; returns the last one's."""
-        end = request.num_computed_tokens
-        slots, first = slots_of(block_ids, end, self._block_size), end - len(offsets)
-        seen, value = int(self._kv[slots[:first]].sum()), 0
-        for place, offset in enumerate(offsets, first):
-            assert 0 <= place + offset < self._scheduler.max_model_len
-            value = number(self._token(request, place), place + offset, seen)
-            self._kv[slots[place]] = value
-            seen += value
-        return value
+    def _compute(self, block_ids: list[int], work: Work, offsets: list[int]) -> list[int]:
+        """Fill the slots of the tokens of ``work``, which have these; returns what they hold then."""
+        slots = slots_of(block_ids, len(work.tokens), self._block_size)
+        seen, values = int(self._kv[slots[: work.first]].sum()), []
+        for place, offset in enumerate(offsets, work.first):
+            assert 0 <= place + offset < self._scheduler.max_model_len + work.num_drafts
+            values.append(number(work.tokens[place], place + offset, seen))
+            self._kv[slots[place]] = values[-1]
+            seen += values[-1]
+        return values
 
-    def _token(self, request: Request, place: int) -> int:
-        if place < request.num_tokens:
-            return int(request._all_token_ids[place])
-        return self._written(request, place - request.num_prompt_tokens)
-
-    def _sample(self, request: Request, value: int) -> int:
-        index = request.num_output_tokens + request.num_output_placeholders - 1
-        if "#fill" not in request.request_id:
-            at = self._path(request), request.num_prompt_tokens, index
+    def _sample(self, request: Request, work: Work, values: list[int]) -> list[int]:
+        sampled = self._copies.sample(
+            request, work, lambda place: self._written(request, place - request.num_prompt_tokens)
+        )
+        if "#fill" in request.request_id:
+            return sampled
+        first = len(work.tokens) - work.num_drafts - request.num_prompt_tokens
+        for i in range(len(sampled)):
+            at = self._path(request), request.num_prompt_tokens, first + i
+            value = values[len(values) - work.num_drafts - 1 + i]
             assert self.seen.setdefault(at, value) == value, f"at {at} from another context than before"
-        return self._written(request, index)
+        return sampled
 
     def _written(self, request: Request, index: int) -> int:
         """The token that ``request`` writes, ``index`` tokens behind its prompt."""
@@ -139,8 +149,12 @@ class StandIn:
         return path
 
 
-def logprobs_of(rows: Sequence[tuple[int, int]]) -> LogprobsLists:
-    """Of each sampled token and the number of its context a row that holds every bit of the number."""
+def logprobs_of(of_requests: Sequence[Sequence[tuple[int, int]]]) -> LogprobsLists:
+    """Of each sampled token and the number of its context a row that holds every bit of the number.
+
+    ``of_requests``: these pairs, by request.
+    """
+    rows = [row for rows in of_requests for row in rows]
     tokens, numbers = np.array(rows, dtype=np.uint64).reshape(-1, 2).T
     parts = (numbers[:, None] >> _SHIFTS) & np.uint64((1 << 22) - 1)
     token_ids = np.concatenate([tokens[:, None], parts[:, 1:] % np.uint64(50)], axis=1)
@@ -148,6 +162,7 @@ def logprobs_of(rows: Sequence[tuple[int, int]]) -> LogprobsLists:
         token_ids.astype(np.int32),
         -1 - parts.astype(np.float32),
         (numbers % np.uint64(9)).astype(np.int32),
+        [0, *accumulate(map(len, of_requests))],
     )
 
 

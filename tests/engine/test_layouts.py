@@ -345,8 +345,8 @@ OR_ELSE = "use a dialect that joins by prefilling again, or serve with --dialect
 #: id -> (facts, words of: expected, seen, what to do), in the order of REFUSALS.
 REFUSED = {
     "speculation": (
-        {"speculates": True},
-        ("no speculative decoding", "a draft model", "drop --speculative-config"),
+        {"drafts_with_kv": "eagle"},
+        ("drafts that are looked up (ngram, suffix)", "eagle", "--speculative-config"),
     ),
     "context_parallel": (
         {"num_context_ranks": 4},
@@ -501,12 +501,16 @@ def _step(state, **offsets):
 
 @pytest.fixture
 def state():
-    return OffsetPositions(ModelState(), like=torch.full((8,), 99))
+    return OffsetPositions(ModelState(), like=torch.full((8,), 99), max_model_len=1000)
 
 
 def test_positions_are_offset_where_ordered_and_equal_elsewhere(state):
     assert _step(state, b=-40).tolist() == [10, 11, 10, 11, 12, 0]
     assert BATCH.positions.tolist() == [10, 11, 50, 51, 52, 0]
+
+
+def test_a_draft_that_would_find_no_room_is_at_the_last_position(state):
+    assert _step(state, b=948).tolist() == [10, 11, 998, 999, 999, 0]
 
 
 def test_an_offset_does_not_last_into_the_next_step(state):

@@ -100,6 +100,14 @@ def test_more_room_never_keeps_a_request_out(new, running, room, more_blocks, mo
         assert admission.admits(new, running, roomier)
 
 
+def test_drafts_take_room_beside_each_sequence():
+    admission = taught()
+    plain, drafted = (
+        admission.future(Need(blocks=5, ahead=ahead), ROOM.tokens_per_block).growth for ahead in (0.0, 0.5)
+    )
+    assert drafted == pytest.approx(plain + Admission.ENOUGH * 4 * 0.5)
+
+
 def test_a_request_that_may_write_little_needs_little():
     admission, running = taught(tokens=3200, critical=1600), [Need(100, 4, 50)]
     assert not admission.admits(Need(blocks=5, max_tokens=3200), running, ROOM)

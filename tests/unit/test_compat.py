@@ -52,8 +52,17 @@ def _config(**changes):
     return Facts(**config, **{name: Facts(**facts) for name, facts in sections.items()})
 
 
-def test_a_plain_engine_is_taken():
-    assert compat.check_config(_config()) is None
+def drafts(method, *, num_ahead=1, parallel_drafting=False):
+    """What makes a config of one with speculative decoding."""
+    speculative = Facts(method=method, parallel_drafting=parallel_drafting)
+    return {"speculative_config": speculative, "num_prefill_lookahead_tokens": num_ahead}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, *(drafts(m) for m in ("ngram", "suffix", "draft_model", "eagle", "eagle3", "mimo_mtp"))]
+)
+def test_a_plain_engine_is_taken_and_one_with_a_tested_drafter(changes):
+    assert compat.check_config(_config(**changes)) is None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +72,10 @@ def test_a_plain_engine_is_taken():
         ({"parallel_config__decode_context_parallel_size": 2}, "context parallelism"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
         ({"kv_transfer_config": Facts()}, "KV connector"),
-        ({"speculative_config": Facts()}, "speculative decoding"),
+        (drafts("medusa"), "speculative decoding by a method not tested"),
+        (drafts("ngram_gpu"), "speculative decoding by a method not tested"),
+        (drafts("eagle", parallel_drafting=True), "speculative decoding by a method not tested"),
+        (drafts("mimo_mtp", num_ahead=3), "speculative decoding by a method not tested"),
         ({"cache_config__enable_prefix_caching": False}, "prefix caching switched off"),
         ({"model_config__is_hybrid": True}, "Mamba layers"),
         ({"model_config__is_attention_free": True}, "Mamba layers"),

@@ -199,6 +199,14 @@ def test_the_critical_path_takes_the_longest_thread_of_each_fork():
     assert (family.num_generated, family.root.num_critical) == (5 + 10 + 3, 5 + 7 + 2)
 
 
+def test_what_a_branch_wrote_behind_its_fork_in_the_same_step_is_not_on_its_threads_path():
+    family = Family("r", Limits())
+    family.generated(family.root, [0] * 5)
+    (thread,) = family.fork(family.root, _plan(1), 3, waits=False, num_behind=2)
+    family.generated(thread, [1])
+    assert (thread.num_critical, family.root.num_critical, family.num_critical) == (4, 5, 5)
+
+
 def test_a_fork_inside_a_thread_counts_on_that_threads_path():
     family = Family("r", Limits())
     first, second = family.fork(family.root, _plan(2))

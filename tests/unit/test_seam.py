@@ -83,6 +83,7 @@ LAYERS = {
     "cutting": "Cutting",
     "joining": "Joining",
     "forking": "Forking",
+    "hearing": "Hearing",
     "admitting": "Admitting",
     "pacing": "Pacing",
     "scheduler": "ForkJoinScheduler",
@@ -140,7 +141,8 @@ def test_what_we_override_of_vllms_scheduler_is_known():
         "_preempt_request": "stitching",
         "_get_local_prefix_cache_hit": "stitching",
         "_free_request_blocks": "ending",
-        "_update_request_with_output": "forking",
+        "_update_request_with_output": "hearing",
+        "_update_after_schedule": "hearing",
         "_handle_blocked_waiting_request": "admitting",
         "_free_request": "admitting",
         "add_request": "scheduler",
@@ -233,7 +235,8 @@ ATTRIBUTES = {
         "running waiting kv_holding_waiting deferred_waiting _inflight_prefills reset_preempted_req_ids "
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
         "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state "
-        "prefill_capacity_bound kv_cache_config hash_block_size structured_output_manager"
+        "prefill_capacity_bound kv_cache_config hash_block_size structured_output_manager scheduler_config "
+        "num_spec_tokens num_lookahead_tokens _spec_decode_step_blocks"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",
@@ -246,7 +249,7 @@ ATTRIBUTES = {
         "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
         "priority trace_headers resumable prompt_embeds mm_features "
-        "next_decode_eligible_step prefill_stats structured_output_request"
+        "next_decode_eligible_step prefill_stats structured_output_request is_prefill_chunk"
     ),
     "vllm.v1.structured_output:StructuredOutputManager": "reasoner_cls",
     "vllm.v1.structured_output.request:StructuredOutputRequest": (
@@ -256,6 +259,8 @@ ATTRIBUTES = {
     "vllm.parser.abstract_parser:Parser": "_tool_parser model_tokenizer",
     "vllm.config.parallel:ParallelConfig": "_api_process_count",
     "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens total_num_scheduled_tokens"),
+    "vllm.v1.outputs:ModelRunnerOutput": "sampled_token_ids",
+    "vllm.config.speculative:SpeculativeConfig": "method parallel_drafting",
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
     "vllm.v1.engine:EngineCoreOutput": (
         "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params trace_headers"
@@ -273,8 +278,8 @@ ATTRIBUTES = {
     "vllm.renderers.kimi_k3:KimiK3Renderer": "_apply_chat_template_async",
     "vllm.renderers.inkling:InklingRenderer": "_inkling_tokenizer _render_async",
     "vllm.renderers.cohere:CohereRenderer": "_render_async",
-    V1: "positions input_batch attn_groups kv_cache_config vllm_config",
-    V2: "model_state input_buffers attn_groups kv_cache_config vllm_config",
+    V1: "positions input_batch attn_groups kv_cache_config vllm_config max_model_len",
+    V2: "model_state input_buffers attn_groups kv_cache_config vllm_config max_model_len",
     "vllm.v1.worker.gpu_worker:Worker": "model_runner use_v2_model_runner",
     "vllm.v1.worker.gpu.input_batch:InputBuffers": "positions",
     "vllm.v1.worker.gpu.input_batch:InputBatch": (
@@ -299,7 +304,8 @@ CALLED = {
     SCHEDULER: (
         "__init__ add_request schedule update_from_output finish_requests reset_prefix_cache _preempt_request "
         "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request "
-        "_handle_blocked_waiting_request _free_request _holds_kv_blocks get_num_unfinished_requests"
+        "_handle_blocked_waiting_request _free_request _holds_kv_blocks get_num_unfinished_requests "
+        "_update_after_schedule"
     ),
     MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks estimate_cached_tokens",
     COORDINATOR: "cache_blocks",
@@ -359,6 +365,7 @@ CALLED = {
     "vllm.v1.attention.backends.cpu_attn": "_get_attn_isa",
     "vllm.v1.kv_cache_interface": "FullAttentionSpec MLAAttentionSpec",
     "vllm.v1.kv_cache_interface:FullAttentionSpec": "page_size_bytes",
+    "vllm.config:VllmConfig": "num_prefill_lookahead_tokens",
     "vllm.config:ModelConfig": "get_num_kv_heads get_head_size get_num_layers get_sliding_window uses_mrope",
     "vllm.engine.arg_utils:AsyncEngineArgs": "from_cli_args create_engine_config",
     "vllm.utils.import_utils": "resolve_obj_by_qualname",

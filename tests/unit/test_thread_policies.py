@@ -174,6 +174,25 @@ def test_what_cannot_be_kept_is_not_waited_for():
     assert slack(target=2.0).choose(StepFacts(threads, slack=0.0)) == {"0"}
 
 
+def test_a_step_that_brings_several_tokens_may_take_as_many_targets():
+    threads = [ThreadFacts(str(i), "a") for i in range(4)]
+    late = StepFacts(threads, slack=0.0, tokens_a_step=2.0)
+    assert slack(target=1.0).choose(late) == {"0"}  # 2 s for one sequence: kept, with 2 tokens a step
+    assert slack(target=0.9).choose(late) == set("0123")
+
+
+def test_a_thread_counts_with_all_tokens_that_its_step_computes():
+    class ByTokens(Known):
+        def predict(self, load):
+            return float(load.num_tokens)
+
+    policy = Slack(ByTokens(), 100.0)
+    plain = [ThreadFacts(str(i), "a") for i in range(4)]
+    drafted = [ThreadFacts(str(i), "a", computes=3) for i in range(4)]
+    assert policy.choose(StepFacts(plain, slack=6.0)) == set("0123")
+    assert policy.choose(StepFacts(drafted, slack=6.0)) == set("01")
+
+
 @given(THREADS)
 def test_ranks_count_each_familys_threads_from_the_one_furthest_behind(threads):
     pairs = ranked(threads)

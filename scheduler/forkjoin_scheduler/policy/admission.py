@@ -40,6 +40,7 @@ class Need:
 
     ``blocks``: KV blocks that return to the pool when it ends, which nobody else holds; of a new one,
     those that it takes when it starts. ``lost``: blocks that it has been robbed of, and will take again.
+    ``ahead``: blocks that each sequence takes beyond its own tokens, for drafts of those to come.
     ``max_tokens``: what it may generate at most. ``asked``: threads that the request itself asks for
     (0: the model decides), ``abreast``: how many of them start at once, if not all.
     """
@@ -52,6 +53,7 @@ class Need:
     lost: float = 0
     asked: int = 0
     abreast: int = 0
+    ahead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Admission:
         to_fork = 0.0 if need.width else need.abreast or need.asked or self.width.mean
         return Future(
             steps=max(steps - need.critical, steps * self.LAST_PART),
-            growth=self.ENOUGH * (left / tokens_per_block + to_fork) + need.lost,
+            growth=self.ENOUGH * (left / tokens_per_block + to_fork * (1 + need.ahead)) + need.lost,
             held=need.blocks,
         )
 

@@ -29,9 +29,9 @@ class Load:
     num_tokens: int
     num_context: int = 0
 
-    def plus(self, num_context: int) -> Load:
-        """And one more sequence that decodes a token on ``num_context`` tokens."""
-        return Load(self.num_sequences + 1, self.num_tokens + 1, self.num_context + num_context)
+    def plus(self, num_context: int, num_tokens: int = 1) -> Load:
+        """And one more sequence that computes ``num_tokens`` behind ``num_context`` tokens."""
+        return Load(self.num_sequences + 1, self.num_tokens + num_tokens, self.num_context + num_context)
 
     def _features(self) -> tuple[float, ...]:
         # Of about one size each, for the numbers' sake.

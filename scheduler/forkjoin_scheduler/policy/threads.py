@@ -30,6 +30,8 @@ class ThreadFacts:
     context: int = 0
     #: Whether it has a slot already.
     has_slot: bool = False
+    #: Tokens that its step computes: the one that comes next, and drafts of those behind it.
+    computes: int = 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class StepFacts:
     """What is known before a step. ``others``: what all but these threads will compute in it.
 
     ``slack``: seconds until the first of all streams is late; None: nobody is protected.
+    ``tokens_a_step``: what a sequence gets in a step on average: more than one where drafts are right.
     ``num_others_waiting``: requests that wait for a slot and could start.
     """
 
@@ -45,6 +48,7 @@ class StepFacts:
     slack: float | None = None
     num_slots: int = 1 << 30
     num_others_waiting: int = 0
+    tokens_a_step: float = 1.0
 
 
 class ThreadPolicy(Protocol):
@@ -100,12 +104,12 @@ class Slack:
         pairs = ranked(t for t in facts.threads if t.key in fair)
         chosen, load = set(), facts.others
         for thread in (t for rank, t in pairs if rank == 0):
-            load = load.plus(thread.context)
+            load = load.plus(thread.context, thread.computes)
             chosen.add(thread.key)
-        if self.cost.predict(load) > self.target:
+        if self.cost.predict(load) > self.target * facts.tokens_a_step:
             return fair
         for thread in (t for rank, t in pairs if rank > 0):
-            load = load.plus(thread.context)
+            load = load.plus(thread.context, thread.computes)
             if self.cost.predict(load) > facts.slack:
                 break
             chosen.add(thread.key)

@@ -17,7 +17,7 @@ from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
-from forkjoin_scheduler.vllm_seam.forking import Forking
+from forkjoin_scheduler.vllm_seam.hearing import Hearing
 from forkjoin_scheduler.vllm_seam.live import max_tokens_of
 from forkjoin_scheduler.vllm_seam.sharing import SharedQueue, cost
 from forkjoin_scheduler.vllm_seam.wish import noted
@@ -36,7 +36,7 @@ class Admitted:
     need: Need
 
 
-class Admitting(Forking):
+class Admitting(Hearing):
     """Keeps requests that may fork waiting until there is room for what they will need."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -105,13 +105,20 @@ class Admitting(Forking):
 
     def _new_need(self, request: Request) -> Need:
         blocks = kv.num_new_blocks(self.kv_cache_manager, request)
+        ahead = (self.num_spec_tokens + self.num_lookahead_tokens) / kv.block_size(self.kv_cache_manager)
         wish = noted(request)
         if wish is None:
-            return Need(blocks=blocks, max_tokens=request.max_tokens)
+            return Need(blocks=blocks, max_tokens=request.max_tokens, ahead=ahead)
         asked = wish.options.width or 0
         confidence = wish.options.confidence
         abreast = 0 if confidence is None else first_wave(asked, confidence)
-        return Need(blocks=blocks, max_tokens=max_tokens_of(request, wish), asked=asked, abreast=abreast)
+        return Need(
+            blocks=blocks,
+            max_tokens=max_tokens_of(request, wish),
+            asked=asked,
+            abreast=abreast,
+            ahead=ahead,
+        )
 
     def _take_in_started(self) -> None:
         """What was let in has begun, unless there were no blocks for it after all: that is asked again."""
@@ -159,7 +166,8 @@ class Admitting(Forking):
             num_generated, _, _ = self._written(request)
             self._shared.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
         live = self._live.get(request.request_id)
-        if live is None or not live.takes_over or not live.family.has_live_threads:
+        goes_on = live is not None and (live.family.has_live_threads or live.num_planned > 0)
+        if live is None or not live.takes_over or not goes_on:
             self._leave(request, request.status in (STOPPED, CAPPED) or self._has_stop_string(request))
 
     def _leave(self, request: Request, by_itself: bool) -> None:
@@ -182,7 +190,7 @@ class Admitting(Forking):
         stops = (params.stop or ()) if params is not None else ()
         if not stops:
             return False
-        num_last = max(map(len, stops)) + WRITTEN_BEHIND_STOP
+        num_last = max(map(len, stops)) + WRITTEN_BEHIND_STOP * (1 + self.num_spec_tokens)
         live = self._live.get(request.request_id)
         texts = [request.output_token_ids[-num_last:]]
         texts += [t.token_ids[-num_last:] for t in live.family.threads] if live is not None else []

@@ -99,6 +99,14 @@ class Answers:
         structured = request.structured_output_request
         return structured is not None and structured.reasoning_ended is True
 
+    def has_begun_in(self, request: Request, token_ids: list[int]) -> bool:
+        """Whether it does so behind ``token_ids``, the last that ``request`` wrote, all in one step."""
+        structured = request.structured_output_request
+        if structured is None or structured.reasoning_ended or not token_ids:
+            return self.has_begun(request)
+        start, _ = self._manager._get_constraint_bounds(request, token_ids, spec_tokens_committed=True)
+        return bool(start <= len(token_ids))
+
     def joined(self, request: Request, token_ids: Sequence[int]) -> None:
         """A join, or a swap, has written ``token_ids`` at the end of the context of ``request``.
 

@@ -11,6 +11,7 @@ from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
+from forkjoin_scheduler.vllm_seam.drafting import drafts_as_tested
 
 SUPPORTED = "0.32."
 #: The worker class that stitched joins need.
@@ -27,8 +28,8 @@ REFUSED: tuple[Check, ...] = (
      or c.parallel_config.prefill_context_parallel_size > 1),
     ("a KV connector: it would not know of blocks that change hands at a join",
      lambda c: c.kv_transfer_config is not None),
-    ("speculative decoding: the fork token may lie inside an accepted draft",
-     lambda c: c.speculative_config is not None),
+    ("speculative decoding by a method not tested with forks (ngram, suffix, draft_model, eagle(3), MTP are)",
+     lambda c: not drafts_as_tested(c)),
     ("prefix caching switched off: threads share their parent's blocks through it",
      lambda c: not c.cache_config.enable_prefix_caching),
     ("a model with Mamba layers: the state of a sequence can't be shared in the middle of a block",

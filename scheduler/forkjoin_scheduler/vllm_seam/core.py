@@ -2,8 +2,8 @@
 
 ``ForkJoinScheduler`` is made of layers, each on the one before: ``core`` (this), ``fence`` (errors
 end one family), ``jobs`` (KV that is computed beside the decoding), ``stitching``, ``ahead`` (the
-progressive join), ``ending``, ``joining``, ``forking``, ``admitting`` and ``pacing`` (when what
-runs), and ``scheduler``, which vLLM calls.
+progressive join), ``ending``, ``joining``, ``forking``, ``hearing`` (what branches write), ``admitting``
+and ``pacing`` (when what runs), and ``scheduler``, which vLLM calls.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ class Core(AsyncScheduler):
     max_num_active_reqs: int
     _pause_state: PauseState
     prefill_capacity_bound: bool
+    num_spec_tokens: int
+    num_lookahead_tokens: int
+    _spec_decode_step_blocks: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request, RequestStatus
@@ -15,10 +17,16 @@ from forkjoin_scheduler.vllm_seam.ahead import Ahead
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
+from forkjoin_scheduler.vllm_seam.planned import Fork
 
 
 class Ending(Ahead):
     """Takes the outputs of threads, and ends threads and families."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        #: Forks in what a request wrote in this step, in order, where it goes on beside its threads.
+        self._beside: dict[str, list[Fork]] = {}
 
     # ---- outputs ---------------------------------------------------------------------------
 
@@ -32,10 +40,7 @@ class Ending(Ahead):
             self._take_thread(*entry, output)
             return True
         live = self._live.get(output.request_id)
-        if live is not None and live.takes_over:
-            self._take_root(live, output)
-            return True
-        return False
+        return live is not None and live.takes_over and self._take_root(live, output)
 
     def _take_thread(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> None:
         if thread.state is not BranchState.DECODING:
@@ -55,9 +60,6 @@ class Ending(Ahead):
         if len(token_ids) < len(output.new_token_ids):
             live.is_overdrawn = True
             end = None if end is None else ThreadEnd.LENGTH
-        if end is None and token_ids and live.wish.spoken.ends(thread.plan, thread.token_ids):
-            super().finish_requests([thread.request_id], STOPPED)
-            end = ThreadEnd.STOP
         by_eos = end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
         shown = token_ids[:-1] if by_eos else token_ids
         if live.family.include_threads and shown:
@@ -69,7 +71,7 @@ class Ending(Ahead):
             # The answer may end later than this thread; its stop token leaves with the end.
             live.stop_reason = output.stop_reason
             live.stop_piece = pieces.pop() if pieces else None
-        self._push(live, thread, pieces)
+        self._push_run(live, thread, pieces)
         if end is not None:
             self._end_thread(live, thread, end)
 
@@ -85,14 +87,19 @@ class Ending(Ahead):
             return []
         return logprobs.logprobs[:, 1 : num + 1].tolist()  # the sampled one's stands before them
 
-    def _take_root(self, live: LiveFamily, output: EngineCoreOutput) -> None:
-        """The root's own tokens where threads run beside it: they wait for their turn too."""
-        root = live.family.root
+    def _take_root(self, live: LiveFamily, output: EngineCoreOutput) -> bool:
+        """The root's own tokens where threads run beside it: they wait for their turn too.
+
+        Returns False, with the others taken off, if some of them leave as any request's: those up to its
+        first call, for until then nobody could know that it would fork.
+        """
+        root, num_led = live.family.root, live.num_led
         pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(output.new_token_ids)]
+        live.num_led = 0
         if output.finish_reason is FinishReason.STOP:
             # It leaves with the end of the answer, if no limit is in its way.
             live.own_stop_piece = pieces.pop() if pieces else None
-        self._push(live, root, pieces)
+        self._push_run(live, root, pieces, num_led)
         if output.finished:
             live.own_finish, live.stop_reason = output.finish_reason, output.stop_reason
             # What was to be had on demand nobody will ask for any more; spliced threads go on.
@@ -100,6 +107,28 @@ class Ending(Ahead):
                 root, ThreadEnd.STOP, cancels=live.dialect.join.kind is JoinKind.ON_DEMAND
             )
             super().finish_requests(self._forget(live, cancelled), RequestStatus.FINISHED_ABORTED)
+        if num_led:
+            output.new_token_ids = output.new_token_ids[:num_led]
+            if output.new_logprobs is not None:
+                output.new_logprobs = output.new_logprobs.slice_request(0, num_led)
+            output.finish_reason = output.stop_reason = None
+        return not num_led
+
+    def _push_run(self, live: LiveFamily, branch: Branch, pieces: list[Piece], num_led: int = 0) -> None:
+        """Append what ``branch`` has written in a step, from token ``num_led`` on, and fork it on the way."""
+        at = num_led
+        for fork in self._beside.pop(branch.request_id, ()):
+            if fork.num_in_run > len(pieces):
+                break  # the budget ended before it
+            self._push(live, branch, pieces[at : fork.num_in_run])
+            self._fork(live, branch, fork)
+            at = fork.num_in_run
+        self._push(live, branch, pieces[at:])
+
+    if TYPE_CHECKING:
+
+        def _fork(self, live: LiveFamily, branch: Branch, fork: Fork) -> None:
+            """Of the layer that forks: start the threads."""
 
     def _push(self, live: LiveFamily, branch: Branch, pieces: list[Piece]) -> None:
         """Append what ``branch`` has written to its transcript, behind the newlines that it should have."""
@@ -125,6 +154,8 @@ class Ending(Ahead):
         end_id = live.wish.spoken.end_id(thread.plan)
         # Also one that ends threads ends the request, if its client says so: as in vLLM.
         is_clients = output.stop_reason in (live.wish.params.stop_token_ids or ())
+        if thread.plan.end is not None and output.stop_reason == thread.plan.end:
+            return ThreadEnd.STOP
         if end_id is not None and output.stop_reason == end_id and not is_clients:
             return ThreadEnd.STOP
         is_answer = live.dialect.join.kind is JoinKind.VOTE  # which the request's own stop tokens end, too

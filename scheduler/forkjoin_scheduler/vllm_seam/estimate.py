@@ -13,6 +13,7 @@ from vllm.utils.torch_utils import is_quantized_kv_cache, kv_cache_dtype_str_to_
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
+from forkjoin_scheduler.vllm_seam.drafting import drafts_with_kv
 from forkjoin_scheduler.vllm_seam.layouts import CacheFacts, refusal
 from forkjoin_scheduler.vllm_seam.machine import Machine
 
@@ -84,6 +85,6 @@ def stitching_refusal(vllm_config: Any, machine: Machine) -> str | None:
         window=model.get_sliding_window(),
         uses_mrope=model.uses_mrope,
         num_context_ranks=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
-        speculates=vllm_config.speculative_config is not None,
+        drafts_with_kv=drafts_with_kv(vllm_config),
     )
     return refusal(facts)

@@ -1,4 +1,4 @@
-"""What a branch's own tokens do: a trigger forks it, a question for a thread's result parks it."""
+"""What a branch calls for: a trigger forks it, a question for a thread's result parks it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.bound import WINDOW_TOKENS
 from forkjoin_scheduler.dialect import Context, ForkAt, JoinKind, Policy
 from forkjoin_scheduler.explicit import explicit_plan
 from forkjoin_scheduler.family import Branch, BranchState
@@ -19,7 +18,8 @@ from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.joining import Joining
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
-from forkjoin_scheduler.vllm_seam.requests import fold, new_request, truncate
+from forkjoin_scheduler.vllm_seam.planned import Fork, Swap
+from forkjoin_scheduler.vllm_seam.requests import fold, new_request
 from forkjoin_scheduler.vllm_seam.voting import Voting
 from forkjoin_scheduler.vllm_seam.wish import Wish, note, noted
 from forkjoin_scheduler.vote import Vote
@@ -29,101 +29,19 @@ _NOT_STARTED = (RequestStatus.WAITING, RequestStatus.WAITING_FOR_STRUCTURED_OUTP
 
 
 class Forking(Joining):
-    """Hears triggers as tokens are booked, and acts on them at the end of the step."""
+    """Acts at the end of a step on what branches have called for in it (``hearing.py``)."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self._voting = Voting(self)
         #: Requests that fork at the end of this step, with the plan where it is made already.
-        self._triggered: list[tuple[Request, ForkPlan | None]] = []
+        self._triggered: list[tuple[Request, ForkPlan | Refusal | None]] = []
         #: Requests that ask for the result of a thread, by its number.
         self._asking: list[tuple[Request, str]] = []
-        #: Requests that have written what the dialect swaps.
-        self._swapping: list[tuple[Request, str]] = []
+        #: Requests that have written what the dialect swaps, and where.
+        self._swapping: list[tuple[Request, Swap]] = []
         #: Parked branches whose threads have not all got their copies of its partly filled last block.
         self._copied_from: list[tuple[LiveFamily, Branch]] = []
-
-    # ---- vLLM's hook -----------------------------------------------------------------------
-
-    def _update_request_with_output(
-        self, request: Request, new_token_ids: list[int], is_stale: bool = False
-    ) -> tuple[list[int], bool]:
-        wish = noted(request)
-        if wish is None or not new_token_ids:
-            return super()._update_request_with_output(request, new_token_ids, is_stale)
-        if wish.at_prompt:
-            # It forks before it writes: the sample is dropped, and the placeholder of it goes at the fork.
-            wish.at_prompt = False
-            self._triggered.append((request, None))
-            return super()._update_request_with_output(request, [], is_stale)
-        before = request.status
-        new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
-        try:
-            return self._hear(request, wish, new_token_ids, stopped, before)
-        except Exception as error:
-            self._contain("hear", error, request)
-        return new_token_ids, request.is_finished()
-
-    def _hear(
-        self, request: Request, wish: Wish, new_token_ids: list[int], stopped: bool, before: RequestStatus
-    ) -> tuple[list[int], bool]:
-        """Book what ``request`` has written; returns what of it is to leave, and whether it ends with that.
-
-        ``before``: its status before it wrote.
-        """
-        live = self._live.get(request.request_id) if self._live else None
-        plan = None
-        if self._answers.has_begun(request):
-            pass  # what calls for a fork is the answer's own text there
-        elif not stopped:
-            only = wish.spoken.only_call
-            if only is None or request._all_token_ids[-1] == only:
-                self._listen(request, wish)
-        elif plan := self._plan_instead_of_ending(request, wish, before):
-            self._triggered.append((request, plan))
-        if live is not None:
-            live.family.generated(live.family.root, new_token_ids)
-            if not live.takes_over and plan is None:
-                live.family.num_shown += len(new_token_ids)
-            live.clock_token(live.family.root)
-        return (new_token_ids, stopped) if plan is None else ([], False)
-
-    def _listen(self, request: Request, wish: Wish) -> None:
-        """Note what the token that ``request`` has just written calls for at the end of the step.
-
-        A prompt that ends in the middle of a tag calls for nothing: only what was written since does.
-        """
-        wrote = request._all_token_ids[max(wish.since, request.num_tokens - WINDOW_TOKENS) :]
-        if wrote and wish.spoken.triggers(wrote):
-            self._triggered.append((request, None))
-        elif wrote and (number := wish.spoken.asked_for(wrote)):
-            self._asking.append((request, number))
-        elif text := wish.spoken.written_itself(request._all_token_ids):
-            self._swapping.append((request, text))
-
-    def _plan_instead_of_ending(self, request: Request, wish: Wish, before: RequestStatus) -> ForkPlan | None:
-        """The fork that a turn which ends here calls for; its end of sequence is taken back then.
-
-        ``before``: its status before it ended. It may have been preempted with that token in flight.
-        """
-        if wish.spoken.dialect.fork_at is not ForkAt.END or request.status != RequestStatus.FINISHED_STOPPED:
-            return None
-        if request.stop_reason is not None and request.stop_reason not in self._eos_ids:
-            return None
-        context = request._all_token_ids[:-1]
-        if not wish.spoken.ends_turn_with_fork(context[wish.since :]):
-            return None
-        is_first = request.request_id not in self._live
-        live, branch = self._branch_of(request)
-        plan = self._plan_fork(live, branch, context, wish)
-        if isinstance(plan, Refusal):
-            self._tell_refused(live, branch, plan)
-            return None
-        if is_first and branch is live.family.root:
-            live.family.num_shown -= 1  # the end of sequence does not leave
-        request.status, request.stop_reason = before, None
-        truncate(request, len(context))
-        return plan
 
     # ---- fork ------------------------------------------------------------------------------
 
@@ -137,26 +55,36 @@ class Forking(Joining):
         if branch.state is not BranchState.DECODING:
             return
         plan = plan or self._plan_fork(live, branch, request._all_token_ids, wish)
+        since, wish.since = wish.since, request.num_tokens
         if isinstance(plan, Refusal):
-            wish.since = request.num_tokens
             self._refuse(live, branch, plan)
             if not request.is_finished():
                 self._sample_again(request)
             return
         if request.prefill_stats is not None:  # nothing has left yet: the first tokens take them along
             request.prefill_stats.finalize(kv.num_cached_tokens(self.kv_cache_manager, request))
-        waits = live.dialect.join.waits
-        if waits:
+        if live.dialect.join.waits:
             queues.park(self, request)
-        wrote = request._all_token_ids[wish.since :]
-        wish.since = request.num_tokens
+        self._fork(live, branch, Fork(request, plan, request.num_tokens, since))
+
+    def _fork(self, live: LiveFamily, branch: Branch, fork: Fork) -> None:
+        """Start the threads of ``fork``; ``branch`` stands still by now, if its dialect wants that."""
+        request, plan = fork.request, fork.plan
+        live.num_planned = max(live.num_planned - 1, 0)
+        waits = live.dialect.join.waits
         fork_len = 0
         if live.dialect.thread.context is Context.PARENT:
-            fork_len = request.num_tokens - live.dialect.thread.without_trigger
-        offset = self._offset_of_threads(live, branch)
-        threads = live.family.fork(branch, plan, fork_len, waits=waits, offset=offset)
+            fork_len = fork.num_tokens - live.dialect.thread.without_trigger
+        threads = live.family.fork(
+            branch,
+            plan,
+            fork_len,
+            waits=waits,
+            offset=self._offset_of_threads(live, branch),
+            num_behind=request.num_tokens - fork.num_tokens,
+        )
         self._open_transcripts(live, branch, threads)
-        self._expect_newlines(live, branch, threads, wrote)
+        self._expect_newlines(live, branch, threads, request._all_token_ids[fork.since : fork.num_tokens])
         live.clock_fork(branch)
         self._voting.start(live, threads, request)
         if waits and self._needs_blocks_of(live, threads[0]):
@@ -197,13 +125,22 @@ class Forking(Joining):
             context,
             self._tokenizer,
             since=wish.since,
-            num_forks=live.family.num_forks,
+            num_forks=live.family.num_forks + live.num_planned,
             depth=branch.depth,
             max_model_len=self.max_model_len - max(self._offset_of_threads(live, branch), 0),
         )
-        if isinstance(plan, ForkPlan) and any((branch, t.number) in live.numbered for t in plan.threads):
+        if isinstance(plan, ForkPlan) and any(
+            self._is_numbered(live, branch, t.number) for t in plan.threads
+        ):
             return Refusal("duplicate_outline", Policy.SEQUENTIAL)
         return plan
+
+    def _is_numbered(self, live: LiveFamily, branch: Branch, number: str) -> bool:
+        """Whether ``branch`` knows a thread by ``number``, or will at the end of this step."""
+        if live.dialect.join.kind is not JoinKind.ON_DEMAND:
+            return False
+        planned = [t for fork in self._beside.get(branch.request_id, ()) for t in fork.plan.threads]
+        return (branch, number) in live.numbered or any(t.number == number for t in planned)
 
     @staticmethod
     def _offset_of_threads(live: LiveFamily, branch: Branch) -> int:
@@ -277,25 +214,31 @@ class Forking(Joining):
 
     # ---- what the model should not write itself --------------------------------------------
 
-    def _swap(self, request: Request, text: str) -> None:
-        """``request`` has written ``text``: what the dialect has for it takes its place, if there is room."""
+    def _plan_swap(self, request: Request, text: str) -> Swap | None:
+        """What takes the place of ``text``, which ``request`` has just written; None if there is no room."""
+        live, branch = self._branch_of(request)
+        keep, before = cut_last(text, request._all_token_ids, self._tokenizer)
+        swap = Swap(keep, (*before, *self._tokenizer.encode(live.dialect.swaps[text])))
+        has_room = self._room(live, branch, swap.num_tokens) > 0
+        return swap if has_room and branch.state is BranchState.DECODING else None
+
+    def _swap(self, request: Request, swap: Swap) -> None:
+        """Let ``request`` go on behind what the dialect has in the place of what it wrote."""
         if request.is_finished():
             return
         live, branch = self._branch_of(request)
-        keep, before = cut_last(text, request._all_token_ids, self._tokenizer)
-        token_ids = [*before, *self._tokenizer.encode(live.dialect.swaps[text])]
-        room = self._room(live, branch, keep + len(token_ids))
-        if branch.state is not BranchState.DECODING or room <= 0:
+        if branch.state is not BranchState.DECODING:
             return
         live.tell("refused", parent_index=branch.index, reason="stray_tag", policy="swap")
         queues.park(self, request)
-        branch.take_back(request.num_tokens - keep, token_ids)
-        self._rewind(branch, request, keep)
-        fold(request, token_ids, self._params_behind_join(live, branch, room))
+        branch.take_back(request.num_tokens - swap.keep, swap.token_ids)
+        self._rewind(branch, request, swap.keep)
+        room = self._room(live, branch, swap.num_tokens)
+        fold(request, swap.token_ids, self._params_behind_join(live, branch, room))
         if branch is live.family.root:
-            self._answers.joined(request, token_ids)
+            self._answers.joined(request, swap.token_ids)
         queues.resume(self, request, 0)
-        live.transcripts[branch].push(injected(token_ids))
+        live.transcripts[branch].push(injected(swap.token_ids))
 
     # ---- results on demand -----------------------------------------------------------------
 

@@ -24,6 +24,7 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.kv_cache_interface import KVQuantMode
 
+from forkjoin_scheduler.vllm_seam.drafting import drafts_with_kv
 from forkjoin_scheduler.vllm_seam.orders import Int64s
 
 #: (cache view of a layer, source slots, destination slots on its device): moves them in place.
@@ -131,7 +132,8 @@ class CacheFacts:
     has_alibi: bool = False
     uses_mrope: bool = False
     num_context_ranks: int = 1
-    speculates: bool = False
+    #: The method of speculative decoding, if it has KV of its own.
+    drafts_with_kv: str | None = None
 
     @property
     def spec_names(self) -> str:
@@ -172,7 +174,7 @@ def facts_of(vllm_config: Any, kv_cache_config: Any, attn_groups: Any) -> CacheF
         has_alibi=any(getattr(impl, "alibi_slopes", None) is not None for impl in impls),
         uses_mrope=vllm_config.model_config.uses_mrope,
         num_context_ranks=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
-        speculates=vllm_config.speculative_config is not None,
+        drafts_with_kv=drafts_with_kv(vllm_config),
     )
 
 
@@ -200,9 +202,10 @@ _OTHER_JOIN = "use a dialect that joins by prefilling again, or serve with --dia
 #: applies is told, so what explains more stands first.
 Refusal = tuple[Callable[[CacheFacts], object], str, str, str]
 REFUSALS: tuple[Refusal, ...] = (
-    (lambda f: f.speculates,
-     "no speculative decoding", "a draft model, whose own KV and positions would stay behind",
-     "drop --speculative-config"),
+    (lambda f: f.drafts_with_kv,
+     "drafts that are looked up (ngram, suffix)",
+     "{f.drafts_with_kv}, whose own KV and positions would stay behind",
+     "name one of them in --speculative-config, or drop it"),
     (lambda f: f.num_context_ranks > 1,
      "all KV of a sequence on one rank", "context parallelism over {f.num_context_ranks} ranks",
      "set the decode and prefill context parallel sizes to 1"),

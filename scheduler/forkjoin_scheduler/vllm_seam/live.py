@@ -61,6 +61,10 @@ class LiveFamily:
     later: list[Branch] = field(default_factory=list)
     #: Stops those that are not worth going on with, if the request says so.
     pruner: Pruner | None = None
+    #: Forks that were planned in this step and not made yet.
+    num_planned: int = 0
+    #: Tokens of the root's output of this step that leave as any request's: the family was not yet.
+    num_led: int = 0
     #: Whether a thread was refused a token: the budget was spent by another in the same step.
     is_overdrawn: bool = False
     stop_reason: int | str | None = None

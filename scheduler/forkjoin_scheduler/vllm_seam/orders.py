@@ -2,7 +2,7 @@
 
 Orders are an extra attribute of the output. vLLM hands the object itself to a worker in the same
 process and pickles it, with its ``__dict__``, to those in others. It makes a copy without the
-attribute in one place, n-gram speculation, which ``layouts.refusal`` refuses.
+attribute in one place, n-gram speculation on a GPU (``ngram_gpu``), which is refused at start.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Orders:
     #: allocated in a step, and fills those that it copies, before the slots are copied.
     slot_copies: Int64s = field(default_factory=_no_copies)
     #: Request id -> of how many of its tokens computed in this step, in their order, what is added to their
-    #: positions. Every position must stay in [0, max_model_len).
+    #: positions. Every position must stay in [0, max_model_len), but for drafts, which may be past its end.
     position_offsets: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def token_offsets(self, request_ids: list[str], num_tokens: npt.NDArray[Any]) -> Int64s | None:

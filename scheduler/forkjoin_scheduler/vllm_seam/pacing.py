@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.policy.admission import Expectation
 from forkjoin_scheduler.policy.deadlines import Deadlines
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
 from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, StepFacts, ThreadFacts, ThreadPolicy
@@ -27,6 +28,8 @@ class Pacing(Admitting):
         #: Steps whose end is awaited: what they compute, and when they were scheduled.
         self._in_flight: deque[tuple[Load, float]] = deque()
         self._last_end = 0.0
+        #: What a sequence gets in a step: more than one token where drafts are right.
+        self._tokens_a_step = Expectation(1.0, weight=0.01)
         #: Whether the last step computed nothing.
         self._is_stalled = False
 
@@ -60,7 +63,12 @@ class Pacing(Admitting):
         ]
         chosen = self._pace.choose(
             StepFacts(
-                threads, self._load_of_others(), self._slack(), self._num_slots, self._num_others_waiting()
+                threads,
+                self._load_of_others(),
+                self._slack(),
+                self._num_slots,
+                self._num_others_waiting(),
+                self._tokens_a_step.mean,
             )
         )
         for thread in threads:
@@ -101,6 +109,7 @@ class Pacing(Admitting):
             thread.num_generated,
             request.num_computed_tokens if has_slot else request.num_tokens,
             has_slot,
+            1 + self.num_spec_tokens,
         )
 
     def _load_of_others(self) -> Load:
@@ -147,13 +156,18 @@ class Pacing(Admitting):
         load = Load(len(num_tokens), output.total_num_scheduled_tokens, context)
         self._in_flight.append((load, time.monotonic()))
 
-    def _step_ended(self, output: SchedulerOutput) -> None:
-        """From its scheduling, or from the end of the step before it if that came later."""
+    def _step_ended(self, output: SchedulerOutput, sampled: list[list[int]]) -> None:
+        """From its scheduling, or from the end of the step before it if that came later.
+
+        ``sampled``: what it brought each of its sequences; nothing, where a prompt isn't computed whole.
+        """
         if self._deadlines is None or not output.total_num_scheduled_tokens or not self._in_flight:
             return
         (load, scheduled), now = self._in_flight.popleft(), time.monotonic()
         self._cost.observe(load, now - max(scheduled, self._last_end))
         self._last_end = now
+        if self.num_spec_tokens and (runs := [len(run) for run in sampled if run]):
+            self._tokens_a_step.see(sum(runs) / len(runs))
 
 
 _WAITS = (

@@ -124,6 +124,7 @@ def regain(scheduler: Any, request: Request, num_computed_tokens: int) -> None:
 
 def _unpark(scheduler: Any, request: Request, num_computed_tokens: int, status: RequestStatus) -> None:
     scheduler.num_waiting_for_streaming_input -= 1
+    request.spec_token_ids = []  # drafts of what it wrote last may have come behind its parking
     request.num_computed_tokens = num_computed_tokens
     request.status = status
     requeue(scheduler, request)

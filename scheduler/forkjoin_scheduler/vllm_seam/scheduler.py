@@ -1,6 +1,6 @@
 """ForkJoinScheduler: vLLM's scheduler, in which a request may fork into threads and join.
 
-A fork, step by step: a branch samples the trigger (``forking.py``); at the end of that step it is
+A fork, step by step: a branch samples the trigger (``hearing.py``); at the end of that step it is
 parked, still holding its KV blocks, and its threads are queued before all waiting requests; in the
 next step each starts on its parent's blocks, by reference, and computes its header only. Their
 tokens leave as the request's, in outline order. When the last has ended (``joining.py``), the
@@ -105,12 +105,14 @@ class ForkJoinScheduler(Pacing):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        self._fenced("pace", None, self._step_ended, scheduler_output)
+        sampled = model_runner_output.sampled_token_ids
+        self._fenced("pace", None, self._step_ended, scheduler_output, sampled)
         result = super().update_from_output(scheduler_output, model_runner_output)
         self._evict_failed()
         if self._live:
             for of_client in result.values():
                 of_client.outputs = self._sift("take", of_client.outputs, self._take)
+        self._beside.clear()
         self._each("fork", drained(self._triggered), self._try_fork)
         self._each("ask", drained(self._asking), self._wait_for)
         self._each("swap", drained(self._swapping), self._swap)
@@ -129,6 +131,7 @@ class ForkJoinScheduler(Pacing):
     def _move_on(self, live: LiveFamily, result: dict[int, EngineCoreOutputs]) -> None:
         """Do what is due in a family at the end of a step, and let out what it has to say."""
         self._advance(live)
+        live.num_planned = 0
         told, leaving = live.leaving()
         if not live.family.is_live:  # before its end is told: behind that it can't fail any more
             self._leave(live.request, by_itself=True)
@@ -208,7 +211,8 @@ class ForkJoinScheduler(Pacing):
 
         What runs is to be finished; a thread of an old family may have started a moment ago.
         """
-        if kv.num_free_blocks(self.kv_cache_manager) < len(self.running):
+        of_each = max(self._spec_decode_step_blocks, 1)  # blocks that it takes in a step, at most
+        if kv.num_free_blocks(self.kv_cache_manager) < len(self.running) * of_each:
             self.running.sort(key=self._turn)
 
     def _relieve_kv_pressure(self) -> None:

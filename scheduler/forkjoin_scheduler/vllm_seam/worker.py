@@ -86,7 +86,7 @@ class ObeysOrdersV1(CopiesSlots):
         """Offset the positions in vLLM's own buffer, which graphs read and each step writes anew."""
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         orders = orders_of(scheduler_output)
-        _offset(self.positions, orders, self.input_batch.req_ids, num_scheduled_tokens)
+        _offset(self.positions, orders, self.input_batch.req_ids, num_scheduled_tokens, self.max_model_len)
         return prepared
 
 
@@ -95,7 +95,9 @@ class ObeysOrdersV2(CopiesSlots):
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        self.model_state: Any = OffsetPositions(self.model_state, self.input_buffers.positions)
+        self.model_state: Any = OffsetPositions(
+            self.model_state, self.input_buffers.positions, self.max_model_len
+        )
 
     def update_requests(self, scheduler_output: Any) -> None:
         super().update_requests(scheduler_output)
@@ -113,8 +115,8 @@ class OffsetPositions:
     vLLM's.
     """
 
-    def __init__(self, inner: Any, like: torch.Tensor) -> None:
-        self._inner = inner
+    def __init__(self, inner: Any, like: torch.Tensor, max_model_len: int) -> None:
+        self._inner, self._max_model_len = inner, max_model_len
         self._positions = torch.zeros_like(like)
         #: Those of the step that is being executed. A dummy run's request ids are in none.
         self.orders: Orders = NOTHING
@@ -125,7 +127,8 @@ class OffsetPositions:
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         inputs = self._inner.prepare_inputs(input_batch, req_states)
         positions = self._positions[: input_batch.num_tokens_after_padding].copy_(input_batch.positions)
-        _offset(positions, self.orders, input_batch.req_ids, input_batch.num_scheduled_tokens)
+        ids, num_tokens = input_batch.req_ids, input_batch.num_scheduled_tokens
+        _offset(positions, self.orders, ids, num_tokens, self._max_model_len)
         return {**inputs, "positions": positions}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
@@ -134,12 +137,21 @@ class OffsetPositions:
 
 
 def _offset(
-    positions: torch.Tensor, orders: Orders, request_ids: list[str], num_tokens: npt.NDArray[Any]
+    positions: torch.Tensor,
+    orders: Orders,
+    request_ids: list[str],
+    num_tokens: npt.NDArray[Any],
+    max_model_len: int,
 ) -> None:
-    """Add, in place, to the positions of a batch what ``orders`` say of its requests."""
+    """Add, in place, to the positions of a batch what ``orders`` say of its requests.
+
+    Drafts of tokens that would find no room come to the last position: rotations are known up to there.
+    """
     offsets = orders.token_offsets(request_ids, num_tokens)
     if offsets is not None:
-        positions[: len(offsets)] += async_tensor_h2d(offsets, device=positions.device)
+        moved = positions[: len(offsets)]
+        moved += async_tensor_h2d(offsets, device=positions.device)
+        moved.clamp_(max=max_model_len - 1)
 
 
 class ForkJoinWorker(PlatformWorker):

@@ -1,0 +1,32 @@
+"""Which of vLLM's drafters run beside forks.
+
+A drafter guesses tokens, and the model says which of them are right; so a drafter that forks confuse costs
+speed and no exactness. But how tokens come, how many, and whose KV they need is the method's own affair, so
+those are taken that have been tested with forks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from vllm.config.speculative import MTPModelTypes
+
+#: They look drafts up in what was written, and keep no KV.
+WITHOUT_KV = ("ngram", "suffix")
+TESTED = (*WITHOUT_KV, "draft_model", "eagle", "eagle3", *get_args(MTPModelTypes))
+
+
+def drafts_as_tested(vllm_config: Any) -> bool:
+    """Whether nothing is drafted, or by a method that is tested with forks."""
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return True
+    # Several modules of MTP in a row read prompts ahead of the model, which joins do not let them.
+    is_ahead = vllm_config.num_prefill_lookahead_tokens > 1
+    return speculative.method in TESTED and not speculative.parallel_drafting and not is_ahead
+
+
+def drafts_with_kv(vllm_config: Any) -> str | None:
+    """The method by which is drafted, if that needs KV of its own; else None."""
+    speculative = vllm_config.speculative_config
+    return None if speculative is None or speculative.method in WITHOUT_KV else str(speculative.method)

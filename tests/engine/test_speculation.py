@@ -1,0 +1,54 @@
+"""Speculative decoding on the real model: each cell in a process of its own (see drafts_case)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+#: (model runner, scheduling, drafter, dialect)
+CASES = [
+    ("v1", "sync", "ngram", "threadweaver"),
+    ("v1", "async", "draft_model", "threadweaver"),
+    ("v2", "async", "draft_model", "threadweaver"),
+    ("v1", "sync", "ngram", "multiverse"),
+    ("v1", "sync", "draft_model", "threadweaver"),
+    ("v1", "sync", "eagle", "threadweaver"),
+    ("v1", "async", "eagle", "threadweaver"),
+    ("v1", "async", "eagle3", "threadweaver"),
+    ("v2", "sync", "draft_model", "threadweaver"),
+    ("v2", "async", "eagle", "threadweaver"),
+    ("v1", "sync", "mtp", "threadweaver"),
+]
+
+
+@pytest.mark.parametrize(("runner", "mode", "method", "dialect"), CASES, ids="-".join)
+def test_drafts_change_nothing_but_the_speed(runner, mode, method, dialect):
+    num = 2 if runner == "v2" else 6
+    command = [sys.executable, "-m", "tests.engine.drafts_case", runner, mode, method, str(num), dialect]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1200, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    case = json.loads(lines[0].removeprefix("CASE "))
+    assert (case["runner"], case["async"]) == (runner, mode == "async")
+    assert case["num_equal"] == [num, num]
+    undrafted, drafted, robbed = case["threads"]
+    assert drafted == robbed == undrafted
+    assert sum(drafted) >= (2 if runner == "v2" else 8)
+    undrafted, drafted = case["stopped"]
+    assert drafted == undrafted
+    assert any(stop_reason for _, stop_reason in drafted)
+    assert case["max_delta"] < 1e-3
+    assert case["deviation"] < 4  # of the same distribution: once in thousands
+    assert case["returned"]
+    before, after = case["num_steps"]
+    if method == "draft_model":  # the same weights: nothing that it drafts is wrong
+        assert after < before / 2.5
+    elif method == "ngram":
+        assert after < before
