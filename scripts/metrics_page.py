@@ -107,6 +107,7 @@ LABELS = {
     + ", ".join(f"`{policy.value}`" for policy in Policy)
     + "; `swap`: another text took its place",
     "where": "what was done as it happened: a hook of the scheduler, or something that is done with events",
+    "source": "whose drafts they were: `drafter`, vLLM's own, or `family`",
     "engine": "the data-parallel engine, from 0",
     "model_name": "the served model's name",
     "finished_reason": "`stop`, `length`, `abort` and others of vLLM's",

@@ -37,16 +37,11 @@ LATER: dict[str, Later] = {
     "tests/engine/test_async.py": Later(Tier.CI, "runs six other files again, with async scheduling"),
     "tests/engine/test_matrix.py": Later(Tier.CI, "a process with an engine for each of eleven cases"),
     "tests/engine/test_speculation.py": Later(
-        Tier.ALL, "a process with two engines for each drafter; test_drafts has each rule without a model"
+        Tier.CI,
+        "a process with two engines for each of four cases; test_drafts has each rule without a model",
     ),
-    "tests/engine/test_speculation.py::test_drafts_change_nothing_but_the_speed[v1-sync-ngram": Later(
-        Tier.CI, "two processes with two engines: drafts as most of GPUs' users have them"
-    ),
-    "tests/engine/test_speculation.py::test_drafts_change_nothing_but_the_speed[v1-async-draft_model": Later(
-        Tier.CI, "a process with two engines"
-    ),
-    "tests/engine/test_speculation.py::test_drafts_change_nothing_but_the_speed[v2-async-draft_model": Later(
-        Tier.CI, "the same, interpreted"
+    "tests/engine/test_speculation.py::test_other_drafters_change_no_more": Later(
+        Tier.ALL, "the same for nine: other drafters, and the other kind of scheduling"
     ),
     # Exactness over more prompts, sizes and shapes; a broken fork or join breaks test_exact's other tests too.
     "tests/engine/test_exact.py::test_two_hundred_greedy_answers_equal_the_client_side_reference": Later(

@@ -89,6 +89,12 @@ class Settings(BaseModel):
         "own, a subclass of forkjoin_scheduler.policy.pruning.Pruning",
     )
 
+    draft_from: Literal["drafter", "family"] = Field(
+        default="drafter",
+        description="speculative decoding by ngram or suffix: family: where the drafter finds nothing in a "
+        "thread's own context, drafts are what its siblings and the text before the fork have written",
+    )
+
     max_request_threads: int = Field(
         default=256,
         ge=1,

@@ -60,6 +60,12 @@ TOTAL = Counter(
 MALFORMED = Counter(
     f"{_PREFIX}malformed_outputs", "Malformed outputs and limits, by kind and policy.", ["kind", "policy"]
 )
+DRAFTED = Counter(
+    f"{_PREFIX}draft_tokens",
+    "Tokens drafted for requests that forked, by whose drafts: the drafter's, or their family's.",
+    ["source"],
+)
+ACCEPTED = Counter(f"{_PREFIX}draft_tokens_accepted", "Those of them that were right.", ["source"])
 REFUSED = Counter(
     f"{_PREFIX}requests_refused",
     "Requests refused because too much waits: by limit, of all (queued_…) or of their API key (key_…).",
@@ -122,6 +128,11 @@ def _voted(event: dict[str, Any]) -> None:
     VOTES.labels("undecided" if event["result"] is None else "decided").inc()
 
 
+def _drafted(event: dict[str, Any]) -> None:
+    DRAFTED.labels(event["source"]).inc(event["num"])
+    ACCEPTED.labels(event["source"]).inc(event["num_right"])
+
+
 def _refused(event: dict[str, Any]) -> None:
     MALFORMED.labels(event["reason"], event["policy"]).inc()
 
@@ -155,6 +166,7 @@ _HANDLERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "thread_ended": _thread_ended,
     "joined": _joined,
     "joined_ahead": _joined_ahead,
+    "drafted": _drafted,
     "voted": _voted,
     "refused": _refused,
     "limited": _refused,

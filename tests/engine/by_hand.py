@@ -42,7 +42,7 @@ class ByHand:
 
     A request that has nothing to write writes ``filler``. ``window``: the sliding window of all layers.
     ``max_drafts``: so many tokens of a request are drafted for each step, all of them right; what it is told
-    to write only then, no draft knows.
+    to write only then, no draft knows. If ``draft_from`` is family, the drafter itself finds none.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class ByHand:
         filler: str = "x",
         reasoning_parser: str = "",
         max_drafts: int = 0,
+        draft_from: str = "drafter",
     ) -> None:
         dialect = dialect.model_copy(update={"min_room": 1})
         args = EngineArgs(
@@ -65,7 +66,7 @@ class ByHand:
             max_num_seqs=8,
             max_num_batched_tokens=2048,
             enforce_eager=True,
-            additional_config={KEY: Settings.of(dialect, {}).model_dump(mode="json")},
+            additional_config={KEY: Settings.of(dialect, {}, draft_from=draft_from).model_dump(mode="json")},
             worker_cls=WORKER if dialect.is_stitched else "auto",
             reasoning_parser=reasoning_parser,
             speculative_config=speculation(max_drafts),
@@ -87,7 +88,7 @@ class ByHand:
         )
         self.tokenizer = EngineTokenizer.from_model_config(config.model_config)
         self.oracle = KVOracle(self.scheduler, window)
-        self.copies = Copies(self.scheduler, max_drafts)
+        self.copies = Copies(self.scheduler, max_drafts if draft_from == "drafter" else 0)
         self._hasher = get_request_block_hasher(block_size, hash_)
         (self.filler_id,) = self.tokenizer.encode(filler)
         self._writing: dict[str, deque[int]] = defaultdict(deque)

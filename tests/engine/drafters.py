@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def drafter(method: str, folder: Path) -> dict[str, Any]:
     match method:
         case "ngram":
             return config | {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+        case "suffix":
+            sys.path.append(str(Path(__file__).parent / "stubs"))
+            return config
         case "draft_model":
             return config | {"model": str(EMBEDDED_MODEL)}
         case "mtp":

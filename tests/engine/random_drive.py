@@ -223,6 +223,7 @@ class Setup:
             "admission": chance.choice(["family", "greedy"]),
             "prune_policy": FICKLE,
             **chance.choice(pace),
+            **({"draft_from": drafting.choice(["drafter", "family"])} if max_drafts else {}),
         }
         limits = {"max_tokens_per_thread": [1, 3, 10], "max_total_tokens": [1, 5, 40]}
         return cls(

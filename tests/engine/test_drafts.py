@@ -153,6 +153,35 @@ def test_what_lies_in_a_step_of_several_tokens_comes_to_what_it_does_in_steps_of
     assert hand.copies.num_accepted > 1
 
 
+def test_a_thread_is_drafted_from_what_its_family_has_written(drive_threads):
+    alone, hand = drive_threads(max_drafts=0), drive_threads(max_drafts=6, draft_from="family")
+    assert hand.text("r") == alone.text("r")
+    (told,) = hand.events("drafted")
+    assert told["source"] == "family"
+    assert len("defghijklm</Thread>") > told["num_right"] >= len("defghijklm") - 2  # a b c say which
+    assert hand.num_steps < alone.num_steps - 6
+
+
+@pytest.fixture
+def drive_threads():
+    """Two threads one behind the other that write the same."""
+    from forkjoin_server.configuration import EMBEDDED_MODEL
+    from tests.engine.by_hand import ByHand
+
+    def drive(**options):
+        hand = ByHand(load("threadweaver"), EMBEDDED_MODEL, **options)
+        hand.add("r", "q")
+        hand.say("r", OUTLINES)
+        hand.say("r#0", "abcdefghijklm</Thread>")
+        hand.say("r#1", "nopqrstuvwxyzabcdefghijklm</Thread>")
+        hand.steps_until(lambda: hand.events("joined"))
+        hand.say("r", "<|end|>")
+        hand.finish()
+        return hand
+
+    return drive
+
+
 @MODES
 def test_drafts_that_come_behind_the_fork_of_their_request_are_forgotten(is_async):
     from forkjoin_server.configuration import EMBEDDED_MODEL

@@ -6,6 +6,8 @@ from prometheus_client import REGISTRY
 from forkjoin_server.metrics import observe
 from scripts.metrics_page import PAGE, page
 
+DRAFTED = {"type": "drafted", "source": "family", "num": 9, "num_right": 4}
+
 
 @pytest.mark.parametrize(
     ("event", "name", "labels", "grows_by"),
@@ -14,6 +16,8 @@ from scripts.metrics_page import PAGE, page
         ({"type": "voted", "result": "4"}, "forkjoin:votes_total", {"outcome": "decided"}, 1),
         ({"type": "internal_error", "where": "x"}, "forkjoin:internal_errors_total", {"where": "x"}, 1),
         ({"type": "voted", "result": None}, "forkjoin:votes_total", {"outcome": "undecided"}, 1),
+        (DRAFTED, "forkjoin:draft_tokens_total", {"source": "family"}, 9),
+        (DRAFTED, "forkjoin:draft_tokens_accepted_total", {"source": "family"}, 4),
     ],
 )
 def test_an_event_counts_in_its_metric(event, name, labels, grows_by):

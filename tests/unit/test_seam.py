@@ -143,6 +143,7 @@ def test_what_we_override_of_vllms_scheduler_is_known():
         "_free_request_blocks": "ending",
         "_update_request_with_output": "hearing",
         "_update_after_schedule": "hearing",
+        "update_draft_token_ids": "hearing",
         "_handle_blocked_waiting_request": "admitting",
         "_free_request": "admitting",
         "add_request": "scheduler",
@@ -258,9 +259,14 @@ ATTRIBUTES = {
     "vllm.sampling_params:StructuredOutputsParams": "_backend",
     "vllm.parser.abstract_parser:Parser": "_tool_parser model_tokenizer",
     "vllm.config.parallel:ParallelConfig": "_api_process_count",
-    "vllm.v1.core.sched.output:SchedulerOutput": ("num_scheduled_tokens total_num_scheduled_tokens"),
-    "vllm.v1.outputs:ModelRunnerOutput": "sampled_token_ids",
-    "vllm.config.speculative:SpeculativeConfig": "method parallel_drafting",
+    "vllm.v1.core.sched.output:SchedulerOutput": (
+        "num_scheduled_tokens total_num_scheduled_tokens scheduled_spec_decode_tokens"
+    ),
+    "vllm.v1.outputs:ModelRunnerOutput": "req_ids sampled_token_ids",
+    "vllm.v1.outputs:DraftTokenIds": "req_ids draft_token_ids",
+    "vllm.config.speculative:SpeculativeConfig": (
+        "method num_speculative_tokens parallel_drafting prompt_lookup_min prompt_lookup_max"
+    ),
     "vllm.v1.engine:EngineCoreOutputs": "outputs",
     "vllm.v1.engine:EngineCoreOutput": (
         "request_id new_token_ids new_logprobs finish_reason stop_reason kv_transfer_params trace_headers"
@@ -305,7 +311,7 @@ CALLED = {
         "__init__ add_request schedule update_from_output finish_requests reset_prefix_cache _preempt_request "
         "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request "
         "_handle_blocked_waiting_request _free_request _holds_kv_blocks get_num_unfinished_requests "
-        "_update_after_schedule"
+        "_update_after_schedule update_draft_token_ids"
     ),
     MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks estimate_cached_tokens",
     COORDINATOR: "cache_blocks",

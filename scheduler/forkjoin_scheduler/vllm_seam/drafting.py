@@ -11,6 +11,8 @@ from typing import Any, get_args
 
 from vllm.config.speculative import MTPModelTypes
 
+from forkjoin_scheduler.errors import UnsupportedEngine
+
 #: They look drafts up in what was written, and keep no KV.
 WITHOUT_KV = ("ngram", "suffix")
 TESTED = (*WITHOUT_KV, "draft_model", "eagle", "eagle3", *get_args(MTPModelTypes))
@@ -30,3 +32,14 @@ def drafts_with_kv(vllm_config: Any) -> str | None:
     """The method by which is drafted, if that needs KV of its own; else None."""
     speculative = vllm_config.speculative_config
     return None if speculative is None or speculative.method in WITHOUT_KV else str(speculative.method)
+
+
+def check_fills_in(vllm_config: Any) -> None:
+    """Raise UnsupportedEngine unless the drafter leaves drafts to be filled in on their way."""
+    speculative = vllm_config.speculative_config
+    if speculative is None or speculative.method not in WITHOUT_KV:
+        found = "no speculative decoding" if speculative is None else speculative.method
+        raise UnsupportedEngine(
+            f"--draft-from family expects a drafter that may find nothing ({', '.join(WITHOUT_KV)}), found "
+            f"{found}: name one of them in --speculative-config, or drop --draft-from"
+        )

@@ -13,14 +13,18 @@ Invariant (pinned by tests): a branch whose run was cut is parked or has ended b
 from __future__ import annotations
 
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.bound import WINDOW_TOKENS
 from forkjoin_scheduler.dialect import ForkAt, Policy
-from forkjoin_scheduler.family import BranchState
+from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal
 from forkjoin_scheduler.vllm_seam.core import STOPPED
+from forkjoin_scheduler.vllm_seam.drafting import check_fills_in
+from forkjoin_scheduler.vllm_seam.family_drafts import FamilyDrafts
 from forkjoin_scheduler.vllm_seam.forking import Forking
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.planned import Fork
 from forkjoin_scheduler.vllm_seam.requests import truncate
 from forkjoin_scheduler.vllm_seam.wish import Wish, noted
@@ -28,6 +32,14 @@ from forkjoin_scheduler.vllm_seam.wish import Wish, noted
 
 class Hearing(Forking):
     """Books the tokens of a step, and plans what they call for."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        is_on = self._settings.draft_from == "family"
+        if is_on:
+            check_fills_in(self.vllm_config)
+        speculative = self.vllm_config.speculative_config
+        self._drafts = speculative and FamilyDrafts(speculative, self, is_on=is_on)
 
     # ---- vLLM's hooks ----------------------------------------------------------------------
 
@@ -64,6 +76,16 @@ class Hearing(Forking):
             # come behind the step, or not at all.
             for request_id in scheduler_output.num_scheduled_tokens:
                 self.requests[request_id].spec_token_ids = []
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        if self._drafts is not None and self._live:
+            self._fenced("draft", None, self._drafts.fill_in, draft_token_ids, self.requests)
+        super().update_draft_token_ids(draft_token_ids)
+
+    def _whose(self, request_id: str) -> tuple[LiveFamily, Branch] | None:
+        """The family and branch of a request; None if it has not forked."""
+        live = self._live.get(request_id)
+        return self._threads.get(request_id) if live is None else (live, live.family.root)
 
     # ---- a token ---------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.family import Branch, BranchState, Family, ThreadEnd
+from forkjoin_scheduler.lookup import Lookup
 from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, wire
@@ -49,6 +50,11 @@ class LiveFamily:
     closing: set[Branch] = field(default_factory=set)
     #: Threads by the number that their parent knows them by, where it asks for them one by one.
     numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
+    #: What its branches have written, to draft from (``family_drafts.py``).
+    lookup: Lookup | None = None
+    #: Tokens that were drafted for it, and those of them that were right, by whose drafts they were.
+    drafted: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
     #: Newlines that the next text of a branch is to begin with, in the answer.
     newlines: dict[Branch, int] = field(default_factory=dict)
     #: Threads whose end the front end has been told.
@@ -151,6 +157,8 @@ class LiveFamily:
         if self.finish_reason is FinishReason.STOP and last is not None:
             pieces.append(last)
         family.num_shown += len(pieces)
+        for source in () if family.is_live else sorted(self.drafted):
+            self.tell("drafted", source=source, num=self.drafted[source], num_right=self.accepted[source])
         # A stop string ends the request in the front end, which needs the counts of that very step.
         if self.events or self.wish.params.stop or not family.is_live:
             self.tell("progress" if family.is_live else "family_ended", **self.counts())

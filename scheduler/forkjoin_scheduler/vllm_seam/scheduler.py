@@ -107,6 +107,10 @@ class ForkJoinScheduler(Pacing):
     ) -> dict[int, EngineCoreOutputs]:
         sampled = model_runner_output.sampled_token_ids
         self._fenced("pace", None, self._step_ended, scheduler_output, sampled)
+        if self._drafts is not None and self._live:
+            by_request = zip(model_runner_output.req_ids, sampled, strict=False)
+            drafted = scheduler_output.scheduled_spec_decode_tokens
+            self._fenced("draft", None, self._drafts.count, drafted, by_request)
         result = super().update_from_output(scheduler_output, model_runner_output)
         self._evict_failed()
         if self._live:
