@@ -153,8 +153,8 @@ def cells(row: dict[str, Any]) -> list[object]:
     ]
 
 
-def start_engine() -> LLM:
-    """An engine on the embedded model in this process, as `forkjoin serve` sets it up."""
+def start_engine(argv: list[str] | None = None) -> LLM:
+    """An engine on the embedded model in this process, as `forkjoin serve ARGV` sets it up."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # vLLM reads these when it is imported.
@@ -165,11 +165,13 @@ def start_engine() -> LLM:
 
     # The plugin does this for the server's engine client, which the offline one is not.
     setattr(llm_engine, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
-    served = serve_args([])
+    served = serve_args(argv or [])
     return LLM(
         model=str(EMBEDDED_MODEL),
+        dtype=served.dtype,
         scheduler_cls=served.scheduler_cls,
         additional_config=served.additional_config,
+        speculative_config=served.speculative_config,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import time
 from pathlib import Path
 
@@ -64,7 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     abacus = commands.add_parser("abacus", help="the embedded model, unforced: forked and sequential")
-    _add_abacus(abacus)
+    _add_of_checkout(abacus, "abacus")
+
+    drafted = commands.add_parser("drafted", help="the same, with speculative decoding and without")
+    _add_of_checkout(drafted, "drafted")
 
     scheduler = commands.add_parser("scheduler", help="what the scheduler costs a step, without a model")
     scheduler_cost.add_arguments(scheduler)
@@ -85,21 +89,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_abacus(parser: argparse.ArgumentParser) -> None:
+def _add_of_checkout(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add what the module ``name`` runs, whose prompts come from the training task of a checkout."""
     try:
-        from forkjoin_bench import abacus
+        module = importlib.import_module(f"forkjoin_bench.{name}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "training":
             raise
         parser.set_defaults(run=_needs_checkout)
         return
-    abacus.add_arguments(parser)
-    parser.set_defaults(run=abacus.main)
+    module.add_arguments(parser)
+    parser.set_defaults(run=module.main)
 
 
 def _needs_checkout(args: argparse.Namespace) -> None:
     raise UsageError(
-        "bench abacus: expected a checkout, whose training task gives its prompts: use make bench"
+        f"{args.command}: expected a checkout, whose training task gives its prompts: use make bench"
     )
 
 

@@ -34,7 +34,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
        forkjoin keys new NAME
-       forkjoin bench run|report|targets|abacus|scheduler|overload|simulate
+       forkjoin bench run|report|targets|abacus|drafted|scheduler|overload|simulate
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
