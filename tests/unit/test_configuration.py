@@ -214,6 +214,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "slo-itl-ms": ("None", "default"),
         "thread-policy": ("None", "default"),
         "prune-policy": ("None", "default"),
+        "draft-from": ("drafter", "default"),
         "log-format": ("text", "default"),
         "api-key-file": ("None", "default"),
         "open-routes": ("/health,/ready,/ping,/version,/metrics", "default"),
