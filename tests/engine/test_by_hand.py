@@ -410,3 +410,22 @@ def test_two_swaps_draw_other_noise(drive):
     hand.say("r", "<Sub Searches>xx<Sub Searches>xx<|end|>")
     hand.finish()
     assert len(set(seeds)) == 2
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_thread_that_is_cancelled_gives_back_what_its_own_threads_held_for_their_join(drive, is_async):
+    """Else it is held until the family's end."""
+    hand = drive(changed("npr", max_depth=2), is_async=is_async)
+    hand.add("r", "q", stop_token_ids=hand.tokenizer.encode("z"))
+    hand.say("r", "<guideline><plan>1: a</plan><plan>2: b</plan><plan>3: c</plan></guideline>")
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    hand.say("r#2", PLANS)
+    hand.steps_until(lambda: hand.decodes("r#4"))
+    hand.say("r#3", "abc</step>")
+    hand.steps_until(lambda: hand.scheduler._live["r"].held)
+    hand.say("r#1", "z")  # the answer ends here, as soon as the thread before it has ended
+    hand.steps_until(lambda: not hand.decodes("r#4"))
+    hand.say("r#0", "</step>")
+    hand.finish()
+    ends = {e["index"]: e["reason"] for e in hand.events("thread_ended")}
+    assert ends == {0: "stop", 1: "request_stop", 2: "cancelled", 3: "stop", 4: "cancelled"}

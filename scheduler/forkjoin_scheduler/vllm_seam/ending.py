@@ -329,8 +329,11 @@ class Ending(Ahead):
         return self._forget(live, cancelled)
 
     def _forget(self, live: LiveFamily, cancelled: list[Branch]) -> list[str]:
-        """Tell of the end of ``cancelled`` threads; returns their request ids."""
-        self._release_held(live, cancelled)
+        """Tell of the end of ``cancelled`` threads; returns their request ids.
+
+        What their own threads hold that had ended before them, no join will need.
+        """
+        self._release_held(live, [t for thread in cancelled for t in thread.subtree()])
         for thread in cancelled:
             self._threads.pop(thread.request_id, None)
             self._offsets.pop(thread.request_id, None)
