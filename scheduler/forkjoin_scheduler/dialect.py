@@ -334,7 +334,9 @@ class Dialect(_Strict):
     )
     #: Where the threads are announced; None: each fork has ``width`` threads.
     outline: Outline | None = None
-    width: int | None = Field(default=None, ge=1, description="threads of each fork, without an outline")
+    width: int | None = Field(
+        default=None, ge=1, le=1024, description="threads of each fork, without an outline"
+    )
     thread: Thread
     join: Join = Join()
     positions: Positions = Positions()

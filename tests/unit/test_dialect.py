@@ -234,6 +234,7 @@ WRONG = {
     "vote_without_result": ({"join": {"kind": "vote"}}, "expected join.result with the kind vote"),
     "result_without_vote": ({"join": {"result": "x"}}, "expected join.result with the kind vote"),
     "no_width": ({"width": 0}, "greater than or equal to 1"),
+    "too_wide": ({"width": 10**9}, "less than or equal to 1024"),
     "no_depth": ({"max_depth": 0}, "greater than or equal to 1"),
     "no_room": ({"min_room": 0}, "greater than or equal to 1"),
     "neither_token_nor_text": ({"tags_are": "words"}, "'tokens' or 'text'"),
