@@ -23,6 +23,7 @@ def register() -> None:
 
     from forkjoin_scheduler.redact import hide_in_logs
     from forkjoin_scheduler.vllm_seam.collector import PieceCollector
+    from forkjoin_scheduler.vllm_seam.drafted_temperatures import spread_temperatures_over_drafts
     from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
     from forkjoin_scheduler.vllm_seam.seeded import keep_seeds_of_partial_prompts
     from forkjoin_scheduler.vllm_seam.token_texts import decode_alternatives_once
@@ -33,6 +34,7 @@ def register() -> None:
     hide_in_logs()
     end_with_vital_threads()
     keep_seeds_of_partial_prompts()
+    spread_temperatures_over_drafts()
     decode_alternatives_once()
     _allow_amx()
 
