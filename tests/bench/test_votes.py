@@ -11,7 +11,7 @@ import pytest
 
 from forkjoin_bench.votes import command
 from forkjoin_bench.votes.command import COLUMNS, is_same, num_same, rows
-from forkjoin_bench.votes.measure import WAYS, Voted
+from forkjoin_bench.votes.measure import WAYS, Voted, _id_of
 from forkjoin_bench.votes.questions import SUBJECTS
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.options import parse_options
@@ -46,6 +46,11 @@ def test_each_way_is_a_request_that_is_taken(way):
 def test_the_answer_of_a_thread_is_found(model, text):
     assert re.findall(SUBJECTS[model].vote, text)[-1] == "1728"
     assert re.search(r"\d", SUBJECTS[model].ask(random.Random(1)))
+
+
+def test_no_request_of_a_vote_has_an_id_that_begins_as_that_of_another():
+    ids = [_id_of(way, seed) for way in WAYS for seed in range(120)]
+    assert not [(a, b) for a in ids for b in ids if a is not b and b.startswith(a)]
 
 
 def _arguments(tmp_path, *more: str) -> argparse.Namespace:

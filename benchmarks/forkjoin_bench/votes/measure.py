@@ -88,7 +88,7 @@ class Bench:
                 seed=vote.seed,
                 extra_args={KEY: forkjoin},
             )
-            request_id = f"{way} {vote.seed}"
+            request_id = _id_of(way, vote.seed)
             self._engine.add_request(request_id, vote.prompt, params)
             voted[request_id] = Voted(way, vote.seed)
         while self._engine.has_unfinished_requests():
@@ -100,7 +100,14 @@ class Bench:
                     done.token_ids = list(output.outputs[0].token_ids)
         for family, events in self._families.items():
             _take_in(next(v for i, v in voted.items() if family.startswith(i)), events)
+        if silent := [i for i, v in voted.items() if v.index < 0]:
+            raise RuntimeError(f"expected a family to tell of each vote, none did of {', '.join(silent)}")
         return list(voted.values())
+
+
+def _id_of(way: str, seed: int) -> str:
+    """The id of a vote's request, to which vLLM appends: that of no other vote begins with it."""
+    return f"{way} {seed}."
 
 
 def _take_in(voted: Voted, events: list[Event]) -> None:
