@@ -128,6 +128,7 @@ def test_each_flag_of_ours_in_the_guides_is_one(page):
     ours = {f"--{name}" for name in own_flags()}
     vllms = {"--max-num-seqs", "--max-num-batched-tokens", "--max-model-len", "--block-size"}
     vllms |= {"--gpu-memory-utilization", "--shutdown-timeout", "--scheduler-cls", "--reasoning-parser"}
+    vllms |= {"--speculative-config"}
     vllms |= {"--worker-cls", "--chat-template", "--no-enable-chunked-prefill", "--max-logprobs"}
     routers = {"--cb-failure-threshold"}
     assert _flags(page) <= ours | vllms | routers

@@ -41,6 +41,7 @@ def test_a_burst_of_connections_is_taken_in_within_a_few_turns(monkeypatch, peer
     for name in ("startup", "shutdown"):
         monkeypatch.setattr(NoSignalServer, name, getattr(NoSignalServer, name))
     accept_in_bursts()
+    accept_in_bursts()  # a second time is none
     config = uvicorn.Config(_app, lifespan="off", log_config=None)
     clients = [socket.socket() for _ in range(NUM_CLIENTS)]
     with socket.socket() as listening:

@@ -24,6 +24,8 @@ def accept_in_bursts() -> None:
     """
     from vllm.entrypoints.launchers.launcher import NoSignalServer
 
+    if NoSignalServer.startup.__module__ == __name__:
+        return
     start, stop = NoSignalServer.startup, NoSignalServer.shutdown
     copies: WeakKeyDictionary[NoSignalServer, list[socket.socket]] = WeakKeyDictionary()
 
