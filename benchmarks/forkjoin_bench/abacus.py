@@ -10,8 +10,6 @@ JSON. Needs a checkout, for the prompts come from the training task.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import statistics
 import sys
@@ -22,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_bench.host import host_facts
+from forkjoin_bench.in_process import arguments_in_process
 from forkjoin_bench.measures import spread
+from forkjoin_bench.results import write_json
 from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.feed import FEEDS, Event
-from forkjoin_server.cli import serve_args
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from training.task import LETTERS, Worksheet, check, make_worksheet
 
@@ -35,12 +34,6 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 2, 3, 6)
 MAX_TOKENS = 3000
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
 COLUMNS = (
     "problems",
     "fork/join s",
@@ -155,17 +148,9 @@ def cells(row: dict[str, Any]) -> list[object]:
 
 def start_engine(argv: list[str] | None = None) -> LLM:
     """An engine on the embedded model in this process, as `forkjoin serve ARGV` sets it up."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # vLLM reads these when it is imported.
+    served = arguments_in_process(argv or [])
     from vllm import LLM
-    from vllm.v1.engine import llm_engine
 
-    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
-
-    # The plugin does this for the server's engine client, which the offline one is not.
-    setattr(llm_engine, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
-    served = serve_args(argv or [])
     return LLM(
         model=str(EMBEDDED_MODEL),
         dtype=served.dtype,
@@ -203,7 +188,4 @@ def main(args: argparse.Namespace) -> None:
         "rows": rows,
         "runs": [asdict(run) for run in runs],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "abacus.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    print(f"written to {write_json(args.out, 'abacus', result)}")

@@ -23,6 +23,7 @@ from typing import Any
 
 from forkjoin_bench.abacus import MAX_TOKENS, start_engine
 from forkjoin_bench.host import host_facts
+from forkjoin_bench.results import write_json
 from forkjoin_bench.tables import table
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.feed import FEEDS
@@ -206,7 +207,4 @@ def main(args: argparse.Namespace) -> None:
         "rows": rows,
         "runs": [asdict(run) for run in runs],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "drafted.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    print(f"written to {write_json(args.out, 'drafted', result)}")

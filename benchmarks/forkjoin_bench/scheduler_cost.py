@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import os
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from forkjoin_bench.host import host_facts
+from forkjoin_bench.results import write_json
 from forkjoin_bench.script import Compiled, Compiler, digest
 from forkjoin_bench.tables import table
 from forkjoin_bench.traces import Author, Family, Fork
@@ -237,7 +237,4 @@ def main(args: argparse.Namespace) -> None:
     if {128, 1024} <= set(args.widths):
         result["slopes"] = {kind: slope(own) for kind, own in costs.items()}
         print("\nexponent of growth from 128 on:", {k: round(v, 2) for k, v in result["slopes"].items()})
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "scheduler.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    print(f"written to {write_json(args.out, 'scheduler', result)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from forkjoin_bench.host import host_facts
 from forkjoin_bench.overload.plan import Plan
 from forkjoin_bench.overload.result import Result, problems
 from forkjoin_bench.overload.run import run
+from forkjoin_bench.results import write_json
 from forkjoin_bench.tables import table
 from forkjoin_scheduler.errors import UsageError
 
@@ -47,9 +47,8 @@ def main(args: argparse.Namespace) -> None:
     plans = [plan, *([replace(plan, is_stock=True, flags=())] if args.stock else [])]
     results = {one.name: run(one, args.out) for one in plans}
     facts = {"command": args.command, "host": host_facts(), "plan": asdict(plan)}
-    path = args.out / "overload.json"
     found = {name: asdict(result) for name, result in results.items()}
-    path.write_text(json.dumps(facts | {"results": found}, indent=2) + "\n")
+    path = write_json(args.out, "overload", facts | {"results": found})
     print(table(["", *results], rows(list(results.values()))))
     print(f"written: {path}")
     for one in plans[1:]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import statistics
 import sys
@@ -15,18 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from forkjoin_bench.host import host_facts
+from forkjoin_bench.in_process import set_environment
 from forkjoin_bench.models import make_model
+from forkjoin_bench.results import write_json
 from forkjoin_bench.tables import table
 from forkjoin_bench.votes.measure import LOSSLESS, WAYS, Asked, Bench, Voted, start_engine
 from forkjoin_bench.votes.questions import SUBJECTS
 from forkjoin_scheduler.errors import UsageError
 
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
 COLUMNS = (
     "way", "tokens", "of all", "steps", "s", "of all", "cut", "not started", "pruned", "same thread and text",
     "same result",
@@ -59,8 +53,7 @@ def main(args: argparse.Namespace) -> None:
     """Measure, print, write. Raises UsageError if a lossless way had another answer than waiting for all."""
     if args.votes < 1 or args.best_of < 1 or min(args.at_once) < 1:
         raise UsageError("--votes, --best-of, --at-once: expected at least 1")
-    for name, value in ENVIRONMENT.items():  # vLLM reads these when it is imported
-        os.environ.setdefault(name, value)
+    set_environment()
     subject = SUBJECTS[args.model]
     options: dict[str, Any] = {
         "vote": subject.vote,
@@ -84,9 +77,8 @@ def main(args: argparse.Namespace) -> None:
     bench.run("all", asked[:1], args.best_of, options)  # warms up
     results = {str(n): _measure(bench, asked, n, args, options) for n in args.at_once}
     facts = {"command": args.command, "host": before, "load_average_after": host_facts()["load_average"]}
-    path = args.out / f"votes-{args.model}.json"
     runs = {n: {way: list(map(asdict, v)) for way, v in found.items()} for n, found in results.items()}
-    path.write_text(json.dumps(facts | {"options": options, "runs": runs}, indent=2) + "\n")
+    path = write_json(args.out, f"votes-{args.model}", facts | {"options": options, "runs": runs})
     wrong = []
     for at_once, found in results.items():
         print(f"\n{args.votes} votes of {args.best_of} threads, {at_once} at a time, {args.slots} slots\n")

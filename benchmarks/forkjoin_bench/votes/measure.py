@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from forkjoin_bench.in_process import arguments_in_process
 from forkjoin_scheduler.feed import FEEDS, Event
 from forkjoin_scheduler.settings import KEY
 
@@ -123,15 +124,9 @@ def _take_in(voted: Voted, events: list[Event]) -> None:
 
 def start_engine(model: str, max_num_seqs: int, num_blocks: int | None, dtype: str) -> LLM:
     """An engine in this process for any model, as ``forkjoin serve --dialect explicit`` sets it up."""
+    served = arguments_in_process([model, "--dialect", "explicit"])
     from vllm import LLM
-    from vllm.v1.engine import llm_engine
 
-    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
-    from forkjoin_server.cli import serve_args
-
-    # The plugin does this for the server's engine client, which the offline one is not.
-    setattr(llm_engine, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
-    served = serve_args([model, "--dialect", "explicit"])
     return LLM(
         model=model,
         dtype=dtype,
