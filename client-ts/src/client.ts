@@ -1,0 +1,149 @@
+/** Asks the server, and yields the events of its answer. */
+
+import { eventsOf } from "./assemble.js";
+import { ApiError, ConnectionFailed, StreamBroken } from "./errors.js";
+import type { Finished, ForkJoinEvent } from "./events.js";
+import { type Retry, retryAfterS, withRetries } from "./retry.js";
+import { eventData } from "./sse.js";
+import type { ChatRequest, Chunk } from "./wire.js";
+
+export interface ClientOptions {
+  /** The server's address with the version: `http://localhost:8000/v1`. */
+  baseUrl: string;
+  apiKey?: string | undefined;
+  /** How often to ask again after a 408, 409, 429, 5xx or no answer at all. Default 2. */
+  maxRetries?: number;
+  /** The longest wait between two tries, in seconds; a longer `Retry-After` throws. Default 60. */
+  maxDelayS?: number;
+  fetch?: typeof fetch;
+}
+
+export interface CallOptions {
+  /** Aborting closes the connection, and the server stops the request with all its threads. */
+  signal?: AbortSignal;
+  /** Called before each wait for another try. */
+  onRetry?: (retry: Retry) => void;
+}
+
+/**
+ *     const client = new ForkJoin({ baseUrl: "http://localhost:8000/v1" });
+ *     for await (const event of client.stream({ model: "abacus", messages })) {
+ *       if (event.type === "forked") console.log(event.threads.map((t) => t.title));
+ *       if (event.type === "answer_delta") process.stdout.write(event.text);
+ *     }
+ */
+export class ForkJoin {
+  private readonly options: Required<Omit<ClientOptions, "apiKey">> & { apiKey: string | undefined };
+
+  constructor({ baseUrl, apiKey, maxRetries = 2, maxDelayS = 60, fetch: ask }: ClientOptions) {
+    // Browsers refuse a `fetch` that is called as another object's method.
+    const fetch = ask ?? ((...args: Parameters<typeof globalThis.fetch>) => globalThis.fetch(...args));
+    this.options = { baseUrl: baseUrl.replace(/\/+$/, ""), apiKey, maxRetries, maxDelayS, fetch };
+  }
+
+  /**
+   * The events of one chat completion; the last one is `finished`.
+   *
+   * Throws `ApiError`, `ConnectionFailed` or `StreamBroken`. Only a request that has no answer yet is
+   * sent again. Leaving the loop early cancels the request, as aborting the signal does.
+   */
+  async *stream(request: ChatRequest, options: CallOptions = {}): AsyncGenerator<ForkJoinEvent> {
+    const body = streamed(request);
+    const response = await this.fetch("/chat/completions", { method: "POST", body }, options);
+    if (response.body === null) throw new StreamBroken("expected an event stream, got an empty answer");
+    yield* eventsOf(chunksOf(response.body));
+  }
+
+  /** The whole answer, with the tree of its threads. Throws what `stream` throws. */
+  async complete(request: ChatRequest, options: CallOptions = {}): Promise<Finished> {
+    for await (const event of this.stream(request, options)) if (event.type === "finished") return event;
+    throw new StreamBroken("expected a last event, got the end of the stream");
+  }
+
+  /** The JSON of a GET below the base URL, such as `/models`. Throws `ApiError` or `ConnectionFailed`. */
+  async get(path: string, options: CallOptions = {}): Promise<unknown> {
+    const response = await this.fetch(path, { method: "GET" }, options);
+    return response.json();
+  }
+
+  private fetch(path: string, init: RequestInit, { signal, onRetry }: CallOptions): Promise<Response> {
+    const { baseUrl, apiKey, maxRetries, maxDelayS } = this.options;
+    const headers: Record<string, string> = apiKey ? { authorization: `Bearer ${apiKey}` } : {};
+    if (init.body !== undefined) headers["content-type"] = "application/json";
+    const ask = async (): Promise<Response> => {
+      const response = await this.reach(baseUrl + path, { ...init, headers, signal: signal ?? null });
+      if (!response.ok) throw await refusal(response);
+      return response;
+    };
+    return withRetries(ask, { maxRetries, maxDelayS, signal, onRetry });
+  }
+
+  private async reach(url: string, init: RequestInit): Promise<Response> {
+    try {
+      return await this.options.fetch(url, init);
+    } catch (error) {
+      if (init.signal?.aborted) throw init.signal.reason;
+      throw new ConnectionFailed(`expected an answer from ${url}, got none: is the server running?`, {
+        cause: error,
+      });
+    }
+  }
+}
+
+/** The request as a stream that tells of its threads and its usage. */
+function streamed(request: ChatRequest): string {
+  const asked = { include_threads: true, include_usage: true, ...request.stream_options };
+  return JSON.stringify({ ...request, stream: true, stream_options: asked });
+}
+
+/** The chunks of a stream's bytes. Throws `ApiError` for an error in it, `StreamBroken` for a missing end. */
+export async function* chunksOf(bytes: ReadableStream<Uint8Array>): AsyncGenerator<Chunk> {
+  try {
+    for await (const data of eventData(bytes)) {
+      if (data === "[DONE]") return;
+      yield chunkOf(data);
+    }
+  } catch (error) {
+    if (error instanceof TypeError) {
+      throw new StreamBroken("the connection was lost before the answer was complete", { cause: error });
+    }
+    throw error;
+  }
+  throw new StreamBroken("expected [DONE] at the end of the stream, got the end of the connection");
+}
+
+function chunkOf(data: string): Chunk {
+  let chunk: unknown;
+  try {
+    chunk = JSON.parse(data);
+  } catch (error) {
+    throw new StreamBroken(`expected a JSON object in the stream, got ${excerpt(data)}`, { cause: error });
+  }
+  if (typeof chunk === "object" && chunk !== null) {
+    if ("error" in chunk) throw errorIn(chunk.error);
+    if ("choices" in chunk && Array.isArray(chunk.choices)) return chunk as Chunk;
+  }
+  throw new StreamBroken(`expected a chunk with choices in the stream, got ${excerpt(data)}`);
+}
+
+function errorIn(error: unknown): ApiError {
+  const { message, code } = (typeof error === "object" ? error : {}) as { message?: unknown; code?: unknown };
+  return new ApiError(String(message ?? excerpt(JSON.stringify(error))), Number(code) || 500);
+}
+
+async function refusal(response: Response): Promise<ApiError> {
+  const text = await response.text();
+  const after = retryAfterS(response.headers.get("retry-after"));
+  let message = text ? excerpt(text) : `the server answered ${response.status} without a reason`;
+  try {
+    const body = JSON.parse(text) as { error?: { message?: unknown } };
+    if (typeof body.error?.message === "string") message = body.error.message;
+  } catch {
+    // No JSON: a proxy's page, say. Its beginning is the message.
+  }
+  return new ApiError(message, response.status, after);
+}
+
+function excerpt(text: string): string {
+  return text.length > 200 ? `${text.slice(0, 200)}…` : text;
+}

@@ -1,0 +1,68 @@
+/** The events of one answer, in the order in which the server sends them. */
+
+import type { ThreadFinishReason, Usage } from "./wire.js";
+
+/** A thread as it is at the moment: `content` grows until `finishReason` is set. */
+export interface Thread {
+  readonly index: number;
+  readonly id: string;
+  /** The thread that forked; `"root"` is the request itself. */
+  readonly parentId: string;
+  readonly title: string;
+  content: string;
+  finishReason: ThreadFinishReason | null;
+  /** The number of generated tokens, known when the thread has ended. */
+  completionTokens: number | null;
+  readonly children: Thread[];
+}
+
+/** A parent started threads. All threads of a fork come in one event. */
+export interface Forked {
+  type: "forked";
+  parentId: string;
+  threads: Thread[];
+}
+
+/** A thread wrote `text`. */
+export interface ThreadDelta {
+  type: "thread_delta";
+  thread: Thread;
+  text: string;
+}
+
+export interface ThreadEnded {
+  type: "thread_ended";
+  thread: Thread;
+  finishReason: ThreadFinishReason;
+  completionTokens: number | null;
+}
+
+/** All threads of a fork have ended. The parent goes on, unless its dialect never waited. */
+export interface Joined {
+  type: "joined";
+  parentId: string;
+  threads: Thread[];
+}
+
+/** The next piece of the transcript: what a client that knows no threads sees. */
+export interface AnswerDelta {
+  type: "answer_delta";
+  text: string;
+  /** Whether a reasoning parser put the text into the reasoning field. */
+  isReasoning: boolean;
+  /** The usage so far, with `stream_options.continuous_usage_stats`. */
+  usage: Usage | null;
+}
+
+/** The answer is complete. */
+export interface Finished {
+  type: "finished";
+  content: string;
+  reasoning: string;
+  finishReason: string | null;
+  usage: Usage | null;
+  /** The threads that the request forked, each with its own as `children`. */
+  tree: Thread[];
+}
+
+export type ForkJoinEvent = Forked | ThreadDelta | ThreadEnded | Joined | AnswerDelta | Finished;

@@ -1,0 +1,104 @@
+/** The wire format: what the server streams, as far as this client reads it. */
+
+/** How many threads an answer had, and how many decoding steps it took. */
+export interface ForkJoinUsage {
+  num_threads: number;
+  /** The parent's own tokens and, of each fork, the longest thread's. */
+  critical_path_tokens: number;
+  /** All generated tokens, each once. */
+  total_tokens: number;
+  vote?: Vote;
+}
+
+/** The outcome of a request with `best_of`. */
+export interface Vote {
+  /** The index of the chosen thread. */
+  index: number;
+  result: string | null;
+  cut: number[];
+  not_started: number[];
+  pruned: number[];
+}
+
+export interface Usage {
+  prompt_tokens: number;
+  completion_tokens: number;
+  total_tokens: number;
+  forkjoin?: ForkJoinUsage;
+}
+
+/** Why a thread ended; the list may grow, so keep a default case. */
+export type ThreadFinishReason = "stop" | "length" | "cut" | "not_started" | "pruned" | (string & {});
+
+/** One entry of `delta.threads`: `index` is in every entry, `content` comes in pieces, the rest once. */
+export interface ThreadEntry {
+  index: number;
+  id?: string;
+  parent_id?: string;
+  title?: string;
+  content?: string;
+  finish_reason?: ThreadFinishReason;
+  usage?: { completion_tokens: number };
+}
+
+export interface Delta {
+  role?: string;
+  content?: string | null;
+  /** vLLM's name for the text before `</think>`; `reasoning_content` in older versions. */
+  reasoning?: string | null;
+  reasoning_content?: string | null;
+  threads?: ThreadEntry[];
+}
+
+/** A `chat.completion.chunk`. Chunks of the `openai` package fit, too. */
+export interface Chunk {
+  id?: string;
+  model?: string;
+  choices: { index: number; delta: Delta; finish_reason?: string | null }[];
+  usage?: Usage | null;
+}
+
+/** A thread that the request itself defines. */
+export interface Branch {
+  title?: string;
+  text?: string;
+  response_format?: Record<string, unknown>;
+}
+
+/** The request's field `forkjoin`; docs/http-api.md explains each key. */
+export interface ForkJoinOptions {
+  enabled?: boolean;
+  include_threads?: boolean;
+  max_threads_per_fork?: number;
+  max_forks?: number;
+  max_tokens_per_thread?: number;
+  max_total_tokens?: number;
+  structured?: "answer";
+  branches?: Branch[];
+  closing?: string;
+  best_of?: number;
+  vote?: string;
+  confidence?: number;
+  prune?: "confidence" | "agreement" | "memory" | "own";
+  wait_for_all?: boolean;
+}
+
+export interface Message {
+  role: string;
+  content: unknown;
+}
+
+/** The body of a chat completion. Fields that are not listed go to the server as they are. */
+export interface ChatRequest {
+  model: string;
+  messages: Message[];
+  forkjoin?: ForkJoinOptions;
+  temperature?: number;
+  top_p?: number;
+  max_tokens?: number;
+  seed?: number;
+  /** This client reads one answer a request. */
+  n?: 1;
+  stream_options?: Record<string, unknown>;
+  [field: string]: unknown;
+}

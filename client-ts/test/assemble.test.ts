@@ -1,0 +1,75 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Assembler, eventsOf } from "../src/assemble.js";
+import type { ForkJoinEvent } from "../src/events.js";
+import type { Chunk, Delta, ThreadEntry } from "../src/wire.js";
+import { gather } from "./gather.js";
+
+function chunk(delta: Delta, finish_reason: string | null = null): Chunk {
+  return { choices: [{ index: 0, delta, finish_reason }] };
+}
+
+function threads(...entries: ThreadEntry[]): Chunk {
+  return chunk({ threads: entries });
+}
+
+function started(index: number, parent_id = "root"): ThreadEntry {
+  return { index, id: `th_${index}`, parent_id, title: `t${index}`, content: "" };
+}
+
+function ended(index: number, completion_tokens = 1, finish_reason = "stop"): ThreadEntry {
+  return { index, finish_reason, usage: { completion_tokens } };
+}
+
+function taken(...chunks: Chunk[]): ForkJoinEvent[] {
+  const answer = new Assembler();
+  return chunks.flatMap((c) => answer.take(c));
+}
+
+test("a fork is one event with all its threads", () => {
+  const events = taken(threads(started(0), started(1)));
+  assert.deepEqual(events.map((e) => e.type), ["forked"]);
+  assert.deepEqual(events.flatMap((e) => (e.type === "forked" ? e.threads.map((t) => t.title) : [])), ["t0", "t1"]);
+});
+
+test("a fork is joined when its last thread ends, in whatever order", () => {
+  const events = taken(threads(started(0), started(1)), threads(ended(1)), chunk({ content: "x" }), threads(ended(0)));
+  assert.deepEqual(events.map((e) => e.type), ["forked", "thread_ended", "answer_delta", "thread_ended", "joined"]);
+});
+
+test("nested threads stand below whoever forked them, and join by themselves", () => {
+  const answer = new Assembler();
+  const nested = threads(started(2, "th_1"), started(3, "th_1"));
+  const events = [threads(started(0), started(1)), nested, threads(ended(2), ended(3)), threads(ended(0), ended(1))]
+    .flatMap((c) => answer.take(c));
+  const joined = events.flatMap((e) => (e.type === "joined" ? [e.parentId] : []));
+  assert.deepEqual(joined, ["th_1", "root"]);
+  assert.deepEqual(answer.finish().tree.map((t) => t.children.map((c) => c.index)), [[], [2, 3]]);
+});
+
+test("a second fork of the same parent is a fork of its own", () => {
+  const events = taken(threads(started(0)), threads(ended(0)), threads(started(1), started(2)), threads(ended(2), ended(1)));
+  const joined = events.flatMap((e) => (e.type === "joined" ? [e.threads.map((t) => t.index)] : []));
+  assert.deepEqual(joined, [[0], [1, 2]]);
+});
+
+test("an entry may bring a start, text and an end at once", () => {
+  const events = taken(threads({ ...started(0), content: "all", ...ended(0, 3, "length") }));
+  assert.deepEqual(events.map((e) => e.type), ["forked", "thread_delta", "thread_ended", "joined"]);
+  assert.equal(events[1]?.type === "thread_delta" && events[1].thread.completionTokens, 3);
+});
+
+test("text in the reasoning field is told apart from the answer", async () => {
+  const usage = { prompt_tokens: 1, completion_tokens: 2, total_tokens: 3 };
+  const chunks = [chunk({ reasoning: "hm" }), chunk({ content: "ab" }), chunk({ content: "c" }, "stop"), { choices: [], usage }];
+  const events = await gather(eventsOf((async function* () { yield* chunks; })()));
+  assert.deepEqual(events.at(-1), {
+    type: "finished", content: "abc", reasoning: "hm", finishReason: "stop", usage, tree: [],
+  });
+});
+
+test("choices beside the first and empty texts bring nothing", () => {
+  const other: Chunk = { choices: [{ index: 1, delta: { content: "x" } }] };
+  assert.deepEqual(taken(other, chunk({ content: "" }), chunk({ role: "assistant" }), { choices: [] }), []);
+});
