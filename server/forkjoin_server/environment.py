@@ -17,7 +17,7 @@ PREFIX = "FORKJOIN_"
 MORE = ("model", "config")
 
 #: Set by ourselves for the processes that we start, or by tools beside the server.
-_NOT_FLAGS = re.compile(rf"{FILE}\Z|FORKJOIN_(?:TEST|BENCH|SMOLLM2)_")
+_NOT_FLAGS = re.compile(rf"{FILE}\Z|FORKJOIN_CLIENT_(?:URL|API_KEY)\Z|FORKJOIN_(?:TEST|BENCH|SMOLLM2)_")
 #: What Kubernetes sets in every pod for a service whose name begins with "forkjoin".
 _SERVICE_LINK = re.compile(
     r"FORKJOIN_(?:\w+_)?(?:SERVICE_(?:HOST|PORT\w*)|PORT(?:_\d+_(?:TCP|UDP|SCTP)\w*)?)\Z"

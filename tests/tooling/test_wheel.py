@@ -33,9 +33,9 @@ def run(site: Path, code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_wheel_holds_our_three_packages_and_nothing_else(site: Path) -> None:
+def test_the_wheel_holds_our_four_packages_and_nothing_else(site: Path) -> None:
     held = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
-    assert held == {"bin", "forkjoin_bench", "forkjoin_scheduler", "forkjoin_server"}
+    assert held == {"bin", "forkjoin", "forkjoin_bench", "forkjoin_scheduler", "forkjoin_server"}
 
 
 def test_the_packages_are_imported_from_the_wheel(site: Path) -> None:

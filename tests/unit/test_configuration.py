@@ -187,6 +187,8 @@ def test_an_empty_variable_is_none():
         "FORKJOIN_ROUTER_SERVICE_HOST",
         "FORKJOIN_IN_FLIGHT",
         "FORKJOIN_BENCH_SCRIPT",
+        "FORKJOIN_CLIENT_URL",
+        "FORKJOIN_CLIENT_API_KEY",
     ],
 )
 def test_what_kubernetes_and_our_tools_set_is_no_mistake(name):

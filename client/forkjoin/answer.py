@@ -1,0 +1,107 @@
+"""An answer and its threads, as they are so far or as they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: The ``parent_id`` of the threads that the request itself forked.
+ROOT = "root"
+
+
+class _Part(BaseModel):
+    # What a later server adds is kept.
+    model_config = ConfigDict(extra="allow")
+
+
+class ThreadUsage(_Part):
+    """What one thread generated."""
+
+    completion_tokens: int
+
+
+class Thread(_Part):
+    """One thread of an answer: an entry of ``message.threads``."""
+
+    #: Dense over the answer, in the order of starting.
+    index: int
+    id: str
+    #: The thread that forked, or ``ROOT``.
+    parent_id: str = ROOT
+    title: str = ""
+    content: str = ""
+    #: None while it runs.
+    finish_reason: str | None = None
+    usage: ThreadUsage | None = None
+
+
+class Vote(_Part):
+    """The outcome of a best-of-N request."""
+
+    index: int
+    result: str | None = None
+
+
+class ForkJoinUsage(_Part):
+    """What forking gave."""
+
+    num_threads: int = 0
+    #: The parent's own tokens and, of each fork, the longest thread's.
+    critical_path_tokens: int = 0
+    total_tokens: int = 0
+    vote: Vote | None = None
+
+
+class Usage(_Part):
+    """What an answer cost, each generated token counted once."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    forkjoin: ForkJoinUsage | None = None
+
+
+class Answer(BaseModel):
+    """A chat completion of one choice, as it is so far."""
+
+    id: str = ""
+    model: str = ""
+    #: The transcript: what a client sees that knows no threads.
+    content: str = ""
+    reasoning: str = ""
+    #: In the shape of OpenAI's ``message.tool_calls``.
+    tool_calls: list[dict[str, Any]] = Field(default_factory=list)
+    threads: list[Thread] = Field(default_factory=list)
+    #: None until it has ended.
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+    def children(self, parent_id: str = ROOT) -> list[Thread]:
+        """The threads that ``parent_id`` forked, in their order."""
+        return [thread for thread in self.threads if thread.parent_id == parent_id]
+
+    def walk(self, parent_id: str = ROOT, depth: int = 0) -> Iterator[tuple[int, Thread]]:
+        """Each thread below ``parent_id`` with its depth, parents before their children."""
+        for thread in self.children(parent_id):
+            yield depth, thread
+            yield from self.walk(thread.id, depth + 1)
+
+    @classmethod
+    def of(cls, completion: dict[str, Any]) -> Answer:
+        """The answer that a chat completion holds which was not streamed."""
+        choice = completion["choices"][0]
+        message = choice["message"]
+        return cls.model_validate(
+            {
+                "id": completion.get("id") or "",
+                "model": completion.get("model") or "",
+                "content": message.get("content") or "",
+                "reasoning": message.get("reasoning") or message.get("reasoning_content") or "",
+                "tool_calls": message.get("tool_calls") or [],
+                "threads": message.get("threads") or [],
+                "finish_reason": choice.get("finish_reason"),
+                "usage": completion.get("usage"),
+            }
+        )

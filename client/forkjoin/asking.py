@@ -1,0 +1,65 @@
+"""What both clients ask by: their settings, and the requests that they make. No I/O."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from forkjoin.errors import ForkJoinError
+from forkjoin.options import ForkJoin
+
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+ADDRESS = "http://localhost:8000"
+#: The variables that stand in for arguments.
+URL_VARIABLE, KEY_VARIABLE = "FORKJOIN_CLIENT_URL", "FORKJOIN_CLIENT_API_KEY"
+#: No answer begins while its request waits for room, and no byte comes while a join is computed.
+TIMEOUT = httpx.Timeout(600, connect=10)
+
+Messages = str | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where to ask, and with which key."""
+
+    address: str
+    api_key: str | None
+
+    @classmethod
+    def named(cls, base_url: str | None, api_key: str | None) -> Server:
+        """The server of the arguments, else of the environment. ``/v1`` at the end of the address may stay.
+
+        Raises ForkJoinError for an address that is no http URL.
+        """
+        address = base_url or os.environ.get(URL_VARIABLE) or ADDRESS
+        try:
+            url = httpx.URL(address)
+            is_http = url.scheme in ("http", "https") and bool(url.host)
+        except httpx.InvalidURL:
+            is_http = False
+        if not is_http:
+            raise ForkJoinError(f"base_url: expected http://host:port or https://host, got {address!r}")
+        key = api_key or os.environ.get(KEY_VARIABLE)
+        return cls(address.rstrip("/").removesuffix("/v1"), key or None)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What each request says beside its body."""
+        return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+
+
+def chat_body(
+    messages: Messages, forkjoin: ForkJoin | None, more: Mapping[str, Any], *, is_stream: bool
+) -> dict[str, Any]:
+    """The body of a chat completion whose threads are shown. A text is one message of the user's."""
+    asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    options: dict[str, Any] = {"include_threads": True, **(forkjoin or {})}
+    body = {**more, "messages": asked, "forkjoin": options}
+    if is_stream:
+        stream_options = {"include_usage": True, **more.get("stream_options", {})}
+        body |= {"stream": True, "stream_options": stream_options}
+    return body

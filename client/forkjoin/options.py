@@ -1,0 +1,32 @@
+"""What a request may ask of fork/join: the field ``forkjoin``. The server checks it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+
+class Branch(TypedDict, total=False):
+    """A thread of the request's own, which goes on from ``text``."""
+
+    title: str
+    text: str
+    response_format: dict[str, Any]
+
+
+class ForkJoin(TypedDict, total=False):
+    """The field ``forkjoin`` of a request; docs/http-api.md says what each key means."""
+
+    max_threads_per_fork: int
+    max_forks: int
+    max_tokens_per_thread: int
+    max_total_tokens: int
+    enabled: bool
+    include_threads: bool
+    structured: Literal["answer"]
+    best_of: int
+    vote: str
+    confidence: float
+    prune: Literal["confidence", "agreement", "memory", "own"]
+    wait_for_all: bool
+    branches: list[Branch]
+    closing: str

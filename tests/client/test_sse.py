@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import doctest
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forkjoin import sse
+from forkjoin.sse import SseDecoder
+
+
+def test_the_example_of_the_docstring_is_right():
+    assert doctest.testmod(sse).failed == 0
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), min_size=1)),
+    st.data(),
+)
+def test_the_data_of_events_comes_out_however_the_bytes_are_cut(texts, data):
+    wire = "".join(f": ping\n\ndata: {text}\n\n" for text in texts).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)))))
+    decoder = SseDecoder()
+    parts = [wire[a:b] for a, b in zip([0, *cuts], [*cuts, len(wire)], strict=True)]
+    assert [event for part in parts for event in decoder.feed(part)] == texts
+
+
+@pytest.mark.parametrize(
+    ("wire", "events"),
+    [
+        (b"data: a\r\n\r\n", ["a"]),
+        (b"data:a\n\n", ["a"]),
+        (b"event: x\nid: 3\ndata: a\ndata: b\n\n", ["a\nb"]),
+        ("data: a\u2028b\x0bc\n\n".encode(), ["a\u2028b\x0bc"]),
+        (b"data: not yet\n", []),
+        (b"\n\n: only a comment\n\n", []),
+    ],
+    ids=["crlf", "no_space", "other_fields", "other_line_ends", "incomplete", "no_data"],
+)
+def test_lines_are_read_as_the_standard_says(wire, events):
+    assert SseDecoder().feed(wire) == events

@@ -1,0 +1,116 @@
+"""Our Python client, and an OpenAI client's stream that it reads, on the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+
+from forkjoin import (
+    AsyncClient,
+    BadRequest,
+    Client,
+    Finished,
+    Forked,
+    Joined,
+    ThreadDelta,
+    ThreadEnded,
+    async_events_of,
+    events_of,
+)
+from tests.server.asking import chat, worksheet
+from tests.server.reading import wait_until_idle, without_ids
+
+pytestmark = pytest.mark.server
+
+NUM_THREADS = 3
+ASK = chat(worksheet(NUM_THREADS))
+STREAM = {"stream": True, "stream_options": {"include_threads": True, "include_usage": True}}
+GUIDE = Path(__file__).parents[2] / "docs" / "python-client.md"
+
+
+@pytest.fixture(scope="module")
+def ours(server):
+    with Client(server) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def whole(ours):
+    """The answer, not streamed."""
+    return ours.ask(**ASK)
+
+
+def _same(answer, whole):
+    """All but the ids."""
+    seen, expected = (a.model_dump(exclude={"id", "threads"}, exclude_none=True) for a in (answer, whole))
+    threads, expected_threads = (
+        [t.model_dump(exclude_unset=True) for t in a.threads] for a in (answer, whole)
+    )
+    return (seen, without_ids(threads)) == (expected, without_ids(expected_threads))
+
+
+def test_a_stream_forks_writes_side_by_side_joins_and_ends_as_the_whole_answer(ours, whole):
+    with ours.stream(**ASK) as stream:
+        events = list(stream)
+    assert [type(e) for e in events if isinstance(e, Forked | ThreadEnded | Joined | Finished)] == [
+        Forked,
+        *[ThreadEnded] * NUM_THREADS,
+        Joined,
+        Finished,
+    ]
+    first_end = next(i for i, e in enumerate(events) if isinstance(e, ThreadEnded))
+    writing = {e.index for e in events[:first_end] if isinstance(e, ThreadDelta)}
+    assert writing == set(range(NUM_THREADS))
+    assert len(whole.threads) == NUM_THREADS
+    assert whole.usage.forkjoin.critical_path_tokens < whole.usage.forkjoin.total_tokens
+    assert _same(stream.answer, whole)
+
+
+def test_an_openai_clients_stream_is_read_alike(client, whole):
+    with events_of(client.chat.completions.create(**ASK, **STREAM)) as stream:
+        assert isinstance(list(stream)[-1], Finished)
+    assert _same(stream.answer, whole)
+
+
+def test_both_async_ways_read_alike(server, whole):
+    from openai import AsyncOpenAI
+
+    async def run():
+        async with AsyncClient(server) as client, await client.stream(**ASK) as stream:
+            async for _ in stream:
+                pass
+        async with AsyncOpenAI(base_url=f"{server}/v1", api_key="none") as openai:
+            theirs = await openai.chat.completions.create(**ASK, **STREAM)
+            async with async_events_of(theirs) as wrapped:
+                async for _ in wrapped:
+                    pass
+        return stream.answer, wrapped.answer
+
+    assert all(_same(answer, whole) for answer in asyncio.run(run()))
+
+
+def test_a_stream_that_is_left_leaves_nothing_behind_on_the_server(server, ours):
+    with ours.stream(**ASK) as stream:
+        next(event for event in stream if isinstance(event, Forked))
+    assert stream.answer.finish_reason is None
+    wait_until_idle(server, lambda: ours.ask("a=1*2", max_tokens=1))
+
+
+def test_a_wrong_option_is_refused_by_the_servers_sentence(ours):
+    with pytest.raises(BadRequest, match=r"max_forks.*change the request") as caught:
+        ours.ask("a=1*2", forkjoin={"max_forks": -1})
+    assert caught.value.status == 400
+
+
+def test_the_programs_of_the_guide_run(server, monkeypatch, capsys):
+    programs = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.S)
+    assert len(programs) == 4
+    for program in programs:
+        exec(program.replace("http://localhost:8000", server), {"__name__": "__main__"})
+    said = capsys.readouterr().out
+    assert "forks: ['a=482*731', 'c=9047*36']" in said
+    assert "joins [0, 1]" in said
+    assert said.count("total ends in 0") == 4
