@@ -34,6 +34,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
        forkjoin keys new NAME
+       forkjoin chat [URL]
        forkjoin bench run|report|targets|abacus|drafted|scheduler|overload|simulate
        forkjoin --version
 
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
             doctor(argv[1:])
         elif argv[:1] == ["bench"]:
             bench(argv[1:])
+        elif argv[:1] in (["chat"],):
+            terminal(argv)
         elif argv[:2] == ["keys", "new"]:
             make_key(argv[2:])
         elif argv[:2] == ["dialects", "check"]:
@@ -172,6 +175,13 @@ def bench(argv: list[str]) -> None:
     from forkjoin_bench.cli import main as run_benchmarks
 
     run_benchmarks(argv)
+
+
+def terminal(argv: list[str]) -> None:
+    """Run a command of the client's: it only asks a server, and needs no vLLM."""
+    from forkjoin.terminal.commands import main as run_command
+
+    run_command(argv)
 
 
 def make_key(argv: list[str]) -> None:

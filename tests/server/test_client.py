@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +118,50 @@ def test_the_programs_of_the_guide_run(server, monkeypatch, capsys):
     assert "forks: ['a=482*731', 'c=9047*36']" in said
     assert "joins [0, 1]" in said
     assert said.count("total ends in 0") == 4
+
+
+# ---- the terminal ---------------------------------------------------------------------------
+
+PROMPT = ASK["messages"][0]["content"]
+
+
+def _command(*argv):
+    return [sys.executable, "-m", "forkjoin_server.cli", *argv]
+
+
+def test_chat_writes_the_transcript_into_a_pipe(server, whole):
+    done = subprocess.run(
+        _command("chat", server, "--temperature", "0"),
+        input=PROMPT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (whole.content + "\n", "", 0)
+
+
+def test_chat_shows_the_lanes_in_a_terminal(server):
+    ours, its = pty.openpty()
+    command = _command("chat", server, "--temperature", "0", "--ask", PROMPT)
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=env) as process:
+        os.close(its)
+        shown = _read_all(ours)
+    os.close(ours)
+    assert process.returncode == 0
+    for problem in worksheet(NUM_THREADS).long_problems:
+        assert problem.text in shown
+    assert shown.count("┫") >= NUM_THREADS
+    assert f"{NUM_THREADS} threads · " in shown
+
+
+def _read_all(terminal):
+    shown = b""
+    while True:
+        try:
+            more = os.read(terminal, 65536)
+        except OSError:  # how Linux says that nobody writes to a terminal any more
+            more = b""
+        if not more:
+            return shown.decode(errors="replace")
+        shown += more

@@ -1,0 +1,116 @@
+"""An answer as lanes over time, one for the answer itself and one for each thread. No I/O, and no clock.
+
+Times are seconds since the answer was asked for, or tokens where an answer is drawn that has no times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, Field
+
+from forkjoin.answer import ROOT
+from forkjoin.events import AnswerDelta, Event, Finished, Forked, Joined, ThreadDelta, ThreadEnded
+
+#: The ``index`` of the answer's own lane.
+ANSWER = -1
+
+
+class Split(BaseModel):
+    """From a fork to its join: where ``threads`` run side by side."""
+
+    start: float
+    #: None until they have joined.
+    end: float | None = None
+    threads: list[int]
+
+
+class Lane(BaseModel):
+    """What one thread did, or the answer itself."""
+
+    index: int
+    title: str
+    #: How many threads it is below the answer.
+    depth: int
+    start: float
+    #: None while it runs.
+    end: float | None = None
+    splits: list[Split] = Field(default_factory=list)
+    text: str = ""
+    #: Exact once it has ended, else what has come so far: a delta has one token, as a rule.
+    num_tokens: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether it runs, and not in threads of its own."""
+        return self.end is None and all(split.end is not None for split in self.splits)
+
+
+class Lanes:
+    """The lanes of an answer, brought up to date by its events."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._lanes = {ANSWER: Lane(index=ANSWER, title="answer", depth=0, start=start)}
+        self._by_id = {ROOT: ANSWER}
+
+    @property
+    def answer(self) -> Lane:
+        """The answer's own lane."""
+        return self._lanes[ANSWER]
+
+    def __getitem__(self, index: int) -> Lane:
+        return self._lanes[index]
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def in_order(self, index: int = ANSWER) -> Iterator[Lane]:
+        """Each lane, parents before their threads."""
+        lane = self._lanes[index]
+        yield lane
+        for split in lane.splits:
+            for thread in split.threads:
+                yield from self.in_order(thread)
+
+    def take(self, event: Event, at: float) -> None:
+        """Bring the lanes up to ``event``, which came ``at`` a time."""
+        match event:
+            case Forked(parent_id=parent_id, threads=threads):
+                parent = self._lanes[self._by_id[parent_id]]
+                parent.splits.append(Split(start=at, threads=[t.index for t in threads]))
+                for t in threads:
+                    self._by_id[t.id] = t.index
+                    self._lanes[t.index] = Lane(
+                        index=t.index, title=t.title, depth=parent.depth + 1, start=at
+                    )
+            case ThreadDelta(index=index, text=text):
+                self._lanes[index].text += text
+                self._lanes[index].num_tokens += 1
+            case ThreadEnded(index=index, finish_reason=reason, completion_tokens=num):
+                lane = self._lanes[index]
+                lane.end, lane.finish_reason, lane.num_tokens = at, reason, num
+            case Joined(parent_id=parent_id, threads=joined):
+                for split in self._lanes[self._by_id[parent_id]].splits:
+                    if split.threads == list(joined):
+                        split.end = at
+            case AnswerDelta(text=text, reasoning=reasoning):
+                self.answer.text += reasoning + text
+            case Finished(answer=answer):
+                self._finish(at)
+                self.answer.finish_reason = answer.finish_reason
+                if answer.usage is not None:
+                    in_threads = sum(lane.num_tokens for lane in self._lanes.values() if lane.index != ANSWER)
+                    self.answer.num_tokens = answer.usage.completion_tokens - in_threads
+
+    def stop(self, at: float) -> None:
+        """The answer was cancelled, or failed."""
+        for lane in self._lanes.values():
+            lane.finish_reason = lane.finish_reason or "cancelled"
+        self._finish(at)
+
+    def _finish(self, at: float) -> None:
+        for lane in self._lanes.values():
+            lane.end = at if lane.end is None else lane.end
+            for split in lane.splits:
+                split.end = at if split.end is None else split.end

@@ -1,0 +1,83 @@
+"""The commands for a terminal, as ``forkjoin`` and ``python -m forkjoin`` have them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from forkjoin.asking import ADDRESS, KEY_VARIABLE, URL_VARIABLE
+from forkjoin.client import Client
+from forkjoin.errors import ForkJoinError
+
+NAMES = ("chat",)
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to those of a parser."""
+    chat = commands.add_parser(
+        "chat",
+        help="ask a server, and see its threads as they run",
+        description="Ask a server, and see its threads as they run. The answer alone, in plain text, if the "
+        "output is piped. In the chat, /help lists its commands.",
+    )
+    _add_server(chat)
+    chat.add_argument("--ask", metavar="QUESTION", help="ask this, and end")
+    chat.add_argument(
+        "--save", metavar="FILE", help="with --ask: save the answer; forkjoin trace FILE draws it"
+    )
+    chat.add_argument("--model", help="(default: what the server serves)")
+    chat.add_argument("--temperature", type=float, help="(default: the model's)")
+    chat.add_argument("--max-tokens", type=int, help="of the answer")
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "url",
+        nargs="?",
+        metavar="URL",
+        help=f"the server (default: ${URL_VARIABLE}, else {ADDRESS}); its API key, if any: ${KEY_VARIABLE}",
+    )
+
+
+def parser(prog: str = "forkjoin") -> argparse.ArgumentParser:
+    """What reads the command line of these commands."""
+    whole = argparse.ArgumentParser(prog=prog)
+    add_commands(whole.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    return whole
+
+
+def main(argv: list[str] | None = None, prog: str = "forkjoin") -> None:
+    """Run ``argv``. Exits with 1 and one sentence for what goes wrong, and with 130 at Ctrl-C."""
+    args = parser(prog).parse_args(argv)
+    try:
+        _run(args)
+    except ForkJoinError as error:
+        print(f"forkjoin: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt as error:
+        raise SystemExit(130) from error
+    except BrokenPipeError as error:  # whoever read our output has gone
+        sys.stderr.close()
+        raise SystemExit(1) from error
+
+
+def _run(args: argparse.Namespace) -> None:
+    try:
+        import rich  # noqa: F401
+    except ImportError as error:
+        raise ForkJoinError(
+            f"{args.command} needs rich: pip install 'vllm-forkjoin-client[terminal]'"
+        ) from error
+    if args.command == "chat":
+        _chat(args)
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from forkjoin.terminal import chat
+
+    if args.save is not None and args.ask is None and sys.stdin.isatty():
+        raise ForkJoinError("--save: expected --ask QUESTION beside it: in a chat, type /save FILE")
+    names = ("model", "temperature", "max_tokens")
+    body = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    with Client(args.url) as client:
+        chat.run(client, body, args.ask, args.save)

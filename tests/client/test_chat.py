@@ -1,0 +1,151 @@
+"""``forkjoin chat`` on a stand-in for a server."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import httpx
+import pytest
+from rich.console import Console
+
+from forkjoin import Client
+from forkjoin.terminal import chat
+from forkjoin.terminal.chat import Chat
+from forkjoin.terminal.commands import main
+from tests.client.test_reading import announced, chunk, ended
+
+USAGE = {"completion_tokens": 9, "forkjoin": {"num_threads": 2, "critical_path_tokens": 6, "total_tokens": 9}}
+CHUNKS = [
+    chunk(content="well "),
+    chunk(threads=announced(0, 1)),
+    chunk(threads=[{"index": 0, "content": "left"}]),
+    chunk(threads=[ended(0), ended(1)]),
+    chunk(content="\x1b[31mdone", finish_reason="stop"),
+    {"choices": [], "usage": USAGE},
+]
+
+
+class Server:
+    """Answers each request by ``CHUNKS``; what was asked is in ``bodies``."""
+
+    def __init__(self):
+        self.bodies = []
+        self.chunks = CHUNKS
+
+    def __call__(self, request):
+        self.bodies.append(json.loads(request.content))
+        text = "".join(f"data: {json.dumps(c)}\n\n" for c in self.chunks) + "data: [DONE]\n\n"
+        return httpx.Response(200, text=text)
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+@pytest.fixture
+def client(server):
+    return Client("http://s", http=httpx.Client(transport=httpx.MockTransport(server)))
+
+
+@pytest.fixture
+def talk(client):
+    """Says lines, and returns what is shown."""
+    out = io.StringIO()
+    conversation = Chat(client, Console(file=out, width=100, force_terminal=True, color_system=None), {})
+
+    def say(line):
+        before = len(out.getvalue())
+        conversation.say(line)
+        return out.getvalue()[before:]
+
+    return say
+
+
+def test_an_answer_is_shown_as_lanes_then_as_text_then_in_numbers(talk):
+    said = talk("hello")
+    assert "T0" in said
+    assert "┣" in said
+    assert "well �[31mdone" in said
+    assert "2 threads · 9 tokens in 6 steps · 1.50 tokens a step" in said
+
+
+def test_the_next_question_goes_on_from_the_answer_and_new_forgets_it(talk, server):
+    talk("one")
+    talk("two")
+    talk("/new")
+    talk("three")
+    contents = [[m["content"] for m in body["messages"]] for body in server.bodies]
+    assert contents == [["one"], ["one", "well \x1b[31mdone", "two"], ["three"]]
+
+
+def test_sequential_asks_the_same_without_threads_and_compares(talk, server):
+    talk("one")
+    server.chunks = [
+        chunk(content="x", finish_reason="stop"),
+        {"choices": [], "usage": {"completion_tokens": 8}},
+    ]
+    said = talk("/sequential")
+    assert server.bodies[1]["messages"] == server.bodies[0]["messages"]
+    assert server.bodies[1]["forkjoin"] == {"include_threads": True, "enabled": False}
+    assert "forked      2 threads · 9 tokens in 6 steps" in said
+    assert "sequential  no threads · 8 tokens" in said
+    assert "times the time" in said
+
+
+def test_a_saved_answer_is_a_chat_completion_with_its_lanes(talk, tmp_path):
+    talk("one")
+    talk(f"/save {tmp_path}/x.json")
+    saved = json.loads((tmp_path / "x.json").read_text())
+    assert [t["title"] for t in saved["choices"][0]["message"]["threads"]] == ["T0", "T1"]
+    assert [lane["index"] for lane in saved["lanes"]] == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/sequential", "expected a question before it"),
+        ("/save x", "expected an answer to save"),
+        ("/what", "/save FILE    save the last answer"),
+    ],
+)
+def test_a_command_that_can_not_be_says_why(talk, line, message):
+    assert message in talk(line)
+
+
+def test_ctrl_c_cancels_the_answer_and_not_the_program(talk, server, monkeypatch):
+    def interrupted(view, event):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat.View, "take", interrupted)
+        assert "cancelled" in talk("one")
+    assert "done" in talk("two")
+    assert [m["content"] for m in server.bodies[1]["messages"]] == ["two"]
+
+
+def test_what_a_server_refuses_is_said_and_the_chat_goes_on(talk, server):
+    server.chunks = [{"error": {"message": "no \x1b[2J luck"}}]
+    assert "no �[2J luck" in talk("one")
+    server.chunks = CHUNKS
+    assert "done" in talk("two")
+
+
+def test_a_pipe_gets_the_text_alone(client, capsys, tmp_path):
+    chat.run(client, {}, "one", str(tmp_path / "x.json"))
+    assert capsys.readouterr().out == "well \x1b[31mdone\n"
+    assert (tmp_path / "x.json").exists()
+
+
+def test_a_pipe_in_is_one_question(client, server, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    chat.run(client, {"model": "m"}, None, None)
+    assert [m["content"] for m in server.bodies[0]["messages"]] == ["one\ntwo\n"]
+    assert server.bodies[0]["model"] == "m"
+
+
+def test_a_command_that_fails_ends_with_one_sentence(capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main(["chat", "nowhere", "--ask", "x"])
+    assert capsys.readouterr().err.startswith("forkjoin: base_url: expected http://host:port")
