@@ -1,11 +1,11 @@
 """An answer as lanes over time, one for the answer itself and one for each thread. No I/O, and no clock.
 
-Times are seconds since the answer was asked for, or tokens where an answer is drawn that has no times.
+Times are seconds since the answer was asked for, or decoding steps (``step_lanes``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel, Field
 
@@ -53,6 +53,20 @@ class Lanes:
     def __init__(self, start: float = 0.0) -> None:
         self._lanes = {ANSWER: Lane(index=ANSWER, title="answer", depth=0, start=start)}
         self._by_id = {ROOT: ANSWER}
+
+    @classmethod
+    def of(cls, lanes: Iterable[Lane]) -> Lanes:
+        """Lanes that are complete. Raises ValueError if one is missing, the answer's or a thread's."""
+        whole = cls()
+        whole._lanes = {lane.index: lane for lane in lanes}
+        named = {
+            thread for lane in whole._lanes.values() for split in lane.splits for thread in split.threads
+        }
+        if named | {ANSWER} != whole._lanes.keys():
+            raise ValueError(
+                f"lanes: expected those of the answer and its threads, got {sorted(whole._lanes)}"
+            )
+        return whole
 
     @property
     def answer(self) -> Lane:

@@ -22,10 +22,12 @@ def _imports(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_it_needs_httpx_and_pydantic_and_for_the_terminal_rich(path):
+def test_it_needs_httpx_and_pydantic_and_for_the_terminal_rich_and_for_figures_matplotlib(path):
     allowed = {"forkjoin", "httpx", "pydantic", *sys.stdlib_module_names}
     if "terminal" in path.parts:
         allowed.add("rich")
+    if path.name == "drawing.py":
+        allowed.add("matplotlib")
     assert set(_imports(path)) <= allowed
 
 

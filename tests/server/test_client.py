@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from forkjoin import (
@@ -24,6 +25,8 @@ from forkjoin import (
     async_events_of,
     events_of,
 )
+from forkjoin.saved import read_saved
+from forkjoin.step_lanes import lanes_in_steps
 from tests.server.asking import chat, worksheet
 from tests.server.reading import wait_until_idle, without_ids
 
@@ -153,6 +156,37 @@ def test_chat_shows_the_lanes_in_a_terminal(server):
         assert problem.text in shown
     assert shown.count("┫") >= NUM_THREADS
     assert f"{NUM_THREADS} threads · " in shown
+
+
+def test_the_figure_of_the_readme_shows_its_answer(ours):
+    lanes = lanes_in_steps(ours.ask("a=482*731, b=7*8, c=9047*36", temperature=0))
+    names = [lane.title for lane in lanes.in_order()]
+    tokens = [f"{lane.num_tokens} tokens" for lane in lanes.in_order()]
+    for figure in ("fork-join.svg", "fork-join-dark.svg"):
+        texts = re.findall(r">([^<>]+)</text>", (GUIDE.parent / figure).read_text())
+        assert [text for text in texts if text in names] == names
+        assert [text for text in texts if text.endswith("tokens")] == tokens
+
+
+def test_each_shape_of_an_answer_has_the_same_lanes(server, whole):
+    """A chat completion, a stream as it came, a response: all end with the critical path."""
+    shown = {"forkjoin": {"include_threads": True}}
+    bodies = {
+        "/v1/chat/completions": [ASK | shown, ASK | shown | STREAM],
+        "/v1/responses": [{"input": PROMPT, "temperature": 0, "max_output_tokens": 3000} | shown],
+    }
+    texts = [
+        httpx.post(server + path, json=body, timeout=300).text
+        for path, asked in bodies.items()
+        for body in asked
+    ]
+    for saved in map(read_saved, texts):
+        assert saved.lanes.answer.end == whole.usage.forkjoin.critical_path_tokens
+        assert [saved.lanes[i].num_tokens for i in range(NUM_THREADS)] == [
+            thread.usage.completion_tokens for thread in whole.threads
+        ]
+        (split,) = saved.lanes.answer.splits
+        assert split.threads == list(range(NUM_THREADS))
 
 
 def _read_all(terminal):

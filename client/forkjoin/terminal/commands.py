@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from forkjoin.asking import ADDRESS, KEY_VARIABLE, URL_VARIABLE
 from forkjoin.client import Client
 from forkjoin.errors import ForkJoinError
 
-NAMES = ("chat",)
+NAMES = ("chat", "trace")
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,6 +29,21 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     chat.add_argument("--model", help="(default: what the server serves)")
     chat.add_argument("--temperature", type=float, help="(default: the model's)")
     chat.add_argument("--max-tokens", type=int, help="of the answer")
+    trace = commands.add_parser(
+        "trace",
+        help="draw a saved answer",
+        description="Draw an answer: over time if forkjoin chat saved it, else over decoding steps.",
+    )
+    trace.add_argument(
+        "name",
+        metavar="FILE|ID",
+        help="a chat completion or a response in JSON, a stream as it came, or the id of a stored response",
+    )
+    _add_server(trace)
+    trace.add_argument("--svg", metavar="FILE", type=Path, help="draw it into this file, too")
+    trace.add_argument("--png", metavar="FILE", type=Path, help="draw it into this file, too")
+    trace.add_argument("--dark", action="store_true", help="on dark ground")
+    trace.add_argument("--title", default="", help="above the figure")
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +86,8 @@ def _run(args: argparse.Namespace) -> None:
         ) from error
     if args.command == "chat":
         _chat(args)
+    elif args.command == "trace":
+        _trace(args)
 
 
 def _chat(args: argparse.Namespace) -> None:
@@ -81,3 +99,14 @@ def _chat(args: argparse.Namespace) -> None:
     body = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     with Client(args.url) as client:
         chat.run(client, body, args.ask, args.save)
+
+
+def _trace(args: argparse.Namespace) -> None:
+    from forkjoin.terminal import trace
+
+    figures = {".svg": args.svg, ".png": args.png}
+    for suffix, path in figures.items():
+        if path is not None and path.suffix != suffix:
+            raise ForkJoinError(f"--{suffix[1:]}: expected a file that ends in {suffix}, got {path}")
+    wanted = [path for path in figures.values() if path is not None]
+    trace.run(args.name, lambda: Client(args.url), wanted, is_dark=args.dark, title=args.title)
