@@ -22,6 +22,7 @@ from forkjoin_server.access import keys
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
 from forkjoin_server.engine_watch import WatchSettings
 from forkjoin_server.incoming import BodySettings
+from forkjoin_server.playground.serving import PlaygroundSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -31,7 +32,13 @@ MIDDLEWARE = "forkjoin_server.middleware.ForkJoinMiddleware"
 #: Settings with a flag of their own; the others come from the dialect and the limits.
 _SETTINGS = tuple(n for n, field in Settings.model_fields.items() if field.description)
 #: What the front end keeps for itself, whatever the dialect.
-_FRONT_END: tuple[type[BaseModel], ...] = (AccessSettings, OverloadSettings, WatchSettings, BodySettings)
+_FRONT_END: tuple[type[BaseModel], ...] = (
+    AccessSettings,
+    OverloadSettings,
+    WatchSettings,
+    BodySettings,
+    PlaygroundSettings,
+)
 
 
 def add_flags(parser: Any) -> None:
@@ -63,16 +70,26 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     """A flag for ``field``: what it may be is left to the model, but for its type."""
     kinds = get_args(field.annotation) or (field.annotation,)
     is_choice = get_origin(field.annotation) is Literal
-    default = "" if field.default is None else f" (default {field.default})"
+    default = "" if field.default in (None, False) else f" (default {field.default})"
     more = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     metavar = more.get("metavar", "PATH" if str in kinds else "N")
+    how: dict[str, Any] = {"choices": kinds} if is_choice else {"type": kinds[0], "metavar": metavar}
+    if bool in kinds:  # alone it says true; a value is for variables
+        how = {"type": true_or_false, "metavar": "[true|false]", "nargs": "?", "const": True}
     group.add_argument(
         _flag(name),
         dest=_dest(name),
         default=argparse.SUPPRESS,
         help=f"{field.description}{default}",
-        **({"choices": kinds} if is_choice else {"type": kinds[0], "metavar": metavar}),
+        **how,
     )
+
+
+def true_or_false(text: str) -> bool:
+    """What a flag or variable says. Raises ValueError for anything else."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
 
 
 def own_flags() -> dict[str, argparse.Action]:

@@ -20,7 +20,7 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.visits import BACKLOG, VISIT
-from forkjoin_server import answers, incoming, metrics
+from forkjoin_server import about, answers, incoming, metrics
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
@@ -114,6 +114,11 @@ class ForkJoinMiddleware:
             await answers.respond(send, 200 if reason is None else 503, body)
         elif path in HEALTH and (reason := self.lifecycle.unhealthy(scope["app"].state)) is not None:
             await answers.respond(send, 503, {"reason": reason})
+        elif path == about.PATH and scope["method"] == "GET":
+            model_config = getattr(_vllm_config(scope), "model_config", None)
+            await answers.respond(send, 200, about.about(model_config, _settings(scope)))
+        elif (page := self.access.playground) is not None and page.answers(scope, path):
+            await page.respond(scope, path, send)
         elif scope["method"] != "POST" and not path.startswith(STORED):
             await self.app(scope, receive, send)
         elif scope["method"] == "POST" and self.lifecycle.is_draining:

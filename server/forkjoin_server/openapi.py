@@ -1,7 +1,7 @@
 """What fork/join adds to the OpenAPI schema that vLLM's application publishes at ``/openapi.json``.
 
 vLLM describes requests and leaves responses open; so are ours described: the request's ``forkjoin``
-field, the threads and the usage that an answer may carry, and ``GET /ready``.
+field, the threads and the usage that an answer may carry, ``GET /ready`` and ``GET /v1/forkjoin``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from forkjoin_scheduler.options import RequestOptions
+from forkjoin_server import about
 from forkjoin_server.routes import PATHS
 from forkjoin_server.threads import Json
 
@@ -83,6 +84,14 @@ _READY: Json = {
         },
     }
 }
+_ABOUT: Json = {
+    "get": {
+        "summary": "Fork/join of this server",
+        "description": "How this server forks: its version, `dialect` (null: fork/join is off) with its "
+        "`name`, `trigger`, `join`, `parent_waits` and `max_depth`, and its `limits`.",
+        "responses": {"200": {"description": "The dialect and the limits in force"}},
+    }
+}
 
 
 def publish(app: Any) -> None:
@@ -114,7 +123,7 @@ def with_forkjoin(schema: Json) -> Json:
             "description": "show the threads of a chat completion",
         }
         schemas["StreamOptions"].setdefault("properties", {})["include_threads"] = include
-    schema["paths"]["/ready"] = _READY
+    schema["paths"] |= {"/ready": _READY, about.PATH: _ABOUT}
     schema["info"] = {"title": "vllm-forkjoin", "version": schema["info"]["version"]}
     return schema
 

@@ -44,8 +44,9 @@ def test_no_route_generates_without_a_key(kept):
     for path in ("/v1/chat/completions", "/invocations", "/v1/messages", "/tokenize", "/no/such/route"):
         assert _status(address, path=path) == 401, path
     assert _status(address, path="/invocations", body=lone) == 401
-    for path in ("/health", "/ready", "/ping", "/version", "/metrics"):
+    for path in ("/health", "/ready", "/ping", "/version", "/metrics", "/playground/"):
         assert httpx.get(address + path, timeout=LIMIT_S).status_code == 200, path
+    assert httpx.get(f"{address}/v1/forkjoin", timeout=LIMIT_S).status_code == 401
     assert _status(address, key) == 200
     assert _status(address, key, path="/invocations") == 200
 

@@ -17,8 +17,10 @@ from forkjoin_server.access.keys import KeyRing, digest_of, line_of, unnamed
 from forkjoin_server.access.settings import OPEN_ROUTES, AccessSettings
 from forkjoin_server.configuration import resolve
 from forkjoin_server.middleware import ForkJoinMiddleware
+from forkjoin_server.playground.serving import Playground
 
-OPEN = AccessSettings().open_paths
+#: Where the playground's page is open, so are its files, and the way there from the root.
+OPEN = AccessSettings().open_paths | Playground(leads_home=True).paths
 BEARER = (b"authorization", b"Bearer key")
 
 
@@ -61,7 +63,8 @@ def _routes(app):
         path = getattr(route, "path", "")
         for method in sorted(getattr(route, "methods", None) or ["GET", "POST"]):
             yield path.replace("{", "").replace("}", ""), method
-    yield from product(["/ready", "/no/such/route"], ["GET", "POST"])
+    ours = ["/ready", "/v1/forkjoin", *sorted(Playground(leads_home=True).paths)]
+    yield from product([*ours, "/no/such/route"], ["GET", "POST"])
 
 
 def _status(asked, path, method="GET", headers=(), **more):
@@ -93,7 +96,9 @@ def _status(asked, path, method="GET", headers=(), **more):
 def test_every_route_of_the_application_needs_a_key_but_those_of_the_flag(app):
     seen = {(path, method): _status(app, path, method) for path, method in _routes(app)}
     assert len(seen) > 60
-    assert {path for (path, _), status in seen.items() if status != 401} == set(OPEN_ROUTES.split(","))
+    assert (
+        {path for (path, _), status in seen.items() if status != 401} == OPEN >= set(OPEN_ROUTES.split(","))
+    )
     assert all((status != 401) == (path in OPEN) for (path, _), status in seen.items())
 
 
@@ -124,7 +129,8 @@ def test_the_guard_is_the_outermost_middleware_and_vllms_own_is_gone(app):
 @pytest.mark.parametrize(
     "path",
     ["//health", "/health//", "/health/", "/health/x", "/HEALTH", "/health%2f..%2fv1", "health", "/metrics/x",
-     "/v1/../health", "/pingx", "/ready/../invocations", "", "/", "/v1/models/", "//v1/models"],
+     "/v1/../health", "/pingx", "/ready/../invocations", "", "//", "/v1/models/", "//v1/models",
+     "/playground/../v1/models", "/playground/x", "/playground/manifest.json", "/playground/assets", "/playgroundx"],
 )  # fmt: skip
 def test_what_looks_like_an_open_path_is_closed(app, path):
     assert _status(app, path) == 401

@@ -15,6 +15,7 @@ from forkjoin_server.access.guard import Guard
 from forkjoin_server.access.keys import Key, KeyRing, read, unnamed
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
 from forkjoin_server.flags import given
+from forkjoin_server.playground.serving import ROOT, Playground, playground_of
 from forkjoin_server.weaver import Message
 
 LOG = logging.getLogger("vllm.forkjoin.server")
@@ -26,6 +27,8 @@ class Access:
     def __init__(self, digests: Sequence[bytes]) -> None:
         self._unnamed = unnamed(digests)
         self._guard: Guard | None = None
+        #: None where there is none, or nobody has asked yet.
+        self.playground: Playground | None = None
         self.settings = AccessSettings()
         self._num_front_ends = 1
         #: Whether the engine shares itself out between keys. Without a dialect vLLM's own scheduler does not.
@@ -41,7 +44,8 @@ class Access:
                 self._num_front_ends = getattr(args, "api_server_count", None) or 1
                 BACKLOG.bounds = shared(given(args, OverloadSettings).bounds, self._num_front_ends)
                 BACKLOG.expected = Expected() if self._are_weighed else Expected(threads=1)
-            self._guard = Guard(KeyRing(self._keys()), self.settings.open_paths)
+            self.playground = playground_of(scope.get("app"))
+            self._guard = Guard(KeyRing(self._keys()), self._open_paths())
         return self._guard
 
     def tenant(self, scope: Message) -> Tenant:
@@ -57,6 +61,11 @@ class Access:
         guard = self.guard(scope)
         if self.settings.api_key_file is not None and threading.current_thread() is threading.main_thread():
             sighup.listen(lambda: self._reload(guard))
+
+    def _open_paths(self) -> frozenset[str]:
+        """The paths that need no key. All files of the playground are open where its page is."""
+        paths = self.settings.open_paths
+        return paths | self.playground.paths if self.playground is not None and ROOT in paths else paths
 
     def _keys(self) -> list[Key]:
         path = self.settings.api_key_file

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from forkjoin_scheduler.policy.backlog import Bounds
 
-#: What an orchestrator and a scraper ask for, and tells nothing of any request.
-OPEN_ROUTES = "/health,/ready,/ping,/version,/metrics"
+#: What an orchestrator and a scraper ask for, and the playground's files: none tells anything of a request.
+OPEN_ROUTES = "/health,/ready,/ping,/version,/metrics,/playground"
 
 
 class AccessSettings(BaseModel):

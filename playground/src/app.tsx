@@ -1,0 +1,248 @@
+/** The page: what to ask on the left, the answer on the right. */
+
+import { useCallback, useEffect, useReducer, useRef, useState } from "preact/hooks";
+import { Composer } from "./composer";
+import { CopyDialog } from "./copy-dialog";
+import { examplesFor } from "./examples";
+import { EMPTY, type Form, isComparable, requestOf, sequential, WrongForm } from "./form";
+import { keep, kept } from "./kept";
+import { KeyDialog } from "./key-dialog";
+import { type Notice, ofError } from "./notices";
+import { parseRecordings, type Recording } from "./recording";
+import { Run } from "./run";
+import { client, lookAt, type Served, wantsKey } from "./served";
+import { Stage } from "./stage";
+import type { ChatRequest } from "vllm-forkjoin";
+
+export function App() {
+  const [apiKey, setApiKey] = useState<string | null>(() => kept<string>("key"));
+  const [served, setServed] = useState<Served | null>(null);
+  const [trouble, setTrouble] = useState<unknown>(null);
+  const [dialog, setDialog] = useState<"key" | "copy" | null>(null);
+  const [form, setForm] = useState<Form | null>(() => withDefaults(kept<Partial<Form>>("form")));
+  const [chosen, setChosen] = useState<string | null>(null);
+  const [wrong, setWrong] = useState<Notice | null>(null);
+  const [runs, setRuns] = useRuns();
+
+  const look = useCallback((key: string | null) => {
+    setTrouble(null);
+    lookAt(key).then(
+      (found) => {
+        setServed(found);
+        setDialog((d) => (d === "key" ? null : d));
+      },
+      (error: unknown) => {
+        setTrouble(error);
+        if (wantsKey(error)) setDialog("key");
+      },
+    );
+  }, []);
+  useEffect(() => look(apiKey), [apiKey, look]);
+
+  const examples = examplesFor(served);
+  const fields = form ?? (served === null ? EMPTY : (examples[0]?.form ?? EMPTY));
+  const change = (some: Partial<Form>): void => {
+    const next = { ...fields, ...some };
+    setForm(next);
+    keep("form", next);
+  };
+  const model = chosen ?? served?.models[0] ?? "";
+  const request = (): ChatRequest | null => {
+    try {
+      setWrong(null);
+      return requestOf(fields, model);
+    } catch (error) {
+      if (!(error instanceof WrongForm)) throw error;
+      setWrong({ kind: "error", title: "Check the form", text: error.message });
+      return null;
+    }
+  };
+  const isRunning = runs.some((run) => run.isRunning);
+  const start = (isPair: boolean): void => {
+    const asked = request();
+    if (asked === null) return;
+    for (const run of runs) run.cancel();
+    const all = isPair ? [asked, sequential(asked)] : [asked];
+    setRuns(all.map((one) => (onChange) => Run.start(client(apiKey), one, served?.dialect ?? null, onChange)));
+  };
+  const open = (file: File): void => {
+    void file.text().then((text) => {
+      try {
+        setRuns(parseRecordings(text).map((recording) => (onChange) => new Run(recording, onChange)));
+        setWrong(null);
+      } catch (error) {
+        setWrong({ kind: "error", title: `${file.name} can’t be opened`, text: (error as Error).message });
+      }
+    });
+  };
+  const copied = dialog === "copy" ? request() : null;
+
+  return (
+    <>
+      <header class="bar">
+        <h1>
+          <Mark /> forkjoin <span>playground</span>
+        </h1>
+        <Server served={served} model={model} trouble={trouble} onRetry={() => look(apiKey)} />
+        <button type="button" class="quiet" onClick={() => setDialog("key")}>
+          {apiKey === null ? "API key" : "API key ✓"}
+        </button>
+      </header>
+      <main>
+        <form
+          class="composer"
+          aria-label="Request"
+          onSubmit={(e) => {
+            e.preventDefault();
+            start(false);
+          }}
+          onKeyDown={(e) => {
+            if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) e.currentTarget.requestSubmit();
+          }}
+        >
+          <Composer form={fields} onChange={change} examples={examples} served={served} model={model} onModel={setChosen}>
+            <div class="buttons">
+              {isRunning ? (
+                <button type="button" class="primary danger" onClick={() => runs.forEach((run) => run.cancel())}>
+                  Cancel
+                </button>
+              ) : (
+                <button type="submit" class="primary" disabled={!fields.prompt.trim() || served === null}>
+                  Run
+                </button>
+              )}
+              <button
+                type="button"
+                disabled={isRunning || !fields.prompt.trim() || served === null || !isComparable(fields)}
+                title={isComparable(fields) ? "Forked and in a row, both at once" : "Only where the model forks by itself"}
+                onClick={() => start(true)}
+              >
+                Compare
+              </button>
+              <button type="button" disabled={!fields.prompt.trim()} onClick={() => setDialog("copy")}>
+                Copy as…
+              </button>
+            </div>
+            {wrong !== null && (
+              <p class={`notice ${wrong.kind}`} role="alert">
+                <b>{wrong.title}.</b> {wrong.text}
+              </p>
+            )}
+          </Composer>
+          <div class="buttons files">
+            <button type="button" disabled={runs.length === 0 || isRunning} onClick={() => save(runs.map((r) => r.recording))}>
+              Save answer
+            </button>
+            <label class="button">
+              Open…
+              <input
+                type="file"
+                class="visually-hidden"
+                accept="application/json,.json"
+                onChange={(e) => {
+                  const file = e.currentTarget.files?.[0];
+                  if (file !== undefined) open(file);
+                  e.currentTarget.value = "";
+                }}
+              />
+            </label>
+          </div>
+        </form>
+        {runs.length > 0 ? <Stage runs={runs} /> : <Welcome served={served} />}
+      </main>
+      {dialog === "key" && (
+        <KeyDialog
+          apiKey={apiKey}
+          isWrong={wantsKey(trouble) && apiKey !== null}
+          onKey={(key) => {
+            keep("key", key);
+            if (key === apiKey) look(key);
+            setApiKey(key);
+            setDialog(null);
+          }}
+          onClose={() => setDialog(null)}
+        />
+      )}
+      {copied !== null && <CopyDialog request={copied} hasKey={apiKey !== null} onClose={() => setDialog(null)} />}
+    </>
+  );
+}
+
+/** The answers on the page, which a reload brings back; one that was being written is marked as interrupted. */
+function useRuns(): [Run[], (make: ((onChange: () => void) => Run)[]) => void] {
+  const [, render] = useReducer((n: number) => n + 1, 0);
+  const [runs, setRuns] = useState<Run[]>(() => (kept<Recording[]>("answers") ?? []).map((r) => new Run(r, () => {})));
+  const current = useRef(runs);
+  current.current = runs;
+  useEffect(() => {
+    const leave = (): void => {
+      for (const run of current.current) run.interrupt();
+      keep("answers", current.current.map((run) => run.recording));
+    };
+    addEventListener("pagehide", leave);
+    return () => removeEventListener("pagehide", leave);
+  }, []);
+  const start = (make: ((onChange: () => void) => Run)[]): void => {
+    // The frames draw what comes; the page around them changes when an answer ends.
+    const started: Run[] = make.map((one) => one(() => started.some((run) => run.isRunning) || render(undefined)));
+    setRuns(started);
+  };
+  return [runs, start];
+}
+
+function withDefaults(some: Partial<Form> | null): Form | null {
+  return some === null ? null : { ...EMPTY, ...some };
+}
+
+function save(recordings: Recording[]): void {
+  const text = JSON.stringify(recordings.length === 1 ? recordings[0] : recordings);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = `forkjoin-${recordings[0]?.startedAt.slice(0, 19).replaceAll(":", "-")}.json`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+function Server({ served, model, trouble, onRetry }: { served: Served | null; model: string; trouble: unknown; onRetry: () => void }) {
+  if (trouble !== null) {
+    return (
+      <p class="server trouble" role="alert">
+        <span class="dot" /> {ofError(trouble).title}.{" "}
+        {!wantsKey(trouble) && (
+          <button type="button" onClick={onRetry}>
+            Try again
+          </button>
+        )}
+      </p>
+    );
+  }
+  if (served === null) return <p class="server">Looking at the server…</p>;
+  return (
+    <p class="server well">
+      <span class="dot" /> <b>{model}</b>
+      <span class="dialect">{served.dialect === null ? "fork/join is off" : `dialect ${served.dialect.name}`}</span>
+    </p>
+  );
+}
+
+function Welcome({ served }: { served: Served | null }) {
+  return (
+    <section class="welcome" aria-label="Answer">
+      <h2>See it think</h2>
+      <p>
+        Run a prompt. When the model forks, each thread gets a lane; where the threads join, the answer goes on with what
+        they found.
+      </p>
+      {served?.dialect === null && <p class="notice warning">This server decodes in a row: fork/join is off.</p>}
+      {served?.isEmbedded && <p>The embedded model knows multiplications only. It forks when two of them are long.</p>}
+    </section>
+  );
+}
+
+function Mark() {
+  return (
+    <svg viewBox="0 0 32 32" width="22" height="22" aria-hidden="true" class="mark-logo">
+      <path d="M3 16h5c4 0 4-9 8-9s4 9 8 9h5M8 16c4 0 4 9 8 9s4-9 8-9M8 16h16" />
+    </svg>
+  );
+}

@@ -1,0 +1,98 @@
+/** An answer as it came: each event with its time. What is shown, saved and opened again is this. */
+
+import type { ForkJoinEvent, ForkJoinOptions, ChatRequest, Usage } from "vllm-forkjoin";
+
+/** The index of the request's own lane; threads count from 0. */
+export const ROOT_LANE = -1;
+
+/** `t`: milliseconds since the request was sent. */
+export type Timed = { t: number } & (
+  | { type: "forked"; parent: number; threads: { index: number; id: string; title: string }[] }
+  | { type: "text"; index: number; text: string; usage?: Usage }
+  | { type: "ended"; index: number; reason: string; tokens: number | null }
+  | { type: "joined"; parent: number; threads: number[] }
+  | { type: "finished"; reason: string | null; usage: Usage | null }
+  | { type: "stopped"; how: Stop; message: string }
+);
+
+/** How an answer ended that did not finish. */
+export type Stop = "cancelled" | "interrupted" | "failed";
+
+export interface Recording {
+  format: "forkjoin-recording";
+  version: 1;
+  request: ChatRequest;
+  /** When the request was sent, as an ISO date. */
+  startedAt: string;
+  /** Whether a parent waits for its threads; the dialect says so. */
+  parentWaits: boolean;
+  /** The token that forks, if the dialect has one. */
+  trigger: string | null;
+  events: Timed[];
+}
+
+/** Turns the client's events into timed ones, which are plain JSON. */
+export class Recorder {
+  private readonly indexOf = new Map<string, number>();
+
+  record(event: ForkJoinEvent, t: number): Timed {
+    switch (event.type) {
+      case "forked": {
+        for (const thread of event.threads) this.indexOf.set(thread.id, thread.index);
+        const threads = event.threads.map(({ index, id, title }) => ({ index, id, title }));
+        return { t, type: "forked", parent: this.lane(event.parentId), threads };
+      }
+      case "thread_delta":
+        return { t, type: "text", index: event.thread.index, text: event.text };
+      case "answer_delta": {
+        const usage = event.usage === null ? {} : { usage: event.usage };
+        return { t, type: "text", index: ROOT_LANE, text: event.text, ...usage };
+      }
+      case "thread_ended": {
+        const { thread, finishReason: reason, completionTokens: tokens } = event;
+        return { t, type: "ended", index: thread.index, reason, tokens };
+      }
+      case "joined": {
+        const threads = event.threads.map((thread) => thread.index);
+        return { t, type: "joined", parent: this.lane(event.parentId), threads };
+      }
+      case "finished":
+        return { t, type: "finished", reason: event.finishReason, usage: event.usage };
+    }
+  }
+
+  private lane(id: string): number {
+    return this.indexOf.get(id) ?? ROOT_LANE;
+  }
+}
+
+/** Reads a saved recording. Throws an Error that says what was expected. */
+export function parseRecordings(text: string): Recording[] {
+  let given: unknown;
+  try {
+    given = JSON.parse(text);
+  } catch {
+    throw new Error("expected a JSON file that the playground saved, got a file that is no JSON");
+  }
+  const recordings = Array.isArray(given) ? given : [given];
+  for (const one of recordings as Partial<Recording>[]) {
+    const isOurs = one?.format === "forkjoin-recording" && Array.isArray(one.events) && one.request != null;
+    if (!isOurs) throw new Error("expected a recording of the playground, got other JSON");
+    if (one.version !== 1) throw new Error(`expected a recording of version 1, got version ${one.version}`);
+    if (!one.events?.every(isEvent)) throw new Error("expected events with times in the recording, got others");
+  }
+  if (recordings.length < 1 || recordings.length > 2) throw new Error("expected one recording or two to compare");
+  return recordings as Recording[];
+}
+
+const KINDS = new Set(["forked", "text", "ended", "joined", "finished", "stopped"]);
+
+function isEvent(event: unknown): boolean {
+  const { t, type } = (event ?? {}) as { t?: unknown; type?: unknown };
+  return typeof t === "number" && typeof type === "string" && KINDS.has(type);
+}
+
+/** Whether a request lets the model fork. */
+export function forks(request: { forkjoin?: ForkJoinOptions }): boolean {
+  return request.forkjoin?.enabled !== false;
+}

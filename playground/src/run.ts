@@ -1,0 +1,98 @@
+/** One request, running or over, and the trace of its answer. */
+
+import type { ChatRequest, Retry } from "vllm-forkjoin";
+import type { ForkJoin } from "vllm-forkjoin";
+import { type Recording, Recorder, type Stop, type Timed } from "./recording";
+import type { Dialect } from "./served";
+import { Trace } from "./trace";
+
+export class Run {
+  readonly trace: Trace;
+  /** The wait for another try, while the server is too busy or away. */
+  retry: (Retry & { until: number }) | null = null;
+  error: unknown = null;
+  private readonly abort = new AbortController();
+  /** `performance.now()` of the request. */
+  private readonly sentAt: number;
+
+  constructor(readonly recording: Recording, private readonly onChange: () => void, sentAt = performance.now()) {
+    this.trace = Trace.of(recording);
+    this.sentAt = sentAt;
+  }
+
+  /** Ask `api`; `onChange` is called after each event. */
+  static start(api: ForkJoin, request: ChatRequest, dialect: Dialect | null, onChange: () => void): Run {
+    const run = new Run(
+      {
+        format: "forkjoin-recording",
+        version: 1,
+        request,
+        startedAt: new Date().toISOString(),
+        parentWaits: dialect?.parent_waits ?? true,
+        trigger: dialect?.trigger ?? null,
+        events: [],
+      },
+      onChange,
+    );
+    void run.read(api);
+    return run;
+  }
+
+  get isRunning(): boolean {
+    return this.trace.endedAt === null;
+  }
+
+  /** The time on the trace's clock: its end, once it is over. */
+  get now(): number {
+    return this.trace.durationAt(performance.now() - this.sentAt);
+  }
+
+  /** Closes the connection: the server stops the request with all its threads. */
+  cancel(): void {
+    this.stop("cancelled", "you cancelled it");
+    this.abort.abort();
+  }
+
+  /** Note that the page goes away while the answer is written. */
+  interrupt(): void {
+    this.stop("interrupted", "the page was reloaded or closed");
+  }
+
+  /**
+   * Stops one thread while the others go on; null where the server has no route for it.
+   * A server that gets one: send the request here, the stream tells of the thread's end.
+   */
+  readonly cancelThread: ((threadId: string) => Promise<void>) | null = null;
+
+  private async read(api: ForkJoin): Promise<void> {
+    const recorder = new Recorder();
+    const asked = { ...this.recording.request.stream_options, continuous_usage_stats: true };
+    try {
+      const request = { ...this.recording.request, stream_options: asked };
+      const onRetry = (retry: Retry): void => {
+        this.retry = { ...retry, until: performance.now() + retry.delayS * 1000 };
+        this.onChange();
+      };
+      for await (const event of api.stream(request, { signal: this.abort.signal, onRetry })) {
+        this.retry = null;
+        this.take(recorder.record(event, performance.now() - this.sentAt));
+      }
+    } catch (error) {
+      this.error = error;
+      this.stop("failed", error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  private stop(how: Stop, message: string): void {
+    this.retry = null;
+    if (this.isRunning) this.take({ t: this.now, type: "stopped", how, message });
+  }
+
+  private take(event: Timed): void {
+    if (!this.isRunning) return;
+    const rounded = { ...event, t: Math.round(event.t * 10) / 10 };
+    this.recording.events.push(rounded);
+    this.trace.take(rounded);
+    this.onChange();
+  }
+}

@@ -1,0 +1,50 @@
+/** Numbers and states as the page writes them. */
+
+import type { Lane } from "./trace";
+
+export function seconds(ms: number): string {
+  if (ms < 10_000) return `${(ms / 1000).toFixed(2)} s`;
+  return ms < 60_000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.floor(ms / 60_000)} min ${Math.round((ms % 60_000) / 1000)} s`;
+}
+
+export function count(n: number, one: string, many = `${one}s`): string {
+  return `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+}
+
+/** Tokens a second, over the time in which the lane ran. */
+export function speed(tokens: number, ms: number): string {
+  return ms > 0 ? `${Math.round(tokens / (ms / 1000))}/s` : "–";
+}
+
+export function times(ratio: number): string {
+  return `${ratio.toFixed(ratio < 10 ? 2 : 1)}×`;
+}
+
+export function nameOf(lane: Lane): string {
+  return lane.parent === null ? "Answer" : `Thread ${lane.number}`;
+}
+
+const ENDS: Record<string, [string, string]> = {
+  stop: ["done", "It came to its own end."],
+  length: ["cut at a limit", "A limit, or the end of the answer, cut it."],
+  cut: ["no longer needed", "It could change nothing any more, so it was stopped."],
+  not_started: ["not started", "The vote was decided before it wrote anything."],
+  pruned: ["pruned", "The pruning policy that the request asked for stopped it."],
+  cancelled: ["cancelled", "You cancelled the request."],
+  interrupted: ["interrupted", "The page was reloaded or closed."],
+  failed: ["failed", "The answer failed before it was complete."],
+  tool_calls: ["tool call", "The answer ends with a call of a tool."],
+};
+
+/** How a lane ended: in a word or two, and in a sentence. */
+export function endOf(reason: string | null): [string, string] {
+  return ENDS[reason ?? "stop"] ?? [reason ?? "done", `The server says: ${reason}.`];
+}
+
+const STATES = { running: "running", waiting: "waiting", parked: "its threads run", ended: "ended" };
+
+export function stateOf(lane: Lane, t: number): string {
+  const state = lane.stateAt(t);
+  if (state === null) return "not started yet";
+  return state === "ended" ? endOf(lane.reason)[0] : STATES[state];
+}
