@@ -9,7 +9,7 @@ import argparse
 import os
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +145,21 @@ def save(trainer: Trainer, out: Path) -> None:
     export(trainer.model, out / "model")
 
 
+def sized(layers: int, heads: int) -> ModelConfig:
+    """A model of so many layers and heads, in the proportions of the embedded one."""
+    width = heads * ModelConfig.head_dim
+    return replace(
+        ModelConfig(),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_size=width,
+        intermediate_size=3 * width,
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line of the training."""
-    recipe = Recipe()
+    recipe, sizes = Recipe(), ModelConfig()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/training"))
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -156,10 +168,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens-per-batch", type=int, default=recipe.tokens_per_batch)
     parser.add_argument("--lr", type=float, default=recipe.lr)
     parser.add_argument("--seed", type=int, default=recipe.seed)
+    parser.add_argument("--layers", type=int, default=sizes.num_hidden_layers)
+    parser.add_argument("--heads", type=int, default=sizes.num_attention_heads, help="of 32 each: the width")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     recipe = Recipe(steps=args.steps, tokens_per_batch=args.tokens_per_batch, lr=args.lr, seed=args.seed)
-    trainer = Trainer(recipe, ModelConfig())
+    trainer = Trainer(recipe, sized(args.layers, args.heads))
     if args.resume:
         trainer.load(torch.load(args.out / "checkpoint.pt", weights_only=True))
     run(trainer, args.out)

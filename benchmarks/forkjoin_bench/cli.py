@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     from forkjoin_bench import scheduler_cost
+    from forkjoin_bench.drafted import command as drafted
     from forkjoin_bench.models import MODELS
     from forkjoin_bench.overload import command as overload
     from forkjoin_bench.scenarios import DEFAULT, MAKERS
@@ -67,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     abacus = commands.add_parser("abacus", help="the embedded model, unforced: forked and sequential")
     _add_of_checkout(abacus, "abacus")
 
-    drafted = commands.add_parser("drafted", help="the same, with speculative decoding and without")
-    _add_of_checkout(drafted, "drafted")
+    drafting = commands.add_parser("drafted", help="speculative decoding with forks and without")
+    drafted.add_arguments(drafting)
+    drafting.set_defaults(run=drafted.main)
 
     scheduler = commands.add_parser("scheduler", help="what the scheduler costs a step, without a model")
     scheduler_cost.add_arguments(scheduler)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_bench.drafted import NONE, Run, cells, summarise
+from forkjoin_bench.drafted.command import cells, summarise
+from forkjoin_bench.drafted.measure import NONE, Run
 
 
 def run(drafter: str, *, forks: bool, steps: int, threads: int = 0, token: int = 1, right: int = 0) -> Run:

@@ -1,0 +1,1 @@
+"""Speculative decoding and forks: neither, each, and both (``forkjoin bench drafted``)."""

@@ -1,0 +1,162 @@
+"""Runs the same prompts with one drafter, in an engine in this process."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from forkjoin_bench.drafted.prompts import PROMPTS, Asked
+from forkjoin_bench.in_process import arguments_in_process
+from forkjoin_scheduler.compiled import compile_options
+from forkjoin_scheduler.feed import FEEDS, Event
+from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.settings import KEY
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+NONE = "none"
+SAME = "same"
+SMALLER = "smaller"
+FAMILY = "+family"
+_NGRAM = {"method": "ngram", "prompt_lookup_min": 3, "prompt_lookup_max": 5}
+#: What else each drafter is served with.
+DRAFTERS: dict[str, dict[str, Any]] = {
+    NONE: {},
+    SAME: {"method": "draft_model"},
+    SMALLER: {"method": "draft_model"},
+    "ngram": _NGRAM,
+    f"ngram{FAMILY}": _NGRAM,
+}
+#: Besides ``none``: a smaller model must be named.
+DEFAULT = (SAME, "ngram", f"ngram{FAMILY}")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured. ``model``: a name of PROMPTS; ``folder``, ``draft_folder``: of weights."""
+
+    model: str
+    folder: str
+    draft_folder: str | None
+    num_drafts: int
+    widths: tuple[int, ...]
+    rounds: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer."""
+
+    drafter: str
+    problems: int
+    forks: bool
+    steps: int
+    seconds: float
+    threads: int
+    token_ids: tuple[int, ...]
+    #: Tokens drafted and those of them that were right, by source; of requests that forked.
+    drafted: dict[str, int]
+    right: dict[str, int]
+
+
+def measure(drafter: str, setup: Setup) -> list[Run]:
+    """All answers by one drafter; those of the first round, which warms up, are left out."""
+    bench = _Bench(_start_engine(setup, _flags(drafter, setup)), drafter)
+    chance, runs = random.Random(setup.seed), []
+    for round_ in range(setup.rounds + 1):
+        for width in setup.widths:
+            asked = PROMPTS[setup.model](chance, width)
+            for forks in (True, False) if round_ % 2 else (False, True):
+                run = bench.run(asked, forks=forks)
+                print(run, file=sys.stderr)
+                runs += [run] if round_ else []
+    return runs
+
+
+def _flags(drafter: str, setup: Setup) -> list[str]:
+    """What ``forkjoin serve`` is given for ``drafter``."""
+    flags = [] if setup.model == "embedded" else ["--dialect", "explicit"]
+    if drafter.endswith(FAMILY):
+        flags += ["--draft-from", "family"]
+    if not (config := DRAFTERS[drafter]):
+        return flags
+    if config["method"] == "draft_model":
+        config = config | {"model": setup.draft_folder if drafter == SMALLER else setup.folder}
+    return [*flags, "--speculative-config", json.dumps(config | {"num_speculative_tokens": setup.num_drafts})]
+
+
+def _start_engine(setup: Setup, flags: list[str]) -> LLM:
+    served = arguments_in_process([setup.folder, *flags])
+    from vllm import LLM
+
+    return LLM(
+        model=setup.folder,
+        dtype="float32",  # in which the answers are equal, whatever is computed beside them
+        max_model_len=4096,
+        scheduler_cls=served.scheduler_cls,
+        additional_config=served.additional_config,
+        speculative_config=served.speculative_config,
+    )
+
+
+class _Bench:
+    """An engine, its steps, and what its families tell."""
+
+    def __init__(self, llm: LLM, drafter: str) -> None:
+        self._llm, self._drafter = llm, drafter
+        self._steps = _count_steps(llm)
+        self._told: list[Event] = []
+        FEEDS.observers.append(self._told.append)
+
+    def run(self, asked: Asked, *, forks: bool) -> Run:
+        """Answer ``asked``, with an empty prefix cache."""
+        from vllm import SamplingParams
+
+        encode = self._llm.get_tokenizer().encode
+        options = compile_options(
+            parse_options(asked.forked if forks else asked.sequential),
+            lambda text: list(encode(text, add_special_tokens=False)),
+        )
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=asked.max_tokens,
+            extra_args={KEY: options.model_dump(exclude_unset=True)},
+        )
+        self._llm.reset_prefix_cache()
+        self._steps.clear()
+        self._told.clear()
+        began = time.perf_counter()
+        (output,) = self._llm.chat([{"role": "user", "content": asked.prompt}], params, use_tqdm=False)
+        seconds = time.perf_counter() - began
+        drafted = [e for e in self._told if e["type"] == "drafted"]
+        return Run(
+            self._drafter,
+            asked.width,
+            forks,
+            sum(self._steps),
+            seconds,
+            next((e["num_threads"] for e in self._told if e["type"] == "family_ended"), 0),
+            tuple(output.outputs[0].token_ids),
+            {e["source"]: e["num"] for e in drafted},
+            {e["source"]: e["num_right"] for e in drafted},
+        )
+
+
+def _count_steps(llm: Any) -> list[bool]:
+    """Where each step of the scheduler is noted from now on: whether it computes anything."""
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    schedule, steps = scheduler.schedule, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        steps.append(output.total_num_scheduled_tokens > 0)
+        return output
+
+    scheduler.schedule = counted
+    return steps
