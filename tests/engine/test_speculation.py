@@ -31,14 +31,19 @@ OTHERS = [
 ]
 
 
-def check_case(runner, mode, method, dialect):
-    num = 2 if runner == "v2" else 6
-    command = [sys.executable, "-m", "tests.engine.drafts_case", runner, mode, method, str(num), dialect]
+def run_case(*command):
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1200, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, timeout=1200, check=False
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
     assert lines, done.stdout[-2000:] + done.stderr[-4000:]
-    case = json.loads(lines[0].removeprefix("CASE "))
+    return json.loads(lines[0].removeprefix("CASE "))
+
+
+def check_case(runner, mode, method, dialect):
+    num = 2 if runner == "v2" else 6
+    case = run_case("tests.engine.drafts_case", runner, mode, method, str(num), dialect)
     assert (case["runner"], case["async"]) == (runner, mode == "async")
     assert case["num_equal"] == [num, num]
     undrafted, drafted, robbed = case["threads"]
@@ -64,3 +69,13 @@ def test_drafts_change_nothing_but_the_speed(case):
 @pytest.mark.parametrize("case", OTHERS, ids="-".join)
 def test_other_drafters_change_no_more(case):
     check_case(*case)
+
+
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_drafted_threads_draw_as_others_do(method):
+    num = 600
+    case = run_case("tests.engine.draws_case", method, str(num))
+    assert min(case["likelihoods"]) > 1e-3, case  # of a thousand sound engines, some three miss it
+    assert min(case["num_runs"]) > 100  # else there is nothing that could differ
+    undrafted, drafted = case["num_steps"]
+    assert drafted < undrafted
