@@ -34,7 +34,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
        forkjoin keys new NAME
-       forkjoin chat [URL]
+       forkjoin chat|top [URL]
        forkjoin trace FILE|ID [URL] [--svg FILE] [--png FILE]
        forkjoin bench run|report|targets|abacus|drafted|scheduler|overload|simulate
        forkjoin --version
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             doctor(argv[1:])
         elif argv[:1] == ["bench"]:
             bench(argv[1:])
-        elif argv[:1] in (["chat"], ["trace"]):
+        elif argv[:1] in (["chat"], ["trace"], ["top"]):
             terminal(argv)
         elif argv[:2] == ["keys", "new"]:
             make_key(argv[2:])

@@ -158,6 +158,18 @@ def test_chat_shows_the_lanes_in_a_terminal(server):
     assert f"{NUM_THREADS} threads · " in shown
 
 
+def test_top_finds_all_that_it_shows(server):
+    done = subprocess.run(
+        _command("top", server, "--interval", "0.1"), capture_output=True, text=True, timeout=300, check=True
+    )
+    number = r"[\d,.]+"
+    assert re.fullmatch(
+        rf"running {number} · threads {number} · waiting {number} requests {number} threads · KV {number}% · "
+        rf"{number} tokens/s · {number} forks/s · {number} joins/s\n",
+        done.stdout,
+    )
+
+
 def test_the_figure_of_the_readme_shows_its_answer(ours):
     lanes = lanes_in_steps(ours.ask("a=482*731, b=7*8, c=9047*36", temperature=0))
     names = [lane.title for lane in lanes.in_order()]

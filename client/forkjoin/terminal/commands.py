@@ -10,7 +10,7 @@ from forkjoin.asking import ADDRESS, KEY_VARIABLE, URL_VARIABLE
 from forkjoin.client import Client
 from forkjoin.errors import ForkJoinError
 
-NAMES = ("chat", "trace")
+NAMES = ("chat", "trace", "top")
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,6 +44,15 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     trace.add_argument("--png", metavar="FILE", type=Path, help="draw it into this file, too")
     trace.add_argument("--dark", action="store_true", help="on dark ground")
     trace.add_argument("--title", default="", help="above the figure")
+    top = commands.add_parser(
+        "top",
+        help="what a server does right now",
+        description="What a server does right now, from its /metrics. One line of it if the output is piped.",
+    )
+    _add_server(top)
+    top.add_argument(
+        "--interval", metavar="S", type=float, default=2.0, help="seconds between looks (default: 2)"
+    )
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +97,8 @@ def _run(args: argparse.Namespace) -> None:
         _chat(args)
     elif args.command == "trace":
         _trace(args)
+    else:
+        _top(args)
 
 
 def _chat(args: argparse.Namespace) -> None:
@@ -110,3 +121,12 @@ def _trace(args: argparse.Namespace) -> None:
             raise ForkJoinError(f"--{suffix[1:]}: expected a file that ends in {suffix}, got {path}")
     wanted = [path for path in figures.values() if path is not None]
     trace.run(args.name, lambda: Client(args.url), wanted, is_dark=args.dark, title=args.title)
+
+
+def _top(args: argparse.Namespace) -> None:
+    from forkjoin.terminal import top
+
+    if not 0.1 <= args.interval <= 3600:
+        raise ForkJoinError(f"--interval: expected 0.1 to 3600 seconds, got {args.interval}")
+    with Client(args.url, timeout=30) as client:
+        top.run(client, args.interval)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from rich.console import Console
+
+from forkjoin import Client, NotConnected
+from forkjoin import load as load_module
+from forkjoin.load import Look, load
+from forkjoin.terminal import commands, top
+from scripts.metrics_page import VLLMS, ours
+
+
+def metrics(**values):
+    return "".join(f"{name.replace('__', ':')} {value}\n" for name, value in values.items())
+
+
+BEFORE = metrics(
+    forkjoin__forks_total=10, forkjoin__fork_latency_seconds_sum=1, forkjoin__fork_latency_seconds_count=10
+)
+NOW = metrics(
+    forkjoin__forks_total=14,
+    forkjoin__fork_latency_seconds_sum=1.2,
+    forkjoin__fork_latency_seconds_count=14,
+    vllm__num_requests_running=3,
+    forkjoin__threads_running=2,
+)
+
+
+def between(before, now, seconds=2.0):
+    return load(Look.of(before, 100.0), Look.of(now, 100.0 + seconds))
+
+
+def test_rates_are_those_since_the_look_before():
+    seen = between(BEFORE, NOW)
+    assert (seen.forks_rate, seen.running, seen.threads) == (2.0, 3, 2)
+    assert seen.fork_s == pytest.approx(0.05)
+
+
+def test_what_a_server_does_not_say_is_none_and_shown_as_a_dash():
+    seen = between("", "vllm:num_requests_running 1\n")
+    assert (seen.forks_rate, seen.kv_used, seen.join_s) == (None, None, None)
+    assert top.line(seen) == (
+        "running 1 · threads – · waiting – requests – threads · KV – · – tokens/s · – forks/s · – joins/s"
+    )
+
+
+def test_a_server_that_was_started_again_counts_from_zero():
+    assert between(metrics(forkjoin__joins_total=90), metrics(forkjoin__joins_total=4)).joins_rate == 2
+
+
+def test_engines_are_added_up_and_the_fullest_cache_counts():
+    text = 'vllm:kv_cache_usage_perc{engine="0"} 0.25\nvllm:kv_cache_usage_perc{engine="1"} 0.5\n'
+    text += 'forkjoin:threads_waiting{engine="0"} 1\nforkjoin:threads_waiting{engine="1"} 2\n'
+    seen = between("", text)
+    assert (seen.kv_used, seen.threads_waiting) == (0.5, 3)
+
+
+def test_it_reads_what_prometheus_client_writes():
+    registry = CollectorRegistry()
+    awkward = 'a"} 9\\\n'
+    Gauge("vllm:num_requests_running", "x", ["model_name"], registry=registry).labels(awkward).set(1e20)
+    Counter("forkjoin:forks", "x", registry=registry).inc(3)
+    look = Look.of(generate_latest(registry).decode() + "no sample at all\n", 0)
+    assert look.total("vllm:num_requests_running") == 1e20
+    assert look.total("forkjoin:forks_total") == 3
+    assert look.models == (r"a\"} 9\\\n",)
+
+
+def test_each_metric_that_it_looks_for_is_documented():
+    looked_for = set(re.findall(r'"((?:vllm|forkjoin):\w+)"', Path(load_module.__file__).read_text()))
+    documented = {row.name for row in [*ours(), *VLLMS]}
+    documented |= {f"{name}_{part}" for name in documented for part in ("sum", "count")}
+    assert looked_for - documented == {"vllm:prompt_tokens_total"}
+    assert len(looked_for) > 15
+
+
+def test_the_example_of_bars_is_right():
+    assert doctest.testmod(top).failed == 0
+
+
+# ---- the command ---------------------------------------------------------------------------
+
+
+def served(*answers):
+    """A client whose server answers so, one after another; then comes Ctrl-C."""
+    left = list(answers)
+
+    def answer(request):
+        assert request.url.path == "/metrics"
+        if not left:
+            raise KeyboardInterrupt
+        given = left.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return httpx.Response(200, text=given)
+
+    return Client("http://s", http=httpx.Client(transport=httpx.MockTransport(answer)))
+
+
+def test_into_a_pipe_it_writes_one_line(capsys):
+    top.run(served(BEFORE, NOW), 0)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("running 3 · threads 2")
+
+
+def test_in_a_terminal_it_shows_the_load_and_goes_on_while_the_server_is_gone(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr(top, "Console", lambda: Console(width=90, height=30, force_terminal=True))
+    with pytest.raises(KeyboardInterrupt):
+        top.run(served(BEFORE, NOW, httpx.ReadTimeout("slow"), NOW), 0)
+    said = capsys.readouterr().out
+    assert "fork to first token" in said
+    assert "50 ms" in said
+    assert said.index("expected an answer of http://s, got ReadTimeout") < said.rindex("forks/s")
+
+
+def test_without_a_server_it_ends_with_its_reason():
+    with pytest.raises(NotConnected):
+        top.run(served(httpx.ReadTimeout("slow")), 0)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "9999"])
+def test_an_interval_that_can_not_be_is_refused(seconds, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        commands.main(["top", "http://s", "--interval", seconds])
+    assert "--interval: expected 0.1 to 3600 seconds" in capsys.readouterr().err
