@@ -22,7 +22,12 @@ NUM_DRAFTS = 4
 #: What each drafter's ``config.json`` has that the embedded model's has not.
 _HEADS: dict[str, dict[str, Any]] = {
     "eagle": {"num_hidden_layers": 1},
-    "eagle3": {"num_hidden_layers": 1, "draft_vocab_size": 288},
+    # It reads three layers of the model; those that are vLLM's default are two in a model of four.
+    "eagle3": {
+        "num_hidden_layers": 1,
+        "draft_vocab_size": 288,
+        "eagle_aux_hidden_state_layer_ids": [1, 2, 3],
+    },
 }
 
 

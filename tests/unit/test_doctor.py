@@ -17,7 +17,7 @@ from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_scheduler.vllm_seam.estimate import Cache, bytes_needed, cache_of, stitching_refusal
 from forkjoin_scheduler.vllm_seam.machine import Machine
-from forkjoin_server.doctor import environment, examine, kv_budget, ports
+from forkjoin_server.doctor import beside, environment, examine, kv_budget, ports
 from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, ok, size, warn
 from forkjoin_server.doctor.engine import engine, stitching
@@ -251,6 +251,35 @@ def test_engine_options_are_those_that_serving_refuses(changes, status):
     check = engine(_config(**changes), load("threadweaver"))
     assert check.status.value == status
     assert engine(_config(**changes), None).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("draft_from", "said"),
+    [
+        ("drafter", "of 4 tokens by ngram"),
+        ("family", "of 4 tokens by ngram, where it finds none those of its family"),
+    ],
+)
+def test_who_drafts_is_said(draft_from, said):
+    config = _config()
+    config.additional_config = {"forkjoin": {"draft_from": draft_from}}
+    assert beside.drafts(config).seen.startswith("none; ")
+    config.speculative_config = SimpleNamespace(method="ngram", num_speculative_tokens=4)
+    assert beside.drafts(config).seen == said
+
+
+@pytest.mark.parametrize(
+    ("parser", "dialect", "said"),
+    [
+        ("qwen3", "npr", "behind the reasoning, by parser qwen3"),
+        ("", "threadweaver", '{"structured": "answer"}'),
+        ("", "npr", "from the first token: such requests do not fork"),
+    ],
+)
+def test_from_where_a_grammar_holds_is_said(parser, dialect, said):
+    config = _config()
+    config.structured_outputs_config = SimpleNamespace(reasoning_parser=parser)
+    assert said in beside.answers(config, load(dialect)).seen
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_server.doctor import environment, kv_budget, ports
+from forkjoin_server.doctor import beside, environment, kv_budget, ports
 from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, warn
 from forkjoin_server.doctor.dialect import dialect
@@ -58,7 +58,10 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any) -> Iterator[Check]:
     wanted = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
     yield models.model(vllm_config, weight_bytes)
     yield dialect(vllm_config, wanted)
-    yield engine(vllm_config, wanted)
+    yield (options := engine(vllm_config, wanted))
+    if wanted is not None and options.status is Status.OK:
+        yield beside.drafts(vllm_config)
+        yield beside.answers(vllm_config, wanted)
     if vllm_config.model_config.is_attention_free or vllm_config.model_config.is_hybrid:
         return  # no KV cache of blocks alone, which `engine` has refused
     try:
