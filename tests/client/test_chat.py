@@ -66,7 +66,7 @@ def talk(client):
 def test_an_answer_is_shown_as_lanes_then_as_text_then_in_numbers(talk):
     said = talk("hello")
     assert "T0" in said
-    assert "┣" in said
+    assert "┫" in said
     assert "well �[31mdone" in said
     assert "2 threads · 9 tokens in 6 steps · 1.50 tokens a step" in said
 
