@@ -21,12 +21,13 @@ def main(argv: list[str]) -> None:
 
         simulate(argv[1:])
         return
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     args.command = " ".join(["forkjoin bench", *argv])
     args.run(args)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """What reads the arguments of ``forkjoin bench``."""
     from forkjoin_bench import scheduler_cost
     from forkjoin_bench.drafted import command as drafted
     from forkjoin_bench.models import MODELS
@@ -34,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     from forkjoin_bench.scenarios import DEFAULT, MAKERS
     from forkjoin_bench.votes import command as votes
 
-    parser = argparse.ArgumentParser(prog="forkjoin bench", description="Benchmarks; see docs/benchmarks.md.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    whole = argparse.ArgumentParser(prog="forkjoin bench", description="Benchmarks; see docs/benchmarks.md.")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="measure, and write JSON, tables and plots")
     run.add_argument("--model", choices=MODELS, default="embedded")
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     targets.add_argument("results", type=Path, nargs="+", metavar="JSON")
     targets.set_defaults(run=_targets)
     commands.add_parser("simulate", help="the scheduler in virtual time; see docs/simulator.md")
-    return parser
+    return whole
 
 
 def _add_of_checkout(parser: argparse.ArgumentParser, name: str) -> None:

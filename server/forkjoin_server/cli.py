@@ -37,6 +37,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin chat|top [URL]
        forkjoin trace FILE|ID [URL] [--svg FILE] [--png FILE]
        forkjoin bench run|report|targets|abacus|drafted|scheduler|overload|simulate
+       forkjoin completion bash|zsh|fish
        forkjoin --version
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
             bench(argv[1:])
         elif argv[:1] in (["chat"], ["trace"], ["top"]):
             terminal(argv)
+        elif argv[:1] == ["completion"]:
+            complete(argv[1:])
         elif argv[:2] == ["keys", "new"]:
             make_key(argv[2:])
         elif argv[:2] == ["dialects", "check"]:
@@ -183,6 +186,17 @@ def terminal(argv: list[str]) -> None:
     from forkjoin.terminal.commands import main as run_command
 
     run_command(argv)
+
+
+def complete(argv: list[str]) -> None:
+    """Write what makes a shell complete our commands and flags. Raises UsageError for another shell."""
+    from forkjoin_server.completion import SHELLS, script
+
+    if len(argv) != 1 or argv[0] not in SHELLS:
+        raise UsageError(
+            f"completion: expected one of {', '.join(SHELLS)}, got {' '.join(argv) or 'nothing'}"
+        )
+    print(script(argv[0]))
 
 
 def make_key(argv: list[str]) -> None:

@@ -25,6 +25,12 @@ class ServeParser:
         self._parser.serve = self._serve
 
     @property
+    def serve(self) -> argparse.ArgumentParser:
+        """The parser of ``vllm serve`` itself, with all flags."""
+        parser: argparse.ArgumentParser = self._serve
+        return parser
+
+    @property
     def actions(self) -> dict[str, argparse.Action]:
         """What may stand in a config file, by flag without its dashes."""
         found = {o[2:]: a for o, a in self._serve._option_string_actions.items() if o.startswith("--")}
