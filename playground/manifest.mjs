@@ -7,8 +7,8 @@ import { fileURLToPath } from "node:url";
 const root = fileURLToPath(new URL("..", import.meta.url));
 const built = "server/forkjoin_server/playground/built";
 const manifest = `${built}/manifest.json`;
-const files = ["playground/index.html", "playground/package.json", "playground/package-lock.json"];
-files.push("playground/tsconfig.json", "playground/vite.config.mjs", "playground/manifest.mjs");
+const files = ["playground/index.html", "playground/operator.html", "playground/package.json"];
+files.push("playground/package-lock.json", "playground/tsconfig.json", "playground/vite.config.mjs", "playground/manifest.mjs");
 for (const folder of ["playground/src", "client-ts/src", built]) {
   const inside = readdirSync(join(root, folder), { recursive: true, withFileTypes: true });
   files.push(...inside.filter((f) => f.isFile()).map((f) => join(f.parentPath, f.name).slice(root.length)));

@@ -12,9 +12,10 @@ export default defineConfig({
     emptyOutDir: true,
     target: "es2022",
     modulePreload: false,
+    rolldownOptions: { input: [at("index.html"), at("operator.html")] },
     // Nothing inline: the page's policy forbids it.
     assetsInlineLimit: 0,
   },
   // `npm run dev` beside a server on its usual port.
-  server: { proxy: { "/v1": "http://localhost:8000" } },
+  server: { proxy: { "/v1": "http://localhost:8000", "/metrics": "http://localhost:8000" } },
 });

@@ -83,6 +83,9 @@ export function App() {
         <h1>
           <Mark /> forkjoin <span>playground</span>
         </h1>
+        <nav aria-label="Pages">
+          <a href="./operator">Operator</a>
+        </nav>
         <Server served={served} model={model} trouble={trouble} onRetry={() => look(apiKey)} />
         <button type="button" class="quiet" onClick={() => setDialog("key")}>
           {apiKey === null ? "API key" : "API key ✓"}
@@ -103,11 +106,12 @@ export function App() {
           <Composer form={fields} onChange={change} examples={examples} served={served} model={model} onModel={setChosen}>
             <div class="buttons">
               {isRunning ? (
-                <button type="button" class="primary danger" onClick={() => runs.forEach((run) => run.cancel())}>
+                // A button of its own: one that turned into Run would submit the form with the same click.
+                <button key="cancel" type="button" class="primary danger" onClick={() => runs.forEach((run) => run.cancel())}>
                   Cancel
                 </button>
               ) : (
-                <button type="submit" class="primary" disabled={!fields.prompt.trim() || served === null}>
+                <button key="run" type="submit" class="primary" disabled={!fields.prompt.trim() || served === null}>
                   Run
                 </button>
               )}

@@ -13,39 +13,62 @@ export interface Piece {
  */
 export function attribute(trace: Trace, transcript: string, t: number): Piece[] {
   const pieces: Piece[] = [];
-  const add = (lane: Lane, text: string): void => {
-    if (text) pieces.push({ lane, text });
-  };
-  let at = 0;
-  const chosen = trace.chosen;
-  for (const lane of chosen === null ? trace.rows().slice(1) : [chosen]) {
-    const text = lane.textAt(t);
-    const rest = transcript.length - at;
-    if (!text || rest <= 0) continue;
-    const found = transcript.indexOf(text, at);
-    // The live thread's text may be ahead of the transcript by some tokens, or behind it.
-    const start = found >= 0 ? found : startOfPrefix(transcript, text, at);
-    if (start < 0) continue;
-    const end = found >= 0 ? found + text.length : transcript.length;
-    add(lane.parent ?? trace.root, transcript.slice(at, start));
-    add(lane, transcript.slice(start, end));
-    at = end;
-  }
-  add(trace.root, transcript.slice(at));
+  const { root, chosen } = trace;
+  within(root, chosen === null ? threadsOf(root) : [chosen], transcript, t, pieces);
   return pieces;
-}
-
-/** Where the transcript ends with the beginning of `text`; -1 if it does not. */
-function startOfPrefix(transcript: string, text: string, from: number): number {
-  const head = text.slice(0, 12);
-  for (let start = transcript.indexOf(head, from); start >= 0; start = transcript.indexOf(head, start + 1)) {
-    if (text.startsWith(transcript.slice(start))) return start;
-  }
-  return -1;
 }
 
 /** What the parent itself wrote, with a mark where its threads' text stands. */
 export function ownText(trace: Trace, t: number): string {
   const pieces = attribute(trace, trace.root.textAt(t), t);
-  return pieces.map((p) => (p.lane === trace.root ? p.text : "⋯")).join("");
+  const own = pieces.map((p) => (p.lane === trace.root ? p.text : "⋯")).join("");
+  return own.replace(/⋯+/g, "⋯");
+}
+
+function within(lane: Lane, threads: Lane[], text: string, t: number, pieces: Piece[]): void {
+  let at = 0;
+  const add = (end: number): void => {
+    if (end > at) pieces.push({ lane, text: text.slice(at, end) });
+  };
+  for (const thread of threads) {
+    const place = placeOf(thread, text, at, t);
+    if (place === null) continue;
+    const [start, end] = place;
+    add(start);
+    within(thread, threadsOf(thread), text.slice(start, end), t, pieces);
+    at = end;
+  }
+  add(text.length);
+}
+
+function threadsOf(lane: Lane): Lane[] {
+  return lane.forks.flatMap((fork) => fork.lanes);
+}
+
+/** From where to where `thread` and its own threads wrote `text`, behind `from`. */
+function placeOf(thread: Lane, text: string, from: number, t: number): [number, number] | null {
+  const written = thread.textAt(t);
+  if (written === "" || from >= text.length) return null;
+  const whole = text.indexOf(written, from);
+  if (whole >= 0) return [whole, whole + written.length];
+  const [fork] = thread.forks;
+  const joinedAt = thread.forks.at(-1)?.joinedAt ?? t;
+  const start = fork === undefined ? startOfPrefix(text, written, from) : text.indexOf(thread.textAt(fork.at), from);
+  if (start < 0) return null;
+  // The thread's text may be ahead of the transcript, or have its own threads' in the middle.
+  const tail = written.slice(thread.textAt(joinedAt).length);
+  const end = fork === undefined || tail === "" ? -1 : text.indexOf(tail, start);
+  return [start, end < 0 ? text.length : end + tail.length];
+}
+
+/** So much of a text's beginning is enough to find it again. */
+const HEAD_CHARS = 24;
+
+/** Where `text` ends with the beginning of `written`; -1 if it does not. */
+function startOfPrefix(text: string, written: string, from: number): number {
+  const head = written.slice(0, HEAD_CHARS);
+  for (let start = text.indexOf(head, from); start >= 0; start = text.indexOf(head, start + 1)) {
+    if (written.startsWith(text.slice(start))) return start;
+  }
+  return -1;
 }

@@ -61,25 +61,29 @@ function Row({ lane, t, scale, isCritical, isChosen, isSelected, isCurrent, onSe
   const state = lane.stateAt(t);
   const tokens = lane.parent === null && state !== "ended" ? null : lane.tokensAt(t);
   const outcome = state === "ended" ? endClass(lane.reason) : (state ?? "future");
-  const words = `${nameOf(lane)}${hasTitle(lane) ? `: ${lane.title}` : ""}, ${stateOf(lane, t)}${isChosen ? ", chosen" : ""}`;
   return (
     <div
       role="treeitem"
       aria-level={lane.depth + 1}
       aria-selected={isSelected}
-      aria-label={words}
       tabIndex={isCurrent ? 0 : -1}
       data-index={lane.index}
       class={`lane d${Math.min(lane.depth, 4)} ${outcome}${isCritical ? " critical" : ""}`}
       onClick={() => onSelect(isSelected ? null : lane.index)}
     >
       <span class="gutter" style={{ "--depth": lane.depth }}>
-        <span class="number">{lane.number || "◆"}</span>
-        <span class="title">{hasTitle(lane) ? lane.title : nameOf(lane)}</span>
-        {isChosen && <span class="chosen">chosen</span>}
+        <span class="name">
+          <span class="visually-hidden">{lane.parent !== null && "Thread "}</span>
+          <span class="number" aria-hidden={lane.parent === null}>
+            {lane.number || "◆"}
+          </span>{" "}
+          <span class="title">{lane.parent === null ? nameOf(lane) : hasTitle(lane) && lane.title}</span>
+          {isChosen && <span class="chosen"> chosen</span>}
+          <span class="visually-hidden">, {stateOf(lane, t)}</span>
+        </span>
         <span class="figures">{tokens === null || state === null ? "" : figures(lane, tokens, t)}</span>
       </span>
-      <span class="track">
+      <span class="track" aria-hidden="true">
         {state !== null && lane.spans.map((span, i) => bar(lane, span, i, t, scale))}
         {state !== null && <Text lane={lane} t={t} scale={scale} />}
         {state === "ended" && lane.endedAt !== null && lane.parent !== null && (

@@ -33,6 +33,8 @@ export function Stage({ runs }: { runs: Run[] }) {
 
   const end = Math.max(...runs.map((run) => run.now));
   const t = momentOf(view, end);
+  // Texts grow ten times a second: to lay them out in each frame would cost more than all lanes.
+  const tOfTexts = isRunning && view.t === null ? t - (t % 100) : t;
   useEffect(() => {
     if (view.replay !== null && t >= end) setView(LIVE);
   });
@@ -60,7 +62,7 @@ export function Stage({ runs }: { runs: Run[] }) {
       ))}
       <Controls view={view} setView={setView} t={t} end={end} isRunning={isRunning} />
       {shown !== undefined && lane !== undefined && (
-        <Detail run={shown} lane={lane} t={momentIn(shown, t)} onClose={() => setSelected(null)} />
+        <Detail run={shown} lane={lane} t={momentIn(shown, tOfTexts)} onClose={() => setSelected(null)} />
       )}
       <div class={isPair ? "answers pair" : "answers"}>
         {runs.map((run, i) => (
@@ -68,7 +70,7 @@ export function Stage({ runs }: { runs: Run[] }) {
             <h2>{isPair ? titleOf(run) : "Answer"}</h2>
             <Answer
               trace={run.trace}
-              t={momentIn(run, t)}
+              t={momentIn(run, tOfTexts)}
               label={isPair ? `Text: ${titleOf(run).toLowerCase()}` : "Text of the answer"}
               selected={selected?.run === i ? selected.lane : null}
               onSelect={(index) => setSelected({ run: i, lane: index })}

@@ -191,8 +191,11 @@ def announcement(args: Any, model: str) -> str:
         "stream_options": {"include_threads": True, "include_usage": True},
         "messages": [{"role": "user", "content": EMBEDDED_QUESTION if model == "abacus" else "Hello!"}],
     }
+    # A browser finds no Unix socket.
+    has_page = not (args.uds or args.forkjoin_no_playground)
+    see = f"See it think at {address}/playground, or try" if has_page else "Try"
     return (
-        f"\nvllm-forkjoin serves {model} at {address}. Try:\n\n"
+        f"\nvllm-forkjoin serves {model} at {address}. {see}:\n\n"
         f"curl -sN{socket} {address}/v1/chat/completions -H 'content-type: application/json' \\\n"
         f"  -d '{json.dumps(body)}'\n"
     )

@@ -58,6 +58,13 @@ def test_the_embedded_model_comes_whole_with_the_wheel(site: Path) -> None:
     assert {path.name: path.read_bytes() for path in (site / model).iterdir()} == expected
 
 
+def test_the_playground_comes_whole_with_the_wheel(site: Path) -> None:
+    built = Path("forkjoin_server/playground/built")
+    expected = {f.name: f.read_bytes() for f in (ROOT / "server" / built).rglob("*") if f.is_file()}
+    assert "index.html" in expected
+    assert {f.name: f.read_bytes() for f in (site / built).rglob("*") if f.is_file()} == expected
+
+
 def test_the_embedded_models_tokenizer_loads_from_the_wheel(site: Path) -> None:
     code = """if True:
         from forkjoin_server.configuration import EMBEDDED_MODEL

@@ -296,5 +296,18 @@ def test_while_the_file_cannot_be_read_at_a_start_nobody_passes(tmp_path, monkey
     assert status("") == 500
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], 200), (["--open-routes", "/health"], 401), (["--no-playground"], 401)],
+    ids=["open", "not_among_the_open_routes", "switched_off"],
+)
+def test_the_playgrounds_files_are_open_where_its_route_is(tmp_path, monkeypatch, flags, expected):
+    monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
+    path = tmp_path / "keys.yaml"
+    path.write_text(line_of("a", "one") + "\n")
+    middleware, application, _ = _middleware(path, *flags)
+    assert _status(middleware, "/playground/", app=application) == expected
+
+
 def test_access_without_an_application_is_open():
     assert Access([]).guard(_scope()).key_of(_scope()) is None

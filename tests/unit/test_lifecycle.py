@@ -38,7 +38,7 @@ class Engine:
 
 
 def _state(**server):
-    shown = {"enable_log_requests": False, "forkjoin_log_format": "text"}
+    shown = {"enable_log_requests": False, "forkjoin_log_format": "text", "forkjoin_no_playground": False}
     limits = {"forkjoin_ready_timeout": 15.0, "forkjoin_health_timeout": 120.0}
     args = SimpleNamespace(host=None, port=8000, uds=None, ssl_keyfile=None, **shown, **limits)
     engine = Engine()
@@ -281,6 +281,17 @@ def test_the_announcement_names_the_address_that_the_server_listens_on(args, cur
     state, _ = _state()
     vars(state.args).update(args)
     assert curl in announcement(state.args, "m")
+
+
+@pytest.mark.parametrize(
+    ("args", "is_named"),
+    [({}, True), ({"forkjoin_no_playground": True}, False), ({"uds": "/s"}, False)],
+    ids=["default", "switched_off", "unix_socket"],
+)
+def test_the_announcement_names_the_playground_where_a_browser_finds_it(args, is_named):
+    state, _ = _state()
+    vars(state.args).update(args)
+    assert ("http://localhost:8000/playground" in announcement(state.args, "m")) is is_named
 
 
 def test_a_drain_waits_for_what_the_other_api_servers_have_in_flight():

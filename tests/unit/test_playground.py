@@ -20,6 +20,7 @@ MANIFEST = FOLDER / "manifest.json"
 #: What the build reads beside the folders below.
 FILES = [
     "index.html",
+    "operator.html",
     "package.json",
     "package-lock.json",
     "tsconfig.json",
@@ -49,10 +50,11 @@ def test_they_are_small():
     assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) < MAX_BYTES
 
 
-def test_the_page_loads_its_own_files_only_and_runs_nothing_inline():
-    text = (FOLDER / "index.html").read_text()
+@pytest.mark.parametrize("name", ["index.html", "operator.html"])
+def test_a_page_loads_its_own_files_only_and_runs_nothing_inline(name):
+    text = (FOLDER / name).read_text()
     loaded = re.findall(r'(?:src|href)="([^"]+)"', text)
-    assert len(loaded) == 3
+    assert len(loaded) >= 3
     assert all((FOLDER / path).is_file() for path in loaded)
     assert re.findall(r"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=", text) == []
 
@@ -76,10 +78,11 @@ def _ask(path, method="GET", page=None, **headers):
     return start["status"], dict(start["headers"]), body["body"]
 
 
-def test_the_page_has_a_strict_policy():
-    status, headers, body = _ask(PAGE)
+@pytest.mark.parametrize(("path", "name"), [(PAGE, "index.html"), ("/playground/operator", "operator.html")])
+def test_a_page_has_a_strict_policy(path, name):
+    status, headers, body = _ask(path)
     policy = headers[b"content-security-policy"].decode()
-    assert (status, body) == (200, (FOLDER / "index.html").read_bytes())
+    assert (status, body) == (200, (FOLDER / name).read_bytes())
     assert headers[b"content-type"] == b"text/html; charset=utf-8"
     assert "default-src 'none'" in policy
     assert "connect-src 'self'" in policy
@@ -92,7 +95,7 @@ def test_the_page_has_a_strict_policy():
     ("suffix", "kind"), [(".js", b"text/javascript"), (".css", b"text/css"), (".svg", b"image/svg+xml")]
 )
 def test_each_file_has_its_type_and_is_kept_for_its_name_has_a_hash(suffix, kind):
-    (path,) = [path for path in Playground(leads_home=True).paths if path.endswith(suffix)]
+    path = next(path for path in Playground(leads_home=True).paths if path.endswith(suffix))
     _, headers, body = _ask(path)
     assert headers[b"content-type"].startswith(kind)
     assert b"immutable" in headers[b"cache-control"]

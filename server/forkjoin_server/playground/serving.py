@@ -117,12 +117,12 @@ def _is_served(file: Path) -> bool:
 
 def _path(file: Path, folder: Path) -> str:
     name = file.relative_to(folder).as_posix()
-    return _PAGE if name == _INDEX else _PAGE + name
+    return _PAGE if name == _INDEX else _PAGE + name.removesuffix(".html")
 
 
 def _read(file: Path) -> _File:
     data = file.read_bytes()
     etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'.encode()
     kind = _TYPES[file.suffix] + ("" if file.suffix == ".svg" else "; charset=utf-8")
-    caching = _CHECKED if file.name == _INDEX else _HASHED
+    caching = _CHECKED if file.suffix == ".html" else _HASHED
     return _File(data, ((b"content-type", kind.encode()), (b"etag", etag), caching), etag)
