@@ -68,6 +68,13 @@ LATER: dict[str, Later] = {
     ),
     "tests/server/test_keys.py": Later(Tier.CI, "two API servers with a file of keys"),
     "tests/server/test_liveness.py": Later(Tier.CI, "four servers, three of which are killed"),
+    "tests/browser/test_playground.py": Later(
+        Tier.CI,
+        "a server and a browser; test_playground of the unit tests has the files and how they are served",
+    ),
+    "tests/tooling/test_playground_build.py": Later(
+        Tier.ALL, "installs a bundler from npm; hashes say the same"
+    ),
     "tests/server/test_client_ts.py": Later(
         Tier.CI, "installs a compiler from npm; test_npm reads streams too"
     ),

@@ -1,0 +1,319 @@
+// The playground in a real browser, on the real server.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { after, afterEach, before, test } from "node:test";
+
+import { API_KEY, ask, BASE_URL, button, lanes, launch, opened, over } from "./browser.mjs";
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const CHAT = "**/v1/chat/completions";
+
+let browser;
+let pages = [];
+
+before(async () => {
+  browser = await launch();
+});
+after(() => browser.close());
+afterEach(async () => {
+  for (const page of pages) {
+    assert.deepEqual(page.faults, [], "the page broke its policy, raised, or asked elsewhere");
+    await page.context().close();
+  }
+  pages = [];
+});
+
+async function open(options) {
+  const page = await opened(browser, options);
+  pages.push(page);
+  return page;
+}
+
+/** A figure of the summary, as a number. */
+async function figure(page, name) {
+  const text = await page.locator(".figure", { hasText: name }).first().locator(".value").innerText();
+  return Number.parseFloat(text.replaceAll(",", ""));
+}
+
+/** What a screen reader says of each lane, but for its counts. */
+const labels = (page) =>
+  lanes(page).evaluateAll((items) => items.map((item) => item.querySelector(".name").textContent.replace("◆", "").trim()));
+
+/** What the page kept of an answer, as it saves it. */
+async function saved(page) {
+  const [download] = await Promise.all([page.waitForEvent("download"), button(page, "Save answer").click()]);
+  return { path: await download.path(), recording: JSON.parse(readFileSync(await download.path(), "utf8")) };
+}
+
+test("three lanes fork and join while the answer is written", async () => {
+  const page = await open();
+  await ask(page, { example: "Three products" });
+  await lanes(page).nth(3).waitFor();
+  await over(page);
+  assert.deepEqual(await labels(page), [
+    "Answer, done",
+    "Thread 1 a=482*731, done",
+    "Thread 2 b=9047*36, done",
+    "Thread 3 c=218*654, done",
+  ]);
+  assert.equal(await page.locator(".connectors .fork").count(), 1);
+  assert.equal(await page.locator(".connectors .join").count(), 1);
+  assert.match(await page.locator(".answer").innerText(), /a=352342 \(2\)\s+b=325692 \(4\)\s+c=142572 \(6\)\s+total ends in 6/);
+  const { recording } = await saved(page);
+  const { forkjoin } = recording.events.at(-1).usage;
+  assert.equal(await figure(page, "Tokens"), forkjoin.total_tokens);
+  assert.equal(await figure(page, "Critical path"), forkjoin.critical_path_tokens);
+  assert.equal(await figure(page, "Fewer steps"), Number((forkjoin.total_tokens / forkjoin.critical_path_tokens).toFixed(2)));
+});
+
+test("threads of threads are lanes below those that forked them", async () => {
+  const page = await open();
+  await ask(page, { prompt: "nest" });
+  await lanes(page).nth(6).waitFor();
+  await over(page);
+  const levels = await lanes(page).evaluateAll((items) => items.map((item) => Number(item.getAttribute("aria-level"))));
+  assert.deepEqual(levels, [1, 2, 2, 3, 4, 4, 3]);
+  assert.ok((await labels(page)).includes("Thread 2.1.2 check by 11, done"));
+});
+
+test("cancelling stops the request with its threads", async () => {
+  const page = await open();
+  await ask(page, { prompt: "long" });
+  await lanes(page).nth(2).waitFor();
+  await button(page, "Cancel").press("Enter");
+  await over(page);
+  assert.deepEqual((await labels(page)).filter((label) => !label.endsWith("cancelled")), []);
+  await page.waitForFunction(async () => {
+    const text = await (await fetch("../metrics")).text();
+    return /^forkjoin:threads_running(\{.*\})? 0(\.0)?$/m.test(text);
+  });
+});
+
+test("forked and in a row are compared on one time axis", async () => {
+  const page = await open();
+  await ask(page, { example: "Three products", click: "Compare" });
+  await over(page);
+  assert.equal(await page.locator(".run").count(), 2);
+  assert.deepEqual((await labels(page)).filter((label) => label.startsWith("Answer")), ["Answer, done", "Answer, done"]);
+  assert.match(await page.locator(".faster").innerText(), /than in a row/);
+  const [forked, row] = await page.locator(".answer").allInnerTexts();
+  assert.equal(row.match(/total ends in \d/)[0], forked.match(/total ends in \d/)[0]);
+});
+
+test("a finished answer can be scrubbed, and a lane opened with the keyboard alone", async () => {
+  const page = await open();
+  await ask(page, { example: "Three products" });
+  await over(page);
+  const total = await figure(page, "Tokens");
+  const slider = page.getByRole("slider");
+  const { recording } = await saved(page);
+  const forkedAt = recording.events.find((event) => event.type === "forked").t;
+  await slider.fill(String(Math.ceil(forkedAt) - 1));
+  assert.ok((await figure(page, "Tokens")) < total);
+  assert.equal(await figure(page, "Threads"), 0);
+  assert.equal((await labels(page))[1], "Thread 1 a=482*731, not started yet");
+  await slider.press("End");
+  assert.equal(await figure(page, "Tokens"), total);
+  await lanes(page).first().focus();
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("ArrowDown");
+  assert.match(await page.locator(".detail").innerText(), /b=9047\*36[^]*State\s+done[^]*b:325692/);
+  await page.keyboard.press("Escape");
+  assert.equal(await page.locator(".detail").count(), 0);
+});
+
+test("the view can be paused while the answer goes on", async () => {
+  const page = await open();
+  await ask(page, { prompt: "long" });
+  await lanes(page).nth(2).waitFor();
+  await button(page, "Pause view").press("Enter");
+  const held = await page.locator(".controls output").innerText();
+  await over(page);
+  assert.equal(await page.locator(".controls output").innerText(), held);
+});
+
+test("a replay comes to the end by itself", async () => {
+  const page = await open();
+  await ask(page, { prompt: "a=3*4, b=7*8" });
+  await over(page);
+  const end = await page.locator(".controls output").innerText();
+  await button(page, "Replay").click();
+  await button(page, "Replay").waitFor();
+  assert.equal(await page.locator(".controls output").innerText(), end);
+});
+
+test("the request is shown for curl, Python and TypeScript, without the key", async () => {
+  const page = await open();
+  await button(page, "A vote of eight").click();
+  await button(page, "Copy as…").click();
+  for (const [language, part] of [["curl", "curl -sN"], ["Python", "from openai import OpenAI"], ["TypeScript", "new ForkJoin("]]) {
+    await page.getByRole("radio", { name: language }).check({ force: true });
+    const text = await page.locator(".snippet").innerText();
+    assert.ok(text.includes(part) && text.includes("best_of"), text);
+    assert.ok(!text.includes(API_KEY));
+  }
+});
+
+test("a saved answer opens again as it was", async () => {
+  const page = await open();
+  await ask(page, { example: "Three products" });
+  await over(page);
+  const { path } = await saved(page);
+  const other = await open();
+  await other.locator("input[type=file]").setInputFiles(path);
+  await lanes(other).nth(3).waitFor();
+  assert.deepEqual(await labels(other), await labels(page));
+  assert.equal(await other.locator(".summary").innerText(), await page.locator(".summary").innerText());
+  await other.locator("input[type=file]").setInputFiles({ name: "no.json", mimeType: "application/json", buffer: Buffer.from("{}") });
+  assert.match(await other.getByRole("alert").innerText(), /expected a recording/);
+});
+
+test("a page without a key, or with a wrong one, asks for it", async () => {
+  const page = await open({ key: null });
+  await page.getByRole("dialog").waitFor();
+  await page.getByLabel(/key that this server/).fill("wrong");
+  await button(page, "Use the key").click();
+  await page.getByRole("dialog").getByRole("alert").waitFor();
+  await page.getByLabel(/key that this server/).fill(API_KEY);
+  await button(page, "Use the key").click();
+  await page.locator(".server.well").waitFor();
+  assert.equal(await page.evaluate(() => localStorage.length), 0);
+});
+
+test("a server that is gone is told, and asked again", async () => {
+  const page = await open();
+  await page.route(CHAT, (route) => route.abort("connectionrefused"));
+  await ask(page, { example: "Three products" });
+  await page.getByText(/does not answer\. Trying again in/).waitFor();
+  await page.unroute(CHAT);
+  await over(page);
+  assert.equal((await labels(page)).length, 4);
+});
+
+test("a server that stays away is an error", async () => {
+  const page = await open();
+  await page.route(CHAT, (route) => route.abort("connectionrefused"));
+  await ask(page, { example: "Three products" });
+  await over(page);
+  assert.match(await page.getByRole("alert").innerText(), /The server does not answer/);
+});
+
+test("an overloaded server is asked again when it says so", async () => {
+  const page = await open();
+  let numAsked = 0;
+  await page.route(CHAT, (route) => {
+    numAsked += 1;
+    if (numAsked > 1) return route.continue();
+    const body = JSON.stringify({ error: { message: "too many requests wait", code: 503 } });
+    return route.fulfill({ status: 503, headers: { "retry-after": "2" }, contentType: "application/json", body });
+  });
+  await ask(page, { example: "Three products" });
+  await page.getByText(/too busy\. Trying again in/).waitFor();
+  await over(page);
+  assert.equal(numAsked, 2);
+  assert.equal((await labels(page)).length, 4);
+});
+
+test("a request that the server refuses is told in its words", async () => {
+  const page = await open();
+  await page.getByText("Sampling", { exact: true }).click();
+  await page.getByLabel("More fields (JSON)").fill(`{"forkjoin": {"max_fork": 1}}`);
+  await ask(page, { prompt: "a=1*1" });
+  await over(page);
+  assert.match(await page.getByRole("alert").innerText(), /refused the request[^]*max_fork/);
+});
+
+test("a stream that breaks off keeps what came", async () => {
+  const page = await open();
+  const body = `data: {"choices": [{"index": 0, "delta": {"content": "half"}}]}\n\ndata: {"choi`;
+  await page.route(CHAT, (route) => route.fulfill({ contentType: "text/event-stream", body }));
+  await ask(page, { example: "Three products" });
+  await over(page);
+  assert.match(await page.getByRole("alert").innerText(), /broke off/);
+  assert.match(await page.locator(".answer").innerText(), /half/);
+});
+
+test("a fork that could not be read is told", async () => {
+  const page = await open();
+  await ask(page, { prompt: "malformed" });
+  await over(page);
+  assert.match(await page.locator(".notice").innerText(), /A fork did not happen/);
+  assert.equal((await labels(page)).length, 1);
+});
+
+test("a reload in the middle keeps what came, and says so", async () => {
+  const page = await open();
+  await ask(page, { prompt: "long" });
+  await lanes(page).nth(2).waitFor();
+  await page.reload();
+  await page.getByText(/Interrupted\./).waitFor();
+  assert.deepEqual((await labels(page)).filter((label) => !label.endsWith("interrupted")), []);
+  assert.equal((await labels(page)).length, 3);
+  assert.equal(await page.getByLabel("Prompt", { exact: true }).inputValue(), "long");
+});
+
+for (const colorScheme of ["light", "dark"]) {
+  test(`axe finds nothing serious in the ${colorScheme} page`, async () => {
+    const page = await open({ colorScheme });
+    await serious(page, "empty");
+    await button(page, "A vote of eight").click();
+    await serious(page, "all fields");
+    await ask(page, { example: "Three products", click: "Compare" });
+    await over(page);
+    await lanes(page).nth(1).click();
+    await serious(page, "an answer");
+    await button(page, "Copy as…").click();
+    await serious(page, "a dialog");
+  });
+}
+
+/** Fails on what axe finds serious or critical. It runs in a world of its own, beside the page's policy. */
+async function serious(page, where) {
+  const cdp = await page.context().newCDPSession(page);
+  const { frameTree } = await cdp.send("Page.getFrameTree");
+  const { executionContextId: contextId } = await cdp.send("Page.createIsolatedWorld", { frameId: frameTree.frame.id });
+  const evaluate = async (expression) => {
+    const { result, exceptionDetails } = await cdp.send("Runtime.evaluate", { expression, contextId, awaitPromise: true, returnByValue: true });
+    assert.equal(exceptionDetails, undefined);
+    return result.value;
+  };
+  await evaluate(`${AXE};0`);
+  const found = await evaluate(`axe.run().then((r) => r.violations
+    .filter((v) => ["serious", "critical"].includes(v.impact))
+    .map((v) => v.id + ": " + v.nodes.map((n) => n.target + " " + n.failureSummary).join("; ")))`);
+  assert.deepEqual(found, [], where);
+}
+
+test("at 360 pixels nothing is wider than the page", async () => {
+  const page = await open({ viewport: { width: 360, height: 740 } });
+  await ask(page, { example: "Six products" });
+  await over(page);
+  await lanes(page).nth(1).click();
+  assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), 360);
+});
+
+test("fifty threads are fifty lanes, and their text arrives whole", async () => {
+  const page = await open();
+  await ask(page, { prompt: "fifty" });
+  await lanes(page).nth(50).waitFor();
+  await over(page);
+  assert.equal((await labels(page)).filter((label) => label.endsWith("done")).length, 51);
+  await lanes(page).nth(50).click();
+  assert.match(await page.locator(".detail pre").innerText(), /part 50 of fifty/);
+});
+
+test("the operator's page shows what ran, and only reads", async () => {
+  const page = await open();
+  await ask(page, { prompt: "nest" });
+  await over(page);
+  const asked = [];
+  page.on("request", (request) => asked.push(`${request.method()} ${new URL(request.url()).pathname}`));
+  await page.getByRole("link", { name: "Operator" }).click();
+  const ended = page.getByRole("table", { name: "Threads, by their end" });
+  await ended.getByRole("row").filter({ hasText: /^stop/ }).waitFor();
+  await page.locator(".spark", { hasText: "KV blocks in use" }).locator(".value", { hasText: "%" }).waitFor();
+  await serious(page, "operator");
+  assert.ok(asked.includes("GET /metrics"));
+  assert.deepEqual(asked.filter((one) => !/^GET \/(metrics|playground\/.*)$/.test(one)), []);
+});
