@@ -48,6 +48,13 @@ def stopped_at(engine: Any, prompts: list[list[int]], text: str) -> list[tuple[s
     return [(answer.text, answer.stop_reason) for answer in answers]
 
 
+def several(engine: Any, prompt: list[int]) -> list[list[int]]:
+    """What ``prompt`` comes to twice, asked for at once; next to greedy, which may be asked for once only."""
+    params = engine.params(max_tokens=MAX_TOKENS, n=2, temperature=0.01, seed=1)
+    (output,) = engine.llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    return [list(answer.token_ids) for answer in output.outputs]
+
+
 def main(runner: str, mode: str, method: str, num: int, dialect: str = "threadweaver") -> dict[str, Any]:
     """Run the worksheets on both; say whether all was exact and all came back."""
     from tests.engine.platform import force_async, use_v2_runner
@@ -101,6 +108,7 @@ def main(runner: str, mode: str, method: str, num: int, dialect: str = "threadwe
         "threads": [of["threads"] for of in (wanted, found, robbed)],
         "num_steps": [of["num_steps"] for of in (wanted, found)],
         "stopped": [stopped_at(engine, prompts, middle) for engine in made],
+        "several": [several(engine, prompts[widest]) for engine in made],
         "max_delta": max(deltas),
         "returned": drafted.snapshot() == drafted.baseline,
     }

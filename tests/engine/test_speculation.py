@@ -52,6 +52,9 @@ def check_case(runner, mode, method, dialect):
     undrafted, drafted = case["stopped"]
     assert drafted == undrafted
     assert any(stop_reason for _, stop_reason in drafted)
+    undrafted, drafted = case["several"]
+    assert drafted == undrafted
+    assert len(drafted) == 2
     assert case["max_delta"] < 1e-3
     assert case["returned"]
     before, after = case["num_steps"]

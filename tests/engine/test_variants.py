@@ -129,14 +129,19 @@ def _adapter(folder: Path, config: dict) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(about))
 
 
-def test_threads_use_the_lora_of_their_request(tmp_path):
+@pytest.mark.filterwarnings("ignore:(?s).*reflected list")  # numba's, of vLLM's n-gram drafter
+@pytest.mark.parametrize("is_drafted", [False, True], ids=["plain", "drafted"])
+def test_threads_use_the_lora_of_their_request(tmp_path, is_drafted):
     from vllm.lora.request import LoRARequest
 
     from forkjoin_server.configuration import EMBEDDED_MODEL
+    from tests.engine.drafters import drafter
     from tests.engine.harness import Engine
 
     _adapter(tmp_path, json.loads((EMBEDDED_MODEL / "config.json").read_text()))
-    engine = Engine(enable_lora=True, max_lora_rank=8)
+    # no logits processor of ours: vLLM takes none beside drafts
+    more = {"speculative_config": drafter("ngram", tmp_path), "logits_processors": None} if is_drafted else {}
+    engine = Engine(enable_lora=True, max_lora_rank=8, **more)
     prompts = [engine.prompt(s.prompt) for s in worksheets(10, seed=61)]
     base = [a.token_ids for a in engine.run(prompts, engine.params())]
     engine.lora = LoRARequest("tiny", 1, str(tmp_path))
