@@ -46,7 +46,7 @@ function Actions({ run, lane }: { run: Run; lane: Lane }) {
   const { cancelThread } = run;
   if (cancelThread === null || lane.parent === null || lane.endedAt !== null) return null;
   return (
-    <button type="button" onClick={() => void cancelThread(String(lane.index))}>
+    <button type="button" onClick={() => void cancelThread(lane.id)}>
       Cancel this thread
     </button>
   );

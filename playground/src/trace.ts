@@ -27,6 +27,8 @@ export class Lane {
 
   constructor(
     readonly index: number,
+    /** As the server knows it; "root" for the request. */
+    readonly id: string,
     readonly title: string,
     readonly depth: number,
     readonly parent: Lane | null,
@@ -136,7 +138,7 @@ export class Trace {
   private parentTokens = 0;
 
   constructor(readonly recording: Pick<Recording, "parentWaits" | "trigger">) {
-    this.root = new Lane(ROOT_LANE, "answer", 0, null, 0, "");
+    this.root = new Lane(ROOT_LANE, "root", "answer", 0, null, 0, "");
   }
 
   static of(recording: Recording): Trace {
@@ -188,12 +190,12 @@ export class Trace {
     this.endedAt = t;
   }
 
-  private fork(parentIndex: number, threads: { index: number; title: string }[], t: number): void {
+  private fork(parentIndex: number, threads: { index: number; id: string; title: string }[], t: number): void {
     const parent = this.lane(parentIndex) ?? this.root;
     const numBefore = parent.forks.reduce((sum, fork) => sum + fork.lanes.length, 0);
     const prefix = parent === this.root ? "" : `${parent.number}.`;
-    const lanes = threads.map(({ index, title }, i) => {
-      const lane = new Lane(index, title, parent.depth + 1, parent, t, `${prefix}${numBefore + i + 1}`);
+    const lanes = threads.map(({ index, id, title }, i) => {
+      const lane = new Lane(index, id, title, parent.depth + 1, parent, t, `${prefix}${numBefore + i + 1}`);
       this.threads[index] = lane;
       return lane;
     });
