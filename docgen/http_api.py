@@ -54,7 +54,22 @@ Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.
 
 `usage.forkjoin` of a request that forked, or that asked for its threads:
 
-{usage}"""
+{usage}
+## Threads as agents: the field `multi_agent`
+
+`POST /v1/responses` tells threads as OpenAI's beta for several agents does, if its body has this object
+(`client.beta.responses` of the SDKs; the header `openai-beta` is not needed):
+
+{agents}
+Each item and event then has an `agent` with its `agent_name`: `/root` is the answer, `/root/2` its second
+thread, `/root/2/1` the first thread of that. A fork is a `multi_agent_call` with the action `spawn_agent`
+for each thread, a join one with `wait_agent`. Each is followed by its `multi_agent_call_output`. What a
+thread wrote is a `reasoning` item, and a part of the output of `wait_agent`. The text of the answer stays
+the transcript. The SDKs' classes know all of these fields. With `forkjoin.include_threads` beside it, the
+`thread` of each item and `usage.forkjoin` come too, which they do not know. Calls that are given back as
+`input` are left out: the transcript holds what they did.
+"""
+_LINKS = {"ForkJoinOptions": "the-field-forkjoin", "MultiAgent": "threads-as-agents-the-field-multi_agent"}
 
 
 def page(schema: Json) -> str:
@@ -67,6 +82,7 @@ def page(schema: Json) -> str:
             branches=_fields(schemas["ExplicitBranch"]),
             threads=_fields(schemas["ForkJoinThread"]),
             usage=_fields(schemas["ForkJoinUsage"]),
+            agents=_fields(schemas["MultiAgent"]),
         )
     )
     parts.append("## Requests that may fork\n")
@@ -123,7 +139,7 @@ def _type(field: Json) -> str:
 
 
 def _link(name: str) -> str:
-    return "[object](#the-field-forkjoin)" if name == "ForkJoinOptions" else name.rpartition("__")[2]
+    return f"[object](#{_LINKS[name]})" if name in _LINKS else name.rpartition("__")[2]
 
 
 def _range(field: Json) -> str:

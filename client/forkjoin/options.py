@@ -20,6 +20,7 @@ class ForkJoin(TypedDict, total=False):
     max_forks: int
     max_tokens_per_thread: int
     max_total_tokens: int
+    max_threads_running: int
     enabled: bool
     include_threads: bool
     structured: Literal["answer"]

@@ -80,6 +80,12 @@ class _Asked(Limits):
     include_threads: bool = Field(
         default=False, description="show the threads, in chat completions and responses"
     )
+    max_threads_running: int | None = Field(
+        default=None,
+        ge=1,
+        description="so many threads of the request at a time, the others wait; over the server's "
+        "--max-threads-running, that holds",
+    )
     structured: Literal["answer"] | None = Field(
         default=None,
         description="answer: structured output holds for the answer, from where the dialect says that it "

@@ -20,7 +20,7 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.visits import BACKLOG, VISIT
-from forkjoin_server import about, answers, incoming, metrics
+from forkjoin_server import about, agents, answers, incoming, metrics
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
@@ -241,6 +241,7 @@ class Bodies:
         key, client = new_key(), _client(scope)
         try:
             scope = _with_request_id(scope, given.get("request_id"), key)
+            given, as_agents = agents.take(given, path)
             reasons = has_reasoning_parser(_vllm_config(scope))
             body, options = prepare(given, path, key, self._settings, reasons=reasons)
             data = _encoded(body)
@@ -253,7 +254,8 @@ class Bodies:
             await answers.respond(send, 404, error.body)
             return
         except BadRequestOptions as error:
-            await answers.respond(send, 400, answers.error(str(error), path, param="forkjoin"))
+            field = agents.FIELD if str(error).startswith(agents.FIELD) else KEY
+            await answers.respond(send, 400, answers.error(str(error), path, param=field))
             return
         if (visit := VISIT.get()) is not None:
             visit.num_families, visit.width = max(num_answers, 1), options.width
@@ -261,7 +263,8 @@ class Bodies:
         is_wanted, feed = options.include_threads, feed_of(body, path, key)
         queue = FEEDS.subscribe(feed)
         log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
-        weaver = Weaver(send, queue, log, _presenter(log, path) if is_wanted else Unseen())
+        present = as_agents or _presenter(path)
+        weaver = Weaver(send, queue, log, present(log) if is_wanted else Unseen())
         pump = asyncio.create_task(weaver.pump())
         try:
             with handing_over(asked):
@@ -272,7 +275,7 @@ class Bodies:
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
             if path == RESPONSES and stores_responses():
-                self._stored.answered(body, weaver, feed)
+                self._stored.answered(body, weaver, feed, present)
             else:
                 FEEDS.unsubscribe(feed)
 
@@ -346,10 +349,10 @@ def _text(given: Json | None, raw: bytes) -> str:
     return "\n".join(texts(given)) if given is not None else raw.decode(errors="replace")
 
 
-def _presenter(log: ThreadLog, path: str) -> Presenter:
-    if path == GENERATE:
-        return TokenThreads(log)
-    return ResponseThreads(log) if path == RESPONSES else ChatThreads(log)
+def _presenter(path: str) -> Callable[[ThreadLog], Presenter]:
+    presenters: dict[str, Callable[[ThreadLog], Presenter]]
+    presenters = {GENERATE: TokenThreads, RESPONSES: ResponseThreads}
+    return presenters.get(path, ChatThreads)
 
 
 def _is_upload(scope: Message) -> bool:

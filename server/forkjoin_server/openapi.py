@@ -12,7 +12,8 @@ from typing import Any
 
 from forkjoin_scheduler.options import RequestOptions
 from forkjoin_server import about
-from forkjoin_server.routes import PATHS
+from forkjoin_server.agents import FIELD, MultiAgent
+from forkjoin_server.routes import PATHS, RESPONSES
 from forkjoin_server.threads import Json
 
 _REF = "#/components/schemas/"
@@ -116,6 +117,9 @@ def with_forkjoin(schema: Json) -> Json:
     for path in PATHS:
         if body := _request_schema(schema, path):
             body.setdefault("properties", {})["forkjoin"] = {"$ref": f"{_REF}ForkJoinOptions"}
+    if body := _request_schema(schema, RESPONSES):
+        schemas["MultiAgent"] = MultiAgent.model_json_schema()
+        body["properties"][FIELD] = {"$ref": f"{_REF}MultiAgent"}
     if "StreamOptions" in schemas:
         include = {
             "type": "boolean",

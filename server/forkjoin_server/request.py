@@ -8,6 +8,7 @@ from forkjoin_scheduler.feed import key_in
 from forkjoin_scheduler.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server import structured
+from forkjoin_server.agents import without_calls
 from forkjoin_server.bypass import bypass_reason
 from forkjoin_server.instruction import with_instruction
 from forkjoin_server.responses import without_threads
@@ -158,4 +159,4 @@ def _prepare_responses(body: Json, key: str) -> None:
             "request_id: expected a new id for a response in the background, got a used one"
         )
     if isinstance(body.get("input"), list):
-        body["input"] = without_threads(body["input"])
+        body["input"] = without_calls(without_threads(body["input"]))

@@ -16,7 +16,7 @@ from forkjoin_server.routes import FINAL_EVENTS
 from forkjoin_server.threads import Json, ThreadLog
 
 #: Whose item it is (vLLM's or a thread's), and which of them.
-_Slot = tuple[str, int]
+Slot = tuple[str, int]
 _VLLM, _THREAD = "vllm", "thread"
 
 
@@ -25,7 +25,7 @@ class ResponseThreads:
 
     def __init__(self, log: ThreadLog) -> None:
         self._log = log
-        self._places: dict[_Slot, int] = {}
+        self._places: dict[Slot, int] = {}
         self._open: set[int] = set()
         self._num_events = 0
         self.is_ready = False
@@ -58,11 +58,11 @@ class ResponseThreads:
         return events
 
     def whole(self, response: Json) -> Json:
-        return response | {"output": list(_woven(response["output"], self._log.threads))}
+        return response | {"output": list(self._woven(response["output"]))}
 
     def _add(self, index: int) -> list[Json]:
         self._open.add(index)
-        item = _item(self._log.threads[index]) | {"content": [], "status": "in_progress"}
+        item = self._item(self._log.threads[index]) | {"content": [], "status": "in_progress"}
         return [
             self._event("output_item.added", index, item=item),
             self._event("content_part.added", index, content_index=0, part=_part("")),
@@ -75,7 +75,7 @@ class ResponseThreads:
         return [
             self._event("reasoning_text.done", index, content_index=0, text=text),
             self._event("content_part.done", index, content_index=0, part=_part(text)),
-            self._event("output_item.done", index, item=_item(thread)),
+            self._event("output_item.done", index, item=self._item(thread)),
         ]
 
     def _event(self, name: str, index: int, **more: object) -> Json:
@@ -84,7 +84,7 @@ class ResponseThreads:
             event["item_id"] = self._log.threads[index]["id"]
         return self._numbered(event | {"sequence_number": 0})
 
-    def _place(self, slot: _Slot) -> int:
+    def _place(self, slot: Slot) -> int:
         """The output index of ``slot``, the next one if it is new."""
         return self._places.setdefault(slot, len(self._places))
 
@@ -95,9 +95,33 @@ class ResponseThreads:
         return event | {"sequence_number": self._num_events - 1}
 
     def _final_output(self, own: list[Json]) -> list[Json]:
-        items: dict[_Slot, Json] = {(_VLLM, i): item for i, item in enumerate(own)}
-        items |= {(_THREAD, t["index"]): _item(t) for t in self._log.threads}
+        items: dict[Slot, Json] = {(_VLLM, i): item for i, item in enumerate(own)}
+        items |= self._own_items()
         return [items[slot] for slot in sorted(items, key=self._place)]
+
+    def _woven(self, output: list[Json]) -> Iterator[Json]:
+        """The items of vLLM, each followed by the threads whose text it holds (the first, where none does).
+
+        That is where a stream shows them: a fork is made in the item that was the last one then.
+        """
+        threads, texts = self._log.threads, [text_of(item) for item in output] or [""]
+        holders = [next((i for i, text in enumerate(texts) if t["content"] in text), 0) for t in threads]
+        for i in range(len(texts)):
+            yield from output[i : i + 1]
+            yield from (self._item(t) for t, holder in zip(threads, holders, strict=True) if holder == i)
+
+    def _own_items(self) -> dict[Slot, Json]:
+        return {(_THREAD, t["index"]): self._item(t) for t in self._log.threads}
+
+    def _item(self, thread: Json) -> Json:
+        return {
+            "type": "reasoning",
+            "id": thread["id"],
+            "summary": [],
+            "content": [_part(thread["content"])],
+            "status": "completed" if thread.get("finish_reason") == "stop" else "incomplete",
+            "thread": {k: v for k, v in thread.items() if k != "content"},
+        }
 
 
 def without_threads(items: list[object]) -> list[object]:
@@ -108,32 +132,10 @@ def without_threads(items: list[object]) -> list[object]:
     return [i for i in items if not (isinstance(i, dict) and str(i.get("id")).startswith("th_fj"))]
 
 
-def _item(thread: Json) -> Json:
-    return {
-        "type": "reasoning",
-        "id": thread["id"],
-        "summary": [],
-        "content": [_part(thread["content"])],
-        "status": "completed" if thread.get("finish_reason") == "stop" else "incomplete",
-        "thread": {k: v for k, v in thread.items() if k != "content"},
-    }
-
-
 def _part(text: str) -> Json:
     return {"type": "reasoning_text", "text": text}
 
 
-def _woven(output: list[Json], threads: list[Json]) -> Iterator[Json]:
-    """The items of vLLM, each followed by the threads whose text it holds (the first, where none does).
-
-    That is where a stream shows them: a fork is made in the item that was the last one then.
-    """
-    texts = [_text(item) for item in output] or [""]
-    holders = [next((i for i, text in enumerate(texts) if t["content"] in text), 0) for t in threads]
-    for i in range(len(texts)):
-        yield from output[i : i + 1]
-        yield from (_item(t) for t, holder in zip(threads, holders, strict=True) if holder == i)
-
-
-def _text(item: Json) -> str:
+def text_of(item: Json) -> str:
+    """All text of an output item."""
     return "".join(part.get("text") or "" for part in item.get("content") or [])

@@ -10,15 +10,15 @@ A stored response is its API key's: to any other it is one that there is not, wh
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, key_in
-from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import RESPONSES, STORED
 from forkjoin_server.threads import Json, ThreadLog
-from forkjoin_server.weaver import Send, Unseen, Weaver
+from forkjoin_server.weaver import Presenter, Send, Unseen, Weaver
 
 
 def feed_of(body: Json, path: str, key: str) -> str:
@@ -49,6 +49,7 @@ class AnothersResponse(Exception):
 class _Kept:
     queue: asyncio.Queue[Json]
     log: ThreadLog
+    present: Callable[[ThreadLog], Presenter]
 
 
 class StoredResponses:
@@ -78,11 +79,13 @@ class StoredResponses:
         if isinstance(response_id, str) and self._owners.get(response_id, tenant) != tenant:
             raise AnothersResponse(response_id)
 
-    def answered(self, body: Json, weaver: Weaver, feed: str) -> None:
-        """A request that vLLM stores has been answered: keep what its response says of threads."""
+    def answered(
+        self, body: Json, weaver: Weaver, feed: str, present: Callable[[ThreadLog], Presenter]
+    ) -> None:
+        """A request that vLLM stores has been answered: keep what its response says of threads, and how."""
         if weaver.status == 200 and body.get("store", True):
             weaver.hear()
-            self._kept[body["request_id"]] = _Kept(weaver.queue, weaver.log)
+            self._kept[body["request_id"]] = _Kept(weaver.queue, weaver.log, present)
             if body.get("background"):
                 return
         elif isinstance(body["request_id"], str) and body["request_id"] not in self._kept:
@@ -96,7 +99,7 @@ class StoredResponses:
         kept = self._kept.get(_response_id(path))
         if kept is None:
             return None
-        presenter = ResponseThreads(kept.log) if kept.log.is_wanted else Unseen()
+        presenter = kept.present(kept.log) if kept.log.is_wanted else Unseen()
         return Weaver(send, kept.queue, kept.log, presenter)
 
 

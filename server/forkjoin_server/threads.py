@@ -44,6 +44,8 @@ class ThreadLog:
     #: Whether an entry holds token ids beside its text.
     has_token_ids: bool = False
     threads: list[Json] = field(default_factory=list)
+    #: The threads of each fork, by their indices.
+    forks: list[list[int]] = field(default_factory=list)
     #: The running counts of each family: one for each choice (n > 1) or prompt that forked.
     families: dict[str, Json] = field(default_factory=dict)
     #: What a best-of-N request chose: the index of the thread, the result that most have, who did not vote.
@@ -76,6 +78,7 @@ class ThreadLog:
                 for t in event["threads"]
             ]
             self.threads += copy.deepcopy(entries)
+            self.forks.append([t["index"] for t in event["threads"]])
             return entries
         if kind == "tokens":
             return self._wrote(event["index"], event["text"], event.get("token_ids", []))

@@ -166,6 +166,22 @@ def test_no_more_threads_of_a_request_run_than_the_cap_says(under, cap):
     assert engine.snapshot() == engine.baseline
 
 
+def test_a_request_says_how_many_of_its_threads_run_beside_others_that_do_not(under):
+    engine = under(max_threads_running=None)
+    rng = random.Random(8)
+    prompts, params = (list(p) for p in zip(*(family(engine, rng, 4) for _ in range(2)), strict=True))
+    eager = [a.text for a in engine.run(prompts, params)]
+    params[0].extra_args["forkjoin"] = {"max_threads_running": 1}
+    engine.llm.reset_prefix_cache()
+    engine.steps.clear()
+    assert [a.text for a in engine.run(prompts, params)] == eager
+    most = Counter()
+    for step in engine.steps:
+        most |= Counter(threads_by_family(step))
+    assert sorted(most.values()) == [1, 4]
+    assert engine.snapshot() == engine.baseline
+
+
 class Known:
     """A step cost of a millisecond a sequence."""
 

@@ -81,3 +81,14 @@ def test_a_response_with_threads_reads_like_any_other(package, server, client):
         assert texts == [seen["said"]["1"], seen["said"]["2"]]
         for number, text in enumerate(texts, 1):
             assert f"<Thread>\n{number}:{text}" in transcript
+
+
+def test_threads_told_as_agents_read_like_any_other_items(package, server, client):
+    ask = {"model": "abacus", "temperature": 0, "input": PROMPT}
+    seen = _node(package, "responses.mjs", server, ask | {"multi_agent": {"enabled": True}})
+    assert seen["said"]["0"] == seen["snapshot"] == client.responses.create(**ask).output_text
+    told = [[(i["type"], i["agent"]) for i in seen[name]["output"]] for name in ("final", "whole")]
+    assert told[0] == told[1]
+    texts = [i["content"][0]["text"] for i in seen["final"]["output"] if i["type"] == "reasoning"]
+    assert texts == [seen["said"][place] for place in sorted(seen["said"], key=int)[1:]]
+    assert len(texts) == 2

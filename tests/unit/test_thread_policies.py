@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler.policy.fair_share import fair_shares
 from forkjoin_scheduler.policy.step_cost import NOTHING, Load, StepCost
-from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, StepFacts, ThreadFacts, ranked
+from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, StepFacts, ThreadFacts, ranked, within
 
 
 class Known(StepCost):
@@ -118,6 +118,13 @@ def test_no_family_has_more_threads_than_the_cap_and_none_stands_still(facts, ca
 def test_a_thread_that_runs_goes_before_one_that_would_start():
     facts = StepFacts([ThreadFacts("new", "a"), ThreadFacts("runs", "a", has_slot=True)])
     assert Capped(1).choose(facts) == {"runs"}
+
+
+def test_a_cap_of_one_family_leaves_the_others_as_they_were_chosen():
+    threads = [ThreadFacts(f"{family}{n}", family, has_slot=n == 2) for family in "ab" for n in range(3)]
+    chosen = {"a0", "a2", "b0", "b1"}
+    assert within({"a": 1}, threads, chosen) == {"a2", "b0", "b1"}
+    assert within({"a": 5}, threads, chosen) == chosen
 
 
 # ---- slack -------------------------------------------------------------------------------------

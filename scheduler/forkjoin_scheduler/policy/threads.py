@@ -10,7 +10,7 @@ that is furthest behind: on that one the join will wait longest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,18 @@ class Eager:
         return _started_fairly(facts)
 
 
+def within(caps: Mapping[str, int], threads: Sequence[ThreadFacts], chosen: set[str]) -> set[str]:
+    """Of the ``chosen`` threads those that ``caps`` let run, by family: those that have a slot come first."""
+    kept: set[str] = set()
+    left = dict(caps)
+    for thread in sorted((t for t in threads if t.key in chosen), key=lambda t: not t.has_slot):
+        if thread.family in left:
+            left[thread.family] -= 1
+        if left.get(thread.family, 0) >= 0:
+            kept.add(thread.key)
+    return kept
+
+
 @dataclass(frozen=True)
 class Capped:
     """At most ``per_family`` of a family at a time, each to its end: the others hold no KV so long."""
@@ -75,14 +87,8 @@ class Capped:
 
     def choose(self, facts: StepFacts) -> set[str]:
         """Those of each family that have a slot, then others in their order, up to the cap."""
-        fair = _started_fairly(facts)
-        chosen: set[str] = set()
-        left: dict[str, int] = {}
-        for thread in sorted((t for t in facts.threads if t.key in fair), key=lambda t: not t.has_slot):
-            left[thread.family] = left.get(thread.family, self.per_family) - 1
-            if left[thread.family] >= 0:
-                chosen.add(thread.key)
-        return chosen
+        families = {thread.family for thread in facts.threads}
+        return within(dict.fromkeys(families, self.per_family), facts.threads, _started_fairly(facts))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,15 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.policy.admission import Expectation
 from forkjoin_scheduler.policy.deadlines import Deadlines
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
-from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, StepFacts, ThreadFacts, ThreadPolicy
+from forkjoin_scheduler.policy.threads import (
+    Capped,
+    Eager,
+    Slack,
+    StepFacts,
+    ThreadFacts,
+    ThreadPolicy,
+    within,
+)
 from forkjoin_scheduler.settings import own_thread_policy
 from forkjoin_scheduler.vllm_seam.admitting import Admitting
 
@@ -56,7 +64,8 @@ class Pacing(Admitting):
         self._held_back = set()
         if self._is_stalled:
             return
-        if isinstance(self._pace, Eager) and not self._could_be_kept():
+        caps = self._caps()
+        if isinstance(self._pace, Eager) and not caps and not self._could_be_kept():
             return
         threads = [
             self._thread_facts(r) for r in map(self.requests.__getitem__, self._threads) if _could_run(r)
@@ -71,9 +80,19 @@ class Pacing(Admitting):
                 self._tokens_a_step.mean,
             )
         )
+        if caps:
+            chosen = within(caps, threads, chosen)
         for thread in threads:
             if thread.key not in chosen:
                 self._sit_out(self.requests[thread.key])
+
+    def _caps(self) -> dict[str, int]:
+        """How many threads each request lets run at a time, by family, where it says."""
+        return {
+            live.family.request_id: cap
+            for live, _ in self._threads.values()
+            if (cap := live.wish.options.max_threads_running) is not None
+        }
 
     def _stop_pacing(self) -> None:
         """The policy has failed: from here on all threads run."""
