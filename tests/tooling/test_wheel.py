@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the wheel was installed into."""
-    folder = tmp_path_factory.mktemp("wheel")
+    return installed(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def installed(source: Path, folder: Path) -> Path:
+    """A folder below ``folder`` that the wheel of ``source`` was installed into."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
-    subprocess.run([*build, str(ROOT)], check=True)
+    subprocess.run([*build, str(source)], check=True)
     (wheel,) = folder.glob("*.whl")
     install = [*pip, "install", "--no-deps", "--no-index", "--target", str(folder / "site")]
     subprocess.run([*install, str(wheel)], check=True)
@@ -72,3 +77,14 @@ def test_the_embedded_models_tokenizer_loads_from_the_wheel(site: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
         print(AutoConfig.from_pretrained(EMBEDDED_MODEL).vocab_size >= len(tokenizer))"""
     assert run(site, code) == "True"
+
+
+def test_the_client_installs_by_itself_and_is_the_servers(site: Path, tmp_path: Path) -> None:
+    alone = installed(ROOT / "client", tmp_path)
+    (about,) = alone.glob("*.dist-info")
+    assert {path.name for path in alone.iterdir()} == {"forkjoin", about.name}
+    asked = re.findall(r"^Requires-Dist: (\w+)[^;\n]*$", (about / "METADATA").read_text(), flags=re.M)
+    assert asked == ["httpx", "pydantic"]
+    files = {path.relative_to(alone) for path in (alone / "forkjoin").rglob("*.py")}
+    assert all((alone / path).read_bytes() == (site / path).read_bytes() for path in files)
+    assert run(alone, "import forkjoin; print(forkjoin.__file__)").startswith(str(alone))
