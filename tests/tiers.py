@@ -62,6 +62,12 @@ LATER: dict[str, Later] = {
         Tier.CI, "90 s; test_random compares those of a stand-in for a model"
     ),
     # Servers of their own; test_api and its neighbours share one.
+    "tests/server/test_client.py": Later(
+        Tier.CI, "a dozen answers and terminals on the shared server; tests/client has each rule without one"
+    ),
+    "tests/server/test_agents.py": Later(
+        Tier.CI, "six answers on the shared server; unit/test_agents has each event and item"
+    ),
     "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
     "tests/server/test_structured.py": Later(
         Tier.CI, "a server with a reasoning parser; test_explicit has grammars too"
