@@ -90,7 +90,7 @@ class Pacing(Admitting):
         """How many threads each request lets run at a time, by family, where it says."""
         return {
             live.family.request_id: cap
-            for live, _ in self._threads.values()
+            for live in self._live.values()
             if (cap := live.wish.options.max_threads_running) is not None
         }
 
