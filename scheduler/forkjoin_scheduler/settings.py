@@ -15,6 +15,8 @@ from forkjoin_scheduler.policy.threads import ThreadPolicy
 #: The key of vLLM's ``additional_config`` and of ``SamplingParams.extra_args``.
 KEY = "forkjoin"
 
+#: Who may draft tokens for requests that fork.
+DraftSource = Literal["drafter", "family"]
 UNLIMITED = Limits(
     max_threads_per_fork=None, max_forks=None, max_tokens_per_thread=None, max_total_tokens=None
 )
@@ -89,7 +91,7 @@ class Settings(BaseModel):
         "own, a subclass of forkjoin_scheduler.policy.pruning.Pruning",
     )
 
-    draft_from: Literal["drafter", "family"] = Field(
+    draft_from: DraftSource = Field(
         default="drafter",
         description="speculative decoding by ngram or suffix: family: where the drafter finds nothing in a "
         "thread's own context, drafts are what its siblings and the text before the fork have written",

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from prometheus_client import Counter, Gauge, Histogram
 
 from forkjoin_scheduler.errors import Limit, Place
+from forkjoin_scheduler.settings import DraftSource
 
 _PREFIX = "forkjoin:"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -83,6 +84,9 @@ for _place in get_args(Place):
     INTERNAL_ERRORS.labels(_place)
 for _limit in get_args(Limit):
     REFUSED.labels(_limit)
+for _source in get_args(DraftSource):
+    DRAFTED.labels(_source)
+    ACCEPTED.labels(_source)
 
 
 def observe(event: dict[str, Any]) -> None:
