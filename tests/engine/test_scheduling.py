@@ -182,6 +182,18 @@ def test_a_request_says_how_many_of_its_threads_run_beside_others_that_do_not(un
     assert engine.snapshot() == engine.baseline
 
 
+def test_a_thread_that_ends_at_its_limit_lets_only_the_next_run(under):
+    engine = under(max_threads_running=None)
+    prompt, params = family(engine, random.Random(8), 4)
+    params.extra_args["forkjoin"] = {"max_threads_running": 1, "max_tokens_per_thread": 6}
+    engine.llm.reset_prefix_cache()
+    engine.steps.clear()
+    engine.run([prompt], [params])
+    counts = [n for step in engine.steps for n in threads_by_family(step).values()]
+    assert set(counts) == {1}
+    assert engine.snapshot() == engine.baseline
+
+
 class Known:
     """A step cost of a millisecond a sequence."""
 

@@ -38,7 +38,7 @@ class Pacing(Admitting):
         self._last_end = 0.0
         #: What a sequence gets in a step: more than one token where drafts are right.
         self._tokens_a_step = Expectation(1.0, weight=0.01)
-        #: Whether the last step computed nothing.
+        #: Whether the last step computed nothing, and none before it is still computed.
         self._is_stalled = False
 
     def _chosen_policy(self) -> ThreadPolicy:
@@ -87,11 +87,12 @@ class Pacing(Admitting):
                 self._sit_out(self.requests[thread.key])
 
     def _caps(self) -> dict[str, int]:
-        """How many threads each request lets run at a time, by family, where it says."""
+        """How many threads each request lets run at a time, by family, where it has more than it lets."""
         return {
             live.family.request_id: cap
             for live in self._live.values()
             if (cap := live.wish.options.max_threads_running) is not None
+            and sum(thread.is_live for thread in live.family.threads) > cap
         }
 
     def _stop_pacing(self) -> None:
@@ -167,7 +168,8 @@ class Pacing(Admitting):
     # ---- what steps take -------------------------------------------------------------------
 
     def _step_scheduled(self, output: SchedulerOutput) -> None:
-        self._is_stalled = not output.total_num_scheduled_tokens
+        in_flight = any(r.num_output_placeholders for r in self.running)  # async: what ends may make room
+        self._is_stalled = not output.total_num_scheduled_tokens and not in_flight
         if self._deadlines is None or not output.total_num_scheduled_tokens:
             return
         num_tokens = output.num_scheduled_tokens
