@@ -232,19 +232,29 @@ class Positions(_Strict):
     )
 
 
+#: More is no number of threads or tokens, and does not fit what engines are sent.
+MAX_COUNT = 2**31 - 1
+
+
 class Limits(_Strict):
     """How much a request may fork. ``None``: no limit of its own."""
 
     max_threads_per_fork: int | None = Field(
-        default=50, ge=1, description="threads of one fork; over it the dialect's policy applies"
+        default=50,
+        ge=1,
+        le=MAX_COUNT,
+        description="threads of one fork; over it the dialect's policy applies",
     )
     max_forks: int | None = Field(
-        default=16, ge=0, description="forks of one request, those inside threads included"
+        default=16, ge=0, le=MAX_COUNT, description="forks of one request, those inside threads included"
     )
-    max_tokens_per_thread: int | None = Field(default=None, ge=1, description="tokens of one thread")
+    max_tokens_per_thread: int | None = Field(
+        default=None, ge=1, le=MAX_COUNT, description="tokens of one thread"
+    )
     max_total_tokens: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_COUNT,
         description="tokens that an answer may generate, all its threads included; forked or not",
     )
 

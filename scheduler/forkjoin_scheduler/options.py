@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.dialect import MAX_COUNT, Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.patterns import NonEmpty, check_linear
@@ -83,6 +83,7 @@ class _Asked(Limits):
     max_threads_running: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_COUNT,
         description="so many threads of the request at a time, the others wait; over the server's "
         "--max-threads-running, that holds",
     )

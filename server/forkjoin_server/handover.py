@@ -23,11 +23,15 @@ from typing import Any
 
 from forkjoin_scheduler.compiled import Room, check_chars, check_room, compile_options
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import excerpt
 from forkjoin_scheduler.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import KEY
 from forkjoin_server.structured import block_reason
 from forkjoin_server.vllm_seam.formats import constraint_of
 from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser, why_not_reasoning
+
+#: Of a number that is sent to an engine, beside its sign.
+_MAX_BITS = 63
 
 
 @dataclass
@@ -102,6 +106,7 @@ def install(client: Any) -> None:
         return engine_input
 
     def generate_as_asked(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_integers(sampling_params)
         others = {name: value for name, value in (sampling_params.extra_args or {}).items() if name != KEY}
         fields: dict[str, Any] = {}
         if (asked := _ASKED.get()) is not None:
@@ -114,6 +119,20 @@ def install(client: Any) -> None:
 
     renderer.process_for_engine_async = process_for_engine_async
     client.generate = generate_as_asked
+
+
+def _check_integers(sampling_params: Any) -> None:
+    """Raise BadRequestOptions for a number that can't be sent to an engine.
+
+    vLLM bounds most of them. One that it does not, ``top_k`` say, would fail when it is sent, and the request
+    stay in its books for ever.
+    """
+    for name in sampling_params.__struct_fields__:
+        value = getattr(sampling_params, name)
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise BadRequestOptions(
+                f"{name}: expected an integer of at most {_MAX_BITS} bits, got {excerpt(value)}"
+            )
 
 
 def _check_room(options: CompiledOptions, engine_input: Any, max_model_len: int) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from vllm import SamplingParams
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import CompiledOptions, parse_options
@@ -53,19 +54,10 @@ def client():
 
 
 def _params(**given):
-    return SimpleNamespace(
-        **(
-            {
-                "extra_args": None,
-                "n": 1,
-                "max_tokens": 10,
-                "structured_outputs": None,
-                "prompt_logprobs": None,
-                "thinking_token_budget": None,
-            }
-            | given
-        )
-    )
+    params = SamplingParams(max_tokens=10)
+    for name, value in given.items():
+        setattr(params, "_bad_words_token_ids" if name == "bad_words_token_ids" else name, value)
+    return params
 
 
 def _generate(client, asked, params=None, prompt=()):
@@ -184,6 +176,14 @@ def test_a_fork_that_the_engine_would_drop_is_refused(client, params, prompt, re
         client.generate(prompt, _params(**params), "r")
     with handing_over(Asked(CompiledOptions())):
         client.generate(prompt, _params(**params), "r")
+    assert client.calls == [None]
+
+
+@pytest.mark.parametrize("name", ["top_k", "thinking_token_budget", "seed"])
+def test_a_number_that_cannot_be_sent_to_an_engine_is_refused_before_vllm_has_it_in_its_books(client, name):
+    client.generate({"type": "token"}, _params(**{name: 2**63 - 1}), "r")
+    with pytest.raises(BadRequestOptions, match=rf"^{name}: expected an integer of at most 63 bits, got 922"):
+        client.generate({"type": "token"}, _params(**{name: 2**63}), "r")
     assert client.calls == [None]
 
 

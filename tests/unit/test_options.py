@@ -9,16 +9,20 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_options
 from forkjoin_scheduler.settings import UNLIMITED, Settings
 
+#: Numbers that engines are sent.
+COUNTS = [*Limits.model_fields, "max_threads_running", "best_of"]
+
 
 @pytest.mark.parametrize(
     ("value", "named"),
     [
         ({"bogus": 1}, "bogus"),
         ({"max_forks": -1}, "max_forks"),
+        *(({name: 1 << 31}, name) for name in COUNTS),
         ({"enabled": "no"}, "enabled"),
         (3, "object"),
     ],
-    ids=["unknown", "range", "type", "no_object"],
+    ids=["unknown", "range", *COUNTS, "type", "no_object"],
 )
 def test_a_wrong_field_is_named(value, named):
     with pytest.raises(BadRequestOptions, match=named):
