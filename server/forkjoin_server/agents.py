@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from forkjoin_scheduler.dialect import MAX_COUNT
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_server.responses import ResponseThreads, Slot, text_of
 from forkjoin_server.routes import RESPONSES
@@ -24,6 +25,7 @@ from forkjoin_server.threads import Json, ThreadLog
 
 FIELD = "multi_agent"
 ROOT = "/root"
+_SHOWN = "include_threads"
 _CALLS = ("multi_agent_call", "multi_agent_call_output")
 
 
@@ -36,7 +38,10 @@ class MultiAgent(BaseModel):
         default=False, description="tell threads as agents, by `multi_agent_call` items and `agent` names"
     )
     max_concurrent_subagents: int | None = Field(
-        default=None, ge=1, description="so many threads at a time: `forkjoin.max_threads_running`"
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        description="so many threads at a time: `forkjoin.max_threads_running`",
     )
 
 
@@ -65,8 +70,12 @@ def take(body: Json, path: str) -> tuple[Json, Callable[[ThreadLog], AgentThread
         return body, None  # it is refused for that
     own, most = own or {}, asked.max_concurrent_subagents
     limit = {} if most is None else {"max_threads_running": most}
-    present = partial(AgentThreads, has_extras=own.get("include_threads") is True)
-    return body | {"forkjoin": {**limit, **own, "include_threads": True}}, present
+    in_streams = body.get("stream_options")
+    wishes = [own, in_streams if isinstance(in_streams, dict) else {}]
+    present = partial(AgentThreads, has_extras=any(wish.get(_SHOWN) is True for wish in wishes))
+    if _SHOWN in wishes[1]:
+        body = body | {"stream_options": wishes[1] | {_SHOWN: True}}
+    return body | {"forkjoin": {**limit, **own, _SHOWN: True}}, present
 
 
 def without_calls(items: list[object]) -> list[object]:
@@ -85,6 +94,8 @@ class AgentThreads(ResponseThreads):
         self._has_extras = has_extras
         self._calls: dict[Slot, Json] = {}
         self._names: dict[int, str] = {}
+        #: The first thread of each fork whose join was told.
+        self._joined: set[int] = set()
 
     def pass_on(self, chunk: Json) -> list[Json]:
         if "item" in chunk:
@@ -100,6 +111,7 @@ class AgentThreads(ResponseThreads):
                 events += self._say(self._spawn(entry["index"]))
             events += super().show([entry])
             if "finish_reason" in entry and (fork := self._ended_fork(entry["index"])):
+                self._joined.add(fork[0])
                 events += self._say(self._wait(fork))
         return events
 
@@ -188,9 +200,10 @@ class AgentThreads(ResponseThreads):
         return self._names[index]
 
     def _ended_fork(self, index: int) -> list[int] | None:
-        """The fork that is over with the end of a thread."""
+        """The fork that is over with the end of a thread, if that was not told yet."""
         fork = next(fork for fork in self._log.forks if index in fork)
-        return fork if all("finish_reason" in self._log.threads[i] for i in fork) else None
+        is_over = all("finish_reason" in self._log.threads[i] for i in fork)
+        return fork if is_over and fork[0] not in self._joined else None
 
     def _holder(self, fork: list[int], texts: list[str]) -> int:
         content = self._log.threads[fork[0]]["content"]

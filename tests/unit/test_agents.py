@@ -112,6 +112,14 @@ def test_events_are_numbered_and_indexed_without_a_gap(stream):
     assert added == list(range(len(added)))
 
 
+def test_a_stop_string_that_ends_all_threads_at_once_joins_them_once(stream):
+    stream.fork(FORKED, _tokens(0, "ab"), _tokens(1, "cd"))
+    stream.sent += stream.threads.show(stream.log.cut_open())
+    ids = [item["id"] for item in stream.end(MESSAGE)]
+    assert len(set(ids)) == len(ids)
+    assert sum("wait_agent" in i for i in ids) == 2  # the call and its output
+
+
 def test_an_answer_that_is_not_streamed_has_the_same_items(stream):
     simple = [FORKED, _tokens(0, "ab"), _tokens(1, "cd"), _ended(0), _ended(1)]
     stream.fork(*simple)
@@ -197,6 +205,17 @@ def test_the_field_is_taken_out_and_its_limit_is_ours(given, forkjoin, has_extra
     assert json.dumps(given) == before
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_what_stream_options_say_of_threads_hides_no_agent(shown):
+    given = {"multi_agent": {"enabled": True}, "stream_options": {"include_threads": shown}}
+    body, present = take(given, RESPONSES)
+    assert body["stream_options"] == {"include_threads": True}
+    log = ThreadLog("k")
+    log.delta(FORKED)
+    (item, *_) = [i for i in present(log).whole({"output": []})["output"] if i["type"] == "reasoning"]
+    assert ("thread" in item) is shown
+
+
 @pytest.mark.parametrize(
     ("field", "message"),
     [
@@ -205,6 +224,10 @@ def test_the_field_is_taken_out_and_its_limit_is_ours(given, forkjoin, has_extra
         (
             {"enabled": True, "max_concurrent_subagents": 0},
             "multi_agent.max_concurrent_subagents: .* or equal to 1",
+        ),
+        (
+            {"enabled": True, "max_concurrent_subagents": 1 << 31},
+            "multi_agent.max_concurrent_subagents: .* less than",
         ),
         (
             {"enabled": True, "depth": 1},
