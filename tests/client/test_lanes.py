@@ -20,7 +20,8 @@ from forkjoin import (
 )
 from forkjoin.lanes import ANSWER, Lane, Lanes
 from forkjoin.terminal import lanes_view
-from forkjoin.terminal.lanes_view import bar, printable, table
+from forkjoin.terminal.lanes_view import bar, table
+from forkjoin.terminal.printable import printable
 
 
 def forked(*indices, parent="root"):
@@ -133,3 +134,9 @@ def test_a_bar_fills_its_width_at_any_time(end, width):
 
 def test_what_a_terminal_would_obey_is_not_shown():
     assert printable("a\x1b[2Jb\x07\x9bc\td\ne") == "a�[2Jb��c\td\ne"
+
+
+def test_how_a_thread_ended_is_shown_on_one_line_without_what_a_terminal_would_obey():
+    lanes = after(4)
+    lanes.take(ended(2, "a\x1b]0;b\x07\nc"), 3)
+    assert shown(lanes)[3].rstrip().endswith("a�]0;b� c")

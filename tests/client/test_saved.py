@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from xml.etree import ElementTree
 
 import httpx
 import pytest
@@ -130,6 +131,17 @@ def test_what_a_chat_saves_comes_back_with_its_times():
     assert list(saved.lanes.in_order()) == without_text
 
 
+def saved_with(change):
+    """What a chat saves, with its lanes changed."""
+    saved = as_completion(Answer.of(TWO_FORKS), after())
+    change(saved["lanes"])
+    return json.dumps(saved)
+
+
+ITSELF = {"start": 1, "end": 2, "threads": [0]}
+CHAIN = [thread(i, "x", 1, parent=f"t{i - 1}" if i else "root") for i in range(2000)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -162,6 +174,21 @@ def test_a_figure_shows_each_lane_by_its_name_and_is_the_same_file_each_time(tmp
         assert ground in drawn[0]
         for text in ("answer", "T0", "T3", "seconds", "10 tokens, length", "A $title$"):
             assert f">{text}</text>" in drawn[0], text
+
+
+def test_what_a_file_says_makes_no_invalid_figure(tmp_path):
+    (tmp_path / "x.json").write_text(saved_with(lambda lanes: lanes[1].update(finish_reason="a\x1b\x00b")))
+    commands.main(["trace", f"{tmp_path}/x.json", "--svg", f"{tmp_path}/x.svg", "--title", "c\x1bd"])
+    texts = {node.text for node in ElementTree.parse(tmp_path / "x.svg").iter() if node.text}
+    assert {"10 tokens, a��b", "c�d"} <= texts
+
+
+def test_what_a_file_says_is_no_order_to_the_terminal(tmp_path, capsys):
+    chunk = {"error": {"message": "a\x1b]0;b\x07"}}
+    (tmp_path / "x").write_text(f"data: {json.dumps(chunk)}\n\n")
+    with pytest.raises(SystemExit, match="1"):
+        commands.main(["trace", f"{tmp_path}/x"])
+    assert "a�]0;b�" in capsys.readouterr().err
 
 
 def test_a_picture_is_drawn_too(tmp_path):

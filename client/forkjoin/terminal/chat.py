@@ -24,7 +24,8 @@ from forkjoin.lanes import Lanes
 from forkjoin.options import ForkJoin
 from forkjoin.saved import as_completion
 from forkjoin.summary import summary
-from forkjoin.terminal.lanes_view import colour, printable, table
+from forkjoin.terminal.lanes_view import colour, table
+from forkjoin.terminal.printable import printable
 
 HELP = """/sequential   ask the last question again without threads, and compare
 /save FILE    save the last answer: forkjoin trace FILE draws it

@@ -9,6 +9,7 @@ from pathlib import Path
 from forkjoin.asking import ADDRESS, KEY_VARIABLE, URL_VARIABLE
 from forkjoin.client import Client
 from forkjoin.errors import ForkJoinError
+from forkjoin.terminal.printable import printable
 
 NAMES = ("chat", "trace", "top")
 
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None, prog: str = "forkjoin") -> None:
     try:
         _run(args)
     except ForkJoinError as error:
-        print(f"forkjoin: {error}", file=sys.stderr)
+        print(f"forkjoin: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
         raise SystemExit(130) from error

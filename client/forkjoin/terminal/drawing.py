@@ -8,7 +8,7 @@ from typing import Any
 
 from forkjoin.errors import ForkJoinError
 from forkjoin.lanes import Lane, Lanes
-from forkjoin.terminal.lanes_view import printable
+from forkjoin.terminal.printable import one_line
 
 _WIDTH, _ROW, _MARGIN = 9.0, 0.34, 0.7
 _MAX_TITLE = 34
@@ -82,7 +82,7 @@ def _lanes(axes: Any, lanes: Lanes, theme: Theme) -> None:
                 axes.plot([_end(thread), end, end], [below, below, row], **line)
         said = f"{lane.num_tokens} tokens"
         if lane.finish_reason not in (None, "stop"):
-            said += f", {lane.finish_reason}"
+            said += f", {one_line(str(lane.finish_reason))}"
         axes.annotate(
             said, (1, row), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
             va="center", color=theme.faint, fontsize=8,
@@ -113,11 +113,11 @@ def _frame(axes: Any, lanes: Lanes, unit: str, theme: Theme, title: str) -> None
     for side in axes.spines.values():
         side.set_visible(False)
     if title:
-        axes.set_title(title, color=theme.ink, fontsize=10, loc="left")
+        axes.set_title(one_line(title), color=theme.ink, fontsize=10, loc="left")
 
 
 def _title(lane: Lane) -> str:
-    text = " ".join(printable(lane.title or f"thread {lane.index}").split())
+    text = one_line(lane.title or f"thread {lane.index}")
     return text if len(text) <= _MAX_TITLE else text[: _MAX_TITLE - 1] + "…"
 
 

@@ -8,15 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from forkjoin.lanes import Lane, Lanes
+from forkjoin.terminal.printable import one_line
 
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
 #: What the columns beside the bar take, at most.
 _NAME, _NUMBERS = 28, 26
-
-
-def printable(text: str) -> str:
-    """``text`` without what a terminal would obey: a model may write escape sequences."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def colour(lane: Lane) -> str:
@@ -34,7 +30,7 @@ def table(lanes: Lanes, now: float, *, width: int, most: int | None = None, unit
     grid.add_column(width=_NUMBERS, no_wrap=True, overflow="ellipsis")
     shown = list(lanes.in_order())
     for lane in shown[:most]:
-        name = "  " * lane.depth + " ".join(printable(lane.title or f"thread {lane.index}").split())
+        name = "  " * lane.depth + one_line(lane.title or f"thread {lane.index}")
         style = colour(lane)
         grid.add_row(
             Text(name, style), Text(bar(lane, end, bar_width), style), Text(numbers(lane, now, unit))
@@ -81,5 +77,5 @@ def numbers(lane: Lane, now: float, unit: str) -> str:
     if unit == "s" and lane.num_tokens and lane.index >= 0 and took > 0:
         parts.append(f"{lane.num_tokens / took:.0f}/s")
     if lane.finish_reason not in (None, "stop"):
-        parts.append(str(lane.finish_reason))
+        parts.append(one_line(str(lane.finish_reason)))
     return " ".join(parts)

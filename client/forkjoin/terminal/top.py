@@ -14,7 +14,7 @@ from rich.text import Text
 from forkjoin.client import Client
 from forkjoin.errors import ForkJoinError
 from forkjoin.load import Load, Look, load
-from forkjoin.terminal.lanes_view import printable
+from forkjoin.terminal.printable import printable
 
 _BARS = " ▁▂▃▄▅▆▇█"
 #: How many looks the course of tokens a second goes back.
