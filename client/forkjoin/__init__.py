@@ -22,6 +22,7 @@ from forkjoin.errors import (
     RequestRefused,
     ServerFailed,
     StreamBroken,
+    Unreadable,
     WrongKey,
 )
 from forkjoin.events import (
@@ -69,6 +70,7 @@ __all__ = [
     "ThreadDelta",
     "ThreadEnded",
     "ThreadUsage",
+    "Unreadable",
     "Usage",
     "Vote",
     "WrongKey",

@@ -89,12 +89,12 @@ class Answer(BaseModel):
             yield from self.walk(thread.id, depth + 1)
 
     @classmethod
-    def of(cls, completion: dict[str, Any]) -> Answer:
-        """The answer that a chat completion holds which was not streamed."""
-        choice = completion["choices"][0]
-        message = choice["message"]
-        return cls.model_validate(
-            {
+    def of(cls, completion: Any) -> Answer:
+        """The answer that a chat completion holds which was not streamed. Raises ValueError if it is none."""
+        try:
+            choice = completion["choices"][0]
+            message = choice["message"]
+            fields = {
                 "id": completion.get("id") or "",
                 "model": completion.get("model") or "",
                 "content": message.get("content") or "",
@@ -104,4 +104,6 @@ class Answer(BaseModel):
                 "finish_reason": choice.get("finish_reason"),
                 "usage": completion.get("usage"),
             }
-        )
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"no chat completion: {error!r}") from error
+        return cls.model_validate(fields)

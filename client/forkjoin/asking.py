@@ -33,17 +33,22 @@ class Server:
     def named(cls, base_url: str | None, api_key: str | None) -> Server:
         """The server of the arguments, else of the environment. ``/v1`` at the end of the address may stay.
 
-        Raises ForkJoinError for an address that is no http URL.
+        Raises ForkJoinError for an address that is no http URL, and for a key that no header can hold.
         """
         address = base_url or os.environ.get(URL_VARIABLE) or ADDRESS
         try:
             url = httpx.URL(address)
             is_http = url.scheme in ("http", "https") and bool(url.host)
-        except httpx.InvalidURL:
+        except (httpx.InvalidURL, UnicodeError):
             is_http = False
         if not is_http:
             raise ForkJoinError(f"base_url: expected http://host:port or https://host, got {address!r}")
-        key = api_key or os.environ.get(KEY_VARIABLE)
+        key = api_key or os.environ.get(KEY_VARIABLE) or ""
+        if not (key.isascii() and key.isprintable() and key == key.strip()):
+            raise ForkJoinError(
+                "api_key: expected printable ASCII without spaces around it, got something else: "
+                f"check the argument, or {KEY_VARIABLE}"
+            )
         return cls(address.rstrip("/").removesuffix("/v1"), key or None)
 
     @property

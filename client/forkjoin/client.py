@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 import httpx
+from pydantic import BaseModel
 
 from forkjoin.answer import Answer
 from forkjoin.asking import CHAT, MODELS, TIMEOUT, Messages, Server, chat_body
-from forkjoin.errors import NotConnected, RequestRefused, refusal
+from forkjoin.errors import ForkJoinError, NotConnected, RequestRefused, Unreadable, refusal
 from forkjoin.options import ForkJoin
+from forkjoin.parsing import parsed
 from forkjoin.retrying import RETRIES, Retries
 from forkjoin.streams import AsyncEventStream, EventStream, read, read_async
 
@@ -24,6 +27,16 @@ _LOST = (
     httpx.WriteError,
     httpx.RemoteProtocolError,
 )
+
+_T = TypeVar("_T")
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
 
 
 class _Client:
@@ -37,6 +50,32 @@ class _Client:
     def address(self) -> str:
         """Where it asks."""
         return self._server.address
+
+    def _request(
+        self, http: httpx.Client | httpx.AsyncClient, method: str, path: str, body: Any
+    ) -> httpx.Request:
+        try:
+            return http.build_request(method, self.address + path, json=body, headers=self._server.headers)
+        except (ValueError, httpx.InvalidURL) as error:  # half of a surrogate pair, or NaN
+            raise ForkJoinError(
+                f"expected a request that can be sent, got one that can't: {error}: change the request"
+            ) from error
+
+    def _answer(self, response: httpx.Response) -> Answer:
+        return self._read(response, Answer.of, "a chat completion")
+
+    def _names(self, response: httpx.Response) -> list[str]:
+        models = self._read(response, _Models.model_validate, "a list of models")
+        return [model.id for model in models.data]
+
+    def _read(self, response: httpx.Response, reader: Callable[[Any], _T], expected: str) -> _T:
+        try:
+            return reader(parsed(response.content))
+        except ValueError as error:
+            said = response.content[:100].decode(errors="replace")
+            raise Unreadable(
+                f"expected {expected} of {self.address}, got {said!r}: check the address"
+            ) from error
 
     def _refused(self, response: httpx.Response) -> RequestRefused | None:
         if response.is_success:
@@ -54,6 +93,11 @@ class _Client:
                 return wait_s
         if isinstance(error, RequestRefused):
             raise error
+        if isinstance(error, httpx.DecodingError):
+            raise Unreadable(
+                f"expected an answer of {self.address}, got one that can't be decompressed ({error}): "
+                "check the address, and the proxies before it"
+            ) from error
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         raise NotConnected(
             f"expected an answer of {self.address}, got {said}: check the address, and that the server runs"
@@ -96,28 +140,27 @@ class Client(_Client):
     def ask(self, messages: Messages, *, forkjoin: ForkJoin | None = None, **body: Any) -> Answer:
         """Ask ``messages`` and get the whole answer at once."""
         asked = chat_body(messages, forkjoin, body, is_stream=False)
-        return Answer.of(self._send("POST", CHAT, asked).json())
+        return self._answer(self._send("POST", CHAT, asked))
 
     def models(self) -> list[str]:
         """The names of the models served."""
-        return [model["id"] for model in self._send("GET", MODELS).json()["data"]]
+        return self._names(self._send("GET", MODELS))
 
     def get(self, path: str) -> httpx.Response:
         """What the server has at ``path``, with the retries and errors of all requests."""
         return self._send("GET", path)
 
     def _send(self, method: str, path: str, body: Any = None, *, is_stream: bool = False) -> httpx.Response:
-        url = self.address + path
         num_retries = 0
         while True:
-            request = self._http.build_request(method, url, json=body, headers=self._server.headers)
+            request = self._request(self._http, method, path, body)
             error: Exception | None
             try:
                 response = self._http.send(request, stream=is_stream)
                 if not response.is_success:
                     response.read()
                 error = self._refused(response)
-            except httpx.TransportError as lost:
+            except httpx.RequestError as lost:
                 error = lost
             if error is None:
                 return response
@@ -163,11 +206,11 @@ class AsyncClient(_Client):
     async def ask(self, messages: Messages, *, forkjoin: ForkJoin | None = None, **body: Any) -> Answer:
         """Ask ``messages`` and get the whole answer at once."""
         asked = chat_body(messages, forkjoin, body, is_stream=False)
-        return Answer.of((await self._send("POST", CHAT, asked)).json())
+        return self._answer(await self._send("POST", CHAT, asked))
 
     async def models(self) -> list[str]:
         """The names of the models served."""
-        return [model["id"] for model in (await self._send("GET", MODELS)).json()["data"]]
+        return self._names(await self._send("GET", MODELS))
 
     async def get(self, path: str) -> httpx.Response:
         """What the server has at ``path``, with the retries and errors of all requests."""
@@ -176,17 +219,16 @@ class AsyncClient(_Client):
     async def _send(
         self, method: str, path: str, body: Any = None, *, is_stream: bool = False
     ) -> httpx.Response:
-        url = self.address + path
         num_retries = 0
         while True:
-            request = self._http.build_request(method, url, json=body, headers=self._server.headers)
+            request = self._request(self._http, method, path, body)
             error: Exception | None
             try:
                 response = await self._http.send(request, stream=is_stream)
                 if not response.is_success:
                     await response.aread()
                 error = self._refused(response)
-            except httpx.TransportError as lost:
+            except httpx.RequestError as lost:
                 error = lost
             if error is None:
                 return response

@@ -2,6 +2,7 @@
 
 ForkJoinError
 ├── NotConnected        nobody answered at the address
+├── Unreadable          the answer is not what was asked for
 ├── RequestRefused      the server answered with an error
 │   ├── BadRequest      the request is wrong             (400, 404, 413, 422)
 │   ├── WrongKey        the API key is missing or wrong  (401, 403)
@@ -12,9 +13,9 @@ ForkJoinError
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
+from forkjoin.parsing import parsed
 from forkjoin.retrying import retry_after_s
 
 
@@ -24,6 +25,10 @@ class ForkJoinError(Exception):
 
 class NotConnected(ForkJoinError):
     """Nobody answered at the address, or the connection was lost before an answer began."""
+
+
+class Unreadable(ForkJoinError):
+    """The server answered without an error, but not with what was asked for: it may be another program."""
 
 
 class StreamBroken(ForkJoinError):
@@ -82,7 +87,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now_s: float) 
 def _said(body: bytes) -> str:
     """What an error's body says, in OpenAI's shape or any other."""
     try:
-        error = json.loads(body)["error"]
+        error = parsed(body)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
         return body[:200].decode(errors="replace") or "nothing"

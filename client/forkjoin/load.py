@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Look:
 
     @classmethod
     def of(cls, text: str, at_s: float) -> Look:
-        """What ``text``, Prometheus' exposition format, says. Lines that are none of its are left out."""
+        """What ``text``, Prometheus' exposition format, says. What is no finite number is left out."""
         values: dict[str, list[float]] = {}
         models: dict[str, None] = {}
         for line in text.splitlines():
@@ -29,9 +30,11 @@ class Look:
                 continue
             name, labels, value = match.groups()
             try:
-                values.setdefault(name, []).append(float(value))
+                number = float(value)
             except ValueError:
                 continue
+            if math.isfinite(number):
+                values.setdefault(name, []).append(number)
             models |= dict.fromkeys(_MODEL.findall(labels or ""))
         return cls(at_s, values, tuple(models))
 

@@ -1,16 +1,16 @@
 """Chunks of a streamed chat completion in, events out. No I/O.
 
-Checked rules of the wire: ``index`` is dense over the answer; a thread is announced before it writes, and
-writes nothing after its end. A chunk that breaks one raises StreamBroken.
+Checked rules of the wire: ``index`` is dense over the answer; a thread is announced, once and by one that
+has started, before it writes, and writes nothing after its end. A chunk that breaks one raises StreamBroken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from forkjoin.answer import ROOT, Answer, Thread, ThreadUsage, Usage
 from forkjoin.errors import StreamBroken
@@ -24,6 +24,18 @@ from forkjoin.events import (
     ThreadDelta,
     ThreadEnded,
 )
+from forkjoin.parsing import fault
+
+#: What an entry that announces a thread may hold, too.
+_COME_LATER = {"content", "finish_reason", "usage"}
+
+
+def _is_call(entry: dict[str, Any]) -> dict[str, Any]:
+    function = entry.get("function") or {}
+    is_call = isinstance(entry.get("index", 0), int) and isinstance(function, dict)
+    if not (is_call and isinstance(function.get("arguments") or "", str)):
+        raise ValueError("expected a part of a tool call: an index, and a function with arguments")
+    return entry
 
 
 class _Entry(BaseModel):
@@ -32,7 +44,7 @@ class _Entry(BaseModel):
     index: int
     id: str | None = None
     parent_id: str = ROOT
-    title: str | None = None
+    title: str = ""
     content: str = ""
     finish_reason: str | None = None
     usage: ThreadUsage | None = None
@@ -42,7 +54,7 @@ class _Delta(BaseModel):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[Annotated[dict[str, Any], AfterValidator(_is_call)]] | None = None
     threads: list[_Entry] | None = None
 
 
@@ -65,6 +77,8 @@ class AnswerReader:
 
     def __init__(self) -> None:
         self.answer = Answer()
+        #: Who may fork.
+        self._ids = {ROOT}
         #: The open threads of each fork that has not joined, by the fork's first thread.
         self._open: dict[int, set[int]] = {}
         self._fork_of: dict[int, Forked] = {}
@@ -119,8 +133,9 @@ class AnswerReader:
             if entry.content:
                 thread.content += entry.content
                 yield ThreadDelta(index=entry.index, text=entry.content)
-            for name, value in (entry.model_extra or {}).items():
-                setattr(thread, name, value)
+            # Not by setattr: what a later server adds may have any name, also that of a method.
+            if thread.model_extra is not None and entry.model_extra is not None:
+                thread.model_extra.update(entry.model_extra)
             if entry.finish_reason is not None:
                 yield from self._end(thread, entry)
 
@@ -131,11 +146,15 @@ class AnswerReader:
                 raise StreamBroken(
                     f"expected thread {num} to start next, got {entry.index}: a chunk is missing"
                 )
-            given = entry.model_dump(exclude_unset=True, exclude={"content", "finish_reason", "usage"})
+            if entry.id is None or entry.id in self._ids or parent_id not in self._ids:
+                raise StreamBroken(
+                    f"expected a new thread of one that has started, got {entry.id!r} of {parent_id!r}"
+                )
+            self._ids.add(entry.id)
+            given = {name: value for name, value in entry if name in entry.model_fields_set - _COME_LATER}
             self.answer.threads.append(Thread.model_validate(given | {"content": ""}))
         started = tuple(
-            StartedThread(index=e.index, id=e.id or "", parent_id=parent_id, title=e.title or "")
-            for e in entries
+            StartedThread(index=e.index, id=e.id or "", parent_id=parent_id, title=e.title) for e in entries
         )
         forked = Forked(parent_id=parent_id, threads=started)
         self._fork_of |= dict.fromkeys((e.index for e in entries), forked)
@@ -174,11 +193,7 @@ def _read(chunk: object) -> _Chunk:
     try:
         read = _Chunk.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "it"
-        raise StreamBroken(
-            f"expected a chunk of a chat completion, got one where {place}: {first['msg']}"
-        ) from error
+        raise StreamBroken(f"expected a chunk of a chat completion, got one where {fault(error)}") from error
     if read.error is not None:
         said = read.error.get("message") if isinstance(read.error, dict) else read.error
         raise StreamBroken(f"expected more of the answer, got an error of the server's: {said}")

@@ -19,7 +19,7 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         # RFC 9110 dates are GMT; one without a zone is meant so.
         seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_s

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from forkjoin.errors import StreamBroken
+
 
 class SseDecoder:
     r"""Puts the data of events together, however the bytes are cut.
@@ -17,7 +19,7 @@ class SseDecoder:
         self._data: list[bytes] = []
 
     def feed(self, received: bytes) -> list[str]:
-        """The data of each event that ``received`` completes."""
+        """The data of each event that ``received`` completes. Raises StreamBroken for what is no UTF-8."""
         *lines, self._rest = (self._rest + received).split(b"\n")
         events = []
         for line in lines:
@@ -25,6 +27,15 @@ class SseDecoder:
             if field == b"data":
                 self._data.append(value.removeprefix(b" "))
             elif not field and not value and self._data:
-                events.append(b"\n".join(self._data).decode())
+                events.append(_text(b"\n".join(self._data)))
                 self._data = []
         return events
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise StreamBroken(
+            f"expected UTF-8 in the stream, got {data[:100]!r}: is this a chat server?"
+        ) from error

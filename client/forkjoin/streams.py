@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, Protocol, Self
@@ -13,6 +12,7 @@ import httpx
 from forkjoin.answer import Answer
 from forkjoin.errors import StreamBroken
 from forkjoin.events import Event
+from forkjoin.parsing import parsed
 from forkjoin.reading import AnswerReader
 from forkjoin.sse import SseDecoder
 
@@ -159,7 +159,7 @@ async def read_async(response: httpx.Response) -> AsyncIterator[object]:
 
 def _parsed(event: str) -> Any:
     try:
-        return json.loads(event)
+        return parsed(event)
     except ValueError as error:
         raise StreamBroken(
             f"expected JSON in the stream, got {event[:100]!r}: is this a chat server?"

@@ -23,6 +23,7 @@ from forkjoin import (
     Retries,
     ServerFailed,
     StreamBroken,
+    Unreadable,
     WrongKey,
 )
 from forkjoin.options import Branch
@@ -53,12 +54,17 @@ class StandIn:
 
     def ask(self, is_async, **more):
         """An answer of either client to "x"."""
+        return self.called(is_async, "ask", "x", **more)
+
+    def called(self, is_async, method, *args, **more):
+        """What ``method`` of either client returns."""
         if not is_async:
-            return self.client(**more).ask("x")
+            return getattr(self.client(**more), method)(*args)
 
         async def run():
             http = httpx.AsyncClient(transport=httpx.MockTransport(self))
-            return await AsyncClient("http://s", http=http, **({"retries": AT_ONCE} | more)).ask("x")
+            client = AsyncClient("http://s", http=http, **({"retries": AT_ONCE} | more))
+            return await getattr(client, method)(*args)
 
         return asyncio.run(run())
 
@@ -139,6 +145,63 @@ def test_an_error_without_our_shape_is_repeated_in_part(is_async):
     assert len(str(caught.value)) < 300
 
 
+@both
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>welcome</html>",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"choices": []}',
+        '{"choices": [{"message": 3}]}',
+        '{"choices": [{"message": {"content": 3}}]}',
+        '{"data": [{"name": "m"}]}',
+        '{"data": [3]}',
+        b"\xff",
+        b"",
+    ],
+    ids=range(11),
+)
+def test_a_success_that_is_no_answer_is_said(is_async, body):
+    for method, args, expected in [("ask", ["x"], "a chat completion"), ("models", [], "a list of models")]:
+        server = StandIn(httpx.Response(200, content=body))
+        with pytest.raises(Unreadable, match=f"expected {expected} of http://s, got .*: check the address"):
+            server.called(is_async, method, *args)
+
+
+@both
+def test_an_answer_that_can_not_be_decompressed_is_said(is_async):
+    def answer():
+        return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+
+    for method, args in [("ask", ["x"]), ("models", [])]:
+        with pytest.raises(Unreadable, match="can't be decompressed"):
+            StandIn(answer()).called(is_async, method, *args)
+    with pytest.raises(StreamBroken, match="DecodingError"), StandIn(answer()).client().stream("x") as events:
+        list(events)
+
+
+@both
+def test_the_models_are_named(is_async):
+    server = StandIn(httpx.Response(200, json={"object": "list", "data": [{"id": "m", "object": "model"}]}))
+    assert server.called(is_async, "models") == ["m"]
+
+
+@both
+@pytest.mark.parametrize("question", ["\ud800", [{"role": "user", "content": "x", "weight": float("nan")}]])
+def test_a_question_that_no_request_can_hold_is_said(is_async, question):
+    with pytest.raises(ForkJoinError, match="expected a request that can be sent"):
+        StandIn().called(is_async, "ask", question)
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "key\n", "a\x00b", " key"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(key):
+    with pytest.raises(ForkJoinError, match="api_key: expected printable ASCII") as caught:
+        Client("http://s", api_key=key)
+    assert key not in str(caught.value)
+
+
 def test_a_stream_asks_for_its_usage_and_ends_with_the_answer():
     server = StandIn(httpx.Response(200, text=STREAM))
     with server.client().stream(
@@ -158,17 +221,19 @@ def test_a_stream_asks_for_its_usage_and_ends_with_the_answer():
         (STREAM.replace("data: [DONE]\n\n", ""), "got its end: the connection was lost"),
         ("data: oops\n\n", "expected JSON in the stream, got 'oops'"),
         ('data: {"error": {"message": "failed"}}\n\n', "an error of the server's: failed"),
+        (b"data: \xff\n\n", "expected UTF-8 in the stream"),
+        ("data: " + "[" * 100_000 + "\n\n", "expected JSON in the stream"),
     ],
-    ids=["cut", "no_json", "error"],
+    ids=["cut", "no_json", "error", "no_utf_8", "too_deep"],
 )
 def test_a_stream_that_has_begun_is_not_asked_again(text, message):
-    server = StandIn(httpx.Response(200, text=text))
+    server = StandIn(httpx.Response(200, content=text))
     with pytest.raises(StreamBroken, match=message), server.client().stream("x") as events:
         list(events)
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "ftp://s", "http://", "s"])
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://s", "http://", "s", "http://s/\udcff"])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(ForkJoinError, match="base_url: expected http://host:port"):
         Client(address)

@@ -136,11 +136,28 @@ def test_reasoning_and_tool_calls_are_put_together():
         (["text"], "expected a chunk of a chat completion"),
         ([{"error": {"message": "out of luck", "code": 500}}], "an error of the server's: out of luck"),
         ([chunk(tool_calls=[{"index": 2}])], "expected tool call 0 to start next, got 2"),
+        ([chunk(tool_calls=[{"index": "0"}])], "expected a part of a tool call"),
+        ([chunk(tool_calls=[{"function": "f"}])], "expected a part of a tool call"),
+        ([chunk(tool_calls=[{"function": {"arguments": {"a": 1}}}])], "expected a part of a tool call"),
+        ([chunk(threads=[announced(0)[0] | {"title": None}])], "title: Input should be a valid string"),
+        ([chunk(threads=announced(0, parent="t9"))], "one that has started, got 't0' of 't9'"),
+        ([chunk(threads=announced(0, parent="t0"))], "one that has started, got 't0' of 't0'"),
+        ([chunk(threads=[announced(0)[0] | {"id": "root"}])], "one that has started, got 'root' of 'root'"),
+        (
+            [chunk(threads=[announced(0)[0], announced(1)[0] | {"id": "t0"}])],
+            "one that has started, got 't0' of 'root'",
+        ),
     ],
 )
 def test_what_no_answer_has_breaks_the_stream_with_a_sentence(chunks, message):
     with pytest.raises(StreamBroken, match=message):
         read(*chunks)
+
+
+@pytest.mark.parametrize("name", ["model_config", "__class__", "model_dump", "new"])
+def test_what_a_later_server_says_of_a_thread_is_kept_whatever_its_name(name):
+    _, reader = read(chunk(threads=announced(0)), chunk(threads=[{"index": 0, name: {"a": [1]}}]))
+    assert reader.answer.threads[0].model_dump()[name] == {"a": [1]}
 
 
 def test_an_answer_without_an_end_is_not_finished():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin import sse
+from forkjoin import StreamBroken, sse
 from forkjoin.sse import SseDecoder
 
 
@@ -40,3 +40,8 @@ def test_the_data_of_events_comes_out_however_the_bytes_are_cut(texts, data):
 )
 def test_lines_are_read_as_the_standard_says(wire, events):
     assert SseDecoder().feed(wire) == events
+
+
+def test_what_is_no_utf_8_breaks_the_stream():
+    with pytest.raises(StreamBroken, match="expected UTF-8 in the stream"):
+        SseDecoder().feed(b"data: a\xff\n\n")

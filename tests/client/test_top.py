@@ -61,6 +61,12 @@ def test_engines_are_added_up_and_the_fullest_cache_counts():
     assert (seen.kv_used, seen.threads_waiting) == (0.5, 3)
 
 
+def test_what_is_no_finite_number_says_nothing():
+    assert (
+        between("", metrics(vllm__num_requests_running="NaN", forkjoin__forks_total="+Inf")).running is None
+    )
+
+
 def test_it_reads_what_prometheus_client_writes():
     registry = CollectorRegistry()
     awkward = 'a"} 9\\\n'
