@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 #: The ``parent_id`` of the threads that the request itself forked.
 ROOT = "root"
+
+#: A count of tokens or threads, of a size that can be reckoned with.
+Count = Annotated[int, Field(ge=0, le=10**12)]
 
 
 class _Part(BaseModel):
@@ -19,7 +22,7 @@ class _Part(BaseModel):
 class ThreadUsage(_Part):
     """What one thread generated."""
 
-    completion_tokens: int
+    completion_tokens: Count
 
 
 class Thread(_Part):
@@ -47,19 +50,19 @@ class Vote(_Part):
 class ForkJoinUsage(_Part):
     """What forking gave."""
 
-    num_threads: int = 0
+    num_threads: Count = 0
     #: The parent's own tokens and, of each fork, the longest thread's.
-    critical_path_tokens: int = 0
-    total_tokens: int = 0
+    critical_path_tokens: Count = 0
+    total_tokens: Count = 0
     vote: Vote | None = None
 
 
 class Usage(_Part):
     """What an answer cost, each generated token counted once."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    total_tokens: Count = 0
     forkjoin: ForkJoinUsage | None = None
 
 
@@ -77,6 +80,13 @@ class Answer(BaseModel):
     #: None until it has ended.
     finish_reason: str | None = None
     usage: Usage | None = None
+
+    @field_validator("threads")
+    @classmethod
+    def _are_a_tree(cls, threads: list[Thread]) -> list[Thread]:
+        if len({ROOT, *(thread.id for thread in threads)}) != len(threads) + 1:
+            raise ValueError(f"expected threads of different ids, none of them {ROOT!r}")
+        return threads
 
     def children(self, parent_id: str = ROOT) -> list[Thread]:
         """The threads that ``parent_id`` forked, in their order."""

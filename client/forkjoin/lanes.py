@@ -6,22 +6,26 @@ Times are seconds since the answer was asked for, or decoding steps (``step_lane
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from forkjoin.answer import ROOT
+from forkjoin.answer import ROOT, Count
 from forkjoin.events import AnswerDelta, Event, Finished, Forked, Joined, ThreadDelta, ThreadEnded
 
 #: The ``index`` of the answer's own lane.
 ANSWER = -1
 
+#: Finite, and of a size that can be drawn.
+Time = Annotated[float, Field(ge=0, le=1e12)]
+
 
 class Split(BaseModel):
     """From a fork to its join: where ``threads`` run side by side."""
 
-    start: float
+    start: Time
     #: None until they have joined.
-    end: float | None = None
+    end: Time | None = None
     threads: list[int]
 
 
@@ -32,13 +36,13 @@ class Lane(BaseModel):
     title: str
     #: How many threads it is below the answer.
     depth: int
-    start: float
+    start: Time
     #: None while it runs.
-    end: float | None = None
+    end: Time | None = None
     splits: list[Split] = Field(default_factory=list)
     text: str = ""
     #: Exact once it has ended, else what has come so far: a delta has one token, as a rule.
-    num_tokens: int = 0
+    num_tokens: Count = 0
     finish_reason: str | None = None
 
     @property
@@ -56,15 +60,18 @@ class Lanes:
 
     @classmethod
     def of(cls, lanes: Iterable[Lane]) -> Lanes:
-        """Lanes that are complete. Raises ValueError if one is missing, the answer's or a thread's."""
-        whole = cls()
-        whole._lanes = {lane.index: lane for lane in lanes}
-        named = {
-            thread for lane in whole._lanes.values() for split in lane.splits for thread in split.threads
-        }
-        if named | {ANSWER} != whole._lanes.keys():
+        """Lanes that are complete. Raises ValueError if they are no tree, with the answer as its root."""
+        whole, given = cls(), list(lanes)
+        whole._lanes = {lane.index: lane for lane in given}
+        named = [(ANSWER, 0)] + [
+            (thread, lane.depth + 1) for lane in given for split in lane.splits for thread in split.threads
+        ]
+        # By its depth no thread stands below itself.
+        is_tree = sorted(named) == sorted((lane.index, lane.depth) for lane in given)
+        if not is_tree or len(whole) != len(given):
             raise ValueError(
-                f"lanes: expected those of the answer and its threads, got {sorted(whole._lanes)}"
+                "lanes: expected those of the answer and of each thread that it or a thread forked, once, "
+                f"one deeper than who forked it; got {sorted(lane.index for lane in given)}"
             )
         return whole
 
@@ -79,13 +86,13 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def in_order(self, index: int = ANSWER) -> Iterator[Lane]:
+    def in_order(self) -> Iterator[Lane]:
         """Each lane, parents before their threads."""
-        lane = self._lanes[index]
-        yield lane
-        for split in lane.splits:
-            for thread in split.threads:
-                yield from self.in_order(thread)
+        left = [ANSWER]
+        while left:
+            lane = self._lanes[left.pop()]
+            yield lane
+            left += reversed([thread for split in lane.splits for thread in split.threads])
 
     def take(self, event: Event, at: float) -> None:
         """Bring the lanes up to ``event``, which came ``at`` a time."""
@@ -115,7 +122,7 @@ class Lanes:
                 self.answer.finish_reason = answer.finish_reason
                 if answer.usage is not None:
                     in_threads = sum(lane.num_tokens for lane in self._lanes.values() if lane.index != ANSWER)
-                    self.answer.num_tokens = answer.usage.completion_tokens - in_threads
+                    self.answer.num_tokens = max(0, answer.usage.completion_tokens - in_threads)
 
     def stop(self, at: float) -> None:
         """The answer was cancelled, or failed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from forkjoin.answer import ROOT, Answer
 from forkjoin.errors import ForkJoinError, StreamBroken
 from forkjoin.lanes import Lane, Lanes
+from forkjoin.parsing import fault, parsed
 from forkjoin.reading import AnswerReader
 from forkjoin.sse import SseDecoder
 from forkjoin.step_lanes import lanes_in_steps
@@ -52,7 +52,10 @@ def read_saved(text: str) -> Saved:
 
     Raises ForkJoinError if it is none of these, or has no threads to draw.
     """
-    saved = _read(text)
+    try:
+        saved = _read(text)
+    except RecursionError as error:
+        raise ForkJoinError("expected threads that fork some levels deep, got hundreds of levels") from error
     if not saved.answer.threads:
         raise ForkJoinError(
             "expected an answer with threads, got one without: ask for include_threads, and what forks"
@@ -64,19 +67,19 @@ def _read(text: str) -> Saved:
     if text.lstrip().startswith(("data:", "event:", ":")):
         return _from_stream(text)
     try:
-        given = json.loads(text)
+        given = parsed(text)
         if given.get("object") == "response":
             answer, lanes = _from_response(given), None
         else:
             answer, lanes = Answer.of(given), given.get("lanes")
         if lanes is not None:
             return Saved(answer, Lanes.of(_LANES.validate_python(lanes)), "s")
+        return Saved(answer, lanes_in_steps(answer), "steps")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error!r}"
+        said = fault(error) if isinstance(error, ValidationError) else f"{error!r}"
         raise ForkJoinError(
             f"expected a chat completion, a response or a stream of the server's, got something else ({said})"
         ) from error
-    return Saved(answer, lanes_in_steps(answer), "steps")
 
 
 def _from_stream(text: str) -> Saved:
@@ -85,7 +88,7 @@ def _from_stream(text: str) -> Saved:
         if event == "[DONE]":
             break
         try:
-            chunk = json.loads(event)
+            chunk = parsed(event)
         except ValueError as error:
             raise StreamBroken(f"expected JSON in the stream, got {event[:100]!r}") from error
         forks += [[t.index for t in e.threads] for e in reader.feed(chunk) if e.type == "forked"]

@@ -96,6 +96,39 @@ def test_a_cancelled_answer_ends_all_that_runs():
     assert [s.end for s in lanes[1].splits] == [9]
 
 
+def lane(index, depth, *threads):
+    splits = [{"start": 0, "end": 1, "threads": threads}] if threads else []
+    return Lane(index=index, title="", depth=depth, start=0, end=1, splits=splits)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [lane(ANSWER, 0, 0), lane(0, 1, 0)],
+        [lane(ANSWER, 0, 0), lane(0, 1, ANSWER)],
+        [lane(ANSWER, 0), lane(0, 1, 1), lane(1, 2, 0)],
+        [lane(ANSWER, 0, 0, 0), lane(0, 1)],
+        [lane(ANSWER, 0, 0, 1), lane(0, 1, 2), lane(1, 1, 2), lane(2, 2)],
+        [lane(ANSWER, 0, 0), lane(0, 1), lane(0, 1)],
+        [lane(ANSWER, 0), lane(0, 1)],
+        [lane(ANSWER, 0, 0)],
+        [lane(ANSWER, 0, 0), lane(0, 10**9)],
+        [],
+    ],
+    ids=[
+        "itself", "the_answer", "a_circle", "twice", "of_two", "two_lanes", "of_none", "no_lane", "deep", "none",
+    ],
+)  # fmt: skip
+def test_lanes_that_are_no_tree_are_refused(given):
+    with pytest.raises(ValueError, match="lanes: expected those of the answer and of each thread"):
+        Lanes.of(given)
+
+
+def test_lanes_may_be_thousands_deep():
+    deep = [lane(i, i + 1, i + 1) for i in range(ANSWER, 3000)] + [lane(3000, 3001)]
+    assert [lane.index for lane in Lanes.of(deep).in_order()] == list(range(ANSWER, 3001))
+
+
 # ---- as a table ----------------------------------------------------------------------------
 
 
