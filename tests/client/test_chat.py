@@ -9,8 +9,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from forkjoin import Client
-from forkjoin.terminal import chat
+from forkjoin import Client, ForkJoinError
+from forkjoin.terminal import chat, commands
 from forkjoin.terminal.chat import Chat
 from forkjoin.terminal.commands import main
 from tests.client.test_reading import announced, chunk, ended
@@ -149,3 +149,50 @@ def test_a_command_that_fails_ends_with_one_sentence(capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["chat", "nowhere", "--ask", "x"])
     assert capsys.readouterr().err.startswith("forkjoin: base_url: expected http://host:port")
+
+
+@pytest.fixture(params=[True, False], ids=["terminal", "pipe"])
+def command(request, client, monkeypatch, capsys):
+    """Runs ``forkjoin chat --ask one`` with more arguments; the status, and what it wrote to both outputs."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: request.param)
+    monkeypatch.setattr(commands, "Client", lambda url: client)
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as ended:
+            main(["chat", "--ask", "one", *map(str, argv)])
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_question_without_an_answer_ends_with_one_sentence_and_nothing_is_saved(command, server, tmp_path):
+    server.chunks = [{"error": {"message": "no \x1b[2J luck"}}]
+    status, out, err = command("--save", tmp_path / "x.json")
+    assert status == 1
+    assert err == "forkjoin: expected more of the answer, got an error of the server's: no �[2J luck\n"
+    assert "luck" not in out
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_an_answer_that_can_not_be_saved_is_shown_and_the_command_fails(command, tmp_path):
+    status, out, err = command("--save", tmp_path / "no" / "x.json")
+    assert status == 1
+    assert "done" in out
+    assert (
+        err
+        == f"forkjoin: could not write {tmp_path}/no/x.json: No such file or directory: name another file\n"
+    )
+
+
+def test_ctrl_c_ends_the_one_question(command, monkeypatch):
+    def interrupted(lanes, event, at):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat.Lanes, "take", interrupted)
+    assert command()[0] == 130
+
+
+def test_a_pipe_that_is_no_text_ends_with_one_sentence(client, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+    with pytest.raises(ForkJoinError, match="expected a question as utf-8 text"):
+        chat.run(client, {}, None, None)

@@ -91,44 +91,51 @@ class Chat:
         self._last: tuple[Answer, Lanes] | None = None
 
     def say(self, line: str) -> None:
-        """Do what ``line`` says: a command, or a question. Errors of the server's are shown."""
+        """Do what ``line`` says: a command, or a question. What goes wrong is shown, and the chat goes on."""
         try:
             if not line.startswith("/"):
-                self._question(line)
+                self.ask(line)
             elif line == "/sequential":
                 self._sequential()
             elif line == "/new":
                 self._messages, self._last = [], None
             elif line.startswith("/save "):
-                self._save(line.removeprefix("/save ").strip())
+                self.save(line.removeprefix("/save ").strip())
             else:
                 self._console.print(HELP, highlight=False, markup=False)
         except ForkJoinError as error:
             self._console.print(printable(str(error)), style="red", highlight=False, markup=False)
+        except KeyboardInterrupt:
+            self._console.print("cancelled", style="yellow")
 
-    def _question(self, text: str) -> None:
-        asked = [*self._messages, {"role": "user", "content": text}]
-        answer, lanes = self._ask(asked)
-        if answer.finish_reason is not None:
-            self._messages = [*asked, {"role": "assistant", "content": answer.content}]
-            self._last = answer, lanes
-            self._console.print(printable(answer.content), highlight=False, markup=False)
-            self._console.print(summary(answer, lanes.answer.end), style="bold", highlight=False)
+    def ask(self, question: str) -> None:
+        """Show the answer as it comes, then its text. Raises ForkJoinError if there is none."""
+        asked = [*self._messages, {"role": "user", "content": question}]
+        answer, lanes = self._answer(asked)
+        self._messages = [*asked, {"role": "assistant", "content": answer.content}]
+        self._last = answer, lanes
+        self._console.print(printable(answer.content), highlight=False, markup=False)
+        self._console.print(summary(answer, lanes.answer.end), style="bold", highlight=False)
+
+    def save(self, name: str) -> None:
+        """Write the last answer into the file ``name``. Raises ForkJoinError if that can't be."""
+        if self._last is None:
+            raise ForkJoinError("/save: expected an answer to save, got none: ask a question")
+        _save(name, *self._last)
 
     def _sequential(self) -> None:
         if self._last is None:
             raise ForkJoinError("/sequential: expected a question before it, got none: ask one")
-        answer, lanes = self._ask(self._messages[:-1], {"enabled": False})
-        if answer.finish_reason is not None:
-            forked, sequential = self._last[1].answer.end or 0.0, lanes.answer.end or 0.0
-            self._console.print(f"forked      {summary(self._last[0], forked)}", highlight=False)
-            self._console.print(f"sequential  {summary(answer, sequential)}", highlight=False)
-            if forked:
-                self._console.print(
-                    f"{sequential / forked:.2f} times the time", style="bold", highlight=False
-                )
+        answer, lanes = self._answer(self._messages[:-1], {"enabled": False})
+        forked, sequential = self._last[1].answer.end or 0.0, lanes.answer.end or 0.0
+        self._console.print(f"forked      {summary(self._last[0], forked)}", highlight=False)
+        self._console.print(f"sequential  {summary(answer, sequential)}", highlight=False)
+        if forked:
+            self._console.print(f"{sequential / forked:.2f} times the time", style="bold", highlight=False)
 
-    def _ask(self, messages: list[dict[str, Any]], forkjoin: ForkJoin | None = None) -> tuple[Answer, Lanes]:
+    def _answer(
+        self, messages: list[dict[str, Any]], forkjoin: ForkJoin | None = None
+    ) -> tuple[Answer, Lanes]:
         view = View(self._console)
         options: ForkJoin = {**self._body.get("forkjoin", {}), **(forkjoin or {})}
         more = {key: value for key, value in self._body.items() if key != "forkjoin"}
@@ -137,39 +144,34 @@ class Chat:
                 with self._client.stream(messages, forkjoin=options, **more) as events:
                     for event in events:
                         view.take(event)
-                    answer = events.answer
-            except KeyboardInterrupt:
-                answer = Answer()
             finally:
                 view.stop()
-        if answer.finish_reason is None:
-            self._console.print("cancelled", style="yellow")
-        return answer, view.lanes
+        return events.answer, view.lanes
 
-    def _save(self, name: str) -> None:
-        if self._last is None:
-            raise ForkJoinError("/save: expected an answer to save, got none: ask a question")
-        try:
-            Path(name).write_text(json.dumps(as_completion(*self._last), indent=1) + "\n")
-        except OSError as error:
-            raise ForkJoinError(
-                f"/save: could not write {name}: {error.strerror}: name another file"
-            ) from error
+
+def _save(name: str, answer: Answer, lanes: Lanes) -> None:
+    try:
+        Path(name).write_text(json.dumps(as_completion(answer, lanes), indent=1) + "\n")
+    except OSError as error:
+        raise ForkJoinError(f"could not write {name}: {error.strerror}: name another file") from error
 
 
 def run(client: Client, body: dict[str, Any], question: str | None, save: str | None) -> None:
-    """Chat until the end of the input; of a pipe, all of it is one question."""
+    """Chat until the end of the input; of a pipe, all of it is one question.
+
+    Raises ForkJoinError for one question that has no answer, or whose answer can't be saved.
+    """
     is_piped = not sys.stdin.isatty()
     if is_piped and question is None:
-        question = sys.stdin.read()
+        question = _piped()
     if question is not None and not sys.stdout.isatty():
         _plain(client, body, question, save)
         return
     chat = Chat(client, Console(), body)
     if question is not None:
-        chat.say(question)
+        chat.ask(question)
         if save is not None:
-            chat.say(f"/save {save}")
+            chat.save(save)
         return
     with _history():
         for line in _lines():
@@ -187,7 +189,14 @@ def _plain(client: Client, body: dict[str, Any], question: str, save: str | None
                 sys.stdout.flush()
     sys.stdout.write("\n")
     if save is not None:
-        Path(save).write_text(json.dumps(as_completion(events.answer, lanes), indent=1) + "\n")
+        _save(save, events.answer, lanes)
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ForkJoinError(f"expected a question as {error.encoding} text, got other bytes") from error
 
 
 def _lines() -> Iterator[str]:
