@@ -73,6 +73,8 @@ export interface ForkJoinOptions {
   max_forks?: number;
   max_tokens_per_thread?: number;
   max_total_tokens?: number;
+  /** So many threads at a time; the others wait. */
+  max_threads_running?: number;
   structured?: "answer";
   branches?: Branch[];
   closing?: string;

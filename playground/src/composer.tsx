@@ -103,6 +103,7 @@ function ForkJoinFields({ form, onChange, limits }: Fields & { limits: Record<st
         <Num form={form} onChange={onChange} name="max_forks" label="Forks" hint={hint("max_forks")} />
         <Num form={form} onChange={onChange} name="max_tokens_per_thread" label="Tokens a thread" hint={hint("max_tokens_per_thread")} />
         <Num form={form} onChange={onChange} name="max_total_tokens" label="Tokens in all" hint={hint("max_total_tokens")} />
+        <Num form={form} onChange={onChange} name="max_threads_running" label="Threads at a time" hint="server’s" />
       </div>
       <Check form={form} onChange={onChange} name="structured" label="Structured output holds for the answer only" />
     </>

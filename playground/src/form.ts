@@ -15,6 +15,7 @@ export interface Form {
   max_forks: string;
   max_tokens_per_thread: string;
   max_total_tokens: string;
+  max_threads_running: string;
   structured: boolean;
   branches: { title: string; text: string }[];
   closing: string;
@@ -39,6 +40,7 @@ export const EMPTY: Form = {
   max_forks: "",
   max_tokens_per_thread: "",
   max_total_tokens: "",
+  max_threads_running: "",
   structured: false,
   branches: [
     { title: "for", text: "" },
@@ -76,8 +78,16 @@ export function isComparable(form: Form): boolean {
   return form.mode === "model";
 }
 
+const LIMITS = [
+  "max_threads_per_fork",
+  "max_forks",
+  "max_tokens_per_thread",
+  "max_total_tokens",
+  "max_threads_running",
+] as const satisfies (keyof Form & keyof ForkJoinOptions)[];
+
 function forkjoinOf(form: Form): ForkJoinOptions {
-  const limits = numbers(form, ["max_threads_per_fork", "max_forks", "max_tokens_per_thread", "max_total_tokens"]);
+  const limits = numbers(form, LIMITS);
   const structured = form.structured ? { structured: "answer" as const } : {};
   return { ...limits, ...structured, ...forkOf(form) };
 }
@@ -95,7 +105,7 @@ function forkOf(form: Form): ForkJoinOptions {
   return { ...numbers(form, ["best_of", "confidence"]), vote: form.vote, ...prune, ...all };
 }
 
-function numbers(form: Form, names: (keyof Form)[]): Record<string, number> {
+function numbers(form: Form, names: readonly (keyof Form)[]): Record<string, number> {
   const given: Record<string, number> = {};
   for (const name of names) {
     const text = String(form[name]).trim();

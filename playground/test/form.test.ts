@@ -13,6 +13,7 @@ function asked(form: Partial<Form>): Record<string, unknown> {
 test("an empty field is left out, so that the server's default holds", () => {
   assert.deepEqual(asked({}), {});
   assert.deepEqual(asked({ temperature: "0", max_forks: "3" }), { temperature: 0, forkjoin: { max_forks: 3 } });
+  assert.deepEqual(asked({ max_threads_running: "2" }), { forkjoin: { max_threads_running: 2 } });
 });
 
 test("each way to fork asks for its own fields only", () => {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import get_type_hints
 
 import httpx
@@ -248,6 +250,16 @@ def test_the_environment_names_the_server_if_no_argument_does(monkeypatch):
 def test_the_options_are_those_that_the_server_takes():
     assert get_type_hints(ForkJoin).keys() == RequestOptions.model_fields.keys()
     assert get_type_hints(Branch).keys() == ExplicitBranch.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "of_the_server"), [("ForkJoinOptions", RequestOptions), ("Branch", ExplicitBranch)]
+)
+def test_the_options_in_typescript_are_those_that_the_server_takes(name, of_the_server):
+    wire = (Path(__file__).parents[2] / "client-ts/src/wire.ts").read_text()
+    interface = re.search(rf"^export interface {name} {{\n(.*?)^}}", wire, flags=re.M | re.S)
+    assert interface is not None
+    assert set(re.findall(r"^  (\w+)\?:", interface[1], flags=re.M)) == of_the_server.model_fields.keys()
 
 
 # ---- on a real socket ----------------------------------------------------------------------
