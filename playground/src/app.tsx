@@ -5,10 +5,12 @@ import { Composer } from "./composer";
 import { CopyDialog } from "./copy-dialog";
 import { examplesFor } from "./examples";
 import { EMPTY, type Form, isComparable, requestOf, sequential, WrongForm } from "./form";
-import { keep, kept } from "./kept";
+import { Guarded } from "./guarded";
+import { keep, kept, taken } from "./kept";
 import { KeyDialog } from "./key-dialog";
 import { type Notice, ofError } from "./notices";
-import { parseRecordings, type Recording } from "./recording";
+import { parseRecordings, recordingsOf } from "./opening";
+import type { Recording } from "./recording";
 import { Run } from "./run";
 import { client, lookAt, type Served, wantsKey } from "./served";
 import { Stage } from "./stage";
@@ -61,7 +63,6 @@ export function App() {
   const start = (isPair: boolean): void => {
     const asked = request();
     if (asked === null) return;
-    for (const run of runs) run.cancel();
     const all = isPair ? [asked, sequential(asked)] : [asked];
     setRuns(all.map((one) => (onChange) => Run.start(client(apiKey), one, served?.dialect ?? null, onChange)));
   };
@@ -74,6 +75,10 @@ export function App() {
         setWrong({ kind: "error", title: `${file.name} can’t be opened`, text: (error as Error).message });
       }
     });
+  };
+  const drop = (error: unknown): void => {
+    setRuns([]);
+    setWrong({ kind: "error", title: "The answer can’t be shown", text: `The page failed at it and dropped it. ${error}` });
   };
   const copied = dialog === "copy" ? request() : null;
 
@@ -152,7 +157,13 @@ export function App() {
             </label>
           </div>
         </form>
-        {runs.length > 0 ? <Stage runs={runs} /> : <Welcome served={served} />}
+        {runs.length > 0 ? (
+          <Guarded onFault={drop}>
+            <Stage runs={runs} />
+          </Guarded>
+        ) : (
+          <Welcome served={served} />
+        )}
       </main>
       {dialog === "key" && (
         <KeyDialog
@@ -175,7 +186,7 @@ export function App() {
 /** The answers on the page, which a reload brings back; one that was being written is marked as interrupted. */
 function useRuns(): [Run[], (make: ((onChange: () => void) => Run)[]) => void] {
   const [, render] = useReducer((n: number) => n + 1, 0);
-  const [runs, setRuns] = useState<Run[]>(() => (kept<Recording[]>("answers") ?? []).map((r) => new Run(r, () => {})));
+  const [runs, setRuns] = useState(restored);
   const current = useRef(runs);
   current.current = runs;
   useEffect(() => {
@@ -187,11 +198,20 @@ function useRuns(): [Run[], (make: ((onChange: () => void) => Run)[]) => void] {
     return () => removeEventListener("pagehide", leave);
   }, []);
   const start = (make: ((onChange: () => void) => Run)[]): void => {
+    for (const run of current.current) run.cancel();
     // The frames draw what comes; the page around them changes when an answer ends.
     const started: Run[] = make.map((one) => one(() => started.some((run) => run.isRunning) || render(undefined)));
     setRuns(started);
   };
   return [runs, start];
+}
+
+function restored(): Run[] {
+  try {
+    return recordingsOf(taken("answers")).map((recording) => new Run(recording, () => {}));
+  } catch {
+    return []; // None was kept, or none that this page can read.
+  }
 }
 
 function withDefaults(some: Partial<Form> | null): Form | null {

@@ -11,6 +11,13 @@ export function keep(name: string, value: unknown): void {
   }
 }
 
+/** Takes what was kept away: what makes a page fail is not there for the next one. */
+export function taken(name: string): unknown {
+  const value = kept<unknown>(name);
+  keep(name, null);
+  return value;
+}
+
 export function kept<T>(name: string): T | null {
   try {
     const text = sessionStorage.getItem(PREFIX + name);

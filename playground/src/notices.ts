@@ -20,7 +20,7 @@ export function noticesOf(run: Run): Notice[] {
     notices.push({
       kind: "warning",
       title: "Interrupted",
-      text: "The page was reloaded while this answer was written, so the server stopped it. Run it again for the rest.",
+      text: `The answer is not complete: ${stopped.message}. Run it again for the rest.`,
     });
   }
   const missed = missedForks(run);

@@ -66,32 +66,6 @@ export class Recorder {
   }
 }
 
-/** Reads a saved recording. Throws an Error that says what was expected. */
-export function parseRecordings(text: string): Recording[] {
-  let given: unknown;
-  try {
-    given = JSON.parse(text);
-  } catch {
-    throw new Error("expected a JSON file that the playground saved, got a file that is no JSON");
-  }
-  const recordings = Array.isArray(given) ? given : [given];
-  for (const one of recordings as Partial<Recording>[]) {
-    const isOurs = one?.format === "forkjoin-recording" && Array.isArray(one.events) && one.request != null;
-    if (!isOurs) throw new Error("expected a recording of the playground, got other JSON");
-    if (one.version !== 1) throw new Error(`expected a recording of version 1, got version ${one.version}`);
-    if (!one.events?.every(isEvent)) throw new Error("expected events with times in the recording, got others");
-  }
-  if (recordings.length < 1 || recordings.length > 2) throw new Error("expected one recording or two to compare");
-  return recordings as Recording[];
-}
-
-const KINDS = new Set(["forked", "text", "ended", "joined", "finished", "stopped"]);
-
-function isEvent(event: unknown): boolean {
-  const { t, type } = (event ?? {}) as { t?: unknown; type?: unknown };
-  return typeof t === "number" && typeof type === "string" && KINDS.has(type);
-}
-
 /** Whether a request lets the model fork. */
 export function forks(request: { forkjoin?: ForkJoinOptions }): boolean {
   return request.forkjoin?.enabled !== false;

@@ -186,7 +186,7 @@ function Announcer({ runs }: { runs: Run[] }) {
   if (run !== undefined) {
     const { forks: all, threads, endedAt, stopped } = run.trace;
     const last = all.at(-1);
-    const numOver = threads.filter((lane) => lane?.endedAt != null).length;
+    const numOver = threads.filter((lane) => lane.endedAt !== null).length;
     if (endedAt !== null) said.current = stopped === null ? "The answer is complete." : `The answer ended: ${stopped.message}.`;
     else if (last === undefined) said.current = run.trace.firstAt === null ? "" : "The answer has begun.";
     else if (last.joinedAt !== null) said.current = `${last.lanes.length} threads joined.`;

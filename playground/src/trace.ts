@@ -124,6 +124,7 @@ export interface Fork {
 
 export class Trace {
   readonly root: Lane;
+  /** All threads, as they were forked. */
   readonly threads: Lane[] = [];
   readonly forks: Fork[] = [];
   usage: Usage | null = null;
@@ -136,9 +137,11 @@ export class Trace {
   private readonly usageTimes: number[] = [];
   private readonly usages: Usage[] = [];
   private parentTokens = 0;
+  private readonly laneOf = new Map<number, Lane>();
 
   constructor(readonly recording: Pick<Recording, "parentWaits" | "trigger">) {
     this.root = new Lane(ROOT_LANE, "root", "answer", 0, null, 0, "");
+    this.laneOf.set(ROOT_LANE, this.root);
   }
 
   static of(recording: Recording): Trace {
@@ -148,7 +151,7 @@ export class Trace {
   }
 
   lane(index: number): Lane | undefined {
-    return index === ROOT_LANE ? this.root : this.threads[index];
+    return this.laneOf.get(index);
   }
 
   take(event: Timed): void {
@@ -161,11 +164,11 @@ export class Trace {
         this.write(event, t);
         break;
       case "ended":
-        this.threads[event.index]?.end(t, event.reason, event.tokens);
+        this.lane(event.index)?.end(t, event.reason, event.tokens);
         break;
       case "joined": {
-        const first = this.threads[event.threads[0] ?? -1];
-        const fork = this.forks.find((f) => first !== undefined && f.lanes.includes(first));
+        const first = event.threads[0];
+        const fork = this.forks.find((f) => f.lanes.some((lane) => lane.index === first));
         if (fork === undefined) break;
         fork.joinedAt = t;
         if (this.recording.parentWaits) fork.parent.unpark(t);
@@ -183,7 +186,7 @@ export class Trace {
   }
 
   private end(t: number, reason: string | null): void {
-    for (const lane of this.threads) lane?.end(t, reason, null);
+    for (const lane of this.threads) lane.end(t, reason, null);
     const total = this.usage?.forkjoin?.total_tokens ?? this.usage?.completion_tokens;
     const inThreads = this.threads.reduce((sum, lane) => sum + (lane.tokens ?? 0), 0);
     this.root.end(t, reason, total === undefined ? null : total - inThreads);
@@ -196,7 +199,8 @@ export class Trace {
     const prefix = parent === this.root ? "" : `${parent.number}.`;
     const lanes = threads.map(({ index, id, title }, i) => {
       const lane = new Lane(index, id, title, parent.depth + 1, parent, t, `${prefix}${numBefore + i + 1}`);
-      this.threads[index] = lane;
+      this.threads.push(lane);
+      this.laneOf.set(index, lane);
       return lane;
     });
     const fork = { at: t, joinedAt: null, parent, lanes };
@@ -226,7 +230,8 @@ export class Trace {
 
   /** The thread that a vote has chosen: the answer is its text. */
   get chosen(): Lane | null {
-    return this.threads[this.usage?.forkjoin?.vote?.index ?? -1] ?? null;
+    const index = this.usage?.forkjoin?.vote?.index;
+    return index === undefined ? null : (this.lane(index) ?? null);
   }
 
   /** The duration so far; `now` counts while the answer is being written. */

@@ -31,7 +31,7 @@ const ENDS: Record<string, [string, string]> = {
   not_started: ["not started", "The vote was decided before it wrote anything."],
   pruned: ["pruned", "The pruning policy that the request asked for stopped it."],
   cancelled: ["cancelled", "You cancelled the request."],
-  interrupted: ["interrupted", "The page was reloaded or closed."],
+  interrupted: ["interrupted", "The answer was not complete."],
   failed: ["failed", "The answer failed before it was complete."],
   tool_calls: ["tool call", "The answer ends with a call of a tool."],
 };

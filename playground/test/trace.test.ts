@@ -122,6 +122,13 @@ test("of a vote the answer is the chosen thread's", () => {
   assert.deepEqual(attribute(trace, "x", 5).map((p) => p.lane.index), [1]);
 });
 
+test("threads whose indices leave gaps are the only ones", () => {
+  const trace = traced([forked(1, -1, 1, 50), text(2, 50, "x"), finished(3, 2, 1)]);
+  assert.equal(trace.threads.length, 2);
+  assert.equal(trace.lane(50)?.number, "2");
+  assert.deepEqual(trace.countsAt(2), { total: 1, critical: 1, isFinal: false });
+});
+
 test("an answer that was stopped ends all its lanes", () => {
   const trace = traced([forked(1, -1, 0, 1), ended(2, 0, 1), { t: 3, type: "stopped", how: "cancelled", message: "" }]);
   assert.deepEqual(trace.rows().map((lane) => lane.reason), ["cancelled", "stop", "cancelled"]);

@@ -169,6 +169,27 @@ test("a saved answer opens again as it was", async () => {
   assert.match(await other.getByRole("alert").innerText(), /expected a recording/);
 });
 
+test("a file that can't be read or drawn leaves a page that works, also behind a reload", async () => {
+  const page = await open();
+  const recording = { format: "forkjoin-recording", version: 1, request: {}, startedAt: "", parentWaits: true, trigger: null };
+  const openFile = (events) => {
+    const buffer = Buffer.from(JSON.stringify({ ...recording, events }));
+    return page.locator("input[type=file]").setInputFiles({ name: "r.json", mimeType: "application/json", buffer });
+  };
+  const forkjoin = { total_tokens: 1, critical_path_tokens: 1, vote: { index: "length" } };
+  await openFile([{ t: 1, type: "finished", reason: "stop", usage: { completion_tokens: 1, forkjoin } }]);
+  await page.getByText(/can’t be opened.*vote\.index/).waitFor();
+  // Deeper than any stack: each thread has forked the next one.
+  const fork = (index) => ({ t: 1, type: "forked", parent: index - 1, threads: [{ index, id: "", title: "" }] });
+  await openFile(Array.from({ length: 20_000 }, (_, index) => fork(index)));
+  await page.getByText(/can’t be shown/).waitFor();
+  await openFile([fork(0)]);
+  await page.locator(".notice", { hasText: "its recording has no end" }).waitFor();
+  await page.reload();
+  await lanes(page).nth(1).waitFor();
+  await over(page);
+});
+
 test("a page without a key, or with a wrong one, asks for it", async () => {
   const page = await open({ key: null });
   await page.getByRole("dialog").waitFor();
