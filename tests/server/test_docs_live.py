@@ -29,6 +29,7 @@ def test_the_steps_of_the_quick_start_work_one_after_the_other(server, capsys):
     names: dict[str, object] = {}
     for step in steps:
         exec(step.replace("http://localhost:8000", server), names)
+    names["client"].close()  # a program's end would
     said = capsys.readouterr().out
     assert len(steps) == 4
     assert EMBEDDED_NAME in guide
