@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_bench.host import host_facts
-from forkjoin_bench.in_process import arguments_in_process
+from forkjoin_bench.in_process import start_engine
 from forkjoin_bench.measures import spread
 from forkjoin_bench.results import write_json
 from forkjoin_bench.tables import cell, table
@@ -146,20 +146,6 @@ def cells(row: dict[str, Any]) -> list[object]:
     ]
 
 
-def start_engine(argv: list[str] | None = None) -> LLM:
-    """An engine on the embedded model in this process, as `forkjoin serve ARGV` sets it up."""
-    served = arguments_in_process(argv or [])
-    from vllm import LLM
-
-    return LLM(
-        model=str(EMBEDDED_MODEL),
-        dtype=served.dtype,
-        scheduler_cls=served.scheduler_cls,
-        additional_config=served.additional_config,
-        speculative_config=served.speculative_config,
-    )
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``main``."""
     parser.add_argument("--problems", type=int, default=6, choices=range(1, len(LETTERS) + 1))
@@ -173,7 +159,7 @@ def main(args: argparse.Namespace) -> None:
     if args.rounds < 1:
         raise UsageError(f"--rounds: expected at least 1, got {args.rounds}")
     widths = sorted({w for w in WIDTHS if w < args.problems} | {args.problems})
-    bench = Bench(start_engine())
+    bench = Bench(start_engine(str(EMBEDDED_MODEL)))
     before = host_facts()
     runs = measure(bench, widths, args.rounds, args.seed)
     rows = [summarise(runs, width) for width in widths]

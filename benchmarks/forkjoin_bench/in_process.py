@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -19,7 +24,19 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def arguments_in_process(argv: list[str]) -> argparse.Namespace:
+def start_engine(model: str, flags: Sequence[str] = (), **options: Any) -> LLM:
+    """An engine in this process, set up as by ``forkjoin serve MODEL FLAGS``. ``options``: more of vLLM's."""
+    served = _arguments([model, *flags])
+    from vllm import LLM
+
+    of_served = {
+        name: getattr(served, name)
+        for name in ("dtype", "scheduler_cls", "additional_config", "speculative_config")
+    }
+    return LLM(model=model, **(of_served | options))
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
     """How ``forkjoin serve ARGV`` sets an engine up; a ``vllm.LLM`` made then has outputs of fork/join."""
     set_environment()
     from vllm.v1.engine import llm_engine

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_bench.drafted.prompts import PROMPTS, Asked
-from forkjoin_bench.in_process import arguments_in_process
+from forkjoin_bench.in_process import start_engine
 from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.feed import FEEDS, Event
 from forkjoin_scheduler.options import parse_options
@@ -67,7 +67,9 @@ class Run:
 
 def measure(drafter: str, setup: Setup) -> list[Run]:
     """All answers by one drafter; those of the first round, which warms up, are left out."""
-    bench = _Bench(_start_engine(setup, _flags(drafter, setup)), drafter)
+    # in float32 the answers are equal, whatever is computed beside them
+    llm = start_engine(setup.folder, _flags(drafter, setup), dtype="float32", max_model_len=4096)
+    bench = _Bench(llm, drafter)
     chance, runs = random.Random(setup.seed), []
     for round_ in range(setup.rounds + 1):
         for width in setup.widths:
@@ -89,20 +91,6 @@ def _flags(drafter: str, setup: Setup) -> list[str]:
     if config["method"] == "draft_model":
         config = config | {"model": setup.draft_folder if drafter == SMALLER else setup.folder}
     return [*flags, "--speculative-config", json.dumps(config | {"num_speculative_tokens": setup.num_drafts})]
-
-
-def _start_engine(setup: Setup, flags: list[str]) -> LLM:
-    served = arguments_in_process([setup.folder, *flags])
-    from vllm import LLM
-
-    return LLM(
-        model=setup.folder,
-        dtype="float32",  # in which the answers are equal, whatever is computed beside them
-        max_model_len=4096,
-        scheduler_cls=served.scheduler_cls,
-        additional_config=served.additional_config,
-        speculative_config=served.speculative_config,
-    )
 
 
 class _Bench:

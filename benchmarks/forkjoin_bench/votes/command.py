@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from forkjoin_bench.host import host_facts
-from forkjoin_bench.in_process import set_environment
+from forkjoin_bench.in_process import set_environment, start_engine
 from forkjoin_bench.models import make_model
 from forkjoin_bench.results import write_json
 from forkjoin_bench.tables import table
-from forkjoin_bench.votes.measure import LOSSLESS, WAYS, Asked, Bench, Voted, start_engine
+from forkjoin_bench.votes.measure import LOSSLESS, WAYS, Asked, Bench, Voted
 from forkjoin_bench.votes.questions import SUBJECTS
 from forkjoin_scheduler.errors import UsageError
 
@@ -62,7 +62,15 @@ def main(args: argparse.Namespace) -> None:
     }
     folder = (args.out / "votes").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    llm = start_engine(str(make_model(args.model, folder).folder), args.slots, args.blocks, args.dtype)
+    llm = start_engine(
+        str(make_model(args.model, folder).folder),
+        ["--dialect", "explicit"],
+        dtype=args.dtype,
+        max_model_len=1024,
+        max_num_seqs=args.slots,
+        num_gpu_blocks_override=args.blocks,
+        enforce_eager=True,
+    )
     chance, tokenizer = random.Random(args.seed), llm.get_tokenizer()
     asked = [
         Asked(

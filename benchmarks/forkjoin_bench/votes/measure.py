@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from forkjoin_bench.in_process import arguments_in_process
 from forkjoin_scheduler.feed import FEEDS, Event
 from forkjoin_scheduler.settings import KEY
 
@@ -120,20 +119,3 @@ def _take_in(voted: Voted, events: list[Event]) -> None:
     for event in events:
         if event["type"] == "voted":
             voted.index, voted.result = event["index"], event["result"]
-
-
-def start_engine(model: str, max_num_seqs: int, num_blocks: int | None, dtype: str) -> LLM:
-    """An engine in this process for any model, as ``forkjoin serve --dialect explicit`` sets it up."""
-    served = arguments_in_process([model, "--dialect", "explicit"])
-    from vllm import LLM
-
-    return LLM(
-        model=model,
-        dtype=dtype,
-        max_model_len=1024,
-        max_num_seqs=max_num_seqs,
-        num_gpu_blocks_override=num_blocks,
-        enforce_eager=True,
-        scheduler_cls=served.scheduler_cls,
-        additional_config=served.additional_config,
-    )
