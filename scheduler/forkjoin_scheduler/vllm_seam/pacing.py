@@ -168,8 +168,10 @@ class Pacing(Admitting):
     # ---- what steps take -------------------------------------------------------------------
 
     def _step_scheduled(self, output: SchedulerOutput) -> None:
-        in_flight = any(r.num_output_placeholders for r in self.running)  # async: what ends may make room
-        self._is_stalled = not output.total_num_scheduled_tokens and not in_flight
+        # What is still computed, where scheduling is async, may make room when it ends.
+        self._is_stalled = not output.total_num_scheduled_tokens and not any(
+            r.num_output_placeholders for r in self.running
+        )
         if self._deadlines is None or not output.total_num_scheduled_tokens:
             return
         num_tokens = output.num_scheduled_tokens
