@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forkjoin_scheduler.dialect import MAX_COUNT
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_server.responses import ResponseThreads, Slot, text_of
+from forkjoin_server.responses import ResponseThreads, Slot
 from forkjoin_server.routes import RESPONSES
 from forkjoin_server.threads import Json, ThreadLog
 
@@ -116,16 +116,7 @@ class AgentThreads(ResponseThreads):
         return events
 
     def whole(self, response: Json) -> Json:
-        response = self._response(response)
-        texts = [text_of(item) for item in response["output"]] or [""]
-        forks = [fork for fork in self._log.forks if self._parent(fork[0]) is None]
-        holders = [self._holder(fork, texts) for fork in forks]
-        output: list[Json] = []
-        for i in range(len(texts)):
-            output += response["output"][i : i + 1]
-            for fork, holder in zip(forks, holders, strict=True):
-                output += self._told(fork) if holder == i else ()
-        return response | {"output": output}
+        return super().whole(self._response(response))
 
     # ---- calls -------------------------------------------------------------------------------
 
@@ -180,6 +171,11 @@ class AgentThreads(ResponseThreads):
     def _event(self, name: str, index: int, **more: object) -> Json:
         return _of(self._name(index), super()._event(name, index, **more))
 
+    def _told_behind(self) -> Iterator[tuple[str, list[Json]]]:
+        for fork in self._log.forks:
+            if self._parent(fork[0]) is None:
+                yield self._log.threads[fork[0]]["content"], list(self._told(fork))
+
     def _own_items(self) -> dict[Slot, Json]:
         return super()._own_items() | self._calls
 
@@ -204,10 +200,6 @@ class AgentThreads(ResponseThreads):
         fork = next(fork for fork in self._log.forks if index in fork)
         is_over = all("finish_reason" in self._log.threads[i] for i in fork)
         return fork if is_over and fork[0] not in self._joined else None
-
-    def _holder(self, fork: list[int], texts: list[str]) -> int:
-        content = self._log.threads[fork[0]]["content"]
-        return next((i for i, text in enumerate(texts) if content in text), 0)
 
     def _response(self, response: Json) -> Json:
         """``response`` of vLLM's with the agent of its items."""

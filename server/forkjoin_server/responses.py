@@ -100,15 +100,21 @@ class ResponseThreads:
         return [items[slot] for slot in sorted(items, key=self._place)]
 
     def _woven(self, output: list[Json]) -> Iterator[Json]:
-        """The items of vLLM, each followed by the threads whose text it holds (the first, where none does).
+        """The items of vLLM, each followed by ours whose text it holds (the first, where none does).
 
         That is where a stream shows them: a fork is made in the item that was the last one then.
         """
-        threads, texts = self._log.threads, [text_of(item) for item in output] or [""]
-        holders = [next((i for i, text in enumerate(texts) if t["content"] in text), 0) for t in threads]
+        texts, ours = [_text(item) for item in output] or [""], list(self._told_behind())
+        holders = [next((i for i, text in enumerate(texts) if held in text), 0) for held, _ in ours]
         for i in range(len(texts)):
             yield from output[i : i + 1]
-            yield from (self._item(t) for t, holder in zip(threads, holders, strict=True) if holder == i)
+            for (_, items), holder in zip(ours, holders, strict=True):
+                yield from items if holder == i else ()
+
+    def _told_behind(self) -> Iterator[tuple[str, list[Json]]]:
+        """Our items in a whole answer, in their order, with the text behind whose item they stand."""
+        for thread in self._log.threads:
+            yield thread["content"], [self._item(thread)]
 
     def _own_items(self) -> dict[Slot, Json]:
         return {(_THREAD, t["index"]): self._item(t) for t in self._log.threads}
@@ -136,6 +142,6 @@ def _part(text: str) -> Json:
     return {"type": "reasoning_text", "text": text}
 
 
-def text_of(item: Json) -> str:
+def _text(item: Json) -> str:
     """All text of an output item."""
     return "".join(part.get("text") or "" for part in item.get("content") or [])
