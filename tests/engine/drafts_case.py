@@ -7,7 +7,6 @@ together, with drafts and without, on the same weights.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -57,11 +56,9 @@ def several(engine: Any, prompt: list[int]) -> list[list[int]]:
 
 def main(runner: str, mode: str, method: str, num: int, dialect: str = "threadweaver") -> dict[str, Any]:
     """Run the worksheets on both; say whether all was exact and all came back."""
-    from tests.engine.platform import force_async, use_v2_runner
+    from tests.engine.platform import force_async, run_engines_alone, use_v2_runner
 
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    # Threads of several engines that wait for each other, bound to the same cores, cost minutes.
-    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    run_engines_alone()
     if runner == "v2":
         use_v2_runner()
     if mode == "async":

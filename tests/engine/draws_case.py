@@ -7,7 +7,6 @@ so many requests are, if both engines draw alike.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -80,8 +79,9 @@ def likelihood(one: Counter[tuple[int, ...]], other: Counter[tuple[int, ...]]) -
 
 def main(method: str, num: int) -> dict[str, Any]:
     """Draw on both."""
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    from tests.engine.platform import run_engines_alone
+
+    run_engines_alone()
     from forkjoin_scheduler.dialect_files import load
     from tests.engine.drafters import drafter
     from tests.engine.harness import Engine

@@ -1,6 +1,7 @@
-"""What GPUs run by default, on the CPU: async scheduling, and the V2 model runner under Triton's interpreter.
+"""How engines run in a process, and what GPUs run by default, on the CPU: async scheduling, and the V2 model
+runner under Triton's interpreter.
 
-Both must be called before an engine is made, ``use_v2_runner`` before vLLM is imported.
+All must be called before an engine is made, but for ``force_async`` before vLLM is imported.
 """
 
 from __future__ import annotations
@@ -8,6 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 from typing import Any
+
+
+def run_engines_alone() -> None:
+    """Several engines in this process, each computing on one core.
+
+    Threads of several engines that wait for each other, bound to the same cores, cost minutes.
+    """
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
 def force_async() -> None:
