@@ -33,7 +33,19 @@ def test_a_server_that_would_start_is_told_a_line_a_check():
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert {status for status, _, _ in lines} <= {"OK", "WARN"}
     assert [name for _, name, _ in lines if name != "preload"] == [
-        *("python", "vllm", "processor", "hub", "port", "model", "dialect", "engine", "drafts", "answers"),
+        *(
+            "python",
+            "vllm",
+            "system",
+            "processor",
+            "hub",
+            "port",
+            "model",
+            "dialect",
+            "engine",
+            "drafts",
+            "answers",
+        ),
         *("memory", "kv_budget"),
     ]
 

@@ -10,6 +10,7 @@ from importlib.metadata import metadata, version
 from typing import TYPE_CHECKING
 
 from forkjoin_scheduler.errors import UnsupportedEngine
+from forkjoin_server.doctor import prerequisites
 from forkjoin_server.doctor.check import Check, fail, ok, size, warn
 from forkjoin_server.vllm_seam.versions import check_version
 
@@ -38,6 +39,16 @@ def vllm() -> Check:
     except UnsupportedEngine as error:
         return fail("vllm", str(error))
     return ok("vllm", f"0.32, with vllm-forkjoin {version('vllm-forkjoin')}")
+
+
+def system(machine: Machine) -> Check:
+    """Whether the operating system has what vLLM compiles its kernels with, and what it loads."""
+    missing = prerequisites.to_compile()
+    if machine.kind == "cpu" and not prerequisites.has_libnuma():
+        missing.append(prerequisites.NUMA)
+    if missing:
+        return fail("system", prerequisites.sentence(missing))
+    return ok("system", f"{prerequisites.compiler()} and Python's headers")
 
 
 def processor(machine: Machine, num_workers: int) -> Check:

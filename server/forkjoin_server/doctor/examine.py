@@ -39,6 +39,7 @@ def examine(given: Given) -> Iterator[Check]:
         )
         return
     num_workers = args.tensor_parallel_size * (args.data_parallel_size_local or args.data_parallel_size)
+    yield environment.system(here)
     yield environment.processor(here, num_workers)
     yield environment.hub(name, os.environ)
     yield ports.unix_socket(args.uds) if args.uds else ports.port(args.host, args.port)
