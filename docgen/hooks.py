@@ -32,6 +32,8 @@ PAGES = {
 }
 
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?!\w+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+#: A picture in HTML, which Markdown has no words for: one that is light or dark as the reader's system is.
+_PICTURE = re.compile(r'(?P<attribute>src|srcset)="(?P<path>[^":]+)"')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,17 +55,23 @@ def relinked(markdown: str, source: str) -> str:
     Raises PluginError if one leads nowhere.
     """
 
-    def link(match: re.Match[str]) -> str:
-        text, target = match["text"], posixpath.normpath(f"{posixpath.dirname(source)}/{match['path']}")
-        target = target.lstrip("/")
+    def target_of(path: str) -> str:
+        target = posixpath.normpath(f"{posixpath.dirname(source)}/{path}").lstrip("/")
         if not (ROOT / target).exists():
-            raise PluginError(f"{source}: the link to {match['path']} leads nowhere")
+            raise PluginError(f"{source}: the link to {path} leads nowhere")
+        return target
+
+    def link(match: re.Match[str]) -> str:
+        text, target = match["text"], target_of(match["path"])
         page = _page_of(target)
         if page is None:
             return text if target in text else f"{text} (`{target}`)"
         return f"[{text}]({page}{match['anchor'] or ''})"
 
-    return _LINK.sub(link, markdown)
+    def picture(match: re.Match[str]) -> str:
+        return f'{match["attribute"]}="{_page_of(target_of(match["path"]))}"'
+
+    return _PICTURE.sub(picture, _LINK.sub(link, markdown))
 
 
 def _page_of(path: str) -> str | None:

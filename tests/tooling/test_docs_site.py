@@ -78,8 +78,9 @@ def test_the_docstrings_of_the_policies_are_on_the_site(site):
         ("[`scripts/lock`](scripts/lock)", "README.md", "`scripts/lock`"),
         ("[how](../scripts/lock)", "docs/x.md", "how (`scripts/lock`)"),
         ("[a](https://x.org/y) [b](#c)", "README.md", "[a](https://x.org/y) [b](#c)"),
+        ('<img src="docs/fork-join.svg">', "README.md", '<img src="fork-join.svg">'),
     ],
-    ids=["to_front", "to_docs", "between_files", "own_name", "no_page", "elsewhere"],
+    ids=["to_front", "to_docs", "between_files", "own_name", "no_page", "elsewhere", "picture"],
 )
 def test_a_link_of_the_repository_leads_to_the_page_that_shows_its_target(markdown, source, shown):
     assert relinked(markdown, source) == shown

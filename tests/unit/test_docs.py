@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from forkjoin_scheduler.dialect_files import builtin_names, load, parse
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_options
 from forkjoin_scheduler.patterns import FIELDS, MATCH_TIMEOUT_S
+from forkjoin_server.doctor import prerequisites
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/dialects.md").read_text()
@@ -176,3 +178,18 @@ def test_no_link_of_the_docs_is_broken(path):
     file = ROOT / path
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", file.read_text()):
         assert (file.parent / target).exists(), target
+
+
+def test_the_readme_is_read_in_four_minutes():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quick-start.md"])
+def test_the_packages_that_a_newcomer_installs_are_those_that_the_installation_checks(page):
+    text = (ROOT / page).read_text()
+    (debian,) = re.findall(r"^    apt-get install (.*?)  ", text, flags=re.M)
+    (fedora,) = re.findall(r"^    dnf install (.*?)  ", text, flags=re.M)
+    checked = (prerequisites.VENV, prerequisites.HEADERS, prerequisites.COMPILER, prerequisites.NUMA)
+    own = f"python3.{sys.version_info.minor}"
+    assert {p.debian.replace(own, "python3") for p in checked} < set(debian.split())
+    assert {p.fedora for p in checked} - {"python3"} < set(fedora.split())  # which headers bring
