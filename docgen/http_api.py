@@ -52,8 +52,8 @@ Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.
 `/inference/v1/generate` (`--enable-scale-out`; tokens in, tokens out) takes `forkjoin` in its body too. Its
 `choices[0].threads` have `token_ids` beside their text.
 
-`usage.forkjoin` of a request that forked, or that asked for its threads. Where none ran, the answer has `threads: []`,
-`num_threads` is 0, and all its tokens are on the critical path.
+`usage.forkjoin` of a request that forked, or that asked for its threads. Where none ran, the answer has
+`threads: []`, `num_threads` is 0, and all its tokens are on the critical path.
 
 {usage}
 ## Threads as agents: the field `multi_agent`
