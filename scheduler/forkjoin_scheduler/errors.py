@@ -45,7 +45,11 @@ class UnsupportedEngine(ForkJoinError):
 
 
 class BadRequestOptions(ForkJoinError, ValueError):
-    """The ``forkjoin`` field of a request is wrong; the message says what was expected."""
+    """A field of a request is wrong; the message says what was expected, ``field`` which one it is."""
+
+    def __init__(self, message: str, *, field: str = "forkjoin") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class Overloaded(ForkJoinError):

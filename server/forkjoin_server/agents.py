@@ -59,12 +59,13 @@ def take(body: Json, path: str) -> tuple[Json, Callable[[ThreadLog], AgentThread
         first = error.errors()[0]
         name = ".".join([FIELD, *map(str, first["loc"])])
         raise BadRequestOptions(
-            f"{name}: {first['msg']}: expected enabled, and max_concurrent_subagents or none"
+            f"{name}: {first['msg']}: expected enabled, and max_concurrent_subagents or none", field=FIELD
         ) from error
     if not asked.enabled:
         return body, None
     if body.get("background"):
-        raise BadRequestOptions(f"{FIELD}: expected background = false beside it, got true: drop one")
+        message = f"{FIELD}: expected background = false beside it, got true: drop one"
+        raise BadRequestOptions(message, field=FIELD)
     own = body.get("forkjoin")
     if own is not None and not isinstance(own, dict):
         return body, None  # it is refused for that

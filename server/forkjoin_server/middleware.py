@@ -254,8 +254,7 @@ class Bodies:
             await answers.respond(send, 404, error.body)
             return
         except BadRequestOptions as error:
-            field = agents.FIELD if str(error).startswith(agents.FIELD) else KEY
-            await answers.respond(send, 400, answers.error(str(error), path, param=field))
+            await answers.respond(send, 400, answers.error(str(error), path, param=error.field))
             return
         if (visit := VISIT.get()) is not None:
             visit.num_families, visit.width = max(num_answers, 1), options.width

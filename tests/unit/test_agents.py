@@ -236,13 +236,15 @@ def test_what_stream_options_say_of_threads_hides_no_agent(shown):
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name(field, message):
-    with pytest.raises(BadRequestOptions, match=message):
+    with pytest.raises(BadRequestOptions, match=message) as refused:
         take({"multi_agent": field}, RESPONSES)
+    assert refused.value.field == "multi_agent"
 
 
 def test_agents_in_the_background_are_refused():
-    with pytest.raises(BadRequestOptions, match="multi_agent: expected background = false"):
+    with pytest.raises(BadRequestOptions, match="multi_agent: expected background = false") as refused:
         take({"multi_agent": {"enabled": True}, "background": True}, RESPONSES)
+    assert refused.value.field == "multi_agent"
 
 
 def test_other_routes_do_not_know_the_field():
