@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``argv`` (default: the process's own). Exits with 2 and one sentence on bad input."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] == ["serve"]:
+        if argv[:1] in (["--help"], ["-h"], ["dialects"], ["keys"], ["completion"]) and _asks_for_help(argv):
+            print(USAGE)
+        elif argv[:1] == ["serve"]:
             serve(argv[1:])
         elif argv[:1] == ["doctor"]:
             doctor(argv[1:])
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"vllm-forkjoin {version('vllm-forkjoin')}")
         else:
             print(USAGE, file=sys.stderr)
-            raise SystemExit(0 if argv in (["--help"], ["-h"]) else 2)
+            raise SystemExit(2)
     except ForkJoinError as error:
         print(f"forkjoin: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -151,9 +153,13 @@ def serve_args(argv: list[str]) -> argparse.Namespace:
     return resolve(argv, os.environ).args
 
 
+def _asks_for_help(argv: list[str]) -> bool:
+    return any(a.partition("=")[0] in ("--help", "-h") for a in argv)
+
+
 def _help_first(argv: list[str]) -> None:
     """Print our own help where vLLM's parser will print its."""
-    if not any(a.partition("=")[0] in ("--help", "-h") for a in argv):
+    if not _asks_for_help(argv):
         return
     parser = argparse.ArgumentParser(
         prog="forkjoin serve",
@@ -170,15 +176,20 @@ def bench(argv: list[str]) -> None:
     """Run the benchmarks. Raises UnsupportedEngine or UsageError if what they need is not installed."""
     from forkjoin_server.vllm_seam.versions import check_version
 
-    check_version()
+    if not _asks_for_help(argv):
+        check_version()
+        _check_bench_packages()
+    from forkjoin_bench.cli import main as run_benchmarks
+
+    run_benchmarks(argv)
+
+
+def _check_bench_packages() -> None:
     missing = [name for name in ("aiohttp", "matplotlib") if find_spec(name) is None]
     if missing:
         raise UsageError(
             f"bench needs {' and '.join(missing)}: install vllm-forkjoin[bench], or run make install-dev"
         )
-    from forkjoin_bench.cli import main as run_benchmarks
-
-    run_benchmarks(argv)
 
 
 def terminal(argv: list[str]) -> None:

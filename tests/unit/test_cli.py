@@ -221,12 +221,29 @@ def test_the_dialects_are_listed_with_their_sources(capsys):
     assert capsys.readouterr().out.splitlines() == [f"{n}\t{load(n).source}" for n in builtin_names()]
 
 
-@pytest.mark.parametrize(("argv", "status"), [([], 2), (["sevre"], 2), (["--help"], 0)])
-def test_anything_else_shows_the_usage(argv, status, capsys):
+@pytest.mark.parametrize("argv", [[], ["sevre"]])
+def test_anything_else_shows_the_usage(argv, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(argv)
-    assert exit_.value.code == status
+    assert exit_.value.code == 2
     assert "forkjoin serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["-h"], ["dialects", "--help"], ["keys", "new", "-h"], ["completion", "--help"]]
+)
+def test_help_is_written_to_where_a_pager_reads_it(argv, capsys):
+    main(argv)
+    assert "forkjoin serve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["serve", "bench", "chat", "trace", "top"])
+def test_the_help_of_a_command_needs_nothing_that_the_command_needs(command, monkeypatch, capsys):
+    monkeypatch.setattr("forkjoin_server.cli.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code in (0, None)
+    assert f"forkjoin {command}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
