@@ -2,12 +2,14 @@
 
 A fork tree lives inside one request, so inside one replica: Serve scales by replicas and knows nothing
 of threads. The server stays a process of its own, with all its routes, its drain and its streams.
-Serve's import path is ``forkjoin_app:app``; its ``args`` are ``{"argv": [flags of forkjoin serve]}``.
+Serve's import path is ``forkjoin_app:app``; its ``args`` are ``{"argv": [flags of forkjoin serve]}``, and
+``"command"`` where that is not this Python's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -17,13 +19,19 @@ from typing import Any
 
 import httpx
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 FORKJOIN = (sys.executable, "-m", "forkjoin_server.cli", "serve")
 #: A start may download and compile a model.
 START_S = 1800
 #: Longer than the server's own --shutdown-timeout may be.
 STOP_S = 600
+#: How soon Serve notices that a server has ended, in seconds. It then starts another replica.
+HEALTH_CHECK = {"health_check_period_s": 2, "health_check_timeout_s": 5}
+#: When a client may ask again: other replicas are there at once, a new one after its start.
+RETRY = {"retry-after": "1"}
+GONE = "the server of this replica ended: ask again, another replica answers"
+CUT = "the server of this replica ended before this answer was over: ask again"
 #: They belong to one connection, not to the message (RFC 9110, section 7.6.1), or the client sets them anew.
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"}
 
@@ -49,7 +57,10 @@ class Replica:
             headers=[(k, v) for k, v in request.headers.items() if k not in HOP_BY_HOP],
             content=await request.body(),
         )
-        answer = await self._client.send(asked, stream=True)
+        try:
+            answer = await self._client.send(asked, stream=True)
+        except httpx.TransportError:
+            return JSONResponse(_error(GONE), 503, RETRY)
         headers = {k: v for k, v in answer.headers.items() if k not in HOP_BY_HOP}
         return StreamingResponse(_until_closed(answer), answer.status_code, headers)
 
@@ -79,16 +90,30 @@ class Replica:
 
 
 async def _until_closed(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes. A client that leaves closes it, and the server hears of that."""
+    """The body as it comes. A client that leaves closes it, and the server hears of that.
+
+    An event stream whose server ends in the middle ends with an error as its last event; any other body
+    breaks off, which HTTP lets a client see.
+    """
     try:
         async for chunk in answer.aiter_raw():
             yield chunk
+    except httpx.TransportError:
+        if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+            raise
+        yield f"\n\ndata: {json.dumps(_error(CUT))}\n\n".encode()
     finally:
         await answer.aclose()
+
+
+def _error(message: str) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": "ServiceUnavailableError", "param": None, "code": 503}}
 
 
 def app(args: dict[str, Any]) -> Any:
     """The Serve application of ``args``; a deployment's own options come from Serve's config."""
     from ray import serve
 
-    return serve.deployment(Replica, name="ForkJoin").bind(args.get("argv", []))
+    deployment = serve.deployment(Replica, name="ForkJoin", **HEALTH_CHECK)
+    return deployment.bind(args.get("argv", []), args.get("command", FORKJOIN))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import subprocess
 import sys
 import textwrap
 
+import httpx
 import pytest
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
 
 from tests.deploy.manifests import DEPLOY
 
 #: Answers like `forkjoin serve`, as far as it is asked here; says in a file how it ended.
 STUB = textwrap.dedent("""
-    import json, signal, sys, threading, time
+    import json, os, signal, sys, threading, time
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(BaseHTTPRequestHandler):
@@ -25,14 +28,20 @@ STUB = textwrap.dedent("""
             self.answer(200, {"path": self.path, "key": self.headers.get("authorization")})
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
+            if b"die at once" in body:
+                os._exit(1)
             if b"stream" in body:
                 self.send_response(200)
-                self.send_header("content-type", "text/event-stream")
+                kind = "application/octet-stream" if b"bytes" in body else "text/event-stream"
+                self.send_header("content-type", kind)
                 self.send_header("transfer-encoding", "chunked")
                 self.end_headers()
                 for i in range(3):
                     data = f"data: {i}\\n\\n".encode()
                     self.wfile.write(b"%x\\r\\n%s\\r\\n" % (len(data), data))
+                    if b"die" in body:
+                        self.wfile.flush()
+                        os._exit(1)
                 self.wfile.write(b"0\\r\\n\\r\\n")
             else:
                 self.answer(400, {"error": body.decode()})
@@ -85,6 +94,8 @@ def _request(method, path, body=b"", query=b""):
 
 async def _ask(replica, request):
     answer = await replica(request)
+    if not isinstance(answer, StreamingResponse):
+        return answer.status_code, dict(answer.headers), [answer.body]
     return answer.status_code, dict(answer.headers), [chunk async for chunk in answer.body_iterator]
 
 
@@ -109,6 +120,41 @@ def test_requests_and_streams_are_passed_on(app, stub, tmp_path):
     assert (tmp_path / "end").read_text() == "drained"
     with pytest.raises(RuntimeError, match="ended with 0"):
         replica.check_health()
+
+
+def test_a_request_to_a_server_that_has_ended_is_to_be_asked_again_at_once(app, stub, tmp_path):
+    replica = app.Replica([str(tmp_path / "end")], command=stub)
+
+    async def ask():
+        ending = await _ask(replica, _request("POST", "/v1/chat/completions", b"die at once"))
+        replica._process.wait(30)
+        return ending, await _ask(replica, _request("POST", "/v1/chat/completions", b"{}"))
+
+    for status, headers, body in asyncio.run(ask()):
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "ask again" in json.loads(b"".join(body))["error"]["message"]
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        replica.check_health()
+
+
+def test_a_stream_whose_server_ends_says_so_in_its_last_event(app, stub, tmp_path):
+    replica = app.Replica([str(tmp_path / "end")], command=stub)
+    asked = _request("POST", "/v1/chat/completions", b'{"stream": true, "then": "die"}')
+    status, _, body = asyncio.run(_ask(replica, asked))
+    events = [event for event in b"".join(body).decode().split("\n\n") if event]
+    assert (status, events[0]) == (200, "data: 0")
+    assert (
+        "ended before this answer was over"
+        in json.loads(events[1].removeprefix("data: "))["error"]["message"]
+    )
+    assert len(events) == 2
+
+
+def test_another_body_whose_server_ends_breaks_off(app, stub, tmp_path):
+    replica = app.Replica([str(tmp_path / "end")], command=stub)
+    asked = _request("POST", "/v1/chat/completions", b'{"stream": "bytes", "then": "die"}')
+    with pytest.raises(httpx.TransportError):
+        asyncio.run(_ask(replica, asked))
 
 
 def test_a_server_that_does_not_start_is_an_error(app):
