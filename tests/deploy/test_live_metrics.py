@@ -101,7 +101,7 @@ def test_every_metric_of_the_rules_is_there_with_the_labels_that_they_use(measur
         for metric in promql.metrics(query):
             series = _result(measured, metric)
             assert series, f"{metric} of {query}"
-    labels = {"reason", "kind", "policy", "outcome", "status", "where", "source", "le"}
+    labels = {"reason", "kind", "policy", "outcome", "status", "where", "source", "le", "instance"}
     used = {label for group in queries(rendered).values() for q in group for label in promql.labels(q)}
     assert used <= labels | POD.keys()
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.deploy import promql
-from tests.deploy.manifests import DEPLOY, Manifest, of_kind
+from tests.deploy.manifests import CHART, DEPLOY, Manifest, of_kind
 
 RULES_TEST = Path(__file__).parent / "rules_test.yaml"
 
@@ -72,6 +72,20 @@ def test_every_metric_of_fork_join_is_on_the_dashboard(shipped):
     shown = {m for query in shipped["dashboard"] for m in promql.metrics(query)}
     names = {re.sub(r"_(bucket|sum|count)$", "", m) for m in promql.ours()}
     assert names == {re.sub(r"_(bucket|sum|count)$", "", m) for m in shown if m.startswith("forkjoin:")}
+
+
+def test_the_dashboard_shows_servers_outside_kubernetes():
+    """Their series have neither label: `.*` fits a label that is not there, `.+` and `=` do not."""
+    dashboard = json.loads((CHART / "files/dashboard.json").read_text())
+    variables = {v["name"]: v for v in dashboard["templating"]["list"]}
+    for name in ("namespace", "pod"):
+        assert variables[name]["allValue"] == ".*"
+        assert variables[name]["current"]["value"] == ["$__all"]
+    targets = [t["expr"] for p in dashboard["panels"] for t in p.get("targets", [])]
+    assert targets
+    for query in targets:
+        assert 'namespace=~"$namespace",pod=~"$pod"' in query
+        assert 'namespace="' not in query
 
 
 @pytest.mark.parametrize(
