@@ -80,3 +80,10 @@ sum({{ ternary "vllm:num_requests_waiting" "forkjoin:requests_waiting" (eq .Valu
 {{- define "forkjoin.threadsQuery" -}}
 sum(forkjoin:threads_waiting{ {{- include "forkjoin.series" . -}} })
 {{- end }}
+
+{{/* The port that traces are sent to, empty where there are none. OTLP's own, unless the endpoint names one. */}}
+{{- define "forkjoin.tracesPort" -}}
+{{- with index .Values.server.config "otlp-traces-endpoint" }}
+{{- regexFind ":[0-9]+(/|$)" . | trimAll ":/" | default "4317" }}
+{{- end }}
+{{- end }}

@@ -63,6 +63,9 @@
   mountPath: /models
   readOnly: true
 {{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "forkjoin.volumes" -}}
@@ -94,6 +97,27 @@
   persistentVolumeClaim:
     claimName: {{ required "model.claim.name: expected a claim, for model.source is claim" .Values.model.claim.name }}
     readOnly: true
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "forkjoin.initContainers" -}}
+{{- with .Values.initContainers }}
+initContainers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* How a Deployment is rolled out: Recreate has no numbers. */}}
+{{- define "forkjoin.strategy" -}}
+type: {{ .type }}
+{{- if eq .type "RollingUpdate" }}
+{{- with .rollingUpdate }}
+rollingUpdate:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- end }}
 
