@@ -61,13 +61,12 @@ class Settings(BaseModel):
     join_ahead_tokens: int = Field(
         default=128,
         ge=0,
-        description="tokens a step in which threads that have ended are prefilled for their join while "
-        "others still run; 0: none",
+        description="tokens of ended threads that a step prefills for their join while others run; 0: none",
     )
     admission: Literal["family", "greedy"] = Field(
         default="family",
-        description="family: a request starts when what it is expected to need, its threads included, fits "
-        "beside what runs; greedy: as soon as its prompt fits, as in vLLM",
+        description="family: a request starts when its expected need, threads included, fits beside the "
+        "running requests; greedy: as soon as its prompt fits, as in vLLM",
     )
     max_threads_running: int | None = Field(
         default=None, ge=1, description="threads of one request that run at a time; the others wait"
@@ -75,26 +74,26 @@ class Settings(BaseModel):
     slo_itl_ms: float | None = Field(
         default=None,
         gt=0,
-        description="let threads sit out steps where too many would make any stream slower than this many "
-        "milliseconds a token",
+        description="threads sit out steps that would make any stream slower than this many milliseconds a "
+        "token",
     )
 
     thread_policy: str | None = Field(
         default=None,
-        description="package.module.Class of your own that decides which threads run in a step, as those in "
-        "forkjoin_scheduler.policy.threads do",
+        description="your own package.module.Class that chooses the threads of a step, like those in "
+        "forkjoin_scheduler.policy.threads",
     )
 
     prune_policy: str | None = Field(
         default=None,
-        description="package.module.Class of your own that stops threads of votes whose requests say prune: "
-        "own, a subclass of forkjoin_scheduler.policy.pruning.Pruning",
+        description="your own package.module.Class that stops threads of votes with prune: own, a subclass "
+        "of forkjoin_scheduler.policy.pruning.Pruning",
     )
 
     draft_from: DraftSource = Field(
         default="drafter",
-        description="speculative decoding by ngram or suffix: family: where the drafter finds nothing in a "
-        "thread's own context, drafts are what its siblings and the text before the fork have written",
+        description="family: if an ngram or suffix drafter finds nothing in a thread's own context, draft "
+        "from its siblings and from the text before the fork",
     )
 
     max_request_threads: int = Field(
@@ -105,13 +104,13 @@ class Settings(BaseModel):
     max_request_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens that all answers to one request may come to; none: those of 256 full contexts",
+        description="tokens of all answers to one request; none: those of 256 full contexts",
     )
 
     control_tokens_in_prompts: Literal["neutralise", "allow", "refuse"] = Field(
         default="neutralise",
-        description="what the dialect's control tokens are where a chat's messages or tools spell them: "
-        "neutralise: text; allow: control tokens, as in vLLM; refuse: a 400",
+        description="what happens to the dialect's control tokens in a chat's messages and tools: "
+        "neutralise: they are text; allow: they are control tokens, as in vLLM; refuse: a 400",
     )
 
     @field_validator("thread_policy")

@@ -37,14 +37,14 @@ class WatchSettings(BaseModel):
         default=15,
         gt=0,
         allow_inf_nan=False,
-        description="/ready is 503 while an engine has not answered for so many seconds",
+        description="seconds without an answer of an engine after which /ready is 503",
     )
     health_timeout: float = Field(
         default=120,
         gt=0,
         allow_inf_nan=False,
-        description="/health is 503 while an engine has not answered for so many seconds, to be started "
-        "again",
+        description="seconds without an answer of an engine after which /health is 503, so that it is "
+        "restarted",
     )
 
     def check(self) -> None:

@@ -56,7 +56,7 @@ def add_flags(parser: Any) -> None:
         dest=_dest("log_format"),
         choices=["text", "json"],
         default="text",
-        help="json: all that the server writes is one JSON object a line, on standard output",
+        help="json: the server writes only JSON, one object a line, on standard output",
     )
     for model, names in ((Limits, tuple(Limits.model_fields)), (Settings, _SETTINGS)):
         for name in names:

@@ -24,18 +24,19 @@ class BodySettings(BaseModel):
 
     #: Takes a context of a million tokens with images beside it. OpenAI takes 50 MB, Anthropic 32.
     max_body_mib: int = Field(
-        default=64, ge=1, description="MiB of a request's body, uploads included; a larger one is a 413"
+        default=64, ge=1, description="MiB of a request's body, uploads included; a larger one gets a 413"
     )
     max_bodies_mib: int = Field(
         default=2048,
         ge=1,
-        description="MiB of the bodies of all requests that an API server has not answered yet; more: 503",
+        description="MiB of the bodies of all unanswered requests of an API server; if exceeded: 503",
     )
     #: A long conversation of an agent with its tools' schemas has some thousands.
     max_body_objects: int = Field(
         default=20_000,
         ge=1,
-        description="objects in a request's body: messages, their parts, tools and their schemas; more: 400",
+        description="objects in a request's body: messages, their parts, tools and their schemas; if "
+        "exceeded: 400",
     )
 
 

@@ -23,14 +23,14 @@ class AccessSettings(BaseModel):
     )
     open_routes: str = Field(
         default=OPEN_ROUTES,
-        description="where there are API keys, the paths that need none; every other route needs one",
+        description="the paths that need no API key; every other route needs one, once there are keys",
         json_schema_extra={"metavar": "PATHS"},
     )
 
     cache_salt: Literal["none", "per-key"] = Field(
         default="none",
-        description="per-key: no API key can find out by timing what others' prompts begin with, for none "
-        "shares KV cache with another",
+        description="per-key: API keys do not share KV cache, so that none learns by timing how others' "
+        "prompts begin",
     )
 
     @field_validator("open_routes")
@@ -54,22 +54,22 @@ class OverloadSettings(BaseModel):
     max_queued_families: int = Field(
         default=1024,
         ge=1,
-        description="requests that may wait to start, each of n answers counted; more: 503",
+        description="requests that may wait to start, each of n answers counted; if exceeded: 503",
     )
     max_queued_threads: int = Field(
-        default=8192, ge=1, description="threads that all requests that wait are expected to have"
+        default=8192, ge=1, description="expected threads of all waiting requests; if exceeded: 503"
     )
     max_queued_work: int = Field(
         default=4_194_304,
         ge=1,
-        description="tokens that all requests that wait are expected to cost, prompts and answers",
+        description="expected tokens of all waiting requests, prompts and answers; if exceeded: 503",
     )
     client_stall_s: int = Field(
         default=60,
         ge=1,
         le=86400,
-        description="seconds after which a client is disconnected that takes nothing of its answer, sends no "
-        "more of its body, or has not sent all its headers",
+        description="seconds after which the server disconnects a client that does not read its answer, or "
+        "stops sending its body or headers",
     )
 
     @property
