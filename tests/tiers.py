@@ -31,11 +31,30 @@ class Later(NamedTuple):
     reason: str
 
 
+_ASYNC = "test_forks_and_joins_are_the_same_with_steps_in_flight"
+_MATRIX = (
+    "test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism",
+    "test_a_stitched_join_is_what_transformers_computes_and_is_restored_when_lost",
+)
+
 #: By file, or by the beginning of a test's id; the longest that fits a test counts.
 LATER: dict[str, Later] = {
     # Each case is a process with an engine; without them the same rules are tested with the V1 runner, sync.
     "tests/engine/test_async.py": Later(Tier.CI, "runs six other files again, with async scheduling"),
+    **{
+        f"tests/engine/test_async.py::{_ASYNC}[{file}]": Later(
+            Tier.ALL, "test_random and the other four files have steps in flight too"
+        )
+        for file in ("test_malformed", "test_stitched_pressure")
+    },
     "tests/engine/test_matrix.py": Later(Tier.CI, "a process with an engine for each of eleven cases"),
+    **{
+        f"tests/engine/test_matrix.py::{test}[{case}]": Later(
+            Tier.ALL, "v1-sync is what all other tests run; tensor parallelism is in v1-async-2"
+        )
+        for test in _MATRIX
+        for case in ("v1-sync-1", "v1-sync-2")
+    },
     "tests/engine/test_speculation.py": Later(
         Tier.CI,
         "a process with two engines for each of four cases; test_drafts has each rule without a model",
@@ -45,9 +64,12 @@ LATER: dict[str, Later] = {
     ),
     # Exactness over more prompts, sizes and shapes; a broken fork or join breaks test_exact's other tests too.
     "tests/engine/test_exact.py::test_two_hundred_greedy_answers_equal_the_client_side_reference": Later(
-        Tier.CI, "400 answers; the other tests of the file decode twelve"
+        Tier.ALL, "400 answers; the other tests of the file decode twelve"
     ),
     "tests/engine/test_variants.py": Later(Tier.CI, "five engines, 210 answers twice; 500 s"),
+    "tests/engine/test_variants.py::test_every_block_size_and_batch_mix_is_exact": Later(
+        Tier.ALL, "three of the engines; test_random has blocks and batches of all sizes"
+    ),
     "tests/engine/test_layouts.py": Later(
         Tier.CI, "every layout of KV that GPUs have; the CPU's is in test_stitched"
     ),
@@ -99,6 +121,9 @@ LATER: dict[str, Later] = {
     "tests/soak/test_primitives.py": Later(Tier.CI, "two processes with vLLM's kernels; 20 s"),
     "tests/soak/test_soak.py": Later(Tier.CI, "two minutes of load on a server of its own"),
     "tests/bench/test_smoke.py": Later(Tier.CI, "a server, an engine and a load"),
+    "tests/deploy/test_values.py": Later(
+        Tier.CI, "renders the chart seventeen times; test_schemas has the values that we ship"
+    ),
     "tests/deploy/test_live_metrics.py": Later(Tier.CI, "a server and a Prometheus that scrapes it"),
     "tests/tooling/test_smollm2.py": Later(Tier.CI, "converts a model of 135 M parameters"),
     "tests/tooling/test_wheel.py": Later(Tier.CI, "builds and installs the wheel"),
