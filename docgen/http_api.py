@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from forkjoin_server import cancelling
 from forkjoin_server.routes import INVOCATIONS, PATHS
 
 Json = dict[str, Any]
@@ -56,6 +57,16 @@ Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.
 `threads: []`, `num_threads` is 0, and all its tokens are on the critical path.
 
 {usage}
+## Cancel one thread
+
+`POST {cancel_path}` ends one thread of an answer that is being made, with the
+threads that it has forked. `thread_id` is its `id` above. The request has no body, and the API key that the
+answer was asked for with. What the thread wrote so far is closed as at a limit and joined, its
+`finish_reason` is `cancelled`, and the others go on. A thread of `best_of` then has no vote.
+
+{cancel}
+Where several API servers serve (`--api-server-count`), any of them may be asked.
+
 ## Threads as agents: the field `multi_agent`
 
 `POST /v1/responses` tells threads as OpenAI's beta for several agents does, if its body has this object
@@ -84,6 +95,8 @@ def page(schema: Json) -> str:
             threads=_fields(schemas["ForkJoinThread"]),
             usage=_fields(schemas["ForkJoinUsage"]),
             agents=_fields(schemas["MultiAgent"]),
+            cancel_path=cancelling.PATH,
+            cancel=_statuses(schema["paths"][cancelling.PATH]["post"]),
         )
     )
     parts.append("## Requests that may fork\n")
@@ -100,6 +113,11 @@ def _endpoints(schema: Json) -> str:
             may_fork = method == "post" and path in (*PATHS, INVOCATIONS)
             rows.append([f"`{method.upper()} {path}`", _cell(said), "yes" if may_fork else ""])
     return _table(["endpoint", "what it does", "takes `forkjoin`"], rows)
+
+
+def _statuses(operation: Json) -> str:
+    rows = [[status, _cell(said["description"])] for status, said in operation["responses"].items()]
+    return _table(["status", "meaning"], rows)
 
 
 def _request(path: str, body: Json) -> str:

@@ -94,6 +94,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_structured.py": Later(
         Tier.CI, "a server with a reasoning parser; test_explicit has grammars too"
     ),
+    "tests/server/test_cancelling.py": Later(
+        Tier.CI, "six answers on the shared server; engine/test_cancelling has each rule without one"
+    ),
     "tests/server/test_keys.py": Later(Tier.CI, "two API servers with a file of keys"),
     "tests/server/test_liveness.py": Later(Tier.CI, "four servers, three of which are killed"),
     "tests/browser/test_playground.py": Later(

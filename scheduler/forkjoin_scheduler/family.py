@@ -74,6 +74,8 @@ class ThreadEnd(str, Enum):
     PRUNED = "pruned"
     #: Its request ended, or an earlier sibling ended the answer.
     CANCELLED = "cancelled"
+    #: The client cancelled it, or a thread above it; the answer goes on without.
+    CLIENT_CANCELLED = "client_cancelled"
 
 
 @dataclass(eq=False, repr=False)

@@ -60,8 +60,12 @@ class Vote:
         self._spent_peeking_s += time.thread_time() - start
         return None if result is None else result.strip()
 
+    def lose_one(self) -> None:
+        """A thread was stopped from outside, and will not vote."""
+        self._has_news = True
+
     def take_news(self) -> bool:
-        """Whether a vote was read since this was asked last."""
+        """Whether a vote was read, or a thread stopped, since this was asked last."""
         has_news, self._has_news = self._has_news, False
         return has_news
 

@@ -13,7 +13,9 @@ from forkjoin_server.weaver import Send
 _KINDS = {
     400: ("BadRequestError", "invalid_request_error"),
     401: ("AuthenticationError", "authentication_error"),
+    404: ("NotFoundError", "not_found_error"),
     408: ("RequestTimeoutError", "timeout_error"),
+    409: ("ConflictError", "invalid_request_error"),
     413: ("RequestEntityTooLargeError", "request_too_large"),
     429: ("RateLimitError", "rate_limit_error"),
     503: ("ServiceUnavailableError", "overloaded_error"),

@@ -20,7 +20,7 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.visits import BACKLOG, VISIT
-from forkjoin_server import about, agents, answers, incoming, metrics
+from forkjoin_server import about, agents, answers, cancelling, incoming, metrics
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
@@ -121,7 +121,7 @@ class ForkJoinMiddleware:
             await page.respond(scope, path, send)
         elif scope["method"] != "POST" and not path.startswith(STORED):
             await self.app(scope, receive, send)
-        elif scope["method"] == "POST" and self.lifecycle.is_draining:
+        elif self.lifecycle.is_draining and _is_new_work(scope["method"], path):
             await answers.respond(send, 503, answers.error(_DRAINING, path, 503), _RETRY)
         else:
             with self.lifecycle.request():
@@ -181,6 +181,9 @@ class Bodies:
                 send = stored.send
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self.app(scope, receive, send)
+            return
+        if (thread_id := cancelling.asked_at(scope["method"], route_path(scope))) is not None:
+            await cancelling.respond(thread_id, _tenant(), _client(scope), send)
             return
         path, max_bytes = route_path(scope), _body_bytes(scope, "max_body_mib")
         try:
@@ -292,6 +295,11 @@ def _with_innermost(app: Any, middleware: Callable[[App], App]) -> App:
             return cast("App", app)
         outer = inner
     return middleware(app)
+
+
+def _is_new_work(method: str, path: str) -> bool:
+    """Whether a drain lets a request wait for another server; what ends a part of an answer is welcome."""
+    return method == "POST" and cancelling.asked_at(method, path) is None
 
 
 def _settings(scope: Message) -> Settings:

@@ -1,7 +1,7 @@
 """What fork/join adds to the OpenAPI schema that vLLM's application publishes at ``/openapi.json``.
 
 vLLM describes requests and leaves responses open; so are ours described: the request's ``forkjoin``
-field, the threads and the usage that an answer may carry, ``GET /ready`` and ``GET /v1/forkjoin``.
+field, the threads and the usage that an answer may carry, and our own routes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from forkjoin_scheduler.options import RequestOptions
-from forkjoin_server import about
+from forkjoin_server import about, cancelling
 from forkjoin_server.agents import FIELD, MultiAgent
 from forkjoin_server.routes import PATHS, RESPONSES
 from forkjoin_server.threads import Json
@@ -36,13 +36,15 @@ _USAGE: Json = {
             "type": "object",
             "description": "only of `best_of`: the thread that was chosen (`index`), what most voted for "
             "(`result`), and the indices of threads that did not vote: those that were `cut` and those "
-            "`not_started`, for the vote was decided, and those that were `pruned` as the request asked for",
+            "`not_started`, for the vote was decided, those that were `pruned` as the request asked for, and "
+            "those that the client `cancelled`",
             "properties": {
                 "index": {"type": "integer"},
                 "result": {"type": ["string", "null"]},
                 "cut": {"type": "array", "items": {"type": "integer"}},
                 "not_started": {"type": "array", "items": {"type": "integer"}},
                 "pruned": {"type": "array", "items": {"type": "integer"}},
+                "cancelled": {"type": "array", "items": {"type": "integer"}},
             },
         },
     },
@@ -67,7 +69,8 @@ _THREAD: Json = {
             "type": "string",
             "description": "`stop`; `length`: a limit, or the end of the answer, cut the thread; `cut`: it "
             "was stopped, for it could change nothing any more; `not_started`: the same, before it wrote "
-            "anything; `pruned`: the policy of `forkjoin.prune` stopped it",
+            "anything; `pruned`: the policy of `forkjoin.prune` stopped it; `cancelled`: the client ended "
+            "it, or a thread above it",
         },
         "usage": {"type": "object", "properties": {"completion_tokens": {"type": "integer"}}},
     },
@@ -91,6 +94,29 @@ _ABOUT: Json = {
         "description": "How this server forks: its version, `dialect` (null: fork/join is off) with its "
         "`name`, `trigger`, `join`, `parent_waits` and `max_depth`, and its `limits`.",
         "responses": {"200": {"description": "The dialect and the limits in force"}},
+    }
+}
+_CANCEL: Json = {
+    "post": {
+        "summary": "Cancel a thread",
+        "description": "End one thread of an answer that is being made, with the threads that it has forked. "
+        "What it wrote is closed as at a limit, its `finish_reason` is `cancelled`, and the join goes on "
+        "with the others. It ends within a step, unless it ends by itself in that one.",
+        "parameters": [
+            {
+                "name": "thread_id",
+                "in": "path",
+                "required": True,
+                "description": "as `include_threads` told it: `th_…`",
+                "schema": {"type": "string"},
+            }
+        ],
+        "responses": {
+            "202": {"description": "It ends: `id`, `object` (`forkjoin.thread`), `status` (`cancelling`)"},
+            "404": {"description": "No running answer of this API key has such a thread"},
+            "409": {"description": "It has ended already: the message says how"},
+            "503": {"description": "The engine does not answer any more"},
+        },
     }
 }
 
@@ -127,7 +153,7 @@ def with_forkjoin(schema: Json) -> Json:
             "description": "show the threads of a chat completion",
         }
         schemas["StreamOptions"].setdefault("properties", {})["include_threads"] = include
-    schema["paths"] |= {"/ready": _READY, about.PATH: _ABOUT}
+    schema["paths"] |= {"/ready": _READY, about.PATH: _ABOUT, cancelling.PATH: _CANCEL}
     schema["info"] = {"title": "vllm-forkjoin", "version": schema["info"]["version"]}
     return schema
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from forkjoin_server.thread_ids import thread_id
+
 Json = dict[str, Any]
 
 #: What the families of a response add up to.
@@ -23,7 +25,13 @@ _CUT_SHORT = {
     "cut": "cut",
     "not_started": "not_started",
     "pruned": "pruned",
+    "client_cancelled": "cancelled",
 }
+
+
+def finish_reason(reason: str) -> str:
+    """What clients are told of a thread that ended for this ``reason`` of the engine's."""
+    return _CUT_SHORT.get(reason, "stop")
 
 
 @dataclass
@@ -50,9 +58,9 @@ class ThreadLog:
     families: dict[str, Json] = field(default_factory=dict)
     #: What a best-of-N request chose: the index of the thread, the result that most have, who did not vote.
     vote: Json | None = None
-    #: The threads that had no vote: the others had decided it, or a policy had stopped them.
+    #: The threads that had no vote: the others had decided it, a policy had stopped them, or the client.
     _left_out: dict[str, list[int]] = field(
-        default_factory=lambda: {"cut": [], "not_started": [], "pruned": []}
+        default_factory=lambda: {"cut": [], "not_started": [], "pruned": [], "cancelled": []}
     )
     #: What each thread has written so far.
     _num_tokens: Counter[int] = field(default_factory=Counter)
@@ -69,8 +77,8 @@ class ThreadLog:
             entries = [
                 {
                     "index": t["index"],
-                    "id": self._thread_id(t["index"]),
-                    "parent_id": self._thread_id(event["parent_index"]),
+                    "id": thread_id(self.key, t["index"]),
+                    "parent_id": thread_id(self.key, event["parent_index"]),
                     "title": t["title"] or t["number"],
                     "content": "",
                     **({"token_ids": []} if self.has_token_ids else {}),
@@ -83,13 +91,11 @@ class ThreadLog:
         if kind == "tokens":
             return self._wrote(event["index"], event["text"], event.get("token_ids", []))
         if kind == "thread_ended":
-            end = {
-                "finish_reason": _CUT_SHORT.get(event["reason"], "stop"),
-                "usage": {"completion_tokens": event["num_tokens"]},
-            }
+            reason = finish_reason(event["reason"])
+            end = {"finish_reason": reason, "usage": {"completion_tokens": event["num_tokens"]}}
             self.threads[event["index"]] |= end
-            if event["reason"] in self._left_out:
-                self._left_out[event["reason"]].append(event["index"])
+            if reason in self._left_out:
+                self._left_out[reason].append(event["index"])
             return [{"index": event["index"], **end}]
         if kind in ("progress", "family_ended"):
             self.families[event["family"]] = event
@@ -97,9 +103,6 @@ class ThreadLog:
             # Of several answers each has a vote of its own, and nowhere to stand.
             self.vote = {"index": event["index"], "result": event["result"], **self._left_out}
         return []
-
-    def _thread_id(self, index: int) -> str:
-        return "root" if index < 0 else f"th_{self.key}_{index}"
 
     def _wrote(self, index: int, text: str, token_ids: list[int]) -> list[Json]:
         self._num_tokens[index] += len(token_ids)

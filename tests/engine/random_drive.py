@@ -34,6 +34,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_bench.scheduler_cost import without_model
+from forkjoin_scheduler.cancelling import CANCELLING
 from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import builtin_names
@@ -135,6 +136,8 @@ class Kind:
     has_all: bool = False
     #: Whether all requests ask for a vote.
     only_votes: bool = False
+    #: The chance that before a step a client cancels a thread.
+    cancel: float = 0.0
 
 
 MIXED = Kind(
@@ -156,7 +159,9 @@ PRESSURE = Kind(
 )
 RESETS = replace(PRESSURE, reset=0.03)
 #: For errors to be thrown in: few requests, most of which fork, and that give way to each other.
-FAULTS = replace(PRESSURE, num_requests=5, max_num_seqs=(3, 8), max_tokens=(60, 200), arrival=0.7, reset=0.03)
+FAULTS = replace(
+    PRESSURE, num_requests=5, max_num_seqs=(3, 8), max_tokens=(60, 200), arrival=0.7, reset=0.03, cancel=0.03
+)
 #: Whatever there is: tiny and huge blocks, threads that end in one step, moves, priorities, stop strings.
 ANYTHING = Kind(
     max_num_seqs=(2, 3, 8, 16),
@@ -171,8 +176,10 @@ ANYTHING = Kind(
 )
 #: Threads that are cut as votes are settled, among all that else may happen to them.
 VOTES = replace(ANYTHING, only_votes=True)
+#: Threads that their clients cancel, among all that else may happen to them.
+CANCELS = replace(ANYTHING, cancel=0.2)
 #: What ``main`` drives.
-DRIVEN = ("mixed", "pressure", "resets", "anything", "votes")
+DRIVEN = ("mixed", "pressure", "resets", "anything", "votes", "cancels")
 KINDS = {
     "mixed": MIXED,
     "pressure": PRESSURE,
@@ -180,6 +187,7 @@ KINDS = {
     "faults": FAULTS,
     "anything": ANYTHING,
     "votes": VOTES,
+    "cancels": CANCELS,
 }
 
 ABORT = 0.02
@@ -296,6 +304,8 @@ class Seen:
     #: Requests that ask for a vote, and how many of their threads were cut because it was settled.
     votes: set[str] = field(default_factory=set)
     threads_cut: int = 0
+    #: Families of which a client has cancelled a thread, and which so come to something else.
+    cancelled: set[str] = field(default_factory=set)
     #: Families that forked, or wanted to.
     families: set[str] = field(default_factory=set)
     families_ended: Counter[str] = field(default_factory=Counter)
@@ -335,6 +345,8 @@ class Seen:
                 self.threads_started.update((family, thread["index"]) for thread in threads)
             case {"type": "thread_ended", "index": index, "reason": reason}:
                 self.threads_ended[family, index] += 1
+                if reason == "client_cancelled":
+                    self.cancelled.add(family)
                 # where the parent goes on beside it, its stop ends the answer wherever that has come to
                 if reason in ("cut", "not_started", "pruned") and family in self.votes:
                     self.threads_cut += 1
@@ -357,6 +369,7 @@ class Drive:
     ) -> None:
         self._name = name
         self._chance = random.Random(name)
+        self._clients = random.Random(f"{name} clients")
         self._kind = kind
         self._is_calm = is_calm
         self.setup = Setup.draw(name, self._chance, kind, dialect)
@@ -394,7 +407,7 @@ class Drive:
         request that failed, too. Returns how many answers, contexts and rows of logprobs were compared.
         """
         seen, wanted = self.seen, calm.seen
-        excepted = self._aborted | seen.failed.keys() | seen.limited | wanted.limited
+        excepted = self._aborted | seen.failed.keys() | seen.limited | wanted.limited | seen.cancelled
         compared = [i for i in self._added if i not in excepted]
         for i in compared:
             assert seen.logprobs[i] == wanted.logprobs[i], f"{i} has other logprobs than undisturbed"
@@ -465,12 +478,21 @@ class Drive:
             request_id = self._chance.choice(unfinished)
             self._aborted.add(request_id)
             self._scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        self._cancel()
         if self._happens(self._kind.reset):
             self._moves.stop()  # vLLM resets what it has paused, and needs every block for that
             self._scheduler.reset_prefix_cache(reset_running_requests=True)
         if self._kind.move:
             self._moves.move(self._kind.move, is_idle=is_idle)
         self._check()
+
+    def _cancel(self) -> None:
+        """Let a client cancel a thread, which may have ended."""
+        threads = [(live, t) for live in self._scheduler._live.values() for t in live.family.threads]
+        if threads and self._clients.random() < self._kind.cancel:
+            live, thread = self._clients.choice(threads)
+            heard = self._scheduler._cancel_in(live, thread.index)
+            assert heard == (CANCELLING if thread.end is None else thread.end.value), f"{thread}: {heard}"
 
     def _add(self) -> None:
         request_id = f"r{len(self._added)}"

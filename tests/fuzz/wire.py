@@ -93,7 +93,7 @@ class Events:
         if kind == 2 and self._open:
             index = self._open.pop(self._source.below(len(self._open)))
             reason = self._source.choice(
-                ("stop", "eos", "length", "cut", "not_started", "pruned", "cancelled")
+                ("stop", "eos", "length", "cut", "not_started", "pruned", "cancelled", "client_cancelled")
             )
             return {
                 "type": "thread_ended",

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from forkjoin_server.access.keys import line_of, new_key
+from tests.server.cancelling import ENDLESS, cancel, streaming
 from tests.server.conftest import start_server
 
 pytestmark = pytest.mark.server
@@ -82,6 +83,26 @@ def test_at_sighup_all_api_servers_read_the_file_again_and_keep_their_keys_where
     assert {_status(address, key) for _ in range(6)} == {200}
     for written in (key, second):
         assert written not in log.read_text()
+
+
+def test_a_thread_is_cancelled_by_its_own_key_whichever_api_server_is_asked(kept):
+    address, process, log, path, key = kept
+    others, before = new_key(), path.read_text()
+    path.write_text(before + line_of("carol", others) + "\n")
+    num_read = log.read_text().count("SIGHUP: read 2 API keys")
+    os.kill(process.pid, signal.SIGHUP)
+    _wait_for(log, "SIGHUP: read 2 API keys", num_read + 2)
+    with streaming(address, ENDLESS, key) as answer:
+        answer.read_until(lambda: len(answer.threads) == 3)
+        thread = answer.threads[1]
+        assert cancel(address, thread["id"])[0] == 401
+        # each on a connection of its own: both processes are asked
+        assert {cancel(address, thread["id"], others)[0] for _ in range(6)} == {404}
+        assert cancel(address, thread["id"], key)[0] == 202
+        answer.read_until(lambda: "finish_reason" in thread)
+        assert {cancel(address, thread["id"], key)[0] for _ in range(6)} == {409}
+    assert thread["finish_reason"] == "cancelled"
+    path.write_text(before)
 
 
 def _wait_for(log, text, times):

@@ -272,7 +272,7 @@ def test_the_joined_text_opens_has_its_own_first_header_and_returns_in_order(mak
 def test_a_thread_that_its_request_stopped_or_cancelled_is_no_malformed_one(make_dialect, byte_tokenizer):
     tokenizer = byte_tokenizer([])
     dialect = make_dialect(thread={"header": "x", "end": "!"})
-    for end in (ThreadEnd.REQUEST_STOP, ThreadEnd.CANCELLED):
+    for end in (ThreadEnd.REQUEST_STOP, ThreadEnd.CANCELLED, ThreadEnd.CLIENT_CANCELLED):
         assert plan_join(dialect, _texts(dialect, tokenizer, "a", end=end), tokenizer).end is None
 
 

@@ -81,6 +81,7 @@ LAYERS = {
     "ahead": "Ahead",
     "ending": "Ending",
     "cutting": "Cutting",
+    "cancelling": "Cancelling",
     "joining": "Joining",
     "forking": "Forking",
     "hearing": "Hearing",

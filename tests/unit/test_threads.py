@@ -69,6 +69,7 @@ def test_a_token_without_text_yet_says_nothing(log):
         ("cut", "cut"),
         ("not_started", "not_started"),
         ("pruned", "pruned"),
+        ("client_cancelled", "cancelled"),
     ],
 )
 def test_a_threads_end_reads_as_openais_finish_reason_with_its_own_usage(log, reason, finish_reason):
@@ -129,20 +130,28 @@ def test_the_outcome_of_a_vote_stands_in_the_usage_which_counts_all_who_voted(lo
         "cut": [],
         "not_started": [],
         "pruned": [],
+        "cancelled": [],
     }
     assert [sorted(t) for t in log.threads] == [["content", "id", "index", "parent_id", "title"]] * 2
 
 
 def test_a_vote_names_the_threads_that_it_did_not_wait_for(log):
     log.delta(FORKED)
-    forked = [{"index": i, "number": "", "title": ""} for i in range(2, 4)]
+    forked = [{"index": i, "number": "", "title": ""} for i in range(2, 5)]
     log.delta(FORKED | {"threads": forked})
-    for index, reason in enumerate(["not_started", "cut", "stop", "pruned"]):
+    for index, reason in enumerate(["not_started", "cut", "stop", "pruned", "client_cancelled"]):
         log.delta({"type": "thread_ended", "index": index, "reason": reason, "num_tokens": 0})
     log.delta({"type": "voted", "index": 2, "result": "42"})
     log.delta(ENDED)
     vote = log.correct_usage({"completion_tokens": 4})["forkjoin"]["vote"]
-    assert vote == {"index": 2, "result": "42", "cut": [1], "not_started": [0], "pruned": [3]}
+    assert vote == {
+        "index": 2,
+        "result": "42",
+        "cut": [1],
+        "not_started": [0],
+        "pruned": [3],
+        "cancelled": [4],
+    }
 
 
 def test_of_several_answers_no_vote_is_told():

@@ -271,8 +271,12 @@ class Ending(Ahead):
                 slower = [t for thread in branch.waits_for for t in thread.subtree()]
                 for thread in slower:
                     if thread.state is BranchState.DECODING and thread.request_id in self._threads:
-                        super().finish_requests([thread.request_id], STOPPED)
-                        self._end_thread(live, thread, ThreadEnd.CUT)
+                        self._stop(live, thread, ThreadEnd.CUT)
+
+    def _stop(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
+        """End ``thread``, which decodes or waits to, where it is; what it wrote is joined."""
+        super().finish_requests([thread.request_id], STOPPED)
+        self._end_thread(live, thread, end)
 
     @staticmethod
     def _tell_end(live: LiveFamily, thread: Branch, policy: Policy | None = None) -> None:

@@ -14,8 +14,8 @@ from forkjoin_scheduler.fork import num_closing_tokens
 from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, written
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.answers import constrains_threads, own_constraint
+from forkjoin_scheduler.vllm_seam.cancelling import Cancelling
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
-from forkjoin_scheduler.vllm_seam.cutting import Cutting
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
 from forkjoin_scheduler.vllm_seam.requests import fold, truncate
@@ -25,7 +25,7 @@ from forkjoin_scheduler.vllm_seam.wish import noted
 from forkjoin_scheduler.vote import Vote
 
 
-class Joining(Cutting):
+class Joining(Cancelling):
     """Lets branches go on behind their threads."""
 
     if TYPE_CHECKING:  # of the layer above
@@ -42,6 +42,8 @@ class Joining(Cutting):
         is_spent = live.is_overdrawn or (family.has_live_threads and not family.remaining)
         if is_spent and live.finish_reason is None:
             self._end_at_budget(live)
+        if live.cancelled:
+            self._end_cancelled(live)
         if live.dialect.join.when == "first":
             self._cut_slower(live)
         self._voting.advance(live)

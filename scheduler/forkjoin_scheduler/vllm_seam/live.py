@@ -65,6 +65,8 @@ class LiveFamily:
     vote: Vote | None = None
     #: Its threads that have not started, and start if the vote needs them, in outline order.
     later: list[Branch] = field(default_factory=list)
+    #: Threads that its client has cancelled and that have not ended yet.
+    cancelled: list[Branch] = field(default_factory=list)
     #: Stops those that are not worth going on with, if the request says so.
     pruner: Pruner | None = None
     #: Forks that were planned in this step and not made yet.

@@ -24,6 +24,7 @@ def register() -> None:
     from forkjoin_scheduler.redact import hide_in_logs
     from forkjoin_scheduler.vllm_seam.collector import PieceCollector
     from forkjoin_scheduler.vllm_seam.drafted_temperatures import spread_temperatures_over_drafts
+    from forkjoin_scheduler.vllm_seam.engine_calls import answer_front_ends
     from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
     from forkjoin_scheduler.vllm_seam.seeded import keep_seeds_of_partial_prompts
     from forkjoin_scheduler.vllm_seam.token_texts import decode_alternatives_once
@@ -36,6 +37,7 @@ def register() -> None:
     keep_seeds_of_partial_prompts()
     spread_temperatures_over_drafts()
     decode_alternatives_once()
+    answer_front_ends()
     _allow_amx()
 
 
