@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -35,3 +36,15 @@ def test_the_steps_of_the_quick_start_work_one_after_the_other(server, capsys):
     assert EMBEDDED_NAME in guide
     assert "<Thread>\n1:" in said
     assert "0 a=482*731" in said
+
+
+def test_a_client_loop_and_the_request_that_replaces_it_write_the_same(server):
+    steps = re.findall(r"```python\n(.*?)```", (DOCS / "from-a-client-loop.md").read_text(), flags=re.S)
+    names: dict[str, Any] = {}
+    for step in steps:
+        exec(step.replace("http://localhost:8000", server), names)
+    assert len(steps) == 4
+    assert "<Thread>\n2:" in names["before"]
+    assert names["CLOSING"] in names["weigh"](names["PROMPT"])
+    names["client"].close()  # a program's end would
+    names["pool"].shutdown()
