@@ -83,6 +83,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_pressure.py::test_families_that_give_way_at_any_step_have_the_logprobs_of_undisturbed_ones": Later(
         Tier.CI, "90 s; test_random compares those of a stand-in for a model"
     ),
+    "tests/engine/test_overview.py": Later(
+        Tier.CI, "a dozen schedulers; unit/test_families has what is made of their answers"
+    ),
     # Servers of their own; test_api and its neighbours share one.
     "tests/server/test_client.py": Later(
         Tier.CI, "a dozen answers and terminals on the shared server; tests/client has each rule without one"

@@ -23,7 +23,8 @@ Limit = Literal[
 #: The places in fork/join code where an error of ours is contained: in the engine core, in the front end.
 Place = Literal[
     "add", "admit", "advance", "ahead", "ask", "cost", "draft", "evict", "finish", "fork", "hash", "hear",
-    "hold", "learn", "load", "pace", "preempt", "prune", "restore", "start", "stitch", "swap", "take",
+    "hold", "learn", "load", "overview", "pace", "preempt", "prune", "restore", "start", "stitch", "swap",
+    "take",
     "backlog", "event_log", "events", "feed", "observer", "text", "tracing",
 ]  # fmt: skip
 

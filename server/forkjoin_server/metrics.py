@@ -44,6 +44,12 @@ QUEUED = Gauge(
     multiprocess_mode="livemostrecent",
 )
 WIDTH = Histogram(f"{_PREFIX}fork_width_threads", "Forks, by how many threads they have.", buckets=WIDTHS)
+ADMITTED = Histogram(
+    f"{_PREFIX}admission_peak_ratio",
+    "Most KV blocks that a request was seen to hold, over those that admission expected of it: "
+    "above 1, it took more. Of requests that ended by themselves, with `--admission family`.",
+    buckets=(0.1, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 4, 8),
+)
 SHARED = Counter(
     f"{_PREFIX}prefix_tokens_shared",
     "Tokens of their prefix that threads did not compute, for they share its KV.",
@@ -154,6 +160,11 @@ def _family_ended(event: dict[str, Any]) -> None:
     TOTAL.inc(event["total_tokens"])
 
 
+def _admission(event: dict[str, Any]) -> None:
+    for ratio in event["peak_ratios"]:
+        ADMITTED.observe(ratio)
+
+
 def _internal_error(event: dict[str, Any]) -> None:
     INTERNAL_ERRORS.labels(event["where"]).inc()
 
@@ -178,5 +189,6 @@ _HANDLERS: dict[str, Callable[[dict[str, Any]], None]] = {
     "join_latency": _join_latency,
     "family_ended": _family_ended,
     "load": _load,
+    "admission": _admission,
     "internal_error": _internal_error,
 }

@@ -20,7 +20,7 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.visits import BACKLOG, VISIT
-from forkjoin_server import about, agents, answers, cancelling, incoming, metrics
+from forkjoin_server import about, agents, answers, cancelling, families, incoming, metrics
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
@@ -58,6 +58,7 @@ from forkjoin_server.wrong_bodies import stop_at_first_wrong_item
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
 _CUT = "the server has shut down before this answer was over: ask again, or elsewhere"
+_NO_FAMILIES = "expected a server that forks, this one was started with --dialect none: it has no families"
 _RETRY = [(b"retry-after", b"1")]
 #: The rest of a body that was not read is not to be taken for another request.
 _CLOSE = [(b"connection", b"close")]
@@ -78,6 +79,7 @@ class ForkJoinMiddleware:
         self.app = _with_innermost(app, Bodies)
         self.lifecycle = Lifecycle()
         self._starting: asyncio.Task[None] | None = None
+        self._families: families.Families | None = None
         if metrics.observe not in FEEDS.observers:
             FEEDS.observers.append(metrics.observe)
 
@@ -117,6 +119,8 @@ class ForkJoinMiddleware:
         elif path == about.PATH and scope["method"] == "GET":
             model_config = getattr(_vllm_config(scope), "model_config", None)
             await answers.respond(send, 200, about.about(model_config, _settings(scope)))
+        elif path == families.PATH and scope["method"] == "GET":
+            await self._show_families(visit.tenant, scope, send)
         elif (page := self.access.playground) is not None and page.answers(scope, path):
             await page.respond(scope, path, send)
         elif scope["method"] != "POST" and not path.startswith(STORED):
@@ -126,6 +130,19 @@ class ForkJoinMiddleware:
         else:
             with self.lifecycle.request():
                 await self._in_turn(visit, path, scope, receive, send)
+
+    async def _show_families(self, tenant: Tenant, scope: Message, send: Send) -> None:
+        """Answer what the engines do at the moment."""
+        client = _client(scope)
+        if client is None or _settings(scope).dialect is None:
+            await answers.respond(send, 404, answers.error(_NO_FAMILIES, families.PATH, 404))
+            return
+        if self._families is None:
+            self._families = families.Families(client.engine_core)
+        try:
+            await answers.respond(send, 200, await self._families.shown_to(tenant))
+        except families.NoAnswer as error:
+            await answers.respond(send, 503, answers.error(str(error), families.PATH, 503), _RETRY)
 
     async def _in_turn(self, visit: Visit, path: str, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, or say at once that too much waits."""

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from forkjoin_scheduler.options import RequestOptions
-from forkjoin_server import about, cancelling
+from forkjoin_server import about, cancelling, families
 from forkjoin_server.agents import FIELD, MultiAgent
 from forkjoin_server.routes import PATHS, RESPONSES
 from forkjoin_server.threads import Json
@@ -88,6 +88,22 @@ _READY: Json = {
         },
     }
 }
+_FAMILIES: Json = {
+    "get": {
+        "summary": "Families that run or wait",
+        "description": "What each engine does at the moment, at most a second old: `kv_blocks`, `waiting`, "
+        "what is `expected` of one more request, and its `families`: at most a hundred, those that have "
+        "begun first; `num_left_out` counts the others. Of each: `state` (`waiting`, `prefill`, `decoding`, "
+        "`forked`, `joining`), `threads` by state, tokens, KV blocks held now and at most, and those that "
+        "admission expected. It has no text of clients. A key of `--api-key-file` gets null as the "
+        "`request_id` of others' requests.",
+        "responses": {
+            "200": {"description": "The engines with their families"},
+            "404": {"description": "Fork/join is off"},
+            "503": {"description": "An engine does not answer"},
+        },
+    }
+}
 _ABOUT: Json = {
     "get": {
         "summary": "Fork/join of this server",
@@ -153,7 +169,8 @@ def with_forkjoin(schema: Json) -> Json:
             "description": "show the threads of a chat completion",
         }
         schemas["StreamOptions"].setdefault("properties", {})["include_threads"] = include
-    schema["paths"] |= {"/ready": _READY, about.PATH: _ABOUT, cancelling.PATH: _CANCEL}
+    schema["paths"] |= {"/ready": _READY, about.PATH: _ABOUT, families.PATH: _FAMILIES}
+    schema["paths"] |= {cancelling.PATH: _CANCEL}
     schema["info"] = {"title": "vllm-forkjoin", "version": schema["info"]["version"]}
     return schema
 

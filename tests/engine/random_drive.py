@@ -338,7 +338,7 @@ class Seen:
             self.limited.add(output.request_id)
 
     def _note_event(self, family: str, event: wire.Event) -> None:
-        if event["type"] not in ("load", "internal_error"):
+        if event["type"] not in ("load", "admission", "internal_error"):
             self.families.add(family)
         match event:
             case {"type": "forked", "threads": threads}:

@@ -47,7 +47,8 @@ def test_no_route_generates_without_a_key(kept):
     assert _status(address, path="/invocations", body=lone) == 401
     for path in ("/health", "/ready", "/ping", "/version", "/metrics", "/playground/"):
         assert httpx.get(address + path, timeout=LIMIT_S).status_code == 200, path
-    assert httpx.get(f"{address}/v1/forkjoin", timeout=LIMIT_S).status_code == 401
+    for path in ("/v1/forkjoin", "/v1/forkjoin/families"):
+        assert httpx.get(address + path, timeout=LIMIT_S).status_code == 401
     assert _status(address, key) == 200
     assert _status(address, key, path="/invocations") == 200
 

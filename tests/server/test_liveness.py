@@ -113,6 +113,9 @@ def test_a_server_is_ready_while_its_engine_answers_and_healthy_somewhat_longer(
         assert status("/health") == 200
         assert _until(lambda: status("/health") == 503)
         assert status("/ping") == 503
+        families = httpx.get(f"{address}/v1/forkjoin/families", timeout=30)
+        assert families.status_code == 503
+        assert "expected every engine to answer within" in families.json()["error"]["message"]
     finally:
         engine.resume()
     assert _until(lambda: status("/ready") == 200)
@@ -202,6 +205,8 @@ JSON = ("--log-format", "json")
 def test_a_server_that_logs_to_a_full_disk_starts_and_ends_when_one_of_its_processes_is_killed(victim, flags):
     with start_server(Path("/dev/full"), *flags) as (address, process):
         processes = _processes(process)
+        engines = httpx.get(f"{address}/v1/forkjoin/families", timeout=LIMIT_S).json()["engines"]
+        assert [e["engine"] for e in engines] == list(range(2 if "--data-parallel-size" in flags else 1))
         body = ASK | {"stream": True, "ignore_eos": True}
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as told:
             lines = told.iter_lines()

@@ -63,7 +63,7 @@ def _routes(app):
         path = getattr(route, "path", "")
         for method in sorted(getattr(route, "methods", None) or ["GET", "POST"]):
             yield path.replace("{", "").replace("}", ""), method
-    ours = ["/ready", "/v1/forkjoin", *sorted(Playground(leads_home=True).paths)]
+    ours = ["/ready", "/v1/forkjoin", "/v1/forkjoin/families", *sorted(Playground(leads_home=True).paths)]
     yield from product([*ours, "/no/such/route"], ["GET", "POST"])
 
 

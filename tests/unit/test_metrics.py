@@ -50,6 +50,13 @@ def test_how_many_wait_is_told_by_engine():
     assert [[REGISTRY.get_sample_value(n, {"engine": e}) for n in names] for e in "34"] == [[5, 2], [0, 1]]
 
 
+def test_what_admission_expected_is_compared_once_a_request():
+    names = [f"forkjoin:admission_peak_ratio_{what}" for what in ("count", "sum")]
+    before = [REGISTRY.get_sample_value(name) for name in names]
+    observe({"type": "admission", "peak_ratios": [0.5, 1.25]})
+    assert [REGISTRY.get_sample_value(n) - b for n, b in zip(names, before, strict=True)] == [2, 1.75]
+
+
 def test_an_event_of_a_later_version_is_not_counted():
     before = _samples()
     observe({"type": "of_a_later_version"})

@@ -87,6 +87,7 @@ LAYERS = {
     "hearing": "Hearing",
     "admitting": "Admitting",
     "pacing": "Pacing",
+    "overview": "Overview",
     "scheduler": "ForkJoinScheduler",
 }
 #: Methods that a layer leaves to a later one, which vLLM does not know.

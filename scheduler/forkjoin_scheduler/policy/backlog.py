@@ -78,6 +78,8 @@ class Tenant:
     max_queued_tokens: int | None = None
     #: What its KV cache is named by, if it is its own.
     cache: str | None = None
+    #: Whether it is shown the ids of others' requests.
+    sees_all: bool = True
 
 
 @dataclass(eq=False)

@@ -12,13 +12,14 @@ from typing import Any
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.family import Branch
 from forkjoin_scheduler.policy.admission import Admission, Need, Room
 from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
 from forkjoin_scheduler.vllm_seam.hearing import Hearing
-from forkjoin_scheduler.vllm_seam.live import max_tokens_of
+from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
 from forkjoin_scheduler.vllm_seam.sharing import SharedQueue, cost
 from forkjoin_scheduler.vllm_seam.wish import noted
 
@@ -28,12 +29,16 @@ ASKED_EVERY = 4
 WRITTEN_BEHIND_STOP = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class Admitted:
     """A request that may fork and was let in, and what it needed then."""
 
     request: Request
     need: Need
+    #: KV blocks that it was expected to hold when it ends.
+    expected_blocks: float
+    #: The most that it was seen to hold.
+    peak_blocks: int = 0
 
 
 class Admitting(Hearing):
@@ -46,6 +51,8 @@ class Admitting(Hearing):
         self._admitted: dict[str, Admitted] = {}
         #: Let in in this step.
         self._let_in: list[Admitted] = []
+        #: Of requests that ended by themselves: the most blocks that each held, over those expected of it.
+        self._peak_ratios: list[float] = []
         self._door = Door()
         #: The step in which one that was refused is asked for again.
         self._asked_next = 0
@@ -100,7 +107,8 @@ class Admitting(Hearing):
         if (self._admission.is_due or need.asked) and not self._fits(need):
             self._asked_next = self.current_step + ASKED_EVERY
             return False
-        self._let_in.append(Admitted(request, need))
+        growth = self._admission.future(need, kv.block_size(self.kv_cache_manager)).growth
+        self._let_in.append(Admitted(request, need, need.blocks + growth))
         return True
 
     def _new_need(self, request: Request) -> Need:
@@ -137,6 +145,7 @@ class Admitting(Hearing):
         """What it needed at its start, and what it has come to since."""
         generated, widest, critical = self._written(admitted.request)
         blocks, lost = self._holds(admitted.request)
+        admitted.peak_blocks = max(admitted.peak_blocks, blocks)
         return replace(
             admitted.need, generated=generated, width=widest, critical=critical, blocks=blocks, lost=lost
         )
@@ -162,6 +171,8 @@ class Admitting(Hearing):
 
     def _ended(self, request: Request) -> None:
         """``request`` has ended; its family goes on where threads are spliced in and some still run."""
+        if entry := self._threads.get(request.request_id):
+            self._note_peak(*entry)
         if self._shared is not None:
             num_generated, _, _ = self._written(request)
             self._shared.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
@@ -170,6 +181,13 @@ class Admitting(Hearing):
         if live is None or not live.takes_over or not goes_on:
             self._leave(request, request.status in (STOPPED, CAPPED) or self._has_stop_string(request))
 
+    def _note_peak(self, live: LiveFamily, thread: Branch) -> None:
+        """See what a family holds before the first thread of a fork ends: after it, blocks return."""
+        admitted = self._admitted.get(live.family.request_id)
+        assert thread.parent is not None
+        if admitted is not None and all(t.is_live for t in thread.parent.forks[thread.fork_number]):
+            self._come_to(admitted)
+
     def _leave(self, request: Request, by_itself: bool) -> None:
         """The family of ``request`` is done: if by itself, what it came to is to be expected of others."""
         admitted = self._admitted.get(request.request_id)
@@ -177,6 +195,7 @@ class Admitting(Hearing):
             return
         if by_itself:
             self._admission.learn(self._come_to(admitted))
+            self._peak_ratios.append(admitted.peak_blocks / max(admitted.expected_blocks, 1))
         del self._admitted[request.request_id]
         self._asked_next = 0
 

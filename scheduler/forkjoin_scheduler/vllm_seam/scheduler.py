@@ -29,12 +29,12 @@ from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import logger
 from forkjoin_scheduler.vllm_seam.fence import drained
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.pacing import Pacing
+from forkjoin_scheduler.vllm_seam.overview import Overview
 from forkjoin_scheduler.vllm_seam.sampling import without_banned
 from forkjoin_scheduler.vllm_seam.wish import note
 
 
-class ForkJoinScheduler(Pacing):
+class ForkJoinScheduler(Overview):
     """AsyncScheduler (which serves sync scheduling too) with fork and join."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -128,6 +128,7 @@ class ForkJoinScheduler(Pacing):
             self._fenced("restore", self._evicted[0], self._restore_evicted)
         if self._spoken is not None:
             self._fenced("load", None, self._tell_load, result)
+            self._fenced("load", None, self._tell_peaks, result)
         if self._obituaries:
             self._publish_obituaries(result)
         return result
@@ -171,6 +172,12 @@ class ForkJoinScheduler(Pacing):
         event = {"type": "load", "engine": parallel.data_parallel_index, **load}
         for front_end in range(parallel._api_process_count):
             result.setdefault(front_end, EngineCoreOutputs()).outputs.append(wire.pack("", [event]))
+
+    def _tell_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
+        """Tell one front end what admission expected of the requests that have ended, against what came."""
+        if ratios := drained(self._peak_ratios):
+            event = {"type": "admission", "peak_ratios": ratios}
+            result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [event]))
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus

@@ -15,7 +15,7 @@ SUFFIX = "#forkjoin"
 
 #: A JSON-like event: ``type`` is forked | threads_started | tokens | thread_ended | joined_ahead | joined |
 #: voted | refused | limited | drafted | fork_latency | join_latency | progress | family_ended |
-#: internal_error; of no family, but of an engine: load.
+#: internal_error; of no family, but of an engine: load | admission.
 Event = dict[str, Any]
 
 

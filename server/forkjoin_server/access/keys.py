@@ -54,6 +54,8 @@ class Key:
     max_queued_tokens: int | None = None
     #: Its share of the engine where several keys' requests wait, against the others' weights.
     weight: float = 1
+    #: Whether it is the operator's, who gave it with ``--api-key`` and not in the file of clients' keys.
+    is_operators: bool = False
 
     def tenant(self, num_front_ends: int, *, has_own_cache: bool) -> Tenant:
         """Whose requests those with this key are, at one of ``num_front_ends`` that share its limits."""
@@ -63,6 +65,7 @@ class Key:
             max_families=self.max_families,
             max_queued_tokens=self.max_queued_tokens,
             cache=self.digest.hex() if has_own_cache else None,
+            sees_all=self.is_operators,
         )
         return share_of_tenant(whole, num_front_ends)
 
@@ -127,7 +130,7 @@ def read(path: str, *, are_weighed: bool = True) -> list[Key]:
 
 def unnamed(digests: Iterable[bytes]) -> list[Key]:
     """The keys that vLLM was given (``--api-key``, ``VLLM_API_KEY``), which have no names and no limits."""
-    return [Key(f"(api-key {number})", digest) for number, digest in enumerate(digests, 1)]
+    return [Key(f"(api-key {number})", digest, is_operators=True) for number, digest in enumerate(digests, 1)]
 
 
 def _key(path: str, name: object, entry: object) -> Key:

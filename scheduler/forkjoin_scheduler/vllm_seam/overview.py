@@ -1,0 +1,113 @@
+"""What an engine does at the moment: its families, their threads and KV blocks, for an operator to see.
+
+Nothing is kept for it. It is counted between two steps when somebody asks, and changes nothing. It takes a
+bounded time: of more families than that allows, the rest is left out and counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from itertools import chain, islice
+from typing import Any
+
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.pacing import Pacing
+from forkjoin_scheduler.vllm_seam.sharing import tenant_of
+
+#: Families that are shown at most.
+MAX_FAMILIES = 100
+#: Seconds after which no further family is looked at: much less than a step takes.
+MAX_S = 0.005
+_THREAD_STATES = ("running", "waiting", "parked", "ended")
+
+Row = dict[str, Any]
+
+
+class Overview(Pacing):
+    """Tells what runs and what waits."""
+
+    def overview(self) -> Row:
+        """The families, those that have begun first, each group in the order of arrival."""
+        begun, end = self._begun(), time.monotonic() + MAX_S
+        num_families, rows = len(begun) + len(self.waiting), []
+        for root in islice(chain(begun, self.waiting), MAX_FAMILIES):
+            if time.monotonic() > end:
+                break
+            try:
+                rows.append(self._row(root))
+            except Exception as error:  # it costs its row: a family does not end because it can't be shown
+                self._contain("overview", error, None)
+        manager, admission = self.kv_cache_manager, self._admission
+        num_threads, num_requests = self._count_waiting()
+        return {
+            "engine": self.vllm_config.parallel_config.data_parallel_index,
+            "kv_blocks": {
+                "total": kv.num_blocks(manager),
+                "free": kv.num_free_blocks(manager),
+                "tokens_per_block": kv.block_size(manager),
+            },
+            "waiting": {"requests": num_requests, "threads": num_threads, "for_room": self._door.num_kept},
+            "expected": {
+                "tokens": round(admission.tokens.mean, 1),
+                "threads": round(admission.width.mean, 1),
+                "forking_share": round(admission.forks.mean, 3),
+            },
+            "num_families": num_families,
+            "num_left_out": num_families - len(rows),
+            "families": rows,
+        }
+
+    def _begun(self) -> list[Request]:
+        """The requests of clients that have begun, whether they run, wait or are parked."""
+        roots = {live.family.request_id: live.request for live in self._live.values()}
+        for request in (*self.running, *self.kv_holding_waiting):
+            if request.request_id not in self._threads and request.request_id not in self._fills:
+                roots[request.request_id] = request
+        return sorted(roots.values(), key=lambda request: request.arrival_time)
+
+    def _row(self, root: Request) -> Row:
+        live, admitted = self._live.get(root.request_id), self._admitted.get(root.request_id)
+        total, _, critical = self._written(root)
+        blocks = self._holds(root)[0] if admitted is None else self._come_to(admitted).blocks
+        threads = [] if live is None else live.family.threads
+        states = Counter(map(self._thread_state, threads))
+        return {
+            "request_id": root.request_id,
+            "tenant": tenant_of(root)[0],
+            "age_s": round(max(time.time() - root.arrival_time, 0), 3),
+            "state": self._family_state(root, live),
+            "threads": {state: states[state] for state in _THREAD_STATES},
+            "total_tokens": total,
+            "critical_path_tokens": critical,
+            "kv_blocks": blocks,
+            "peak_kv_blocks": None if admitted is None else admitted.peak_blocks,
+            "expected_kv_blocks": None if admitted is None else round(admitted.expected_blocks, 1),
+        }
+
+    def _family_state(self, root: Request, live: LiveFamily | None) -> str:
+        """What the family does: of its threads, once it has forked."""
+        is_prefilled = root.num_computed_tokens >= root.num_prompt_tokens
+        if live is not None:
+            if live.family.has_live_threads:
+                return "forked"
+            if root.status != RequestStatus.PREEMPTED and live.family.root.num_joined and not is_prefilled:
+                return "joining"  # what was joined is the prompt of what follows
+        if root.status != RequestStatus.RUNNING:
+            return "waiting"
+        return "decoding" if is_prefilled else "prefill"
+
+    def _thread_state(self, thread: Branch) -> str:
+        if thread.end is not None or not thread.is_live:
+            return "ended"
+        if thread.state is BranchState.PARKED:
+            return "parked"
+        request = self.requests.get(thread.request_id)
+        if request is None or request.status != RequestStatus.RUNNING:
+            return "waiting"
+        # A policy may let one that has a slot sit out the step.
+        return "running" if request.next_decode_eligible_step <= self.current_step else "waiting"
