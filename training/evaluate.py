@@ -16,8 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from forkjoin_bench.progress import working
 from training import tokenizer as tok
 from training.decode import Decoder
 from training.model import Llama, ModelConfig
@@ -185,19 +187,20 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     evaluator = Evaluator(args.model)
     results: list[Result] = []
-    for name in args.classes:
-        sheets = sheets_of(name, args.num_prompts, args.seed)
-        for mode in args.modes:
-            started = time.monotonic()
-            result = summarise(name, mode, sheets, getattr(evaluator, mode)(sheets))
-            results.append(result)
-            print(
-                f"{name:10} {mode:10} right {result.right:.3f} fork {result.right_fork_decision:.3f} "
-                f"threads {result.right_num_threads:.3f} malformed {result.malformed:.3f} tokens "
-                f"{result.critical_path_tokens:.0f}/{result.total_tokens:.0f} "
-                f"({time.monotonic() - started:.0f} s)",
-                flush=True,
-            )
+    with working("evaluation", len(args.classes) * len(args.modes), console=Console()) as work:
+        for name in args.classes:
+            sheets = sheets_of(name, args.num_prompts, args.seed)
+            for mode in args.modes:
+                started = time.monotonic()
+                result = summarise(name, mode, sheets, getattr(evaluator, mode)(sheets))
+                results.append(result)
+                work.say(
+                    f"{name:10} {mode:10} right {result.right:.3f} fork {result.right_fork_decision:.3f} "
+                    f"threads {result.right_num_threads:.3f} malformed {result.malformed:.3f} tokens "
+                    f"{result.critical_path_tokens:.0f}/{result.total_tokens:.0f} "
+                    f"({time.monotonic() - started:.0f} s)"
+                )
+                work.done()
             if args.json:
                 args.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
 

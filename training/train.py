@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
+from forkjoin_bench.progress import working
 from training.data import Batch, Sampler
 from training.export import export
 from training.model import Llama, ModelConfig
@@ -123,18 +125,20 @@ def batch_loss(model: Llama, batch: Batch) -> Tensor:
 def run(trainer: Trainer, out: Path, *, log_every: int = 50, save_every: int = 250) -> None:
     """Train to the end, logging progress, saving checkpoints and exporting the weights."""
     started, first = time.monotonic(), trainer.step
-    average = 0.0
-    while trainer.step < trainer.recipe.steps:
-        loss = trainer.train_step()
-        average = loss if trainer.step == first + 1 else 0.95 * average + 0.05 * loss
-        step, steps = trainer.step, trainer.recipe.steps
-        if step % log_every == 0 or step == steps:
-            seconds = (time.monotonic() - started) / (step - first)
-            rate = trainer.recipe.tokens_per_batch / seconds
-            eta = (steps - step) * seconds / 60
-            print(f"step {step}/{steps} loss {average:.4f} {rate:.0f} tok/s eta {eta:.0f} min", flush=True)
-        if step % save_every == 0 or step == steps:
-            save(trainer, out)
+    average, steps = 0.0, trainer.recipe.steps
+    with working("training", steps, num_done=first, console=Console()) as work:
+        while trainer.step < steps:
+            loss = trainer.train_step()
+            work.done()
+            average = loss if trainer.step == first + 1 else 0.95 * average + 0.05 * loss
+            step = trainer.step
+            if step % log_every == 0 or step == steps:
+                seconds = (time.monotonic() - started) / (step - first)
+                rate = trainer.recipe.tokens_per_batch / seconds
+                eta = (steps - step) * seconds / 60
+                work.say(f"step {step}/{steps} loss {average:.4f} {rate:.0f} tok/s eta {eta:.0f} min")
+            if step % save_every == 0 or step == steps:
+                save(trainer, out)
 
 
 def save(trainer: Trainer, out: Path) -> None:

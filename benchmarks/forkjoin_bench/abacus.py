@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.in_process import start_engine
 from forkjoin_bench.measures import spread
+from forkjoin_bench.progress import working
 from forkjoin_bench.results import write_json
 from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError
@@ -104,14 +104,16 @@ class Bench:
 def measure(bench: Bench, widths: Iterable[int], rounds: int, seed: int) -> list[Run]:
     """The runs of all rounds; round 0, which warms up, is left out."""
     rng = random.Random(seed)
-    runs = []
-    for round_ in range(rounds + 1):
-        for width in widths:
-            sheet = make_worksheet(rng, num_long=width, held_out=True)
-            order = (True, False) if round_ % 2 else (False, True)
-            for forks in order:
-                runs.append(bench.run(sheet, round_, forks=forks))
-                print(runs[-1], file=sys.stderr)
+    runs, widths = [], list(widths)
+    with working("abacus", (rounds + 1) * len(widths) * 2) as work:
+        for round_ in range(rounds + 1):
+            for width in widths:
+                sheet = make_worksheet(rng, num_long=width, held_out=True)
+                order = (True, False) if round_ % 2 else (False, True)
+                for forks in order:
+                    runs.append(bench.run(sheet, round_, forks=forks))
+                    work.say(str(runs[-1]))
+                    work.done()
     return [run for run in runs if run.round]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from forkjoin_bench.deployment import Config, Deployment
 from forkjoin_bench.measures import Run, values_of
 from forkjoin_bench.models import Model
+from forkjoin_bench.progress import Work, working
 from forkjoin_bench.scenarios import Scenario
 from forkjoin_bench.script import Compiled, Compiler, write_script
 from forkjoin_bench.steps import count
@@ -56,6 +56,7 @@ class Bench:
         self.plan = plan
         self._save = save
         self.runs: list[Run] = []
+        self._work: Work
         self.configs: list[Config] = []
         #: Seconds that engines took to start, by the first system that each answers for.
         self.start_s: dict[str, list[float]] = {}
@@ -93,9 +94,15 @@ class Bench:
         groups = [ample] if ample else []
         groups += [[s] for s in self.plan.scenarios if s.kv_share is not None]
         self.configs = [self._config(group) for group in groups]
-        for start in range(self.plan.starts):
-            for group, config in zip(groups, self.configs, strict=True):
-                await self._run_group(group, config, script, start)
+        with working("bench", self._num_runs()) as self._work:
+            for start in range(self.plan.starts):
+                for group, config in zip(groups, self.configs, strict=True):
+                    await self._run_group(group, config, script, start)
+
+    def _num_runs(self) -> int:
+        """All that will be measured, without what warms up."""
+        each = (len(list(self._tasks(s))) * len(self.plan.systems or s.systems) for s in self.plan.scenarios)
+        return self.plan.starts * self.plan.rounds * sum(each)
 
     def _config(self, group: Sequence[Scenario]) -> Config:
         """Engines for the scenarios of ``group``: one config, so that they share them."""
@@ -118,7 +125,7 @@ class Bench:
         deployment = Deployment(self.plan.model, config, self._tokenizer, script, self.plan.folder)
         chosen = {s.name: list(self.plan.systems or s.systems) for s in group}
         systems = {n: deployment.system(n) for names in chosen.values() for n in names}
-        _say(f"starting {len(systems)} systems: {config}")
+        self._work.say(f"starting {len(systems)} systems: {config}")
         async with deployment.running(first=start) as engines:
             self._note_starts(engines, systems)
             for system in systems.values():
@@ -140,6 +147,7 @@ class Bench:
                 for i in range(len(systems)):  # each comes first, second … as often as the others
                     system = systems[(i + round_ + number) % len(systems)]
                     await self._measure(system, scenario, trace, load, requests, round_)
+                    self._work.done()
             self._save(self)
 
     def _tasks(self, scenario: Scenario) -> Iterator[tuple[str, Load, list[Compiled]]]:
@@ -184,7 +192,7 @@ class Bench:
             [f"{a.family}: {a.error}" for a in outcome.answers if not a.is_right],
         )
         self.runs.append(run)
-        _say(_progress(run))
+        self._work.say(_progress(run))
 
 
 def _progress(run: Run) -> str:
@@ -192,7 +200,3 @@ def _progress(run: Run) -> str:
     line = f"{run.scenario} {run.trace} {run.load} round {run.round} {run.system}: {values['wall_s']:.2f} s"
     line += f", {values['steps']:g} steps, {values['prefilled']:g} prefilled"
     return line + (f", {len(run.errors)} WRONG: {run.errors[0]}" if run.errors else "")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

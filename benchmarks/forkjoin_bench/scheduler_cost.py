@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from forkjoin_bench.host import host_facts
+from forkjoin_bench.progress import working
 from forkjoin_bench.results import write_json
 from forkjoin_bench.script import Compiled, Compiler, digest
 from forkjoin_bench.tables import table
@@ -225,7 +226,11 @@ def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-    measured = [cost for width in args.widths for cost in measure(width)]
+    measured = []
+    with working("scheduler", len(args.widths)) as work:
+        for width in args.widths:
+            measured += measure(width)
+            work.done()
     costs = {kind: [c for c in measured if c.kind == kind] for kind in KINDS}
     rows = [[kind, *(f"{c.step_us:.0f}" for c in own)] for kind, own in costs.items()]
     print("CPU microseconds of the scheduler a step, by sequences that decode:\n")

@@ -91,19 +91,17 @@ def find_wheel(scratch: Path) -> Path:
 
 def download(scratch: Path) -> Path:
     """The wheel, from where this machine's pip is configured to look."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--no-input",
-        "download",
-        "--quiet",
-    ]
+    is_watched = sys.stdout.isatty()  # pip has a bar of its own
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
+    command += [] if is_watched else ["--quiet"]
     command += ["--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=60", "--dest", str(scratch)]
     try:
         pip = subprocess.run(  # noqa: S603 - our own command
-            [*command, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
+            [*command, f"{PACKAGE}=={VERSION}"],
+            stdout=None if is_watched else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DOWNLOAD_SECONDS,
         )
         said = pip.stderr.strip()
     except subprocess.TimeoutExpired:

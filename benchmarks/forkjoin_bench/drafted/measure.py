@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_bench.drafted.prompts import PROMPTS, Asked
 from forkjoin_bench.in_process import start_engine
+from forkjoin_bench.progress import working
 from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.feed import FEEDS, Event
 from forkjoin_scheduler.options import parse_options
@@ -71,13 +71,15 @@ def measure(drafter: str, setup: Setup) -> list[Run]:
     llm = start_engine(setup.folder, _flags(drafter, setup), dtype="float32", max_model_len=4096)
     bench = _Bench(llm, drafter)
     chance, runs = random.Random(setup.seed), []
-    for round_ in range(setup.rounds + 1):
-        for width in setup.widths:
-            asked = PROMPTS[setup.model](chance, width)
-            for forks in (True, False) if round_ % 2 else (False, True):
-                run = bench.run(asked, forks=forks)
-                print(run, file=sys.stderr)
-                runs += [run] if round_ else []
+    with working(drafter, (setup.rounds + 1) * len(setup.widths) * 2) as work:
+        for round_ in range(setup.rounds + 1):
+            for width in setup.widths:
+                asked = PROMPTS[setup.model](chance, width)
+                for forks in (True, False) if round_ % 2 else (False, True):
+                    run = bench.run(asked, forks=forks)
+                    work.say(str(run))
+                    work.done()
+                    runs += [run] if round_ else []
     return runs
 
 

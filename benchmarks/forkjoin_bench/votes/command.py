@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.in_process import set_environment, start_engine
 from forkjoin_bench.models import make_model
+from forkjoin_bench.progress import working
 from forkjoin_bench.results import write_json
 from forkjoin_bench.tables import table
 from forkjoin_bench.votes.measure import LOSSLESS, WAYS, Asked, Bench, Voted
@@ -102,11 +102,13 @@ def _measure(
 ) -> dict[str, list[Voted]]:
     """The votes of each way: batch by batch, in all ways, the first of them another each time."""
     found: dict[str, list[Voted]] = {way: [] for way in dict.fromkeys(["all", *args.ways])}
-    for number, batch in enumerate(_batches(asked, at_once)):
-        ways = list(found)
-        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
-            found[way] += bench.run(way, batch, args.best_of, options)
-            print(f"{at_once} at a time, batch {number + 1}: {way}", file=sys.stderr)
+    with working(f"votes, {at_once} at a time", len(asked) * len(found)) as work:
+        for number, batch in enumerate(_batches(asked, at_once)):
+            ways = list(found)
+            for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+                found[way] += bench.run(way, batch, args.best_of, options)
+                work.say(f"{at_once} at a time, batch {number + 1}: {way}")
+                work.done(len(batch))
     return found
 
 
