@@ -28,6 +28,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "deploy/README.md": "deployment.md",
     "docker/README.md": "images.md",
+    "examples/README.md": "examples.md",
     "server/forkjoin_server/embedded/README.md": "embedded-model.md",
 }
 

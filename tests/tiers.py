@@ -112,6 +112,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_client_ts.py": Later(
         Tier.CI, "installs a compiler from npm; test_npm reads streams too"
     ),
+    "tests/server/test_examples.py": Later(
+        Tier.CI, "an engine, eleven processes, and frameworks from PyPI and npm; test_client asks, too"
+    ),
     "tests/server/test_overload.py": Later(Tier.CI, "a server of its own, with more than it can take"),
     "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),
     "tests/server/test_observability.py": Later(Tier.CI, "a server that exports traces"),

@@ -41,7 +41,7 @@ LEFT_OUT = {canonicalize_name(r.name) for r in requirements_in(REQUIREMENTS / "o
 
 
 @pytest.mark.parametrize(
-    "name", ["cpu.lock", "build.lock", "dev.lock", "router.lock", "deploy.lock", "fuzz.lock"]
+    "name", ["cpu.lock", "build.lock", "dev.lock", "router.lock", "deploy.lock", "fuzz.lock", "examples.lock"]
 )
 def test_every_line_of_a_lock_pins_one_version(name: str) -> None:
     for requirement in requirements_in(REQUIREMENTS / name):
@@ -49,7 +49,7 @@ def test_every_line_of_a_lock_pins_one_version(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cpu.lock", "build.lock", "dev.lock", "router.lock", "deploy.lock", "fuzz.lock"]
+    "name", ["cpu.lock", "build.lock", "dev.lock", "router.lock", "deploy.lock", "fuzz.lock", "examples.lock"]
 )
 def test_a_lock_names_no_place_to_fetch_from(name: str) -> None:
     assert not re.search(r"://|^\s*-|(^|\s)/", (REQUIREMENTS / name).read_text(), re.MULTILINE)
