@@ -335,6 +335,6 @@ test("the operator's page shows what ran, and only reads", async () => {
   await ended.getByRole("row").filter({ hasText: /^stop/ }).waitFor();
   await page.locator(".spark", { hasText: "KV blocks in use" }).locator(".value", { hasText: "%" }).waitFor();
   await serious(page, "operator");
-  assert.ok(asked.includes("GET /metrics"));
-  assert.deepEqual(asked.filter((one) => !/^GET \/(metrics|playground\/.*)$/.test(one)), []);
+  for (const path of ["/metrics", "/v1/forkjoin/families"]) assert.ok(asked.includes(`GET ${path}`));
+  assert.deepEqual(asked.filter((one) => !/^GET \/(metrics|v1\/forkjoin\/families|playground\/.*)$/.test(one)), []);
 });

@@ -1,12 +1,14 @@
 /** The page for operators: what runs, what waits, and what forking gives. It only reads. */
 
-import { useEffect, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
 import { keep, kept } from "../kept";
 import { KeyDialog } from "../key-dialog";
+import { type Engine, parseFamilies } from "./families";
+import { EngineFamilies } from "./families-table";
 import { byLabel, parse, quantile, rate, type Reading, sum } from "./metrics";
+import { EVERY_MS, usePolled } from "./polling";
 import { Sparkline } from "./sparkline";
 
-const EVERY_MS = 2000;
 /** Five minutes. */
 const KEPT = 150;
 /** Latencies are of the last half minute. */
@@ -15,36 +17,16 @@ const WINDOW = 15;
 const whole = (v: number): string => Math.round(v).toLocaleString("en");
 const perSecond = (v: number): string => `${v < 10 ? v.toFixed(1) : whole(v)}/s`;
 const percent = (v: number): string => `${(v * 100).toFixed(v < 0.1 ? 1 : 0)} %`;
+const times = (v: number): string => `${v.toFixed(2)}×`;
 const duration = (s: number): string => (s < 1 ? `${whole(s * 1000)} ms` : `${s.toFixed(1)} s`);
 
 export function Operator() {
   const [readings, setReadings] = useState<Reading[]>([]);
-  const [trouble, setTrouble] = useState<string | null>(null);
+  const [engines, setEngines] = useState<Engine[]>([]);
   const [apiKey, setApiKey] = useState<string | null>(() => kept<string>("key"));
   const [asksKey, setAsksKey] = useState(false);
-
-  useEffect(() => {
-    const abort = new AbortController();
-    const read = async (): Promise<void> => {
-      try {
-        const headers: Record<string, string> = apiKey ? { authorization: `Bearer ${apiKey}` } : {};
-        const response = await fetch(new URL("../metrics", document.baseURI), { headers, signal: abort.signal });
-        if (!response.ok) throw new Error(`The server answered ${response.status}.`);
-        const reading = parse(await response.text(), performance.now());
-        setReadings((all) => [...all.slice(1 - KEPT), reading]);
-        setTrouble(null);
-      } catch (error) {
-        if (abort.signal.aborted) return;
-        setTrouble(error instanceof TypeError ? "The server does not answer." : String((error as Error).message));
-      }
-    };
-    void read();
-    const timer = setInterval(() => void read(), EVERY_MS);
-    return () => {
-      clearInterval(timer);
-      abort.abort();
-    };
-  }, [apiKey]);
+  const { trouble } = usePolled("../metrics", apiKey, (text) => setReadings((all) => [...all.slice(1 - KEPT), parse(text, performance.now())]));
+  const families = usePolled("../v1/forkjoin/families", apiKey, (text) => setEngines(parseFamilies(text)));
 
   const last = readings.at(-1);
   const gauge = (name: string): (number | null)[] => readings.map((r) => sum(r, name));
@@ -85,15 +67,38 @@ export function Operator() {
             <Sparkline name="Tokens" title="Of the transcripts that clients get." values={rates("vllm:generation_tokens_total")} format={perSecond} />
           </div>
         </section>
+        <section aria-label="Families">
+          <h2>Families: each request with all its threads</h2>
+          {families.trouble !== null && (
+            <p class="notice" role="status">
+              {families.trouble}{" "}
+              {families.wantsKey && (
+                <button type="button" onClick={() => setAsksKey(true)}>
+                  Enter an API key
+                </button>
+              )}
+            </p>
+          )}
+          {engines.map((engine) => (
+            <EngineFamilies key={engine.engine} engine={engine} isOnlyOne={engines.length === 1} />
+          ))}
+        </section>
+        <section aria-label="Admission">
+          <h2>Admission: what came, against what it expected</h2>
+          <div class="sparks">
+            <Sparkline name="KV blocks, median" title="Most that an answer held over those expected: above 1×, it took more." values={latency("forkjoin:admission_peak_ratio", 0.5)} format={times} />
+            <Sparkline name="KV blocks, 95 %" title="19 of 20 took less, against those expected." values={latency("forkjoin:admission_peak_ratio", 0.95)} format={times} />
+            <Sparkline name="Time in the queue, median" title="Until a request first ran, as admission lets it." values={latency("vllm:request_queue_time_seconds", 0.5)} format={duration} />
+          </div>
+        </section>
         <section aria-label="Forks and joins">
           <h2>Forks and joins</h2>
           <div class="sparks">
             <Sparkline name="Forks" title="Forks made." values={rates("forkjoin:forks_total")} format={perSecond} />
-            <Sparkline name="Fewer steps" title="Tokens by those on the critical path, of answers that ended in half a minute." values={gain} format={(v) => `${v.toFixed(2)}×`} />
+            <Sparkline name="Fewer steps" title="Tokens by those on the critical path, of answers that ended in half a minute." values={gain} format={times} />
             <Sparkline name="Fork latency, median" title="From the trigger to a thread’s first token." values={latency("forkjoin:fork_latency_seconds", 0.5)} format={duration} />
             <Sparkline name="Fork latency, 95 %" title="19 of 20 are faster." values={latency("forkjoin:fork_latency_seconds", 0.95)} format={duration} />
             <Sparkline name="Join latency, median" title="From the last thread’s end to the next token." values={latency("forkjoin:join_latency_seconds", 0.5)} format={duration} />
-            <Sparkline name="Time in the queue, median" title="Until a request first ran, as admission lets it." values={latency("vllm:request_queue_time_seconds", 0.5)} format={duration} />
           </div>
         </section>
         {last !== undefined && (
@@ -114,7 +119,7 @@ export function Operator() {
       {asksKey && (
         <KeyDialog
           apiKey={apiKey}
-          isWrong={false}
+          isWrong={families.wantsKey && apiKey !== null}
           onKey={(key) => {
             keep("key", key);
             setApiKey(key);
