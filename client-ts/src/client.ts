@@ -11,7 +11,7 @@ export interface ClientOptions {
   /** The server's address with the version: `http://localhost:8000/v1`. */
   baseUrl: string;
   apiKey?: string | undefined;
-  /** How often to ask again after a 408, 409, 429, 5xx or no answer at all. Default 2. */
+  /** How often to ask again after a 408, 429, 5xx or no answer at all. Default 2. */
   maxRetries?: number;
   /** The longest wait between two tries, in seconds; a longer `Retry-After` throws. Default 60. */
   maxDelayS?: number;
@@ -58,6 +58,17 @@ export class ForkJoin {
   async complete(request: ChatRequest, options: CallOptions = {}): Promise<Finished> {
     for await (const event of this.stream(request, options)) if (event.type === "finished") return event;
     throw new StreamBroken("expected a last event, got the end of the stream");
+  }
+
+  /**
+   * Ends one thread of an answer that is being made, with the threads that it has forked. The others go on,
+   * and the stream of the answer tells of the end.
+   *
+   * Throws `ApiError`, with the status 409 where the thread has ended already and 404 where the server knows no
+   * such thread, or `ConnectionFailed`.
+   */
+  async cancelThread(threadId: string, options: CallOptions = {}): Promise<void> {
+    await this.fetch(`/forkjoin/threads/${encodeURIComponent(threadId)}/cancel`, { method: "POST" }, options);
   }
 
   /** The JSON of a GET below the base URL, such as `/models`. Throws `ApiError` or `ConnectionFailed`. */

@@ -17,7 +17,7 @@ export interface RetryOptions {
   onRetry?: ((retry: Retry) => void) | undefined;
 }
 
-const LATER = new Set([408, 409, 429]);
+const LATER = new Set([408, 429]);
 
 /** Call `ask` until it answers, fails for good, or has been tried often enough. */
 export async function withRetries<T>(ask: () => Promise<T>, options: RetryOptions): Promise<T> {

@@ -18,6 +18,7 @@ export interface Vote {
   cut: number[];
   not_started: number[];
   pruned: number[];
+  cancelled: number[];
 }
 
 export interface Usage {
@@ -28,7 +29,14 @@ export interface Usage {
 }
 
 /** Why a thread ended; the list may grow, so keep a default case. */
-export type ThreadFinishReason = "stop" | "length" | "cut" | "not_started" | "pruned" | (string & {});
+export type ThreadFinishReason =
+  | "stop"
+  | "length"
+  | "cut"
+  | "not_started"
+  | "pruned"
+  | "cancelled"
+  | (string & {});
 
 /** One entry of `delta.threads`: `index` is in every entry, `content` comes in pieces, the rest once. */
 export interface ThreadEntry {

@@ -63,6 +63,21 @@ test("a wait beyond the limit is an error at once, with the wait in it", async (
   assert.equal(asked.length, 1);
 });
 
+test("a thread is cancelled by its id, and one that has ended is an error at once", async (t) => {
+  const accepted: Answer = (response) => response.writeHead(202).end("{}");
+  const { baseUrl, asked } = await serving(t, accepted, refuses(409, "it has ended already: stop"));
+  const client = new ForkJoin({ baseUrl, apiKey: "k" });
+  await client.cancelThread("th_1/x");
+  await assert.rejects(client.cancelThread("th_2"), (e) => e instanceof ApiError && e.status === 409);
+  assert.deepEqual(
+    asked.map((r) => [r.method, r.url, r.headers.authorization]),
+    [
+      ["POST", "/v1/forkjoin/threads/th_1%2Fx/cancel", "Bearer k"],
+      ["POST", "/v1/forkjoin/threads/th_2/cancel", "Bearer k"],
+    ],
+  );
+});
+
 test("a wrong request is sent once", async (t) => {
   const { baseUrl, asked } = await serving(t, refuses(400, "forkjoin: no such key"));
   await assert.rejects(new ForkJoin({ baseUrl }).complete(ASK), /no such key/);

@@ -16,6 +16,7 @@ from forkjoin.answer import ROOT, Answer, ForkJoinUsage, Thread, ThreadUsage, Us
 from forkjoin.client import AsyncClient, Client
 from forkjoin.errors import (
     BadRequest,
+    Conflict,
     ForkJoinError,
     NotConnected,
     Overloaded,
@@ -51,6 +52,7 @@ __all__ = [
     "BadRequest",
     "Branch",
     "Client",
+    "Conflict",
     "Event",
     "EventStream",
     "Finished",

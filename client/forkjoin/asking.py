@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -55,6 +56,11 @@ class Server:
     def headers(self) -> dict[str, str]:
         """What each request says beside its body."""
         return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+
+
+def cancel_path(thread_id: str) -> str:
+    """Where to ask for the end of a thread."""
+    return f"/v1/forkjoin/threads/{quote(thread_id, safe='')}/cancel"
 
 
 def chat_body(

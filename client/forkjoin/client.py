@@ -12,7 +12,7 @@ import httpx
 from pydantic import BaseModel
 
 from forkjoin.answer import Answer
-from forkjoin.asking import CHAT, MODELS, TIMEOUT, Messages, Server, chat_body
+from forkjoin.asking import CHAT, MODELS, TIMEOUT, Messages, Server, cancel_path, chat_body
 from forkjoin.errors import ForkJoinError, NotConnected, RequestRefused, Unreadable, refusal
 from forkjoin.options import ForkJoin
 from forkjoin.parsing import parsed
@@ -142,6 +142,14 @@ class Client(_Client):
         asked = chat_body(messages, forkjoin, body, is_stream=False)
         return self._answer(self._send("POST", CHAT, asked))
 
+    def cancel_thread(self, thread_id: str) -> None:
+        """End one thread of an answer that is being made, with the threads that it has forked.
+
+        From any Python thread; the others go on, and the stream of the answer tells of the end. Raises
+        Conflict if it has ended already, BadRequest if the server knows no such thread.
+        """
+        self._send("POST", cancel_path(thread_id))
+
     def models(self) -> list[str]:
         """The names of the models served."""
         return self._names(self._send("GET", MODELS))
@@ -207,6 +215,14 @@ class AsyncClient(_Client):
         """Ask ``messages`` and get the whole answer at once."""
         asked = chat_body(messages, forkjoin, body, is_stream=False)
         return self._answer(await self._send("POST", CHAT, asked))
+
+    async def cancel_thread(self, thread_id: str) -> None:
+        """End one thread of an answer that is being made, with the threads that it has forked.
+
+        The others go on, and the stream of the answer tells of the end. Raises Conflict if it has ended
+        already, BadRequest if the server knows no such thread.
+        """
+        await self._send("POST", cancel_path(thread_id))
 
     async def models(self) -> list[str]:
         """The names of the models served."""

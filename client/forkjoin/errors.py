@@ -5,6 +5,7 @@ ForkJoinError
 ├── Unreadable          the answer is not what was asked for
 ├── RequestRefused      the server answered with an error
 │   ├── BadRequest      the request is wrong             (400, 404, 413, 422)
+│   ├── Conflict        what it is about has changed     (409)
 │   ├── WrongKey        the API key is missing or wrong  (401, 403)
 │   ├── Overloaded      ask again later                  (408, 429, 503)
 │   └── ServerFailed    the server's own error           (any other)
@@ -48,6 +49,10 @@ class BadRequest(RequestRefused):
     """The request is wrong; the message says what the server expected."""
 
 
+class Conflict(RequestRefused):
+    """What the request is about is not as it expects: the thread to cancel has ended already."""
+
+
 class WrongKey(RequestRefused):
     """The API key is missing, or none of the server's."""
 
@@ -62,7 +67,8 @@ class ServerFailed(RequestRefused):
 
 _KINDS: dict[int, tuple[type[RequestRefused], str]] = {
     400: (BadRequest, "change the request"),
-    404: (BadRequest, "check the address and the model's name"),
+    404: (BadRequest, "check the address, and the name or id asked for"),
+    409: (Conflict, "nothing is left to do"),
     413: (BadRequest, "send less"),
     422: (BadRequest, "change the request"),
     401: (WrongKey, "give a key of this server's as api_key, or in FORKJOIN_CLIENT_API_KEY"),

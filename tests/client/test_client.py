@@ -17,6 +17,7 @@ from forkjoin import (
     AsyncClient,
     BadRequest,
     Client,
+    Conflict,
     Finished,
     ForkJoin,
     ForkJoinError,
@@ -89,6 +90,16 @@ def test_a_question_is_one_message_and_asks_for_the_threads(is_async, monkeypatc
 
 
 @both
+def test_a_thread_is_cancelled_by_its_id(is_async):
+    server = StandIn(httpx.Response(503), httpx.Response(202, json={"status": "cancelling"}))
+    assert server.called(is_async, "cancel_thread", "th_1/x", api_key="k") is None
+    assert [r.url.raw_path for r in server.requests] == [b"/v1/forkjoin/threads/th_1%2Fx/cancel"] * 2
+    assert {(r.method, r.headers["authorization"], r.content) for r in server.requests} == {
+        ("POST", "Bearer k", b"")
+    }
+
+
+@both
 @pytest.mark.parametrize(
     "first",
     [{"status_code": 503}, {"status_code": 429, "headers": {"retry-after": "0"}}, httpx.ConnectError("no")],
@@ -106,6 +117,7 @@ def test_a_request_that_was_not_begun_is_asked_again(is_async, first):
     ("status", "kind", "message"),
     [
         (400, BadRequest, "expected an answer, got 400: said: change the request"),
+        (409, Conflict, "got 409: said"),
         (401, WrongKey, "FORKJOIN_CLIENT_API_KEY"),
         (429, Overloaded, "ask again in 61 s"),
         (500, ServerFailed, "the server's log has more"),

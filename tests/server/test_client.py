@@ -17,6 +17,7 @@ from forkjoin import (
     AsyncClient,
     BadRequest,
     Client,
+    Conflict,
     Finished,
     Forked,
     Joined,
@@ -28,6 +29,7 @@ from forkjoin import (
 from forkjoin.saved import read_saved
 from forkjoin.step_lanes import lanes_in_steps
 from tests.server.asking import chat, worksheet
+from tests.server.cancelling import ENDLESS
 from tests.server.reading import wait_until_idle, without_ids
 
 pytestmark = pytest.mark.server
@@ -104,6 +106,35 @@ def test_a_stream_that_is_left_leaves_nothing_behind_on_the_server(server, ours)
         next(event for event in stream if isinstance(event, Forked))
     assert stream.answer.finish_reason is None
     wait_until_idle(server, lambda: ours.ask("a=1*2", max_tokens=1))
+
+
+def test_a_thread_is_cancelled_while_the_others_go_on(ours):
+    with ours.stream(**ENDLESS) as events:
+        for event in events:
+            if isinstance(event, Forked):
+                first, *others = event.threads
+                ours.cancel_thread(first.id)
+            if isinstance(event, ThreadEnded) and event.index == first.index:
+                assert event.finish_reason == "cancelled"
+                with pytest.raises(Conflict, match="has ended already: cancelled"):
+                    ours.cancel_thread(first.id)
+                for thread in others:
+                    ours.cancel_thread(thread.id)
+    assert {thread.finish_reason for thread in events.answer.threads} == {"cancelled"}
+    with pytest.raises(BadRequest, match="no running answer of this API key has"):
+        ours.cancel_thread(first.id)
+
+
+def test_the_async_client_cancels_a_thread_too(server):
+    async def ends():
+        async with AsyncClient(server) as client, await client.stream(**ENDLESS) as events:
+            async for event in events:
+                if isinstance(event, Forked):
+                    for thread in event.threads:
+                        await client.cancel_thread(thread.id)
+        return [thread.finish_reason for thread in events.answer.threads]
+
+    assert asyncio.run(ends()) == ["cancelled"] * 3
 
 
 def test_a_wrong_option_is_refused_by_the_servers_sentence(ours):

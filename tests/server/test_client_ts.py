@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.cancelling import ENDLESS
 from tests.server.reading import wait_until_idle
 
 pytestmark = pytest.mark.server
@@ -67,6 +68,13 @@ def test_cancelling_stops_the_request_with_its_threads(built, server, client):
     assert seen["error"]["name"] == "AbortError"
     assert seen["finished"] is None
     wait_until_idle(server, lambda: client.chat.completions.create(**ASK, max_tokens=1))
+
+
+def test_threads_are_cancelled_one_by_one(built, server):
+    seen = _node(built, server, ENDLESS | {"cancel_threads_at_fork": True})
+    assert seen["error"] is None
+    assert seen["ends"] == dict.fromkeys("012", "cancelled")
+    assert seen["finished"]["finishReason"] == "length"
 
 
 def test_a_refusal_is_an_error_with_its_status(built, server):
