@@ -43,11 +43,12 @@ export function Detail({ run, lane, t, onClose }: Props) {
 
 /** What can be done to a lane alone. */
 function Actions({ run, lane }: { run: Run; lane: Lane }) {
-  const { cancelThread } = run;
-  if (cancelThread === null || lane.parent === null || lane.endedAt !== null) return null;
+  if (!run.isRunning || lane.parent === null || lane.endedAt !== null) return null;
+  const isAsked = run.cancelling.has(lane.id);
   return (
-    <button type="button" onClick={() => void cancelThread(lane.id)}>
-      Cancel this thread
+    // Not disabled: it would lose the focus of the keyboard.
+    <button type="button" aria-disabled={isAsked} onClick={() => void run.cancelThread(lane.id)}>
+      {isAsked ? "Cancelling…" : "Cancel this thread"}
     </button>
   );
 }

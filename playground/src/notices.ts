@@ -23,6 +23,10 @@ export function noticesOf(run: Run): Notice[] {
       text: `The answer is not complete: ${stopped.message}. Run it again for the rest.`,
     });
   }
+  if (run.threadError !== null) {
+    const { text } = ofError(run.threadError);
+    notices.push({ kind: "warning", title: "The thread was not cancelled", text });
+  }
   const missed = missedForks(run);
   if (missed > 0 && !run.isRunning) {
     notices.push({

@@ -1,7 +1,6 @@
 /** One request, running or over, and the trace of its answer. */
 
-import type { ChatRequest, Retry } from "vllm-forkjoin";
-import type { ForkJoin } from "vllm-forkjoin";
+import { ApiError, type ChatRequest, type ForkJoin, type Retry } from "vllm-forkjoin";
 import { type Recording, Recorder, type Stop, type Timed } from "./recording";
 import type { Dialect } from "./served";
 import { Trace } from "./trace";
@@ -11,9 +10,15 @@ export class Run {
   /** The wait for another try, while the server is too busy or away. */
   retry: (Retry & { until: number }) | null = null;
   error: unknown = null;
+  /** The threads that the server was asked to cancel, by their ids. */
+  readonly cancelling = new Set<string>();
+  /** Why the last of them was not cancelled; null: it was, or had ended by itself. */
+  threadError: unknown = null;
   private readonly abort = new AbortController();
   /** `performance.now()` of the request. */
   private readonly sentAt: number;
+  /** Who makes the answer; null where it was opened from a file. */
+  private api: ForkJoin | null = null;
 
   constructor(readonly recording: Recording, private readonly onChange: () => void, sentAt = performance.now()) {
     this.trace = Trace.of(recording);
@@ -34,6 +39,7 @@ export class Run {
       },
       onChange,
     );
+    run.api = api;
     void run.read(api);
     return run;
   }
@@ -58,11 +64,22 @@ export class Run {
     this.stop("interrupted", "the page was reloaded or closed");
   }
 
-  /**
-   * Stops one thread while the others go on; null where the server has no route for it.
-   * A server that gets one: send the request here, the stream tells of the thread's end.
-   */
-  readonly cancelThread: ((threadId: string) => Promise<void>) | null = null;
+  /** Stops one thread while the others go on; the stream tells of its end. */
+  async cancelThread(threadId: string): Promise<void> {
+    if (this.api === null || this.cancelling.has(threadId)) return;
+    this.cancelling.add(threadId);
+    this.threadError = null;
+    this.onChange();
+    try {
+      await this.api.cancelThread(threadId);
+    } catch (error) {
+      this.cancelling.delete(threadId);
+      // One that ended while the server was asked: its lane says how.
+      const hasEnded = error instanceof ApiError && error.status === 409;
+      if (!hasEnded && this.isRunning) this.threadError = error;
+    }
+    this.onChange();
+  }
 
   private async read(api: ForkJoin): Promise<void> {
     const recorder = new Recorder();

@@ -30,7 +30,7 @@ const ENDS: Record<string, [string, string]> = {
   cut: ["no longer needed", "It could change nothing any more, so it was stopped."],
   not_started: ["not started", "The vote was decided before it wrote anything."],
   pruned: ["pruned", "The pruning policy that the request asked for stopped it."],
-  cancelled: ["cancelled", "You cancelled the request."],
+  cancelled: ["cancelled", "You cancelled it, or the request that it is of."],
   interrupted: ["interrupted", "The answer was not complete."],
   failed: ["failed", "The answer failed before it was complete."],
   tool_calls: ["tool call", "The answer ends with a call of a tool."],

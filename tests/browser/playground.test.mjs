@@ -90,6 +90,40 @@ test("cancelling stops the request with its threads", async () => {
   });
 });
 
+test("one thread is cancelled by keyboard, and the other joins without it", async () => {
+  const page = await open();
+  await ask(page, { prompt: "uneven" });
+  await lanes(page).nth(2).waitFor();
+  await lanes(page).nth(1).click();
+  await button(page, "Cancel this thread").press("Enter");
+  await page.getByRole("treeitem", { name: /^Thread 1 part 1, cancelled/ }).waitFor();
+  assert.equal(await button(page, "Cancel this thread").count(), 0);
+  assert.match(await page.locator(".detail").innerText(), /State\s+cancelled/);
+  await over(page);
+  assert.deepEqual(await labels(page), ["Answer, done", "Thread 1 part 1, cancelled", "Thread 2 part 2, done"]);
+  assert.equal(await page.locator(".connectors .join").count(), 1);
+  assert.match(await page.locator(".answer").innerText(), /That was uneven\./);
+  const { recording } = await saved(page);
+  const ends = Object.fromEntries(recording.events.filter((e) => e.type === "ended").map((e) => [e.index, e]));
+  assert.deepEqual([ends[0].reason, ends[1].reason], ["cancelled", "stop"]);
+});
+
+test("a thread that the server can't cancel is told, and the answer goes on", async () => {
+  const page = await open();
+  await page.route("**/v1/forkjoin/threads/*/cancel", (route) =>
+    route.fulfill({ status: 404, contentType: "application/json", body: JSON.stringify({ error: { message: "no such thread" } }) }),
+  );
+  await ask(page, { prompt: "long" });
+  await lanes(page).nth(2).waitFor();
+  await lanes(page).nth(2).click();
+  await button(page, "Cancel this thread").press("Enter");
+  await page.getByText("The thread was not cancelled").waitFor();
+  assert.match(await page.locator(".notice").innerText(), /no such thread/);
+  assert.equal(await button(page, "Cancel this thread").count(), 1);
+  await button(page, "Cancel").press("Enter");
+  await over(page);
+});
+
 test("forked and in a row are compared on one time axis", async () => {
   const page = await open();
   await ask(page, { example: "Three products", click: "Compare" });
