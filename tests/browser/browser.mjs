@@ -13,7 +13,7 @@ export function launch() {
 }
 
 /** The playground in a tab of its own, with the key in it; it fails on a page that breaks its policy. */
-export async function opened(browser, { key = API_KEY, ...options } = {}) {
+export async function opened(browser, { key = API_KEY, path = "/playground", ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, ...options });
   const page = await context.newPage();
   page.setDefaultTimeout(LONG_MS);
@@ -25,7 +25,7 @@ export async function opened(browser, { key = API_KEY, ...options } = {}) {
   });
   // Once: what the page itself keeps later is not overwritten by a reload.
   if (key) await page.addInitScript((k) => sessionStorage["forkjoin.key"] ?? sessionStorage.setItem("forkjoin.key", JSON.stringify(k)), key);
-  await page.goto(`${BASE_URL}/playground`);
+  await page.goto(`${BASE_URL}${path}`);
   if (key === API_KEY) await page.locator(".server.well").waitFor();
   return page;
 }

@@ -24,6 +24,22 @@ async function picture(name, asked, { share = 1, lane = null, ...options } = {})
   await page.context().close();
 }
 
+/** The operator's page while three requests run. */
+async function operator(name) {
+  const asking = [];
+  for (const prompt of ["long", "fifty", "nest"]) {
+    const page = await opened(browser);
+    await ask(page, { prompt });
+    await lanes(page).nth(2).waitFor();
+    asking.push(page);
+  }
+  const page = await opened(browser, { path: "/playground/operator", viewport: { width: 1240, height: 980 } });
+  await page.locator(".families tbody tr").first().waitFor();
+  await page.locator(".spark", { hasText: "Tokens" }).locator(".value", { hasText: "/s" }).first().waitFor();
+  await page.screenshot({ path: `${folder}/${name}.png` });
+  for (const one of [...asking, page]) await one.context().close();
+}
+
 const NUM_MOMENTS = 40;
 
 /** The lanes at moments of the answer, one picture each, to be put together into an animation. */
@@ -73,6 +89,7 @@ async function frames() {
 await picture("playground-light", SIX, { share: 0.8, lane: 2 });
 await picture("playground-dark", { prompt: "nest" }, { lane: 4, colorScheme: "dark" });
 await picture("playground-compare", { example: "Three products", click: "Compare" });
+await operator("playground-operator");
 await moments(SIX);
 console.log(JSON.stringify({ server: BASE_URL, ...(await frames()) }, null, 1));
 await browser.close();

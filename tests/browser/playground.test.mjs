@@ -368,3 +368,50 @@ test("the operator's page shows what ran, and only reads", async () => {
   for (const path of ["/metrics", "/v1/forkjoin/families"]) assert.ok(asked.includes(`GET ${path}`));
   assert.deepEqual(asked.filter((one) => !/^GET \/(metrics|v1\/forkjoin\/families|playground\/.*)$/.test(one)), []);
 });
+
+/** The operator's page beside a request that is held open: its two threads write as much as a context holds. */
+async function besideLong(options) {
+  const page = await open();
+  await ask(page, { prompt: "long" });
+  await lanes(page).nth(2).waitFor();
+  const operator = await open({ path: "/playground/operator", ...options });
+  return { page, operator };
+}
+
+test("the operator's page shows a family that runs, its threads and its KV blocks, until it is cancelled", async () => {
+  const { page, operator } = await besideLong();
+  const row = operator.getByRole("table", { name: /famil/ }).getByRole("row").filter({ hasText: "forked" });
+  await row.filter({ hasText: "2 running" }).waitFor();
+  const cells = await row.getByRole("cell").allInnerTexts();
+  const [now, most, expected] = cells.at(-1).split(", ").map(Number);
+  assert.ok(now > 0 && now <= most && expected > 0, cells.at(-1));
+  await operator.getByText(/% fork, the widest fork into/).waitFor();
+  await serious(operator, "families");
+  await button(page, "Cancel").click();
+  await operator.getByRole("table", { name: /^0 families/ }).waitFor();
+});
+
+test("the operator's page says what keeps the families from it, and shows the metrics on", async () => {
+  const page = await open();
+  const error = { message: "expected every engine to answer within 5 s", code: 503 };
+  await page.route("**/v1/forkjoin/families", (route) => route.fulfill({ status: 503, contentType: "application/json", body: JSON.stringify({ error }) }));
+  await page.getByRole("link", { name: "Operator" }).click();
+  await page.getByText("The server answered 503: expected every engine to answer").waitFor();
+  await page.locator(".server.well").waitFor();
+  await page.unroute("**/v1/forkjoin/families");
+  await page.getByRole("table", { name: /famil/ }).waitFor();
+});
+
+test("the operator's page without a key shows the metrics, and asks for the key of the families", async () => {
+  const page = await open({ key: null, path: "/playground/operator" });
+  await button(page, "Enter an API key").click();
+  await page.getByLabel(/key that this server/).fill(API_KEY);
+  await button(page, "Use the key").click();
+  await page.getByRole("table", { name: /famil/ }).waitFor();
+});
+
+test("at 360 pixels the operator's page is no wider", async () => {
+  const { operator } = await besideLong({ viewport: { width: 360, height: 740 } });
+  await operator.getByRole("table", { name: /famil/ }).waitFor();
+  assert.equal(await operator.evaluate(() => document.documentElement.scrollWidth), 360);
+});
