@@ -22,7 +22,7 @@ pytestmark = pytest.mark.engine
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     """No time passes while families are looked at: how many are shown is the same on every machine."""
-    monkeypatch.setattr(overview, "time", SimpleNamespace(monotonic=lambda: 0.0, time=lambda: 1e9))
+    monkeypatch.setattr(overview, "time", SimpleNamespace(thread_time=lambda: 0.0, time=lambda: 1e9))
 
 
 def fork(fed, *lengths):
@@ -155,7 +155,7 @@ def test_no_family_is_looked_at_behind_the_time_that_an_answer_may_take(monkeypa
     for i in range(5):
         fed.add(f"r{i}", 4)
     ticks = iter([0.0, 0.0, overview.MAX_S / 2, overview.MAX_S * 2])
-    monkeypatch.setattr(overview, "time", SimpleNamespace(monotonic=lambda: next(ticks), time=lambda: 1e9))
+    monkeypatch.setattr(overview, "time", SimpleNamespace(thread_time=lambda: next(ticks), time=lambda: 1e9))
     seen = fed.scheduler.overview()
     assert (len(seen["families"]), seen["num_left_out"]) == (2, 3)
     fed.drain()

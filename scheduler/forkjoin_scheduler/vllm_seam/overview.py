@@ -21,7 +21,7 @@ from forkjoin_scheduler.vllm_seam.sharing import tenant_of
 
 #: Families that are shown at most.
 MAX_FAMILIES = 100
-#: Seconds after which no further family is looked at: much less than a step takes.
+#: Seconds of CPU time after which no further family is looked at: much less than a step takes.
 MAX_S = 0.005
 _THREAD_STATES = ("running", "waiting", "parked", "ended")
 
@@ -33,10 +33,10 @@ class Overview(Pacing):
 
     def overview(self) -> Row:
         """The families, those that have begun first, each group in the order of arrival."""
-        begun, end = self._begun(), time.monotonic() + MAX_S
+        begun, end = self._begun(), time.thread_time() + MAX_S
         num_families, rows = len(begun) + len(self.waiting), []
         for root in islice(chain(begun, self.waiting), MAX_FAMILIES):
-            if time.monotonic() > end:
+            if time.thread_time() > end:
                 break
             try:
                 rows.append(self._row(root))
