@@ -17,13 +17,13 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any
 
 from forkjoin_scheduler.compiled import Room, check_chars, check_room, compile_options
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.excerpt import excerpt
+from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import KEY
 from forkjoin_server.structured import block_reason
@@ -127,12 +127,19 @@ def _check_integers(sampling_params: Any) -> None:
     vLLM bounds most of them. One that it does not, ``top_k`` say, would fail when it is sent, and the request
     stay in its books for ever.
     """
-    for name in sampling_params.__struct_fields__:
-        value = getattr(sampling_params, name)
+    left = [(name, getattr(sampling_params, name)) for name in sampling_params.__struct_fields__]
+    while left:
+        name, value = left.pop()
         if isinstance(value, int) and value.bit_length() > _MAX_BITS:
             raise BadRequestOptions(
-                f"{name}: expected an integer of at most {_MAX_BITS} bits, got {excerpt(value)}"
+                f"{cut(name, 60)}: expected an integer of at most {_MAX_BITS} bits, got {excerpt(value)}"
             )
+        if isinstance(value, (list, tuple, set)):
+            left += [(name, item) for item in value if not isinstance(item, (str, float))]
+        elif isinstance(value, dict):
+            left += [(f"{name}.{key}", item) for key, item in value.items()]
+        elif is_dataclass(value):
+            left += [(f"{name}.{key}", item) for key, item in vars(value).items()]
 
 
 def _check_room(options: CompiledOptions, engine_input: Any, max_model_len: int) -> None:

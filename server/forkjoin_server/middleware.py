@@ -30,6 +30,7 @@ from forkjoin_server.access.settings import OverloadSettings
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
 from forkjoin_server.error_bodies import ErrorBodies, texts
+from forkjoin_server.grammars import check_grammars
 from forkjoin_server.handover import Asked, compiled, handing_over, install
 from forkjoin_server.hangup import noticing
 from forkjoin_server.incoming import MIB, BodySettings, BodyStalled, BodyTooLarge
@@ -261,6 +262,7 @@ class Bodies:
         key, client = new_key(), _client(scope)
         try:
             scope = _with_request_id(scope, given.get("request_id"), key)
+            check_grammars(given)
             given, as_agents = agents.take(given, path)
             reasons = has_reasoning_parser(_vllm_config(scope))
             body, options = prepare(given, path, key, self._settings, reasons=reasons)

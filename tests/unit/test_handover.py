@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 from vllm import SamplingParams
+from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import CompiledOptions, parse_options
@@ -185,6 +187,29 @@ def test_a_number_that_cannot_be_sent_to_an_engine_is_refused_before_vllm_has_it
     with pytest.raises(BadRequestOptions, match=rf"^{name}: expected an integer of at most 63 bits, got 922"):
         client.generate({"type": "token"}, _params(**{name: 2**63}), "r")
     assert client.calls == [None]
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        (
+            {"repetition_detection": RepetitionDetectionParams(5, 2, 2**70)},
+            "repetition_detection.min_count",
+        ),
+        ({"extra_args": {"x": [1, {"y": 2**70}]}}, "extra_args.x.y"),
+        ({"extra_args": {"x" * 1000: -(2**64)}}, "extra_args.xxx"),
+        (
+            {"structured_outputs": StructuredOutputsParams(json={"const": 2**70})},
+            "structured_outputs.json.const",
+        ),
+    ],
+    ids=["in_a_field", "in_a_list", "long_name", "in_a_schema"],
+)
+def test_a_number_inside_a_parameter_is_refused_likewise(client, params, name):
+    with pytest.raises(BadRequestOptions, match=f"^{re.escape(name)}.*: expected an integer") as refused:
+        client.generate({"type": "token"}, _params(**params), "r")
+    assert len(str(refused.value)) < 200
+    assert client.calls == []
 
 
 @pytest.mark.parametrize(
