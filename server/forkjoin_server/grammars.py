@@ -7,16 +7,23 @@ send, and keep xgrammar's reading of a grammar around a second.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_server.threads import Json
 
 #: Where a body has grammars, and how many values each may have: tools come by the hundred.
-MAX_VALUES = {"response_format": 20_000, "structured_outputs": 20_000, "text": 20_000, "tools": 200_000}
+MAX_VALUES = {
+    "response_format": 20_000,
+    "structured_outputs": 20_000,
+    "text": 20_000,
+    "output_config": 20_000,
+    "tools": 200_000,
+}
 #: Lists and objects in each other: compiling takes time by the cube of it.
 MAX_DEPTH = 64
 #: The sum, over all repetitions `{m,n}` of all patterns, of the square of how often each is unrolled.
@@ -27,6 +34,8 @@ _NUMBERS = (-(2**63), 2**64 - 1)
 #: llguidance overflows its stack on a range that ends near the least integer of 64 bits.
 _LEAST_END = -9 * 10**18
 _PATTERNS = ("pattern", "regex", "grammar")
+#: Where a schema may be given as text.
+_AS_TEXT = ("json", "structural_tag")
 _QUANTIFIER = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 #: More than any bound; sums stop there.
 _BIG = 10**18
@@ -80,6 +89,19 @@ class _Measure:
                 self._check_number(value, key)
             elif isinstance(value, str) and key in _PATTERNS:
                 self._take_pattern(value)
+            elif isinstance(value, str) and key in _AS_TEXT:
+                items.append((self._read(key, value), depth + 1, ""))
+
+    def _read(self, key: str, text: str) -> Any:
+        """The JSON that ``text`` is; None if it is none, which vLLM says."""
+        try:
+            return json.loads(text)
+        except RecursionError:
+            self._refuse(f"lists and objects at most {MAX_DEPTH} deep in each other, got more in {key}")
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError):
+                return None
+            self._refuse(f"numbers of 64 bits in its grammars, got more digits in {key}")
 
     def _check_number(self, value: float, key: str) -> None:
         least, most = _NUMBERS
@@ -97,7 +119,7 @@ class _Measure:
                 f"got {cut(pattern, 60)!r}: use * or +, or smaller counts"
             )
 
-    def _refuse(self, expected: str) -> None:
+    def _refuse(self, expected: str) -> NoReturn:
         raise BadRequestOptions(f"{self._field}: expected {expected}", field=self._field)
 
 

@@ -197,3 +197,20 @@ def test_headers_that_do_not_end_are_refused(server):
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\na: ")
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             client.sendall(b"a" * 600 * 2**20)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": -(2**63), "maximum": -(2**63) + 5},
+        {"type": "integer", "minimum": -(2**70), "maximum": -(2**70)},
+        {"type": "string", "pattern": "((a{0,100}){0,100}){0,100}"},
+    ],
+    ids=["crashes_llguidance", "crashes_it_behind_xgrammar", "holds_the_engine"],
+)
+def test_a_grammar_that_would_crash_or_hold_the_server_is_refused(server, schema):
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = ASK | {"max_tokens": 20, "response_format": wanted}
+    answer = httpx.post(f"{server}{CHAT}", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert "response_format: expected" in _message(answer)

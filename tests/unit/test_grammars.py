@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from forkjoin_scheduler.errors import BadRequestOptions
@@ -17,6 +19,18 @@ def _nested(depth):
     for _ in range(depth):
         schema = {"type": "array", "items": schema}
     return schema
+
+
+def _text(schema):
+    """``schema`` as JSON; Python writes none that nests as deeply as one of the cases."""
+    depth, inner = 0, schema
+    while isinstance(inner, dict) and inner.get("type") == "array":
+        depth, inner = depth + 1, inner["items"]
+    return (
+        '{"type": "array", "items": ' * depth + json.dumps(inner) + "}" * depth
+        if depth
+        else json.dumps(schema)
+    )
 
 
 INT64 = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
@@ -68,11 +82,17 @@ def test_what_people_send_passes(body):
     [
         _schema,
         lambda schema: {"structured_outputs": {"json": schema}},
+        lambda schema: {"structured_outputs": {"json": _text(schema)}},
+        lambda schema: {"structured_outputs": {"structural_tag": f'{{"structures": [{_text(schema)}]}}'}},
+        lambda schema: {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         lambda schema: {"text": {"format": {"type": "json_schema", "name": "x", "schema": schema}}},
         lambda schema: {"sampling_params": {"structured_outputs": {"json": schema}}},
         lambda schema: {"forkjoin": {"branches": [{"text": "a"}, {"text": "b", **_schema(schema)}]}},
     ],
-    ids=["response_format", "structured_outputs", "text", "sampling_params", "branch"],
+    ids=[
+        *("response_format", "structured_outputs", "json_text", "structural_tag", "output_config", "text"),
+        *("sampling_params", "branch"),
+    ],
 )
 def test_a_grammar_that_costs_too_much_is_refused_by_its_field(place, schema, said):
     body = place(schema)
@@ -80,6 +100,12 @@ def test_a_grammar_that_costs_too_much_is_refused_by_its_field(place, schema, sa
         check_grammars(body)
     assert refused.value.field == next(iter(body))
     assert len(str(refused.value)) < 300
+
+
+def test_text_that_is_no_json_is_vllms_to_refuse():
+    check_grammars({"structured_outputs": {"json": "{", "structural_tag": ""}})
+    with pytest.raises(BadRequestOptions, match="more digits in json"):
+        check_grammars({"structured_outputs": {"json": "9" * 5_000}})
 
 
 def test_tools_may_be_many_and_none_may_be_a_bomb():
