@@ -11,7 +11,7 @@ differ from its slots by an ``offset``, constant between two joins::
 In which order the threads' KV lies behind the fork is all the same: positions are in the keys, and
 what follows sees all of it. What is before the fork stays where it is, for an outer join may leave
 some of it out. So a join takes the threads' blocks as they are, and moves only what fills
-the gaps in them: it needs no block beyond those that the threads have.
+the gaps in them: it needs no block beyond those that the threads have, but for one that two of them share.
 """
 
 from __future__ import annotations
@@ -108,13 +108,15 @@ def slots(block_ids: Sequence[int], block_size: int, tokens: Slots) -> Slots:
 class Lent:
     """A block whose slots ``first`` to ``end`` (exclusive) hold KV of a context that is put together.
 
-    ``is_ours``: whether the other slots may be written.
+    ``is_ours``: whether the other slots may be written. ``is_again``: whether the context has that block
+    already; it stands there once, so its KV is copied for the second time.
     """
 
     block_id: int
     first: int
     end: int
     is_ours: bool = True
+    is_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,9 @@ def lay_out(lent: Sequence[Lent], block_size: int, *, keeps_first: bool = False)
     num_tokens = sum(lengths)
     num_blocks = -(-num_tokens // block_size)
     kept = [0] if keeps_first else []
-    kept += [i for i, length in enumerate(lengths) if length == block_size and i not in kept]
-    parts = [i for i, b in enumerate(lent) if b.is_ours and lengths[i] < block_size and i not in kept]
+    free = [i for i, b in enumerate(lent) if not b.is_again and i not in kept]
+    kept += [i for i in free if lengths[i] == block_size]
+    parts = [i for i in free if lent[i].is_ours and lengths[i] < block_size]
     kept += sorted(parts, key=lambda i: -lengths[i])[: num_blocks - len(kept)]
     if keeps_first and not lent[0].is_ours:
         kept = []

@@ -114,6 +114,31 @@ def test_threads_at_other_positions_compute_what_their_parent_has_lost_at_its_ow
     hand.finish()
 
 
+@pytest.mark.parametrize(
+    ("name", "fork", "end"),
+    [("npr", PLANS, "</step>"), ("multiverse", GOAL, "</Path>")],
+    ids=["npr", "multiverse"],
+)
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_a_block_that_two_threads_found_is_joined_as_two(drive, name, fork, end, block_size):
+    """Their parent lost its blocks, so the second takes from the first what their headers have in common."""
+    hand = drive(name, is_async=True, block_size=block_size, num_blocks=2100)
+    hand.add("r", "qqqqq")
+    hand.say("r", fork)
+    num_tokens = len(hand.tokenizer.encode(fork))
+    hand.steps_until(lambda: hand.request("r").num_output_tokens == num_tokens - 1)
+    hand.preempt("r")
+    hand.steps_until(lambda: hand.decodes("r#0") and hand.decodes("r#1"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, f"abc{end}")
+    hand.steps_until(lambda: hand.decodes("r"))
+    (table,) = hand.scheduler.kv_cache_manager.get_block_ids("r")
+    assert len(set(table)) == len(table), "a table has each block once"
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert hand.oracle.num_compared_stitched
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("gap", [0, 3])
 @pytest.mark.parametrize("lost", [(), ("r#2",), ("r#1", "r#2", "r#3")], ids="-".join)

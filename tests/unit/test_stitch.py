@@ -267,3 +267,11 @@ def test_whole_blocks_stay_and_the_fullest_are_filled_up():
     lent = [Lent(5, 0, 3), Lent(7, 0, 4), Lent(6, 2, 3)]
     layout = lay_out(lent, 4)
     assert (layout.kept, layout.sources.tolist(), layout.holes.tolist()) == ([1, 0], [26], [7])
+
+
+def test_a_block_that_is_lent_twice_stands_once_and_is_copied():
+    """Two threads may have found the same one; it is nobody's own then."""
+    lent = [Lent(5, 0, 4, is_ours=False), Lent(7, 0, 2), Lent(5, 0, 4, is_ours=False, is_again=True)]
+    layout = lay_out(lent, 4)
+    assert layout.kept == [0, 1]
+    assert (layout.sources.tolist(), layout.holes.tolist()) == ([20, 21, 22, 23], [6, 7, 8, 9])

@@ -164,7 +164,8 @@ def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> St
     blocks = start.held.blocks[0]
     num_whole = start.end // size
     pieces = [Piece(start.held, num_whole * size, start.end), *others]
-    found = [found for piece in pieces for found in _lent(piece, size)]
+    has = {block.block_id for block in blocks[:num_whole]}
+    found = [found for piece in pieces for found in _lent(piece, size, has)]
     layout = lay_out([lent for _, lent in found], size, keeps_first=start.end % size > 0)
     table = [*blocks[:num_whole], *(found[i][0] for i in layout.kept)]
     num_tokens = start.end + sum(piece.end - piece.first for piece in others)
@@ -177,13 +178,17 @@ def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> St
     return Stitched(held, layout.sources, num_whole * size + layout.holes, rest)
 
 
-def _lent(piece: Piece, size: int) -> Iterator[tuple[KVCacheBlock, Lent]]:
-    """The blocks that a piece lies in."""
+def _lent(piece: Piece, size: int, has: set[int]) -> Iterator[tuple[KVCacheBlock, Lent]]:
+    """The blocks that a piece lies in. ``has``: those that the context has already, to which they are added.
+
+    Two threads may have found the same block, of what they begin with in common.
+    """
     for i in range(piece.first // size, -(-piece.end // size)):
         block = piece.held.blocks[0][i]
         is_ours = block.ref_cnt == 1 and block.block_hash is None
         first, end = max(piece.first - i * size, 0), min(piece.end - i * size, size)
-        yield block, Lent(block.block_id, first, end, is_ours)
+        yield block, Lent(block.block_id, first, end, is_ours, block.block_id in has)
+        has.add(block.block_id)
 
 
 def request_slots(manager: KVCacheManager, request_id: str, tokens: Slots) -> Slots:
