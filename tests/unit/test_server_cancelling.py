@@ -8,14 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler.feed import new_key
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.visits import VISIT
 from forkjoin_server.cancelling import asked_at
 from forkjoin_server.middleware import Bodies, ForkJoinMiddleware
 from forkjoin_server.thread_ids import ThreadName, name_in, thread_id
 
-KEY = new_key()
+KEY = "fj" + "0123456789abcdef" * 2
 THREAD = thread_id(KEY, 3)
 
 
