@@ -20,7 +20,7 @@ from tests.tiers import Tier
 pytestmark = pytest.mark.engine
 
 #: Of each dialect.
-NUM_SEEDS = {Tier.FIRST: 4, Tier.CI: 25, Tier.ALL: 25}
+NUM_SEEDS = {Tier.FIRST: 2, Tier.CI: 8, Tier.ALL: 25}
 MODES = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 #: The id of the request, which is the key that its threads are found by, too.
 R = "fj" + "0" * 32
