@@ -63,19 +63,6 @@ def test_the_other_threads_write_what_they_would_have_written(server, idle):
     assert texts == wanted
 
 
-def test_threads_of_a_vote_that_are_cancelled_are_named_with_the_outcome(server, idle):
-    vote = {"best_of": 3, "vote": "no such text", "wait_for_all": True}
-    with streaming(server, ENDLESS | {"forkjoin": vote}) as answer:
-        answer.read_until(lambda: len(answer.threads) == 3)
-        for index in (2, 0, 1):
-            thread = answer.threads[index]
-            assert cancel(server, thread["id"])[0] == 202
-            answer.read_until(lambda of=thread: "finish_reason" in of)
-        answer.read_to_end()
-    outcome = answer.usage["forkjoin"]["vote"]
-    assert (outcome["cancelled"], outcome["result"]) == ([2, 0, 1], None)
-
-
 @pytest.mark.parametrize("thread_id", ["root", "th_1", f"th_fj{'0' * 32}_0"])
 def test_of_what_nobody_knows_it_says_what_was_seen(server, thread_id):
     status, body = cancel(server, thread_id)
