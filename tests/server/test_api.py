@@ -195,7 +195,7 @@ def test_an_operator_sees_the_families_that_run_and_nothing_of_their_text(server
     ask = ASK | {"stream": True, "ignore_eos": True, "max_tokens": 3000, "request_id": "held-open"}
     ask |= {"forkjoin": {"branches": branches, "include_threads": True}}
     with httpx.stream("POST", f"{server}/v1/chat/completions", json=ask, timeout=300) as told:
-        assert any('"content"' in line for line in told.iter_lines())
+        assert any('"threads"' in line for line in told.iter_lines())
         seen = httpx.get(f"{server}/v1/forkjoin/families", timeout=60)
     (engine,) = seen.json()["engines"]
     (family,) = (f for f in engine["families"] if f["request_id"].startswith("chatcmpl-held-open-"))
