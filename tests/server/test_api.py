@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from tests.server.cancelling import ENDLESS, streaming
 from training.task import check, make_worksheet
 
 pytestmark = pytest.mark.server
@@ -191,16 +192,13 @@ def test_the_shipped_weights_fork_and_answer_right_through_the_server(client):
 
 
 def test_an_operator_sees_the_families_that_run_and_nothing_of_their_text(server):
-    branches = [{"text": "first secret:"}, {"text": "second secret:"}]
-    ask = ASK | {"stream": True, "ignore_eos": True, "max_tokens": 3000, "request_id": "held-open"}
-    ask |= {"forkjoin": {"branches": branches, "include_threads": True}}
-    with httpx.stream("POST", f"{server}/v1/chat/completions", json=ask, timeout=300) as told:
-        assert any('"threads"' in line for line in told.iter_lines())
+    with streaming(server, ENDLESS | {"request_id": "held-open"}) as told:
+        told.read_until(lambda: len(told.threads) == 3)
         seen = httpx.get(f"{server}/v1/forkjoin/families", timeout=60)
     (engine,) = seen.json()["engines"]
     (family,) = (f for f in engine["families"] if f["request_id"].startswith("chatcmpl-held-open-"))
     assert family["state"] == "forked"
-    assert sum(family["threads"].values()) == 2
+    assert sum(family["threads"].values()) == 3
     assert 0 < family["kv_blocks"] <= family["peak_kv_blocks"] < engine["kv_blocks"]["total"]
     assert family["expected_kv_blocks"] > 0
-    assert "secret" not in seen.text
+    assert "a=1+1" not in seen.text
