@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.excerpt import cut
+from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_server.threads import Json
 
 #: Where a body has grammars, and how many values each may have: tools come by the hundred.
@@ -107,7 +107,7 @@ class _Measure:
         least, most = _NUMBERS
         is_end = key not in ("minimum", "exclusiveMinimum")
         if not (_LEAST_END if is_end else least) <= value <= most:
-            self._refuse(f"numbers of 64 bits in its grammars, got {key or 'one'} = {value:.6g}")
+            self._refuse(f"numbers of 64 bits in its grammars, got {cut(key) or 'one'} = {excerpt(value)}")
 
     def _take_pattern(self, pattern: str) -> None:
         if len(pattern) > MAX_PATTERN_CHARS:

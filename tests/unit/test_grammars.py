@@ -65,6 +65,8 @@ def test_what_people_send_passes(body):
         ({"type": "integer", "exclusiveMinimum": -1e30, "maximum": -(2**63) + 1}, "numbers of 64 bits"),
         ({"type": "integer", "minimum": -(2**70)}, "numbers of 64 bits"),
         ({"const": 2**70}, "numbers of 64 bits"),
+        ({"const": 10**400}, "numbers of 64 bits"),  # more than a float holds
+        ({"x" * 5_000: 1e30}, "numbers of 64 bits"),
         ({"enum": [1, -(2**63)]}, "numbers of 64 bits"),
         (BOMB, "repetitions multiply"),
         ({"type": "string", "pattern": "a{0,10000}"}, "repetitions multiply"),
