@@ -3,7 +3,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +28,15 @@ def engine():
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The model that speaks a dialect."""
     return cache(lambda name: renamed.model_for(name, tmp_path_factory.mktemp))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each look at the clock take a millisecond: a run is the same on every machine."""
+    from forkjoin_scheduler.vllm_seam import pacing
+
+    ticks = count()
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))
 
 
 @pytest.fixture(autouse=True)

@@ -665,6 +665,18 @@ class Tally:
                 mine.update(value)
 
 
+def compared(dialect: str, kind: str, seed: int, model: Path) -> tuple[Drive, Drive, tuple[int, int, int]]:
+    """The run of that name, the undisturbed one, and what was compared of them; an error says which run it was."""
+    drive, calm = Drive.named(dialect, kind, seed, model), Drive.calm(dialect, kind, seed, model)
+    try:
+        drive.run()
+        calm.run()
+        return drive, calm, drive.check_same(calm)
+    except Exception as error:
+        error.add_note(f'Drive.named("{dialect}", "{kind}", {seed}, …), {drive.setup}')
+        raise
+
+
 def tally_of(dialect: str, kind: str, seed: int, model: Path) -> Tally:
     """Make the run of that name, and the undisturbed one beside it."""
     tally = Tally(runs=1)

@@ -5,9 +5,6 @@ Each step checks the engine's invariants (``invariants.py``) and the KV that is 
 
 from __future__ import annotations
 
-from itertools import count
-from types import SimpleNamespace
-
 import pytest
 from vllm.v1.request import RequestStatus
 
@@ -30,15 +27,6 @@ OUTLINES = "<Outlines><Outline>1: a</Outline><Outline>2: b</Outline></Outlines>"
 JOINED = pytest.mark.parametrize(
     ("name", "fork", "end"), [("threadweaver", OUTLINES, "</Thread>"), ("multiverse", GOAL, "</Path>")]
 )
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Let each look at the clock take a millisecond: a run is the same on every machine."""
-    from forkjoin_scheduler.vllm_seam import pacing
-
-    ticks = count()
-    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))
 
 
 @pytest.fixture
@@ -323,17 +311,10 @@ def test_a_thread_of_a_paused_engine_ends_without_running(drive):
 
 @pytest.mark.parametrize("name", builtin_names())
 def test_random_traffic_with_cancelled_threads_leaves_nothing_behind(model_of, clock, tier, name):
-    from tests.engine.random_drive import Drive
+    from tests.engine.random_drive import compared
 
     num_cancelled = 0
     for seed in range(NUM_SEEDS[tier]):
-        drive, calm = (make(name, "cancels", seed, model_of(name)) for make in (Drive.named, Drive.calm))
-        try:
-            drive.run()
-            calm.run()
-            drive.check_same(calm)
-        except Exception as error:
-            error.add_note(f'Drive.named("{name}", "cancels", {seed}, …), {drive.setup}')
-            raise
+        drive, _, _ = compared(name, "cancels", seed, model_of(name))
         num_cancelled += len(drive.seen.cancelled)
     assert num_cancelled

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import count
-from types import SimpleNamespace
 
 import pytest
 from vllm.v1.request import RequestStatus
@@ -13,19 +11,10 @@ from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from tests.engine import renamed
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("clock")]
 
 #: Seeds of a dialect's runs, in each of which another part of the targets raises.
 SEEDS = (0, 1)
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch):
-    """Let each look at the clock take a millisecond: a run is the same on every machine."""
-    from forkjoin_scheduler.vllm_seam import pacing
-
-    ticks = count()
-    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))
 
 
 @pytest.fixture

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import count
-from types import SimpleNamespace
 
 import pytest
 
 from forkjoin_scheduler.dialect_files import builtin_names
 from tests.tiers import Tier
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("clock")]
 
 #: Of each dialect and kind.
 NUM_SEEDS = {Tier.FIRST: 15, Tier.CI: 35, Tier.ALL: 35}
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch):
-    """Let each look at the clock take a millisecond: a run is the same on every machine."""
-    from forkjoin_scheduler.vllm_seam import pacing
-
-    ticks = count()
-    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))
 
 
 @pytest.mark.parametrize("kind", ["mixed", "pressure", "resets", "anything"])
@@ -31,17 +20,10 @@ def clock(monkeypatch):
 def test_whatever_happens_every_request_ends_once_as_undisturbed_and_everything_is_back(
     model_of, tier, name, kind
 ):
-    from tests.engine.random_drive import Drive
+    from tests.engine.random_drive import compared
 
     for seed in range(NUM_SEEDS[tier]):
-        drive, calm = (make(name, kind, seed, model_of(name)) for make in (Drive.named, Drive.calm))
-        try:
-            drive.run()
-            calm.run()
-            drive.check_same(calm)
-        except Exception as error:
-            error.add_note(f'Drive.named("{name}", "{kind}", {seed}, …), {drive.setup}')
-            raise
+        compared(name, kind, seed, model_of(name))
 
 
 def test_the_drive_notices_logprobs_that_are_handed_to_another_token(model_of, monkeypatch):

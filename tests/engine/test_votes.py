@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import count
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -20,15 +18,6 @@ pytestmark = pytest.mark.engine
 NUM_SEEDS = {Tier.FIRST: 6, Tier.CI: 25, Tier.ALL: 60}
 MODES = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 END = "<|end|>"
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Let each look at the clock take a millisecond: a run is the same on every machine."""
-    from forkjoin_scheduler.vllm_seam import pacing
-
-    ticks = count()
-    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))
 
 
 @pytest.fixture
@@ -302,18 +291,12 @@ def test_a_vote_goes_on_without_a_policy_that_raises(vote, monkeypatch, policy):
 @pytest.mark.usefixtures("clock")
 def test_whatever_happens_a_vote_that_ends_early_answers_as_one_that_waits_for_all(tier):
     """Without interruption, and with all its threads side by side, in the runs that it is compared with."""
-    from tests.engine.random_drive import Drive
+    from tests.engine.random_drive import compared
 
     num_compared = num_cut = 0
     for seed in range(NUM_SEEDS[tier]):
-        drive, calm = (make("explicit", "votes", seed, EMBEDDED_MODEL) for make in (Drive.named, Drive.calm))
-        try:
-            drive.run()
-            calm.run()
-            num_compared += drive.check_same(calm)[0]
-        except Exception as error:
-            error.add_note(f'Drive.named("explicit", "votes", {seed}, …), {drive.setup}')
-            raise
+        drive, calm, counts = compared("explicit", "votes", seed, EMBEDDED_MODEL)
+        num_compared += counts[0]
         num_cut += drive.seen.threads_cut
         assert not calm.seen.threads_cut
     assert num_compared > 2 * NUM_SEEDS[tier]
