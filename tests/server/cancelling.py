@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from tests.server.reading import extend
+
 LIMIT_S = 300
 #: An answer whose threads write until something ends them.
 ENDLESS = {
@@ -36,8 +38,7 @@ class Streamed:
             for choice in chunk["choices"]:
                 self.finish_reason = choice["finish_reason"] or self.finish_reason
                 for entry in choice["delta"].get("threads", ()):
-                    thread = self.threads.setdefault(entry["index"], {"content": ""})
-                    thread |= entry | {"content": thread["content"] + entry.get("content", "")}
+                    extend(self.threads.setdefault(entry["index"], {"content": ""}), entry)
 
     def read_to_end(self) -> None:
         self.read_until(lambda: False)

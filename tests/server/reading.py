@@ -53,9 +53,13 @@ def read_stream(chunks: Iterable[Any]) -> Answer:
     for entry in answer.entries:
         if entry["index"] == len(answer.threads):
             answer.threads.append({"content": ""})
-        thread = answer.threads[entry["index"]]
-        thread |= entry | {"content": thread["content"] + entry.get("content", "")}
+        extend(answer.threads[entry["index"]], entry)
     return answer
+
+
+def extend(thread: dict, entry: dict) -> None:
+    """Put an entry of a stream onto what its thread is so far: ``content`` is appended, all else is set."""
+    thread |= entry | {"content": thread["content"] + entry.get("content", "")}
 
 
 def read_whole(answer: Any) -> Answer:
