@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -14,7 +16,11 @@ def expand():
     from forkjoin_scheduler.vllm_seam.drafted_temperatures import spread_temperatures_over_drafts
 
     spread_temperatures_over_drafts()
-    current_platform.register_triton_kernel_overrides()
+    with pytest.MonkeyPatch.context() as patched:
+        # A worker does this before it loads numba; vLLM's walk over all modules fails on llvmlite's library.
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("llvmlite", "numba")]:
+            patched.delitem(sys.modules, name)
+        current_platform.register_triton_kernel_overrides()
     return expand_batch_to_tokens
 
 
