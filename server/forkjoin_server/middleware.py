@@ -20,7 +20,7 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.visits import BACKLOG, VISIT
-from forkjoin_server import about, agents, answers, cancelling, families, incoming, metrics
+from forkjoin_server import agents, answers, cancelling, incoming, metrics
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
@@ -37,6 +37,7 @@ from forkjoin_server.incoming import MIB, BodySettings, BodyStalled, BodyTooLarg
 from forkjoin_server.lifecycle import Cut, Lifecycle
 from forkjoin_server.logs import REQUEST_ID
 from forkjoin_server.openapi import publish
+from forkjoin_server.overview import Overview
 from forkjoin_server.request import DEFAULTS, count_answers, prepare, sampling_of
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.routes import GENERATE, GENERATING, HEALTH, PATHS, RESPONSES, STORED, route_of
@@ -59,7 +60,6 @@ from forkjoin_server.wrong_bodies import stop_at_first_wrong_item
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
 _CUT = "the server has shut down before this answer was over: ask again, or elsewhere"
-_NO_FAMILIES = "expected a server that forks, this one was started with --dialect none: it has no families"
 _RETRY = [(b"retry-after", b"1")]
 #: The rest of a body that was not read is not to be taken for another request.
 _CLOSE = [(b"connection", b"close")]
@@ -80,7 +80,6 @@ class ForkJoinMiddleware:
         self.app = _with_innermost(app, Bodies)
         self.lifecycle = Lifecycle()
         self._starting: asyncio.Task[None] | None = None
-        self._families: families.Families | None = None
         if metrics.observe not in FEEDS.observers:
             FEEDS.observers.append(metrics.observe)
 
@@ -117,11 +116,6 @@ class ForkJoinMiddleware:
             await answers.respond(send, 200 if reason is None else 503, body)
         elif path in HEALTH and (reason := self.lifecycle.unhealthy(scope["app"].state)) is not None:
             await answers.respond(send, 503, {"reason": reason})
-        elif path == about.PATH and scope["method"] == "GET":
-            model_config = getattr(_vllm_config(scope), "model_config", None)
-            await answers.respond(send, 200, about.about(model_config, _settings(scope)))
-        elif path == families.PATH and scope["method"] == "GET":
-            await self._show_families(visit.tenant, scope, send)
         elif (page := self.access.playground) is not None and page.answers(scope, path):
             await page.respond(scope, path, send)
         elif scope["method"] != "POST" and not path.startswith(STORED):
@@ -131,19 +125,6 @@ class ForkJoinMiddleware:
         else:
             with self.lifecycle.request():
                 await self._in_turn(visit, path, scope, receive, send)
-
-    async def _show_families(self, tenant: Tenant, scope: Message, send: Send) -> None:
-        """Answer what the engines do at the moment."""
-        client = _client(scope)
-        if client is None or _settings(scope).dialect is None:
-            await answers.respond(send, 404, answers.error(_NO_FAMILIES, families.PATH, 404))
-            return
-        if self._families is None:
-            self._families = families.Families(client.engine_core)
-        try:
-            await answers.respond(send, 200, await self._families.shown_to(tenant))
-        except families.NoAnswer as error:
-            await answers.respond(send, 503, answers.error(str(error), families.PATH, 503), _RETRY)
 
     async def _in_turn(self, visit: Visit, path: str, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, or say at once that too much waits."""
@@ -186,7 +167,7 @@ class Bodies:
         self.app = app
         self._preparing, self._kept = Preparing(), incoming.Kept()
         self._settings: Settings | None = None
-        self._stored = StoredResponses()
+        self._stored, self._overview = StoredResponses(), Overview()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -197,6 +178,9 @@ class Bodies:
                 return
             if stored := self._stored.weaver(route_path(scope), send):
                 send = stored.send
+        if scope["type"] == "http" and self._overview.answers(scope, route_path(scope)):
+            await self._look(scope, send)
+            return
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self.app(scope, receive, send)
             return
@@ -223,6 +207,18 @@ class Bodies:
                 await entrance.refuse(error, path, send)
             else:
                 await self._take_turn(path, raw, scope, receive, send)
+
+    async def _look(self, scope: Message, send: Send) -> None:
+        visit = VISIT.get() or Visit(Tenant())
+        model_config = getattr(_vllm_config(scope), "model_config", None)
+        settings, client = self._settings_of(scope), _client(scope)
+        await self._overview.respond(route_path(scope), settings, client, model_config, visit.tenant, send)
+
+    def _settings_of(self, scope: Message) -> Settings:
+        """They stay what they are, and a dialect takes as long to read as a body."""
+        if self._settings is None:
+            self._settings = _settings(scope)
+        return self._settings
 
     async def _take_turn(self, path: str, raw: bytes, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a POST by its body, ``raw``: what is work for the engine in its turn."""
@@ -257,19 +253,18 @@ class Bodies:
             counted.check()
 
     async def _generate(self, path: str, given: Json, scope: Message, receive: Receive, send: Send) -> None:
-        if self._settings is None:  # they stay what they are, and a dialect takes as long to read as a body
-            self._settings = _settings(scope)
+        settings = self._settings_of(scope)
         key, client = new_key(), _client(scope)
         try:
             scope = _with_request_id(scope, given.get("request_id"), key)
             check_grammars(given)
             given, as_agents = agents.take(given, path)
             reasons = has_reasoning_parser(_vllm_config(scope))
-            body, options = prepare(given, path, key, self._settings, reasons=reasons)
+            body, options = prepare(given, path, key, settings, reasons=reasons)
             data = _encoded(body)
             num_answers, num_choices = count_answers(sampling_of(body, path))
             check_beside_prompt(body, len(data), num_answers)
-            asked = Asked(await compiled(options, client), _max_tokens(self._settings, client))
+            asked = Asked(await compiled(options, client), _max_tokens(settings, client))
             if path == RESPONSES and stores_responses():
                 self._stored.claim(body, _tenant())
         except AnothersResponse as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from forkjoin_scheduler.dialect_files import builtin_names, load
-from forkjoin_scheduler.settings import Settings
+from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server import about as about_route
 from forkjoin_server.about import about
 from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.middleware import ForkJoinMiddleware
 
 
 def test_it_names_the_model_the_dialect_and_the_limits_in_force():
@@ -32,3 +36,27 @@ def test_of_each_dialect_it_says_whether_a_parent_waits_and_how_deep_threads_nes
 
 def test_without_a_dialect_it_says_so():
     assert about(None, Settings())["dialect"] is None
+
+
+def test_the_route_reads_the_dialect_and_the_version_once(monkeypatch):
+    reads, read, version = [], Settings.model_validate, about_route.version
+    monkeypatch.setattr(Settings, "model_validate", lambda given: reads.append("dialect") or read(given))
+    monkeypatch.setattr(about_route, "version", lambda name: reads.append("version") or version(name))
+    settings = Settings.of(load("threadweaver"), {}).model_dump(mode="json")
+    state = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={KEY: settings}))
+    scope = {"type": "http", "method": "GET", "path": about_route.PATH, "headers": []}
+    scope["app"] = SimpleNamespace(state=state)
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask_twice():
+        app = ForkJoinMiddleware(None)
+        for _ in range(2):
+            await app(scope, None, send)
+
+    asyncio.run(ask_twice())
+    bodies = [json.loads(message["body"]) for message in sent[1::2]]
+    assert [body["dialect"]["name"] for body in bodies] == ["threadweaver"] * 2
+    assert reads == ["dialect", "version"]
