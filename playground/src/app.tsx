@@ -4,7 +4,7 @@ import { useCallback, useEffect, useReducer, useRef, useState } from "preact/hoo
 import { Composer } from "./composer";
 import { CopyDialog } from "./copy-dialog";
 import { examplesFor } from "./examples";
-import { EMPTY, type Form, isComparable, requestOf, sequential, WrongForm } from "./form";
+import { branchesAsked, EMPTY, type Form, isComparable, requestOf, sequential, WrongForm } from "./form";
 import { Guarded } from "./guarded";
 import { keep, kept, taken } from "./kept";
 import { KeyDialog } from "./key-dialog";
@@ -12,6 +12,7 @@ import { type Notice, ofError } from "./notices";
 import { parseRecordings, recordingsOf } from "./opening";
 import type { Recording } from "./recording";
 import { Run } from "./run";
+import { type Misfit, misfitOf } from "./schema";
 import { client, lookAt, type Served, wantsKey } from "./served";
 import { Stage } from "./stage";
 import type { ChatRequest } from "vllm-forkjoin";
@@ -24,6 +25,7 @@ export function App() {
   const [form, setForm] = useState<Form | null>(() => withDefaults(kept<Partial<Form>>("form")));
   const [chosen, setChosen] = useState<string | null>(null);
   const [wrong, setWrong] = useState<Notice | null>(null);
+  const [misfit, setMisfit] = useState<Misfit | null>(null);
   const [runs, setRuns] = useRuns();
 
   const look = useCallback((key: string | null) => {
@@ -46,8 +48,11 @@ export function App() {
   const change = (some: Partial<Form>): void => {
     const next = { ...fields, ...some };
     setForm(next);
+    setMisfit(null);
     keep("form", next);
   };
+  const refusal = runs[0]?.error ?? null;
+  useEffect(() => setMisfit(misfitOf(refusal, fields.schema !== "", branchesAsked(fields))), [refusal]);
   const model = chosen ?? served?.models[0] ?? "";
   const request = (): ChatRequest | null => {
     try {
@@ -56,6 +61,7 @@ export function App() {
     } catch (error) {
       if (!(error instanceof WrongForm)) throw error;
       setWrong({ kind: "error", title: "Check the form", text: error.message });
+      setMisfit(error.place === null ? null : { place: error.place, text: error.message });
       return null;
     }
   };
@@ -108,7 +114,7 @@ export function App() {
             if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) e.currentTarget.requestSubmit();
           }}
         >
-          <Composer form={fields} onChange={change} examples={examples} served={served} model={model} onModel={setChosen}>
+          <Composer form={fields} onChange={change} examples={examples} served={served} model={model} onModel={setChosen} misfit={misfit}>
             <div class="buttons">
               {isRunning ? (
                 // A button of its own: one that turned into Run would submit the form with the same click.

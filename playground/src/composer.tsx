@@ -2,7 +2,9 @@
 
 import type { ComponentChildren } from "preact";
 import type { Example } from "./examples";
-import type { Form } from "./form";
+import type { Form, FormBranch } from "./form";
+import type { Misfit } from "./schema";
+import { SchemaField } from "./schema-field";
 import type { Served } from "./served";
 
 interface Props {
@@ -12,10 +14,12 @@ interface Props {
   served: Served | null;
   model: string;
   onModel: (model: string) => void;
+  /** The schema that was refused last. */
+  misfit: Misfit | null;
   children: ComponentChildren;
 }
 
-export function Composer({ form, onChange, examples, served, model, onModel, children }: Props) {
+export function Composer({ form, onChange, examples, served, model, onModel, misfit, children }: Props) {
   return (
     <>
       {(served?.models.length ?? 0) > 1 && (
@@ -45,7 +49,17 @@ export function Composer({ form, onChange, examples, served, model, onModel, chi
       {children}
       <details open={form.mode !== "model"}>
         <summary>Fork and join</summary>
-        <ForkJoinFields form={form} onChange={onChange} limits={served?.limits ?? {}} />
+        <ForkJoinFields form={form} onChange={onChange} misfit={misfit} limits={served?.limits ?? {}} />
+      </details>
+      <details open={form.schema !== "" || form.structured}>
+        <summary>Structured output</summary>
+        <SchemaField
+          name="JSON schema of the answer"
+          value={form.schema}
+          wrong={misfit?.place === "answer" ? misfit : null}
+          onInput={(schema) => onChange({ schema })}
+        />
+        <Check form={form} onChange={onChange} name="structured" label="It holds for the answer only: before it the model may fork" />
       </details>
       <details>
         <summary>Sampling</summary>
@@ -76,6 +90,7 @@ export function Composer({ form, onChange, examples, served, model, onModel, chi
 }
 
 type Fields = Pick<Props, "form" | "onChange">;
+type WithMisfit = Pick<Props, "misfit">;
 
 const MODES: [Form["mode"], string][] = [
   ["model", "The model"],
@@ -83,7 +98,7 @@ const MODES: [Form["mode"], string][] = [
   ["vote", "A vote"],
 ];
 
-function ForkJoinFields({ form, onChange, limits }: Fields & { limits: Record<string, number | null> }) {
+function ForkJoinFields({ form, onChange, misfit, limits }: Fields & WithMisfit & { limits: Record<string, number | null> }) {
   const hint = (name: string): string => String(limits[name] ?? "none");
   return (
     <>
@@ -96,7 +111,7 @@ function ForkJoinFields({ form, onChange, limits }: Fields & { limits: Record<st
           </label>
         ))}
       </fieldset>
-      {form.mode === "branches" && <Branches form={form} onChange={onChange} />}
+      {form.mode === "branches" && <Branches form={form} onChange={onChange} misfit={misfit} />}
       {form.mode === "vote" && <Vote form={form} onChange={onChange} />}
       <div class="grid">
         <Num form={form} onChange={onChange} name="max_threads_per_fork" label="Threads a fork" hint={hint("max_threads_per_fork")} />
@@ -105,13 +120,12 @@ function ForkJoinFields({ form, onChange, limits }: Fields & { limits: Record<st
         <Num form={form} onChange={onChange} name="max_total_tokens" label="Tokens in all" hint={hint("max_total_tokens")} />
         <Num form={form} onChange={onChange} name="max_threads_running" label="Threads at a time" hint="server’s" />
       </div>
-      <Check form={form} onChange={onChange} name="structured" label="Structured output holds for the answer only" />
     </>
   );
 }
 
-function Branches({ form, onChange }: Fields) {
-  const change = (at: number, field: "title" | "text", value: string): void =>
+function Branches({ form, onChange, misfit }: Fields & WithMisfit) {
+  const change = (at: number, field: keyof FormBranch, value: string): void =>
     onChange({ branches: form.branches.map((b, i) => (i === at ? { ...b, [field]: value } : b)) });
   return (
     <div class="branches">
@@ -137,6 +151,12 @@ function Branches({ form, onChange }: Fields) {
           >
             ✕
           </button>
+          <SchemaField
+            name={`JSON schema of branch ${i + 1}`}
+            value={branch.schema ?? ""}
+            wrong={misfit?.place === i ? misfit : null}
+            onInput={(schema) => change(i, "schema", schema)}
+          />
         </div>
       ))}
       <button type="button" class="chip" onClick={() => onChange({ branches: [...form.branches, { title: "", text: "" }] })}>

@@ -1,6 +1,14 @@
 /** The form: what can be asked, as the page's fields hold it, and the request that it makes. */
 
-import type { ChatRequest, ForkJoinOptions } from "vllm-forkjoin";
+import type { Branch, ChatRequest, ForkJoinOptions } from "vllm-forkjoin";
+import { type Place, responseFormat, SchemaError } from "./schema";
+
+export interface FormBranch {
+  title: string;
+  text: string;
+  /** The JSON schema of what its thread writes, as text. */
+  schema?: string;
+}
 
 export interface Form {
   prompt: string;
@@ -16,8 +24,10 @@ export interface Form {
   max_tokens_per_thread: string;
   max_total_tokens: string;
   max_threads_running: string;
+  /** The JSON schema of the answer, as text. */
+  schema: string;
   structured: boolean;
-  branches: { title: string; text: string }[];
+  branches: FormBranch[];
   closing: string;
   best_of: string;
   vote: string;
@@ -41,6 +51,7 @@ export const EMPTY: Form = {
   max_tokens_per_thread: "",
   max_total_tokens: "",
   max_threads_running: "",
+  schema: "",
   structured: false,
   branches: [
     { title: "for", text: "" },
@@ -55,7 +66,15 @@ export const EMPTY: Form = {
   more: "",
 };
 
-export class WrongForm extends Error {}
+export class WrongForm extends Error {
+  /** `place`: the schema that is wrong, if it is one. */
+  constructor(
+    message: string,
+    readonly place: Place | null = null,
+  ) {
+    super(message);
+  }
+}
 
 /** The request that `form` makes. Throws WrongForm, which names the field. */
 export function requestOf(form: Form, model: string): ChatRequest {
@@ -65,7 +84,7 @@ export function requestOf(form: Form, model: string): ChatRequest {
   const { forkjoin: moreForkjoin, ...more } = json(form.more);
   const forkjoin = { ...forkjoinOf(form), ...(moreForkjoin as ForkJoinOptions | undefined) };
   const asked = Object.keys(forkjoin).length > 0 ? { forkjoin } : {};
-  return { model, messages, ...sampling, ...asked, ...more };
+  return { model, messages, ...sampling, ...formatOf(form.schema, "answer"), ...asked, ...more };
 }
 
 /** The same request without any fork: the same weights decode in a row. */
@@ -95,7 +114,7 @@ function forkjoinOf(form: Form): ForkJoinOptions {
 function forkOf(form: Form): ForkJoinOptions {
   if (form.mode === "model") return {};
   if (form.mode === "branches") {
-    const branches = form.branches.filter((b) => b.title || b.text);
+    const branches = branchesAsked(form).map((at) => branchOf(form.branches[at] as FormBranch, at));
     if (branches.length === 0) throw new WrongForm("Branches: expected one with a title or a text");
     return { branches, ...(form.closing ? { closing: form.closing } : {}) };
   }
@@ -103,6 +122,25 @@ function forkOf(form: Form): ForkJoinOptions {
   const prune = form.prune ? { prune: form.prune as NonNullable<ForkJoinOptions["prune"]> } : {};
   const all = form.wait_for_all ? { wait_for_all: true } : {};
   return { ...numbers(form, ["best_of", "confidence"]), vote: form.vote, ...prune, ...all };
+}
+
+/** Where in the form the request's branches stand: an empty row is none. */
+export function branchesAsked({ branches }: Form): number[] {
+  return branches.flatMap(({ title, text, schema }, at) => (title || text || schema?.trim() ? [at] : []));
+}
+
+function branchOf({ title, text, schema }: FormBranch, at: number): Branch {
+  return { title, text, ...formatOf(schema ?? "", at) };
+}
+
+function formatOf(schema: string, place: Place): Pick<Branch, "response_format"> {
+  try {
+    return schema.trim() ? { response_format: responseFormat(schema) } : {};
+  } catch (error) {
+    if (!(error instanceof SchemaError)) throw error;
+    const where = place === "answer" ? "The answer’s schema" : `The schema of branch ${place + 1}`;
+    throw new WrongForm(`${where}: ${error.message}`, place);
+  }
 }
 
 function numbers(form: Form, names: readonly (keyof Form)[]): Record<string, number> {

@@ -24,7 +24,7 @@ function curl(request: ChatRequest, baseUrl: string, hasKey: boolean): string {
 
 function python(request: ChatRequest, baseUrl: string, hasKey: boolean): string {
   const { forkjoin, ...plain } = request;
-  const known = new Set(["model", "messages", "temperature", "top_p", "max_tokens", "seed", "stop"]);
+  const known = new Set(["model", "messages", "temperature", "top_p", "max_tokens", "seed", "stop", "response_format"]);
   const args = Object.entries(plain).filter(([name]) => known.has(name));
   const others = Object.entries(plain).filter(([name]) => !known.has(name));
   const extra = { ...(forkjoin ? { forkjoin } : {}), ...Object.fromEntries(others) };

@@ -185,6 +185,71 @@ test("the request is shown for curl, Python and TypeScript, without the key", as
   }
 });
 
+const oneOf = (...values) => ({ type: "object", properties: { a: { enum: values } }, required: ["a"] });
+const format = (schema) => ({ type: "json_schema", json_schema: { name: "schema", schema } });
+const schemaField = (page, whose) => page.getByLabel(`JSON schema of ${whose}`);
+
+/** Two branches with a title each, and the fields that they and structured output have. */
+async function openSchemas(page) {
+  await page.getByText("Structured output", { exact: true }).click();
+  await page.getByText("Fork and join", { exact: true }).click();
+  await page.getByRole("radio", { name: "My branches" }).check({ force: true });
+}
+
+test("the answer and each branch obey their schemas, which a copy and a saved file have too", async () => {
+  const page = await open();
+  await openSchemas(page);
+  for (const [n, value] of [[1, "p"], [2, 7]]) {
+    await page.getByLabel(`Title of branch ${n}`).fill(`branch ${n}`);
+    await schemaField(page, `branch ${n}`).fill(JSON.stringify(oneOf(value)));
+  }
+  await page.getByLabel(/^Closing/).fill("\n</think>");
+  await schemaField(page, "the answer").fill(JSON.stringify(oneOf(true)));
+  await page.getByLabel(/holds for the answer only/).check();
+  await ask(page, { prompt: "a=482*731" });
+  await over(page);
+  const text = await page.locator(".answer").innerText();
+  assert.ok(['{"a":"p"}', '{"a":7}'].every((part) => text.includes(part)) && text.endsWith('{"a":true}'), text);
+  const { recording } = await saved(page);
+  assert.deepEqual(recording.request.response_format, format(oneOf(true)));
+  const { branches, structured } = recording.request.forkjoin;
+  assert.deepEqual(branches.map((branch) => branch.response_format), [format(oneOf("p")), format(oneOf(7))]);
+  assert.equal(structured, "answer");
+  await button(page, "Copy as…").click();
+  for (const language of ["curl", "Python", "TypeScript"]) {
+    await page.getByRole("radio", { name: language }).check({ force: true });
+    assert.equal((await page.locator(".snippet").innerText()).match(/response_format/g).length, 3);
+  }
+});
+
+test("what is wrong with a schema stands at its field, whoever says so", async () => {
+  const page = await open();
+  await openSchemas(page);
+  const wrong = async (whose) => {
+    const field = schemaField(page, whose);
+    await page.locator("textarea[aria-invalid=true]").waitFor();
+    assert.equal(await field.getAttribute("aria-invalid"), "true");
+    assert.equal(await page.locator("textarea[aria-invalid=true]").count(), 1);
+    return page.locator(`[id="${await field.getAttribute("aria-describedby")}"]`).innerText();
+  };
+  await page.getByLabel("Title of branch 1").fill("");
+  await schemaField(page, "branch 2").fill("[]");
+  await ask(page, { prompt: "a=482*731" });
+  assert.match(await wrong("branch 2"), /expected a JSON object/);
+  await schemaField(page, "branch 2").fill(`{"type": "nonsense"}`);
+  assert.equal(await page.locator("textarea[aria-invalid=true]").count(), 0);
+  await button(page, "Run").click();
+  assert.match(await wrong("branch 2"), /^forkjoin\.branches\[0\]\.response_format: .*schema/);
+  await over(page);
+  await page.getByRole("radio", { name: "The model" }).check({ force: true });
+  await schemaField(page, "the answer").fill("{");
+  await button(page, "Run").click();
+  assert.match(await wrong("the answer"), /text that is no JSON/);
+  await schemaField(page, "the answer").fill(`{"type": "nonsense"}`);
+  await button(page, "Run").click();
+  assert.match(await wrong("the answer"), /schema/);
+});
+
 test("a saved answer opens again as it was", async () => {
   const page = await open();
   await ask(page, { example: "Three products" });

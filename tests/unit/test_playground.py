@@ -47,7 +47,8 @@ def test_the_built_files_are_those_of_the_source():
 
 
 def test_they_are_small():
-    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) < MAX_BYTES
+    files = [f for f in FOLDER.rglob("*") if f.is_file() and f != MANIFEST]
+    assert sum(f.stat().st_size for f in files) < MAX_BYTES
 
 
 @pytest.mark.parametrize("name", ["index.html", "operator.html"])
