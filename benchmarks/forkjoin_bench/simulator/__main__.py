@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from forkjoin.terminal.drawing import DARK, LIGHT
 from forkjoin_bench.simulator.cluster import ROUTERS, simulate
 from forkjoin_bench.simulator.costs import MULTIVERSE as MULTIVERSE_COST
 from forkjoin_bench.simulator.costs import Cost, Linear
@@ -123,7 +124,7 @@ def compare(args: argparse.Namespace) -> dict[str, Result]:
         }
     if args.plot:
         named = {f"at most {n}" if n.isdigit() else n: curve for n, curve in curves.items()}
-        draw_curves(named, args.plot, "KV, as a part of what all families need")
+        draw_curves(named, args.plot, "KV, as a part of what all families need", DARK if args.dark else LIGHT)
     return {f"{name}, {part:g} of the KV": r for name, curve in curves.items() for part, r in curve.items()}
 
 
@@ -158,40 +159,115 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="forkjoin bench simulate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in {"run": "each thread policy", "compare": "gates over KV sizes"}.items():
-        command = commands.add_parser(name, help=text)
-        command.add_argument("--shape", choices=SHAPES, default="tight")
-        command.add_argument("--num", type=int, default=100, help="requests")
-        command.add_argument("--rate", type=float, default=0.0, help="a second, Poisson; 0: all at once")
-        command.add_argument("--seed", type=int, default=1)
-        command.add_argument("--sessions", type=int, default=0, help="sessions that share prefixes; 0: none")
-        command.add_argument("--shared-tokens", type=int, default=2000, help="of each session")
-        command.add_argument("--stitched", action="store_true", help="join by stitching")
-        command.add_argument("--replicas", type=int, default=1)
-        command.add_argument("--router", choices=ROUTERS, default="least-loaded")
-        command.add_argument("--blocks", type=int, help="KV blocks of a replica")
-        command.add_argument("--kv", type=float, default=0.5, help="instead: a part of what all need")
-        command.add_argument("--slots", type=int, default=256)
-        command.add_argument("--admission", default="family", help="family, greedy, or a number of families")
-        command.add_argument(
-            "--step-ms",
-            type=float,
-            nargs=2,
-            metavar=("BASE", "TOKEN"),
-            help="what a step takes, and each token in it besides; default: Multiverse's",
-        )
-        command.add_argument("--slo-itl-ms", type=float, default=50.0)
-        command.add_argument("--slo-ttft-s", type=float, default=2.0)
-        several = {"nargs": "+", "default": ["eager"]} if name == "run" else {"default": "eager"}
-        command.add_argument("--threads", **several, help="eager, capped2, slack")
-        if name == "compare":
-            command.add_argument("--gates", nargs="+", default=["greedy", "family", "4", "8", "16"])
-            command.add_argument("--plot", type=Path, help="file to draw into: .svg or .png")
-    command = commands.add_parser("validate", help="beside the real engine (needs a checkout)")
-    command.add_argument("--wall", action="store_true", help="wall seconds, on a machine of one's own")
+    run = commands.add_parser("run", help="Simulate each thread policy.")
+    compare = commands.add_parser("compare", help="Simulate kinds of admission over sizes of the KV cache.")
+    for command in (run, compare):
+        _add_traffic(command)
+        _add_engine(command)
+    policies = "eager, capped with a number (capped2), or slack"
+    run.add_argument(
+        "--threads",
+        nargs="+",
+        default=["eager"],
+        metavar="POLICY",
+        help=f"Thread policies that are compared: {policies}. Default: eager.",
+    )
+    compare.add_argument(
+        "--threads",
+        default="eager",
+        metavar="POLICY",
+        help=f"Thread policy: {policies}. Default: %(default)s.",
+    )
+    gates = ["greedy", "family", "4", "8", "16"]
+    compare.add_argument(
+        "--gates",
+        nargs="+",
+        default=gates,
+        metavar="GATE",
+        help=f"Kinds of admission, or fixed numbers of families. Default: {', '.join(gates)}.",
+    )
+    compare.add_argument(
+        "--plot", type=Path, metavar="FILE", help="Draw the curves into this SVG or PNG file."
+    )
+    compare.add_argument("--dark", action="store_true", help="Draw on a dark background.")
+    validate = commands.add_parser("validate", help="Compare with the real engine. It needs a checkout.")
+    validate.add_argument(
+        "--wall", action="store_true", help="Measure wall time instead of CPU time, on an idle machine."
+    )
     for command in commands.choices.values():
-        command.add_argument("--json", type=Path, help="file to write everything to")
+        command.add_argument("--json", type=Path, metavar="FILE", help="Write all results into this file.")
     return parser
+
+
+def _add_traffic(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--shape", choices=SHAPES, default="tight", help="Shape of the requests. Default: %(default)s."
+    )
+    command.add_argument(
+        "--rate",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="Requests a second, as a Poisson process. With 0, all arrive at once. Default: %(default)s.",
+    )
+    for flag, number, says in (
+        ("--num", 100, "Number of requests."),
+        ("--seed", 1, "Seed of the requests."),
+        ("--sessions", 0, "Sessions whose requests share a prefix. With 0, none do."),
+        ("--shared-tokens", 2000, "Tokens of the prefix that a session shares."),
+    ):
+        command.add_argument(
+            flag, type=int, default=number, metavar="N", help=f"{says} Default: %(default)s."
+        )
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--stitched", action="store_true", help="Stitch joins instead of prefilling them.")
+    command.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="Number of replicas. Default: %(default)s."
+    )
+    command.add_argument(
+        "--router", choices=ROUTERS, default="least-loaded", help="Router before them. Default: %(default)s."
+    )
+    command.add_argument("--blocks", type=int, metavar="N", help="KV blocks of a replica. Default: see --kv.")
+    command.add_argument(
+        "--kv",
+        type=float,
+        default=0.5,
+        metavar="PART",
+        help="KV blocks without --blocks, as a part of what all requests need at their widest. Default: "
+        "%(default)s.",
+    )
+    command.add_argument(
+        "--slots", type=int, default=256, metavar="N", help="Sequences of one step. Default: %(default)s."
+    )
+    command.add_argument(
+        "--admission",
+        default="family",
+        metavar="GATE",
+        help="family, greedy, or a fixed number of families. Default: %(default)s.",
+    )
+    command.add_argument(
+        "--step-ms",
+        type=float,
+        nargs=2,
+        metavar=("BASE", "TOKEN"),
+        help="Milliseconds of a step and of each token in it. Default: Multiverse's.",
+    )
+    command.add_argument(
+        "--slo-itl-ms",
+        type=float,
+        default=50.0,
+        metavar="MS",
+        help="Milliseconds between two tokens that count as good. slack keeps to them. Default: %(default)s.",
+    )
+    command.add_argument(
+        "--slo-ttft-s",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="Seconds to the first token that count as good. Default: %(default)s.",
+    )
 
 
 if __name__ == "__main__":

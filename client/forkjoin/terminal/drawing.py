@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,12 @@ DARK = Theme(
 )
 
 
-def draw(lanes: Lanes, unit: str, path: Path, theme: Theme, title: str = "") -> None:
-    """Draw ``lanes`` into the file ``path``. Raises ForkJoinError if that can't be."""
+@contextmanager
+def figure(path: Path, theme: Theme, width: float, height: float) -> Iterator[Any]:
+    """A figure of ``width`` by ``height`` inches, written to ``path`` at the end.
+
+    Raises ForkJoinError if it can't be.
+    """
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -50,18 +56,33 @@ def draw(lanes: Lanes, unit: str, path: Path, theme: Theme, title: str = "") -> 
         "font.size": 9,
     }
     with mpl.rc_context(settings):
-        height = _MARGIN + _ROW * len(lanes) + (0.3 if title else 0)
-        figure, axes = pyplot.subplots(figsize=(_WIDTH, height), layout="constrained")
-        figure.set_facecolor(theme.ground)
-        _lanes(axes, lanes, theme)
-        _frame(axes, lanes, unit, theme, title)
-        metadata = {"Date": None} if path.suffix == ".svg" else None
+        drawn = pyplot.figure(figsize=(width, height), layout="constrained", facecolor=theme.ground)
         try:
-            figure.savefig(path, dpi=160, metadata=metadata)
+            yield drawn
+            drawn.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
         except OSError as error:
             raise ForkJoinError(f"could not write {path}: {error.strerror}: name another file") from error
         finally:
-            pyplot.close(figure)
+            pyplot.close(drawn)
+
+
+def bare(axes: Any, theme: Theme) -> None:
+    """Leave ``axes`` only their labels, and faint vertical lines."""
+    axes.set_facecolor(theme.ground)
+    axes.tick_params(axis="x", colors=theme.faint)
+    axes.tick_params(axis="y", length=0, colors=theme.faint)
+    axes.grid(axis="x", color=theme.faint, alpha=0.2, linewidth=0.6)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def draw(lanes: Lanes, unit: str, path: Path, theme: Theme, title: str = "") -> None:
+    """Draw ``lanes`` into the file ``path``. Raises ForkJoinError if that can't be."""
+    height = _MARGIN + _ROW * len(lanes) + (0.3 if title else 0)
+    with figure(path, theme, _WIDTH, height) as drawn:
+        axes = drawn.subplots()
+        _lanes(axes, lanes, theme)
+        _frame(axes, lanes, unit, theme, title)
 
 
 def _lanes(axes: Any, lanes: Lanes, theme: Theme) -> None:
@@ -99,7 +120,7 @@ def _written(lane: Lane) -> list[tuple[float, float]]:
 
 
 def _frame(axes: Any, lanes: Lanes, unit: str, theme: Theme, title: str) -> None:
-    axes.set_facecolor(theme.ground)
+    bare(axes, theme)
     titles = [(_title(lane), lane) for lane in lanes.in_order()]
     axes.set_yticks(range(len(titles)), [text for text, _ in titles])
     for label, (_, lane) in zip(axes.get_yticklabels(), titles, strict=True):
@@ -107,11 +128,6 @@ def _frame(axes: Any, lanes: Lanes, unit: str, theme: Theme, title: str) -> None
     axes.set_ylim(len(titles) - 0.4, -0.6)
     axes.set_xlim(0, _end(lanes.answer))
     axes.set_xlabel("seconds" if unit == "s" else "decoding steps", color=theme.faint)
-    axes.tick_params(axis="x", colors=theme.faint)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=theme.faint, alpha=0.2, linewidth=0.6)
-    for side in axes.spines.values():
-        side.set_visible(False)
     if title:
         axes.set_title(one_line(title), color=theme.ink, fontsize=10, loc="left")
 
