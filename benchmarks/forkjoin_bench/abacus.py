@@ -150,10 +150,27 @@ def cells(row: dict[str, Any]) -> list[object]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``main``."""
-    parser.add_argument("--problems", type=int, default=6, choices=range(1, len(LETTERS) + 1))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="FOLDER")
+    parser.add_argument(
+        "--problems",
+        type=int,
+        default=6,
+        choices=range(1, len(LETTERS) + 1),
+        metavar="N",
+        help=f"Problems of one prompt, 1 to {len(LETTERS)}. Default: %(default)s.",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="Prompts that are measured. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="Seed of the prompts. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/bench"),
+        metavar="FOLDER",
+        help="Folder of the results. Default: %(default)s.",
+    )
 
 
 def main(args: argparse.Namespace) -> None:

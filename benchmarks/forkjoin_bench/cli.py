@@ -35,60 +35,115 @@ def parser() -> argparse.ArgumentParser:
     from forkjoin_bench.scenarios import DEFAULT, MAKERS
     from forkjoin_bench.votes import command as votes
 
-    whole = argparse.ArgumentParser(prog="forkjoin bench", description="Benchmarks; see docs/benchmarks.md.")
+    whole = argparse.ArgumentParser(prog="forkjoin bench", description="Run benchmarks (docs/benchmarks.md).")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="measure, and write JSON, tables and plots")
-    run.add_argument("--model", choices=MODELS, default="embedded")
+    run = commands.add_parser("run", help="Measure, and write JSON, tables and plots.")
     run.add_argument(
-        "--scenario", nargs="+", choices=MAKERS, default=DEFAULT, help=f"default: {' '.join(DEFAULT)}"
+        "--model", choices=MODELS, default="embedded", help="Model that is measured. Default: %(default)s."
     )
     run.add_argument(
-        "--systems", nargs="+", default=(), metavar="NAME", help="in the place of the scenarios' own"
+        "--scenario",
+        nargs="+",
+        choices=MAKERS,
+        default=DEFAULT,
+        help=f"Scenarios that run. Default: {' '.join(DEFAULT)}.",
     )
     run.add_argument(
-        "--loads", nargs="+", default=(), metavar="NAME", help="of the scenarios' own, these only"
+        "--systems",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="Systems that are compared. Default: those of the scenario.",
     )
-    run.add_argument("--traces", nargs="+", default=(), metavar="NAME", help="likewise")
-    run.add_argument("--quick", action="store_true", help="fewer rounds, traces and requests: minutes")
-    run.add_argument("--rounds", type=int, metavar="N", help=f"default {ROUNDS}, {QUICK_ROUNDS} if quick")
     run.add_argument(
-        "--starts", type=int, default=1, metavar="N", help="so many times, the engines started anew each time"
+        "--loads",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="Loads of the scenario that run. Default: all of them.",
     )
-    run.add_argument("--seed", type=int, default=1, help="of the traces")
-    run.add_argument("--block-size", type=int, default=32)
-    run.add_argument("--compiled", action="store_true", help="engines that compile the model: minutes more")
-    run.add_argument("--timeout", type=float, default=900.0, metavar="S", help="of one answer")
-    run.add_argument("--out", type=Path, default=BUILD, metavar="FOLDER", help=f"default {BUILD}")
+    run.add_argument(
+        "--traces",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="Traces of the scenario that run. Default: all of them.",
+    )
+    run.add_argument(
+        "--quick", action="store_true", help="Run fewer rounds, traces and requests, which takes minutes."
+    )
+    run.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help=f"Rounds of each measurement. Default: {ROUNDS}, or {QUICK_ROUNDS} with --quick.",
+    )
+    run.add_argument(
+        "--starts",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Repetitions of everything, each with newly started engines. Default: %(default)s.",
+    )
+    run.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="Seed of the traces. Default: %(default)s."
+    )
+    run.add_argument(
+        "--block-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="Tokens of one KV block. Default: %(default)s.",
+    )
+    run.add_argument(
+        "--compiled",
+        action="store_true",
+        help="Let the engines compile the model, which takes minutes longer.",
+    )
+    run.add_argument(
+        "--timeout",
+        type=float,
+        default=900.0,
+        metavar="S",
+        help="Seconds that one answer may take. Default: %(default)s.",
+    )
+    run.add_argument(
+        "--out",
+        type=Path,
+        default=BUILD,
+        metavar="FOLDER",
+        help="Folder of the results. Default: %(default)s.",
+    )
     run.set_defaults(run=_run)
 
-    report = commands.add_parser("report", help="tables and plots of results that are there")
-    report.add_argument("results", type=Path, nargs="+", metavar="JSON")
+    report = commands.add_parser("report", help="Make tables and plots of saved results.")
+    report.add_argument("results", type=Path, nargs="+", metavar="JSON", help="Files of saved results.")
     report.set_defaults(run=_report)
 
-    abacus = commands.add_parser("abacus", help="the embedded model, unforced: forked and sequential")
+    abacus = commands.add_parser("abacus", help="Measure the embedded model, forked and sequential.")
     _add_of_checkout(abacus, "abacus")
 
-    drafting = commands.add_parser("drafted", help="speculative decoding with forks and without")
+    drafting = commands.add_parser("drafted", help="Measure speculative decoding, with and without forks.")
     drafted.add_arguments(drafting)
     drafting.set_defaults(run=drafted.main)
 
-    scheduler = commands.add_parser("scheduler", help="what the scheduler costs a step, without a model")
+    scheduler = commands.add_parser("scheduler", help="Measure the scheduler's CPU time per step.")
     scheduler_cost.add_arguments(scheduler)
     scheduler.set_defaults(run=scheduler_cost.main)
 
-    overloaded = commands.add_parser("overload", help="far more at once than there is room for")
+    overloaded = commands.add_parser("overload", help="Send more requests than there is room for.")
     overload.add_arguments(overloaded)
     overloaded.set_defaults(run=overload.main)
 
-    voting = commands.add_parser("votes", help="votes that end early, against waiting for all threads")
+    voting = commands.add_parser("votes", help="Measure votes that end early.")
     votes.add_arguments(voting)
     voting.set_defaults(run=votes.main)
 
-    targets = commands.add_parser("targets", help="each target: measured, met or not")
-    targets.add_argument("results", type=Path, nargs="+", metavar="JSON")
+    targets = commands.add_parser("targets", help="Compare saved results with the targets.")
+    targets.add_argument("results", type=Path, nargs="+", metavar="JSON", help="Files of saved results.")
     targets.set_defaults(run=_targets)
-    commands.add_parser("simulate", help="the scheduler in virtual time; see docs/simulator.md")
+    commands.add_parser("simulate", help="Run the scheduler in virtual time (docs/simulator.md).")
     return whole
 
 

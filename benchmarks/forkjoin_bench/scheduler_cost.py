@@ -217,8 +217,21 @@ def slope(costs: list[Cost], low: int = 128) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``main``."""
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="FOLDER")
+    parser.add_argument(
+        "--widths",
+        type=int,
+        nargs="+",
+        default=WIDTHS,
+        metavar="N",
+        help=f"Sequences that decode in a step. Default: {', '.join(map(str, WIDTHS))}.",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/bench"),
+        metavar="FOLDER",
+        help="Folder of the results. Default: %(default)s.",
+    )
 
 
 def main(args: argparse.Namespace) -> None:

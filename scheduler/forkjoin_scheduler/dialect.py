@@ -243,19 +243,29 @@ class Limits(_Strict):
         default=50,
         ge=1,
         le=MAX_COUNT,
-        description="threads of one fork; over it the dialect's policy applies",
+        description="Threads that one fork may start. For a wider fork the dialect's policy too_many_threads "
+        "applies.",
     )
     max_forks: int | None = Field(
-        default=16, ge=0, le=MAX_COUNT, description="forks of one request, those inside threads included"
+        default=16,
+        ge=0,
+        le=MAX_COUNT,
+        description="Forks of one request, including forks inside threads. For further forks the dialect's "
+        "policy too_many_forks applies.",
     )
     max_tokens_per_thread: int | None = Field(
-        default=None, ge=1, le=MAX_COUNT, description="tokens of one thread"
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Tokens that one thread may generate. At the limit the dialect's policy thread_length "
+        "applies.",
     )
     max_total_tokens: int | None = Field(
         default=None,
         ge=1,
         le=MAX_COUNT,
-        description="tokens that an answer may generate, all its threads included; forked or not",
+        description="Tokens that one answer may generate, all its threads included. The limit also holds for "
+        "an answer that does not fork.",
     )
 
 

@@ -46,11 +46,17 @@ class ExplicitBranch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    title: Annotated[Unicode, AfterValidator(_is_short)] = ""
-    text: Unicode = ""
+    title: Annotated[Unicode, AfterValidator(_is_short)] = Field(
+        default="", description=f"Name of the thread, of at most {MAX_TITLE_CHARS} characters."
+    )
+    text: Unicode = Field(
+        default="",
+        description="Text after the prompt that the thread continues. If it is empty, the thread continues "
+        "its title and a newline.",
+    )
     response_format: dict[str, Any] | None = Field(
         default=None,
-        description="what the thread writes is to obey, as `response_format` of a request",
+        description="Format that the thread's text must obey, as `response_format` of a request.",
     )
 
     @model_validator(mode="after")
@@ -76,51 +82,55 @@ class _Asked(Limits):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    enabled: bool = Field(default=True, description="false: the same weights decode sequentially")
+    enabled: bool = Field(
+        default=True,
+        description="Whether the request may fork. With false, the same weights decode sequentially.",
+    )
     include_threads: bool = Field(
-        default=False, description="show the threads, in chat completions and responses"
+        default=False, description="Whether a chat completion or a response lists its threads."
     )
     max_threads_running: int | None = Field(
         default=None,
         ge=1,
         le=MAX_COUNT,
-        description="so many threads of the request at a time, the others wait; over the server's "
-        "--max-threads-running, that holds",
+        description="Threads of the request that run at the same time. The others wait. A lower "
+        "--max-threads-running of the server overrides it.",
     )
     structured: Literal["answer"] | None = Field(
         default=None,
-        description="answer: structured output holds for the answer, from where the dialect says that it "
-        "begins; none: from the first token, or behind the reasoning where the server has a reasoning parser",
+        description="Where structured output applies. answer: from where the dialect says that the answer "
+        "begins. Unset: after the reasoning if the server has a reasoning parser, else from the first token.",
     )
     best_of: int | None = Field(
         default=None,
         ge=1,
         le=MAX_BRANCHES,
-        description="so many threads from the prompt, each of which answers; the answer of most is taken",
+        description="Number of threads that each answer the prompt. The answer is the first thread with the "
+        "majority vote. It needs vote.",
     )
     vote: Annotated[Unicode, AfterValidator(check_linear)] | None = Field(
         default=None,
-        description="beside best_of: the regex of a vote, as RE2 reads it; its last match at the end of a "
-        "thread counts (the group `result`, if any)",
+        description="For best_of: regex of a vote, in the syntax of RE2. The last match at the end of a "
+        "thread is its vote, or the group `result` of that match.",
     )
     confidence: float | None = Field(
         default=None,
         ge=0.5,
         le=1,
         allow_inf_nan=False,
-        description="beside best_of: threads start in waves, as many as decide the vote with this confidence "
-        "if they agree, and more where they do not; 1: for certain, so the answer is that of all",
+        description="For best_of: the vote ends when its leader wins with this probability. Threads start in "
+        "waves, each as wide as the vote needs if all of it agree. With 1 the answer is that of all threads.",
     )
     prune: Literal["confidence", "agreement", "memory", "own"] | None = Field(
         default=None,
-        description="beside best_of: stop threads that are not worth going on with, so the answer may be "
-        "another: the least sure ones, those that disagree, the least sure ones where KV blocks run out, or "
-        "those of the server's --prune-policy",
+        description="For best_of: which threads are stopped early, so that the answer may differ. "
+        "confidence: the least sure ones. agreement: those that disagree with most. memory: the least sure "
+        "one when KV blocks run out. own: those that the server's --prune-policy names.",
     )
     wait_for_all: bool = Field(
         default=False,
-        description="beside best_of: threads run to their ends though they can no longer change the answer; "
-        "false: they are cut",
+        description="For best_of: whether threads run to their ends if they can no longer change the answer. "
+        "With false, they are cut.",
     )
 
     @property
@@ -169,11 +179,14 @@ class RequestOptions(_Asked):
     """The limits of one request, the off switch, what it asks to be forked and shown."""
 
     branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=MAX_BRANCHES)] | None = Field(
-        default=None, description="threads of the request's own behind its prompt, each goes on from its text"
+        default=None,
+        description="Threads that the request defines. Each continues the prompt and its own text. They "
+        "exclude best_of.",
     )
     closing: Annotated[NonEmpty, AfterValidator(_is_unicode)] | None = Field(
         default=None,
-        description="beside branches: what the model goes on from behind them; none: the answer ends there",
+        description="For branches: text after all branches that the model continues. Unset, the answer ends "
+        "after the branches.",
     )
 
     @model_validator(mode="after")

@@ -61,56 +61,63 @@ class Settings(BaseModel):
     join_ahead_tokens: int = Field(
         default=128,
         ge=0,
-        description="tokens of ended threads that a step prefills for their join while others run; 0: none",
+        description="Tokens of finished threads that one step may prefill for a re-prefill join while other "
+        "threads decode. With 0, all of them are prefilled at the join.",
     )
     admission: Literal["family", "greedy"] = Field(
         default="family",
-        description="family: a request starts when its expected need, threads included, fits beside the "
-        "running requests; greedy: as soon as its prompt fits, as in vLLM",
+        description="When a waiting request starts. family: when the KV blocks and slots that it is "
+        "expected to need, threads included, fit beside the running requests. greedy: when its prompt "
+        "fits, as in vLLM.",
     )
     max_threads_running: int | None = Field(
-        default=None, ge=1, description="threads of one request that run at a time; the others wait"
+        default=None,
+        ge=1,
+        description="Threads of one request that run at the same time. The others wait and hold no KV "
+        "blocks.",
     )
     slo_itl_ms: float | None = Field(
         default=None,
         gt=0,
-        description="threads sit out steps that would make any stream slower than this many milliseconds a "
-        "token",
+        description="Target time between two tokens of a stream, in milliseconds. Threads skip steps that "
+        "would make a stream slower.",
     )
 
     thread_policy: str | None = Field(
         default=None,
-        description="your own package.module.Class that chooses the threads of a step, like those in "
-        "forkjoin_scheduler.policy.threads",
+        description="Python path (package.module.Class) of your own policy, which chooses the threads of "
+        "each step. The built-in ones are in forkjoin_scheduler.policy.threads.",
     )
 
     prune_policy: str | None = Field(
         default=None,
-        description="your own package.module.Class that stops threads of votes with prune: own, a subclass "
-        "of forkjoin_scheduler.policy.pruning.Pruning",
+        description="Python path (package.module.Class) of your own policy, which stops threads of a vote if "
+        "the request sets prune to own. It must subclass forkjoin_scheduler.policy.pruning.Pruning.",
     )
 
     draft_from: DraftSource = Field(
         default="drafter",
-        description="family: if an ngram or suffix drafter finds nothing in a thread's own context, draft "
-        "from its siblings and from the text before the fork",
+        description="Where an ngram or suffix drafter finds drafts for a thread. drafter: in the thread's "
+        "own context. family: if that has none, also in its siblings and in the text before the fork.",
     )
 
     max_request_threads: int = Field(
         default=256,
         ge=1,
-        description="threads that one request may ask for by branches or best_of, over all its answers",
+        description="Threads that one request may ask for by branches or best_of, summed over all its "
+        "answers.",
     )
     max_request_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens of all answers to one request; none: those of 256 full contexts",
+        description="Tokens that all answers to one request may generate together. Unset, the limit is 256 "
+        "full contexts.",
     )
 
     control_tokens_in_prompts: Literal["neutralise", "allow", "refuse"] = Field(
         default="neutralise",
-        description="what happens to the dialect's control tokens in a chat's messages and tools: "
-        "neutralise: they are text; allow: they are control tokens, as in vLLM; refuse: a 400",
+        description="How the dialect's control tokens in a chat's messages and tools are read. neutralise: "
+        "as text. allow: as control tokens, as in vLLM. refuse: the request gets a 400.",
     )
 
     @field_validator("thread_policy")

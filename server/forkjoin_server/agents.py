@@ -35,13 +35,14 @@ class MultiAgent(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     enabled: bool = Field(
-        default=False, description="tell threads as agents, by `multi_agent_call` items and `agent` names"
+        default=False,
+        description="Whether threads are shown as agents, by `multi_agent_call` items and `agent` names.",
     )
     max_concurrent_subagents: int | None = Field(
         default=None,
         ge=1,
         le=MAX_COUNT,
-        description="so many threads at a time: `forkjoin.max_threads_running`",
+        description="Threads that run at the same time, like `forkjoin.max_threads_running`.",
     )
 
 

@@ -37,14 +37,14 @@ class WatchSettings(BaseModel):
         default=15,
         gt=0,
         allow_inf_nan=False,
-        description="seconds without an answer of an engine after which /ready is 503",
+        description="Seconds without an answer of an engine after which /ready returns 503.",
     )
     health_timeout: float = Field(
         default=120,
         gt=0,
         allow_inf_nan=False,
-        description="seconds without an answer of an engine after which /health is 503, so that it is "
-        "restarted",
+        description="Seconds without an answer of an engine after which /health returns 503, so that the "
+        "server is restarted. At least --ready-timeout.",
     )
 
     def check(self) -> None:

@@ -49,14 +49,16 @@ def add_flags(parser: Any) -> None:
         dest=_dest("dialect"),
         default="threadweaver",
         metavar="NAME|FILE|none",
-        help=f"{', '.join(builtin_names())}, a YAML file, or none",
+        help=f"How the model was trained to fork: {', '.join(builtin_names())}, or a YAML file. none "
+        "switches fork/join off. Default: threadweaver.",
     )
     group.add_argument(
         logs.FLAG,
         dest=_dest("log_format"),
         choices=["text", "json"],
         default="text",
-        help="json: the server writes only JSON, one object a line, on standard output",
+        help="Format of the server's output. json: one JSON object a line, on standard output. Default: "
+        "text.",
     )
     for model, names in ((Limits, tuple(Limits.model_fields)), (Settings, _SETTINGS)):
         for name in names:
@@ -70,7 +72,7 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     """A flag for ``field``: what it may be is left to the model, but for its type."""
     kinds = get_args(field.annotation) or (field.annotation,)
     is_choice = get_origin(field.annotation) is Literal
-    default = "" if field.default in (None, False) else f" (default {field.default})"
+    default = "" if field.default in (None, False) else f" Default: {field.default}."
     more = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     metavar = more.get("metavar", "PATH" if str in kinds else "N")
     how: dict[str, Any] = {"choices": kinds} if is_choice else {"type": kinds[0], "metavar": metavar}

@@ -24,19 +24,22 @@ class BodySettings(BaseModel):
 
     #: Takes a context of a million tokens with images beside it. OpenAI takes 50 MB, Anthropic 32.
     max_body_mib: int = Field(
-        default=64, ge=1, description="MiB of a request's body, uploads included; a larger one gets a 413"
+        default=64,
+        ge=1,
+        description="Size of one request body in MiB, uploads included. A larger body gets a 413.",
     )
     max_bodies_mib: int = Field(
         default=2048,
         ge=1,
-        description="MiB of the bodies of all unanswered requests of an API server; if exceeded: 503",
+        description="Size in MiB of the bodies of all unanswered requests of one API server. Further "
+        "requests get a 503.",
     )
     #: A long conversation of an agent with its tools' schemas has some thousands.
     max_body_objects: int = Field(
         default=20_000,
         ge=1,
-        description="objects in a request's body: messages, their parts, tools and their schemas; if "
-        "exceeded: 400",
+        description="Objects in one request body: messages, their parts, tools and their schemas. A body "
+        "with more gets a 400.",
     )
 
 

@@ -85,14 +85,47 @@ def cells(row: dict[str, Any]) -> list[object]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``main``."""
-    parser.add_argument("--model", choices=PROMPTS, default="embedded")
-    parser.add_argument("--drafters", nargs="+", choices=[d for d in DRAFTERS if d != NONE], metavar="NAME")
-    parser.add_argument("--draft-model", type=Path, metavar="FOLDER", help=f"weights of {SMALLER}")
-    parser.add_argument("--drafts", type=int, default=4, metavar="N", help="tokens drafted for a step")
-    parser.add_argument("--problems", type=int, nargs="+", default=[2, 3, 6])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("build/bench"), metavar="FOLDER")
+    parser.add_argument(
+        "--model", choices=PROMPTS, default="embedded", help="Model that is measured. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--drafters",
+        nargs="+",
+        choices=[d for d in DRAFTERS if d != NONE],
+        metavar="NAME",
+        help=f"Drafters that are compared. Default: {', '.join(DEFAULT)}, and {SMALLER} with --draft-model.",
+    )
+    parser.add_argument(
+        "--draft-model", type=Path, metavar="FOLDER", help=f"Folder with the weights of {SMALLER}."
+    )
+    parser.add_argument(
+        "--drafts",
+        type=int,
+        default=4,
+        metavar="N",
+        help="Tokens that are drafted for a step. Default: %(default)s.",
+    )
+    parser.add_argument(
+        "--problems",
+        type=int,
+        nargs="+",
+        default=[2, 3, 6],
+        metavar="N",
+        help="Problems of one prompt. Default: 2, 3 and 6.",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="Rounds of each measurement. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="Seed of the prompts. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/bench"),
+        metavar="FOLDER",
+        help="Folder of the results. Default: %(default)s.",
+    )
 
 
 def main(args: argparse.Namespace) -> None:

@@ -19,15 +19,30 @@ from forkjoin_scheduler.errors import UsageError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     default = Plan()
-    parser.add_argument("--requests", type=int, default=default.requests, metavar="N", help="at once")
-    parser.add_argument("--stalled", type=int, default=default.stalled, metavar="N", help="never read")
-    parser.add_argument("--cancelled", type=int, default=default.cancelled, metavar="N", help="hang up early")
-    parser.add_argument("--max-tokens", type=int, default=default.max_tokens, metavar="N", help="an answer")
-    parser.add_argument("--blocks", type=int, default=default.num_blocks, metavar="N", help="of KV cache")
-    parser.add_argument("--limit", type=float, default=default.limit_s, metavar="S", help="for all of it")
-    parser.add_argument("--stock", action="store_true", help="then the same to vllm serve")
-    parser.add_argument("--out", type=Path, default=Path("build") / "bench", metavar="FOLDER")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="more flags of forkjoin serve")
+    for flag, number, says in (
+        ("--requests", default.requests, "Requests that arrive at once."),
+        ("--stalled", default.stalled, "Clients that never read their answer."),
+        ("--cancelled", default.cancelled, "Clients that hang up early."),
+        ("--max-tokens", default.max_tokens, "Tokens of one answer."),
+        ("--blocks", default.num_blocks, "KV blocks of the server."),
+    ):
+        parser.add_argument(flag, type=int, default=number, metavar="N", help=f"{says} Default: %(default)s.")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=default.limit_s,
+        metavar="S",
+        help="Seconds that everything may take. Default: %(default)s.",
+    )
+    parser.add_argument("--stock", action="store_true", help="Then send the same requests to vllm serve.")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build") / "bench",
+        metavar="FOLDER",
+        help="Folder of the results. Default: %(default)s.",
+    )
+    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="Flags for forkjoin serve.")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -29,24 +29,54 @@ COLUMNS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the command."""
-    parser.add_argument("--model", choices=SUBJECTS, default="embedded")
-    parser.add_argument("--votes", type=int, default=20, metavar="N", help="questions (default 20)")
-    parser.add_argument("--best-of", type=int, default=16, metavar="N", help="threads of each (default 16)")
+    parser.add_argument(
+        "--model", choices=SUBJECTS, default="embedded", help="Model that votes. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--votes", type=int, default=20, metavar="N", help="Number of votes. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--best-of", type=int, default=16, metavar="N", help="Threads of each vote. Default: %(default)s."
+    )
     parser.add_argument(
         "--at-once",
         type=int,
         nargs="+",
         default=(1, 8),
         metavar="N",
-        help="votes at a time: alone, and under load",
+        help="Votes that run at the same time. Default: 1 and 8.",
     )
-    parser.add_argument("--slots", type=int, default=32, metavar="N", help="of a step (default 32)")
-    parser.add_argument("--blocks", type=int, metavar="N", help="of KV cache; few: for prune memory")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=tuple(WAYS), metavar="WAY")
-    parser.add_argument("--temperature", type=float, metavar="T", help="in the place of the model's own")
-    parser.add_argument("--dtype", default="float32", help="in others, batches change what is sampled")
-    parser.add_argument("--seed", type=int, default=1, help="of the questions")
-    parser.add_argument("--out", type=Path, default=Path("build") / "bench", metavar="FOLDER")
+    parser.add_argument(
+        "--slots", type=int, default=32, metavar="N", help="Sequences of one step. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--blocks", type=int, metavar="N", help="KV blocks. The way that prunes by memory needs few of them."
+    )
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=tuple(WAYS),
+        metavar="WAY",
+        help="Ways to end a vote that are compared. Default: all of them.",
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="Temperature. Default: the model's.")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="Type of the weights. With a less precise type, batches change what is sampled. Default: "
+        "%(default)s.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="Seed of the questions. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build") / "bench",
+        metavar="FOLDER",
+        help="Folder of the results. Default: %(default)s.",
+    )
 
 
 def main(args: argparse.Namespace) -> None:

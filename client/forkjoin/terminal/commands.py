@@ -18,41 +18,55 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the commands to those of a parser."""
     chat = commands.add_parser(
         "chat",
-        help="ask a server, and see its threads as they run",
-        description="Ask a server, and see its threads as they run. The answer alone, in plain text, if the "
-        "output is piped. In the chat, /help lists its commands.",
+        help="Ask a server and watch its threads.",
+        description="Ask a server and watch its threads. If the output is a pipe, the command prints only "
+        "the answer, as plain text. In the chat, /help lists its commands.",
     )
     _add_server(chat)
-    chat.add_argument("--ask", metavar="QUESTION", help="ask this, and end")
+    chat.add_argument("--ask", metavar="QUESTION", help="Ask this one question, then exit.")
     chat.add_argument(
-        "--save", metavar="FILE", help="with --ask: save the answer; forkjoin trace FILE draws it"
+        "--save",
+        metavar="FILE",
+        help="Save the answer to the question of --ask. forkjoin trace FILE draws it.",
     )
-    chat.add_argument("--model", help="(default: what the server serves)")
-    chat.add_argument("--temperature", type=float, help="(default: the model's)")
-    chat.add_argument("--max-tokens", type=int, help="of the answer")
+    chat.add_argument("--model", help="Name of the model. Default: the one that is served.")
+    chat.add_argument("--temperature", type=float, help="Temperature. Default: the model's.")
+    chat.add_argument(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="Tokens of the answer. Default: what the context has room for.",
+    )
     trace = commands.add_parser(
         "trace",
-        help="draw a saved answer",
-        description="Draw an answer: over time if forkjoin chat saved it, else over decoding steps.",
+        help="Draw a saved answer.",
+        description="Draw an answer. If forkjoin chat saved it, the axis is time. Otherwise it is decoding "
+        "steps.",
     )
     trace.add_argument(
         "name",
         metavar="FILE|ID",
-        help="a chat completion or a response in JSON, a stream as it came, or the id of a stored response",
+        help="File with a chat completion or a response in JSON, or with a stream, or the id of a stored "
+        "response.",
     )
     _add_server(trace)
-    trace.add_argument("--svg", metavar="FILE", type=Path, help="draw it into this file, too")
-    trace.add_argument("--png", metavar="FILE", type=Path, help="draw it into this file, too")
-    trace.add_argument("--dark", action="store_true", help="on dark ground")
-    trace.add_argument("--title", default="", help="above the figure")
+    trace.add_argument("--svg", metavar="FILE", type=Path, help="Also draw it into this SVG file.")
+    trace.add_argument("--png", metavar="FILE", type=Path, help="Also draw it into this PNG file.")
+    trace.add_argument("--dark", action="store_true", help="Draw on a dark background.")
+    trace.add_argument("--title", metavar="TEXT", default="", help="Title above the figure.")
     top = commands.add_parser(
         "top",
-        help="what a server does right now",
-        description="What a server does right now, from its /metrics. One line of it if the output is piped.",
+        help="Show what a server does now.",
+        description="Show what a server does now, from its /metrics. If the output is a pipe, the command "
+        "prints one line.",
     )
     _add_server(top)
     top.add_argument(
-        "--interval", metavar="S", type=float, default=2.0, help="seconds between looks (default: 2)"
+        "--interval",
+        metavar="S",
+        type=float,
+        default=2.0,
+        help="Seconds between two readings. Default: %(default)s.",
     )
 
 
@@ -61,7 +75,8 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "url",
         nargs="?",
         metavar="URL",
-        help=f"the server (default: ${URL_VARIABLE}, else {ADDRESS}); its API key, if any: ${KEY_VARIABLE}",
+        help=f"Address of the server. Its API key is read from ${KEY_VARIABLE}. Default: ${URL_VARIABLE}, "
+        f"or else {ADDRESS}.",
     )
 
 

@@ -19,18 +19,20 @@ class AccessSettings(BaseModel):
 
     api_key_file: str | None = Field(
         default=None,
-        description="a YAML file of API keys by name, hashed, each with its limits; read again at SIGHUP",
+        description="YAML file of API keys: the hash and the limits of each, by name. The server reads it "
+        "again at SIGHUP.",
     )
     open_routes: str = Field(
         default=OPEN_ROUTES,
-        description="the paths that need no API key; every other route needs one, once there are keys",
+        description="Paths that need no API key, separated by commas. If the server has keys, every other "
+        "route needs one.",
         json_schema_extra={"metavar": "PATHS"},
     )
 
     cache_salt: Literal["none", "per-key"] = Field(
         default="none",
-        description="per-key: API keys do not share KV cache, so that none learns by timing how others' "
-        "prompts begin",
+        description="Who shares KV cache. none: all requests. per-key: requests of the same API key, so "
+        "that no client can learn from timing how others' prompts begin.",
     )
 
     @field_validator("open_routes")
@@ -54,22 +56,26 @@ class OverloadSettings(BaseModel):
     max_queued_families: int = Field(
         default=1024,
         ge=1,
-        description="requests that may wait to start, each of n answers counted; if exceeded: 503",
+        description="Requests that may wait to start. Each of n answers counts. Further requests get a 503.",
     )
     max_queued_threads: int = Field(
-        default=8192, ge=1, description="expected threads of all waiting requests; if exceeded: 503"
+        default=8192,
+        ge=1,
+        description="Threads that all waiting requests together are expected to need. Further requests get "
+        "a 503.",
     )
     max_queued_work: int = Field(
         default=4_194_304,
         ge=1,
-        description="expected tokens of all waiting requests, prompts and answers; if exceeded: 503",
+        description="Tokens that all waiting requests together are expected to need, prompts and answers. "
+        "Further requests get a 503.",
     )
     client_stall_s: int = Field(
         default=60,
         ge=1,
         le=86400,
-        description="seconds after which the server disconnects a client that does not read its answer, or "
-        "stops sending its body or headers",
+        description="Seconds after which the server disconnects a client that does not read its answer, or "
+        "that stops sending its headers or body.",
     )
 
     @property

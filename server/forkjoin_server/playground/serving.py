@@ -53,7 +53,7 @@ class PlaygroundSettings(BaseModel):
 
     no_playground: bool = Field(
         default=False,
-        description=f"serve no page at {ROOT}, which shows in a browser how an answer forks and joins",
+        description=f"Do not serve the page {ROOT}, which shows in a browser how an answer forks and joins.",
     )
 
 
