@@ -10,26 +10,41 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from forkjoin.answer import Answer, Thread
+from forkjoin.events import AnswerDelta, Finished, Forked, Joined, ThreadDelta, ThreadEnded
+from forkjoin_scheduler.dialect import Limits
 from forkjoin_server import cancelling
 from forkjoin_server.routes import INVOCATIONS, PATHS
 
 Json = dict[str, Any]
 
 _REF = "#/components/schemas/"
-#: Bounds beyond these are those of a machine's integers, which say nothing to a reader.
-_WIDE = 1 << 32
+#: A bound of a machine's integers, which says nothing to a reader.
+_WIDE = (1 << 31) - 1
 _METHODS = ("get", "post", "put", "delete")
+EVENTS: tuple[type[BaseModel], ...] = (Forked, ThreadDelta, ThreadEnded, Joined, AnswerDelta, Finished)
 _HEAD = """<!-- Made by `python -m docgen.http_api > docs/http-api.md` from the server's OpenAPI schema. -->
 
 # HTTP API
 
-Every endpoint of `vllm serve` is there and works as it does there. Those that take
-`forkjoin` may fork; a request without it forks as the server's dialect says. A running server publishes the
-schema that this page is made from at `/openapi.json`, and lets you try it at `/docs`.
-"""
+Every endpoint of `vllm serve` works as it does there. A running server publishes the schema that this page is made
+from at `/openapi.json`, and lets you try it at `/docs`.
+
+## Endpoints
+
+These requests may fork, and take the field [`forkjoin`](#the-field-forkjoin). Without the field, a request forks as the
+server's dialect says.
+
+{forking}
+These do not fork:
+
+{others}"""
 _FORK_JOIN = """
 ## The field `forkjoin`
 
@@ -39,80 +54,111 @@ An object in the body of a request that may fork. An unknown key is a 400 that l
 Each of `branches`:
 
 {branches}
+A stream lists its threads if `stream_options` has `include_threads`:
+
+{stream_options}
 ## What an answer says of its threads
 
-vLLM's schema leaves responses open, so they are not repeated here: they are OpenAI's, and Anthropic's on
-`/v1/messages`. Asked with `include_threads`, a chat completion has `message.threads`, a stream of one
-`delta.threads`, and a response `reasoning` items with a `thread`. Each entry:
+| endpoint | an answer with `include_threads` | a stream with `include_threads` |
+| --- | --- | --- |
+| `/v1/chat/completions` | `message.threads` | `delta.threads` |
+| `/v1/responses` | a `reasoning` item with a `thread` for each | the events of these items, such as `response.reasoning_text.delta` |
+| `/inference/v1/generate` (`--enable-scale-out`) | `choices[0].threads` | `choices[0].threads` |
+| `/v1/completions`, `/v1/messages` | no threads | no threads |
+
+Each entry of `threads` has these fields. The `thread` of a `reasoning` item has all but `content`, which is the item's:
 
 {threads}
-Entries of a stream are put together by `index`: `content` is appended, all else is set. The Python SDK's
+Put the entries of a stream together by `index`: append `content`, set all else. The Python SDK's
 helper does so. The npm SDK's `.stream()` does not: its `finalChatCompletion()` keeps the last entries only.
 Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.
 
-`/inference/v1/generate` (`--enable-scale-out`; tokens in, tokens out) takes `forkjoin` in its body too. Its
-`choices[0].threads` have `token_ids` beside their text.
-
-`usage.forkjoin` of a request that forked, or that asked for its threads. Where none ran, the answer has
-`threads: []`, `num_threads` is 0, and all its tokens are on the critical path.
+A request that forked, or that asked for its threads, has `usage.forkjoin` on each of these endpoints. If no thread ran,
+the answer has `threads: []`, `num_threads` is 0, and all its tokens are on the critical path.
 
 {usage}
 ## Cancel one thread
 
-`POST {cancel_path}` ends one thread of an answer that is being made, with the
-threads that it has forked. `thread_id` is its `id` above. The request has no body, and the API key that the
-answer was asked for with. What the thread wrote so far is closed as at a limit and joined, its
-`finish_reason` is `cancelled`, and the others go on. A thread of `best_of` then has no vote.
+`POST {cancel_path}` ends one thread of a running answer and the threads
+that it has forked. `thread_id` is its `id`. The request has no body. It needs the API key that asked for the answer. What
+the thread wrote so far is closed as at a limit and joined, and its `finish_reason` is `cancelled`. The other threads
+continue. A thread of `best_of` then has no vote.
 
 {cancel}
-Where several API servers serve (`--api-server-count`), any of them may be asked.
+With several API servers (`--api-server-count`), any of them takes the request.
 
 ## Threads as agents: the field `multi_agent`
 
-`POST /v1/responses` tells threads as OpenAI's beta for several agents does, if its body has this object
+`POST /v1/responses` shows threads as OpenAI's beta for several agents does, if its body has this object
 (`client.beta.responses` of the SDKs; the header `openai-beta` is not needed):
 
 {agents}
-Each item and event then has an `agent` with its `agent_name`: `/root` is the answer, `/root/2` its second
-thread, `/root/2/1` the first thread of that. A fork is a `multi_agent_call` with the action `spawn_agent`
-for each thread, a join one with `wait_agent`. Each is followed by its `multi_agent_call_output`. What a
-thread wrote is a `reasoning` item, and a part of the output of `wait_agent`. The text of the answer stays
-the transcript. The SDKs' classes know all of these fields. With `forkjoin.include_threads` beside it, the
-`thread` of each item and `usage.forkjoin` come too, which they do not know. Calls that are given back as
-`input` are left out: the transcript holds what they did.
+Each item and event then has an `agent` with its `agent_name`. `/root` is the answer, `/root/2` its second
+thread, `/root/2/1` the first thread of that one.
+
+| what happens | items |
+| --- | --- |
+| a fork | for each thread a `multi_agent_call` with the action `spawn_agent`, and its `multi_agent_call_output` |
+| a thread writes | a `reasoning` item |
+| a join | a `multi_agent_call` with the action `wait_agent`; its `multi_agent_call_output` has the threads' texts |
+
+The text of the answer stays the transcript. The SDKs' classes know all of these fields. With
+`forkjoin.include_threads`, each item also has its `thread`, and the answer `usage.forkjoin`, which these classes do not
+know. Calls that a client sends back as `input` are left out, because the transcript holds their result.
+
+## Events of the Python client
+
+The [Python client](python-client.md) turns a stream into these events. Each has a `type`, and cannot be changed.
+{events}
+`Answer` is a chat completion as it is so far:
+
+{answer}
+Each of its `threads`:
+
+{answer_thread}
+## vLLM's fields
+
+The other fields of these requests are vLLM's, and work as they do there. `/docs` of a running server describes each.
 """
 _LINKS = {"ForkJoinOptions": "the-field-forkjoin", "MultiAgent": "threads-as-agents-the-field-multi_agent"}
+#: What a stream may be asked for beside vLLM's own.
+_OURS_OF_STREAMS = "include_threads"
 
 
 def page(schema: Json) -> str:
     """The page, in Markdown, of ``schema``."""
     schemas = schema["components"]["schemas"]
-    parts = [_HEAD, "## Endpoints\n", _endpoints(schema)]
-    parts.append(
+    stream_options = schemas["StreamOptions"]["properties"][_OURS_OF_STREAMS]
+    parts = [
+        _HEAD.format(forking=_endpoints(schema, may_fork=True), others=_endpoints(schema, may_fork=False)),
         _FORK_JOIN.format(
-            options=_fields(schemas["ForkJoinOptions"]),
-            branches=_fields(schemas["ExplicitBranch"]),
-            threads=_fields(schemas["ForkJoinThread"]),
-            usage=_fields(schemas["ForkJoinUsage"]),
-            agents=_fields(schemas["MultiAgent"]),
+            options=_asked(schemas["ForkJoinOptions"]),
+            branches=_asked(schemas["ExplicitBranch"]),
+            stream_options=_asked({"properties": {_OURS_OF_STREAMS: stream_options}}),
+            threads=_told(schemas["ForkJoinThread"], schemas),
+            usage=_told(schemas["ForkJoinUsage"], schemas),
+            agents=_asked(schemas["MultiAgent"]),
             cancel_path=cancelling.PATH,
             cancel=_statuses(schema["paths"][cancelling.PATH]["post"]),
-        )
-    )
-    parts.append("## Requests that may fork\n")
-    parts += [_request(path, _body(schema, path)) for path in PATHS if path in schema["paths"]]
+            events="".join(map(_event, EVENTS)),
+            answer=_told(Answer.model_json_schema(), {}),
+            answer_thread=_told(Thread.model_json_schema(), {}),
+        ),
+    ]
+    parts += [_vllms(path, _body(schema, path)) for path in PATHS if path in schema["paths"]]
     return "\n".join(parts)
 
 
-def _endpoints(schema: Json) -> str:
+def _endpoints(schema: Json, *, may_fork: bool) -> str:
+    """The endpoints of which all may fork, or none."""
     rows = []
     for path, methods in sorted(schema["paths"].items()):
         for method in (m for m in _METHODS if m in methods):
             operation = methods[method]
             said = operation.get("description") or operation.get("summary", "")
-            may_fork = method == "post" and path in (*PATHS, INVOCATIONS)
-            rows.append([f"`{method.upper()} {path}`", _cell(said), "yes" if may_fork else ""])
-    return _table(["endpoint", "what it does", "takes `forkjoin`"], rows)
+            if may_fork == (method == "post" and path in (*PATHS, INVOCATIONS)):
+                rows.append([f"`{method.upper()} {path}`", _cell(said)])
+    return _table(["endpoint", "what it does"], rows)
 
 
 def _statuses(operation: Json) -> str:
@@ -120,8 +166,16 @@ def _statuses(operation: Json) -> str:
     return _table(["status", "meaning"], rows)
 
 
-def _request(path: str, body: Json) -> str:
-    return f"### `POST {path}`\n\n{_fields(body)}"
+def _event(event: type[BaseModel]) -> str:
+    fields = event.model_json_schema()
+    del fields["properties"]["type"]
+    return f"\n`{event.__name__}`: {_cell(fields['description'])}\n\n{_told(fields, {})}"
+
+
+def _vllms(path: str, body: Json) -> str:
+    """The names of the fields that vLLM takes at ``path``."""
+    names = [f"`{name}`" for name, field in body["properties"].items() if _name_of(field) not in _LINKS]
+    return f"`POST {path}`: {', '.join(names)}.\n"
 
 
 def _body(schema: Json, path: str) -> Json:
@@ -130,56 +184,75 @@ def _body(schema: Json, path: str) -> Json:
     return body
 
 
-def _fields(schema: Json) -> str:
-    """A table of the properties of ``schema``."""
+def _asked(schema: Json) -> str:
+    """A table of what a request may hold, with defaults."""
     required = schema.get("required", ())
     rows = [
-        [f"`{name}`", _type(field), _default(name, field, required), _cell(field.get("description", ""))]
+        [f"`{name}`", _type(field), _default(name, field, required), _cell(field["description"])]
         for name, field in schema["properties"].items()
     ]
     return _table(["field", "type", "default", "meaning"], rows)
+
+
+def _told(schema: Json, schemas: Json) -> str:
+    """A table of what an answer or an event holds, the fields of objects of ``schemas`` included."""
+    return _table(["field", "type", "meaning"], list(_rows(schema, schemas)))
+
+
+def _rows(schema: Json, schemas: Json, within: str = "") -> Iterator[list[str]]:
+    for name, field in schema["properties"].items():
+        kind = _type(field) + (" or null" if {"type": "null"} in field.get("anyOf", []) else "")
+        yield [f"`{within}{name}`", kind, _cell(field["description"])]
+        if inner := schemas.get(_name_of(field)):
+            yield from _rows(inner, schemas, f"{within}{name}.")
+
+
+def _name_of(field: Json) -> str:
+    """What the object is called that a field holds, if any."""
+    ref: str = field.get("$ref", "")
+    return ref.rpartition("/")[2]
 
 
 def _type(field: Json) -> str:
     """What a field may hold, in a word or two; null is left out, for it is to leave the field out."""
     if options := field.get("anyOf") or field.get("oneOf"):
         kinds = [_type(option) for option in options if option.get("type") != "null"]
-        return " or ".join(dict.fromkeys(kinds)) if len(kinds) <= 4 else "one of several objects"
-    if "$ref" in field:
-        return _link(field["$ref"].removeprefix(_REF))
+        return " or ".join(dict.fromkeys(kinds))
+    if name := _name_of(field):
+        return f"[object](#{_LINKS[name]})" if name in _LINKS else "object"
     if "enum" in field or "const" in field:
         return ", ".join(f"`{json.dumps(v)}`" for v in field.get("enum", [field.get("const")]))
     kind = field.get("type", "any")
-    if isinstance(kind, list):
-        return " or ".join(k for k in kind if k != "null")
     if kind == "array":
-        return f"list of {_type(field.get('items', {}))}"
-    return f"{kind}{_range(field)}"
+        return f"{_range(field, 'minItems', 'maxItems')} {_type(field.get('items', {}))}s".strip()
+    if kind == "string":
+        return f"string{', not empty' if field.get('minLength') else ''}"
+    limits = _range(field, "minimum", "maximum")
+    return f"{kind}, {limits}" if limits else kind
 
 
-def _link(name: str) -> str:
-    return f"[object](#{_LINKS[name]})" if name in _LINKS else name.rpartition("__")[2]
-
-
-def _range(field: Json) -> str:
-    low, high = field.get("minimum"), field.get("maximum")
-    if max(abs(low or 0), abs(high or 0)) > _WIDE:
-        return ""
+def _range(field: Json, least: str, most: str) -> str:
+    low, high = field.get(least), field.get(most)
+    if high is not None and high >= _WIDE:
+        high = None
     if low is not None and high is not None:
-        return f", {low} to {high}"
-    return f", from {low}" if low is not None else f", up to {high}" if high is not None else ""
+        return f"{low} to {high}"
+    return f"{low} or more" if low is not None else f"at most {high}" if high is not None else ""
 
 
 def _default(name: str, field: Json, required: Any) -> str:
     if name in required:
         return "required"
+    if name in Limits.model_fields:
+        return "the server's"
     default = field.get("default")
-    return "" if default is None else f"`{json.dumps(default)}`"
+    return "unset" if default is None else f"`{json.dumps(default)}`"
 
 
 def _cell(text: str) -> str:
     """The first paragraph of ``text`` as it may stand in a table."""
-    return " ".join(text.partition("\n\n")[0].split()).replace("|", "\\|").replace("<", "&lt;")
+    first = " ".join(text.partition("\n\n")[0].split())
+    return first.replace("|", "\\|").replace("<", "&lt;").replace("``", "`")
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

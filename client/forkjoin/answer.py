@@ -28,16 +28,13 @@ class ThreadUsage(_Part):
 class Thread(_Part):
     """One thread of an answer: an entry of ``message.threads``."""
 
-    #: Dense over the answer, in the order of starting.
-    index: int
-    id: str
-    #: The thread that forked, or ``ROOT``.
-    parent_id: str = ROOT
-    title: str = ""
-    content: str = ""
-    #: None while it runs.
-    finish_reason: str | None = None
-    usage: ThreadUsage | None = None
+    index: int = Field(description="Number of the thread in the answer, in the order of starting.")
+    id: str = Field(description="Id of the thread.")
+    parent_id: str = Field(default=ROOT, description="Id of the thread that forked it, or `root`.")
+    title: str = Field(default="", description="Title from the outline or the branch.")
+    content: str = Field(default="", description="Text that it wrote so far.")
+    finish_reason: str | None = Field(default=None, description="Why it ended. None while it runs.")
+    usage: ThreadUsage | None = Field(default=None, description="What it used. None while it runs.")
 
 
 class Vote(_Part):
@@ -69,17 +66,16 @@ class Usage(_Part):
 class Answer(BaseModel):
     """A chat completion of one choice, as it is so far."""
 
-    id: str = ""
-    model: str = ""
-    #: The transcript: what a client sees that knows no threads.
-    content: str = ""
-    reasoning: str = ""
-    #: In the shape of OpenAI's ``message.tool_calls``.
-    tool_calls: list[dict[str, Any]] = Field(default_factory=list)
-    threads: list[Thread] = Field(default_factory=list)
-    #: None until it has ended.
-    finish_reason: str | None = None
-    usage: Usage | None = None
+    id: str = Field(default="", description="Id of the chat completion.")
+    model: str = Field(default="", description="Name of the model.")
+    content: str = Field(default="", description="The transcript, as a stock client sees it.")
+    reasoning: str = Field(default="", description="The reasoning, with a reasoning parser.")
+    tool_calls: list[dict[str, Any]] = Field(
+        default_factory=list, description="Tool calls, in the shape of OpenAI's `message.tool_calls`."
+    )
+    threads: list[Thread] = Field(default_factory=list, description="All threads, by their `index`.")
+    finish_reason: str | None = Field(default=None, description="Why the answer ended. None until then.")
+    usage: Usage | None = Field(default=None, description="What it used. None until the server sends it.")
 
     @field_validator("threads")
     @classmethod

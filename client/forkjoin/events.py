@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from forkjoin.answer import Answer
 
@@ -16,36 +16,37 @@ class _Event(BaseModel):
 class StartedThread(_Event):
     """A thread as its fork announces it."""
 
-    index: int
-    id: str
-    parent_id: str
-    title: str
+    index: int = Field(description="Number of the thread in the answer, in the order of starting.")
+    id: str = Field(description="Id of the thread.")
+    parent_id: str = Field(description="Id of the thread that forked it, or `root`.")
+    title: str = Field(description="Title from the outline or the branch.")
 
 
 class Forked(_Event):
     """A parent forked: all ``threads`` of the fork start. They run side by side."""
 
     type: Literal["forked"] = "forked"
-    #: A thread, or ``ROOT``.
-    parent_id: str
-    threads: tuple[StartedThread, ...]
+    parent_id: str = Field(description="Id of the thread that forked, or `root`.")
+    threads: tuple[StartedThread, ...] = Field(
+        description="The threads: `index`, `id`, `parent_id` and `title` of each."
+    )
 
 
 class ThreadDelta(_Event):
     """A thread wrote ``text``."""
 
     type: Literal["thread_delta"] = "thread_delta"
-    index: int
-    text: str
+    index: int = Field(description="Number of the thread.")
+    text: str = Field(description="What it wrote since its last event.")
 
 
 class ThreadEnded(_Event):
     """A thread ended: by itself (``stop``), or as ``finish_reason`` says."""
 
     type: Literal["thread_ended"] = "thread_ended"
-    index: int
-    finish_reason: str
-    completion_tokens: int
+    index: int = Field(description="Number of the thread.")
+    finish_reason: str = Field(description="Why it ended, as in its entry of `threads`.")
+    completion_tokens: int = Field(description="Tokens that it generated.")
 
 
 class Joined(_Event):
@@ -55,26 +56,26 @@ class Joined(_Event):
     """
 
     type: Literal["joined"] = "joined"
-    parent_id: str
-    #: The indices of the threads.
-    threads: tuple[int, ...]
+    parent_id: str = Field(description="Id of the thread that goes on, or `root`.")
+    threads: tuple[int, ...] = Field(description="Numbers of the threads.")
 
 
 class AnswerDelta(_Event):
     """The transcript grew by ``text``, threads included, in outline order."""
 
     type: Literal["answer_delta"] = "answer_delta"
-    text: str = ""
-    reasoning: str = ""
-    #: In the shape of OpenAI's ``delta.tool_calls``.
-    tool_calls: tuple[dict[str, Any], ...] = ()
+    text: str = Field(default="", description="Text that the transcript grew by.")
+    reasoning: str = Field(default="", description="Reasoning that it grew by, with a reasoning parser.")
+    tool_calls: tuple[dict[str, Any], ...] = Field(
+        default=(), description="Pieces of tool calls, in the shape of OpenAI's `delta.tool_calls`."
+    )
 
 
 class Finished(_Event):
     """The answer is complete. The last event of a stream."""
 
     type: Literal["finished"] = "finished"
-    answer: Answer
+    answer: Answer = Field(description="The whole answer.")
 
 
 Event = Forked | ThreadDelta | ThreadEnded | Joined | AnswerDelta | Finished

@@ -1,7 +1,7 @@
 """What fork/join adds to the OpenAPI schema that vLLM's application publishes at ``/openapi.json``.
 
-vLLM describes requests and leaves responses open; so are ours described: the request's ``forkjoin``
-field, the threads and the usage that an answer may carry, and our own routes.
+vLLM describes requests and leaves responses open. We describe the field ``forkjoin`` of a request, the
+threads and the usage that an answer may carry, and our own routes.
 """
 
 from __future__ import annotations
@@ -10,72 +10,18 @@ import copy
 from functools import cache
 from typing import Any
 
+from pydantic import BaseModel
+
+from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.options import RequestOptions
 from forkjoin_server import about, cancelling, families
 from forkjoin_server.agents import FIELD, MultiAgent
+from forkjoin_server.answer_fields import ForkJoinThread, ForkJoinUsage
 from forkjoin_server.routes import PATHS, RESPONSES
 from forkjoin_server.threads import Json
 
 _REF = "#/components/schemas/"
 
-_USAGE: Json = {
-    "title": "ForkJoinUsage",
-    "description": "`usage.forkjoin` of an answer.",
-    "type": "object",
-    "properties": {
-        "num_threads": {"type": "integer", "description": "threads that ran"},
-        "critical_path_tokens": {
-            "type": "integer",
-            "description": "the parent's own tokens and, of each fork, the longest thread's",
-        },
-        "total_tokens": {
-            "type": "integer",
-            "description": "generated tokens, each once, of all answers: what is also `completion_tokens`",
-        },
-        "vote": {
-            "type": "object",
-            "description": "only of `best_of`: the thread that was chosen (`index`), what most voted for "
-            "(`result`), and the indices of threads that did not vote: those that were `cut` and those "
-            "`not_started`, for the vote was decided, those that were `pruned` as the request asked for, and "
-            "those that the client `cancelled`",
-            "properties": {
-                "index": {"type": "integer"},
-                "result": {"type": ["string", "null"]},
-                "cut": {"type": "array", "items": {"type": "integer"}},
-                "not_started": {"type": "array", "items": {"type": "integer"}},
-                "pruned": {"type": "array", "items": {"type": "integer"}},
-                "cancelled": {"type": "array", "items": {"type": "integer"}},
-            },
-        },
-    },
-}
-_THREAD: Json = {
-    "title": "ForkJoinThread",
-    "description": "An entry of `message.threads`; in a stream of `delta.threads`, `index` stands always, "
-    "`content` comes in pieces, all else once.",
-    "type": "object",
-    "properties": {
-        "index": {"type": "integer", "description": "dense over the answer, in the order of starting"},
-        "id": {"type": "string"},
-        "parent_id": {"type": "string", "description": "the thread that forked; `root`: the request"},
-        "title": {"type": "string", "description": "from the outline"},
-        "content": {"type": "string"},
-        "token_ids": {
-            "type": "array",
-            "items": {"type": "integer"},
-            "description": "of tokens in, tokens out only",
-        },
-        "finish_reason": {
-            "type": "string",
-            "description": "`stop`; `length`: a limit, or the end of the answer, cut the thread; `cut`: it "
-            "was stopped, for it could change nothing any more; `not_started`: the same, before it wrote "
-            "anything; `pruned`: the policy of `forkjoin.prune` stopped it; `cancelled`: the client ended "
-            "it, or a thread above it",
-        },
-        "usage": {"type": "object", "properties": {"completion_tokens": {"type": "integer"}}},
-    },
-    "required": ["index"],
-}
 _READY: Json = {
     "get": {
         "summary": "Ready",
@@ -152,27 +98,34 @@ def with_forkjoin(schema: Json) -> Json:
     """``schema`` of vLLM's application with what fork/join adds to it; ``schema`` stays as it is."""
     schema = copy.deepcopy(schema)
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-    options = RequestOptions.model_json_schema(ref_template=_REF + "{model}")
-    schemas |= options.pop("$defs", {})
-    schemas |= {"ForkJoinOptions": options | {"title": "ForkJoinOptions"}}
-    schemas |= {"ForkJoinUsage": _USAGE, "ForkJoinThread": _THREAD}
+    schemas |= _described(RequestOptions, "ForkJoinOptions")
+    for limit in Limits.model_fields:  # a request that leaves it out gets the server's
+        schemas["ForkJoinOptions"]["properties"][limit].pop("default", None)
+    schemas |= _described(ForkJoinUsage) | _described(ForkJoinThread)
     for path in PATHS:
         if body := _request_schema(schema, path):
             body.setdefault("properties", {})["forkjoin"] = {"$ref": f"{_REF}ForkJoinOptions"}
     if body := _request_schema(schema, RESPONSES):
-        schemas["MultiAgent"] = MultiAgent.model_json_schema()
+        schemas |= _described(MultiAgent)
         body["properties"][FIELD] = {"$ref": f"{_REF}MultiAgent"}
     if "StreamOptions" in schemas:
         include = {
             "type": "boolean",
             "default": False,
-            "description": "show the threads of a chat completion",
+            "description": "Whether a chat completion lists its threads.",
         }
         schemas["StreamOptions"].setdefault("properties", {})["include_threads"] = include
     schema["paths"] |= {"/ready": _READY, about.PATH: _ABOUT, families.PATH: _FAMILIES}
     schema["paths"] |= {cancelling.PATH: _CANCEL}
     schema["info"] = {"title": "vllm-forkjoin", "version": schema["info"]["version"]}
     return schema
+
+
+def _described(model: type[BaseModel], name: str | None = None) -> Json:
+    """The schemas of ``model`` and of those in it, by their names."""
+    schema = model.model_json_schema(ref_template=_REF + "{model}")
+    named: Json = schema.pop("$defs", {})
+    return named | {name or model.__name__: schema | {"title": name or model.__name__}}
 
 
 def _request_schema(schema: Json, path: str) -> Json | None:

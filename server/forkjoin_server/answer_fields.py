@@ -1,0 +1,89 @@
+"""The fields that fork/join adds to an answer. The OpenAPI schema has them, and the docs are made from it.
+
+Answers are put together as plain objects (``threads.py``). A test checks those against these models.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+FinishReason = Literal["stop", "length", "cut", "not_started", "pruned", "cancelled"]
+#: A field that an entry may leave out, and that is never null.
+_Absent = SkipJsonSchema[None]
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    del schema["default"]
+
+
+def _sometimes(description: str) -> Any:
+    """A field that not every entry has."""
+    return Field(default=None, description=description, json_schema_extra=_without_default)
+
+
+class ForkJoinThreadUsage(_Fields):
+    """``usage`` of a thread."""
+
+    completion_tokens: int = Field(ge=0, description="Tokens that the thread generated.")
+
+
+class ForkJoinThread(_Fields):
+    """An entry of ``message.threads``, or in a stream of ``delta.threads``."""
+
+    index: int = Field(
+        ge=0, description="Number of the thread in the answer, in the order of starting. Each entry has it."
+    )
+    id: str | _Absent = _sometimes("Id of the thread: `th_…`. A stream sends it once, at the start.")
+    parent_id: str | _Absent = _sometimes(
+        "Id of the thread that forked it, or `root` for the answer. A stream sends it once, at the start."
+    )
+    title: str | _Absent = _sometimes(
+        "Title from the outline or the branch, or else its number. A stream sends it once, at the start."
+    )
+    content: str | _Absent = _sometimes("Text that the thread wrote. A stream sends it in pieces.")
+    token_ids: list[int] | _Absent = _sometimes(
+        "Token ids of `content`. Only `/inference/v1/generate` sends them."
+    )
+    finish_reason: FinishReason | _Absent = _sometimes(
+        "Why the thread ended. `stop`: by itself. `length`: a limit or the end of the answer cut it. `cut`: "
+        "it could no longer change the answer. `not_started`: the same, before it wrote anything. `pruned`: "
+        "the policy of `forkjoin.prune` stopped it. `cancelled`: the client ended it, or a thread above it. "
+        "A stream sends it once, at the end."
+    )
+    usage: ForkJoinThreadUsage | _Absent = _sometimes(
+        "What the thread used. A stream sends it once, at the end."
+    )
+
+
+class ForkJoinVote(_Fields):
+    """``usage.forkjoin.vote``."""
+
+    index: int = Field(ge=0, description="Index of the thread that became the answer.")
+    result: str | None = Field(description="Result of the majority. null: no thread voted.")
+    cut: list[int] = Field(description="Indices of threads that were cut because the vote was decided.")
+    not_started: list[int] = Field(
+        description="Indices of threads that did not start because the vote was decided."
+    )
+    pruned: list[int] = Field(description="Indices of threads that the policy of `forkjoin.prune` stopped.")
+    cancelled: list[int] = Field(description="Indices of threads that the client cancelled.")
+
+
+class ForkJoinUsage(_Fields):
+    """``usage.forkjoin`` of an answer."""
+
+    num_threads: int = Field(ge=0, description="Threads that started.")
+    critical_path_tokens: int = Field(
+        ge=0, description="The parent's own tokens and, of each fork, the longest thread's."
+    )
+    total_tokens: int = Field(
+        ge=0,
+        description="Generated tokens of all answers, each counted once. `completion_tokens` is the same.",
+    )
+    vote: ForkJoinVote | _Absent = _sometimes("Outcome of the vote. Only a request with `best_of` gets it.")
