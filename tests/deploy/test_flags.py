@@ -12,9 +12,10 @@ from tests.deploy.manifests import SETS, of_kind, pods
 SERVERS = [n for n in SETS if n.startswith(("helm", "kustomize"))]
 
 
-def _argv(container, manifests, tmp_path):
+def _argv(pod, container, manifests, tmp_path):
     """The arguments of a server as its pod would see them: with its files, and LeaderWorkerSet's variables."""
-    config = next(m["data"] for m in of_kind(manifests, "ConfigMap") if "server.yaml" in m["data"])
+    mounted = [v["configMap"]["name"] for v in pod.spec["volumes"] if "configMap" in v]
+    (config,) = (m["data"] for m in of_kind(manifests, "ConfigMap") if m["metadata"]["name"] in mounted)
     for name, text in config.items():
         path = tmp_path / (name if name == "server.yaml" else f"dialects/{name}")
         path.parent.mkdir(exist_ok=True)
@@ -42,7 +43,7 @@ def test_a_server_takes_its_flags_and_its_config(rendered, tmp_path, name):
         if c["name"] in ("server", "worker")
     ]
     for pod, container in found:
-        args = serve_args(_argv(container, rendered[name], tmp_path))
+        args = serve_args(_argv(pod, container, rendered[name], tmp_path))
         assert (args.host, args.port) == ("0.0.0.0", 8000)
         pre_stop = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         if container["name"] == "server":
@@ -71,9 +72,10 @@ def test_ray_serves_starts_it_with_flags_that_it_takes(rendered):
 def test_a_flag_that_is_none_is_refused(rendered, tmp_path):
     from forkjoin_server.cli import serve_args
 
-    server = pods(rendered["helm defaults"])[0].spec["containers"][0]
+    pod = pods(rendered["helm defaults"])[0]
+    argv = _argv(pod, pod.spec["containers"][0], rendered["helm defaults"], tmp_path)
     with pytest.raises(SystemExit):
-        serve_args([*_argv(server, rendered["helm defaults"], tmp_path), "--shutdown-timeouts=3"])
+        serve_args([*argv, "--shutdown-timeouts=3"])
 
 
 def test_a_dialect_file_of_the_values_is_a_dialect(rendered, tmp_path):
@@ -87,12 +89,10 @@ def test_a_dialect_file_of_the_values_is_a_dialect(rendered, tmp_path):
     assert load(str(file)).name == "reasoner"
 
 
-def test_the_router_takes_its_flags(tools, rendered):
+@pytest.mark.parametrize("name", ["helm gpu-scaled", "helm models"])
+def test_the_router_takes_its_flags(tools, rendered, name):
     args = next(
-        c["args"]
-        for p in pods(rendered["helm gpu-scaled"])
-        for c in p.spec["containers"]
-        if c["name"] == "router"
+        c["args"] for p in pods(rendered[name]) for c in p.spec["containers"] if c["name"] == "router"
     )
 
     def parse(*argv):
@@ -106,5 +106,6 @@ def test_the_router_takes_its_flags(tools, rendered):
     assert done.returncode == 0, done.stderr
     assert "consistent_hash" in done.stdout
     assert "'app.kubernetes.io/component': 'server'" in done.stdout
+    assert ("'vllm-forkjoin/model': 'large'" in done.stdout) == (name == "helm models")
     assert done.stdout.endswith("/ready\n")
     assert parse(*args, "--no-such-flag").returncode

@@ -87,6 +87,7 @@ def test_the_gate_looks_at_every_pod(rendered):
     names = {name: len(pods(manifests)) for name, manifests in rendered.items()}
     assert names == dict.fromkeys(names, 1) | {
         "helm gpu-scaled": 2,
+        "helm models": 3,
         "helm multi-node": 2,
         "kuberay": 2,
         "gateway": 0,

@@ -20,7 +20,7 @@ from tests.server.conftest import start_server
 pytestmark = pytest.mark.server
 
 #: What a pod monitor adds to each series.
-POD = {"namespace": "llm", "pod": "forkjoin-vllm-forkjoin-0"}
+POD = {"namespace": "llm", "pod": "forkjoin-vllm-forkjoin-5d4f8c7b9d-x2v4q"}
 PROBLEM = "a=48*73, b=90*36, c=91*84"
 #: Each makes series that do not exist before: forks, a limit that is met, a vote.
 ASKED = [{}, {"max_threads_per_fork": 2}, {"best_of": 3, "vote": "total ends in ([0-9])"}]

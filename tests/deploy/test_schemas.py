@@ -82,9 +82,8 @@ def test_the_chart_refuses_values_that_it_does_not_know_or_that_can_not_be(ask):
     wrong = [
         {"replica": 2},
         {"replicas": "two"},
-        {"model": {"source": "s3"}},
-        {"model": {"source": "hub"}},
-        {"model": {"source": "claim", "claim": {"name": "models"}}},
+        {"model": {"uri": "Qwen/Qwen3-8B"}},
+        {"models": [{"name": "a", "replica": 2}]},
         {"drain": {"marginSeconds": 0}},
         {"image": {"digest": "latest"}},
         {"server": {"config": {"api-key": "secret"}}},
@@ -95,7 +94,7 @@ def test_the_chart_refuses_values_that_it_does_not_know_or_that_can_not_be(ask):
         {
             "multiNode": {"enabled": True},
             "autoscaling": {"kind": "keda"},
-            "model": {"source": "hub", "name": "m"},
+            "model": {"uri": "hf://m"},
         },
     ]
     taken = [values for values in wrong if "refused" not in ask("render", chart=str(CHART), values=values)]

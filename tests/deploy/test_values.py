@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.deploy.test_schemas import SCHEMAS, VERSIONS
 
 _GROUPS = {
     "multiNode": {"enabled": True},
-    "model": {"source": "claim", "claim": {"name": "models", "path": "m"}},
+    "model": {"uri": "pvc://models/m"},
 }
 _LIMITS = {"cpu": "1", "memory": "1Gi"}
 _MOUNT = {"name": "certificates", "mountPath": "/certificates"}
@@ -45,6 +46,46 @@ _COLLECTORS = {
     "collector.monitoring": 4317,
 }
 
+#: What each kind of address becomes: vLLM's arguments, the claim that is mounted, and whether HTTPS may leave.
+_ADDRESSES = {
+    "hf://Qwen/Qwen3-8B": (["Qwen/Qwen3-8B"], None, True),
+    "hf://Qwen/Qwen3-8B@refs/pr/1": (["Qwen/Qwen3-8B", "--revision=refs/pr/1"], None, True),
+    "hf://gpt2": (["gpt2"], None, True),
+    "pvc://weights/reasoner/32b/": (["/models/reasoner/32b"], "weights", False),
+    "s3://bucket/reasoner": (["s3://bucket/reasoner"], None, True),
+    "gs://bucket/reasoner": (["gs://bucket/reasoner"], None, True),
+    "az://bucket/reasoner": (["az://bucket/reasoner"], None, True),
+    "file:///weights/reasoner": (["/weights/reasoner"], None, False),
+}
+_REFUSED_ADDRESSES = [
+    "Qwen/Qwen3-8B",
+    "oci://registry.example/reasoner:1",
+    "https://example.com/reasoner",
+    "pvc://weights",
+    "pvc://weights/",
+    "file://weights",
+    "hf://Qwen/Qwen3-8B/more",
+    "s3://",
+]
+_TWO = {
+    "router": {"enabled": True},
+    "monitoring": {"scrape": "service"},
+    "drain": {"seconds": 40},
+    "models": [
+        {"name": "small", "replicas": 0, "drain": {"seconds": 60}, "autoscaling": {"kind": "keda"}},
+        {
+            "name": "small-x",
+            "model": {"uri": "pvc://models/x"},
+            "router": {"enabled": False},
+            "dialect": {"name": "none"},
+            "tolerations": [],
+        },
+    ],
+    "replicas": 3,
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "server": {"config": {"max-model-len": 4096}},
+}
+
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "spare": {"strategy": {"rollingUpdate": _SPARE}},
@@ -60,6 +101,7 @@ CASES: dict[str, dict[str, Any]] = {
     "doors": _DOORS,
     "doors to routers": _DOORS | {"router": {"enabled": True}},
 } | {endpoint: {"server": {"config": {"otlp-traces-endpoint": endpoint}}} for endpoint in _COLLECTORS}
+CASES |= {uri: {"model": {"uri": uri}} for uri in _ADDRESSES} | {"two models": _TWO}
 
 
 @pytest.fixture(scope="session")
@@ -150,6 +192,86 @@ def test_pods_take_volumes_and_containers_of_the_operators(made, name, num):
         assert "/certificates" in [m["mountPath"] for m in pod.spec["containers"][0]["volumeMounts"]]
 
 
+@pytest.mark.parametrize("uri", _ADDRESSES)
+def test_an_address_of_a_model_becomes_what_vllm_takes(made, uri):
+    arguments, claim, leaves = _ADDRESSES[uri]
+    (pod,) = pods(made[uri])
+    (container,) = pod.spec["containers"]
+    given = container["args"]
+    assert given[: given.index("--config")] == arguments
+    offline = next(e["value"] for e in container["env"] if e["name"] == "HF_HUB_OFFLINE")
+    assert offline == ("0" if uri.startswith("hf://") else "1")
+    claims = [
+        v["persistentVolumeClaim"]["claimName"] for v in pod.spec["volumes"] if "persistentVolumeClaim" in v
+    ]
+    assert claims == ([claim] if claim else [])
+    (policy,) = of_kind(made[uri], "NetworkPolicy")
+    ports = [p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]]
+    assert (443 in ports) == leaves
+
+
+def test_each_model_of_a_release_has_what_is_its_own(made):
+    manifests = made["two models"]
+    names = {(m["kind"], m["metadata"]["name"]) for m in manifests}
+    assert len(names) == len(manifests)
+    base = "forkjoin-vllm-forkjoin"
+    for kind in (
+        "Deployment",
+        "ConfigMap",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Service",
+        "ServiceMonitor",
+    ):
+        assert {(kind, f"{base}-small"), (kind, f"{base}-small-x")} <= names
+    assert ("ScaledObject", f"{base}-small") in names
+    assert {name for kind, name in names if kind == "ServiceAccount"} == {base, f"{base}-small-router"}
+
+
+def test_a_model_takes_from_its_release_what_it_does_not_say_itself(made):
+    small, large = (
+        next(
+            d for d in of_kind(made["two models"], "Deployment") if d["metadata"]["name"].endswith(f"-{name}")
+        )
+        for name in ("small", "small-x")
+    )
+    of_small, of_large = (d["spec"]["template"]["spec"] for d in (small, large))
+    assert "replicas" not in small["spec"]
+    assert large["spec"]["replicas"] == 3
+    assert "tolerations" in of_small
+    assert "tolerations" not in of_large
+    assert "--shutdown-timeout=60" in of_small["containers"][0]["args"]
+    assert {"/models/x", "--dialect=none", "--shutdown-timeout=40"} <= set(of_large["containers"][0]["args"])
+    routers = [d for d in of_kind(made["two models"], "Deployment") if "-router" in d["metadata"]["name"]]
+    assert [d["metadata"]["name"] for d in routers] == ["forkjoin-vllm-forkjoin-small-router"]
+
+
+def test_no_selector_of_a_model_takes_pods_of_another(made):
+    manifests = made["two models"]
+    for manifest in of_kind(manifests, "Deployment", "PodDisruptionBudget"):
+        found = [p for p in pods(manifests) if selects(manifest["spec"]["selector"], p.labels)]
+        assert len(found) == 1, manifest["metadata"]["name"]
+    for policy in of_kind(manifests, "NetworkPolicy"):
+        assert len([p for p in pods(manifests) if selects(policy["spec"]["podSelector"], p.labels)]) == 1
+    router = next(p for p in pods(manifests) if p.spec["containers"][0]["name"] == "router")
+    wanted = dict(
+        a.split("=") for a in router.spec["containers"][0]["args"] if a.startswith(("app.", "vllm-"))
+    )
+    assert [p.name.split("/")[0] for p in pods(manifests) if wanted.items() <= p.labels.items()] == [
+        "Deployment forkjoin-vllm-forkjoin-small"
+    ]
+
+
+def test_a_model_is_scaled_by_its_own_pods_only(made):
+    (scaler,) = of_kind(made["two models"], "ScaledObject")
+    base = "forkjoin-vllm-forkjoin-small"
+    for trigger in scaler["spec"]["triggers"]:
+        pattern = re.search('pod=~"([^"]+)"', trigger["metadata"]["query"])[1]
+        assert re.fullmatch(pattern, f"{base}-5d4f8c7b9d-x2v4q")
+        assert not re.fullmatch(pattern, f"{base}-x-5d4f8c7b9d-x2v4q")
+        assert not re.fullmatch(pattern, f"{base}-router-5d4f8c7b9d-x2v4q")
+
+
 @pytest.mark.parametrize("name", ["doors", "doors to routers"])
 def test_an_ingress_and_a_route_lead_to_the_service(made, name):
     service = of_kind(made[name], "Service")[0]
@@ -168,7 +290,21 @@ def test_an_ingress_and_a_route_lead_to_the_service(made, name):
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs: expected at least one"),
         ({"strategy": {"type": "Sometimes"}}, "strategy"),
         ({"router": {"terminationGracePeriodSeconds": 3}}, "terminationGracePeriodSeconds"),
+        ({"models": [{"name": "a"}, {"name": "a"}]}, "expected a name of its own for each, got a twice"),
+        ({"models": [{"name": "a-router"}]}, "models"),
+        ({"models": [{"replicas": 1}]}, "name"),
+        ({"models": [{"name": "a", "auth": {}}]}, "auth"),
+        (_DOORS | {"models": [{"name": "a"}, {"name": "b"}]}, "llm.example.com of an Ingress twice"),
+        (
+            {"httpRoute": _DOORS["httpRoute"] | {"hostnames": []}, "models": [{"name": "a"}, {"name": "b"}]},
+            "any host of an HTTPRoute twice",
+        ),
     ],
 )
 def test_what_can_not_be_made_is_refused_by_its_name(ask, values, said):
     assert said in ask("render", chart=str(CHART), values=values)["refused"]
+
+
+@pytest.mark.parametrize("uri", _REFUSED_ADDRESSES)
+def test_an_address_that_nothing_reads_is_refused(ask, uri):
+    assert "uri" in ask("render", chart=str(CHART), values={"model": {"uri": uri}})["refused"]

@@ -2,7 +2,8 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{- define "forkjoin.fullname" -}}
+{{/* The name of the release, and of what all its models share. */}}
+{{- define "forkjoin.release" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
 {{- else if contains (include "forkjoin.name" .) .Release.Name }}
@@ -12,11 +13,28 @@
 {{- end }}
 {{- end }}
 
+{{/* The name of a model's own things. */}}
+{{- define "forkjoin.fullname" -}}
+{{- $release := include "forkjoin.release" . }}
+{{- with .Values.name }}
+{{- printf "%s-%s" ($release | trunc (sub 49 (len .) | int) | trimSuffix "-") . }}
+{{- else }}
+{{- $release }}
+{{- end }}
+{{- end }}
+
+{{/* The labels of all that belongs to a model, or to the release where it has one. */}}
+{{- define "forkjoin.modelLabels" -}}
+app.kubernetes.io/name: {{ include "forkjoin.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- with .Values.name }}
+vllm-forkjoin/model: {{ . }}
+{{- end }}
+{{- end }}
+
 {{/* Labels that never change: what selectors use. Call with (list $ "server"). */}}
 {{- define "forkjoin.selector" -}}
-{{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ include "forkjoin.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+{{ include "forkjoin.modelLabels" (index . 0) }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
@@ -38,14 +56,14 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{- define "forkjoin.serviceAccount" -}}
 {{- if .Values.serviceAccount.create }}
-{{- default (include "forkjoin.fullname" .) .Values.serviceAccount.name }}
+{{- default (include "forkjoin.release" .) .Values.serviceAccount.name }}
 {{- else }}
 {{- default "default" .Values.serviceAccount.name }}
 {{- end }}
 {{- end }}
 
 {{- define "forkjoin.secret" -}}
-{{ include "forkjoin.fullname" . }}-auth
+{{ include "forkjoin.release" . }}-auth
 {{- end }}
 
 {{/* The claim that holds the cache, empty where the cache goes with the pod. */}}
@@ -66,9 +84,9 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- with .Values.drain }}{{ add (int .preStopSeconds) (int .seconds) (int .marginSeconds) }}{{ end }}
 {{- end }}
 
-{{/* What Prometheus' series of these pods have in common. */}}
+{{/* What Prometheus' series of a model's replicas have in common: a Deployment's pods end with two words. */}}
 {{- define "forkjoin.series" -}}
-namespace="{{ .Release.Namespace }}",pod=~"{{ include "forkjoin.fullname" . }}-.+"
+namespace="{{ .Release.Namespace }}",pod=~"{{ include "forkjoin.fullname" . }}-[a-z0-9]+-[a-z0-9]{5}"
 {{- end }}
 
 {{/* Queue depth. vLLM's own count has parents of running threads in it, which are no load; without a dialect

@@ -2,13 +2,11 @@
 
 {{/* What `forkjoin serve` is told, for every pod. Flags go before what the config file says. */}}
 {{- define "forkjoin.args" -}}
-{{- if eq .Values.model.source "hub" -}}
-- {{ required "model.name: expected a model of the hub, for model.source is hub" .Values.model.name | quote }}
-{{- with .Values.model.revision }}
-- --revision={{ . }}
+{{- with include "forkjoin.model" . -}}
+- {{ . | quote }}
 {{- end }}
-{{- else if eq .Values.model.source "claim" }}
-- {{ printf "/models/%s" .Values.model.claim.path | trimSuffix "/" | quote }}
+{{- with include "forkjoin.revision" . }}
+- --revision={{ . }}
 {{- end }}
 {{- with .Values.model.servedName }}
 - --served-model-name={{ . }}
@@ -24,7 +22,7 @@
 
 {{- define "forkjoin.env" -}}
 - name: HF_HUB_OFFLINE
-  value: {{ ternary "0" "1" (eq .Values.model.source "hub") | quote }}
+  value: {{ ternary "0" "1" (eq (include "forkjoin.scheme" .) "hf") | quote }}
 {{- with .Values.auth.apiKey }}
 {{- if or .existingSecret .value }}
 - name: VLLM_API_KEY
@@ -58,7 +56,7 @@
   mountPath: /tmp
 - name: shm
   mountPath: /dev/shm
-{{- if eq .Values.model.source "claim" }}
+{{- if eq (include "forkjoin.scheme" .) "pvc" }}
 - name: models
   mountPath: /models
   readOnly: true
@@ -92,10 +90,10 @@
   emptyDir:
     medium: Memory
     sizeLimit: {{ .Values.sharedMemory.sizeLimit }}
-{{- if eq .Values.model.source "claim" }}
+{{- if eq (include "forkjoin.scheme" .) "pvc" }}
 - name: models
   persistentVolumeClaim:
-    claimName: {{ required "model.claim.name: expected a claim, for model.source is claim" .Values.model.claim.name }}
+    claimName: {{ include "forkjoin.address" . | splitList "/" | first }}
     readOnly: true
 {{- end }}
 {{- with .Values.extraVolumes }}
@@ -199,7 +197,7 @@ affinity:
 
 {{/* Annotations that start pods anew when what they read has changed. */}}
 {{- define "forkjoin.podAnnotations" -}}
-checksum/config: {{ include (print $.Template.BasePath "/configmap.yaml") . | sha256sum }}
+checksum/config: {{ include "forkjoin.configMap" . | sha256sum }}
 checksum/secret: {{ include (print $.Template.BasePath "/secret.yaml") . | sha256sum }}
 {{- with .Values.podAnnotations }}
 {{ toYaml . }}
