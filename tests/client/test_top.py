@@ -11,8 +11,9 @@ from rich.console import Console
 
 from forkjoin import Client, NotConnected
 from forkjoin import load as load_module
+from forkjoin.families import PATH, Families, waits_for
 from forkjoin.load import Look, load
-from forkjoin.terminal import commands, top
+from forkjoin.terminal import commands, families_table, top
 from scripts.metrics_page import VLLMS, ours
 
 
@@ -93,11 +94,14 @@ def test_the_example_of_bars_is_right():
 # ---- the command ---------------------------------------------------------------------------
 
 
-def served(*answers):
+def served(*answers, families=None):
     """A client whose server answers so, one after another; then comes Ctrl-C."""
+    families = families or httpx.Response(404, json={"error": {"message": "it has no families"}})
     left = list(answers)
 
     def answer(request):
+        if request.url.path == PATH:
+            return families
         assert request.url.path == "/metrics"
         if not left:
             raise KeyboardInterrupt
@@ -115,15 +119,94 @@ def test_into_a_pipe_it_writes_one_line(capsys):
     assert said.startswith("running 3 · threads 2")
 
 
-def test_in_a_terminal_it_shows_the_load_and_goes_on_while_the_server_is_gone(monkeypatch, capsys):
+def in_a_terminal(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setattr(top, "Console", lambda: Console(width=90, height=30, force_terminal=True))
+    monkeypatch.setattr(top, "Console", lambda: Console(width=120, height=30, force_terminal=True))
+
+
+def test_in_a_terminal_it_shows_the_load_and_goes_on_while_the_server_is_gone(monkeypatch, capsys):
+    in_a_terminal(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         top.run(served(BEFORE, NOW, httpx.ReadTimeout("slow"), NOW), 0)
     said = capsys.readouterr().out
     assert "fork to first token" in said
     assert "50 ms" in said
     assert said.index("expected an answer of http://s, got ReadTimeout") < said.rindex("forks/s")
+
+
+def family(name, state="forked", *, waiting=0, tokens=0, blocks=(0, None, None), **more):
+    threads = {"running": 0, "waiting": waiting, "parked": 0, "ended": 0}
+    now, most, expected = blocks
+    counts = {"total_tokens": tokens, "critical_path_tokens": tokens}
+    counts |= {"kv_blocks": now, "peak_kv_blocks": most, "expected_kv_blocks": expected}
+    return {"request_id": name, "age_s": 3.21, "state": state, "threads": threads | more, **counts}
+
+
+def engine(*families, for_room=0, left_out=0):
+    waiting = {"requests": 1, "threads": 1, "for_room": for_room}
+    num = len(families) + left_out
+    return {
+        "engine": 0,
+        "waiting": waiting,
+        "num_families": num,
+        "num_left_out": left_out,
+        "families": families,
+    }
+
+
+def shown(engines, most=30):
+    console = Console(width=140, force_terminal=False)
+    with console.capture() as text:
+        console.print(families_table.table(Families.model_validate({"engines": engines}), most))
+    return [re.split(r"  +", line.strip()) for line in text.get().splitlines()]
+
+
+def test_each_family_has_its_threads_its_blocks_and_what_it_waits_for():
+    forked = family("chat-1", waiting=2, running=1, tokens=1234, blocks=(7, 9, 12.3))
+    _, first, other, more = shown([engine(forked, family(None, "decoding"), left_out=3)])
+    assert first == [
+        "chat-1", "3.2 s", "forked", "1 running, 2 waiting", "the turn of 2 threads", "1,234", "7, 9, 12",
+    ]  # fmt: skip
+    assert other == ["another key's", "3.2 s", "decoding", "–", "0", "0, –, –"]
+    assert more == ["… 3 more"]
+
+
+def test_more_families_than_fit_are_counted():
+    *_, more = shown([engine(*(family(f"chat-{n}") for n in range(5))), engine(family("b"))], most=2)
+    assert more == ["… 4 more"]
+
+
+@pytest.mark.parametrize(
+    ("row", "for_room", "expected"),
+    [
+        (family("a", "waiting"), 0, "its turn"),
+        (family("a", "waiting"), 2, "room"),
+        (family("a", "waiting", tokens=5), 2, "room, to go on"),
+        (family("a", waiting=1), 0, "the turn of 1 thread"),
+        (family("a", "decoding"), 2, ""),
+    ],
+)
+def test_a_family_waits_for_its_turn_or_for_room(row, for_room, expected):
+    (seen,) = Families.model_validate({"engines": [engine(row, for_room=for_room)]}).engines
+    assert waits_for(seen.families[0], seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (httpx.Response(200, json={"engines": [engine(family("chat-7", running=3))]}), "chat-7"),
+        (httpx.Response(404, json={"error": {"message": "it has no families"}}), "it has no families"),
+        (httpx.Response(200, json={"engines": 3}), "got other JSON: engines: "),
+        (httpx.Response(200, text="<html>"), "families: expected JSON"),
+    ],
+    ids=["families", "none", "other_json", "no_json"],
+)
+def test_below_the_load_it_shows_the_families_or_why_not(monkeypatch, capsys, answer, expected):
+    in_a_terminal(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        top.run(served(BEFORE, NOW, families=answer), 0)
+    said = capsys.readouterr().out
+    assert said.index("forks/s") < said.index(expected)
 
 
 def test_without_a_server_it_ends_with_its_reason():

@@ -57,8 +57,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     top = commands.add_parser(
         "top",
         help="Show what a server does now.",
-        description="Show what a server does now, from its /metrics. If the output is a pipe, the command "
-        "prints one line.",
+        description="Show what a server does now, from its /metrics, and its families. If the output is a "
+        "pipe, the command prints one line.",
     )
     _add_server(top)
     top.add_argument(

@@ -1,4 +1,4 @@
-"""``forkjoin top``: what a server does right now, again and again. It only reads ``/metrics``."""
+"""``forkjoin top``: what a server does right now, again and again: its metrics, and its families."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import sys
 import time
 from collections import deque
 
-from rich.console import Console, Group
+from pydantic import ValidationError
+from rich.console import Console, ConsoleRenderable, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from forkjoin.client import Client
 from forkjoin.errors import ForkJoinError
+from forkjoin.families import PATH, Families
 from forkjoin.load import Load, Look, load
-from forkjoin.terminal.printable import printable
+from forkjoin.parsing import fault, parsed
+from forkjoin.terminal import families_table
+from forkjoin.terminal.printable import one_line, printable
 
 _BARS = " ▁▂▃▄▅▆▇█"
+#: The lines of a page that show no family.
+_OTHER_LINES = 16
 #: How many looks the course of tokens a second goes back.
 _COURSE = 60
 
@@ -29,7 +35,8 @@ def run(client: Client, interval_s: float) -> None:
         print(line(load(before, _look(client))))
         return
     course: deque[float] = deque(maxlen=_COURSE)
-    with Live(console=Console(), auto_refresh=False, screen=True) as live:
+    console = Console()
+    with Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
             time.sleep(interval_s)
             try:
@@ -39,12 +46,30 @@ def run(client: Client, interval_s: float) -> None:
                 continue
             seen = load(before, now)
             course.append(seen.tokens_rate or 0.0)
-            live.update(_page(client.address, now, seen, list(course)), refresh=True)
+            families = _families(client, max(console.height - _OTHER_LINES, 1))
+            page = Group(*_load(client.address, now, seen, list(course)), "", families)
+            live.update(page, refresh=True)
             before = now
 
 
 def _look(client: Client) -> Look:
     return Look.of(client.get("/metrics").text, time.monotonic())
+
+
+def _families(client: Client, most: int) -> ConsoleRenderable:
+    """The first ``most`` families, or why they can't be shown: the load can be without them."""
+    try:
+        seen = Families.model_validate(parsed(client.get(PATH).content))
+    except ForkJoinError as error:
+        return Text(one_line(f"families: {error}"), "dim")
+    except ValidationError as error:
+        return Text(
+            one_line(f"families: expected those of a server that forks, got other JSON: {fault(error)}"),
+            "dim",
+        )
+    except ValueError:
+        return Text("families: expected JSON, got something else", "dim")
+    return families_table.table(seen, most)
 
 
 def line(seen: Load) -> str:
@@ -61,7 +86,7 @@ def line(seen: Load) -> str:
     return " · ".join(parts)
 
 
-def _page(address: str, now: Look, seen: Load, course: list[float]) -> Group:
+def _load(address: str, now: Look, seen: Load, course: list[float]) -> list[ConsoleRenderable | str]:
     grid = Table.grid(padding=(0, 2))
     for _ in range(4):
         grid.add_column(no_wrap=True)
@@ -78,14 +103,14 @@ def _page(address: str, now: Look, seen: Load, course: list[float]) -> Group:
     for left, value, right, other in rows:
         grid.add_row(Text(left, "dim"), Text(value, "bold"), Text(right, "dim"), Text(other, "bold"))
     models = ", ".join(map(printable, now.models))
-    return Group(
+    return [
         Text(f"{address}  {models}", "bold"),
         "",
         grid,
         "",
         Text(bars(course), "cyan"),
         Text(f"tokens a second, up to {_number(max(course))}; Ctrl-C ends", "dim"),
-    )
+    ]
 
 
 def bars(course: list[float]) -> str:
