@@ -1,6 +1,7 @@
 """How far long work is: a bar on a terminal, and on any output a line for each part that is done.
 
-The bar is drawn when a part is done and not beside it: that would disturb what is measured.
+The bar is drawn when a part is done and not beside it: that would disturb what is measured. Of more than a
+hundred parts it is drawn once for each hundredth.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ class Work:
 
     def done(self, num_parts: int = 1) -> None:
         """So many parts more are done."""
+        task = self._progress.tasks[self._task]
+        before = int(task.percentage)
         self._progress.advance(self._task, num_parts)
-        self._progress.refresh()
+        if int(task.percentage) > before:
+            self._progress.refresh()
 
     def say(self, line: str) -> None:
         """Print ``line`` above the bar; nothing but it where there is none."""

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from io import StringIO
 
 import pytest
+from aiohttp import web
+from rich.console import Console
 
+from forkjoin_bench.overload.clients import ask_all
 from forkjoin_bench.overload.plan import Plan
 from forkjoin_bench.overload.result import Result, problems, spread
+from forkjoin_bench.progress import working
 
 PLAN = Plan(requests=10)
 GOOD = Result(
@@ -43,3 +49,36 @@ def test_what_does_not_hold_is_told(change, said):
 def test_a_spread_leaves_out_what_is_not_known():
     assert spread([3.0, None, 1.0, 2.0]) == {"min": 1.0, "p50": 2.0, "p90": 3.0, "p99": 3.0, "max": 3.0}
     assert spread([None]) == {}
+
+
+async def _answer(request: web.Request) -> web.StreamResponse:
+    asked = await request.json()
+    if asked.get("logprobs"):  # by a client that never reads
+        return web.Response(status=503)
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for data in ['{"choices": []}'] * 20 + ['{"choices": [{"finish_reason":"stop"}]}', "[DONE]"]:
+        await response.write(f"data: {data}\n\n".encode())
+    return response
+
+
+def test_the_bar_counts_every_request_however_it_ends():
+    plan = Plan(requests=8, stalled=2, cancelled=1)
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+
+    async def ask():
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", _answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        with working(plan.name, plan.requests, console=console) as work:
+            told = await ask_all(plan, port, work.done)
+        await runner.cleanup()
+        return told
+
+    told = asyncio.run(ask())
+    assert [len(told), sum(t.outcome == "finished" for t in told)] == [plan.requests, 5]
+    assert f"{plan.requests}/{plan.requests}" in console.file.getvalue()

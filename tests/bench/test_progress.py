@@ -27,3 +27,13 @@ def test_on_a_terminal_a_bar_says_how_much_is_done():
 
 def test_elsewhere_there_are_the_lines_and_nothing_else():
     assert shown(Console(file=StringIO(), force_terminal=False, width=80)) == LINE + "\n"
+
+
+def test_many_parts_draw_the_bar_once_for_each_hundredth():
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    with working("bench", 1000, console=console) as work:
+        for _ in range(999):
+            work.done()
+        drawn = console.file.getvalue()
+    assert drawn.count("/1000") <= 100
+    assert " 990/1000" in drawn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -22,8 +23,11 @@ async def warm_up(plan: Plan, port: int) -> None:
             assert told.outcome == "finished", told
 
 
-async def ask_all(plan: Plan, port: int) -> list[Told]:
-    """Send all that ``plan`` says. What is not over in its ``limit_s`` is cut off, and lost."""
+async def ask_all(plan: Plan, port: int, is_over: Callable[[], None]) -> list[Told]:
+    """Send all that ``plan`` says. What is not over in its ``limit_s`` is cut off, and lost.
+
+    ``is_over`` is called for each request when it is.
+    """
     rng = random.Random(1)
     num_reading = plan.requests - plan.stalled
     cancelled = {n: rng.randint(1, 20) for n in rng.sample(range(num_reading), plan.cancelled)}
@@ -31,12 +35,17 @@ async def ask_all(plan: Plan, port: int) -> list[Told]:
     async with _session(port) as session:
         asked = [_ask(session, body(plan), cancelled.get(n)) for n in range(num_reading)]
         tasks = [asyncio.create_task(one) for one in asked]
+        for task in tasks:
+            task.add_done_callback(lambda _: is_over())
         done, late = await asyncio.wait(tasks, timeout=plan.limit_s)
         for task in late:
             task.cancel()
         told = [task.result() for task in done] + [Told() for _ in late]
         await asyncio.gather(*late, return_exceptions=True)
-    return told + [client.hang_up() for client in stalled]
+    for client in stalled:
+        told.append(client.hang_up())
+        is_over()
+    return told
 
 
 def _session(port: int) -> aiohttp.ClientSession:

@@ -14,6 +14,7 @@ from forkjoin_bench.overload.probe import Seen, watching
 from forkjoin_bench.overload.result import OUTCOMES, Result, spread
 from forkjoin_bench.overload.server import serving, what_is_left
 from forkjoin_bench.overload.told import Told
+from forkjoin_bench.progress import working
 
 
 def run(plan: Plan, folder: Path) -> Result:
@@ -26,7 +27,8 @@ def run(plan: Plan, folder: Path) -> Result:
         asyncio.run(warm_up(plan, port))
         began = time.monotonic()
         with watching(port, pid) as seen:
-            told = asyncio.run(ask_all(plan, port))
+            with working(plan.name, plan.requests) as work:
+                told = asyncio.run(ask_all(plan, port, work.done))
             wall_s = time.monotonic() - began
             left = {}
             with contextlib.suppress(ConnectionError):  # it has ended
