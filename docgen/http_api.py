@@ -106,6 +106,14 @@ The text of the answer stays the transcript. The SDKs' classes know all of these
 `forkjoin.include_threads`, each item also has its `thread`, and the answer `usage.forkjoin`, which these classes do not
 know. Calls that a client sends back as `input` are left out, because the transcript holds their result.
 
+## What the server says of itself
+
+`GET /v1/forkjoin` says how the server forks:
+
+{about}
+`GET /v1/forkjoin/families` says what runs. Engines are asked once a second at most:
+
+{families}
 ## Events of the Python client
 
 The [Python client](python-client.md) turns a stream into these events. Each has a `type`, and cannot be changed.
@@ -140,6 +148,8 @@ def page(schema: Json) -> str:
             agents=_asked(schemas["MultiAgent"]),
             cancel_path=cancelling.PATH,
             cancel=_statuses(schema["paths"][cancelling.PATH]["post"]),
+            about=_told(schemas["ForkJoinAbout"], schemas),
+            families=_told(schemas["ForkJoinFamilies"], schemas),
             events="".join(map(_event, EVENTS)),
             answer=_told(Answer.model_json_schema(), {}),
             answer_thread=_told(Thread.model_json_schema(), {}),
@@ -203,14 +213,21 @@ def _rows(schema: Json, schemas: Json, within: str = "") -> Iterator[list[str]]:
     for name, field in schema["properties"].items():
         kind = _type(field) + (" or null" if {"type": "null"} in field.get("anyOf", []) else "")
         yield [f"`{within}{name}`", kind, _cell(field["description"])]
-        if inner := schemas.get(_name_of(field)):
-            yield from _rows(inner, schemas, f"{within}{name}.")
+        if inner := schemas.get(_object_in(field)):
+            several = "[]" if field.get("type") == "array" else ""
+            yield from _rows(inner, schemas, f"{within}{name}{several}.")
 
 
 def _name_of(field: Json) -> str:
     """What the object is called that a field holds, if any."""
     ref: str = field.get("$ref", "")
     return ref.rpartition("/")[2]
+
+
+def _object_in(field: Json) -> str:
+    """What the objects are called that a field holds, one or several, if any."""
+    options = [field, field.get("items", {}), *field.get("anyOf", ())]
+    return next((name for option in options if (name := _name_of(option))), "")
 
 
 def _type(field: Json) -> str:

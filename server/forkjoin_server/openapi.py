@@ -17,10 +17,20 @@ from forkjoin_scheduler.options import RequestOptions
 from forkjoin_server import about, cancelling, families
 from forkjoin_server.agents import FIELD, MultiAgent
 from forkjoin_server.answer_fields import ForkJoinThread, ForkJoinUsage
+from forkjoin_server.route_fields import ForkJoinAbout, ForkJoinFamilies
 from forkjoin_server.routes import PATHS, RESPONSES
 from forkjoin_server.threads import Json
 
 _REF = "#/components/schemas/"
+
+
+def _answer(description: str, model: type[BaseModel]) -> Json:
+    """A response of ours that ``model`` describes."""
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": f"{_REF}{model.__name__}"}}},
+    }
+
 
 _READY: Json = {
     "get": {
@@ -37,14 +47,9 @@ _READY: Json = {
 _FAMILIES: Json = {
     "get": {
         "summary": "Families that run or wait",
-        "description": "What each engine does at the moment, at most a second old: `kv_blocks`, `waiting`, "
-        "what is `expected` of one more request, and its `families`: at most a hundred, those that have "
-        "begun first; `num_left_out` counts the others. Of each: `state` (`waiting`, `prefill`, `decoding`, "
-        "`forked`, `joining`), `threads` by state, tokens, KV blocks held now and at most, and those that "
-        "admission expected. It has no text of clients. A key of `--api-key-file` gets null as the "
-        "`request_id` of others' requests.",
+        "description": "What each engine does at the moment: its families, its KV blocks, and what waits.",
         "responses": {
-            "200": {"description": "The engines with their families"},
+            "200": _answer("The engines with their families", ForkJoinFamilies),
             "404": {"description": "Fork/join is off"},
             "503": {"description": "An engine does not answer"},
         },
@@ -53,9 +58,8 @@ _FAMILIES: Json = {
 _ABOUT: Json = {
     "get": {
         "summary": "Fork/join of this server",
-        "description": "How this server forks: its version, `dialect` (null: fork/join is off) with its "
-        "`name`, `trigger`, `join`, `parent_waits` and `max_depth`, and its `limits`.",
-        "responses": {"200": {"description": "The dialect and the limits in force"}},
+        "description": "How this server forks: its version, its dialect and its limits.",
+        "responses": {"200": _answer("The dialect and the limits in force", ForkJoinAbout)},
     }
 }
 _CANCEL: Json = {
@@ -101,7 +105,8 @@ def with_forkjoin(schema: Json) -> Json:
     schemas |= _described(RequestOptions, "ForkJoinOptions")
     for limit in Limits.model_fields:  # a request that leaves it out gets the server's
         schemas["ForkJoinOptions"]["properties"][limit].pop("default", None)
-    schemas |= _described(ForkJoinUsage) | _described(ForkJoinThread)
+    for told in (ForkJoinUsage, ForkJoinThread, ForkJoinAbout, ForkJoinFamilies):
+        schemas |= _described(told)
     for path in PATHS:
         if body := _request_schema(schema, path):
             body.setdefault("properties", {})["forkjoin"] = {"$ref": f"{_REF}ForkJoinOptions"}

@@ -13,6 +13,7 @@ from forkjoin_scheduler.family import BranchState
 from forkjoin_scheduler.vllm_seam import overview
 from forkjoin_scheduler.vllm_seam.engine_calls import answer_front_ends
 from forkjoin_scheduler.vllm_seam.overview import MAX_FAMILIES
+from forkjoin_server.route_fields import ForkJoinEngine
 from tests.engine.accounts import _num_freed_with
 from tests.engine.fed import Scripted
 
@@ -50,6 +51,17 @@ def test_a_family_is_shown_in_each_state_that_it_passes_through():
     fed.add("r0", 4, fork(fed, 30, 40), 12)
     seen = states(fed, "r0", lambda: not fed.scheduler.requests)
     assert seen == ["waiting", "decoding", "forked", "joining", "decoding"]
+
+
+def test_what_is_shown_is_what_the_schema_says_that_is_shown():
+    fed = Scripted()
+    fed.add("r0", 4, fork(fed, 30, 40), 12)
+    fed.step_until(lambda: any(e["type"] == "forked" for e in fed.events))
+    fed.add("r1", 4)
+    seen = fed.scheduler.overview()
+    for row in seen["families"]:
+        del row["tenant"]
+    assert ForkJoinEngine.model_validate(seen).num_families == 2
 
 
 def test_a_prompt_of_several_steps_is_shown_as_prefill():

@@ -14,6 +14,7 @@ from forkjoin_server import about as about_route
 from forkjoin_server.about import about
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from forkjoin_server.middleware import ForkJoinMiddleware
+from forkjoin_server.route_fields import ForkJoinAbout
 
 
 def test_it_names_the_model_the_dialect_and_the_limits_in_force():
@@ -32,6 +33,11 @@ def test_of_each_dialect_it_says_whether_a_parent_waits_and_how_deep_threads_nes
     assert (seen["parent_waits"], seen["max_depth"]) == (dialect.join.waits, dialect.max_depth)
     # A trigger that is a regex is not what the model writes.
     assert seen["trigger"] == (dialect.trigger if dialect.tags_are == "tokens" else None)
+
+
+@pytest.mark.parametrize("settings", [Settings.of(load("npr"), {}), Settings()], ids=["on", "off"])
+def test_it_says_what_the_schema_says_that_it_says(settings):
+    ForkJoinAbout.model_validate(about(None, settings))
 
 
 def test_without_a_dialect_it_says_so():

@@ -1,0 +1,112 @@
+"""The fields of the answers of our own routes, for the OpenAPI schema and the docs.
+
+The answers are put together as plain objects, by ``about.py``, ``families.py`` and the scheduler. Tests
+check those against these models.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from forkjoin_scheduler.dialect import Limits
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ForkJoinDialect(_Fields):
+    """How the served model forks and joins."""
+
+    name: str = Field(description="Name of the dialect.")
+    source: str = Field(description="Where the dialect is published.")
+    trigger: str | None = Field(description="Token that forks. null: no single token does.")
+    join: str = Field(description="Kind of the join, such as `reprefill` or `stitch`.")
+    parent_waits: bool = Field(description="Whether a parent waits for its threads.")
+    max_depth: int = Field(description="How deep threads may nest.")
+
+
+class ForkJoinAbout(_Fields):
+    """The answer of ``GET /v1/forkjoin``."""
+
+    object: Literal["forkjoin"] = Field(description="Kind of the answer.")
+    version: str = Field(description="Version of vllm-forkjoin.")
+    is_embedded_model: bool = Field(description="Whether the server serves the embedded model.")
+    max_model_len: int | None = Field(description="Tokens of the longest context.")
+    dialect: ForkJoinDialect | None = Field(description="The dialect. null: fork/join is off.")
+    limits: Limits = Field(description="Limits of a request that sets none. null stands for no limit.")
+
+
+class ForkJoinBlocks(_Fields):
+    """The KV cache of an engine."""
+
+    total: int = Field(description="KV blocks of the engine.")
+    free: int = Field(description="KV blocks that are free.")
+    tokens_per_block: int = Field(description="Tokens of one block.")
+
+
+class ForkJoinWaiting(_Fields):
+    """What waits in an engine."""
+
+    requests: int = Field(description="Requests that wait to run.")
+    threads: int = Field(description="Threads that wait to run.")
+    for_room: int = Field(description="Requests that admission keeps waiting.")
+
+
+class ForkJoinExpected(_Fields):
+    """Means of the requests that have ended."""
+
+    tokens: float = Field(description="Tokens that one more request is expected to generate.")
+    threads: float = Field(description="Threads of its widest fork.")
+    forking_share: float = Field(description="Part of the requests that fork.")
+
+
+class ForkJoinThreadStates(_Fields):
+    """The threads of a family, by what they do."""
+
+    running: int = Field(description="Threads that decode.")
+    waiting: int = Field(description="Threads that wait to run.")
+    parked: int = Field(description="Threads that wait for their own threads.")
+    ended: int = Field(description="Threads that have ended.")
+
+
+class ForkJoinFamily(_Fields):
+    """A request with all its threads."""
+
+    request_id: str | None = Field(
+        description="Id of the request. null: the request is of another key of `--api-key-file`."
+    )
+    age_s: float = Field(description="Seconds since the request arrived.")
+    state: Literal["waiting", "prefill", "decoding", "forked", "joining"] = Field(
+        description="What the family does."
+    )
+    threads: ForkJoinThreadStates = Field(description="Its threads, by what they do.")
+    total_tokens: int = Field(description="Tokens that it has generated.")
+    critical_path_tokens: int = Field(description="Those of them that are on the critical path.")
+    kv_blocks: int = Field(description="KV blocks that return to the pool when it ends.")
+    peak_kv_blocks: int | None = Field(description="The most KV blocks that it was seen to hold.")
+    expected_kv_blocks: float | None = Field(description="KV blocks that admission expected.")
+
+
+class ForkJoinEngine(_Fields):
+    """What one engine does."""
+
+    engine: int = Field(description="Number of the data-parallel engine.")
+    kv_blocks: ForkJoinBlocks = Field(description="Its KV cache.")
+    waiting: ForkJoinWaiting = Field(description="What waits.")
+    expected: ForkJoinExpected = Field(description="What admission expects of one more request.")
+    num_families: int = Field(description="Families that run or wait.")
+    num_left_out: int = Field(description="Families that are not listed. At most a hundred are.")
+    families: list[ForkJoinFamily] = Field(
+        description="Families, those first that began first. None has a client's text."
+    )
+
+
+class ForkJoinFamilies(_Fields):
+    """The answer of ``GET /v1/forkjoin/families``."""
+
+    object: Literal["forkjoin.families"] = Field(description="Kind of the answer.")
+    age_s: float = Field(description="Seconds since the engines answered, at most one.")
+    engines: list[ForkJoinEngine] = Field(description="The engines.")
