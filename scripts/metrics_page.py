@@ -106,7 +106,8 @@ LABELS = {
     "policy": "what was done about it ([policies](dialects.md#policies)): "
     + ", ".join(f"`{policy.value}`" for policy in Policy)
     + "; `swap`: another text took its place",
-    "where": "what was done as it happened: a hook of the scheduler, or something that is done with events",
+    "where": "what was done as it happened: a hook of the scheduler, or something that an API server does "
+    "with events (`engine` is empty then)",
     "source": "whose drafts they were: `drafter`, vLLM's own, or `family`",
     "engine": "the data-parallel engine, from 0",
     "model_name": "the served model's name",
@@ -128,7 +129,8 @@ def page() -> str:
     return f"""<!-- Made by `make metrics-page`: change the definitions, or scripts/metrics_page.py. -->
 # Metrics
 
-Prometheus metrics on `GET /metrics`. A histogram `x` is exposed as `x_bucket`, `x_sum` and `x_count`.
+Prometheus metrics on `GET /metrics`. A histogram `x` is exposed as `x_bucket`, `x_sum` and `x_count`. Each
+series that the server can have exists from its start, at 0: a rate of it sees the first error too.
 
 ## Fork/join's own
 

@@ -69,7 +69,7 @@ class Bench:
         self._ended: Event | None = None
         FEEDS.observers.append(self._observe)
 
-    def _observe(self, event: Event) -> None:
+    def _observe(self, event: Event, _: int | None) -> None:
         if event["type"] == "family_ended":
             self._ended = event
 

@@ -20,13 +20,15 @@ Limit = Literal[
     "queued_families", "queued_threads", "queued_tokens", "queued_bodies", "key_families", "key_tokens"
 ]  # fmt: skip
 
-#: The places in fork/join code where an error of ours is contained: in the engine core, in the front end.
-Place = Literal[
+#: The places in fork/join code where an error of ours is contained: in an engine core.
+EnginePlace = Literal[
     "add", "admit", "advance", "ahead", "ask", "cost", "draft", "evict", "finish", "fork", "hash", "hear",
     "hold", "learn", "load", "overview", "pace", "preempt", "prune", "restore", "start", "stitch", "swap",
     "take",
-    "backlog", "event_log", "events", "feed", "observer", "text", "tracing",
 ]  # fmt: skip
+
+#: The same in the front end.
+FrontEndPlace = Literal["backlog", "event_log", "events", "feed", "observer", "text", "tracing"]
 
 
 class ForkJoinError(Exception):

@@ -16,7 +16,7 @@ from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.options import CompiledOptions
 
 #: A branch that runs out of tokens is left as it is; the others are worth having.
-_POLICIES = Policies(thread_eos=Policy.CLOSE_THREAD, thread_length=Policy.CLOSE_THREAD)
+POLICIES = Policies(thread_eos=Policy.CLOSE_THREAD, thread_length=Policy.CLOSE_THREAD)
 
 
 def explicit_dialect(options: CompiledOptions, limits: Limits) -> Dialect:
@@ -35,7 +35,7 @@ def explicit_dialect(options: CompiledOptions, limits: Limits) -> Dialect:
         thread=Thread(header=""),
         join=join,
         limits=limits,
-        policies=_POLICIES,
+        policies=POLICIES,
     )
 
 

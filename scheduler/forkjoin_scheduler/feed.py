@@ -14,10 +14,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from forkjoin_scheduler.errors import Place
+from forkjoin_scheduler.errors import FrontEndPlace
 
 Event = dict[str, Any]
-Observer = Callable[[Event], None]
+#: Takes an event and the number of the engine that it comes from, None for one of the front end's own.
+Observer = Callable[[Event, int | None], None]
 
 #: Beneath vLLM's, whose handler, level and format it so has.
 LOG = logging.getLogger("vllm.forkjoin.events")
@@ -70,8 +71,8 @@ class Feeds:
         """Close a feed; later events of its request go to the observers alone."""
         self._queues.pop(key, None)
 
-    def publish(self, external_request_id: str | None, events: list[Event]) -> None:
-        """Hand on ``events``; the request's id is None where it is gone already."""
+    def publish(self, external_request_id: str | None, events: list[Event], engine: int) -> None:
+        """Hand on ``events`` of ``engine``; the request's id is None where it is gone already."""
         known_by = external_request_id or ""
         # An id without a key, of a response in the background, vLLM counts turns behind.
         names = [key] if (key := key_in(known_by)) else [known_by, known_by.rpartition("_")[0]]
@@ -79,13 +80,13 @@ class Feeds:
         for event in events:
             for observe in self.observers:
                 try:
-                    observe(event)
+                    observe(event, engine)
                 except Exception as error:
                     self.contain("observer", error)
             if queue is not None:
                 queue.put_nowait(event)
 
-    def contain(self, where: Place, error: Exception) -> None:
+    def contain(self, where: FrontEndPlace, error: Exception) -> None:
         """Log an ``error`` of what is done with events, and count it.
 
         It is not to reach vLLM's output handler: that would be every client's end.
@@ -93,7 +94,7 @@ class Feeds:
         LOG.error("an error in fork/join code (%s): going on without", where, exc_info=error)
         for observe in self.observers:
             with contextlib.suppress(Exception):  # it may be the one that has failed
-                observe({"type": "internal_error", "where": where})
+                observe({"type": "internal_error", "where": where}, None)
 
 
 FEEDS = Feeds()

@@ -80,8 +80,8 @@ class ForkJoinMiddleware:
         self.app = _with_innermost(app, Bodies)
         self.lifecycle = Lifecycle()
         self._starting: asyncio.Task[None] | None = None
-        if metrics.observe not in FEEDS.observers:
-            FEEDS.observers.append(metrics.observe)
+        if metrics.SERVER.observe not in FEEDS.observers:
+            FEEDS.observers.append(metrics.SERVER.observe)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -91,6 +91,7 @@ class ForkJoinMiddleware:
             if (client := _client(scope)) is not None:
                 install(client)
                 give_turns(client)
+                _start_metrics(scope, client)
                 make_text_of_control_tokens(client, scope["app"].state.vllm_config, _settings(scope))
                 bound_texts(client)
             name_failed_requests()
@@ -337,6 +338,12 @@ def _vllm_config(scope: Message) -> Any:
 def _client(scope: Message) -> Any:
     """VLLM's engine client; None where there is no engine, as in tests of this file."""
     return getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
+
+
+def _start_metrics(scope: Message, client: Any) -> None:
+    """Let each series of this server exist, at 0."""
+    model_name = _vllm_config(scope).model_config.served_model_name
+    metrics.SERVER.start(model_name, client.engine_core.engine_ranks_managed, _settings(scope).dialect)
 
 
 def _body_bytes(scope: Message, limit: str) -> int:

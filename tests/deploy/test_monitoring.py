@@ -47,7 +47,12 @@ def queries(rendered: dict[str, list[Manifest]]) -> dict[str, list[str]]:
 
 
 def _filled(query: str) -> str:
-    return query.replace("$__rate_interval", "1m").replace("$namespace", "llm").replace("$pod", ".+")
+    return (
+        query.replace("$__rate_interval", "1m")
+        .replace("$namespace", "llm")
+        .replace("$pod", ".+")
+        .replace("$model", ".+")
+    )
 
 
 @pytest.fixture(scope="session")

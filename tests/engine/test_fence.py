@@ -189,14 +189,14 @@ def test_what_is_told_of_a_family_can_not_end_the_output_handler(engine, monkeyp
         raise ValueError("broken")
 
     seen = []
-    monkeypatch.setattr(FEEDS, "observers", [seen.append])
+    monkeypatch.setattr(FEEDS, "observers", [lambda event, _: seen.append(event)])
     monkeypatch.setattr(ThreadText, "push", fail)
     processor = ForkJoinOutputProcessor(engine.llm.get_tokenizer(), log_stats=False)
     tokens = {"type": "tokens", "index": 0, "token_ids": [1]}
     voted = {"type": "voted", "index": 0, "result": None}
-    broken = pack("r0", [])
+    broken = pack("r0", [], 0)
     broken.kv_transfer_params = {"events": []}
-    processor.process_outputs([pack("r0", [tokens, voted]), broken])
+    processor.process_outputs([pack("r0", [tokens, voted], 0), broken])
     assert [(e["type"], e.get("where")) for e in seen] == [
         ("internal_error", "text"),
         ("voted", None),

@@ -131,7 +131,8 @@ def test_the_latency_of_a_fork_and_of_a_join_is_measured(client, server):
 
 
 def test_a_refused_fork_is_counted_by_kind_and_policy(client, server):
-    name = 'forkjoin:malformed_outputs_total{kind="too_many_threads",policy="sequential"}'
+    labels = 'model_name="abacus",engine="0",kind="too_many_threads",policy="sequential"'
+    name = f"forkjoin:malformed_outputs_total{{{labels}}}"
     before = _metric(server, name)
     client.chat.completions.create(**ASK, extra_body={"forkjoin": {"max_threads_per_fork": 1}})
     assert _metric(server, name) == before + 1
@@ -146,7 +147,7 @@ def test_a_client_that_hangs_up_in_a_fork_leaves_nothing_behind(client, server):
     end = time.monotonic() + 60
     while time.monotonic() < end:
         client.completions.create(model="abacus", prompt="x", max_tokens=1)
-        left = [_metric(server, m) for m in ("forkjoin:threads_running ", "vllm:num_requests_running")]
+        left = [_metric(server, m) for m in ("forkjoin:threads_running", "vllm:num_requests_running")]
         if left == [0, 0] and _metric(server, "vllm:kv_cache_usage_perc") == 0:
             return
     pytest.fail(f"still there after a minute: {left}")

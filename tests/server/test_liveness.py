@@ -19,7 +19,7 @@ import pytest
 
 from tests.server.asking import chat, worksheet
 from tests.server.conftest import start_server
-from tests.server.reading import metrics
+from tests.server.reading import by_engine, metrics
 from tests.server.turnstile import Turnstile
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
@@ -206,7 +206,9 @@ def test_a_server_that_logs_to_a_full_disk_starts_and_ends_when_one_of_its_proce
     with start_server(Path("/dev/full"), *flags) as (address, process):
         processes = _processes(process)
         engines = httpx.get(f"{address}/v1/forkjoin/families", timeout=LIMIT_S).json()["engines"]
-        assert [e["engine"] for e in engines] == list(range(2 if "--data-parallel-size" in flags else 1))
+        numbers = range(2 if "--data-parallel-size" in flags else 1)
+        assert [e["engine"] for e in engines] == [*numbers]
+        assert by_engine(address, FORKS) == {str(number): 0 for number in numbers}
         body = ASK | {"stream": True, "ignore_eos": True}
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as told:
             lines = told.iter_lines()

@@ -33,6 +33,12 @@ def observed(tmp_path_factory):
     assert any("shutdown complete" in entry["message"] for entry in _entries(log))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def exposed_first(observed):
+    """What the server exposed before anything was asked."""
+    return httpx.get(f"{observed[0]}/metrics", timeout=60).text
+
+
 def _entries(log: Path) -> list[dict]:
     """The lines that are whole; each has what every line must have."""
     entries = [json.loads(line) for line in log.read_text().split("\n")[:-1]]
@@ -182,7 +188,16 @@ def test_how_to_ask_is_logged(entries):
 # ---- metrics -------------------------------------------------------------------------------
 
 
-def test_the_server_exposes_every_metric_of_the_page_with_its_type_and_labels(observed, answer):
-    there = assert_the_page_is_right(httpx.get(f"{observed[0]}/metrics", timeout=60).text)
-    forked = {name for name, family in there.items() if name.startswith("forkjoin:") and family.samples}
-    assert {"forkjoin:threads_waiting", "forkjoin:requests_waiting", "forkjoin:threads_ended"} <= forked
+def test_from_the_start_the_server_exposes_every_series_that_it_exposes_later(
+    exposed_first, observed, answer
+):
+    first = assert_the_page_is_right(exposed_first)
+    later = assert_the_page_is_right(httpx.get(f"{observed[0]}/metrics", timeout=60).text)
+    ours = [name for name in later if name.startswith("forkjoin:")]
+    for name in ours:
+        series = [[{**s.labels, "": s.name} for s in there[name].samples] for there in (first, later)]
+        assert series[0] == series[1], name
+        assert name.endswith("_created") or {s.value for s in first[name].samples} == {0}, name
+    of_model = {s.labels["model_name"] for name in ours for s in later[name].samples}
+    assert of_model == {s.labels["model_name"] for s in later["vllm:num_requests_running"].samples}
+    assert all(s.value > 0 for s in later["forkjoin:joins"].samples)

@@ -319,8 +319,8 @@ def test_with_a_cache_of_its_own_a_key_names_no_other_whatever_salt_it_gives(pro
 def test_what_the_engine_expects_is_what_it_has_told(processor):
     from forkjoin_scheduler.vllm_seam import wire
 
-    load = {"type": "load", "engine": 0, "threads": 0, "requests": 0}
-    processor.process_outputs([wire.pack("", [load | {"expected_tokens": 7, "expected_threads": 2.5}])])
+    load = {"type": "load", "threads": 0, "requests": 0}
+    processor.process_outputs([wire.pack("", [load | {"expected_tokens": 7, "expected_threads": 2.5}], 0)])
     assert BACKLOG.expected == Expected(7, 2.5)
 
 

@@ -26,15 +26,15 @@ def test_of_several_keys_the_last_is_ours_for_the_client_gave_the_others(given):
 
 def test_events_go_to_the_feed_of_their_request_and_to_all_observers():
     feeds, seen = Feeds(), []
-    feeds.observers.append(seen.append)
+    feeds.observers.append(lambda event, engine: seen.append((event["type"], engine)))
     mine, other = feeds.subscribe(new_key()), feeds.subscribe(OTHER)
     key = next(k for k in feeds._queues if k != OTHER)
-    feeds.publish(f"chatcmpl-{OTHER}-{key}", [{"type": "forked"}])
-    feeds.publish(None, [{"type": "joined"}])
+    feeds.publish(f"chatcmpl-{OTHER}-{key}", [{"type": "forked"}], 1)
+    feeds.publish(None, [{"type": "joined"}], 0)
     assert mine.get_nowait() == {"type": "forked"}
     assert mine.empty()
     assert other.empty()
-    assert [e["type"] for e in seen] == ["forked", "joined"]
+    assert seen == [("forked", 1), ("joined", 0)]
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,14 @@ def test_an_id_without_our_key_is_the_one_that_the_client_gave(given, known):
 def test_an_error_of_one_observer_is_counted_and_keeps_events_from_nobody():
     feeds, seen = Feeds(), []
 
-    def broken(event):
+    def broken(event, engine):
         raise KeyError("broken")
 
-    feeds.observers += [broken, seen.append]
+    feeds.observers += [broken, lambda event, engine: seen.append(event | {"engine": engine})]
     key = new_key()
     queue = feeds.subscribe(key)
-    feeds.publish(f"chatcmpl-{key}", [{"type": "forked"}, {"type": "joined"}])
+    feeds.publish(f"chatcmpl-{key}", [{"type": "forked"}, {"type": "joined"}], 1)
     assert [queue.get_nowait()["type"] for _ in range(2)] == ["forked", "joined"]
     assert [e["type"] for e in seen] == ["internal_error", "forked", "internal_error", "joined"]
-    assert seen[0]["where"] == "observer"
+    assert seen[0] == {"type": "internal_error", "where": "observer", "engine": None}
+    assert seen[1]["engine"] == 1

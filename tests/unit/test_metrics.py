@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
 from prometheus_client import REGISTRY
 
-from forkjoin_server.metrics import observe
-from scripts.metrics_page import PAGE, page
+from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.errors import EnginePlace, Limit
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.join import end_policy
+from forkjoin_server.label_values import malformed
+from forkjoin_server.metrics import SERVER, ServerMetrics
+from scripts.metrics_page import PAGE, ours, page
 
+OF_ENGINE = {"model_name": "", "engine": "1"}
 DRAFTED = {"type": "drafted", "source": "family", "num": 9, "num_right": 4}
 
 
@@ -21,8 +30,9 @@ DRAFTED = {"type": "drafted", "source": "family", "num": 9, "num_right": 4}
     ],
 )
 def test_an_event_counts_in_its_metric(event, name, labels, grows_by):
+    labels = OF_ENGINE | labels
     before = REGISTRY.get_sample_value(name, labels) or 0
-    observe(event)
+    SERVER.observe(event, 1)
     assert REGISTRY.get_sample_value(name, labels) == before + grows_by
 
 
@@ -30,11 +40,11 @@ def test_threads_of_a_later_wave_are_started_when_they_start():
     names = ["threads_started_total", "threads_running", "prefix_tokens_shared_total"]
 
     def values() -> list[float]:
-        return [REGISTRY.get_sample_value(f"forkjoin:{name}") or 0 for name in names]
+        return [REGISTRY.get_sample_value(f"forkjoin:{name}", OF_ENGINE) or 0 for name in names]
 
     def grown(event: dict) -> list[float]:
         before = values()
-        observe(event)
+        SERVER.observe(event, 1)
         return [now - was for now, was in zip(values(), before, strict=True)]
 
     forked = {"type": "forked", "threads": [{}] * 5, "num_later": 3, "shared_tokens": 7, "num_duplicates": 0}
@@ -44,24 +54,30 @@ def test_threads_of_a_later_wave_are_started_when_they_start():
 
 
 def test_how_many_wait_is_told_by_engine():
-    observe({"type": "load", "engine": 3, "threads": 5, "requests": 2})
-    observe({"type": "load", "engine": 4, "threads": 0, "requests": 1})
+    SERVER.observe({"type": "load", "threads": 5, "requests": 2}, 3)
+    SERVER.observe({"type": "load", "threads": 0, "requests": 1}, 4)
     names = ["forkjoin:threads_waiting", "forkjoin:requests_waiting"]
-    assert [[REGISTRY.get_sample_value(n, {"engine": e}) for n in names] for e in "34"] == [[5, 2], [0, 1]]
+    waiting = [
+        [REGISTRY.get_sample_value(name, OF_ENGINE | {"engine": engine}) for name in names] for engine in "34"
+    ]
+    assert waiting == [[5, 2], [0, 1]]
 
 
 def test_what_admission_expected_is_compared_once_a_request():
     names = [f"forkjoin:admission_peak_ratio_{what}" for what in ("count", "sum")]
-    before = [REGISTRY.get_sample_value(name) for name in names]
-    observe({"type": "admission", "peak_ratios": [0.5, 1.25]})
-    assert [REGISTRY.get_sample_value(n) - b for n, b in zip(names, before, strict=True)] == [2, 1.75]
+    before = [REGISTRY.get_sample_value(name, OF_ENGINE) or 0 for name in names]
+    SERVER.observe({"type": "admission", "peak_ratios": [0.5, 1.25]}, 1)
+    assert [REGISTRY.get_sample_value(n, OF_ENGINE) - b for n, b in zip(names, before, strict=True)] == [
+        2,
+        1.75,
+    ]
 
 
 def test_an_event_of_a_later_version_is_not_counted():
     before = _samples()
-    observe({"type": "of_a_later_version"})
+    SERVER.observe({"type": "of_a_later_version"}, 0)
     assert _samples() == before
-    observe({"type": "joined", "prefilled_tokens": 3})
+    SERVER.observe({"type": "joined", "prefilled_tokens": 3}, 0)
     assert _samples() != before
 
 
@@ -71,6 +87,58 @@ def _samples():
         for family in REGISTRY.collect()
         for s in family.samples
         if s.name.startswith("forkjoin:")
+    }
+
+
+def _of_model(name):
+    """The series of one model: the metrics are the process's, so each test has a model of its own."""
+    return {labels: v for labels, v in _samples().items() if ("model_name", name) in labels}
+
+
+def test_all_series_of_each_engine_exist_from_the_start_at_zero():
+    ServerMetrics().start("zero", [0, 1], load("threadweaver"))
+    there = {labels: v for labels, v in _of_model("zero").items() if not labels[0].endswith("_created")}
+    assert set(there.values()) == {0}
+    names = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name, *_ in there}
+    assert names == {re.sub(r"_total$", "", row.name) for row in ours()}
+    of = [{k: v for k, v in labels if k != "engine"} for (_, *labels) in there if ("engine", "0") in labels]
+    assert of == [
+        {k: v for k, v in labels if k != "engine"} for (_, *labels) in there if ("engine", "1") in labels
+    ]
+
+
+@pytest.mark.parametrize("dialect", builtin_names())
+def test_no_event_of_an_engine_makes_a_series(dialect):
+    server = ServerMetrics()
+    server.start(dialect, [0], load(dialect))
+    before = _of_model(dialect).keys()
+    for end in ThreadEnd:
+        policy = end_policy(load(dialect), end)
+        server.observe(
+            {"type": "thread_ended", "reason": end.value} | ({"policy": policy.value} if policy else {}), 0
+        )
+    for kind, policy in load(dialect).policies:
+        server.observe({"type": "refused", "reason": kind, "policy": policy.value}, 0)
+    for place in get_args(EnginePlace):
+        server.observe({"type": "internal_error", "where": place}, 0)
+    server.observe({"type": "internal_error", "where": "feed"}, None)
+    server.observe({"type": "voted", "result": None}, 0)
+    server.observe(DRAFTED, 0)
+    for limit in get_args(Limit):
+        server.refuse(limit)
+    assert _of_model(dialect).keys() == before
+
+
+def test_only_a_dialect_with_swaps_counts_stray_tags():
+    having = {name for name in builtin_names() if ("stray_tag", "swap") in malformed(load(name))}
+    assert having == {name for name in builtin_names() if load(name).swaps}
+    assert 0 < len(having) < len(builtin_names())
+
+
+def test_where_nothing_forks_only_refusals_are_counted():
+    ServerMetrics().start("none", [0], None)
+    assert {name for name, *_ in _of_model("none") if not name.endswith("_created")} == {
+        "forkjoin:requests_refused_total"
     }
 
 

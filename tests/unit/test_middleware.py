@@ -39,7 +39,7 @@ def _recorder(seen, answer=b"{}", events=()):
     async def app(scope, receive, send):
         headers = dict(scope["headers"])
         seen.update(headers=headers, body=(await receive())["body"])
-        FEEDS.publish(f"chatcmpl-{headers.get(b'x-request-id', b'').decode()}", list(events))
+        FEEDS.publish(f"chatcmpl-{headers.get(b'x-request-id', b'').decode()}", list(events), 0)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": answer})
 
@@ -167,7 +167,7 @@ def _with_key(headers, body, path, victim):
         # vLLM takes the id of a response from the body, any other from the header
         given = json.loads((await receive())["body"]).get("request_id")
         given = given if path == RESPONSES else dict(scope["headers"])[b"x-request-id"].decode()
-        FEEDS.publish(f"chatcmpl-{given}", [FORKED, ENDED])
+        FEEDS.publish(f"chatcmpl-{given}", [FORKED, ENDED], 0)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": answer})
 

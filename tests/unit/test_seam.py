@@ -478,10 +478,11 @@ def test_thread_events_ride_on_fields_that_vllms_output_has():
 
     events = [{"type": "joined", "prefilled_tokens": 3}]
     before = time.time_ns()
-    told = wire.unpack(wire.pack("r", events))
+    told = wire.unpack(wire.pack("r", events, 1))
     assert told[:2] == ("r", events)
     assert before <= told.time_ns <= time.time_ns()
-    assert wire.unpack(type(wire.pack("r", []))(request_id="r", new_token_ids=[1])) is None
+    assert told.engine == 1
+    assert wire.unpack(type(wire.pack("r", [], 0))(request_id="r", new_token_ids=[1])) is None
 
 
 def test_vllm_makes_the_span_of_a_request_under_the_name_that_ours_goes_by():

@@ -27,7 +27,7 @@ class Store:
         self._responses: dict[str, dict] = {}
 
     def finish(self, response_id):
-        FEEDS.publish(f"{response_id}_0-0123abcd", [FORKED, ENDED])
+        FEEDS.publish(f"{response_id}_0-0123abcd", [FORKED, ENDED], 0)
         self._responses[response_id] = {"id": response_id, "output": [ITEM], "usage": USAGE}
 
     async def __call__(self, scope, receive, send):

@@ -39,7 +39,7 @@ def make():
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         tracer = ThreadTracer(provider)
         for at, event in TOLD:
-            tracer.hear(Told("r", [event], NOW + at))
+            tracer.hear(Told("r", [event], NOW + at, 0))
 
         def end(request_id="r"):
             with tracer.ending(request_id, f"chatcmpl-{KEY}"):

@@ -102,7 +102,7 @@ class _Bench:
         self._llm, self._drafter = llm, drafter
         self._steps = _count_steps(llm)
         self._told: list[Event] = []
-        FEEDS.observers.append(self._told.append)
+        FEEDS.observers.append(lambda event, _: self._told.append(event))
 
     def run(self, asked: Asked, *, forks: bool) -> Run:
         """Answer ``asked``, with an empty prefix cache."""

@@ -65,7 +65,7 @@ class Bench:
         self._families: dict[str, list[Event]] = {}
         FEEDS.observers.append(self._observe)
 
-    def _observe(self, event: Event) -> None:
+    def _observe(self, event: Event, _: int | None) -> None:
         # the events of one family are published together, its end the last of them
         if event["type"] in ("thread_ended", "voted"):
             self._told.append(event)

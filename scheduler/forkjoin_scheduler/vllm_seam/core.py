@@ -19,7 +19,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import ForkAt
-from forkjoin_scheduler.errors import BadRequestOptions, Place, UnsupportedEngine
+from forkjoin_scheduler.errors import BadRequestOptions, EnginePlace, UnsupportedEngine
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.explicit import explicit_dialect
 from forkjoin_scheduler.family import Branch, Family
@@ -64,6 +64,8 @@ class Core(AsyncScheduler):
                 "serve with `forkjoin serve`, which gives them, or without --scheduler-cls"
             )
         self._settings = Settings.model_validate(self.vllm_config.additional_config[KEY])
+        #: The number of this engine, from 0.
+        self._engine: int = self.vllm_config.parallel_config.data_parallel_index
         #: Families that have forked, by the id of their request.
         self._live: dict[str, LiveFamily] = {}
         #: The requests of threads that decode, by id.
@@ -89,7 +91,7 @@ class Core(AsyncScheduler):
 
     if TYPE_CHECKING:
 
-        def _contain(self, where: Place, error: Exception, of: object) -> None:
+        def _contain(self, where: EnginePlace, error: Exception, of: object) -> None:
             """Of the layer above: the family of ``of`` failed."""
 
     # ---- what has begun, and waits ---------------------------------------------------------

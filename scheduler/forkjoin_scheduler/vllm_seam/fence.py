@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.errors import Place, TornState
+from forkjoin_scheduler.errors import EnginePlace, TornState
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import Core, logger
@@ -60,7 +60,7 @@ class Fence(Core):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         #: Where each family failed that is not evicted yet, by the id of its request.
-        self._failed: dict[str, Place] = {}
+        self._failed: dict[str, EnginePlace] = {}
         self._obituaries: list[Obituary] = []
 
     if TYPE_CHECKING:  # of the layers above
@@ -69,7 +69,7 @@ class Fence(Core):
 
     # ---- what hooks call -------------------------------------------------------------------
 
-    def _fenced(self, where: Place, of: object, do: Callable[..., object], *args: Any) -> bool:
+    def _fenced(self, where: EnginePlace, of: object, do: Callable[..., object], *args: Any) -> bool:
         """Call ``do(*args)``, of whose errors the family of ``of`` fails; returns whether it raised none."""
         is_well = True
         try:
@@ -80,7 +80,7 @@ class Fence(Core):
         self._evict_failed()
         return is_well
 
-    def _each(self, where: Place, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
+    def _each(self, where: EnginePlace, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
         """Call ``do`` with each of ``calls``, whose first argument says whose it is.
 
         A family may have failed before its turn comes: in the middle of vLLM's work, or by what another does.
@@ -94,7 +94,7 @@ class Fence(Core):
         """Whether the family has failed since obituaries were published last."""
         return any(obituary.request_id == request_id for obituary in self._obituaries)
 
-    def _sift(self, where: Place, items: list[Item], takes: Callable[[Item], bool]) -> list[Item]:
+    def _sift(self, where: EnginePlace, items: list[Item], takes: Callable[[Item], bool]) -> list[Item]:
         """Those of ``items`` that ``takes`` does not take; of its errors the family of the item fails."""
         left = []
         for item in items:  # no call of ours more than must be: these are all outputs of a step
@@ -108,7 +108,9 @@ class Fence(Core):
                 left.append(item)
         return left
 
-    def _answer(self, where: Place, of: Item, ask: Callable[[Item], Answer], otherwise: Answer) -> Answer:
+    def _answer(
+        self, where: EnginePlace, of: Item, ask: Callable[[Item], Answer], otherwise: Answer
+    ) -> Answer:
         """What ``ask`` answers of ``of`` in the middle of vLLM's work; ``otherwise`` where that raises."""
         try:
             return ask(of)
@@ -116,7 +118,7 @@ class Fence(Core):
             self._contain(where, error, of)
         return otherwise
 
-    def _contain(self, where: Place, error: Exception, of: object) -> None:
+    def _contain(self, where: EnginePlace, error: Exception, of: object) -> None:
         """Note that the family of ``of`` failed (None: it was nobody's error). Says so in the log, once."""
         request_id = root_id(of)
         if request_id is None:
@@ -143,7 +145,7 @@ class Fence(Core):
         obituaries, self._obituaries = self._obituaries, []
         for obituary in obituaries:
             of_client = result.setdefault(obituary.client_index, EngineCoreOutputs())
-            of_client.outputs.insert(0, wire.pack(obituary.request_id, obituary.events))
+            of_client.outputs.insert(0, wire.pack(obituary.request_id, obituary.events, self._engine))
             if obituary.ends:
                 # Also an end that vLLM has made in this step: of that the family was not done yet.
                 of_client.outputs = [o for o in of_client.outputs if o.request_id != obituary.request_id]

@@ -14,7 +14,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.errors import Place
+from forkjoin_scheduler.errors import EnginePlace
 from forkjoin_scheduler.stitch import Lent, Slots, lay_out, slots
 
 #: Set on a request whose KV is not that of its tokens one behind the other.
@@ -295,7 +295,9 @@ def is_unhashed(request: Request) -> bool:
     return getattr(request, _UNHASHED, False)
 
 
-def guard_hashing(manager: KVCacheManager, contain: Callable[[Place, Exception, Request], None]) -> None:
+def guard_hashing(
+    manager: KVCacheManager, contain: Callable[[EnginePlace, Exception, Request], None]
+) -> None:
     """Let the prefix cache pass by requests that ``never_hash`` names. ``contain``: takes errors of ours.
 
     Patch: ``KVCacheCoordinator.cache_blocks`` of this manager's coordinator.

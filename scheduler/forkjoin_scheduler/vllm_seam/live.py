@@ -148,8 +148,8 @@ class LiveFamily:
         if start := self._joinable_at.pop(branch, None):
             self.tell("join_latency", seconds=time.monotonic() - start)
 
-    def leaving(self) -> tuple[list[EngineCoreOutput], list[EngineCoreOutput]]:
-        """What the family sends to the front end in this step: its events, and its tokens.
+    def leaving(self, engine: int) -> tuple[list[EngineCoreOutput], list[EngineCoreOutput]]:
+        """What the family sends from ``engine`` to the front end in this step: its events, and its tokens.
 
         The events are still noted then, for whoever sends them to forget.
         """
@@ -164,7 +164,7 @@ class LiveFamily:
         # A stop string ends the request in the front end, which needs the counts of that very step.
         if self.events or self.wish.params.stop or not family.is_live:
             self.tell("progress" if family.is_live else "family_ended", **self.counts())
-        told = [wire.pack(family.request_id, self.events)] if self.events else []
+        told = [wire.pack(family.request_id, self.events, engine)] if self.events else []
         # A limit may have ended the answer before what has stopped was its turn.
         stop_reason = self.stop_reason if self.finish_reason is FinishReason.STOP else None
         return told, to_outputs(self.request, pieces, self.finish_reason, stop_reason)

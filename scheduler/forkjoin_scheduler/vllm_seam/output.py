@@ -14,7 +14,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutp
 from vllm.v1.metrics.stats import IterationStats
 
 from forkjoin_scheduler import event_log
-from forkjoin_scheduler.errors import Overloaded, Place
+from forkjoin_scheduler.errors import FrontEndPlace, Overloaded
 from forkjoin_scheduler.feed import FEEDS, without_key
 from forkjoin_scheduler.policy.backlog import Expected, Tenant, Visit
 from forkjoin_scheduler.thread_text import FamilyTexts
@@ -125,8 +125,8 @@ class ForkJoinOutputProcessor(OutputProcessor):
         except Exception as error:
             FEEDS.contain("text", error)
             events = [e for e in told.events if e["type"] != "tokens"]
-        told = wire.Told(told.request_id, events, told.time_ns)
-        readers: dict[Place, Callable[[wire.Told, RequestState | None], None]] = {
+        told = wire.Told(told.request_id, events, told.time_ns, told.engine)
+        readers: dict[FrontEndPlace, Callable[[wire.Told, RequestState | None], None]] = {
             "tracing": self._trace,
             "backlog": self._note_load,
             "event_log": self._log,
@@ -163,7 +163,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
                 event_log.log(_external_id(state) or told.request_id, event)
 
     def _feed(self, told: wire.Told, state: RequestState | None) -> None:
-        FEEDS.publish(_external_id(state), told.events)
+        FEEDS.publish(_external_id(state), told.events, told.engine)
 
 
 def _external_id(state: RequestState | None) -> str | None:

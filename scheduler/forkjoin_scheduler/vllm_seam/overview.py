@@ -45,7 +45,7 @@ class Overview(Pacing):
         manager, admission = self.kv_cache_manager, self._admission
         num_threads, num_requests = self._count_waiting()
         return {
-            "engine": self.vllm_config.parallel_config.data_parallel_index,
+            "engine": self._engine,
             "kv_blocks": {
                 "total": kv.num_blocks(manager),
                 "free": kv.num_free_blocks(manager),

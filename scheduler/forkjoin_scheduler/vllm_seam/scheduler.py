@@ -137,7 +137,7 @@ class ForkJoinScheduler(Overview):
         """Do what is due in a family at the end of a step, and let out what it has to say."""
         self._advance(live)
         live.num_planned = 0
-        told, leaving = live.leaving()
+        told, leaving = live.leaving(self._engine)
         if not live.family.is_live:  # before its end is told: behind that it can't fail any more
             self._leave(live.request, by_itself=True)
         if told or leaving:
@@ -168,16 +168,15 @@ class ForkJoinScheduler(Overview):
         if load == self._told_load:
             return
         self._told_load = load
-        parallel = self.vllm_config.parallel_config
-        event = {"type": "load", "engine": parallel.data_parallel_index, **load}
-        for front_end in range(parallel._api_process_count):
-            result.setdefault(front_end, EngineCoreOutputs()).outputs.append(wire.pack("", [event]))
+        packed = wire.pack("", [{"type": "load", **load}], self._engine)
+        for front_end in range(self.vllm_config.parallel_config._api_process_count):
+            result.setdefault(front_end, EngineCoreOutputs()).outputs.append(packed)
 
     def _tell_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell one front end what admission expected of the requests that have ended, against what came."""
         if ratios := drained(self._peak_ratios):
             event = {"type": "admission", "peak_ratios": ratios}
-            result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [event]))
+            result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [event], self._engine))
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus

@@ -10,7 +10,7 @@ from typing import Protocol
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.errors import Place
+from forkjoin_scheduler.errors import EnginePlace
 from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
@@ -30,7 +30,7 @@ class Threads(Protocol):
 
     def _request_of(self, branch: Branch | None) -> Request: ...
 
-    def _contain(self, where: Place, error: Exception, of: object) -> None: ...
+    def _contain(self, where: EnginePlace, error: Exception, of: object) -> None: ...
 
     _settings: Settings
     kv_cache_manager: KVCacheManager

@@ -20,19 +20,23 @@ Event = dict[str, Any]
 
 
 class Told(NamedTuple):
-    """Events of the family of ``request_id``, and when they left the engine core (ns since the epoch)."""
+    """Events of the family of ``request_id``, and when they left the engine core (ns since the epoch).
+
+    ``engine`` is the number of that engine core, from 0.
+    """
 
     request_id: str
     events: list[Event]
     time_ns: int
+    engine: int
 
 
-def pack(request_id: str, events: list[Event]) -> EngineCoreOutput:
+def pack(request_id: str, events: list[Event], engine: int) -> EngineCoreOutput:
     """The output that carries ``events`` of the family of ``request_id``, which happened in this step."""
     return EngineCoreOutput(
         request_id=request_id + SUFFIX,
         new_token_ids=[],
-        kv_transfer_params={"events": events, "time_ns": time.time_ns()},
+        kv_transfer_params={"events": events, "time_ns": time.time_ns(), "engine": engine},
     )
 
 
@@ -41,4 +45,4 @@ def unpack(output: EngineCoreOutput) -> Told | None:
     if not output.request_id.endswith(SUFFIX) or output.kv_transfer_params is None:
         return None
     told = output.kv_transfer_params
-    return Told(output.request_id.removesuffix(SUFFIX), told["events"], told["time_ns"])
+    return Told(output.request_id.removesuffix(SUFFIX), told["events"], told["time_ns"], told["engine"])

@@ -12,8 +12,7 @@ import math
 from forkjoin_scheduler.errors import Overloaded
 from forkjoin_scheduler.policy.backlog import Visit
 from forkjoin_scheduler.visits import BACKLOG
-from forkjoin_server import answers
-from forkjoin_server.metrics import REFUSED
+from forkjoin_server import answers, metrics
 from forkjoin_server.weaver import Message, Send
 
 _BUSY = (429, 503)
@@ -65,6 +64,6 @@ class Entrance:
 
 async def refuse(error: Overloaded, path: str, send: Send) -> None:
     """Tell a client that there is no room for what it asks, and when there will be."""
-    REFUSED.labels(error.reason).inc()
+    metrics.SERVER.refuse(error.reason)
     after = [] if error.status == 400 else [(b"retry-after", str(math.ceil(error.retry_after_s)).encode())]
     await answers.respond(send, error.status, answers.error(str(error), path, error.status), after)

@@ -1,0 +1,32 @@
+"""The values that the labels of our metrics can have, known before anything happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import get_args
+
+from forkjoin_scheduler.dialect import Dialect, JoinKind, Policy
+from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, Limit
+from forkjoin_scheduler.explicit import POLICIES
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.settings import DraftSource
+
+THREAD_ENDS: tuple[str, ...] = tuple(end.value for end in ThreadEnd)
+OUTCOMES = ("decided", "undecided")
+DRAFT_SOURCES: tuple[str, ...] = get_args(DraftSource)
+LIMITS: tuple[str, ...] = get_args(Limit)
+ENGINE_PLACES: tuple[str, ...] = get_args(EnginePlace)
+FRONT_END_PLACES: tuple[str, ...] = get_args(FrontEndPlace)
+#: A tag that the model wrote where the dialect has another text for it.
+STRAY_TAG = ("stray_tag", "swap")
+
+
+def malformed(dialect: Dialect) -> Iterable[tuple[str, str]]:
+    """What can be malformed in forks, by ``dialect`` or as a request defines them, and what is done then."""
+    found = {(kind, policy.value) for policies in (dialect.policies, POLICIES) for kind, policy in policies}
+    if dialect.join.kind is JoinKind.ON_DEMAND:
+        # a thread whose number an earlier fork has given
+        found.add(("duplicate_outline", Policy.SEQUENTIAL.value))
+    if dialect.swaps:
+        found.add(STRAY_TAG)
+    return sorted(found)
