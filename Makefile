@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test test-all fuzz soak check lint docs train bench metrics-page
+.PHONY: help install install-dev serve test test-all fuzz soak check lint docs train bench metrics-page sizing-page
 
 export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
@@ -51,3 +51,6 @@ bench: install-dev  ## fork/join against client-side loops and sequential decodi
 
 metrics-page: install-dev  ## docs/metrics.md, from the metrics' definitions
 	@$(BIN)/python -m scripts.metrics_page
+
+sizing-page: install-dev  ## docs/sizing.md, with the numbers of `forkjoin doctor sizing`
+	@$(BIN)/python -m scripts.sizing_page

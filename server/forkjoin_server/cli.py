@@ -31,6 +31,7 @@ if multiprocessing.current_process().name != "MainProcess":  # spawned by it: im
 
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
        forkjoin doctor [--json] [the flags of serve]
+       forkjoin doctor sizing [--gpu-gib N] [--threads N] … [MODEL]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
        forkjoin keys new NAME
@@ -57,6 +58,10 @@ def main(argv: list[str] | None = None) -> None:
             print(USAGE)
         elif argv[:1] == ["serve"]:
             serve(argv[1:])
+        elif argv[:2] == ["doctor", "sizing"]:
+            from forkjoin_server.doctor.sizing_command import sizing
+
+            print(sizing(argv[2:]))
         elif argv[:1] == ["doctor"]:
             doctor(argv[1:])
         elif argv[:1] == ["bench"]:
