@@ -133,6 +133,9 @@ LATER: dict[str, Later] = {
     "tests/deploy/test_values.py": Later(
         Tier.CI, "renders the chart seventeen times; test_schemas has the values that we ship"
     ),
+    "tests/deploy/test_ray.py": Later(
+        Tier.ALL, "installs Ray and starts four servers; test_kuberay_app has each rule without Ray"
+    ),
     "tests/deploy/test_live_metrics.py": Later(Tier.CI, "a server and a Prometheus that scrapes it"),
     "tests/tooling/test_smollm2.py": Later(Tier.CI, "converts a model of 135 M parameters"),
     "tests/tooling/test_wheel.py": Later(Tier.CI, "builds and installs the wheel"),

@@ -129,8 +129,11 @@ def test_ray_is_one_version_everywhere(rendered):
     wanted = re.search(r"ray\[serve\]==([\d.]+)", (ROOT / "docker/Dockerfile.ray").read_text())
     assert wanted is not None
     assert rendered["kuberay"][0]["spec"]["rayClusterConfig"]["rayVersion"] == wanted[1]
+    assert f"\nray=={wanted[1]}\n" in (ROOT / "requirements/ray.lock").read_text()
 
 
-@pytest.mark.parametrize("script", ["docker/check", "scripts/install-deploy-tools"])
+@pytest.mark.parametrize(
+    "script", ["docker/check", "scripts/install-deploy-tools", "scripts/install-ray", "scripts/once"]
+)
 def test_scripts_are_bash(script):
     assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0

@@ -37,20 +37,17 @@ CPU = pins("cpu.lock")
 BUILD = pins("build.lock")
 DEV = pins("dev.lock")
 ALL = CPU | BUILD | DEV
+LOCKS = sorted(file.name for file in REQUIREMENTS.glob("*.lock"))
 LEFT_OUT = {canonicalize_name(r.name) for r in requirements_in(REQUIREMENTS / "overrides.txt")}
 
 
-@pytest.mark.parametrize(
-    "name", ["cpu.lock", "build.lock", "dev.lock", "router.lock", "deploy.lock", "fuzz.lock", "examples.lock"]
-)
+@pytest.mark.parametrize("name", LOCKS)
 def test_every_line_of_a_lock_pins_one_version(name: str) -> None:
     for requirement in requirements_in(REQUIREMENTS / name):
         assert [s.operator for s in requirement.specifier] == ["=="], requirement
 
 
-@pytest.mark.parametrize(
-    "name", ["cpu.lock", "build.lock", "dev.lock", "router.lock", "deploy.lock", "fuzz.lock", "examples.lock"]
-)
+@pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_names_no_place_to_fetch_from(name: str) -> None:
     assert not re.search(r"://|^\s*-|(^|\s)/", (REQUIREMENTS / name).read_text(), re.MULTILINE)
 
