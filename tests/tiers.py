@@ -86,6 +86,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_overview.py": Later(
         Tier.CI, "a dozen schedulers; unit/test_families has what is made of their answers"
     ),
+    "tests/engine/test_cancelling.py::test_an_answer_of_the_model_is_what_its_transcript_with_the_cut_thread_makes_it": Later(
+        Tier.CI, "six answers of the model, each with a reference; the other tests of the file need no model"
+    ),
     # Servers of their own; test_api and its neighbours share one.
     "tests/server/test_client.py": Later(
         Tier.CI, "a dozen answers and terminals on the shared server; tests/client has each rule without one"
@@ -113,7 +116,7 @@ LATER: dict[str, Later] = {
         Tier.CI, "installs a compiler from npm; test_npm reads streams too"
     ),
     "tests/server/test_examples.py": Later(
-        Tier.CI, "an engine, eleven processes, and frameworks from PyPI and npm; test_client asks, too"
+        Tier.CI, "an engine, thirteen processes, and frameworks from PyPI and npm; test_client asks, too"
     ),
     "tests/server/test_overload.py": Later(Tier.CI, "a server of its own, with more than it can take"),
     "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),

@@ -248,8 +248,13 @@ class Engine:
             self.core.step()
         raise AssertionError("the state was not reached")
 
-    def reference(self, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-        """The same protocol as a client would run it, on plain requests with the same ``options``."""
+    def reference(
+        self, prompts: list[list[int]], *, cancelled: dict[int, int] | None = None, **options: Any
+    ) -> list[list[int]]:
+        """The same protocol as a client would run it, on plain requests with the same ``options``.
+
+        ``cancelled``: after how many of its tokens a thread is cancelled, by its index in each family.
+        """
         plain = {"enabled": False}
         trigger = self.tokenizer.token_id(self.dialect.trigger)
         end = self.tokenizer.token_id(self.dialect.thread.end)
@@ -269,8 +274,9 @@ class Engine:
                 owners.append((i, thread))
         texts = self.run(thread_prompts, self.params(forkjoin=plain, stop_token_ids=[end], **options))
         for (i, thread), text in zip(owners, texts, strict=True):
-            families[i].generated(thread, text.token_ids)
-            families[i].end(thread, _end(text, end))
+            num_tokens = (cancelled or {}).get(families[i].threads.index(thread))
+            families[i].generated(thread, text.token_ids[:num_tokens])
+            families[i].end(thread, _end(text, end) if num_tokens is None else ThreadEnd.CLIENT_CANCELLED)
         joined = []
         for i in forked:
             results[i] += plan_join(self.dialect, families[i].root.threads, self.tokenizer).token_ids

@@ -11,7 +11,9 @@ from vllm.v1.request import RequestStatus
 from forkjoin_scheduler.cancelling import CANCELLING, UNKNOWN
 from forkjoin_scheduler.dialect import Dialect, Join
 from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.visits import TENANT
+from tests.server.asking import worksheet
 from tests.tiers import Tier
 
 pytestmark = pytest.mark.engine
@@ -318,3 +320,26 @@ def test_random_traffic_with_cancelled_threads_leaves_nothing_behind(model_of, c
         drive, _, _ = compared(name, "cancels", seed, model_of(name))
         num_cancelled += len(drive.seen.cancelled)
     assert num_cancelled
+
+
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["decoding", "restored"])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_an_answer_of_the_model_is_what_its_transcript_with_the_cut_thread_makes_it(
+    engine, index, is_restarted
+):
+    """The reference joins by hand what the thread had written, closed; a plain request goes on from there."""
+    prompt = engine.prompt(worksheet(3).prompt)
+    request_id = engine.add(prompt, engine.params())
+    live_of = engine.scheduler._live
+    engine.step_until(lambda: any(live.family.threads for live in live_of.values()))
+    (live,) = live_of.values()
+    cut = live.family.threads[index]
+    engine.step_until(lambda: cut.num_generated >= 30)
+    if is_restarted:
+        engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert engine.scheduler._cancel_in(live, index) == CANCELLING
+    answer = engine.drain()[request_id]
+    assert cut.end is ThreadEnd.CLIENT_CANCELLED
+    others = [thread for thread in live.family.threads if thread is not cut]
+    assert all(cut.num_generated < thread.num_generated for thread in others)
+    assert [answer.token_ids] == engine.reference([prompt], cancelled={index: cut.num_generated})
