@@ -37,23 +37,25 @@ _MATRIX = (
     "test_a_stitched_join_is_what_transformers_computes_and_is_restored_when_lost",
 )
 
+_KILLED = "test_a_server_that_logs_to_a_full_disk_starts_and_ends_when_one_of_its_processes_is_killed"
+
 #: By file, or by the beginning of a test's id; the longest that fits a test counts.
 LATER: dict[str, Later] = {
     # Each case is a process with an engine; without them the same rules are tested with the V1 runner, sync.
     "tests/engine/test_async.py": Later(Tier.CI, "runs six other files again, with async scheduling"),
     **{
         f"tests/engine/test_async.py::{_ASYNC}[{file}]": Later(
-            Tier.ALL, "test_random and the other four files have steps in flight too"
+            Tier.ALL, "test_random and the other three files have steps in flight too"
         )
-        for file in ("test_malformed", "test_stitched_pressure")
+        for file in ("test_malformed", "test_pressure", "test_stitched_pressure")
     },
-    "tests/engine/test_matrix.py": Later(Tier.CI, "a process with an engine for each of eleven cases"),
+    "tests/engine/test_matrix.py": Later(Tier.CI, "a process with an engine for each case"),
     **{
         f"tests/engine/test_matrix.py::{test}[{case}]": Later(
-            Tier.ALL, "v1-sync is what all other tests run; tensor parallelism is in v1-async-2"
+            Tier.ALL, "v1-sync is what all other tests run; v1-async-2 and v2-async-1 have the rest"
         )
         for test in _MATRIX
-        for case in ("v1-sync-1", "v1-sync-2")
+        for case in ("v1-sync-1", "v1-sync-2", "v2-sync-1")
     },
     "tests/engine/test_speculation.py": Later(
         Tier.CI,
@@ -104,7 +106,13 @@ LATER: dict[str, Later] = {
         Tier.CI, "six answers on the shared server; engine/test_cancelling has each rule without one"
     ),
     "tests/server/test_keys.py": Later(Tier.CI, "two API servers with a file of keys"),
-    "tests/server/test_liveness.py": Later(Tier.CI, "four servers, three of which are killed"),
+    "tests/server/test_liveness.py": Later(Tier.CI, "servers, most of which are killed"),
+    **{
+        f"tests/server/test_liveness.py::{_KILLED}[{process}]": Later(
+            Tier.ALL, "five processes each; the same for an engine core and for one of two workers"
+        )
+        for process in ("coordinator of two engines", "one of two API servers")
+    },
     "tests/browser/test_playground.py": Later(
         Tier.CI,
         "a server and a browser; test_playground of the unit tests has the files and how they are served",
@@ -121,7 +129,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_overload.py": Later(Tier.CI, "a server of its own, with more than it can take"),
     "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),
     "tests/server/test_observability.py": Later(Tier.CI, "a server that exports traces"),
-    "tests/server/test_observability_scaled.py": Later(Tier.CI, "two API servers that export traces"),
+    "tests/server/test_observability_scaled.py": Later(
+        Tier.ALL, "two API servers that export traces; test_observability has one"
+    ),
     "tests/server/test_reasoning.py": Later(Tier.CI, "a server with a reasoning parser"),
     "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
     "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
