@@ -21,12 +21,18 @@ MAX_BESIDE_PROMPT_BYTES = 64 << 20
 #: Where a body has its prompt.
 _PROMPTS = ("messages", "prompt", "input", "token_ids", "tools", "prompt_embeds", "features", "content_parts")
 
+#: What JSON calls what Python reads of it.
+_KINDS = {
+    list: "a list", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"
+}  # fmt: skip
+
 
 def read_json(raw: bytes, max_objects: int) -> Json | None:
-    """The object that ``raw`` is as JSON, None if it is no JSON or no object.
+    """The object that ``raw`` is as JSON, None if it is no JSON.
 
-    Raises BadRequestOptions for one of too many values, and for JSON that Python does not read: of another
-    encoding, with numbers of thousands of digits, nested too deeply.
+    Raises BadRequestOptions for one of too many values, for JSON that is no object, of which some of vLLM's
+    routes would make a 500, and for JSON that Python does not read: of another encoding, with numbers of
+    thousands of digits, nested too deeply.
     """
     if raw.count(b",") > MAX_COMMAS:
         raise BadRequestOptions(f"the body: expected at most {MAX_COMMAS} values in it, got more: send fewer")
@@ -40,7 +46,7 @@ def read_json(raw: bytes, max_objects: int) -> Json | None:
             f"fewer digits, got {cut(str(error), 100)}"
         ) from error
     if not isinstance(given, dict):
-        return None
+        raise BadRequestOptions(f"the body: expected a JSON object, got {_KINDS[type(given)]}: send {{…}}")
     # A brace or a colon in a text is none of an object: most bodies have fewer of either.
     if max(raw.count(b"{"), raw.count(b":")) > max_objects:
         _check_objects(given, max_objects)

@@ -176,6 +176,23 @@ def test_vllms_own_endpoints_answer(server, path):
     assert httpx.get(server + path, timeout=120).status_code == 200
 
 
+@pytest.mark.parametrize("body", [[], 1, "a", None], ids=["list", "number", "string", "null"])
+def test_no_route_fails_at_a_body_of_another_type(server, body):
+    """`POST /scale_elastic_ep` did."""
+    routes = httpx.get(f"{server}/openapi.json", timeout=60).json()["paths"]
+    asked = [
+        (path, method) for path, known in routes.items() for method in known if method not in ("get", "head")
+    ]
+    assert ("/v1/chat/completions", "post") in asked
+    statuses = {
+        (path, method): httpx.request(method.upper(), server + path, json=body, timeout=60).status_code
+        for path, method in asked
+    }
+    assert {
+        route: status for route, status in statuses.items() if status not in (400, 404, 405, 415, 422)
+    } == {}
+
+
 def test_the_shipped_weights_fork_and_answer_right_through_the_server(client):
     rng = random.Random(99)
     sheets = [make_worksheet(rng, num_long=1 + i % 6, held_out=True) for i in range(24)]

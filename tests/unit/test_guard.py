@@ -78,13 +78,13 @@ def _headers(asked, path, headers):
     return dict(_sent(asked, path, "GET", headers)[0]["headers"])
 
 
-def _sent(asked, path, method, headers, **more):
+def _sent(asked, path, method, headers, body=b"{", **more):
     """What a client is sent. Nothing may be read of a request that is not allowed."""
     sent = []
 
     async def receive():
         assert sent == [] or sent[0]["status"] != 401
-        return {"type": "http.request", "body": b"{", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message):
         sent.append(message)
@@ -113,6 +113,19 @@ def test_every_route_of_the_application_needs_a_key_but_those_of_the_flag(app):
 
 def test_with_a_key_every_route_answers(app):
     assert 401 not in {_status(app, path, method, [BEARER]) for path, method in _routes(app)}
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b'"a"', b"null"])
+def test_every_route_says_that_its_body_is_no_object(app, body):
+    """`POST /scale_elastic_ep` was a 500 with a traceback."""
+    posted = {
+        path: _status(app, path, method, [BEARER], body=body)
+        for path, method in _routes(app)
+        if method == "POST"
+    }
+    posted = {path: status for path, status in posted.items() if path not in OPEN}
+    assert len(posted) > 40
+    assert {path: status for path, status in posted.items() if status != 400} == {}
 
 
 def test_a_route_that_is_added_is_closed(app):

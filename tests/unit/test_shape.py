@@ -24,11 +24,9 @@ MOST = 100
         (b'{"a": "' + b"{:," * 1000 + b'"}', {"a": "{:," * 1000}),
         (b'{"a": 1', None),
         (b"", None),
-        (b"[1]", None),
-        (b"null", None),
     ],
 )
-def test_what_is_no_json_object_is_left_to_vllm(raw, read):
+def test_what_is_no_json_is_left_to_vllm(raw, read):
     assert read_json(raw, MOST) == read
 
 
@@ -43,9 +41,15 @@ def test_what_is_no_json_object_is_left_to_vllm(raw, read):
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "fewer of each other"),
         (b'{"a": ' + b"9" * 5000 + b"}", "numbers of fewer digits"),
         (b'{"a": "\xff"}', "JSON in UTF-8"),
+        (b"[1]", "JSON object, got a list"),
+        (b" 1.5", "JSON object, got a number"),
+        (b'"a"', "JSON object, got a string"),
+        (b"true", "JSON object, got a boolean"),
+        (b"null", "JSON object, got null"),
     ],
-    ids=["objects", "nested", "keys", "values", "no_object", "deep", "digits", "encoding"],
-)
+    ids=["objects", "nested", "keys", "values", "no_object", "deep", "digits", "encoding",
+         "list", "number", "string", "boolean", "null"],
+)  # fmt: skip
 def test_what_takes_too_long_or_cannot_be_read_is_refused(raw, named):
     with pytest.raises(BadRequestOptions, match=named) as raised:
         read_json(raw, MOST)
