@@ -89,3 +89,29 @@ def test_others_are_answered_as_before():
     much = BEGIN + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
     answers = ask(large, much, BEGIN + b"content-length: 1\r\n\r\nz" + BEGIN + END)
     assert [a.count(b"HTTP/1.1 200 OK") for a in answers] == [1, 1, 2]
+
+
+UPGRADE = b"connection: Upgrade\r\nupgrade: websocket\r\n"
+
+
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE"])
+@pytest.mark.parametrize(
+    "keys", [b"", b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-version: 13\r\n"]
+)
+def test_a_websocket_that_no_get_opens_is_refused_at_once(method, keys):
+    """The parser of websockets waited ten seconds for a GET."""
+    (answer,) = ask(method + b" /a HTTP/1.1\r\nhost: x\r\n" + UPGRADE + keys + b"content-length: 2\r\n\r\nab")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"expected a GET that opens a websocket, got " + method in answer
+
+
+def test_another_protocol_than_websockets_is_not_changed_to_and_the_request_answered():
+    (answer,) = ask(
+        BEGIN + b"connection: Upgrade\r\nupgrade: h2c\r\n" + b"content-length: 2\r\n\r\nab", seconds=2
+    )
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_get_that_asks_for_a_websocket_is_answered():
+    (answer,) = ask(b"GET /a HTTP/1.1\r\nhost: x\r\n" + UPGRADE + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 4")

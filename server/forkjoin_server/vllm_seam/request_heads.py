@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from forkjoin_server import answers
+
 _TOO_LARGE = b"431 Request Header Fields Too Large"
 _TOO_SLOW = b"408 Request Timeout"
+_NO_GET = b"400 Bad Request"
 
 
 def bound_heads(state: Any, seconds: float) -> None:
@@ -16,9 +20,10 @@ def bound_heads(state: Any, seconds: float) -> None:
 
     Patch: the protocol of vLLM's uvicorn server, for all connections that come.
     Symptom without it: the parser appends each piece of a header to those before it, so a header of 600 MB
-    stops the event loop for a quarter of an hour; connections on which nothing comes stay open.
+    stops the event loop for a quarter of an hour; connections on which nothing comes stay open; a POST that
+    asks for a websocket is handed to the parser of websockets, which waits for its GET for ten seconds.
     Upstream: uvicorn bounds heads with its other parser, h11, only; vLLM's limits are that parser's. Remove
-    when uvicorn bounds both.
+    when uvicorn bounds both, and opens websockets by GET only.
     """
     server = getattr(state, "server", None)
     if server is not None and server.config.http_protocol_class is HttpToolsProtocol:
@@ -78,6 +83,15 @@ class BoundedHeads(HttpToolsProtocol):
         self._num_pending = 0
         super().on_message_complete()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over, if a GET asks for it: none else opens a websocket (RFC 6455, 4.1)."""
+        method = self.scope["method"]
+        if method == "GET":
+            super().handle_websocket_upgrade()
+        else:
+            said = f"expected a GET that opens a websocket, got {method}: leave its Upgrade header out"
+            self._refuse(_NO_GET, json.dumps(answers.error(said, self.scope.get("path", ""))).encode())
+
     def _wait_for_head(self) -> None:
         self._stop_waiting()
         self._late = self.loop.call_later(self.seconds, self._is_late)
@@ -93,9 +107,9 @@ class BoundedHeads(HttpToolsProtocol):
         else:
             self._refuse(_TOO_SLOW)
 
-    def _refuse(self, status: bytes) -> None:
+    def _refuse(self, status: bytes, body: bytes = b"") -> None:
         if not self.transport.is_closing():
-            self.transport.write(
-                b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            )
+            head = b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-length: %d\r\n" % (status, len(body))
+            kind = b"content-type: application/json\r\n" if body else b""
+            self.transport.write(head + kind + b"\r\n" + body)
             self.transport.close()
