@@ -9,6 +9,7 @@ import os
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import NoReturn
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
@@ -21,6 +22,7 @@ from forkjoin_server.fit import found
 from forkjoin_server.flags import add_flags
 from forkjoin_server.in_flight import shared_with_children
 from forkjoin_server.interrupts import killing, leave_to_the_parent
+from forkjoin_server.leaving import leave
 from forkjoin_server.orphans import die_with_the_parent
 from forkjoin_server.output import never_fail
 
@@ -87,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-def serve(argv: list[str]) -> None:
-    """Run ``vllm serve`` with ``argv``, our flags among it, in the way that these ask for.
+def serve(argv: list[str]) -> NoReturn:
+    """Run ``vllm serve`` with ``argv``, our flags among it, in the way that these ask for. Ends the process.
 
     Raises UnsupportedEngine if vLLM is missing, another version, or set up as fork/join can't be;
     DialectError for a dialect that is wrong or not the model's; UsageError for flags that can't be.
@@ -120,6 +122,7 @@ def serve(argv: list[str]) -> None:
         else:
             sighup.release()
         run_serve(args)
+    leave(0)
 
 
 def _resolve(argv: list[str]) -> Given:
