@@ -40,25 +40,32 @@ CONFIGS = {
 # ---- the layout, against vLLM's ------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS)
+def described(request, tmp_path_factory):
+    """A config, and what vLLM reads in it."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(request.param))
+    return request.param, EngineArgs(model=str(folder), skip_tokenizer_init=True).create_model_config()
+
+
 @pytest.mark.parametrize("dtype", ["auto", "fp8"])
 @pytest.mark.parametrize("num_gpus", [1, 2, 4])
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_token_takes_the_bytes_that_vllms_spec_of_its_kv_cache_says(config, num_gpus, dtype, tmp_path):
-    spec, num_layers, window = _vllms(config, num_gpus, dtype, tmp_path)
+def test_a_token_takes_the_bytes_that_vllms_spec_of_its_kv_cache_says(described, num_gpus, dtype):
+    config, model = described
     layout = kv_layout(config)
+    spec, num_layers = _vllms(model, num_gpus, dtype)
     of_block = layout.bytes_per_token(DTYPE_BYTES.get(dtype, 2), num_gpus) * spec.block_size
     assert of_block == spec.page_size_bytes * num_layers
-    assert layout.window == window
+    assert layout.window == model.get_sliding_window()
 
 
-def _vllms(config, num_gpus, dtype, folder):
-    """VLLM's spec of a layer, the number of layers and the window, as its own reading of ``config`` has them."""
-    from vllm.engine.arg_utils import EngineArgs
+def _vllms(model, num_gpus, dtype):
+    """VLLM's spec of a layer of ``model`` on one of ``num_gpus``, and the number of layers."""
     from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
     from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
-    (folder / "config.json").write_text(json.dumps(config))
-    model = EngineArgs(model=str(folder), skip_tokenizer_init=True).create_model_config()
     parallel = SimpleNamespace(
         tensor_parallel_size=num_gpus, pipeline_parallel_size=1, decode_context_parallel_size=1, rank=0
     )
@@ -68,7 +75,7 @@ def _vllms(config, num_gpus, dtype, folder):
         head_size=model.get_head_size(),
         dtype=kv_cache_dtype_str_to_dtype(dtype, model),
     )
-    return spec, model.get_num_layers(parallel), model.get_sliding_window()
+    return spec, model.get_num_layers(parallel)
 
 
 @pytest.mark.parametrize(
