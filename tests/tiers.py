@@ -103,7 +103,7 @@ LATER: dict[str, Later] = {
         Tier.CI, "a server with a reasoning parser; test_explicit has grammars too"
     ),
     "tests/server/test_cancelling.py": Later(
-        Tier.CI, "six answers on the shared server; engine/test_cancelling has each rule without one"
+        Tier.CI, "eight answers on the shared server; engine/test_cancelling has each rule without one"
     ),
     "tests/server/test_keys.py": Later(Tier.CI, "two API servers with a file of keys"),
     "tests/server/test_liveness.py": Later(Tier.CI, "servers, most of which are killed"),

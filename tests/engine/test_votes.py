@@ -91,6 +91,21 @@ def test_threads_that_wait_for_a_slot_are_never_started(vote, is_async):
     hand.finish()
 
 
+@MODES
+def test_the_answer_begins_with_the_fork_so_that_a_stream_can_tell_of_its_threads(vote, is_async):
+    hand = vote(3, is_async=is_async, include_threads=True)
+    of_request = [o.request_id for o in hand.outputs if o.request_id.startswith("r")]
+    assert of_request[:2] == ["r#forkjoin", "r"], "its threads are announced with it"
+    (begun,) = [o for o in hand.outputs if o.request_id == "r"]
+    assert (begun.new_token_ids, begun.finish_reason) == ([], None)
+    assert begun.prefill_stats.num_prompt_tokens == 1
+    assert {e["index"] for e in hand.events("tokens")} == {0, 1, 2}
+    for index in range(2):
+        finish_thread(hand, index, "=1")
+    assert answer(hand) == f"=1{END}"
+    hand.finish()
+
+
 def test_a_vote_waits_for_all_where_the_request_says_so(vote):
     hand = vote(3, wait_for_all=True)
     finish_thread(hand, 0, "=1")

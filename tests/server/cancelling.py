@@ -20,6 +20,8 @@ ENDLESS = {
     "ignore_eos": True,
     "forkjoin": {"branches": [{"title": title, "text": title} for title in "abc"]},
 }
+#: The same of a vote.
+ENDLESS_VOTE = ENDLESS | {"forkjoin": {"best_of": 3, "vote": "no such text"}}
 
 
 class Streamed:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.server.asking import chat, worksheet
-from tests.server.cancelling import ENDLESS, LIMIT_S, cancel, streaming
+from tests.server.cancelling import ENDLESS, ENDLESS_VOTE, LIMIT_S, cancel, streaming
 from tests.server.reading import wait_until_idle
 
 pytestmark = pytest.mark.server
@@ -37,6 +37,20 @@ def test_cancelled_one_by_one_threads_end_and_the_last_ends_the_answer(server, i
     total = sum(t["usage"]["completion_tokens"] for t in answer.threads.values())
     assert answer.usage["completion_tokens"] == total < ENDLESS["max_tokens"]
     assert cancel(server, answer.threads[0]["id"])[0] == 404, "the answer is over"
+
+
+def test_the_threads_of_a_vote_are_told_while_it_runs_and_end_one_by_one(server, idle):
+    with streaming(server, ENDLESS_VOTE) as answer:
+        answer.read_until(
+            lambda: len(answer.threads) == 3 and all(t["content"] for t in answer.threads.values())
+        )
+        for index in (1, 0, 2):
+            assert cancel(server, answer.threads[index]["id"])[0] == 202
+            answer.read_until(lambda of=answer.threads[index]: "finish_reason" in of)
+            assert answer.threads[index]["finish_reason"] == "cancelled"
+        answer.read_to_end()
+    assert answer.usage["forkjoin"]["vote"]["cancelled"] == [1, 0, 2]
+    assert answer.usage["completion_tokens"] < 3 * ENDLESS_VOTE["max_tokens"]
 
 
 def test_a_thread_that_has_ended_in_an_answer_that_goes_on_is_a_409_that_says_how(server, idle):

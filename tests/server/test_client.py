@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from forkjoin import (
+    AnswerDelta,
     AsyncClient,
     BadRequest,
     Client,
@@ -123,6 +124,19 @@ def test_a_thread_is_cancelled_while_the_others_go_on(ours):
     assert {thread.finish_reason for thread in events.answer.threads} == {"cancelled"}
     with pytest.raises(BadRequest, match="no running answer of this API key has"):
         ours.cancel_thread(first.id)
+
+
+def test_the_threads_of_a_vote_write_side_by_side_and_its_winner_is_told_at_the_end(ours):
+    with ours.stream(
+        **ASK | {"max_tokens": 40, "forkjoin": {"best_of": 3, "vote": "no such text"}}
+    ) as stream:
+        events = list(stream)
+    told = [type(e) for e in events if isinstance(e, Forked | AnswerDelta | ThreadEnded | Finished)]
+    assert (told[0], told[-2:]) == (Forked, [AnswerDelta, Finished])
+    assert {e.index for e in events if isinstance(e, ThreadDelta)} == {0, 1, 2}
+    winner = stream.answer.threads[stream.answer.usage.forkjoin.vote.index]
+    assert stream.answer.content
+    assert stream.answer.content in winner.content
 
 
 def test_the_async_client_cancels_a_thread_too(server):

@@ -64,6 +64,18 @@ def test_thread_events_stand_before_the_content_that_follows_them_and_usage_is_c
     assert chunks[4]["usage"]["forkjoin"]["num_threads"] == 2
 
 
+def test_the_threads_of_a_vote_stand_between_the_role_and_the_text_of_the_winner():
+    role = {"id": "i", "choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+    winner = {"id": "i", "choices": [{"delta": {"content": "b"}, "finish_reason": "stop"}]}
+    wrote = [{"type": "tokens", "index": i, "text": t, "token_ids": [1]} for i, t in enumerate("ab")]
+    ended = [{"type": "thread_ended", "index": i, "reason": "stop", "num_tokens": 1} for i in range(2)]
+    sent = _weave([STREAM, _sse(role), _sse(winner)], [[], [FORKED], [*wrote, *ended, ENDED]])
+    deltas = [_json(m)["choices"][0]["delta"] for m in sent[1:]]
+    assert (deltas[0], deltas[-1]) == (role["choices"][0]["delta"], {"content": "b"})
+    assert [[t["index"] for t in delta["threads"]] for delta in deltas[1:-1]] == [[0, 1], [0], [1], [0], [1]]
+    assert deltas[1]["threads"][1]["id"] == "th_k_1"
+
+
 def test_a_whole_response_gets_its_threads_and_a_length_that_fits():
     start = START | {"headers": [(b"content-length", b"2")]}
     body = {"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": 4, "total_tokens": 5}}

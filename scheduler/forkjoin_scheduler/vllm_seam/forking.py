@@ -61,8 +61,9 @@ class Forking(Joining):
             if not request.is_finished():
                 self._sample_again(request)
             return
-        if request.prefill_stats is not None:  # nothing has left yet: the first tokens take them along
+        if request.prefill_stats is not None:  # nothing has left yet
             request.prefill_stats.finalize(kv.num_cached_tokens(self.kv_cache_manager, request))
+            live.begins = branch is live.family.root
         if live.dialect.join.waits:
             queues.park(self, request)
         self._fork(live, branch, Fork(request, plan, request.num_tokens, since))

@@ -84,6 +84,8 @@ class LiveFamily:
     own_finish: FinishReason | None = None
     own_stop_piece: Piece | None = None
     events: list[wire.Event] = field(default_factory=list)
+    #: Whether its answer begins in this step, with or without a token: it has forked behind its prompt.
+    begins: bool = False
     #: Whether its end is among these, or has left.
     has_told_end: bool = False
     #: When a branch forked, or became joinable (``time.monotonic``), until its next token.
@@ -167,7 +169,8 @@ class LiveFamily:
         told = [wire.pack(family.request_id, self.events, engine)] if self.events else []
         # A limit may have ended the answer before what has stopped was its turn.
         stop_reason = self.stop_reason if self.finish_reason is FinishReason.STOP else None
-        return told, to_outputs(self.request, pieces, self.finish_reason, stop_reason)
+        begins, self.begins = self.begins, False
+        return told, to_outputs(self.request, pieces, self.finish_reason, stop_reason, begins=begins)
 
     def counts(self) -> dict[str, object]:
         """What the family has come to so far, for the front end."""

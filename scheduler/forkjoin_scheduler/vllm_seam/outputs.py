@@ -31,11 +31,16 @@ def to_outputs(
     pieces: list[Piece],
     finish_reason: FinishReason | None,
     stop_reason: int | str | None,
+    *,
+    begins: bool = False,
 ) -> list[EngineCoreOutput]:
-    """``pieces`` as outputs of ``parent``: one, or one a token where logprobs are wanted."""
+    """``pieces`` as outputs of ``parent``: one, or one a token where logprobs are wanted.
+
+    ``begins``: the answer begins, even without a token: a stream can't tell of threads before it has.
+    """
     params = parent.sampling_params
     wants_logprobs = params is not None and params.num_logprobs is not None
-    if not pieces and finish_reason is None:
+    if not (pieces or finish_reason is not None or begins):
         return []
     groups = [[p] for p in pieces] if wants_logprobs and pieces else [pieces]
     outputs = [
