@@ -69,6 +69,8 @@ A stream lists its threads if `stream_options` has `include_threads`:
 Each entry of `threads` has these fields. The `thread` of a `reasoning` item has all but `content`, which is the item's:
 
 {threads}
+A response sends `waits_for` in the `thread` of a `response.reasoning_text.delta` without text.
+
 Put the entries of a stream together by `index`: append `content`, set all else. The Python SDK's
 helper does so. The npm SDK's `.stream()` does not: its `finalChatCompletion()` keeps the last entries only.
 Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.

@@ -7,7 +7,7 @@
 //   const completion = await stream.finalChatCompletion();  // by now `threads` are complete
 
 export function gatherThreads(threads, chunk) {
-  for (const { content = "", ...entry } of chunk.choices[0]?.delta.threads ?? []) {
+  for (const { content = "", waits_for, ...entry } of chunk.choices[0]?.delta.threads ?? []) {
     const thread = (threads[entry.index] ??= { content: "" });
     Object.assign(thread, entry, { content: thread.content + content });
   }

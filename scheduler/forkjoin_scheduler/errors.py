@@ -24,7 +24,7 @@ Limit = Literal[
 EnginePlace = Literal[
     "add", "admit", "advance", "ahead", "ask", "cost", "draft", "evict", "finish", "fork", "hash", "hear",
     "hold", "learn", "load", "overview", "pace", "preempt", "prune", "restore", "start", "stitch", "swap",
-    "take",
+    "take", "waits",
 ]  # fmt: skip
 
 #: The same in the front end.

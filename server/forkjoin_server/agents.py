@@ -173,6 +173,9 @@ class AgentThreads(ResponseThreads):
     def _event(self, name: str, index: int, **more: object) -> Json:
         return _of(self._name(index), super()._event(name, index, **more))
 
+    def _waits(self, index: int, waits_for: Json) -> list[Json]:
+        return super()._waits(index, waits_for) if self._has_extras else []
+
     def _told_behind(self) -> Iterator[tuple[str, list[Json]]]:
         for fork in self._log.forks:
             if self._parent(fork[0]) is None:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from forkjoin_scheduler.waits import Wait
+
 FinishReason = Literal["stop", "length", "cut", "not_started", "pruned", "cancelled"]
 #: A field that an entry may leave out, and that is never null.
 _Absent = SkipJsonSchema[None]
@@ -32,6 +34,17 @@ class ForkJoinThreadUsage(_Fields):
     """``usage`` of a thread."""
 
     completion_tokens: int = Field(ge=0, description="Tokens that the thread generated.")
+
+
+class ForkJoinWait(_Fields):
+    """``waits_for`` of a thread."""
+
+    type: Literal[Wait, "nothing"] = Field(
+        description="`wave`: for the wave of `confidence` that starts it, if the vote needs it. `turn`: "
+        "others run first, by the server's policy, its slots or `max_threads_running`. `room`: no slot or no "
+        "KV block is free. `grammar`: the grammar of its `response_format` is being compiled. `nothing`: it "
+        "runs again."
+    )
 
 
 class ForkJoinThread(_Fields):
@@ -59,6 +72,9 @@ class ForkJoinThread(_Fields):
     )
     usage: ForkJoinThreadUsage | _Absent = _sometimes(
         "What the thread used. A stream sends it once, at the end."
+    )
+    waits_for: ForkJoinWait | _Absent = _sometimes(
+        "Why the thread does not run. Only a stream sends it: when a thread waits, and when it runs again."
     )
 
 

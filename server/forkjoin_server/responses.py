@@ -53,6 +53,8 @@ class ResponseThreads:
                 events.append(
                     self._event("reasoning_text.delta", index, content_index=0, delta=entry["content"])
                 )
+            if "waits_for" in entry:
+                events += self._waits(index, entry["waits_for"])
             if "finish_reason" in entry:
                 events += self._close(index)
         return events
@@ -67,6 +69,11 @@ class ResponseThreads:
             self._event("output_item.added", index, item=item),
             self._event("content_part.added", index, content_index=0, part=_part("")),
         ]
+
+    def _waits(self, index: int, waits_for: Json) -> list[Json]:
+        """A delta without text: an event of its own would be none of OpenAI's."""
+        thread = {"index": index, "waits_for": waits_for}
+        return [self._event("reasoning_text.delta", index, content_index=0, delta="", thread=thread)]
 
     def _close(self, index: int) -> list[Json]:
         self._open.discard(index)

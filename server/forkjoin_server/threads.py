@@ -27,6 +27,8 @@ _CUT_SHORT = {
     "pruned": "pruned",
     "client_cancelled": "cancelled",
 }
+#: What a thread waits for that runs again.
+NOTHING = "nothing"
 
 
 def finish_reason(reason: str) -> str:
@@ -39,7 +41,8 @@ class ThreadLog:
     """All that a response says of its threads, event by event.
 
     Rules of the wire format: every entry has ``index``, dense over the response; all children of
-    a fork are announced in one chunk, in increasing order; only ``content`` (and ``token_ids``) repeat.
+    a fork are announced in one chunk, in increasing order; only ``content`` (and ``token_ids``) repeat, and
+    ``waits_for``, whose key ``type`` the SDKs' helpers set where they would append to any other string.
     """
 
     key: str
@@ -90,6 +93,8 @@ class ThreadLog:
             return entries
         if kind == "tokens":
             return self._wrote(event["index"], event["text"], event.get("token_ids", []))
+        if kind == "waiting":
+            return [{"index": event["index"], "waits_for": {"type": event["waits_for"] or NOTHING}}]
         if kind == "thread_ended":
             reason = finish_reason(event["reason"])
             end = {"finish_reason": reason, "usage": {"completion_tokens": event["num_tokens"]}}

@@ -30,6 +30,8 @@ class Streamed:
     def __init__(self, response: httpx.Response) -> None:
         self._lines = response.iter_lines()
         self.threads: dict[int, dict[str, Any]] = {}
+        #: What each thread waits for, or did last.
+        self.waits: dict[int, str] = {}
         self.finish_reason: str | None = None
         self.usage: Any = None
 
@@ -41,6 +43,8 @@ class Streamed:
                 self.finish_reason = choice["finish_reason"] or self.finish_reason
                 for entry in choice["delta"].get("threads", ()):
                     extend(self.threads.setdefault(entry["index"], {"content": ""}), entry)
+                    if "waits_for" in entry:
+                        self.waits[entry["index"]] = entry["waits_for"]["type"]
 
     def read_to_end(self) -> None:
         self.read_until(lambda: False)

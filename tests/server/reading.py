@@ -58,8 +58,12 @@ def read_stream(chunks: Iterable[Any]) -> Answer:
 
 
 def extend(thread: dict, entry: dict) -> None:
-    """Put an entry of a stream onto what its thread is so far: ``content`` is appended, all else is set."""
-    thread |= entry | {"content": thread["content"] + entry.get("content", "")}
+    """Put an entry of a stream onto what its thread is so far: ``content`` is appended, all else is set.
+
+    What it waits for is not kept: that is over when the answer is.
+    """
+    kept = {name: value for name, value in entry.items() if name != "waits_for"}
+    thread |= kept | {"content": thread["content"] + entry.get("content", "")}
 
 
 def read_whole(answer: Any) -> Answer:

@@ -53,6 +53,15 @@ def test_the_threads_of_a_vote_are_told_while_it_runs_and_end_one_by_one(server,
     assert answer.usage["completion_tokens"] < 3 * ENDLESS_VOTE["max_tokens"]
 
 
+def test_threads_that_wait_for_their_turn_say_so_until_the_one_before_them_has_ended(server, idle):
+    in_turn = ENDLESS | {"forkjoin": ENDLESS["forkjoin"] | {"max_threads_running": 1}}
+    with streaming(server, in_turn) as answer:
+        answer.read_until(lambda: answer.waits == {1: "turn", 2: "turn"})
+        assert cancel(server, answer.threads[0]["id"])[0] == 202
+        answer.read_until(lambda: bool(answer.threads[1]["content"]))
+    assert answer.waits == {1: "nothing", 2: "turn"}
+
+
 def test_a_thread_that_has_ended_in_an_answer_that_goes_on_is_a_409_that_says_how(server, idle):
     with streaming(server, ENDLESS) as answer:
         answer.read_until(lambda: len(answer.threads) == 3)

@@ -51,7 +51,10 @@ def brief(item):
 
 def run(stream):
     """A fork of two threads, the second of which forks again, and both joins."""
-    stream.fork(FORKED, _tokens(0, "ab"), LATER, _tokens(2, "inner"), _ended(2), _tokens(1, "cd"), _ended(1))
+    waits = {"type": "waiting", "index": 1, "waits_for": "turn"}
+    stream.fork(
+        FORKED, waits, _tokens(0, "ab"), LATER, _tokens(2, "inner"), _ended(2), _tokens(1, "cd"), _ended(1)
+    )
     stream.fork(_ended(0))
     return stream.end(MESSAGE)
 

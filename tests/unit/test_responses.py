@@ -99,6 +99,13 @@ def test_an_event_inside_an_item_names_the_item(stream):
     assert {e["content_index"] for e in inside} == {0}
 
 
+def test_what_a_thread_waits_for_is_told_by_a_delta_without_text(stream):
+    stream.fork(FORKED, {"type": "waiting", "index": 1, "waits_for": "turn"}, _tokens(1, "c"))
+    waits, wrote = (e for e in stream.sent if e["type"] == "response.reasoning_text.delta")
+    assert waits["thread"] == {"index": 1, "waits_for": {"type": "turn"}}
+    assert (waits["item_id"], waits["delta"]) == (wrote["item_id"], "")
+
+
 def test_numbers_rise_by_one_whoever_speaks(stream):
     stream.own("output_item.added", output_index=0, item=MESSAGE)
     stream.fork(FORKED, _tokens(0, "ab"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from openai.lib.streaming._deltas import accumulate_delta
 
 from forkjoin_server.threads import ThreadLog
 
@@ -45,6 +46,24 @@ def test_only_content_repeats_and_the_log_gathers_it(log):
     assert log.delta({"type": "tokens", "index": 1, "text": "ab"}) == [{"index": 1, "content": "ab"}]
     assert log.delta({"type": "tokens", "index": 1, "text": "c"}) == [{"index": 1, "content": "c"}]
     assert [t["content"] for t in log.threads] == ["", "abc"]
+
+
+WAITS = {"type": "waiting", "index": 1}
+
+
+def test_what_a_thread_waits_for_is_told_until_it_runs_and_not_gathered(log):
+    log.delta(FORKED)
+    assert log.delta(WAITS | {"waits_for": "turn"}) == [{"index": 1, "waits_for": {"type": "turn"}}]
+    assert log.delta(WAITS | {"waits_for": None}) == [{"index": 1, "waits_for": {"type": "nothing"}}]
+    assert "waits_for" not in log.threads[1]
+
+
+def test_the_sdks_helper_keeps_the_last_thing_that_a_thread_waits_for(log):
+    chunks = [FORKED, *(WAITS | {"waits_for": wait} for wait in ("wave", "turn", None))]
+    gathered: dict = {}
+    for chunk in chunks:
+        gathered = accumulate_delta(gathered, {"threads": log.delta(chunk)})
+    assert [thread.get("waits_for") for thread in gathered["threads"]] == [None, {"type": "nothing"}]
 
 
 def test_an_announced_entry_does_not_change_when_its_thread_goes_on(log):

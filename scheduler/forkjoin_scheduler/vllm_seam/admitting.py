@@ -56,7 +56,7 @@ class Admitting(Hearing):
         self._door = Door()
         #: The step in which one that was refused is asked for again.
         self._asked_next = 0
-        #: Threads that the policy of ``pacing.py`` does not let start in this step.
+        #: Threads that the policy of ``pacing.py`` does not let run in this step.
         self._held_back: set[str] = set()
         #: What has not begun, each API key's in turn.
         self._shared: SharedQueue | None = None

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request
 
@@ -19,6 +20,7 @@ from forkjoin_scheduler.vllm_seam import kv, wire
 from forkjoin_scheduler.vllm_seam.outputs import Piece, to_outputs
 from forkjoin_scheduler.vllm_seam.wish import Wish
 from forkjoin_scheduler.vote import Vote
+from forkjoin_scheduler.waits import Waits
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.jobs import Job
@@ -59,6 +61,8 @@ class LiveFamily:
     newlines: dict[Branch, int] = field(default_factory=dict)
     #: Threads whose end the front end has been told.
     told: set[Branch] = field(default_factory=set)
+    #: What its client knows of threads that wait; None if it does not want to.
+    waits: Waits | None = field(init=False)
     #: How many threads it has been told of.
     num_announced: int = 0
     #: What its threads vote for, where the answer is that of most.
@@ -96,6 +100,8 @@ class LiveFamily:
 
     def __post_init__(self) -> None:
         self.transcripts[self.family.root] = Transcript()
+        is_streamed = self.wish.params.output_kind != RequestOutputKind.FINAL_ONLY
+        self.waits = Waits() if self.family.include_threads and is_streamed else None
 
     @property
     def dialect(self) -> Dialect:

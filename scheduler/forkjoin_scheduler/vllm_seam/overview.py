@@ -18,6 +18,7 @@ from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.pacing import Pacing
 from forkjoin_scheduler.vllm_seam.sharing import tenant_of
+from forkjoin_scheduler.vllm_seam.waiting import wait_of
 
 #: Families that are shown at most.
 MAX_FAMILIES = 100
@@ -106,8 +107,4 @@ class Overview(Pacing):
             return "ended"
         if thread.state is BranchState.PARKED:
             return "parked"
-        request = self.requests.get(thread.request_id)
-        if request is None or request.status != RequestStatus.RUNNING:
-            return "waiting"
-        # A policy may let one that has a slot sit out the step.
-        return "running" if request.next_decode_eligible_step <= self.current_step else "waiting"
+        return "running" if wait_of(self, thread) is None else "waiting"

@@ -148,11 +148,10 @@ class Pacing(Admitting):
         return self._door.num_could_start(self._count_waiting()[1])
 
     def _sit_out(self, request: Request) -> None:
+        self._held_back.add(request.request_id)
         if request.status == RequestStatus.RUNNING:
             # vLLM's own means for microbatches: not eligible before the step behind the next.
             request.next_decode_eligible_step = self.current_step + 2
-        else:
-            self._held_back.add(request.request_id)
 
     def _slack(self) -> float | None:
         """Seconds until the first stream is late."""

@@ -17,6 +17,7 @@ exactly once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -31,6 +32,7 @@ from forkjoin_scheduler.vllm_seam.fence import drained
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.overview import Overview
 from forkjoin_scheduler.vllm_seam.sampling import without_banned
+from forkjoin_scheduler.vllm_seam.waiting import tell_waits
 from forkjoin_scheduler.vllm_seam.wish import note
 
 
@@ -98,6 +100,8 @@ class ForkJoinScheduler(Overview):
                 self._fenced("stitch", (*self._to_stitch, *self._offsets), self._give_orders, output)
             self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
             is_idle = not (output.total_num_scheduled_tokens or self.running)
+            listened_to = [(live,) for live in self._live.values() if live.waits is not None]
+            self._each("waits", listened_to, partial(tell_waits, self))
             if self._live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
                 self._fenced("evict", next(reversed(self._live.values())), self._relieve_kv_pressure)
         return output

@@ -13,8 +13,8 @@ from vllm.v1.engine import EngineCoreOutput
 
 SUFFIX = "#forkjoin"
 
-#: A JSON-like event: ``type`` is forked | threads_started | tokens | thread_ended | joined_ahead | joined |
-#: voted | refused | limited | drafted | fork_latency | join_latency | progress | family_ended |
+#: A JSON-like event: ``type`` is forked | threads_started | tokens | waiting | thread_ended | joined_ahead |
+#: joined | voted | refused | limited | drafted | fork_latency | join_latency | progress | family_ended |
 #: internal_error; of no family, but of an engine: load | admission.
 Event = dict[str, Any]
 

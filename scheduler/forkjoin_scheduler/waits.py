@@ -1,0 +1,42 @@
+"""Why a thread does not run, and when its client is told so.
+
+One that has not begun is told of at once. One that has may sit out a step and run in the next: policies let
+threads take turns. Of such a wait its client is told when it has lasted some steps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+#: ``wave``: a later wave of its vote starts it, if the vote needs it; ``turn``: the policy, or a limit, lets
+#: others run first; ``room``: no slot or no KV block is free; ``grammar``: its grammar is compiled.
+Wait = Literal["wave", "turn", "room", "grammar"]
+
+#: Steps in a row.
+TOLD_AFTER = 8
+
+
+class Waits:
+    """What the client of a family knows of its threads that wait, by their index."""
+
+    def __init__(self) -> None:
+        self._told: dict[int, Wait] = {}
+        self._num_steps: Counter[int] = Counter()
+
+    def see(self, index: int, wait: Wait | None, *, has_begun: bool) -> bool:
+        """Note what a thread waits for in a step, None if it runs. Returns whether its client is to be told.
+
+        What it is told stands until the thread runs; but the start of its wave is told.
+        """
+        if wait is None:
+            del self._num_steps[index]
+            return self._told.pop(index, None) is not None
+        self._num_steps[index] += 1
+        if has_begun and self._num_steps[index] < TOLD_AFTER:
+            return False
+        before = self._told.get(index)
+        if before == wait or before not in (None, "wave"):
+            return False
+        self._told[index] = wait
+        return True
