@@ -35,6 +35,7 @@ from forkjoin.events import (
     StartedThread,
     ThreadDelta,
     ThreadEnded,
+    ThreadWaits,
 )
 from forkjoin.openai import async_events_of, events_of
 from forkjoin.options import Branch, ForkJoin
@@ -72,6 +73,7 @@ __all__ = [
     "ThreadDelta",
     "ThreadEnded",
     "ThreadUsage",
+    "ThreadWaits",
     "Unreadable",
     "Usage",
     "Vote",

@@ -40,6 +40,18 @@ class ThreadDelta(_Event):
     text: str = Field(description="What it wrote since its last event.")
 
 
+class ThreadWaits(_Event):
+    """A thread does not run: it ``waits_for`` its ``wave``, its ``turn``, ``room`` or its ``grammar``.
+
+    None: it runs again. Of a thread that runs from its start there is no such event.
+    """
+
+    type: Literal["thread_waits"] = "thread_waits"
+    index: int
+    #: A later server may know other reasons.
+    waits_for: str | None
+
+
 class ThreadEnded(_Event):
     """A thread ended: by itself (``stop``), or as ``finish_reason`` says."""
 
@@ -78,4 +90,4 @@ class Finished(_Event):
     answer: Answer = Field(description="The whole answer.")
 
 
-Event = Forked | ThreadDelta | ThreadEnded | Joined | AnswerDelta | Finished
+Event = Forked | ThreadDelta | ThreadWaits | ThreadEnded | Joined | AnswerDelta | Finished

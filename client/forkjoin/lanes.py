@@ -11,7 +11,16 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from forkjoin.answer import ROOT, Count
-from forkjoin.events import AnswerDelta, Event, Finished, Forked, Joined, ThreadDelta, ThreadEnded
+from forkjoin.events import (
+    AnswerDelta,
+    Event,
+    Finished,
+    Forked,
+    Joined,
+    ThreadDelta,
+    ThreadEnded,
+    ThreadWaits,
+)
 
 #: The ``index`` of the answer's own lane.
 ANSWER = -1
@@ -20,13 +29,24 @@ ANSWER = -1
 Time = Annotated[float, Field(ge=0, le=1e12)]
 
 
-class Split(BaseModel):
-    """From a fork to its join: where ``threads`` run side by side."""
+class Pause(BaseModel):
+    """A time in which a lane does not write."""
 
     start: Time
-    #: None until they have joined.
+    #: None while it lasts.
     end: Time | None = None
+
+
+class Split(Pause):
+    """From a fork to its join: where ``threads`` run side by side."""
+
     threads: list[int]
+
+
+class Wait(Pause):
+    """Where a thread does not run, and what it waits for."""
+
+    waits_for: str
 
 
 class Lane(BaseModel):
@@ -40,6 +60,7 @@ class Lane(BaseModel):
     #: None while it runs.
     end: Time | None = None
     splits: list[Split] = Field(default_factory=list)
+    waits: list[Wait] = Field(default_factory=list)
     text: str = ""
     #: Exact once it has ended, else what has come so far: a delta has one token, as a rule.
     num_tokens: Count = 0
@@ -48,7 +69,13 @@ class Lane(BaseModel):
     @property
     def is_writing(self) -> bool:
         """Whether it runs, and not in threads of its own."""
-        return self.end is None and all(split.end is not None for split in self.splits)
+        pauses: list[Pause] = [*self.splits, *self.waits]
+        return self.end is None and all(pause.end is not None for pause in pauses)
+
+    @property
+    def waits_for(self) -> str | None:
+        """What it waits for at the moment."""
+        return next((wait.waits_for for wait in self.waits if wait.end is None), None)
 
 
 class Lanes:
@@ -108,8 +135,14 @@ class Lanes:
             case ThreadDelta(index=index, text=text):
                 self._lanes[index].text += text
                 self._lanes[index].num_tokens += 1
+            case ThreadWaits(index=index, waits_for=wait):
+                waits = self._lanes[index].waits
+                _end(waits, at)
+                if wait is not None:
+                    waits.append(Wait(start=at, waits_for=wait))
             case ThreadEnded(index=index, finish_reason=reason, completion_tokens=num):
                 lane = self._lanes[index]
+                _end(lane.waits, at)
                 lane.end, lane.finish_reason, lane.num_tokens = at, reason, num
             case Joined(parent_id=parent_id, threads=joined):
                 for split in self._lanes[self._by_id[parent_id]].splits:
@@ -133,5 +166,11 @@ class Lanes:
     def _finish(self, at: float) -> None:
         for lane in self._lanes.values():
             lane.end = at if lane.end is None else lane.end
-            for split in lane.splits:
-                split.end = at if split.end is None else split.end
+            _end(lane.splits, at)
+            _end(lane.waits, at)
+
+
+def _end(pauses: Iterable[Pause], at: float) -> None:
+    """End those that last."""
+    for pause in pauses:
+        pause.end = at if pause.end is None else pause.end

@@ -23,11 +23,14 @@ from forkjoin.events import (
     StartedThread,
     ThreadDelta,
     ThreadEnded,
+    ThreadWaits,
 )
 from forkjoin.parsing import fault
 
 #: What an entry that announces a thread may hold, too.
-_COME_LATER = {"content", "finish_reason", "usage"}
+_COME_LATER = {"content", "finish_reason", "usage", "waits_for"}
+#: What the server says of a thread that no longer waits.
+_NOTHING = "nothing"
 
 
 def _is_call(entry: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +39,10 @@ def _is_call(entry: dict[str, Any]) -> dict[str, Any]:
     if not (is_call and isinstance(function.get("arguments") or "", str)):
         raise ValueError("expected a part of a tool call: an index, and a function with arguments")
     return entry
+
+
+class _Wait(BaseModel):
+    type: str
 
 
 class _Entry(BaseModel):
@@ -48,6 +55,7 @@ class _Entry(BaseModel):
     content: str = ""
     finish_reason: str | None = None
     usage: ThreadUsage | None = None
+    waits_for: _Wait | None = None
 
 
 class _Delta(BaseModel):
@@ -133,6 +141,9 @@ class AnswerReader:
             if entry.content:
                 thread.content += entry.content
                 yield ThreadDelta(index=entry.index, text=entry.content)
+            if entry.waits_for is not None:
+                wait = entry.waits_for.type
+                yield ThreadWaits(index=entry.index, waits_for=None if wait == _NOTHING else wait)
             # Not by setattr: what a later server adds may have any name, also that of a method.
             if thread.model_extra is not None and entry.model_extra is not None:
                 thread.model_extra.update(entry.model_extra)

@@ -16,11 +16,12 @@ from forkjoin import (
     StartedThread,
     ThreadDelta,
     ThreadEnded,
+    ThreadWaits,
     Usage,
 )
 from forkjoin.lanes import ANSWER, Lane, Lanes
 from forkjoin.terminal import lanes_view
-from forkjoin.terminal.lanes_view import bar, table
+from forkjoin.terminal.lanes_view import bar, numbers, table
 from forkjoin.terminal.printable import printable
 
 
@@ -85,6 +86,24 @@ def test_the_answers_own_tokens_are_those_of_no_thread():
 def test_who_waits_for_its_threads_does_not_write():
     writing = [lane.index for lane in after(4).in_order() if lane.is_writing]
     assert writing == [0, 2, 3]
+
+
+def test_a_lane_has_the_waits_of_its_thread_and_the_last_ends_with_it():
+    lanes = after(2)
+    for at, wait in [(1, "wave"), (2, "turn"), (4, None), (5, "room")]:
+        lanes.take(ThreadWaits(index=0, waits_for=wait), at)
+    assert (lanes[0].waits_for, lanes[0].is_writing) == ("room", False)
+    assert bar(lanes[0], 8, 8) == " ┣░░━░░░"
+    assert numbers(lanes[0], 8, "s") == "waits: room"
+    lanes.take(ended(0), 6)
+    assert [(w.start, w.end, w.waits_for) for w in lanes[0].waits] == [
+        (1, 2, "wave"),
+        (2, 4, "turn"),
+        (5, 6, "room"),
+    ]
+    lanes.take(ThreadWaits(index=1, waits_for="turn"), 7)
+    lanes.stop(9)
+    assert lanes[1].waits[0].end == 9
 
 
 def test_a_cancelled_answer_ends_all_that_runs():

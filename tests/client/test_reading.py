@@ -18,6 +18,7 @@ from forkjoin import (
     StreamBroken,
     ThreadDelta,
     ThreadEnded,
+    ThreadWaits,
 )
 from forkjoin_server.threads import ThreadLog
 
@@ -76,6 +77,17 @@ def test_a_nested_fork_joins_into_the_thread_that_forked():
     assert events[-1] == Joined(parent_id="t1", threads=(2, 3))
     assert [t.index for t in reader.answer.children("t1")] == [2, 3]
     assert [(depth, t.index) for depth, t in reader.answer.walk()] == [(0, 0), (0, 1), (1, 2), (1, 3)]
+
+
+def test_a_thread_waits_for_what_the_server_says_until_it_runs():
+    waits = [{"index": 1, "waits_for": {"type": wait}} for wait in ("wave", "new to us", "nothing")]
+    events, reader = read(
+        chunk(threads=announced(0, 1)),
+        *(chunk(threads=[entry]) for entry in waits),
+        chunk(threads=[ended(1)]),
+    )
+    assert [e.waits_for for e in events if isinstance(e, ThreadWaits)] == ["wave", "new to us", None]
+    assert "waits_for" not in reader.answer.threads[1].model_dump(), "it is over when the answer is"
 
 
 @pytest.mark.parametrize(

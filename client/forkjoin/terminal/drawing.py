@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forkjoin.errors import ForkJoinError
-from forkjoin.lanes import Lane, Lanes
+from forkjoin.lanes import Lane, Lanes, Pause
 from forkjoin.terminal.printable import one_line
 
 _WIDTH, _ROW, _MARGIN = 9.0, 0.34, 0.7
@@ -91,6 +91,9 @@ def _lanes(axes: Any, lanes: Lanes, theme: Theme) -> None:
         colour, row = _colour(lane, theme), rows[lane.index]
         for start, end in _written(lane):
             axes.plot([start, end], [row, row], color=colour, linewidth=5, solid_capstyle="butt", zorder=3)
+        for wait in lane.waits:
+            end = wait.end if wait.end is not None else _end(lane)
+            axes.plot([wait.start, end], [row, row], color=colour, linewidth=5, alpha=0.25, zorder=3)
         for split in lane.splits:
             end = split.end if split.end is not None else _end(lane)
             axes.plot(
@@ -111,11 +114,12 @@ def _lanes(axes: Any, lanes: Lanes, theme: Theme) -> None:
 
 
 def _written(lane: Lane) -> list[tuple[float, float]]:
-    """From when to when it wrote: all of its time but its splits."""
+    """From when to when it wrote: all of its time but its splits, and its waits."""
     spans, at = [], lane.start
-    for split in lane.splits:
-        spans.append((at, split.start))
-        at = split.end if split.end is not None else _end(lane)
+    pauses: list[Pause] = [*lane.splits, *lane.waits]
+    for pause in sorted(pauses, key=lambda pause: pause.start):
+        spans.append((at, pause.start))
+        at = pause.end if pause.end is not None else _end(lane)
     return [*spans, (at, _end(lane))]
 
 

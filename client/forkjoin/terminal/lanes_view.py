@@ -44,18 +44,22 @@ def table(lanes: Lanes, now: float, *, width: int, most: int | None = None, unit
 
 
 def bar(lane: Lane, end: float, width: int) -> str:
-    """The lane from 0 to ``end``: thick where it writes, thin where its own threads do.
+    """The lane from 0 to ``end``: thick where it writes, thin where its threads do, hatched where it waits.
 
     >>> bar(Lane(index=0, title="", depth=1, start=2, end=6), 8, 8)
     '  ┣━━┫  '
+    >>> waited = {"start": 0, "end": 4, "waits_for": "turn"}
+    >>> bar(Lane(index=0, title="", depth=1, start=0, waits=[waited]), 8, 8)
+    '┣░░░━━━━'
     """
     cells = [" "] * width
     own = _cells(lane.start, lane.end, end, width)
     for at in own:
         cells[at] = "━"
-    for split in lane.splits:
-        for at in _cells(split.start, split.end, end, width):
-            cells[at] = "┄"
+    signs = [(split, "┄") for split in lane.splits] + [(wait, "░") for wait in lane.waits]
+    for pause, sign in signs:
+        for at in _cells(pause.start, pause.end, end, width):
+            cells[at] = sign
     if lane.index >= 0:
         cells[own[0]] = "┣"
         if lane.end is not None:
@@ -71,11 +75,13 @@ def _cells(start: float, until: float | None, end: float, width: int) -> range:
 
 
 def numbers(lane: Lane, now: float, unit: str) -> str:
-    """What a lane says of itself: tokens, their speed, and how it ended."""
+    """What a lane says of itself: tokens, their speed, what it waits for, and how it ended."""
     parts = [f"{lane.num_tokens} tokens"] if lane.num_tokens else []
     took = (now if lane.end is None else lane.end) - lane.start
     if unit == "s" and lane.num_tokens and lane.index >= 0 and took > 0:
         parts.append(f"{lane.num_tokens / took:.0f}/s")
+    if lane.waits_for is not None:
+        parts.append(one_line(f"waits: {lane.waits_for}"))
     if lane.finish_reason not in (None, "stop"):
         parts.append(one_line(str(lane.finish_reason)))
     return " ".join(parts)
