@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test test-all fuzz soak check lint docs train bench metrics-page sizing-page
+.PHONY: help install install-dev serve test test-all fuzz soak check lint docs train bench metrics-page sizing-page coverage
 
 export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
@@ -34,6 +34,10 @@ lint: install-dev  ## formatter, linter, type checker
 
 docs: install-dev  ## build the docs site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+coverage: install-dev  ## lines and branches that the tests without an engine run
+	@$(BIN)/python -m coverage run -m pytest --quiet tests/unit tests/client
+	@$(BIN)/python -m coverage report
 
 soak: install-dev  ## mixed traffic with faults on the real server, for 20 minutes (MINUTES=2)
 	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(ARGS)
