@@ -176,7 +176,7 @@ def test_vllms_own_endpoints_answer(server, path):
     assert httpx.get(server + path, timeout=120).status_code == 200
 
 
-@pytest.mark.parametrize("body", [[], 1, "a", None], ids=["list", "number", "string", "null"])
+@pytest.mark.parametrize("body", ["[]", "1", '"a"', "null"], ids=["list", "number", "string", "null"])
 def test_no_route_fails_at_a_body_of_another_type(server, body):
     """`POST /scale_elastic_ep` did."""
     routes = httpx.get(f"{server}/openapi.json", timeout=60).json()["paths"]
@@ -185,7 +185,7 @@ def test_no_route_fails_at_a_body_of_another_type(server, body):
     ]
     assert ("/v1/chat/completions", "post") in asked
     statuses = {
-        (path, method): httpx.request(method.upper(), server + path, json=body, timeout=60).status_code
+        (path, method): httpx.request(method.upper(), server + path, content=body, timeout=60).status_code
         for path, method in asked
     }
     assert {
