@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from contextvars import ContextVar
 
+from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.policy.backlog import Backlog, Visit
 
 #: The visit that is being served; none where vLLM is used as a library.
@@ -18,6 +19,17 @@ BACKLOG = Backlog()
 
 #: Under which the engine core finds whose a request is, in ``SamplingParams.extra_args``.
 TENANT = "forkjoin_tenant"
+
+
+def refuse(error: BadRequestOptions) -> None:
+    """Answer the request that is being served with ``error``, unless the engine has some of it already.
+
+    For what is found wrong so late that vLLM has begun a stream.
+    """
+    visit = VISIT.get()
+    if visit is not None and not visit.is_in and visit.refused is None:
+        visit.refused = error
+        visit.decided()
 
 
 def salted(cache: str, given: str | None) -> str:

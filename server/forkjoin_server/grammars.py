@@ -2,7 +2,7 @@
 
 Libraries compile grammars inside the server, for as long as that takes, and one of them crashes on some
 numbers. So what is sent is measured before, without compiling it. The bounds are far above what people
-send, and keep xgrammar's reading of a grammar around a second.
+send, and keep the reading of a grammar, on the event loop, under half a second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_VALUES = {
 #: Lists and objects in each other: compiling takes time by the cube of it.
 MAX_DEPTH = 64
 #: The sum, over all repetitions `{m,n}` of all patterns, of the square of how often each is unrolled.
-MAX_UNROLLED_SQUARES = 4_000_000
+MAX_UNROLLED_SQUARES = 1_000_000
 MAX_PATTERN_CHARS = 65_536
 #: What integers of 64 bits, with or without a sign, hold.
 _NUMBERS = (-(2**63), 2**64 - 1)

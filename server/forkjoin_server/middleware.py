@@ -30,6 +30,7 @@ from forkjoin_server.access.settings import OverloadSettings
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.cut import Answer
 from forkjoin_server.error_bodies import ErrorBodies, texts
+from forkjoin_server.grammar_trials import Trials
 from forkjoin_server.grammars import check_grammars
 from forkjoin_server.handover import Asked, compiled, handing_over, install
 from forkjoin_server.hangup import noticing
@@ -49,6 +50,11 @@ from forkjoin_server.turns import give_turns
 from forkjoin_server.vllm_seam.authentication import without_authentication
 from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
 from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
+from forkjoin_server.vllm_seam.grammar_library import (
+    keep_to_one_library,
+    refuse_what_it_does_not_take,
+    try_grammars,
+)
 from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser
 from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
 from forkjoin_server.vllm_seam.request_heads import bound_heads
@@ -80,6 +86,7 @@ class ForkJoinMiddleware:
         self.app = _with_innermost(app, Bodies)
         self.lifecycle = Lifecycle()
         self._starting: asyncio.Task[None] | None = None
+        self._trials: Trials | None = None
         if metrics.SERVER.observe not in FEEDS.observers:
             FEEDS.observers.append(metrics.SERVER.observe)
 
@@ -94,12 +101,19 @@ class ForkJoinMiddleware:
                 _start_metrics(scope, client)
                 make_text_of_control_tokens(client, scope["app"].state.vllm_config, _settings(scope))
                 bound_texts(client)
+                keep_to_one_library(client)
+                self._trials = try_grammars(client)
+            refuse_what_it_does_not_take()
             name_failed_requests()
             log_refusals_in_a_line(scope["app"].state)
             bound_heads(scope["app"].state, _stall_s(scope))
             parse_token_by_token()
             self._starting = asyncio.create_task(self.lifecycle.start(scope["app"].state))
-            await self.app(scope, receive, send)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                if self._trials is not None:
+                    self._trials.close()
             return
         try:
             visit = Visit(self.access.tenant(scope))
@@ -243,7 +257,7 @@ class Bodies:
             message = f"forkjoin: {cut(path)} does not know it: expected one of {', '.join(PATHS)}"
             await answers.respond(send, 400, answers.error(message, path, param="forkjoin"))
         else:
-            # Not ours to judge: vLLM answers a body that is no JSON object, and what does not generate.
+            # Not ours to judge: vLLM answers a body that is no JSON, and what does not generate.
             await self.app(scope, _replay(raw, receive), errors.send)
 
     async def _pass_on(self, scope: Message, counted: incoming.Counted) -> None:

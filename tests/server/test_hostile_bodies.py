@@ -214,3 +214,59 @@ def test_a_grammar_that_would_crash_or_hold_the_server_is_refused(server, schema
     answer = httpx.post(f"{server}{CHAT}", json=body, timeout=60)
     assert answer.status_code == 400
     assert "response_format: expected" in _message(answer)
+
+
+def _format(schema):
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+LETTERS = {"type": "string", "pattern": r"\p{L}{1000}"}
+MILLION = {"type": "array", "minItems": 10**6}
+UNIQUE = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+TEXT = {"format": {"type": "json_schema", "name": "x", "schema": LETTERS}}
+CLAUDE = {"format": {"type": "json_schema", "schema": LETTERS}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        (CHAT, {"response_format": _format(LETTERS)}, "Unicode character class"),
+        (CHAT, {"response_format": _format(MILLION)}, "minItems"),
+        (CHAT, {"response_format": _format(UNIQUE)}, "features not supported"),
+        (CHAT, {"structured_outputs": {"json": {"type": "nonsense"}}}, "nonsense"),
+        (CHAT, {"structured_outputs": {"regex": r"(a)\1"}}, "Backreference"),
+        (CHAT, {"structured_outputs": {"grammar": "root ::= nope"}}, "nope"),
+        (CHAT, {"forkjoin": {"branches": [{"text": "a="}, {"text": "b=", "response_format": _format(LETTERS)}]}},
+         "forkjoin.branches[1].response_format"),
+        ("/v1/completions", {"prompt": "a=1+1", "response_format": _format(LETTERS)}, "Unicode"),
+        ("/v1/responses", {"input": "a=1+1", "text": TEXT}, "Unicode"),
+        ("/v1/messages", {"max_tokens": 5, "output_config": CLAUDE}, "Unicode"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_grammar_that_its_library_does_not_take_is_a_400_that_says_why(server, path, body, named, stream):
+    """One that another library would take, too: an engine has one library for all requests."""
+    asked = (ASK if path not in ("/v1/responses", "/v1/completions") else {}) | body
+    answer = httpx.post(f"{server}{path}", json={"model": "abacus", "stream": stream} | asked, timeout=60)
+    assert answer.status_code == 400
+    assert "xgrammar" in _message(answer) or "forkjoin.branches" in _message(answer)
+    assert named in _message(answer)
+
+
+def test_a_request_that_another_library_would_take_leaves_others_their_grammars(server):
+    """The engine made the library of its first grammar the one of all that came later."""
+    refused = httpx.post(f"{server}{CHAT}", json=ASK | {"response_format": _format(UNIQUE)}, timeout=60)
+    assert refused.status_code == 400
+    wanted = {"structured_outputs": {"grammar": 'root ::= "a" [0-9]'}}
+    answer = httpx.post(f"{server}{CHAT}", json=ASK | wanted, timeout=60).json()
+    assert answer["choices"][0]["message"]["content"][0] == "a"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_short_grammar_that_takes_minutes_to_compile_is_refused_and_others_go_on(server, stream):
+    """Each part takes nearly all that the next one takes."""
+    parts = " ".join(f"[^{chr(97 + i % 26)}]*" for i in range(3_000))
+    bomb = ASK | {"stream": stream, "structured_outputs": {"grammar": f'root ::= "x" {parts}'}}
+    answer = httpx.post(f"{server}{CHAT}", json=bomb, timeout=300)
+    assert answer.status_code == 400
+    assert "takes longer" in _message(answer)

@@ -209,3 +209,12 @@ def test_a_branches_schema_that_vllm_does_not_take_is_a_400_that_names_it(sdk):
     asked = {"branches": [BRANCHES[0], {"text": "z=", "response_format": wrong}]}
     with pytest.raises(openai.BadRequestError, match=r"forkjoin\.branches\[1\]\.response_format"):
         _ask(sdk, SHEETS[0], asked)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("choice", [{"type": "function", "function": {"name": "f"}}, "required"])
+def test_a_tool_that_the_grammars_library_does_not_take_is_a_400_that_says_why(sdk, choice, stream):
+    parameters = {"type": "object", "properties": {"a": {"type": "string", "pattern": r"\p{L}{1000}"}}}
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}
+    with pytest.raises(openai.BadRequestError, match="Unicode character class"):
+        _ask(sdk, SHEETS[0], tools=[tool], tool_choice=choice, stream=stream)

@@ -82,6 +82,7 @@ async def learn(soaked: Soaked) -> None:
     for body in KNOWN:
         answer = await whole(soaked.http, CHAT, body)
         soaked.known.append(answer["choices"][0]["message"]["content"])
+    await _structured(soaked)  # the first grammar starts a process, with two descriptors, which stays
 
 
 async def settle(soaked: Soaked) -> None:

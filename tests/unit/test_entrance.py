@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler.errors import Overloaded
+from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant, Visit
-from forkjoin_scheduler.visits import BACKLOG, VISIT
+from forkjoin_scheduler.visits import BACKLOG, VISIT, refuse
 from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.middleware import ForkJoinMiddleware
 from forkjoin_server.routes import CHAT, GENERATING, MESSAGES
@@ -135,6 +135,40 @@ def test_a_stream_that_is_refused_at_the_engine_has_the_status_of_a_refusal(fail
     assert client.status == 503
     assert b"retry-after" in client.headers
     assert client.body["error"]["code"] == 503
+
+
+def test_events_before_the_engine_is_asked_do_not_begin_a_stream_that_is_refused():
+    """As those of a response: "created", "in progress"."""
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+        await send({"type": "http.response.body", "body": b"event: created", "more_body": True})
+        refuse(BadRequestOptions("the grammar: expected another", field="text"))
+        raise ConnectionError
+
+    client = Client(app)
+    asyncio.run(client.ask())
+    assert client.status == 400
+    assert client.body["error"] == {
+        "message": "the grammar: expected another", "type": "BadRequestError", "param": "text", "code": 400
+    }  # fmt: skip
+
+
+def test_events_before_the_engine_is_asked_come_in_their_order():
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        await send({"type": "http.response.body", "body": b"2", "more_body": True})
+        _enter()
+        await send({"type": "http.response.body", "body": b"3", "more_body": True})
+        await send({"type": "http.response.body", "body": b"4"})
+
+    client = Client(app)
+    asyncio.run(client.ask())
+    assert client.status == 200
+    assert [message["body"] for message in client.sent[1:]] == [b"1", b"2", b"3", b"4"]
 
 
 def test_the_head_of_a_stream_is_sent_when_the_request_is_let_in_and_not_only_with_its_first_token():

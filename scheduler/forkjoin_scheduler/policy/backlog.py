@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from forkjoin_scheduler.errors import Limit, Overloaded
+from forkjoin_scheduler.errors import BadRequestOptions, Limit, Overloaded
 from forkjoin_scheduler.policy.admission import Admission
 
 #: Seconds that a client is told to stay away, at least and at most (OpenAI's clients wait no longer).
@@ -93,7 +93,7 @@ class Visit:
     num_families: int = 1
     #: Threads that it asks for itself.
     width: int | None = None
-    refused: Overloaded | None = None
+    refused: Overloaded | BadRequestOptions | None = None
     is_in: bool = False
     #: Called once, when it is let in or refused.
     decided: Callable[[], None] = lambda: None

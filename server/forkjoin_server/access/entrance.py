@@ -1,6 +1,6 @@
 """One HTTP request's way to the engine: let in, or refused at once, which its client is told either way.
 
-vLLM begins a stream before the request has come to the engine. So the head of a stream is held back
+vLLM begins a stream before the request has come to the engine, some with events. So a stream is held back
 until then: a refusal still has a status of its own.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 
-from forkjoin_scheduler.errors import Overloaded
+from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Visit
 from forkjoin_scheduler.visits import BACKLOG
 from forkjoin_server import answers, metrics
@@ -23,7 +23,7 @@ class Entrance:
 
     def __init__(self, visit: Visit, path: str, send: Send) -> None:
         self._visit, self._path, self._send = visit, path, send
-        self._held: Message | None = None
+        self._held: list[Message] = []
         self._has_begun = False
         self._releasing: asyncio.Task[None] | None = None
         visit.decided = self._decided
@@ -32,10 +32,13 @@ class Entrance:
         """Take a message of vLLM's answer."""
         if self._visit.refused is not None and not self._has_begun:
             return
+        if self._held and not self._visit.is_in:
+            self._held.append(message)
+            return
         if message["type"] == "http.response.start":
             headers = dict(message["headers"])
             if not self._visit.is_in and headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-                self._held = message
+                self._held.append(message)
                 return
             if message["status"] in _BUSY and b"retry-after" not in headers:
                 retry = (b"retry-after", str(BACKLOG.retry_after_s()).encode())
@@ -52,18 +55,26 @@ class Entrance:
             await self._release()
 
     def _decided(self) -> None:
-        if self._visit.refused is None and self._held is not None:
-            self._releasing = asyncio.get_running_loop().create_task(self._release())
+        if self._visit.refused is None and self._held:
+            self._releasing = asyncio.get_running_loop().create_task(self._release_held())
 
     async def _release(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
+        if self._releasing is not None:
+            await self._releasing
+        await self._release_held()
+
+    async def _release_held(self) -> None:
+        held, self._held = self._held, []
+        for message in held:
             self._has_begun = True
-            await self._send(held)
+            await self._send(message)
 
 
-async def refuse(error: Overloaded, path: str, send: Send) -> None:
-    """Tell a client that there is no room for what it asks, and when there will be."""
+async def refuse(error: Overloaded | BadRequestOptions, path: str, send: Send) -> None:
+    """Tell a client what is wrong; or that there is no room for what it asks, and when there will be."""
+    if isinstance(error, BadRequestOptions):
+        await answers.respond(send, 400, answers.error(str(error), path, param=error.field))
+        return
     metrics.SERVER.refuse(error.reason)
     after = [] if error.status == 400 else [(b"retry-after", str(math.ceil(error.retry_after_s)).encode())]
     await answers.respond(send, error.status, answers.error(str(error), path, error.status), after)
