@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import yaml
 
 from tests.deploy import promql
 from tests.deploy.manifests import CHART, DEPLOY, Manifest, of_kind
+from tests.deploy.panels import Target, rows
 
 RULES_TEST = Path(__file__).parent / "rules_test.yaml"
 
@@ -91,6 +93,21 @@ def test_the_dashboard_shows_servers_outside_kubernetes():
     for query in targets:
         assert 'namespace=~"$namespace",pod=~"$pod"' in query
         assert 'namespace="' not in query
+
+
+def test_the_docs_have_a_picture_of_every_panel_light_and_dark():
+    docs = DEPLOY.parent / "docs"
+    page = (docs / "observability.md").read_text()
+    for row in rows():
+        for suffix in ("", "-dark"):
+            path = row.picture(docs, suffix)
+            texts = html.unescape(path.read_text())
+            assert f"({path.name}#only-{'dark' if suffix else 'light'})" in page
+            assert [p.title for p in row.panels if p.title not in texts] == [], "run tests.deploy.pictures"
+
+
+def test_a_series_of_a_panel_is_named_by_its_labels():
+    assert Target("q", "{{kind}}: {{policy}} {{none}}").name({"kind": "a", "policy": "b"}) == "a: b"
 
 
 @pytest.mark.parametrize(
