@@ -25,6 +25,24 @@ IDLE = (
     "vllm:kv_cache_usage_perc",
 )
 
+#: The types of all events that a response with agents streams.
+AGENT_EVENTS = [
+    f"response.{name}"
+    for name in (
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    )
+]
+
 
 @dataclass
 class Answer:

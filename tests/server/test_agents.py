@@ -6,6 +6,7 @@ import pytest
 from openai import BadRequestError
 
 from tests.server.asking import worksheet
+from tests.server.reading import AGENT_EVENTS
 from tests.unit.test_agents import EVENTS, extras
 
 pytestmark = pytest.mark.server
@@ -34,6 +35,12 @@ def whole(client):
 @pytest.fixture(scope="module")
 def events(client):
     return list(client.beta.responses.create(**ASK, **AGENTS, stream=True))
+
+
+@pytest.fixture(scope="module")
+def vllms(client):
+    """The fields that no class of the SDK knows in a stream without agents."""
+    return {name for event in client.responses.create(**ASK, stream=True) for name in extras(event)}
 
 
 def _transcript(response):
@@ -73,14 +80,20 @@ def test_each_event_has_its_agent_and_agents_speak_side_by_side(events):
     assert {e.agent.agent_name for e in deltas[: 3 * NUM_THREADS]} == set(NAMES)
 
 
-def test_the_sdk_knows_every_field_of_ours(client, events, whole):
-    vllms = {name for event in client.responses.create(**ASK, stream=True) for name in extras(event)}
-    assert {name for event in events for name in extras(event)} <= vllms
-    assert extras(whole) <= vllms
-    for event in events:
-        kind = getattr(getattr(event, "item", None), "type", "")
-        if event.agent.agent_name != "/root" or kind.startswith("multi_agent_call"):
+@pytest.mark.parametrize("kind", AGENT_EVENTS)
+def test_the_sdk_knows_every_field_of_an_event(events, vllms, kind):
+    told = [event for event in events if event.type == kind]
+    assert told
+    for event in told:
+        assert extras(event) <= vllms
+        item = getattr(getattr(event, "item", None), "type", "")
+        if event.agent.agent_name != "/root" or item.startswith("multi_agent_call"):
             assert extras(EVENTS.validate_python(event.to_dict())) == set()
+
+
+def test_there_are_no_other_events_and_the_sdk_knows_every_field_of_the_whole(events, whole, vllms):
+    assert {event.type for event in events} == set(AGENT_EVENTS)
+    assert extras(whole) <= vllms
 
 
 def test_no_more_agents_run_at_a_time_than_the_request_says(client, whole):

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from forkjoin.families import Families
 from tests.server.cancelling import ENDLESS, streaming
 from training.task import check, make_worksheet
 
@@ -220,3 +221,6 @@ def test_an_operator_sees_the_families_that_run_and_nothing_of_their_text(server
     assert 0 < family["kv_blocks"] <= family["peak_kv_blocks"] < engine["kv_blocks"]["total"]
     assert family["expected_kv_blocks"] > 0
     assert "a=1+1" not in seen.text
+    (read,) = Families.model_validate(seen.json()).engines  # as `forkjoin top` reads it
+    (same,) = (f for f in read.families if f.request_id == family["request_id"])
+    assert (same.state, same.threads.model_dump()) == ("forked", family["threads"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.server.reading import without_ids
+from tests.server.reading import AGENT_EVENTS, without_ids
 
 pytestmark = pytest.mark.server
 
@@ -92,3 +94,77 @@ def test_threads_told_as_agents_read_like_any_other_items(package, server, clien
     texts = [i["content"][0]["text"] for i in seen["final"]["output"] if i["type"] == "reasoning"]
     assert texts == [seen["said"][place] for place in sorted(seen["said"], key=int)[1:]]
     assert len(texts) == 2
+
+
+# ---- agents, in the words of the SDK's beta ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sent(server):
+    """By type: one event of each shape, as it came."""
+    ask = {
+        "model": "abacus",
+        "temperature": 0,
+        "input": PROMPT,
+        "stream": True,
+        "multi_agent": {"enabled": True},
+    }
+    found: dict[str, dict[tuple[object, ...], object]] = {}
+    with httpx.stream("POST", f"{server}/v1/responses", json=ask, timeout=300) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
+                item = event.get("item", {})
+                shape = (event["agent"]["agent_name"], item.get("type"), item.get("action"))
+                found.setdefault(event["type"], {}).setdefault(shape, event)
+    return {kind: list(shapes.values()) for kind, shapes in found.items()}
+
+
+def _ours(event):
+    """``event`` without what vLLM writes by itself: see ``sent.ts``.
+
+    Where a text has no logprobs it writes null, and the types leave the field out.
+    """
+    if "response" in event:
+        event = event | {"response": {"output": event["response"]["output"]}}
+    return json.loads(json.dumps(event), object_hook=_without_no_logprobs)
+
+
+def _without_no_logprobs(part):
+    return {name: value for name, value in part.items() if (name, value) != ("logprobs", None)}
+
+
+@pytest.fixture(scope="module")
+def complaints(package, sent):
+    """By type of event: what TypeScript's compiler, in its strict mode, says of the events."""
+    lines, kinds = ['import type { Sent } from "./sent.js";'], ["import"]
+    for kind, events in sent.items():
+        for event in events:
+            kinds.append(kind)
+            lines.append(f"export const event{len(lines)}: Sent = {json.dumps(_ours(event))};")
+    # An error is expected: else the compiler would take any field.
+    (delta, *_) = sent["response.reasoning_text.delta"]
+    kinds += ["expected", "extra"]
+    lines += ["// @ts-expect-error", f"export const extra: Sent = {json.dumps(delta | {'extra': 1})};"]
+    (package / "events.ts").write_text("\n".join(lines))
+    command = ["npx", "tsc", "--pretty", "false"]
+    run = subprocess.run(command, cwd=package, capture_output=True, text=True, timeout=300, check=False)
+    found: dict[str, list[str]] = {}
+    for line in run.stdout.splitlines():
+        place = re.match(r"events\.ts\((\d+),", line)
+        found.setdefault(kinds[int(place[1]) - 1] if place else "elsewhere", []).append(line)
+    assert (run.returncode == 0) == (found == {}), run.stdout + run.stderr
+    return found
+
+
+@pytest.mark.parametrize("kind", AGENT_EVENTS)
+def test_the_newest_sdks_beta_types_each_event_with_no_field_left_over(sent, complaints, kind):
+    assert sent[kind]
+    assert complaints.get(kind, []) == []
+
+
+def test_every_type_of_event_is_among_them(sent, complaints):
+    assert sorted(sent) == sorted(AGENT_EVENTS)
+    assert complaints.keys() <= set(AGENT_EVENTS), (
+        "the compiler must see the events, and refuse one with another field"
+    )
