@@ -6,6 +6,8 @@ import { BASE_URL, ask, button, lanes, launch, opened, over } from "./browser.mj
 const [folder] = process.argv.slice(2);
 const browser = await launch();
 
+/** Of the operator's page, before its picture is taken. */
+const NUM_LOOKS = 10;
 const SIX = { example: "Six products" };
 
 /** A moment of the answer, as a share of its time. */
@@ -24,18 +26,18 @@ async function picture(name, asked, { share = 1, lane = null, ...options } = {})
   await page.context().close();
 }
 
-/** The operator's page while three requests run. */
-async function operator(name) {
+/** The operator's page, which sees three requests start. */
+async function operator(name, options = {}) {
+  const page = await opened(browser, { path: "/playground/operator", viewport: { width: 1240, height: 980 }, ...options });
   const asking = [];
   for (const prompt of ["long", "fifty", "nest"]) {
-    const page = await opened(browser);
-    await ask(page, { prompt });
-    await lanes(page).nth(2).waitFor();
-    asking.push(page);
+    const one = await opened(browser);
+    await ask(one, { prompt });
+    await lanes(one).nth(2).waitFor();
+    asking.push(one);
   }
-  const page = await opened(browser, { path: "/playground/operator", viewport: { width: 1240, height: 980 } });
   await page.locator(".families tbody tr").first().waitFor();
-  await page.locator(".spark", { hasText: "Tokens" }).locator(".value", { hasText: "/s" }).first().waitFor();
+  await page.waitForFunction((least) => document.querySelector(".spark polyline")?.points.length >= least, NUM_LOOKS);
   await page.screenshot({ path: `${folder}/${name}.png` });
   for (const one of [...asking, page]) await one.context().close();
 }
@@ -89,7 +91,8 @@ async function frames() {
 await picture("playground-light", SIX, { share: 0.8, lane: 2 });
 await picture("playground-dark", { prompt: "nest" }, { lane: 4, colorScheme: "dark" });
 await picture("playground-compare", { example: "Three products", click: "Compare" });
-await operator("playground-operator");
+await operator("playground-operator-light");
+await operator("playground-operator-dark", { colorScheme: "dark" });
 await moments(SIX);
 console.log(JSON.stringify({ server: BASE_URL, ...(await frames()) }, null, 1));
 await browser.close();
