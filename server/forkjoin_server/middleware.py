@@ -20,7 +20,7 @@ from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.visits import BACKLOG, VISIT
-from forkjoin_server import agents, answers, cancelling, incoming, metrics
+from forkjoin_server import agents, answers, cancelling, incoming, metrics, scrapes
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
@@ -87,6 +87,7 @@ class ForkJoinMiddleware:
         self.lifecycle = Lifecycle()
         self._starting: asyncio.Task[None] | None = None
         self._trials: Trials | None = None
+        self._scrapes = scrapes.Scrapes()
         if metrics.SERVER.observe not in FEEDS.observers:
             FEEDS.observers.append(metrics.SERVER.observe)
 
@@ -133,6 +134,8 @@ class ForkJoinMiddleware:
             await answers.respond(send, 503, {"reason": reason})
         elif (page := self.access.playground) is not None and page.answers(scope, path):
             await page.respond(scope, path, send)
+        elif path in scrapes.PATHS and scope["method"] != "POST":
+            await self._scrapes.answer(self.app, scope, receive, send)
         elif scope["method"] != "POST" and not path.startswith(STORED):
             await self.app(scope, receive, send)
         elif self.lifecycle.is_draining and _is_new_work(scope["method"], path):
