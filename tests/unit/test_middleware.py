@@ -62,11 +62,20 @@ def test_a_400_has_the_shape_of_its_route():
     assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "invalid_request_error")
 
 
-@pytest.mark.parametrize("raw", [b"{", b"null", b"3"])
-def test_a_body_that_is_no_object_goes_to_vllm_as_it_came(raw):
+def test_a_body_that_is_no_json_goes_to_vllm_as_it_came():
     seen = {}
-    _ask(_recorder(seen), raw)
-    assert seen["body"] == raw
+    _ask(_recorder(seen), b"{")
+    assert seen["body"] == b"{"
+
+
+@pytest.mark.parametrize("path", [*PATHS, INVOCATIONS, "/tokenize"])
+@pytest.mark.parametrize("raw", [b"null", b"3", b"[1]"])
+def test_a_body_that_is_no_object_is_a_400_on_every_route(raw, path):
+    seen = {}
+    start, body = _ask(_recorder(seen), raw, path)
+    assert start["status"] == 400
+    assert "expected a JSON object, got" in json.loads(body["body"])["error"]["message"]
+    assert seen == {}
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xfe\xfa", b"[" * 100_000, b"9" * 5000])
@@ -214,7 +223,7 @@ def test_the_field_is_refused_where_it_would_be_ignored(path):
     assert seen == {}
 
 
-@pytest.mark.parametrize("raw", [b"", b'{"input":  1}', b"[1]"])
+@pytest.mark.parametrize("raw", [b"", b'{"input":  1}'])
 def test_any_other_route_gets_its_body_as_it_came(raw):
     seen = {}
     _ask(_recorder(seen), raw, "/tokenize")
