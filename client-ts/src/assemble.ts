@@ -76,6 +76,7 @@ export class Assembler {
         thread.content += entry.content;
         events.push({ type: "thread_delta", thread, text: entry.content });
       }
+      if (entry.waits_for != null) events.push({ type: "thread_waits", thread, waitsFor: entry.waits_for.type });
       if (entry.finish_reason != null && thread.finishReason === null) this.end(thread, entry, events);
     }
   }

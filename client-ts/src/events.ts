@@ -1,6 +1,6 @@
 /** The events of one answer, in the order in which the server sends them. */
 
-import type { ThreadFinishReason, Usage } from "./wire.js";
+import type { ThreadFinishReason, Usage, Wait } from "./wire.js";
 
 /** A thread as it is at the moment: `content` grows until `finishReason` is set. */
 export interface Thread {
@@ -28,6 +28,13 @@ export interface ThreadDelta {
   type: "thread_delta";
   thread: Thread;
   text: string;
+}
+
+/** A thread does not run, and why; `"nothing"`: it runs again. */
+export interface ThreadWaits {
+  type: "thread_waits";
+  thread: Thread;
+  waitsFor: Wait;
 }
 
 export interface ThreadEnded {
@@ -65,4 +72,4 @@ export interface Finished {
   tree: Thread[];
 }
 
-export type ForkJoinEvent = Forked | ThreadDelta | ThreadEnded | Joined | AnswerDelta | Finished;
+export type ForkJoinEvent = Forked | ThreadDelta | ThreadWaits | ThreadEnded | Joined | AnswerDelta | Finished;

@@ -38,7 +38,13 @@ export type ThreadFinishReason =
   | "cancelled"
   | (string & {});
 
-/** One entry of `delta.threads`: `index` is in every entry, `content` comes in pieces, the rest once. */
+/**
+ * Why a thread does not run: a later wave of its vote starts it; others run first; no slot or no KV block is free; its
+ * grammar is compiled. `nothing`: it runs. The list may grow, so keep a default case.
+ */
+export type Wait = "wave" | "turn" | "room" | "grammar" | "nothing" | (string & {});
+
+/** One entry of `delta.threads`: `index` is in every entry, `content` comes in pieces, `waits_for` when it changes, the rest once. */
 export interface ThreadEntry {
   index: number;
   id?: string;
@@ -47,6 +53,7 @@ export interface ThreadEntry {
   content?: string;
   finish_reason?: ThreadFinishReason;
   usage?: { completion_tokens: number };
+  waits_for?: { type: Wait };
 }
 
 export interface Delta {

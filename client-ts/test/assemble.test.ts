@@ -60,6 +60,13 @@ test("an entry may bring a start, text and an end at once", () => {
   assert.equal(events[1]?.type === "thread_delta" && events[1].thread.completionTokens, 3);
 });
 
+test("a thread says what it waits for, and when it runs again", () => {
+  const waits = ["turn", "nothing"].map((type) => threads({ index: 1, waits_for: { type } }));
+  const events = taken(threads(started(0), started(1)), ...waits);
+  const told = events.flatMap((e) => (e.type === "thread_waits" ? [[e.thread.index, e.waitsFor]] : []));
+  assert.deepEqual(told, [[1, "turn"], [1, "nothing"]]);
+});
+
 test("text in the reasoning field is told apart from the answer", async () => {
   const usage = { prompt_tokens: 1, completion_tokens: 2, total_tokens: 3 };
   const chunks = [chunk({ reasoning: "hm" }), chunk({ content: "ab" }), chunk({ content: "c" }, "stop"), { choices: [], usage }];

@@ -3,7 +3,7 @@
 import type { Run } from "./run";
 import type { Lane } from "./trace";
 import { ownText } from "./attribution";
-import { count, endOf, nameOf, seconds, speed, stateOf } from "./words";
+import { count, endOf, nameOf, seconds, speed, stateOf, waitOf } from "./words";
 
 interface Props {
   run: Run;
@@ -59,7 +59,8 @@ function facts(run: Run, lane: Lane, t: number): [string, string, string?][] {
   const parked = lane.spentAt("parked", t);
   const isRoot = lane.parent === null;
   const tokens = isRoot && lane.endedAt === null ? null : lane.tokensAt(t);
-  const state = lane.stateAt(t) === "ended" ? endOf(lane.reason) : [stateOf(lane, t), ""];
+  const why = lane.waitsForAt(t);
+  const state = lane.stateAt(t) === "ended" ? endOf(lane.reason) : why !== null ? waitOf(why) : [stateOf(lane, t), ""];
   const rows: [string, string, string?][] = [
     ["State", state[0] ?? "", state[1] ?? ""],
     ["Started", `at ${seconds(lane.startedAt)}`],

@@ -2,7 +2,7 @@
 
 import type { JSX } from "preact";
 import type { Fork, Lane, Span, Trace } from "./trace";
-import { nameOf, speed, stateOf } from "./words";
+import { nameOf, speed, stateOf, waitOf } from "./words";
 
 /** So much text of a lane fits into its bar on any screen. */
 const TAIL_CHARS = 160;
@@ -109,7 +109,12 @@ function bar(lane: Lane, span: Span, i: number, t: number, scale: number): JSX.E
   const to = isLast && lane.endedAt === null ? (span.kind === "running" ? span.to : t) : span.to;
   const until = Math.min(to, t);
   const style = { left: percent(span.from, scale), width: percent(until - span.from, scale) };
-  return <span key={i} class={`span ${span.kind}`} style={style} />;
+  const [words, sentence] = span.why === undefined ? [] : waitOf(span.why);
+  return (
+    <span key={i} class={`span ${span.kind}`} style={style} title={sentence}>
+      {words !== undefined && <span class="why">{words}</span>}
+    </span>
+  );
 }
 
 /** The end of what the lane has written, in its bar. */

@@ -1,6 +1,6 @@
 /** An answer as it came: each event with its time. What is shown, saved and opened again is this. */
 
-import type { ForkJoinEvent, ForkJoinOptions, ChatRequest, Usage } from "vllm-forkjoin";
+import type { ForkJoinEvent, ForkJoinOptions, ChatRequest, Usage, Wait } from "vllm-forkjoin";
 
 /** The index of the request's own lane; threads count from 0. */
 export const ROOT_LANE = -1;
@@ -9,6 +9,7 @@ export const ROOT_LANE = -1;
 export type Timed = { t: number } & (
   | { type: "forked"; parent: number; threads: { index: number; id: string; title: string }[] }
   | { type: "text"; index: number; text: string; usage?: Usage }
+  | { type: "waits"; index: number; for: Wait }
   | { type: "ended"; index: number; reason: string; tokens: number | null }
   | { type: "joined"; parent: number; threads: number[] }
   | { type: "finished"; reason: string | null; usage: Usage | null }
@@ -48,6 +49,8 @@ export class Recorder {
         const usage = event.usage === null ? {} : { usage: event.usage };
         return { t, type: "text", index: ROOT_LANE, text: event.text, ...usage };
       }
+      case "thread_waits":
+        return { t, type: "waits", index: event.thread.index, for: event.waitsFor };
       case "thread_ended": {
         const { thread, finishReason: reason, completionTokens: tokens } = event;
         return { t, type: "ended", index: thread.index, reason, tokens };

@@ -8,6 +8,8 @@ export interface Span {
   kind: "running" | "waiting" | "parked";
   from: number;
   to: number;
+  /** What the server says that it waits for. */
+  why?: string;
 }
 
 /** A pause in a lane's tokens counts as waiting from so many milliseconds on. */
@@ -58,6 +60,12 @@ export class Lane {
     this.spans.push({ kind: "running", from: t, to: t });
   }
 
+  /** It waits for `why` from `t` on; for nothing: its next token comes. */
+  wait(t: number, why: string): void {
+    this.close(t);
+    this.spans.push({ kind: "waiting", from: t, to: t, ...(why === "nothing" ? {} : { why }) });
+  }
+
   park(t: number): void {
     this.close(t);
     this.spans.push({ kind: "parked", from: t, to: t });
@@ -104,6 +112,12 @@ export class Lane {
     const span = this.spans.findLast((s) => s.from <= t) ?? this.spans[0];
     if (span === undefined) return null;
     return span.kind === "running" && t - span.to > PAUSE_MS ? "waiting" : span.kind;
+  }
+
+  /** What the server says that it waits for at `t`; null where it does not say, or it does not wait. */
+  waitsForAt(t: number): string | null {
+    if (this.stateAt(t) !== "waiting") return null;
+    return this.spans.findLast((s) => s.from <= t)?.why ?? null;
   }
 
   /** Milliseconds that it spent so until `t`. */
@@ -162,6 +176,9 @@ export class Trace {
         break;
       case "text":
         this.write(event, t);
+        break;
+      case "waits":
+        this.lane(event.index)?.wait(t, event.for);
         break;
       case "ended":
         this.lane(event.index)?.end(t, event.reason, event.tokens);

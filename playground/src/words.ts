@@ -41,10 +41,24 @@ export function endOf(reason: string | null): [string, string] {
   return ENDS[reason ?? "stop"] ?? [reason ?? "done", `The server says: ${reason}.`];
 }
 
+const WAITS: Record<string, [string, string]> = {
+  wave: ["waits for its wave", "It starts if the threads before it do not decide the vote."],
+  turn: ["waits for its turn", "Others run first: the server's policy, its slots or max_threads_running say so."],
+  room: ["waits for room", "No slot or no KV block is free."],
+  grammar: ["waits for its grammar", "The grammar of its response_format is compiled."],
+};
+
+/** What a thread waits for: in a few words, and in a sentence. */
+export function waitOf(why: string): [string, string] {
+  return WAITS[why] ?? [`waits for ${why}`, `The server says that it waits for ${why}.`];
+}
+
 const STATES = { running: "running", waiting: "waiting", parked: "its threads run", ended: "ended" };
 
 export function stateOf(lane: Lane, t: number): string {
   const state = lane.stateAt(t);
   if (state === null) return "not started yet";
+  const why = lane.waitsForAt(t);
+  if (why !== null) return waitOf(why)[0];
   return state === "ended" ? endOf(lane.reason)[0] : STATES[state];
 }

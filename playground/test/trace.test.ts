@@ -3,7 +3,8 @@ import { test } from "node:test";
 
 import { attribute, ownText } from "../src/attribution";
 import type { Timed } from "../src/recording";
-import { Trace } from "../src/trace";
+import { type Lane, Trace } from "../src/trace";
+import { stateOf } from "../src/words";
 
 const DIALECT = { parentWaits: true, trigger: "</Outlines>" };
 
@@ -82,6 +83,21 @@ test("a pause in a lane's tokens is told as waiting", () => {
   ]);
   assert.equal(lane?.spentAt("waiting", 1000), 800);
   assert.equal(lane?.stateAt(650), "waiting");
+});
+
+test("a lane waits for what the server says, until it writes or ends", () => {
+  const waits = (t: number, index: number, why: string): Timed => ({ t, type: "waits", index, for: why });
+  const trace = traced([
+    forked(0, -1, 0, 1), waits(1, 0, "wave"), waits(50, 0, "turn"), waits(90, 0, "nothing"), text(100, 0, "a"),
+    text(150, 0, "b"), waits(200, 0, "room"), ended(300, 0, 2), waits(300, 1, "else"),
+  ]);
+  const lane = trace.lane(0) as Lane;
+  assert.deepEqual([20, 60, 95, 150, 250].map((t) => [lane.stateAt(t), lane.waitsForAt(t)]), [
+    ["waiting", "wave"], ["waiting", "turn"], ["waiting", null], ["running", null], ["waiting", "room"],
+  ]);
+  assert.deepEqual([60, 400].map((t) => stateOf(lane, t)), ["waits for its turn", "done"]);
+  assert.equal(lane.spentAt("waiting", 400), 200);
+  assert.equal(stateOf(trace.lane(1) as Lane, 400), "waits for else");
 });
 
 test("at the end the counts are the server's, and what is no thread's is the parent's", () => {
