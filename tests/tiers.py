@@ -120,6 +120,9 @@ LATER: dict[str, Later] = {
         Tier.CI,
         "a server and a browser; test_playground of the unit tests has the files and how they are served",
     ),
+    "tests/browser/test_docs_site.py": Later(
+        Tier.CI, "builds the site and starts a browser; tooling/test_docs_site has the files that it needs"
+    ),
     "tests/tooling/test_playground_build.py": Later(
         Tier.ALL, "installs a bundler from npm; hashes say the same"
     ),

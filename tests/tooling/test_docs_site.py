@@ -22,11 +22,15 @@ DOCS = ROOT / "docs"
 NOWHERE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
 
+#: Any: which one it is nobody knows yet.
+REPOSITORY = "https://example.org/them/vllm-forkjoin"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    env = os.environ | NOWHERE | {"NO_MKDOCS_2_WARNING": "1"}
+    env = os.environ | NOWHERE | {"NO_MKDOCS_2_WARNING": "1", "DOCS_REPO_URL": REPOSITORY}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
@@ -61,6 +65,72 @@ def test_no_page_loads_anything_from_elsewhere(site):
         assert [a for a in loads.found if re.match(r"(https?:)?//", a)] == [], path
         # What the theme draws such a diagram with, it would fetch.
         assert 'class="mermaid"' not in text
+
+
+def test_each_page_has_a_link_to_the_repository_that_the_build_is_told(site):
+    for path in site.glob("*.html"):
+        assert f'<a href="{REPOSITORY}"' in path.read_text(), path
+
+
+def test_the_site_brings_what_a_search_from_a_disk_needs(site):
+    assert (site / "search/search_index.js").read_text().startswith("var __index = {")
+    head = (site / "index.html").read_text().partition("</head>")[0]
+    assert '<script src="iframe-worker.js"></script>' in head
+
+
+class Tables(HTMLParser):
+    """Gathers the tables of a page: of each its rows, of each row the text of its cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[list[list[str]]] = []
+        self._is_cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.found.append([])
+        elif tag == "tr":
+            self.found[-1].append([])
+        elif tag in ("td", "th"):
+            self.found[-1][-1].append("")
+            self._is_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_cell = self._is_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._is_cell:
+            self.found[-1][-1][-1] += data.strip()
+
+
+def test_no_table_has_an_empty_column(site):
+    num = 0
+    for path in site.glob("*.html"):
+        tables = Tables()
+        tables.feed(path.read_text())
+        for head, *rows in tables.found:
+            num += 1
+            for place, name in enumerate(head):
+                filled = sum(bool(row[place]) for row in rows if place < len(row))
+                assert filled, f"{path.name}: the column {name!r} is empty"
+    assert num > 50
+
+
+FIGURES = sorted(path.name for path in DOCS.glob("*.svg") if not path.stem.endswith("-dark"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_there_for_light_and_dark_pages_and_its_page_says_how_it_is_made(name):
+    dark = name.replace(".svg", "-dark.svg")
+    assert (DOCS / dark).exists()
+    texts = [re.findall(r">([^<>]+)</text>", (DOCS / figure).read_text()) for figure in (name, dark)]
+    assert texts[0] == texts[1], "they are of two runs: make both again"
+    pages = [path.read_text() for path in DOCS.glob("*.md") if f"({name}#only-light)" in path.read_text()]
+    assert pages, f"no page shows {name}"
+    for page in pages:
+        assert f"({dark}#only-dark)" in page
+        made = {line for line in page.splitlines() if re.search(r"docgen\.figures|--svg|--plot", line)}
+        assert any(name in line or f"figures {name.removesuffix('.svg')}" in line for line in made)
 
 
 def test_the_docstrings_of_the_policies_are_on_the_site(site):
