@@ -38,6 +38,14 @@ def test_the_steps_of_the_quick_start_work_one_after_the_other(server, capsys):
     assert "0 a=482*731" in said
 
 
+def test_the_tutorial_for_a_model_of_ones_own_shows_its_threads(server, capsys):
+    (step,) = re.findall(r"```python\n(.*?)```", (DOCS / "serve-your-model.md").read_text(), flags=re.S)
+    names: dict[str, Any] = {}
+    exec(step.replace("http://localhost:8000", server), names)
+    names["client"].close()  # a program's end would
+    assert re.findall(r"^(\S+) stop \d+$", capsys.readouterr().out, flags=re.M) == ["a=482*731", "c=9047*36"]
+
+
 def test_a_client_loop_and_the_request_that_replaces_it_write_the_same(server):
     steps = re.findall(r"```python\n(.*?)```", (DOCS / "from-a-client-loop.md").read_text(), flags=re.S)
     names: dict[str, Any] = {}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,18 +14,13 @@ from forkjoin_scheduler.errors import DialectError, UnsupportedEngine, UsageErro
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.cli import main, serve_args
 from forkjoin_server.configuration import EMBEDDED_MODEL, resolve
+from tests.engine.renamed import model_for
 
 
 @pytest.fixture(autouse=True)
 def _no_other_arguments(monkeypatch):
     """vLLM's parser looks at the process's own."""
     monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
-
-
-@pytest.fixture(autouse=True)
-def _stays(monkeypatch):
-    """This process goes on when a server has ended in it."""
-    monkeypatch.setattr("forkjoin_server.cli.leave", lambda status: None)
 
 
 def _settings(args):
@@ -304,6 +301,16 @@ def test_help_shows_our_flags_and_then_vllms(capsys):
 def test_the_version_is_the_distributions(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"vllm-forkjoin {version('vllm-forkjoin')}\n"
+
+
+def test_the_checks_of_the_tutorial_for_a_model_of_ones_own_run_as_written(capsys, tmp_path_factory):
+    guide = (Path(__file__).parents[2] / "docs/serve-your-model.md").read_text()
+    commands = re.findall(r"^    forkjoin (dialects check MODEL (\S+))$", guide, flags=re.M)
+    assert [name for _, name in commands] == ["threadweaver", "multiverse", "npr"]
+    for command, name in commands:
+        model = str(model_for(name, tmp_path_factory.mktemp))
+        main(command.replace("MODEL", model).split())
+        assert f"{model} fits {name}: " in capsys.readouterr().out
 
 
 def test_a_model_is_checked_for_a_dialect_without_starting_a_server(capsys):
