@@ -18,14 +18,7 @@ pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 #: What no reader runs: it helps those that they run.
-HELPERS = {
-    "README.md",
-    "batch.jsonl",
-    "gather-threads.mjs",
-    "package.json",
-    "package-lock.json",
-    "tsconfig.json",
-}
+HELPERS = {"README.md", "gather-threads.mjs", "package.json", "package-lock.json", "tsconfig.json"}
 #: The products of the question that all of them ask.
 A, B = 482 * 731, 9047 * 36
 
@@ -158,32 +151,6 @@ def _answers_all(said: str) -> None:
     assert f"c={905 * 264}" in third
 
 
-def _answers_a_file(said: str) -> None:
-    """Each line of the file has its own answer, the wrong one a 400."""
-    answers = dict(part.split("\n", 1) for part in said.split("--- ")[1:])
-    assert list(answers) == ["two 200", "none 200", "three 200", "wrong 400"]
-    _joined(answers["two 200"])
-    assert f"a={7 * 8}" in answers["none 200"]
-    assert f"b={264 * 905}" in answers["none 200"]
-    assert f"c={905 * 264}" in answers["three 200"]
-    _saved(answers["three 200"], threads=3)
-    assert "max_fork" in answers["wrong 400"]
-
-
-def _spawns_agents(said: str) -> None:
-    """Three agents are spawned, find their products, and are waited for."""
-    products = {"/root/1": f"a:{A}", "/root/2": f"b:{B}", "/root/3": f"c:{218 * 654}"}
-    spawned = re.findall(
-        r"^/root: spawn_agent \{'agent_name': '(\S+)', 'message': ", said, flags=re.MULTILINE
-    )
-    assert spawned == list(products)
-    found = dict(re.findall(r"^(/root/\d) found (\S+)$", said, flags=re.MULTILINE))
-    assert found == products
-    waits = f"/root: wait_agent {{'agent_names': {list(products)}}}"
-    assert all(said.index(f"{name} found") < said.index(waits) for name in products)
-    assert re.search(rf"^a={A} \(\d\)\nb={B} \(\d\)\nc={218 * 654} \(\d\)$", said, flags=re.MULTILINE), said
-
-
 def _draws(notebook: str) -> None:
     outputs = [out for cell in json.loads(notebook)["cells"] for out in cell.get("outputs", [])]
     said = "".join("".join(out["text"]) for out in outputs if out["output_type"] == "stream")
@@ -201,14 +168,12 @@ SHOWS: dict[str, Callable[[str], None]] = {
     "agent_that_forks.py": _checks_itself,
     "forkjoin.ipynb": _draws,
     "offline_batch.py": _answers_all,
-    "run_batch.py": _answers_a_file,
     "with_curl.sh": _is_the_wire,
     "with_httpx.py": _streams,
     "with_langchain.py": _shows_texts,
     "with_litellm.py": _shows_texts,
     "with_openai.mjs": _streams,
     "with_openai.py": _compares,
-    "with_openai_agents.py": _spawns_agents,
     "with_pydantic_ai.py": _types,
     "with_python_client.py": _streams,
     "with_typescript_client.ts": _streams,
@@ -218,6 +183,40 @@ SHOWS: dict[str, Callable[[str], None]] = {
 @pytest.mark.parametrize("name", SHOWS)
 def test_an_example_runs_and_shows_what_it_is_there_for(name, run):
     SHOWS[name](run(name))
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.S)
+
+
+def test_the_tutorial_for_javascript_runs_as_written(node_folder, server):
+    whole, streamed = (
+        _node(node_folder, f"tutorial{i}.mjs", text, server)
+        for i, text in enumerate(_blocks("javascript.md", "js"))
+    )
+    assert re.search(r"^thread 1: c=9047\*36, \d+ tokens$", whole, flags=re.M)
+    assert "num_threads: 2" in whole
+    assert re.search(r"^a=482\*731: \d+ characters\nc=9047\*36: \d+ characters$", streamed, flags=re.M)
+
+
+def test_the_tutorial_for_typescript_compiles_and_runs_as_written(node_folder, server):
+    (text,) = _blocks("javascript.md", "ts")
+    (node_folder / "tutorial.ts").write_text(text)
+    done = subprocess.run(["npx", "tsc"], cwd=node_folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    said = _node(node_folder, "build/tutorial.js", (node_folder / "build/tutorial.js").read_text(), server)
+    assert "forks into a=482*731 and c=9047*36" in said
+    assert re.search(r"^joins \d+ and \d+ tokens$", said, flags=re.M)
+    assert re.search(r"^\d+ steps$", said, flags=re.M)
+
+
+def _node(folder: Path, name: str, text: str, server: str) -> str:
+    """What the program ``text`` of the folder with all packages writes, asking ``server``."""
+    assert "http://localhost:8000" in text
+    (folder / name).write_text(text.replace("http://localhost:8000", server))
+    done = subprocess.run(["node", name], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_notebook_is_kept_as_a_run_left_it():
