@@ -6,7 +6,7 @@ const browser = await launch();
 const page = await (await browser.newContext({ colorScheme: "light" })).newPage();
 page.setDefaultTimeout(LONG_MS);
 const elsewhere = [];
-page.on("request", ({ url }) => /^https?:/.test(url()) && elsewhere.push(url()));
+page.on("request", (request) => /^https?:/.test(request.url()) && elsewhere.push(request.url()));
 await page.goto(pathToFileURL(`${process.env.FOLDER}/index.html`).href);
 
 const scheme = () => page.evaluate(() => document.body.getAttribute("data-md-color-scheme"));
