@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.server
 #: To this the model answers with a short list, and ends its turn behind it.
 QUESTION = "How do I stay healthy?"
 SHORT = {"max_tokens_per_thread": 40}
+#: In fp32 greedy choices do not depend on what else is in the batch.
+FLAGS = ["--max-model-len", "2048", "--dtype", "float32"]
 BRANCHES = {
     "branches": [
         {"title": "Cats", "text": "Cats are"},
@@ -45,10 +49,8 @@ BEST_OF = {"best_of": 5, "vote": VOTE}
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    # in fp32 greedy choices do not depend on what else is in the batch
-    flags = ["--dialect", "skeleton", "--max-model-len", "2048", "--dtype", "float32"]
     log = tmp_path_factory.mktemp("instruct") / "log"
-    with start_server(log, str(model_folder()), *flags) as (address, _):
+    with start_server(log, str(model_folder()), "--dialect", "skeleton", *FLAGS) as (address, _):
         yield address
 
 
@@ -258,6 +260,21 @@ def test_a_seed_draws_the_same_votes_again(ask):
     one, two = (ask(CAPITAL, forkjoin=forkjoin, temperature=1, seed=7) for _ in range(2))
     assert without_ids(one.threads) == without_ids(two.threads)
     assert one.usage.forkjoin["vote"] == two.usage.forkjoin["vote"]
+
+
+# ---- the tutorial ----------------------------------------------------------------------------
+
+
+def test_the_tutorial_runs_as_written(address, capsys):
+    guide = (Path(__file__).parents[2] / "docs/instruct-models.md").read_text()
+    assert f"--dialect skeleton {' '.join(FLAGS)}" in guide
+    names: dict[str, Any] = {}
+    steps = re.findall(r"```python\n(.*?)```", guide, flags=re.S)
+    for step in steps:
+        exec(step.replace("http://localhost:8000", address), names)
+    names["client"].close()  # a program's end would
+    assert len(steps) == 4
+    assert "\n\nIn short," in capsys.readouterr().out
 
 
 # ---- refusals --------------------------------------------------------------------------------
