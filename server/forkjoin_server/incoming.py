@@ -15,6 +15,8 @@ from forkjoin_scheduler.errors import Overloaded
 from forkjoin_server.weaver import Message, Receive, Send
 
 MIB = 1 << 20
+#: Of a body that takes longer than a stall; a client behind the slowest modem sends more.
+MIN_BYTES_PER_S = 500
 
 
 class BodySettings(BaseModel):
@@ -53,12 +55,12 @@ class BodyTooLarge(Exception):
 
 
 class BodyStalled(Exception):
-    """Nothing more of a body has come for too long."""
+    """Nothing more of a body has come for too long, or too little of it."""
 
-    def __init__(self, stall_s: float) -> None:
+    def __init__(self, stall_s: float, num_bytes: int) -> None:
         super().__init__(
-            f"the body: expected the rest of it within {stall_s:g} s (the server's --client-stall-s), got "
-            "nothing: send it again"
+            f"the body: expected the rest of it within {stall_s:g} s (the server's --client-stall-s), and after "
+            f"those at least {MIN_BYTES_PER_S} bytes a second, got {num_bytes} bytes: send it again"
         )
 
 
@@ -110,15 +112,18 @@ async def read(receive: Receive, max_bytes: int, count: Callable[[int], None], s
     """The whole body; ``count`` is called with the bytes of each part before it is kept.
 
     Raises BodyTooLarge as soon as more has come, BodyStalled where no part of it came for ``stall_s``
-    seconds, and what ``count`` raises.
+    seconds or fewer than ``MIN_BYTES_PER_S`` came after the first ``stall_s``, and what ``count`` raises.
     """
     parts, num_bytes = [], 0
+    now = asyncio.get_running_loop().time
+    began = now()
     while True:
+        due = min(now() + stall_s, began + stall_s + num_bytes / MIN_BYTES_PER_S)
         try:
-            async with asyncio.timeout(stall_s):
+            async with asyncio.timeout_at(due):
                 message = await receive()
         except TimeoutError as error:
-            raise BodyStalled(stall_s) from error
+            raise BodyStalled(stall_s, num_bytes) from error
         part = message.get("body", b"")
         num_bytes += len(part)
         if num_bytes > max_bytes:

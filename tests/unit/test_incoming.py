@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI, Request, UploadFile
 
-from forkjoin_server.incoming import MIB
+from forkjoin_server.incoming import MIB, BodyStalled, read
 from forkjoin_server.middleware import Bodies
 from forkjoin_server.routes import CHAT, INVOCATIONS, MESSAGES, PATHS
 
@@ -148,7 +148,7 @@ class Sender:
         self._num_parts += 1
         if self._num_parts == 2:
             await self.may_send.wait()
-        body = b'"' + b"x" * (self._size - 1) if self._num_parts == 1 else b'"'
+        body = b'{"": "' + b"x" * (self._size - 7) + b'"' if self._num_parts == 1 else b"}"
         return {"type": "http.request", "body": body, "more_body": self._num_parts == 1}
 
     async def _send(self, message):
@@ -201,3 +201,25 @@ def test_who_sends_no_more_of_a_body_holds_no_place(path, kind):
         assert app.state.read == []
 
     asyncio.run(run())
+
+
+def test_a_body_that_comes_byte_by_byte_without_end_is_not_waited_for():
+    async def drip():
+        await asyncio.sleep(0.01)
+        num_sent.append(1)
+        return {"type": "http.request", "body": b"a", "more_body": len(num_sent) < 1000}
+
+    num_sent = []
+    with pytest.raises(BodyStalled, match=r"at least 500 bytes a second, got \d+ bytes"):
+        asyncio.run(read(drip, MIB, lambda _: None, 0.1))
+    assert len(num_sent) < 1000
+
+
+def test_a_slow_body_that_is_fast_enough_is_read_whole():
+    async def part():
+        await asyncio.sleep(0.01)
+        num_sent.append(1)
+        return {"type": "http.request", "body": b"a" * 5000, "more_body": len(num_sent) < 30}
+
+    num_sent = []
+    assert len(asyncio.run(read(part, MIB, lambda _: None, 0.1))) == 30 * 5000
