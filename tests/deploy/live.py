@@ -14,7 +14,7 @@ import httpx
 import yaml
 
 #: What a pod monitor adds to each series.
-POD = {"namespace": "llm", "pod": "forkjoin-vllm-forkjoin-0"}
+POD = {"namespace": "llm", "pod": "forkjoin-vllm-forkjoin-5d4f8c7b9d-x2v4q"}
 PROBLEM = "a=48*73, b=90*36, c=91*84"
 #: A fork, a limit that is met, a vote.
 ASKED: list[dict[str, Any]] = [

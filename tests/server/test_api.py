@@ -132,7 +132,7 @@ def test_the_latency_of_a_fork_and_of_a_join_is_measured(client, server):
 
 
 def test_a_refused_fork_is_counted_by_kind_and_policy(client, server):
-    labels = 'model_name="abacus",engine="0",kind="too_many_threads",policy="sequential"'
+    labels = 'engine="0",kind="too_many_threads",model_name="abacus",policy="sequential"'
     name = f"forkjoin:malformed_outputs_total{{{labels}}}"
     before = _metric(server, name)
     client.chat.completions.create(**ASK, extra_body={"forkjoin": {"max_threads_per_fork": 1}})
