@@ -18,7 +18,14 @@ pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 #: What no reader runs: it helps those that they run.
-HELPERS = {"README.md", "gather-threads.mjs", "package.json", "package-lock.json", "tsconfig.json"}
+HELPERS = {
+    "README.md",
+    "batch.jsonl",
+    "gather-threads.mjs",
+    "package.json",
+    "package-lock.json",
+    "tsconfig.json",
+}
 #: The products of the question that all of them ask.
 A, B = 482 * 731, 9047 * 36
 
@@ -151,6 +158,32 @@ def _answers_all(said: str) -> None:
     assert f"c={905 * 264}" in third
 
 
+def _answers_a_file(said: str) -> None:
+    """Each line of the file has its own answer, the wrong one a 400."""
+    answers = dict(part.split("\n", 1) for part in said.split("--- ")[1:])
+    assert list(answers) == ["two 200", "none 200", "three 200", "wrong 400"]
+    _joined(answers["two 200"])
+    assert f"a={7 * 8}" in answers["none 200"]
+    assert f"b={264 * 905}" in answers["none 200"]
+    assert f"c={905 * 264}" in answers["three 200"]
+    _saved(answers["three 200"], threads=3)
+    assert "max_fork" in answers["wrong 400"]
+
+
+def _spawns_agents(said: str) -> None:
+    """Three agents are spawned, find their products, and are waited for."""
+    products = {"/root/1": f"a:{A}", "/root/2": f"b:{B}", "/root/3": f"c:{218 * 654}"}
+    spawned = re.findall(
+        r"^/root: spawn_agent \{'agent_name': '(\S+)', 'message': ", said, flags=re.MULTILINE
+    )
+    assert spawned == list(products)
+    found = dict(re.findall(r"^(/root/\d) found (\S+)$", said, flags=re.MULTILINE))
+    assert found == products
+    waits = f"/root: wait_agent {{'agent_names': {list(products)}}}"
+    assert all(said.index(f"{name} found") < said.index(waits) for name in products)
+    assert re.search(rf"^a={A} \(\d\)\nb={B} \(\d\)\nc={218 * 654} \(\d\)$", said, flags=re.MULTILINE), said
+
+
 def _draws(notebook: str) -> None:
     outputs = [out for cell in json.loads(notebook)["cells"] for out in cell.get("outputs", [])]
     said = "".join("".join(out["text"]) for out in outputs if out["output_type"] == "stream")
@@ -168,12 +201,14 @@ SHOWS: dict[str, Callable[[str], None]] = {
     "agent_that_forks.py": _checks_itself,
     "forkjoin.ipynb": _draws,
     "offline_batch.py": _answers_all,
+    "run_batch.py": _answers_a_file,
     "with_curl.sh": _is_the_wire,
     "with_httpx.py": _streams,
     "with_langchain.py": _shows_texts,
     "with_litellm.py": _shows_texts,
     "with_openai.mjs": _streams,
     "with_openai.py": _compares,
+    "with_openai_agents.py": _spawns_agents,
     "with_pydantic_ai.py": _types,
     "with_python_client.py": _streams,
     "with_typescript_client.ts": _streams,

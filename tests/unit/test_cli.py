@@ -23,6 +23,12 @@ def _no_other_arguments(monkeypatch):
     monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
 
 
+@pytest.fixture(autouse=True)
+def _stays(monkeypatch):
+    """This process goes on when a server has ended in it."""
+    monkeypatch.setattr("forkjoin_server.cli.leave", lambda status: None)
+
+
 def _settings(args):
     return Settings.model_validate(args.additional_config["forkjoin"])
 
