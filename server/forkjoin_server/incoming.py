@@ -59,8 +59,8 @@ class BodyStalled(Exception):
 
     def __init__(self, stall_s: float, num_bytes: int) -> None:
         super().__init__(
-            f"the body: expected the rest of it within {stall_s:g} s (the server's --client-stall-s), and after "
-            f"those at least {MIN_BYTES_PER_S} bytes a second, got {num_bytes} bytes: send it again"
+            f"the body: expected the rest of it within {stall_s:g} s (the server's --client-stall-s), and "
+            f"after those at least {MIN_BYTES_PER_S} bytes a second, got {num_bytes} bytes: send it again"
         )
 
 
