@@ -32,11 +32,10 @@ def test_the_drive_notices_logprobs_that_are_handed_to_another_token(model_of, m
 
     to_outputs = live.to_outputs
 
-    def handed_on(parent, pieces, *end):
+    def handed_on(parent, pieces, *end, **how):
         rows = [piece.logprobs for piece in pieces]
-        return to_outputs(
-            parent, [replace(p, logprobs=r) for p, r in zip(pieces, rows[::-1], strict=True)], *end
-        )
+        handed = [replace(p, logprobs=r) for p, r in zip(pieces, rows[::-1], strict=True)]
+        return to_outputs(parent, handed, *end, **how)
 
     monkeypatch.setattr(live, "to_outputs", handed_on)
     drive = Drive.named("threadweaver", "pressure", 0, model_of("threadweaver"))
