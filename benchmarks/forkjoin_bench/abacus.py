@@ -15,14 +15,13 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.in_process import start_engine
 from forkjoin_bench.measures import spread
 from forkjoin_bench.progress import working
-from forkjoin_bench.results import write_json
+from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.feed import FEEDS, Event
@@ -164,13 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=1, metavar="N", help="Seed of the prompts. Default: %(default)s."
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/bench"),
-        metavar="FOLDER",
-        help="Folder of the results. Default: %(default)s.",
-    )
+    add_out(parser)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -8,9 +8,9 @@ import importlib
 import time
 from pathlib import Path
 
+from forkjoin_bench.results import add_out
 from forkjoin_scheduler.errors import UsageError
 
-BUILD = Path("build") / "bench"
 ROUNDS, QUICK_ROUNDS = 5, 2
 
 
@@ -108,13 +108,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="Seconds that one answer may take. Default: %(default)s.",
     )
-    run.add_argument(
-        "--out",
-        type=Path,
-        default=BUILD,
-        metavar="FOLDER",
-        help="Folder of the results. Default: %(default)s.",
-    )
+    add_out(run)
     run.set_defaults(run=_run)
 
     report = commands.add_parser("report", help="Make tables and plots of saved results.")

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+#: Where benchmarks write without ``--out``.
+BUILD = Path("build") / "bench"
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add the flag ``--out``."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=BUILD,
+        metavar="FOLDER",
+        help="Folder of the results. Default: %(default)s.",
+    )
 
 
 def write_json(folder: Path, name: str, result: Any) -> Path:

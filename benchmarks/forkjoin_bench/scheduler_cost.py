@@ -16,12 +16,11 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.progress import working
-from forkjoin_bench.results import write_json
+from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.script import Compiled, Compiler, digest
 from forkjoin_bench.tables import table
 from forkjoin_bench.traces import Author, Family, Fork
@@ -225,13 +224,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"Sequences that decode in a step. Default: {', '.join(map(str, WIDTHS))}.",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/bench"),
-        metavar="FOLDER",
-        help="Folder of the results. Default: %(default)s.",
-    )
+    add_out(parser)
 
 
 def main(args: argparse.Namespace) -> None:

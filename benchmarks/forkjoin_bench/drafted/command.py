@@ -21,7 +21,7 @@ from forkjoin_bench.drafted.measure import DEFAULT, DRAFTERS, NONE, SMALLER, Run
 from forkjoin_bench.drafted.prompts import PROMPTS
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.models import make_model
-from forkjoin_bench.results import write_json
+from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import table
 from forkjoin_scheduler.errors import UsageError
 
@@ -119,13 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=1, metavar="N", help="Seed of the prompts. Default: %(default)s."
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/bench"),
-        metavar="FOLDER",
-        help="Folder of the results. Default: %(default)s.",
-    )
+    add_out(parser)
 
 
 def main(args: argparse.Namespace) -> None:

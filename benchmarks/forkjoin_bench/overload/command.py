@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.overload.plan import Plan
 from forkjoin_bench.overload.result import Result, problems
 from forkjoin_bench.overload.run import run
-from forkjoin_bench.results import write_json
+from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import table
 from forkjoin_scheduler.errors import UsageError
 
@@ -35,13 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Seconds that everything may take. Default: %(default)s.",
     )
     parser.add_argument("--stock", action="store_true", help="Then send the same requests to vllm serve.")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build") / "bench",
-        metavar="FOLDER",
-        help="Folder of the results. Default: %(default)s.",
-    )
+    add_out(parser)
     parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="Flags for forkjoin serve.")
 
 

@@ -8,14 +8,13 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.in_process import set_environment, start_engine
 from forkjoin_bench.models import make_model
 from forkjoin_bench.progress import working
-from forkjoin_bench.results import write_json
+from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import table
 from forkjoin_bench.votes.measure import LOSSLESS, WAYS, Asked, Bench, Voted
 from forkjoin_bench.votes.questions import SUBJECTS
@@ -70,13 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=1, metavar="N", help="Seed of the questions. Default: %(default)s."
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build") / "bench",
-        metavar="FOLDER",
-        help="Folder of the results. Default: %(default)s.",
-    )
+    add_out(parser)
 
 
 def main(args: argparse.Namespace) -> None:
