@@ -11,16 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.manifests import CHART, DEPLOY, ROOT, VALUES, Manifest, parse
+from tests.deploy.manifests import CHART, DEPLOY, VALUES, Manifest, parse
+from tests.installing import programs
 
 
 @pytest.fixture(scope="session")
 def tools() -> Path:
-    """Where the tools are. They are installed if they are not; that they can't be is a failure, no skip."""
-    done = subprocess.run([ROOT / "scripts/install-deploy-tools"], capture_output=True, text=True)
-    if done.returncode:
-        pytest.fail(f"scripts/install-deploy-tools:\n{done.stderr[-3000:]}")
-    return Path(done.stdout.splitlines()[-1]) / "bin"
+    """Where the tools are."""
+    return programs("install-deploy-tools")
 
 
 Ask = Callable[..., Any]

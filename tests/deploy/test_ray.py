@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.deploy.manifests import DEPLOY, ROOT
+from tests.deploy.manifests import DEPLOY
+from tests.installing import programs
 from tests.server.conftest import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
@@ -52,10 +52,7 @@ BODY = {
 @pytest.fixture(scope="module")
 def ray() -> Path:
     """The programs of an environment with Ray, without vLLM."""
-    done = subprocess.run([ROOT / "scripts/install-ray"], capture_output=True, text=True)
-    if done.returncode:
-        pytest.fail(f"scripts/install-ray:\n{done.stderr[-3000:]}")
-    return Path(done.stdout.splitlines()[-1]) / "bin"
+    return programs("install-ray")
 
 
 @pytest.fixture
