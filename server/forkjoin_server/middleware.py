@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from starlette.middleware.exceptions import ExceptionMiddleware
 
+from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, new_key
@@ -99,8 +100,9 @@ class ForkJoinMiddleware:
             if (client := _client(scope)) is not None:
                 install(client)
                 give_turns(client)
-                _start_metrics(scope, client)
-                make_text_of_control_tokens(client, scope["app"].state.vllm_config, _settings(scope))
+                settings = _settings(scope)
+                _start_metrics(scope, client, settings.dialect)
+                make_text_of_control_tokens(client, scope["app"].state.vllm_config, settings)
                 bound_texts(client)
                 keep_to_one_library(client)
                 self._trials = try_grammars(client)
@@ -357,10 +359,10 @@ def _client(scope: Message) -> Any:
     return getattr(getattr(scope.get("app"), "state", None), "engine_client", None)
 
 
-def _start_metrics(scope: Message, client: Any) -> None:
-    """Let each series of this server exist, at 0."""
+def _start_metrics(scope: Message, client: Any, dialect: Dialect | None) -> None:
+    """Let each series of this server, which speaks ``dialect``, exist, at 0."""
     model_name = _vllm_config(scope).model_config.served_model_name
-    metrics.SERVER.start(model_name, client.engine_core.engine_ranks_managed, _settings(scope).dialect)
+    metrics.SERVER.start(model_name, client.engine_core.engine_ranks_managed, dialect)
 
 
 def _body_bytes(scope: Message, limit: str) -> int:
