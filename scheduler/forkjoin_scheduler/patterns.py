@@ -170,16 +170,27 @@ def _linear(pattern: str) -> Any | None:
         return None
 
 
+def find_linear(pattern: str, text: str) -> list[Match]:
+    """All matches of ``pattern``, a ``LinearRegex``, in ``text``. ``$`` is also before a last line break."""
+    if "$" in pattern:
+        text = text.removesuffix("\n")
+    return _found(_compiled(pattern), text)
+
+
 def find_all(pattern: str, text: str) -> list[Match]:
-    """All matches of ``pattern`` in ``text``, found by RE2.
+    """All matches of a dialect's ``pattern`` in ``text``, found by RE2.
 
     What that does not support is left to a search that backtracks: none where it takes longer than
     ``MATCH_TIMEOUT_S``.
     """
     if (linear := _linear(pattern)) is not None:
-        # RE2 reads UTF-8, which half of a surrogate pair has none of
-        return list(linear.finditer(text.encode(errors="replace").decode()))
+        return _found(linear, text)
     try:
         return list(regex.finditer(pattern, text, timeout=MATCH_TIMEOUT_S))
     except TimeoutError:
         return []
+
+
+def _found(linear: Any, text: str) -> list[Match]:
+    # RE2 reads UTF-8, which half of a surrogate pair has none of
+    return list(linear.finditer(text.encode(errors="replace").decode()))

@@ -15,14 +15,16 @@ from pathlib import Path
 
 from forkjoin_bench.dialects import write_dialect
 from forkjoin_bench.script import Compiler, write_script
-from forkjoin_bench.serving import REPLAY, SCRIPT_VARIABLE
+from forkjoin_bench.serving import SCRIPT_VARIABLE
 from forkjoin_bench.traces import Family, Fork, Thread
 from forkjoin_scheduler.dialect import JoinKind
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
+from tests.browser.unhurried import UNHURRIED, Unhurried
 from tests.server.conftest import start_server
 
 KEY = "a-key-of-the-test"
+ROOT = Path(__file__).parents[2]
 
 _CHECKS = Fork(
     (
@@ -64,7 +66,7 @@ _LONG = Fork(tuple(Thread(f"{i}", f"part {i}", (" on" * (600 + i),)) for i in ra
 ANSWERS = {
     "nest": ("Let us see. ", _NESTED, "\n352342 is the larger."),
     "fifty": ("Fifty parts. ", _FIFTY, "\nAll fifty are done."),
-    "long": ("It takes a while. ", _LONG, "\nThat was long."),
+    UNHURRIED: ("It takes a while. ", _LONG, "\nThat was long."),
     "malformed": ("So: <Parallel>\n<Outlines>\nfirst this, then that\n</Outlines>\nin a row after all.",),
 }
 
@@ -77,11 +79,13 @@ def playground_server(folder: Path) -> Iterator[str]:
     compiler = Compiler(tokenizer)
     families = [Family(name, f"<|user|>{name}<|assistant|>", text) for name, text in ANSWERS.items()]
     write_script(script, [compiler.compile(family) for family in families], eos_id)
-    flags = ["--dialect", str(write_dialect(folder, JoinKind.REPREFILL)), "--logits-processors", REPLAY]
+    flags = ["--dialect", str(write_dialect(folder, JoinKind.REPREFILL)), "--logits-processors"]
+    flags += [f"{Unhurried.__module__}:{Unhurried.__name__}"]
     # A model of this size writes spaces for ever where a grammar lets it.
     flags += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     flags += ["--api-key", KEY, "--open-routes", "/health,/ready,/metrics,/playground"]
-    with start_server(folder / "log", *flags, env={SCRIPT_VARIABLE: str(script)}) as (address, _):
+    env = {SCRIPT_VARIABLE: str(script), "PYTHONPATH": str(ROOT)}
+    with start_server(folder / "log", *flags, env=env) as (address, _):
         yield address
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import time
+
 import pytest
 
-from forkjoin_scheduler import vote
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.fork import ThreadPlan
+from forkjoin_scheduler.options import MAX_BRANCHES
+from forkjoin_scheduler.patterns import check_linear, program_size
 from forkjoin_scheduler.vote import Vote, num_vote_chars
 
 
@@ -63,11 +68,40 @@ def test_a_vote_is_the_last_match_at_the_end_of_a_thread(tokenizer, pattern, tex
     assert _winner(pattern, tokenizer, _ended(tokenizer, text))[1] == expected
 
 
-def test_no_vote_is_sought_behind_threads_whose_searches_took_too_long(monkeypatch, tokenizer):
+def test_what_a_vote_is_does_not_depend_on_the_time(monkeypatch, tokenizer):
+    """As after a collection of garbage, or beside processes that want the same core."""
     threads = _ended(tokenizer, "a", "b", "b")
-    assert _winner("[ab]", tokenizer, threads) == (threads[1], "b")
-    monkeypatch.setattr(vote, "VOTE_S", -1.0)
-    assert _winner("[ab]", tokenizer, threads) == (threads[0], None)
+    ticks = itertools.count(step=60)
+    for clock in ("time", "monotonic", "perf_counter", "thread_time", "process_time"):
+        monkeypatch.setattr(time, clock, lambda: float(next(ticks)))
+    votes = Vote("[ab]", tokenizer, len(threads))
+    assert [votes.peek(thread) for thread in threads * 100] == ["a", "b", "b"] * 100
+    for thread in threads:
+        votes.read(thread)
+    assert votes.winner(threads) == (threads[1], "b")
+
+
+def test_the_slowest_pattern_that_a_client_may_give_is_searched_for_in_milliseconds(tokenizer):
+    """All the searches of a vote of as many threads as there may be, by the work that they are let do."""
+    pattern = check_linear("[ab]{90}c")
+    work = num_vote_chars(pattern, MAX_BRANCHES) * program_size(pattern) * MAX_BRANCHES
+    assert work <= 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        (r"\d+$", "1 2", "2"),
+        (r"\d+$", "1 2\n", "2"),
+        (r"\d+$", "1 2\n\n", None),
+        (r"(?m)\d+$", "1\n2 x", "1"),
+    ],
+    ids=["at_the_end", "before_a_line_break", "before_two", "of_a_line"],
+)
+def test_the_end_of_a_text_is_what_it_is_for_python(tokenizer, pattern, text, expected):
+    last = re.findall(pattern, text)[-1:]
+    assert last == ([] if expected is None else [expected])
+    assert _winner(pattern, tokenizer, _ended(tokenizer, text))[1] == expected
 
 
 @pytest.mark.parametrize(
