@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Match, Mount
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
@@ -125,7 +126,10 @@ class ForkJoinMiddleware:
             return
         VISIT.set(visit)
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            if _is_mounted(scope):
+                await send({"type": "websocket.close"})
+            else:
+                await self.app(scope, receive, send)
             return
         path = route_path(scope)
         if path == "/ready":
@@ -329,6 +333,12 @@ def _with_innermost(app: Any, middleware: Callable[[App], App]) -> App:
             return cast("App", app)
         outer = inner
     return middleware(app)
+
+
+def _is_mounted(scope: Message) -> bool:
+    """Whether an application below the routes answers; vLLM's (``/metrics``) fail at all that is not HTTP."""
+    mounts = [route for route in scope["app"].routes if isinstance(route, Mount)]
+    return any(mount.matches(scope)[0] is Match.FULL for mount in mounts)
 
 
 def _is_new_work(method: str, path: str) -> bool:

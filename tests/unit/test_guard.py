@@ -83,7 +83,7 @@ def _sent(asked, path, method, headers, body=b"{", **more):
     sent = []
 
     async def receive():
-        assert sent == [] or sent[0]["status"] != 401
+        assert sent == [] or sent[0].get("status") != 401
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message):
@@ -135,6 +135,14 @@ def test_a_route_that_is_added_is_closed(app):
 
     app.mount("/mounted", lambda scope, receive, send: None)
     assert [_status(app, path) for path in ("/new", "/mounted", "/mounted/x")] == [401] * 3
+
+
+def test_a_websocket_is_opened_at_no_route_that_serves_http_only(app):
+    """At `/metrics`, which is mounted, it was a 500 with a traceback."""
+    paths = {path for path, _ in _routes(app)} - {"/v1/realtime"}
+    sent = {path: _sent(app, path, "GET", [BEARER], type="websocket") for path in paths}
+    assert "/metrics" in sent
+    assert {path for path, messages in sent.items() if messages[0]["type"] != "websocket.close"} == set()
 
 
 def test_the_guard_is_the_outermost_middleware_and_vllms_own_is_gone(app):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from types import SimpleNamespace
 
@@ -24,8 +25,10 @@ async def _app(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _answers(asked, seconds) -> list[bytes]:
-    config = uvicorn.Config(_app, lifespan="off", log_config=None, http="httptools")
+@contextlib.asynccontextmanager
+async def _serving(app, seconds):
+    """The address of a server of ``app``."""
+    config = uvicorn.Config(app, lifespan="off", log_config=None, http="httptools")
     config.h11_max_incomplete_event_size, config.h11_max_header_count = LIMIT, COUNT
     config.load()
     server = uvicorn.Server(config)
@@ -35,10 +38,14 @@ async def _answers(asked, seconds) -> list[bytes]:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started:
             await asyncio.sleep(0.01)
-        answers = [await _answer(listening.getsockname(), data) for data in asked]
+        yield listening.getsockname()
         server.should_exit = True
         await serving
-    return answers
+
+
+async def _answers(asked, seconds) -> list[bytes]:
+    async with _serving(_app, seconds) as address:
+        return [await _answer(address, data) for data in asked]
 
 
 async def _answer(address, data) -> bytes:
@@ -115,3 +122,65 @@ def test_another_protocol_than_websockets_is_not_changed_to_and_the_request_answ
 def test_a_get_that_asks_for_a_websocket_is_answered():
     (answer,) = ask(b"GET /a HTTP/1.1\r\nhost: x\r\n" + UPGRADE + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 4")
+
+
+KEY = b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-version: 13\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 2\r\n\r\nab",
+        b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"a: " + b"b" * 10_000 + b"\r\n\r\n",
+        b"".join(b"a%d: b\r\n" % i for i in range(140)) + b"\r\n",
+    ],
+    ids=["body", "chunks", "long", "many"],
+)
+def test_a_websocket_whose_head_its_parser_does_not_take_is_refused(head, monkeypatch):
+    """Its connection stayed open, and silent, for ever."""
+    monkeypatch.setattr("tests.unit.test_request_heads.COUNT", 200)
+    (answer,) = ask(b"GET /a HTTP/1.1\r\nhost: x\r\n" + UPGRADE + KEY + head)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"expected the head of a GET that opens a websocket, got" in answer
+
+
+ASK = BEGIN + b"content-length: 0\r\n\r\n"
+OPEN = b"GET /b HTTP/1.1\r\nhost: x\r\n" + UPGRADE + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("behind", "hangs_up"),
+    [(b"", True), (ASK, True), (OPEN, False), (ASK + OPEN, False)],
+    ids=["nothing", "request", "websocket", "both"],
+)
+def test_a_request_hears_that_its_client_hung_up_whatever_came_behind_it(behind, hangs_up):
+    """It was another that heard it: an answer was made for nobody, and written to a closed connection.
+
+    A websocket behind it ends the connection.
+    """
+    heard = []
+
+    async def app(scope, receive, send):
+        heard.append(scope["path"])
+        while (message := await receive())["type"] == "http.request":
+            asked.set()
+        heard.append(message["type"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        done.set()
+
+    async def ask_and_leave():
+        async with _serving(app, 60) as address, asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(ASK + behind)
+            if hangs_up:
+                await asked.wait()
+                writer.close()
+            await done.wait()
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+    asked, done = asyncio.Event(), asyncio.Event()
+    assert asyncio.run(ask_and_leave()) == b""
+    assert heard == ["/a", "http.disconnect"]
