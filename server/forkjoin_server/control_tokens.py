@@ -6,6 +6,10 @@ rare characters. When the template's text becomes tokens, marks are tags again, 
 are replaced by those that the same characters have as ordinary text. Decoded, the prompt is what the client
 wrote, to the letter.
 
+A template may also put a tag together, of two parts of a message. So the end of a text that begins a tag is
+marked, too: a *seam*, which is nothing when the template's text becomes tokens. A tag with a seam in it is
+the client's.
+
     content  "a List<Thread> of"          marked "a ListM0 of"
     template "<|user|>a ListM0 of<|assistant|>"
     tokens   … "List" "<" "Thread" ">" " of" …       instead of "List" <Thread> " of"
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +29,9 @@ from forkjoin_scheduler.dialect import Tokenizer
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 
-#: A sign of the Phaistos disc. A hieroglyph behind it says which tag is meant, or that the client wrote it
-#: itself. Templates that write lists as Python or JSON does leave both as they are, for they are printable.
+#: A sign of the Phaistos disc. A hieroglyph behind it says which tag is meant, that the client wrote it
+#: itself, or that it is a seam. Templates that write lists as Python or JSON does leave both as they are,
+#: for they are printable.
 _MARK = "\U000101d0"
 _FIRST = 0x13000
 #: The same where a template writes JSON in ASCII.
@@ -68,6 +74,11 @@ class ControlTokens:
         return re.compile("|".join(map(re.escape, [*self._tags, _MARK])))
 
     @cached_property
+    def _beginnings(self) -> tuple[str, ...]:
+        """What a tag begins with, for a text to end with."""
+        return tuple({tag[:n] for tag in self._tags for n in range(1, len(tag))})
+
+    @cached_property
     def _by_id(self) -> dict[int, str]:
         return {token_id: tag for tag, token_id in self.ids.items()}
 
@@ -75,6 +86,10 @@ class ControlTokens:
         """The first tag that a text in ``value`` spells, None if none; ``kept``: an end of texts that may."""
         texts = (text.removesuffix(kept or "") for text in _texts(value))
         return next((tag for text in texts for tag in self._tags if tag in text), None)
+
+    def may_be_spelled(self, value: Any) -> bool:
+        """Whether a text in ``value`` spells a tag, or ends with the beginning of one."""
+        return self.first_in(value) is not None or any(t.endswith(self._beginnings) for t in _texts(value))
 
     def spelled_by(self, token_ids: Iterable[int]) -> list[int]:
         """Those of ``token_ids`` that are control tokens."""
@@ -86,14 +101,18 @@ class ControlTokens:
         return [i for piece in pieces for i in piece]
 
     def marked(self, value: Any, kept: str | None = None) -> Any:
-        """``value``, of lists and dicts, with the tags in its texts marked; ``kept``: an end that is not."""
+        """``value``, of lists and dicts, with tags and seams in its texts marked.
+
+        ``kept``: an end that is not.
+        """
 
         def mark(text: str) -> str:
-            # Looking for each takes a hundredth of what looking for any does, and most texts have none.
-            if not any(tag in text for tag in (*self._tags, _MARK)):
-                return text
             end = kept if kept and text.endswith(kept) else ""
-            return self._pattern.sub(self._mark, text[: len(text) - len(end)]) + end
+            seam = self._seam if not end and text.endswith(self._beginnings) else ""
+            # Looking for each takes a hundredth of what looking for any does, and most texts have none.
+            if not seam and not any(tag in text for tag in (*self._tags, _MARK)):
+                return text
+            return self._pattern.sub(self._mark, text[: len(text) - len(end)]) + end + seam
 
         return _mapped(value, mark)
 
@@ -101,21 +120,34 @@ class ControlTokens:
         number = len(self._tags) if found[0] == _MARK else self._tags.index(found[0])
         return _MARK + chr(_FIRST + number)
 
+    @property
+    def _seam(self) -> str:
+        return _MARK + chr(_FIRST + len(self._tags) + 1)
+
     def plain(self, marked: str) -> tuple[str, set[int]]:
-        """``marked`` with tags in the place of marks, and where in it these begin."""
+        """``marked`` with tags in the place of marks, and where in it those begin that the client wrote."""
         marked = _ESCAPED.sub(lambda found: str(json.loads(f'"{found[0]}"')), marked)
         parts, starts, length = [], set(), 0
+        seams: list[int] = []
         for number, part in enumerate(marked.split(_MARK)):
             which = ord(part[0]) - _FIRST if number and part else -1
             text = part
             if 0 <= which < len(self._tags):
                 starts.add(length)
                 text = self._tags[which] + part[1:]
+            elif which == len(self._tags) + 1:
+                seams.append(length)
+                text = part[1:]
             elif number:  # the client's own, or one that a length cut in two
                 text = _MARK + part[1:]
             parts.append(text)
             length += len(text)
-        return "".join(parts), starts
+        text = "".join(parts)
+        for found in self._pattern.finditer(text) if seams else ():
+            at = bisect_right(seams, found.start())
+            if at < len(seams) and seams[at] < found.end():
+                starts.add(found.start())
+        return text, starts
 
     def neutralised(self, token_ids: Sequence[int], text: str, starts: set[int]) -> list[list[int]]:
         """What stands in the place of each of ``token_ids``, those of ``text``: itself, or a tag's text.

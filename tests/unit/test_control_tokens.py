@@ -78,6 +78,30 @@ def test_a_mark_that_a_client_writes_itself_is_only_a_character(content):
     assert _inner().decode(ids) == content
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["<Par", "allel>"],
+        ["<", "Thread>"],
+        ["<Thread", ">"],
+        ["a<T", "hre", "ad>b"],
+        ["<Thread><", "", "/Thread>"],
+        ["<", "<", "a<Outlines", ">"],
+    ],
+)
+def test_tags_that_a_template_puts_together_of_parts_are_text(parts):
+    tokens = _tokens()
+    text, starts = tokens.plain("<Parallel>" + "".join(tokens.marked(parts)) + "<Outlines>")
+    assert text == f"<Parallel>{''.join(parts)}<Outlines>"
+    ids = [i for ids in tokens.neutralised(_encode(text), text, starts) for i in ids]
+    assert _spelled(ids) == ["<Parallel>", "<Outlines>"]
+    assert _inner().decode(ids) == text
+
+
+def test_the_end_of_a_text_and_a_tag_of_the_template_behind_it_are_told_apart():
+    assert _spelled(_ids("", "a <Para", "<Thread>")) == ["<Thread>"]
+
+
 @pytest.mark.parametrize("is_ascii", [False, True])
 def test_a_template_may_write_json_of_what_it_is_given(is_ascii):
     tokens = _tokens()
@@ -179,11 +203,12 @@ def _says(role, content, **more):
         ([_says("tool", JAVA)], {}),
         ([_says("assistant", JAVA), _says("user", "a")], {}),
         ([_says("user", [{"type": "text", "text": JAVA}, {"type": "text", "text": "<Thread>"}])], {}),
+        ([_says("user", [{"type": "text", "text": "<Thr"}, {"type": "text", "text": "ead>"}])], {}),
         ([_says("assistant", "", tool_calls=[{"function": {"arguments": '{"a": "<Thread>"}'}}])], {}),
         ([_says("user", "a")], {"tools": [{"function": {"description": "<Thread>", "<Thread>": 1}}]}),
         ([_says("user", "a")], {"documents": ["<Thread>"]}),
     ],
-    ids=["user", "system", "tool", "assistant", "parts", "call", "tools", "documents"],
+    ids=["user", "system", "tool", "assistant", "parts", "split", "call", "tools", "documents"],
 )
 @pytest.mark.parametrize("is_tokenised", [False, True], ids=["text", "tokens"])
 def test_nothing_of_a_chat_becomes_a_control_token_but_what_the_template_writes(

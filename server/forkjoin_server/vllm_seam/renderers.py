@@ -107,7 +107,7 @@ def _cohere(renderer: Any, policy: Policy) -> None:
     async def render_config(kind: str, config: Mapping[str, Any]) -> Any:
         policy.check(config["messages"], config.get("available_tools"))
         texts = {name: value for name, value in config.items() if name not in _NO_TEXT}
-        if policy.tokens.first_in(texts) is None:
+        if not policy.tokens.may_be_spelled(texts):
             return await render(kind, config)
         return Marked(await render(kind, {**config, **policy.marked(texts)}))
 
@@ -122,7 +122,7 @@ async def _filled_in(
     policy.check(conversation, tools)
     # What the client gives for the template to write, documents say, is its text, too.
     texts = {name: value for name, value in kwargs.items() if name not in _NO_TEXT}
-    if policy.tokens.first_in([conversation, tools, texts]) is None:
+    if not policy.tokens.may_be_spelled([conversation, tools, texts]):
         return await template(conversation, tools=tools, **kwargs)
     kwargs |= policy.marked(texts)
     is_tokenised = kwargs.get("tokenize", True)
@@ -187,7 +187,8 @@ def _kimi_k3(renderer: Any, policy: Policy) -> None:
         ids = await apply(conversation, params)
         texts = {name: value for name, value in kwargs.items() if name not in _NO_TEXT}
         response_format = _plain(params.response_format)
-        if (tag := policy.tokens.first_in([conversation, texts, response_format])) is None:
+        given = [conversation, texts, response_format]
+        if not policy.tokens.may_be_spelled(given):
             return ids
         marked = replace(
             params,
@@ -196,6 +197,7 @@ def _kimi_k3(renderer: Any, policy: Policy) -> None:
         )
         without = await apply(policy.marked(conversation), marked)
         if policy.tokens.spelled_by(ids) != policy.tokens.spelled_by(without):
+            tag = policy.tokens.first_in(given) or "one in several parts"
             raise BadRequestOptions(
                 f"messages: expected no control token of the model's dialect in them, got {cut(tag)}, which "
                 "this model's tokenizer can't keep as text: leave it out"
