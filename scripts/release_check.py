@@ -1,11 +1,13 @@
 """``python -m scripts.release_check TAG``: check that a tag may be released, and print its release notes.
 
 The tag is ``v`` and the version that every package, chart and image of the repository names. The changelog
-has a section for it. Exits with 1 and one sentence a fault otherwise.
+has a section for it. On GitHub, the URLs of the packages lead to the repository that runs this. Exits with 1
+and one sentence a fault otherwise.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -28,8 +30,15 @@ VERSIONS = {
 }
 
 
-def faults(tag: str, root: Path) -> list[str]:
-    """What keeps the checkout at ``root`` from being released as ``tag``, a sentence each."""
+#: What PyPI shows beside the packages, and what the links of their READMEs begin with.
+URLS = re.compile(r'^\w+ = "https://github\.com/([^/"]+/[^/"]+)', flags=re.M)
+
+
+def faults(tag: str, root: Path, repository: str | None = None) -> list[str]:
+    """What keeps the checkout at ``root`` from being released as ``tag``, a sentence each.
+
+    ``repository``: the owner and name on GitHub, where it is released from there.
+    """
     if not re.fullmatch(r"v\d+\.\d+\.\d+((a|b|rc)\d+)?", tag):
         return [f"the tag: expected one like v1.2.3 or v1.2.3rc1, got {tag}"]
     version, found = tag.removeprefix("v"), []
@@ -37,6 +46,10 @@ def faults(tag: str, root: Path) -> list[str]:
         seen = set(re.findall(pattern, (root / name).read_text(), flags=re.M))
         if seen != {version}:
             found.append(f"{name}: expected the version {version}, got {', '.join(sorted(seen)) or 'none'}")
+    for name in ("pyproject.toml", "client/pyproject.toml"):
+        seen = set(URLS.findall((root / name).read_text()))
+        if repository and seen != {repository}:
+            found.append(f"{name}: expected URLs of {repository}, got {', '.join(sorted(seen)) or 'none'}")
     if not notes(version, root):
         found.append(f"CHANGELOG.md: expected a section '## {version}' with a line of text, found none")
     return found
@@ -51,7 +64,7 @@ def notes(version: str, root: Path) -> str:
 
 def main(tag: str) -> None:
     """Print the notes of ``tag``, or what is wrong with it."""
-    if found := faults(tag, ROOT):
+    if found := faults(tag, ROOT, os.environ.get("GITHUB_REPOSITORY")):
         sys.exit("\n".join(found))
     print(notes(tag.removeprefix("v"), ROOT))
 

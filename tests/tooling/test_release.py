@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.release_check import ROOT, VERSIONS, faults, notes
+from scripts.release_check import ROOT, URLS, VERSIONS, faults, notes
 
 VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.M)[1]
 
@@ -45,6 +45,13 @@ def test_a_file_that_was_forgotten_is_named(checkout, name):
 def test_a_version_without_a_section_of_the_changelog_is_not_released(checkout):
     (checkout / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\n- Forks.\n")
     assert [f.partition(":")[0] for f in faults(f"v{VERSION}", checkout)] == ["CHANGELOG.md"]
+
+
+def test_a_repository_that_the_packages_do_not_name_releases_nothing(checkout):
+    (named,) = set(URLS.findall((ROOT / "pyproject.toml").read_text()))
+    assert faults(f"v{VERSION}", checkout, named) == []
+    found = faults(f"v{VERSION}", checkout, "someone/else")
+    assert [f.partition(":")[0] for f in found] == ["pyproject.toml", "client/pyproject.toml"]
 
 
 @pytest.mark.parametrize("tag", ["1.2.3", "v1.2", "v1.2.3-rc1", "main"])

@@ -56,6 +56,20 @@ def test_every_dialect_of_the_checkout_loads_from_the_wheel(site: Path) -> None:
     assert names.split() == sorted(p.stem for p in (ROOT / "configs/dialects").glob("*.yaml"))
 
 
+def test_what_pypi_shows_has_urls_and_links_that_work_there(site: Path) -> None:
+    (about,) = site.glob("vllm_forkjoin-*.dist-info")
+    metadata, _, readme = (about / "METADATA").read_text().partition("\n\n")
+    urls = dict(re.findall(r"^Project-URL: (\w+), (\S+)$", metadata, flags=re.M))
+    assert set(urls) == {"Repository", "Documentation", "Changelog", "Issues"}
+    links = re.findall(r'\]\(([^)]+)\)|\b(?:src|srcset)="([^"]+)"', readme)
+    assert len(links) > 30
+    tag = "v" + re.search(r"^Version: (.+)$", metadata, flags=re.M)[1]
+    for target in (link or picture for link, picture in links):
+        kind, path = re.fullmatch(rf"{urls['Repository']}/(blob|raw)/{tag}/([^#]+)(?:#.+)?", target).groups()
+        assert (kind == "raw") == path.endswith((".svg", ".png")), target
+        assert (ROOT / path).is_file(), target
+
+
 def test_the_embedded_model_comes_whole_with_the_wheel(site: Path) -> None:
     model = Path("forkjoin_server/embedded")
     expected = {path.name: path.read_bytes() for path in (ROOT / "server" / model).iterdir()}
