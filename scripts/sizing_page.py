@@ -41,8 +41,8 @@ The folder [configs/sizing](../configs/sizing) has the shapes of published model
   fills in part.
 - `unshared` is what you get from one request for each thread: each holds the prompt again.
 
-vLLM also takes memory for a step (activations, CUDA graphs) and measures it at start. It is not subtracted:
-expect fewer blocks. `--gpu-memory-utilization` is where to make room for it.
+vLLM also needs memory for each step (activations, CUDA graphs), which it measures when it starts. The
+estimate does not subtract it: expect fewer blocks.
 
 ## Model sizes
 

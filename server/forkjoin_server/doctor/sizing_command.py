@@ -21,20 +21,41 @@ def parser() -> argparse.ArgumentParser:
     """Of the command's own flags, by vLLM's names where vLLM has them."""
     made = argparse.ArgumentParser(
         prog="forkjoin doctor sizing",
-        description="How many families fit a GPU's KV cache: an estimate, from config.json alone.",
+        description="Estimate how many requests that fork (families) fit the KV cache of a GPU, from a "
+        "model's config.json alone.",
     )
     add = made.add_argument
-    add("model", nargs="?", default=str(EMBEDDED_MODEL), help="a folder with config.json, or that file")
-    add("--gpu-gib", type=float, default=80.0, help="memory of one GPU (80)")
-    add("--gpu-memory-utilization", type=float, default=0.9, help="part of it that vLLM uses (0.9)")
-    add("--tensor-parallel-size", type=int, default=1, help="GPUs of one server (1)")
-    add("--kv-cache-dtype", choices=["auto", *DTYPE_BYTES], default="auto", help="auto: two bytes a number")
-    add("--block-size", type=int, default=16, help="tokens of a KV block (16)")
-    add("--weights-gib", type=float, help="size of all weights, where it can't be counted")
-    add("--prompt-tokens", type=int, default=1000, help="of a family (1000)")
-    add("--threads", type=int, default=4, help="of a family (4)")
-    add("--thread-tokens", type=int, default=500, help="that each thread writes (500)")
-    add("--json", action="store_true", help="as an object")
+    add(
+        "model",
+        nargs="?",
+        default=str(EMBEDDED_MODEL),
+        help="a folder with a config.json, or that file (default: the embedded model)",
+    )
+    with_default = "(default: %(default)s)"
+    add("--gpu-gib", type=float, default=80.0, help=f"memory of one GPU, in GiB {with_default}")
+    add(
+        "--gpu-memory-utilization",
+        type=float,
+        default=0.9,
+        help=f"fraction of it that vLLM may use {with_default}",
+    )
+    add("--tensor-parallel-size", type=int, default=1, help=f"number of GPUs of a server {with_default}")
+    add(
+        "--kv-cache-dtype",
+        choices=["auto", *DTYPE_BYTES],
+        default="auto",
+        help=f"data type of the KV cache; auto: 16 bits {with_default}",
+    )
+    add("--block-size", type=int, default=16, help=f"tokens per KV block {with_default}")
+    add(
+        "--weights-gib",
+        type=float,
+        help="size of the whole model's weights, in GiB (default: of its files, or computed from the config)",
+    )
+    add("--prompt-tokens", type=int, default=1000, help=f"tokens of a request's prompt {with_default}")
+    add("--threads", type=int, default=4, help=f"threads per request {with_default}")
+    add("--thread-tokens", type=int, default=500, help=f"tokens per thread {with_default}")
+    add("--json", action="store_true", help="print a JSON object")
     return made
 
 
@@ -82,7 +103,7 @@ def _lines(args: argparse.Namespace, layout: KVLayout, found: Sizing) -> list[tu
         ("family", family),
         ("at_once", f"{found.num_families:,} families, {found.threads_per_gpu:,.0f} threads a GPU"),
         ("unshared", f"{found.num_families_unshared:,}, if each thread were a request of its own"),
-        ("not_counted", "what a step takes beside weights and cache; no GPU has confirmed these numbers"),
+        ("not_counted", "activations and CUDA graphs; no GPU has confirmed these numbers"),
     ]
 
 
