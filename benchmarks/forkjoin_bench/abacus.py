@@ -24,7 +24,8 @@ from forkjoin_bench.progress import working
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_scheduler.feed import FEEDS, Event
+from forkjoin_scheduler.events import Event, FamilyEnded
+from forkjoin_scheduler.feed import FEEDS
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from training.task import LETTERS, Worksheet, check, make_worksheet
 
@@ -65,11 +66,11 @@ class Bench:
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
-        self._ended: Event | None = None
+        self._ended: FamilyEnded | None = None
         FEEDS.observers.append(self._observe)
 
     def _observe(self, event: Event, _: int | None) -> None:
-        if event["type"] == "family_ended":
+        if isinstance(event, FamilyEnded):
             self._ended = event
 
     def run(self, sheet: Worksheet, round_: int, *, forks: bool) -> Run:
@@ -87,15 +88,15 @@ class Bench:
         seconds = time.perf_counter() - start
         answer = output.outputs[0]
         length = len(answer.token_ids)
-        family = self._ended or {"total_tokens": length, "critical_path_tokens": length, "num_threads": 0}
+        family = self._ended
         return Run(
             len(sheet.problems),
             round_,
             forks,
             seconds,
-            family["total_tokens"],
-            family["critical_path_tokens"],
-            family["num_threads"],
+            length if family is None else family.total_tokens,
+            length if family is None else family.critical_path_tokens,
+            0 if family is None else family.num_threads,
             check(sheet, answer.text).right,
         )
 

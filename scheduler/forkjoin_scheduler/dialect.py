@@ -5,7 +5,7 @@ Declared in YAML (``configs/dialects/``), validated here, checked against the to
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Literal, Protocol
 
 from pydantic import (
@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
         """
 
 
-class ForkAt(str, Enum):
+class ForkAt(StrEnum):
     """When a branch forks."""
 
     #: As soon as it has written the trigger.
@@ -61,7 +61,7 @@ class ForkAt(str, Enum):
     PROMPT = "prompt"
 
 
-class Context(str, Enum):
+class Context(StrEnum):
     """What a thread sees."""
 
     #: All that its parent saw up to the fork, and its header. The KV of it is shared.
@@ -70,7 +70,7 @@ class Context(str, Enum):
     HEADER = "header"
 
 
-class JoinKind(str, Enum):
+class JoinKind(StrEnum):
     """How the threads come together again."""
 
     #: The parent's context goes on as the concatenation of the threads, prefilled linearly.
@@ -90,7 +90,7 @@ class JoinKind(str, Enum):
     VOTE = "vote"
 
 
-class Policy(str, Enum):
+class Policy(StrEnum):
     """What happens at a limit, or on malformed output."""
 
     #: No fork: the model goes on decoding behind its own text, in which the trigger is ordinary.

@@ -7,7 +7,10 @@ the fields of an event go) are in the record's ``forkjoin``, for who logs JSON.
 from __future__ import annotations
 
 import logging
-from typing import Any
+
+from msgspec import to_builtins
+
+from forkjoin_scheduler.events import ROOT, Event
 
 LOG = logging.getLogger("vllm.forkjoin.events")
 #: Nobody has asked yet: --enable-log-requests does (``switch_on``), or a logging config of the user's.
@@ -33,17 +36,17 @@ def switch_on() -> None:
     LOG.setLevel(logging.INFO)
 
 
-def log(request_id: str, event: dict[str, Any]) -> None:
+def log(request_id: str, event: Event) -> None:
     """Log ``event`` of the family of ``request_id``, if it is of a kind that is logged."""
-    message = _MESSAGES.get(event["type"])
+    message = _MESSAGES.get(event.kind)
     if message is None:
         return
-    fields = {k: v for k, v in event.items() if k not in ("index", "parent_index", "family")}
-    if "threads" in event:
-        fields |= {"num_threads": len(event["threads"])}
-    index = event.get("index", event.get("parent_index", -1))
-    fields |= {"event": fields.pop("type"), "request_id": request_id} | (
-        {"thread": index} if index >= 0 else {}
-    )
-    branch = f"thread {index}" if index >= 0 else "the request"
+    fields = to_builtins(event)
+    index = fields.pop("index", fields.pop("parent_index", ROOT))
+    fields.pop("family", None)
+    if "threads" in fields:
+        fields["num_threads"] = len(fields["threads"])
+    fields |= {"event": fields.pop("type"), "request_id": request_id}
+    fields |= {} if index == ROOT else {"thread": index}
+    branch = "the request" if index == ROOT else f"thread {index}"
     LOG.info(f"%(request_id)s: {message}", fields | {"branch": branch}, extra={"forkjoin": fields})

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.errors import IllegalTransition
@@ -55,7 +55,7 @@ TRANSITIONS: dict[tuple[BranchState, Step], BranchState] = {
 }
 
 
-class ThreadEnd(str, Enum):
+class ThreadEnd(StrEnum):
     """Why a thread ended."""
 
     #: It wrote its end tag.

@@ -12,11 +12,10 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 from forkjoin_scheduler.errors import FrontEndPlace
+from forkjoin_scheduler.events import Event, InternalError
 
-Event = dict[str, Any]
 #: Takes an event and the number of the engine that it comes from, None for one of the front end's own.
 Observer = Callable[[Event, int | None], None]
 
@@ -94,7 +93,7 @@ class Feeds:
         LOG.error("an error in fork/join code (%s): going on without", where, exc_info=error)
         for observe in self.observers:
             with contextlib.suppress(Exception):  # it may be the one that has failed
-                observe({"type": "internal_error", "where": where}, None)
+                observe(InternalError(where=where), None)
 
 
 FEEDS = Feeds()

@@ -7,12 +7,24 @@ one that vLLM makes of the request.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from forkjoin_scheduler.events import (
+    ROOT,
+    Event,
+    FamilyEnded,
+    Forked,
+    Joined,
+    Limited,
+    NewThread,
+    Progress,
+    Refused,
+    ThreadEnded,
+    ThreadsStarted,
+    Voted,
+)
+from forkjoin_scheduler.family import ThreadEnd
 
 Attributes = dict[str, str | int]
-
-#: The index of the request itself, as a parent of threads.
-ROOT = -1
 
 
 @dataclass
@@ -33,9 +45,9 @@ class FamilySpans:
     """What has been told of one family. Threads by index: a parent always stands before its threads.
 
     >>> spans = FamilySpans()
-    >>> threads = [{"index": 0, "number": "1", "title": "x"}]
-    >>> spans.hear({"type": "forked", "parent_index": -1, "shared_tokens": 9, "threads": threads}, 100)
-    >>> spans.hear({"type": "thread_ended", "index": 0, "reason": "stop", "num_tokens": 5}, 200)
+    >>> thread = NewThread(index=0, number="1", title="x")
+    >>> spans.hear(Forked(parent_index=ROOT, shared_tokens=9, threads=[thread]), 100)
+    >>> spans.hear(ThreadEnded(index=0, reason=ThreadEnd.STOP, num_tokens=5), 200)
     >>> spans.threads[0].start_ns, spans.threads[0].end_ns, spans.root.events[0][0]
     (100, 200, 'forkjoin.fork')
     """
@@ -43,48 +55,56 @@ class FamilySpans:
     root: BranchSpan = field(default_factory=BranchSpan)
     threads: dict[int, BranchSpan] = field(default_factory=dict)
 
-    def hear(self, event: dict[str, Any], at_ns: int) -> None:
-        """Take in an event (of ``vllm_seam/wire.py``); those that are not of a branch change nothing."""
+    def hear(self, event: Event, at_ns: int) -> None:
+        """Take in an event; those that are not of a branch change nothing."""
         match event:
-            case {"type": "forked", "parent_index": parent_index, "threads": threads}:
-                shared = {"forkjoin.fork.shared_tokens": event["shared_tokens"]}
-                self._note(parent_index, "fork", at_ns, {"forkjoin.fork.width": len(threads)} | shared)
-                for thread in threads:
-                    self._start(thread, parent_index, at_ns)
-            case {"type": "threads_started", "parent_index": parent_index, "threads": threads}:
-                self._note(parent_index, "start", at_ns, {"forkjoin.start.num_threads": len(threads)})
-                for index in threads:
+            case Forked():
+                width, shared = len(event.threads), event.shared_tokens
+                self._note(event.parent_index, "fork", at_ns, width=width, shared_tokens=shared)
+                for thread in event.threads:
+                    self._start(thread, event.parent_index, at_ns)
+            case ThreadsStarted():
+                self._note(event.parent_index, "start", at_ns, num_threads=len(event.threads))
+                for index in event.threads:
                     self.threads[index].start_ns = at_ns
-            case {"type": "thread_ended", "index": index, "reason": reason}:
-                span = self.threads[index]
-                span.end_ns = at_ns
-                if reason == "not_started":
-                    span.start_ns = at_ns
-                span.attributes["forkjoin.thread.num_tokens"] = event["num_tokens"]
-                span.attributes["forkjoin.thread.end_reason"] = reason
-                if "policy" in event:
-                    span.attributes["forkjoin.thread.policy"] = event["policy"]
-            case {"type": "joined", "parent_index": index, "prefilled_tokens": num_tokens}:
-                self._note(index, "join", at_ns, {"forkjoin.join.prefilled_tokens": num_tokens})
-            case {"type": "refused" | "limited" as kind, "reason": reason, "policy": policy}:
-                why = {f"forkjoin.{kind}.reason": reason, f"forkjoin.{kind}.policy": policy}
-                self._note(event.get("parent_index", ROOT), kind, at_ns, why)
-            case {"type": "voted", "index": index, "result": result}:
-                chosen: Attributes = {"forkjoin.vote.thread": index}
-                chosen |= {} if result is None else {"forkjoin.vote.result": result}
-                self._note(ROOT, "vote", at_ns, chosen)
-            case {"type": "progress" | "family_ended"}:
-                counts = ("num_threads", "critical_path_tokens", "total_tokens")
-                self.root.attributes |= {f"forkjoin.{count}": event[count] for count in counts}
+            case ThreadEnded():
+                self._end(event, at_ns)
+            case Joined():
+                num_tokens = event.prefilled_tokens
+                self._note(event.parent_index, "join", at_ns, prefilled_tokens=num_tokens)
+            case Refused() | Limited():
+                index = event.parent_index if isinstance(event, Refused) else ROOT
+                why = {"reason": event.reason, "policy": str(event.policy)}
+                self._note(index, event.kind, at_ns, **why)
+            case Voted():
+                result = {} if event.result is None else {"result": event.result}
+                self._note(ROOT, "vote", at_ns, thread=event.index, **result)
+            case Progress() | FamilyEnded():
+                self.root.attributes |= {
+                    "forkjoin.num_threads": event.num_threads,
+                    "forkjoin.critical_path_tokens": event.critical_path_tokens,
+                    "forkjoin.total_tokens": event.total_tokens,
+                }
 
-    def _start(self, thread: dict[str, Any], parent_index: int, at_ns: int) -> None:
+    def _start(self, thread: NewThread, parent_index: int, at_ns: int) -> None:
         attributes: Attributes = {
-            "forkjoin.thread.index": thread["index"],
-            "forkjoin.thread.title": thread["title"] or thread["number"],
+            "forkjoin.thread.index": thread.index,
+            "forkjoin.thread.title": thread.title or thread.number,
             "forkjoin.thread.parent": parent_index,
         }
-        self.threads[thread["index"]] = BranchSpan(parent_index, at_ns, attributes=attributes)
+        self.threads[thread.index] = BranchSpan(parent_index, at_ns, attributes=attributes)
 
-    def _note(self, index: int, name: str, at_ns: int, attributes: Attributes) -> None:
+    def _end(self, event: ThreadEnded, at_ns: int) -> None:
+        span = self.threads[event.index]
+        span.end_ns = at_ns
+        if event.reason is ThreadEnd.NOT_STARTED:
+            span.start_ns = at_ns
+        span.attributes["forkjoin.thread.num_tokens"] = event.num_tokens
+        span.attributes["forkjoin.thread.end_reason"] = event.reason.value
+        if event.policy is not None:
+            span.attributes["forkjoin.thread.policy"] = event.policy.value
+
+    def _note(self, index: int, name: str, at_ns: int, **attributes: str | int) -> None:
         span = self.root if index == ROOT else self.threads[index]
-        span.events.append((f"forkjoin.{name}", at_ns, attributes))
+        named = {f"forkjoin.{name}.{key}": value for key, value in attributes.items()}
+        span.events.append((f"forkjoin.{name}", at_ns, named))

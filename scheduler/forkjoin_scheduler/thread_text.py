@@ -6,9 +6,11 @@ thread ends: then what there is of it leaves, as it would at the end of a text t
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-Event = dict[str, Any]
+from msgspec.structs import replace
+
+from forkjoin_scheduler.events import Event, FamilyEnded, ThreadEnded, Tokens
 
 #: What a decoder writes for an incomplete character.
 INCOMPLETE = "\ufffd"
@@ -60,13 +62,14 @@ class FamilyTexts:
         """``events``, with the text of tokens, and before each end what was held back for want of it."""
         read: list[Event] = []
         for event in events:
-            match event["type"]:
-                case "tokens":
-                    text = self._texts.setdefault(event["index"], ThreadText())
-                    event = event | {"text": text.push(decoder, event["token_ids"])}
-                case "thread_ended":
-                    read += self._last(decoder, [event["index"]])
-                case "family_ended":
+            match event:
+                case Tokens():
+                    text = self._texts.setdefault(event.index, ThreadText())
+                    read.append(replace(event, text=text.push(decoder, event.token_ids)))
+                    continue
+                case ThreadEnded():
+                    read += self._last(decoder, [event.index])
+                case FamilyEnded():
                     read += self._last(decoder, list(self._texts))
             read.append(event)
         return read
@@ -74,6 +77,4 @@ class FamilyTexts:
     def _last(self, decoder: Decoder, ended: list[int]) -> list[Event]:
         """What the threads that ended have still to say."""
         rests = {i: self._texts.pop(i).rest(decoder) for i in ended if i in self._texts}
-        return [
-            {"type": "tokens", "index": i, "token_ids": [], "text": rest} for i, rest in rests.items() if rest
-        ]
+        return [Tokens(index=i, token_ids=[], text=rest) for i, rest in rests.items() if rest]

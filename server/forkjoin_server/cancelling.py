@@ -12,6 +12,7 @@ from typing import Any
 
 from forkjoin_scheduler.cancelling import CANCELLING, UNKNOWN
 from forkjoin_scheduler.excerpt import cut
+from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server import about, answers
 from forkjoin_server.thread_ids import ThreadName, name_in
 from forkjoin_server.threads import Json, finish_reason
@@ -59,5 +60,7 @@ def answer(thread_id: str, heard: str) -> tuple[int, Json]:
             "which no running answer of this API key has: it is over, or the id is wrong"
         )
         return 404, answers.error(message, PATH, 404, param="thread_id")
-    message = f"expected a thread that runs, but {thread_id} has ended already: {finish_reason(heard)}"
+    message = (
+        f"expected a thread that runs, but {thread_id} has ended already: {finish_reason(ThreadEnd(heard))}"
+    )
     return 409, answers.error(message, PATH, 409, param="thread_id")

@@ -6,13 +6,30 @@ or refusal would raise no alert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import Limit
+from forkjoin_scheduler.events import (
+    Admission,
+    Drafted,
+    Event,
+    FamilyEnded,
+    Forked,
+    ForkLatency,
+    InternalError,
+    Joined,
+    JoinedAhead,
+    JoinLatency,
+    Limited,
+    Load,
+    Refused,
+    ThreadEnded,
+    ThreadsStarted,
+    Voted,
+)
 from forkjoin_server import label_values
 
 _PREFIX = "forkjoin:"
@@ -139,10 +156,9 @@ class ServerMetrics:
         for engine in engines:
             _start_engine((model_name, str(engine)), dialect)
 
-    def observe(self, event: dict[str, Any], engine: int | None) -> None:
+    def observe(self, event: Event, engine: int | None) -> None:
         """Count one event of a family on ``engine``; None: the front end's own."""
-        if handler := _HANDLERS.get(event["type"]):
-            handler(event, (self._model_name, _NO_ENGINE if engine is None else str(engine)))
+        _count(event, (self._model_name, _NO_ENGINE if engine is None else str(engine)))
 
     def refuse(self, limit: Limit) -> None:
         """Count a request that is refused at ``limit``."""
@@ -168,93 +184,60 @@ def _start_engine(of: Engine, dialect: Dialect) -> None:
         INTERNAL_ERRORS.labels(*of, place)
 
 
-def _forked(event: dict[str, Any], of: Engine) -> None:
-    width = len(event["threads"])
+def _count(event: Event, of: Engine) -> None:
+    match event:
+        case Forked():
+            _forked(event, of)
+        case ThreadsStarted():
+            _started(len(event.threads), event.shared_tokens, of)
+        case ThreadEnded():
+            _thread_ended(event, of)
+        case Joined():
+            JOINS.labels(*of).inc()
+            PREFILLED.labels(*of).inc(event.prefilled_tokens)
+        case JoinedAhead():
+            AHEAD.labels(*of).inc(event.prefilled_tokens)
+        case Drafted():
+            DRAFTED.labels(*of, event.source).inc(event.num)
+            ACCEPTED.labels(*of, event.source).inc(event.num_right)
+        case Voted():
+            VOTES.labels(*of, "undecided" if event.result is None else "decided").inc()
+        case Refused() | Limited():
+            MALFORMED.labels(*of, event.reason, str(event.policy)).inc()
+        case ForkLatency():
+            FORK_LATENCY.labels(*of).observe(event.seconds)
+        case JoinLatency():
+            JOIN_LATENCY.labels(*of).observe(event.seconds)
+        case FamilyEnded():
+            CRITICAL.labels(*of).inc(event.critical_path_tokens)
+            TOTAL.labels(*of).inc(event.total_tokens)
+        case Load():
+            WAITING.labels(*of).set(event.threads)
+            QUEUED.labels(*of).set(event.requests)
+        case Admission():
+            for ratio in event.peak_ratios:
+                ADMITTED.labels(*of).observe(ratio)
+        case InternalError():
+            INTERNAL_ERRORS.labels(*of, event.where).inc()
+
+
+def _forked(event: Forked, of: Engine) -> None:
+    width = len(event.threads)
     FORKS.labels(*of).inc()
-    num_started = width - event["num_later"]
-    STARTED.labels(*of).inc(num_started)
-    RUNNING.labels(*of).inc(width)
     WIDTH.labels(*of).observe(width)
-    SHARED.labels(*of).inc(num_started * event["shared_tokens"])
-    if event["num_duplicates"]:
-        MALFORMED.labels(*of, "duplicate_outline", "drop").inc(event["num_duplicates"])
+    RUNNING.labels(*of).inc(width)
+    _started(width - event.num_later, event.shared_tokens, of)
+    if event.num_duplicates:
+        MALFORMED.labels(*of, "duplicate_outline", "drop").inc(event.num_duplicates)
 
 
-def _threads_started(event: dict[str, Any], of: Engine) -> None:
-    STARTED.labels(*of).inc(len(event["threads"]))
-    SHARED.labels(*of).inc(len(event["threads"]) * event["shared_tokens"])
+def _started(num_threads: int, shared_tokens: int, of: Engine) -> None:
+    STARTED.labels(*of).inc(num_threads)
+    SHARED.labels(*of).inc(num_threads * shared_tokens)
 
 
-def _thread_ended(event: dict[str, Any], of: Engine) -> None:
-    ENDED.labels(*of, event["reason"]).inc()
+def _thread_ended(event: ThreadEnded, of: Engine) -> None:
+    ENDED.labels(*of, event.reason.value).inc()
     RUNNING.labels(*of).dec()
-    if policy := event.get("policy"):
-        MALFORMED.labels(*of, f"thread_{event['reason']}", policy).inc()
-
-
-def _joined(event: dict[str, Any], of: Engine) -> None:
-    JOINS.labels(*of).inc()
-    PREFILLED.labels(*of).inc(event["prefilled_tokens"])
-
-
-def _joined_ahead(event: dict[str, Any], of: Engine) -> None:
-    AHEAD.labels(*of).inc(event["prefilled_tokens"])
-
-
-def _voted(event: dict[str, Any], of: Engine) -> None:
-    VOTES.labels(*of, "undecided" if event["result"] is None else "decided").inc()
-
-
-def _drafted(event: dict[str, Any], of: Engine) -> None:
-    DRAFTED.labels(*of, event["source"]).inc(event["num"])
-    ACCEPTED.labels(*of, event["source"]).inc(event["num_right"])
-
-
-def _refused(event: dict[str, Any], of: Engine) -> None:
-    MALFORMED.labels(*of, event["reason"], event["policy"]).inc()
-
-
-def _fork_latency(event: dict[str, Any], of: Engine) -> None:
-    FORK_LATENCY.labels(*of).observe(event["seconds"])
-
-
-def _join_latency(event: dict[str, Any], of: Engine) -> None:
-    JOIN_LATENCY.labels(*of).observe(event["seconds"])
-
-
-def _family_ended(event: dict[str, Any], of: Engine) -> None:
-    CRITICAL.labels(*of).inc(event["critical_path_tokens"])
-    TOTAL.labels(*of).inc(event["total_tokens"])
-
-
-def _admission(event: dict[str, Any], of: Engine) -> None:
-    for ratio in event["peak_ratios"]:
-        ADMITTED.labels(*of).observe(ratio)
-
-
-def _internal_error(event: dict[str, Any], of: Engine) -> None:
-    INTERNAL_ERRORS.labels(*of, event["where"]).inc()
-
-
-def _load(event: dict[str, Any], of: Engine) -> None:
-    WAITING.labels(*of).set(event["threads"])
-    QUEUED.labels(*of).set(event["requests"])
-
-
-_HANDLERS: dict[str, Callable[[dict[str, Any], Engine], None]] = {
-    "forked": _forked,
-    "threads_started": _threads_started,
-    "thread_ended": _thread_ended,
-    "joined": _joined,
-    "joined_ahead": _joined_ahead,
-    "drafted": _drafted,
-    "voted": _voted,
-    "refused": _refused,
-    "limited": _refused,
-    "fork_latency": _fork_latency,
-    "join_latency": _join_latency,
-    "family_ended": _family_ended,
-    "load": _load,
-    "admission": _admission,
-    "internal_error": _internal_error,
-}
+    if event.policy is not None:
+        MALFORMED.labels(*of, f"thread_{event.reason}", event.policy.value).inc()

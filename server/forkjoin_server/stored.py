@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.events import Event
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.feed import FEEDS, key_in
 from forkjoin_server.routes import RESPONSES, STORED
@@ -47,7 +48,7 @@ class AnothersResponse(Exception):
 
 @dataclass
 class _Kept:
-    queue: asyncio.Queue[Json]
+    queue: asyncio.Queue[Event]
     log: ThreadLog
     present: Callable[[ThreadLog], Presenter]
 

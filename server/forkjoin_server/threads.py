@@ -9,6 +9,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from forkjoin_scheduler.events import (
+    Counts,
+    Event,
+    FamilyEnded,
+    Forked,
+    Progress,
+    ThreadEnded,
+    Tokens,
+    Voted,
+    Waiting,
+)
+from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server.thread_ids import thread_id
 
 Json = dict[str, Any]
@@ -20,18 +32,18 @@ _COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "surplus_token
 _CHOICE, _PROMPT = re.compile(r"(\d+)_"), re.compile(r"[-_](\d+)(?:-[0-9a-f]{8})?\Z")
 #: How a thread ends that has not come to its own end, and what its entry says of that; else "stop".
 _CUT_SHORT = {
-    "length": "length",
-    "cancelled": "length",
-    "cut": "cut",
-    "not_started": "not_started",
-    "pruned": "pruned",
-    "client_cancelled": "cancelled",
+    ThreadEnd.LENGTH: "length",
+    ThreadEnd.CANCELLED: "length",
+    ThreadEnd.CUT: "cut",
+    ThreadEnd.NOT_STARTED: "not_started",
+    ThreadEnd.PRUNED: "pruned",
+    ThreadEnd.CLIENT_CANCELLED: "cancelled",
 }
 #: What a thread waits for that runs again.
 NOTHING = "nothing"
 
 
-def finish_reason(reason: str) -> str:
+def finish_reason(reason: ThreadEnd) -> str:
     """What clients are told of a thread that ended for this ``reason`` of the engine's."""
     return _CUT_SHORT.get(reason, "stop")
 
@@ -58,7 +70,7 @@ class ThreadLog:
     #: The threads of each fork, by their indices.
     forks: list[list[int]] = field(default_factory=list)
     #: The running counts of each family: one for each choice (n > 1) or prompt that forked.
-    families: dict[str, Json] = field(default_factory=dict)
+    families: dict[str, Counts] = field(default_factory=dict)
     #: What a best-of-N request chose: the index of the thread, the result that most have, who did not vote.
     vote: Json | None = None
     #: The threads that had no vote: the others had decided it, a policy had stopped them, or the client.
@@ -73,41 +85,47 @@ class ThreadLog:
         """Whether the response is to be told anything that vLLM's own does not say."""
         return self.is_wanted or bool(self.families)
 
-    def delta(self, event: Json) -> list[Json]:
+    def delta(self, event: Event) -> list[Json]:
         """The entries of ``delta.threads`` that ``event`` adds, empty if none."""
-        kind = event["type"]
-        if kind == "forked":
-            entries = [
-                {
-                    "index": t["index"],
-                    "id": thread_id(self.key, t["index"]),
-                    "parent_id": thread_id(self.key, event["parent_index"]),
-                    "title": t["title"] or t["number"],
-                    "content": "",
-                    **({"token_ids": []} if self.has_token_ids else {}),
-                }
-                for t in event["threads"]
-            ]
-            self.threads += copy.deepcopy(entries)
-            self.forks.append([t["index"] for t in event["threads"]])
-            return entries
-        if kind == "tokens":
-            return self._wrote(event["index"], event["text"], event.get("token_ids", []))
-        if kind == "waiting":
-            return [{"index": event["index"], "waits_for": {"type": event["waits_for"] or NOTHING}}]
-        if kind == "thread_ended":
-            reason = finish_reason(event["reason"])
-            end = {"finish_reason": reason, "usage": {"completion_tokens": event["num_tokens"]}}
-            self.threads[event["index"]] |= end
-            if reason in self._left_out:
-                self._left_out[reason].append(event["index"])
-            return [{"index": event["index"], **end}]
-        if kind in ("progress", "family_ended"):
-            self.families[event["family"]] = event
-        elif kind == "voted" and self.num_answers == 1:
-            # Of several answers each has a vote of its own, and nowhere to stand.
-            self.vote = {"index": event["index"], "result": event["result"], **self._left_out}
+        match event:
+            case Forked():
+                return self._forked(event)
+            case Tokens():
+                return self._wrote(event.index, event.text, event.token_ids)
+            case Waiting():
+                return [{"index": event.index, "waits_for": {"type": event.waits_for or NOTHING}}]
+            case ThreadEnded():
+                return self._ended(event)
+            case Progress() | FamilyEnded():
+                self.families[event.family] = event
+            case Voted() if self.num_answers == 1:
+                # Of several answers each has a vote of its own, and nowhere to stand.
+                self.vote = {"index": event.index, "result": event.result, **self._left_out}
         return []
+
+    def _forked(self, event: Forked) -> list[Json]:
+        entries = [
+            {
+                "index": thread.index,
+                "id": thread_id(self.key, thread.index),
+                "parent_id": thread_id(self.key, event.parent_index),
+                "title": thread.title or thread.number,
+                "content": "",
+                **({"token_ids": []} if self.has_token_ids else {}),
+            }
+            for thread in event.threads
+        ]
+        self.threads += copy.deepcopy(entries)
+        self.forks.append([thread.index for thread in event.threads])
+        return entries
+
+    def _ended(self, event: ThreadEnded) -> list[Json]:
+        reason = finish_reason(event.reason)
+        end = {"finish_reason": reason, "usage": {"completion_tokens": event.num_tokens}}
+        self.threads[event.index] |= end
+        if reason in self._left_out:
+            self._left_out[reason].append(event.index)
+        return [{"index": event.index, **end}]
 
     def _wrote(self, index: int, text: str, token_ids: list[int]) -> list[Json]:
         self._num_tokens[index] += len(token_ids)
@@ -152,10 +170,10 @@ class ThreadLog:
         return usage | corrected | {"forkjoin": counts | vote}
 
     @staticmethod
-    def _sum(families: Iterable[Json]) -> Json:
+    def _sum(families: Iterable[Counts]) -> Json:
         sums = dict.fromkeys(_COUNTS, 0)
         for family in families:
-            sums = {name: value + family[name] for name, value in sums.items()}
+            sums = {name: value + getattr(family, name) for name, value in sums.items()}
         return sums
 
     def _answer_of(self, family: str) -> int:

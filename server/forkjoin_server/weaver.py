@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from forkjoin_scheduler.events import Event
 from forkjoin_server.logprobs import has_injected, marked
 from forkjoin_server.routes import FINAL_EVENTS
 from forkjoin_server.threads import Json, ThreadLog
@@ -69,7 +70,7 @@ class Weaver:
     """Writes vLLM's response to the client with the thread events in it, and the usage corrected."""
 
     raw_send: Send
-    queue: asyncio.Queue[Json]
+    queue: asyncio.Queue[Event]
     log: ThreadLog
     presenter: Presenter
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -78,7 +79,7 @@ class Weaver:
     status: int | None = None
     _start: Message | None = None
     _buffer: bytes = b""
-    _pending: deque[Json] = field(default_factory=deque)
+    _pending: deque[Event] = field(default_factory=deque)
 
     def send(self, message: Message) -> Awaitable[None]:
         """Take a message of vLLM's response."""
@@ -178,7 +179,7 @@ class Weaver:
         if entries and (chunks := self.presenter.show(entries)):
             await self._write(b"".join(map(_sse, chunks)))
 
-    def _due(self) -> Iterator[Json]:
+    def _due(self) -> Iterator[Event]:
         """The events that have come, in their order, each taken as it is yielded."""
         while self._pending or not self.queue.empty():
             yield self._pending.popleft() if self._pending else self.queue.get_nowait()

@@ -9,6 +9,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.events import FamilyEnded
 from forkjoin_scheduler.family import Family, ThreadEnd
 from forkjoin_scheduler.vllm_seam import wire
 
@@ -47,8 +48,7 @@ class Books:
     def take(self, output: EngineCoreOutput) -> None:
         """The front end gets ``output``."""
         if told := wire.unpack(output):
-            ends = [e for e in told.events if e["type"] == "family_ended"]
-            self.ended |= {e["family"]: e for e in ends}
+            self.ended |= {e.family: e for e in told.events if isinstance(e, FamilyEnded)}
         elif output.request_id in self.budgets:
             self.shown[output.request_id] += len(output.new_token_ids)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import to_builtins
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.hashing import get_hash_fn_by_name
@@ -217,9 +218,10 @@ class ByHand:
         ids = [i for o in self.outputs if o.request_id == request_id for i in o.new_token_ids]
         return self.tokenizer.decode(ids)
 
-    def events(self, kind: str) -> list[wire.Event]:
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of this ``kind`` that the front end has been sent, as they are on the wire."""
         told = [wire.unpack(o) for o in self.outputs]
-        return [e for t in told if t is not None for e in t.events if e["type"] == kind]
+        return [to_builtins(e) for t in told if t is not None for e in t.events if e.kind == kind]
 
     def _sample(self, request: Request, work: Work) -> list[int]:
         if request.is_prefill_chunk:

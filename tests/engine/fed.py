@@ -10,6 +10,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import to_builtins
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine import EngineCoreOutput
@@ -108,7 +109,7 @@ class Scripted(Fed):
         for outputs in self._scheduler.update_from_output(output, self._sample(output)).values():
             for one in outputs.outputs:
                 if told := wire.unpack(one):
-                    self.events += told.events
+                    self.events += map(to_builtins, told.events)
                 else:
                     self.outputs.setdefault(one.request_id, []).append(one)
         check_accounts(self.scheduler)

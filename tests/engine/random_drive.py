@@ -38,6 +38,17 @@ from forkjoin_scheduler.cancelling import CANCELLING
 from forkjoin_scheduler.compiled import compile_options
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.events import (
+    Admission,
+    Event,
+    FamilyEnded,
+    Forked,
+    InternalError,
+    Limited,
+    Load,
+    Refused,
+    ThreadEnded,
+)
 from forkjoin_scheduler.injected import INJECTED_LOGPROB
 from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
@@ -337,28 +348,31 @@ class Seen:
         if output.finish_reason is FinishReason.LENGTH:
             self.limited.add(output.request_id)
 
-    def _note_event(self, family: str, event: wire.Event) -> None:
-        if event["type"] not in ("load", "admission", "internal_error"):
+    def _note_event(self, family: str, event: Event) -> None:
+        if not isinstance(event, Load | Admission | InternalError):
             self.families.add(family)
         match event:
-            case {"type": "forked", "threads": threads}:
-                self.threads_started.update((family, thread["index"]) for thread in threads)
-            case {"type": "thread_ended", "index": index, "reason": reason}:
-                self.threads_ended[family, index] += 1
-                if reason == "client_cancelled":
-                    self.cancelled.add(family)
-                # where the parent goes on beside it, its stop ends the answer wherever that has come to
-                if reason in ("cut", "not_started", "pruned") and family in self.votes:
-                    self.threads_cut += 1
-                elif reason in ("length", "cut", "request_stop"):
-                    self.limited.add(family)
-            case {"type": "family_ended"}:
+            case Forked():
+                self.threads_started.update((family, thread.index) for thread in event.threads)
+            case ThreadEnded():
+                self._note_end(family, event)
+            case FamilyEnded():
                 self.families_ended[family] += 1
-            case {"type": "limited"} | {"type": "refused", "reason": "too_many_forks"}:
+            case Limited() | Refused(reason="too_many_forks"):
                 self.limited.add(family)
-            case {"type": "internal_error", "where": where}:
+            case InternalError():
                 assert family not in self.failed, "a family fails once"
-                self.failed[family] = where
+                self.failed[family] = event.where
+
+    def _note_end(self, family: str, event: ThreadEnded) -> None:
+        self.threads_ended[family, event.index] += 1
+        if event.reason == "client_cancelled":
+            self.cancelled.add(family)
+        # where the parent goes on beside it, its stop ends the answer wherever that has come to
+        if event.reason in ("cut", "not_started", "pruned") and family in self.votes:
+            self.threads_cut += 1
+        elif event.reason in ("length", "cut", "request_stop"):
+            self.limited.add(family)
 
 
 class Drive:

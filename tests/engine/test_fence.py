@@ -8,6 +8,7 @@ import pytest
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.events import Tokens, Voted
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from tests.engine import renamed
 
@@ -192,12 +193,12 @@ def test_what_is_told_of_a_family_can_not_end_the_output_handler(engine, monkeyp
     monkeypatch.setattr(FEEDS, "observers", [lambda event, _: seen.append(event)])
     monkeypatch.setattr(ThreadText, "push", fail)
     processor = ForkJoinOutputProcessor(engine.llm.get_tokenizer(), log_stats=False)
-    tokens = {"type": "tokens", "index": 0, "token_ids": [1]}
-    voted = {"type": "voted", "index": 0, "result": None}
+    tokens = Tokens(index=0, token_ids=[1])
+    voted = Voted(index=0, result=None)
     broken = pack("r0", [], 0)
     broken.kv_transfer_params = {"events": []}
     processor.process_outputs([pack("r0", [tokens, voted], 0), broken])
-    assert [(e["type"], e.get("where")) for e in seen] == [
+    assert [(e.kind, getattr(e, "where", None)) for e in seen] == [
         ("internal_error", "text"),
         ("voted", None),
         ("internal_error", "events"),

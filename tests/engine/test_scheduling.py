@@ -258,6 +258,7 @@ def test_a_wide_fork_leaves_slots_to_requests_that_wait(tight, under):
 
 
 def test_how_many_threads_and_requests_wait_is_told_when_it_changes(under, monkeypatch):
+    from forkjoin_scheduler.events import Load
     from forkjoin_scheduler.vllm_seam import wire
 
     engine = under(max_threads_running=1)
@@ -272,7 +273,7 @@ def test_how_many_threads_and_requests_wait_is_told_when_it_changes(under, monke
     monkeypatch.setattr(engine.scheduler, "update_from_output", recorded)
     prompt, params = family(engine, random.Random(6), 3, lengths=(9, 9))
     engine.run([prompt], params)
-    loads = [(e["threads"], e["requests"]) for e in told if e["type"] == "load"]
+    loads = [(e.threads, e.requests) for e in told if isinstance(e, Load)]
     loads = [load for load, _ in groupby(loads)]  # what is expected has changed beside
     # nobody waits yet; all threads; one runs; the next; the last; the parent is joined; it runs
     assert loads == [(0, 0), (3, 0), (2, 0), (1, 0), (0, 0), (0, 1), (0, 0)]

@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import Any
 
+from forkjoin_scheduler.events import Event, FamilyEnded, Forked, NewThread, Progress, ThreadEnded, Tokens
+from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.threads import ThreadLog
@@ -83,35 +85,28 @@ class Events:
         self._num_threads = 0
         self._counts = {"num_threads": 0, "critical_path_tokens": 0, "total_tokens": 0, "surplus_tokens": 0}
 
-    def next(self) -> dict[str, Any]:
+    def next(self) -> Event:
         kind = self._source.below(4)
         if kind == 0 or not self._num_threads:
             return self._forked()
         if kind == 1 and self._open:
             index = self._source.choice(self._open)
-            return {"type": "tokens", "index": index, "text": self._source.text(), "token_ids": [1]}
+            return Tokens(index=index, text=self._source.text(), token_ids=[1])
         if kind == 2 and self._open:
             index = self._open.pop(self._source.below(len(self._open)))
-            reason = self._source.choice(
-                ("stop", "eos", "length", "cut", "not_started", "pruned", "cancelled", "client_cancelled")
-            )
-            return {
-                "type": "thread_ended",
-                "index": index,
-                "reason": reason,
-                "num_tokens": self._source.below(9),
-            }
+            reason = self._source.choice(tuple(ThreadEnd))
+            return ThreadEnded(index=index, reason=reason, num_tokens=self._source.below(9))
         self._counts = {name: count + self._source.below(9) for name, count in self._counts.items()}
-        return {"type": self._source.choice(("progress", "family_ended")), "family": "f", **self._counts}
+        return self._source.choice((Progress, FamilyEnded))(family="f", **self._counts)
 
-    def _forked(self) -> dict[str, Any]:
+    def _forked(self) -> Event:
         first, num = self._num_threads, self._source.below(4) + 1
         self._num_threads += num
         self._open += range(first, first + num)
         threads = [
-            {"index": i, "number": str(i), "title": self._source.text()} for i in range(first, first + num)
+            NewThread(index=i, number=str(i), title=self._source.text()) for i in range(first, first + num)
         ]
-        return {"type": "forked", "parent_index": self._source.below(first + 1) - 1, "threads": threads}
+        return Forked(parent_index=self._source.below(first + 1) - 1, threads=threads, shared_tokens=0)
 
 
 def _usage(source: Source) -> Any:

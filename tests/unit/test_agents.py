@@ -9,6 +9,7 @@ from openai.types.beta import BetaResponseOutputItem, BetaResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.events import Waiting
 from forkjoin_server.agents import AgentThreads, take, without_calls
 from forkjoin_server.routes import CHAT, RESPONSES
 from forkjoin_server.threads import ThreadLog
@@ -51,7 +52,7 @@ def brief(item):
 
 def run(stream):
     """A fork of two threads, the second of which forks again, and both joins."""
-    waits = {"type": "waiting", "index": 1, "waits_for": "turn"}
+    waits = Waiting(index=1, waits_for="turn")
     stream.fork(
         FORKED, waits, _tokens(0, "ab"), LATER, _tokens(2, "inner"), _ended(2), _tokens(1, "cd"), _ended(1)
     )

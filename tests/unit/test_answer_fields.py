@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from forkjoin_scheduler.events import FamilyEnded, Forked, NewThread, ThreadEnded, Tokens, Voted, Waiting
+from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server.answer_fields import FinishReason, ForkJoinThread, ForkJoinUsage
 from forkjoin_server.threads import _CUT_SHORT, ThreadLog, finish_reason
 
-FORKED = {
-    "type": "forked",
-    "parent_index": -1,
-    "threads": [{"index": i, "number": str(i + 1), "title": ""} for i in range(2)],
-}
+FORKED = Forked(
+    parent_index=-1,
+    threads=[NewThread(index=i, number=str(i + 1), title="") for i in range(2)],
+    shared_tokens=0,
+)
 
 
 def _told(*, has_token_ids: bool = False) -> tuple[ThreadLog, list[dict]]:
@@ -20,15 +22,12 @@ def _told(*, has_token_ids: bool = False) -> tuple[ThreadLog, list[dict]]:
     log = ThreadLog("key", has_token_ids=has_token_ids)
     events = [
         FORKED,
-        {"type": "waiting", "index": 0, "waits_for": "turn"},
-        {"type": "waiting", "index": 0, "waits_for": None},
-        {"type": "tokens", "index": 0, "text": "a", "token_ids": [7]},
-        {"type": "thread_ended", "index": 0, "reason": "stop", "num_tokens": 1},
-        {"type": "voted", "index": 0, "result": None},
-        {
-            "type": "family_ended", "family": "key", "num_threads": 2, "critical_path_tokens": 1,
-            "total_tokens": 1, "surplus_tokens": 0,
-        },
+        Waiting(index=0, waits_for="turn"),
+        Waiting(index=0, waits_for=None),
+        Tokens(index=0, text="a", token_ids=[7]),
+        ThreadEnded(index=0, reason=ThreadEnd.STOP, num_tokens=1),
+        Voted(index=0, result=None),
+        FamilyEnded(family="key", num_threads=2, critical_path_tokens=1, total_tokens=1, surplus_tokens=0),
     ]  # fmt: skip
     entries = [entry for event in events for entry in log.delta(event)]
     return log, [*entries, *log.cut_open()]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
+from forkjoin_scheduler.events import Load
 from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant, Visit
 from forkjoin_scheduler.visits import BACKLOG, VISIT, refuse
 from forkjoin_server.access.preparing import AT_A_TIME
@@ -353,8 +354,8 @@ def test_with_a_cache_of_its_own_a_key_names_no_other_whatever_salt_it_gives(pro
 def test_what_the_engine_expects_is_what_it_has_told(processor):
     from forkjoin_scheduler.vllm_seam import wire
 
-    load = {"type": "load", "threads": 0, "requests": 0}
-    processor.process_outputs([wire.pack("", [load | {"expected_tokens": 7, "expected_threads": 2.5}], 0)])
+    load = Load(threads=0, requests=0, expected_tokens=7, expected_threads=2.5)
+    processor.process_outputs([wire.pack("", [load], 0)])
     assert BACKLOG.expected == Expected(7, 2.5)
 
 

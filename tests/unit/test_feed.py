@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from forkjoin_scheduler.events import Forked, InternalError, Joined
 from forkjoin_scheduler.feed import Feeds, key_in, new_key, without_key
 
 OTHER, LATER = "fj" + "0" * 32, "fj" + "1" * 32
@@ -26,12 +27,12 @@ def test_of_several_keys_the_last_is_ours_for_the_client_gave_the_others(given):
 
 def test_events_go_to_the_feed_of_their_request_and_to_all_observers():
     feeds, seen = Feeds(), []
-    feeds.observers.append(lambda event, engine: seen.append((event["type"], engine)))
+    feeds.observers.append(lambda event, engine: seen.append((event.kind, engine)))
     mine, other = feeds.subscribe(new_key()), feeds.subscribe(OTHER)
     key = next(k for k in feeds._queues if k != OTHER)
-    feeds.publish(f"chatcmpl-{OTHER}-{key}", [{"type": "forked"}], 1)
-    feeds.publish(None, [{"type": "joined"}], 0)
-    assert mine.get_nowait() == {"type": "forked"}
+    feeds.publish(f"chatcmpl-{OTHER}-{key}", [Forked(parent_index=-1, threads=[], shared_tokens=0)], 1)
+    feeds.publish(None, [Joined(parent_index=-1, prefilled_tokens=0)], 0)
+    assert mine.get_nowait() == Forked(parent_index=-1, threads=[], shared_tokens=0)
     assert mine.empty()
     assert other.empty()
     assert seen == [("forked", 1), ("joined", 0)]
@@ -58,11 +59,15 @@ def test_an_error_of_one_observer_is_counted_and_keeps_events_from_nobody():
     def broken(event, engine):
         raise KeyError("broken")
 
-    feeds.observers += [broken, lambda event, engine: seen.append(event | {"engine": engine})]
+    feeds.observers += [broken, lambda event, engine: seen.append((event, engine))]
     key = new_key()
     queue = feeds.subscribe(key)
-    feeds.publish(f"chatcmpl-{key}", [{"type": "forked"}, {"type": "joined"}], 1)
-    assert [queue.get_nowait()["type"] for _ in range(2)] == ["forked", "joined"]
-    assert [e["type"] for e in seen] == ["internal_error", "forked", "internal_error", "joined"]
-    assert seen[0] == {"type": "internal_error", "where": "observer", "engine": None}
-    assert seen[1]["engine"] == 1
+    feeds.publish(
+        f"chatcmpl-{key}",
+        [Forked(parent_index=-1, threads=[], shared_tokens=0), Joined(parent_index=-1, prefilled_tokens=0)],
+        1,
+    )
+    assert [queue.get_nowait().kind for _ in range(2)] == ["forked", "joined"]
+    assert [event.kind for event, _ in seen] == ["internal_error", "forked", "internal_error", "joined"]
+    assert seen[0] == (InternalError(where="observer"), None)
+    assert seen[1][1] == 1

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler import event_log
+from forkjoin_scheduler.events import FamilyEnded, Forked, Joined, NewThread, ThreadEnded, Tokens
+from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server import logs
 
 KEY = "fj" + "0" * 32
@@ -133,11 +135,15 @@ def test_the_config_is_one_that_python_takes_and_keeps_quiet_paths_out():
 
 
 EVENTS = [
-    {"type": "forked", "parent_index": -1, "shared_tokens": 3, "threads": [{"index": 0}, {"index": 1}]},
-    {"type": "thread_ended", "index": 1, "reason": "stop", "num_tokens": 9},
-    {"type": "tokens", "index": 1, "token_ids": [1], "text": "a"},
-    {"type": "joined", "parent_index": -1, "prefilled_tokens": 4},
-    {"type": "family_ended", "family": "r", "num_threads": 2, "total_tokens": 20, "critical_path_tokens": 12},
+    Forked(
+        parent_index=-1,
+        shared_tokens=3,
+        threads=[NewThread(index=i, number=str(i), title="") for i in range(2)],
+    ),
+    ThreadEnded(index=1, reason=ThreadEnd.STOP, num_tokens=9),
+    Tokens(index=1, token_ids=[1], text="a"),
+    Joined(parent_index=-1, prefilled_tokens=4),
+    FamilyEnded(family="r", num_threads=2, total_tokens=20, critical_path_tokens=12, surplus_tokens=0),
 ]
 
 

@@ -8,6 +8,19 @@ from prometheus_client import REGISTRY
 
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import EnginePlace, Limit
+from forkjoin_scheduler.events import (
+    Admission,
+    Drafted,
+    Forked,
+    InternalError,
+    JoinedAhead,
+    Load,
+    NewThread,
+    Refused,
+    ThreadEnded,
+    ThreadsStarted,
+    Voted,
+)
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.join import end_policy
 from forkjoin_server.label_values import malformed
@@ -15,16 +28,17 @@ from forkjoin_server.metrics import SERVER, ServerMetrics
 from scripts.metrics_page import PAGE, ours, page
 
 OF_ENGINE = {"model_name": "", "engine": "1"}
-DRAFTED = {"type": "drafted", "source": "family", "num": 9, "num_right": 4}
+THREAD = NewThread(index=0, number="1", title="")
+DRAFTED = Drafted(source="family", num=9, num_right=4)
 
 
 @pytest.mark.parametrize(
     ("event", "name", "labels", "grows_by"),
     [
-        ({"type": "joined_ahead", "prefilled_tokens": 7}, "forkjoin:join_ahead_tokens_total", {}, 7),
-        ({"type": "voted", "result": "4"}, "forkjoin:votes_total", {"outcome": "decided"}, 1),
-        ({"type": "internal_error", "where": "x"}, "forkjoin:internal_errors_total", {"where": "x"}, 1),
-        ({"type": "voted", "result": None}, "forkjoin:votes_total", {"outcome": "undecided"}, 1),
+        (JoinedAhead(prefilled_tokens=7), "forkjoin:join_ahead_tokens_total", {}, 7),
+        (Voted(index=0, result="4"), "forkjoin:votes_total", {"outcome": "decided"}, 1),
+        (InternalError(where="x"), "forkjoin:internal_errors_total", {"where": "x"}, 1),
+        (Voted(index=0, result=None), "forkjoin:votes_total", {"outcome": "undecided"}, 1),
         (DRAFTED, "forkjoin:draft_tokens_total", {"source": "family"}, 9),
         (DRAFTED, "forkjoin:draft_tokens_accepted_total", {"source": "family"}, 4),
     ],
@@ -47,15 +61,15 @@ def test_threads_of_a_later_wave_are_started_when_they_start():
         SERVER.observe(event, 1)
         return [now - was for now, was in zip(values(), before, strict=True)]
 
-    forked = {"type": "forked", "threads": [{}] * 5, "num_later": 3, "shared_tokens": 7, "num_duplicates": 0}
+    forked = Forked(parent_index=-1, threads=[THREAD] * 5, num_later=3, shared_tokens=7, num_duplicates=0)
     assert grown(forked) == [2, 5, 14]
-    assert grown({"type": "threads_started", "threads": [2], "shared_tokens": 7}) == [1, 0, 7]
-    assert grown({"type": "thread_ended", "reason": "not_started", "num_tokens": 0}) == [0, -1, 0]
+    assert grown(ThreadsStarted(parent_index=-1, threads=[2], shared_tokens=7)) == [1, 0, 7]
+    assert grown(ThreadEnded(index=0, reason=ThreadEnd.NOT_STARTED, num_tokens=0)) == [0, -1, 0]
 
 
 def test_how_many_wait_is_told_by_engine():
-    SERVER.observe({"type": "load", "threads": 5, "requests": 2}, 3)
-    SERVER.observe({"type": "load", "threads": 0, "requests": 1}, 4)
+    SERVER.observe(Load(threads=5, requests=2, expected_tokens=0, expected_threads=0), 3)
+    SERVER.observe(Load(threads=0, requests=1, expected_tokens=0, expected_threads=0), 4)
     names = ["forkjoin:threads_waiting", "forkjoin:requests_waiting"]
     waiting = [
         [REGISTRY.get_sample_value(name, OF_ENGINE | {"engine": engine}) for name in names] for engine in "34"
@@ -66,19 +80,11 @@ def test_how_many_wait_is_told_by_engine():
 def test_what_admission_expected_is_compared_once_a_request():
     names = [f"forkjoin:admission_peak_ratio_{what}" for what in ("count", "sum")]
     before = [REGISTRY.get_sample_value(name, OF_ENGINE) or 0 for name in names]
-    SERVER.observe({"type": "admission", "peak_ratios": [0.5, 1.25]}, 1)
+    SERVER.observe(Admission(peak_ratios=[0.5, 1.25]), 1)
     assert [REGISTRY.get_sample_value(n, OF_ENGINE) - b for n, b in zip(names, before, strict=True)] == [
         2,
         1.75,
     ]
-
-
-def test_an_event_of_a_later_version_is_not_counted():
-    before = _samples()
-    SERVER.observe({"type": "of_a_later_version"}, 0)
-    assert _samples() == before
-    SERVER.observe({"type": "joined", "prefilled_tokens": 3}, 0)
-    assert _samples() != before
 
 
 def _samples():
@@ -114,15 +120,13 @@ def test_no_event_of_an_engine_makes_a_series(dialect):
     before = _of_model(dialect).keys()
     for end in ThreadEnd:
         policy = end_policy(load(dialect), end)
-        server.observe(
-            {"type": "thread_ended", "reason": end.value} | ({"policy": policy.value} if policy else {}), 0
-        )
+        server.observe(ThreadEnded(index=0, reason=end, num_tokens=0, policy=policy), 0)
     for kind, policy in load(dialect).policies:
-        server.observe({"type": "refused", "reason": kind, "policy": policy.value}, 0)
+        server.observe(Refused(reason=kind, policy=policy.value, parent_index=-1), 0)
     for place in get_args(EnginePlace):
-        server.observe({"type": "internal_error", "where": place}, 0)
-    server.observe({"type": "internal_error", "where": "feed"}, None)
-    server.observe({"type": "voted", "result": None}, 0)
+        server.observe(InternalError(where=place), 0)
+    server.observe(InternalError(where="feed"), None)
+    server.observe(Voted(index=0, result=None), 0)
     server.observe(DRAFTED, 0)
     for limit in get_args(Limit):
         server.refuse(limit)

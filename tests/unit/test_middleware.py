@@ -6,13 +6,14 @@ import json
 import pytest
 from fastapi import FastAPI, Request
 
+from forkjoin_scheduler.events import FamilyEnded, Forked, NewThread
 from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_server.middleware import ForkJoinMiddleware
 from forkjoin_server.routes import CHAT, COMPLETIONS, INVOCATIONS, MESSAGES, PATHS, RESPONSES
 
 #: As the engine publishes them to all observers, metrics too.
-FORKED = {"type": "forked", "parent_index": -1, "num_duplicates": 0, "num_later": 0, "shared_tokens": 3, "threads": [{"index": 0, "number": "1", "title": "x"}, {"index": 1, "number": "2", "title": ""}]}  # fmt: skip
-ENDED = {"type": "family_ended", "family": "r", "num_threads": 2, "critical_path_tokens": 5, "total_tokens": 8, "surplus_tokens": 3}  # fmt: skip
+FORKED = Forked(parent_index=-1, num_duplicates=0, num_later=0, shared_tokens=3, threads=[NewThread(index=0, number="1", title="x"), NewThread(index=1, number="2", title="")])  # fmt: skip
+ENDED = FamilyEnded(family="r", num_threads=2, critical_path_tokens=5, total_tokens=8, surplus_tokens=3)  # fmt: skip
 
 
 def _ask(app, body, path=CHAT, headers=(), **scope):

@@ -2,25 +2,26 @@ from __future__ import annotations
 
 import pytest
 
+from forkjoin_scheduler.events import Forked, NewThread, ThreadEnded, Tokens, Waiting
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.threads import ThreadLog
 
-FORKED = {
-    "type": "forked",
-    "parent_index": -1,
-    "threads": [{"index": 0, "number": "1", "title": "x"}, {"index": 1, "number": "2", "title": ""}],
-}
-LATER = {"type": "forked", "parent_index": 1, "threads": [{"index": 2, "number": "2.1", "title": "y"}]}
+FORKED = Forked(
+    parent_index=-1,
+    threads=[NewThread(index=0, number="1", title="x"), NewThread(index=1, number="2", title="")],
+    shared_tokens=0,
+)
+LATER = Forked(parent_index=1, threads=[NewThread(index=2, number="2.1", title="y")], shared_tokens=0)
 MESSAGE = {"type": "message", "id": "msg", "content": [{"type": "output_text", "text": "say: ab, cd"}]}
 REASONING = {"type": "reasoning", "id": "rs", "content": [{"type": "reasoning_text", "text": "think ab cd"}]}
 
 
 def _tokens(index, text):
-    return {"type": "tokens", "index": index, "text": text}
+    return Tokens(index=index, text=text, token_ids=[])
 
 
 def _ended(index, reason="stop"):
-    return {"type": "thread_ended", "index": index, "reason": reason, "num_tokens": 7}
+    return ThreadEnded(index=index, reason=reason, num_tokens=7)
 
 
 class Stream:
@@ -100,7 +101,7 @@ def test_an_event_inside_an_item_names_the_item(stream):
 
 
 def test_what_a_thread_waits_for_is_told_by_a_delta_without_text(stream):
-    stream.fork(FORKED, {"type": "waiting", "index": 1, "waits_for": "turn"}, _tokens(1, "c"))
+    stream.fork(FORKED, Waiting(index=1, waits_for="turn"), _tokens(1, "c"))
     waits, wrote = (e for e in stream.sent if e["type"] == "response.reasoning_text.delta")
     assert waits["thread"] == {"index": 1, "waits_for": {"type": "turn"}}
     assert (waits["item_id"], waits["delta"]) == (wrote["item_id"], "")

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.errors import UnsupportedEngine
+from forkjoin_scheduler.events import Joined
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("scheduler/**/*.py"), *ROOT.glob("server/**/*.py")])
@@ -476,7 +477,7 @@ def test_every_private_member_of_anothers_that_the_seam_touches_is_listed():
 def test_thread_events_ride_on_fields_that_vllms_output_has():
     from forkjoin_scheduler.vllm_seam import wire
 
-    events = [{"type": "joined", "prefilled_tokens": 3}]
+    events = [Joined(prefilled_tokens=3, parent_index=-1)]
     before = time.time_ns()
     told = wire.unpack(wire.pack("r", events, 1))
     assert told[:2] == ("r", events)

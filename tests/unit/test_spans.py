@@ -3,26 +3,36 @@ from __future__ import annotations
 import doctest
 
 from forkjoin_scheduler import spans
-from forkjoin_scheduler.spans import ROOT, FamilySpans
+from forkjoin_scheduler.dialect import Policy
+from forkjoin_scheduler.events import (
+    ROOT,
+    Admission,
+    FamilyEnded,
+    Forked,
+    ForkLatency,
+    Joined,
+    Limited,
+    NewThread,
+    Refused,
+    ThreadEnded,
+    ThreadsStarted,
+    Tokens,
+    Voted,
+)
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.spans import FamilySpans
 
 
 def _threads(*indices):
-    return [{"index": i, "number": str(i + 1), "title": f"t{i}" if i else ""} for i in indices]
+    return [NewThread(index=i, number=str(i + 1), title=f"t{i}" if i else "") for i in indices]
 
 
 def _forked(at, *indices, parent=ROOT):
-    event = {
-        "type": "forked",
-        "parent_index": parent,
-        "num_duplicates": 0,
-        "num_later": 0,
-        "shared_tokens": 7,
-    }
-    return event | {"threads": _threads(*indices)}, at
+    return Forked(parent_index=parent, shared_tokens=7, threads=_threads(*indices)), at
 
 
-def _ended(at, index, reason="stop", **more):
-    return {"type": "thread_ended", "index": index, "reason": reason, "num_tokens": 10 + index} | more, at
+def _ended(at, index, reason=ThreadEnd.STOP, policy=None):
+    return ThreadEnded(index=index, reason=reason, num_tokens=10 + index, policy=policy), at
 
 
 def _heard(*told):
@@ -33,7 +43,7 @@ def _heard(*told):
 
 
 def test_a_thread_spans_from_its_fork_to_its_end():
-    family = _heard(_forked(100, 0, 1), _ended(150, 1, "length", policy="close_thread"), _ended(200, 0))
+    family = _heard(_forked(100, 0, 1), _ended(150, 1, ThreadEnd.LENGTH, Policy.CLOSE_THREAD), _ended(200, 0))
     assert [(t.start_ns, t.end_ns) for t in family.threads.values()] == [(100, 200), (100, 150)]
     assert family.threads[1].attributes == {
         "forkjoin.thread.index": 1,
@@ -50,14 +60,13 @@ def test_a_thread_without_a_title_goes_by_its_number():
 
 
 def test_what_happens_in_a_branch_is_noted_in_its_own_span():
-    joined = {"type": "joined", "prefilled_tokens": 4}
     family = _heard(
         _forked(1, 0, 1),
         _forked(2, 2, 3, parent=0),
-        (joined | {"parent_index": 0}, 3),
-        ({"type": "refused", "parent_index": 1, "reason": "nested_fork", "policy": "sequential"}, 4),
-        (joined | {"parent_index": ROOT}, 5),
-        ({"type": "limited", "reason": "total_tokens", "policy": "end_request"}, 6),
+        (Joined(parent_index=0, prefilled_tokens=4), 3),
+        (Refused(parent_index=1, reason="nested_fork", policy="sequential"), 4),
+        (Joined(parent_index=ROOT, prefilled_tokens=4), 5),
+        (Limited(reason="total_tokens", policy=Policy.END_REQUEST), 6),
     )
     fork = {"forkjoin.fork.width": 2, "forkjoin.fork.shared_tokens": 7}
     join = {"forkjoin.join.prefilled_tokens": 4}
@@ -76,9 +85,9 @@ def test_what_happens_in_a_branch_is_noted_in_its_own_span():
 def test_a_vote_and_the_counts_are_the_requests():
     counts = {"num_threads": 2, "critical_path_tokens": 5, "total_tokens": 9}
     family = _heard(
-        ({"type": "voted", "index": 1, "result": "42"}, 1),
-        ({"type": "voted", "index": 0, "result": None}, 2),
-        ({"type": "family_ended", "family": "r", "surplus_tokens": 1} | counts, 3),
+        (Voted(index=1, result="42"), 1),
+        (Voted(index=0, result=None), 2),
+        (FamilyEnded(family="r", surplus_tokens=1, **counts), 3),
     )
     assert [attributes for _, _, attributes in family.root.events] == [
         {"forkjoin.vote.thread": 1, "forkjoin.vote.result": "42"},
@@ -88,7 +97,7 @@ def test_a_vote_and_the_counts_are_the_requests():
 
 
 def test_what_is_of_no_branch_changes_nothing():
-    other = [{"type": "tokens", "index": 0}, {"type": "fork_latency", "seconds": 1}, {"type": "load"}]
+    other = [Tokens(index=0, token_ids=[]), ForkLatency(seconds=1), Admission(peak_ratios=[1.0])]
     assert _heard(*((event, 1) for event in other)) == FamilySpans()
 
 
@@ -100,10 +109,10 @@ def test_the_worked_example_is_right():
 def test_a_thread_of_a_later_wave_spans_from_its_start_and_one_that_never_started_no_time():
     family = _heard(
         _forked(100, 0, 1, 2),
-        ({"type": "threads_started", "parent_index": ROOT, "threads": [1], "shared_tokens": 7}, 120),
+        (ThreadsStarted(parent_index=ROOT, threads=[1], shared_tokens=7), 120),
         _ended(150, 0),
-        _ended(160, 1, "cut"),
-        _ended(160, 2, "not_started"),
+        _ended(160, 1, ThreadEnd.CUT),
+        _ended(160, 2, ThreadEnd.NOT_STARTED),
     )
     assert [(t.start_ns, t.end_ns) for t in family.threads.values()] == [(100, 150), (120, 160), (160, 160)]
     assert ("forkjoin.start", 120, {"forkjoin.start.num_threads": 1}) in family.root.events

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from forkjoin_scheduler.events import Tokens
 from forkjoin_server.threads import ThreadLog
 from forkjoin_server.tokens import TokenThreads
 from tests.unit.test_threads import FORKED
@@ -29,6 +30,6 @@ def test_entries_come_in_chunks_shaped_like_vllms(log, mode):
 
 def test_an_answer_that_is_not_streamed_has_all_threads_at_its_choice(log):
     log.delta(FORKED)
-    log.delta({"type": "tokens", "index": 1, "text": "ab", "token_ids": [8, 9]})
+    log.delta(Tokens(index=1, text="ab", token_ids=[8, 9]))
     (choice,) = TokenThreads(log).whole({"choices": [{"index": 0, "token_ids": [1]}]})["choices"]
     assert [t["token_ids"] for t in choice["threads"]] == [[], [8, 9]]

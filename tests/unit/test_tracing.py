@@ -12,6 +12,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
+from forkjoin_scheduler.events import Forked, Joined, NewThread, Progress, ThreadEnded
+from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.vllm_seam.tracing import REQUEST, THREAD, ThreadTracer
 from forkjoin_scheduler.vllm_seam.wire import Told
 
@@ -20,12 +22,12 @@ NOW = time.time_ns()
 COUNTS = {"num_threads": 3, "critical_path_tokens": 5, "total_tokens": 9}
 #: A request forks into two threads; the first forks into a third, joins; the second never ends.
 TOLD = [
-    (-9, {"type": "forked", "parent_index": -1, "shared_tokens": 7, "threads": [{"index": 0, "number": "1", "title": "a"}, {"index": 1, "number": "2", "title": "b"}]}),
-    (-8, {"type": "forked", "parent_index": 0, "shared_tokens": 8, "threads": [{"index": 2, "number": "1.1", "title": "c"}]}),
-    (-7, {"type": "thread_ended", "index": 2, "reason": "stop", "num_tokens": 4}),
-    (-6, {"type": "joined", "parent_index": 0, "prefilled_tokens": 1}),
-    (-5, {"type": "thread_ended", "index": 0, "reason": "eos", "num_tokens": 6}),
-    (-4, {"type": "progress", "family": "r", "surplus_tokens": 0} | COUNTS),
+    (-9, Forked(parent_index=-1, shared_tokens=7, threads=[NewThread(index=0, number="1", title="a"), NewThread(index=1, number="2", title="b")])),
+    (-8, Forked(parent_index=0, shared_tokens=8, threads=[NewThread(index=2, number="1.1", title="c")])),
+    (-7, ThreadEnded(index=2, reason=ThreadEnd.STOP, num_tokens=4)),
+    (-6, Joined(parent_index=0, prefilled_tokens=1)),
+    (-5, ThreadEnded(index=0, reason=ThreadEnd.EOS, num_tokens=6)),
+    (-4, Progress(family="r", surplus_tokens=0, **COUNTS)),
 ]  # fmt: skip
 
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 import asyncio
 import json
 
+from forkjoin_scheduler.events import FamilyEnded, Forked, NewThread, ThreadEnded, Tokens
+from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server.chat import ChatThreads
 from forkjoin_server.responses import ResponseThreads
 from forkjoin_server.threads import ThreadLog
 from forkjoin_server.weaver import Unseen, Weaver
 
-FORKED = {"type": "forked", "parent_index": -1, "threads": [{"index": 0, "number": "1", "title": "x"}, {"index": 1, "number": "2", "title": ""}]}  # fmt: skip
-ENDED = {"type": "family_ended", "family": "r", "num_threads": 2, "critical_path_tokens": 5, "total_tokens": 8, "surplus_tokens": 3}  # fmt: skip
+FORKED = Forked(parent_index=-1, threads=[NewThread(index=0, number="1", title="x"), NewThread(index=1, number="2", title="")], shared_tokens=0)  # fmt: skip
+ENDED = FamilyEnded(family="r", num_threads=2, critical_path_tokens=5, total_tokens=8, surplus_tokens=3)  # fmt: skip
 START = {"type": "http.response.start", "status": 200, "headers": []}
 STREAM = START | {"headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
 
@@ -53,7 +55,7 @@ def _json(message):
 def test_thread_events_stand_before_the_content_that_follows_them_and_usage_is_corrected():
     usage = {"completion_tokens": 11, "total_tokens": 21, "prompt_tokens": 10}
     messages = [STREAM, _sse({"id": "i", "choices": [1]}), _sse({"id": "i", "choices": [2]}), _sse({"choices": [], "usage": usage})]  # fmt: skip
-    token = {"type": "tokens", "index": 1, "text": "hi", "token_ids": [1]}
+    token = Tokens(index=1, text="hi", token_ids=[1])
     sent = _weave(messages, [[], [], [FORKED, token], [ENDED]])
     chunks = [_json(m) for m in sent[1:]]
     assert chunks[0]["choices"] == [1]
@@ -67,8 +69,8 @@ def test_thread_events_stand_before_the_content_that_follows_them_and_usage_is_c
 def test_the_threads_of_a_vote_stand_between_the_role_and_the_text_of_the_winner():
     role = {"id": "i", "choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
     winner = {"id": "i", "choices": [{"delta": {"content": "b"}, "finish_reason": "stop"}]}
-    wrote = [{"type": "tokens", "index": i, "text": t, "token_ids": [1]} for i, t in enumerate("ab")]
-    ended = [{"type": "thread_ended", "index": i, "reason": "stop", "num_tokens": 1} for i in range(2)]
+    wrote = [Tokens(index=i, text=t, token_ids=[1]) for i, t in enumerate("ab")]
+    ended = [ThreadEnded(index=i, reason=ThreadEnd.STOP, num_tokens=1) for i in range(2)]
     sent = _weave([STREAM, _sse(role), _sse(winner)], [[], [FORKED], [*wrote, *ended, ENDED]])
     deltas = [_json(m)["choices"][0]["delta"] for m in sent[1:]]
     assert (deltas[0], deltas[-1]) == (role["choices"][0]["delta"], {"content": "b"})

@@ -12,7 +12,8 @@ from forkjoin_bench.drafted.prompts import PROMPTS, Asked
 from forkjoin_bench.in_process import start_engine
 from forkjoin_bench.progress import working
 from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.feed import FEEDS, Event
+from forkjoin_scheduler.events import Drafted, Event, FamilyEnded
+from forkjoin_scheduler.feed import FEEDS
 from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.settings import KEY
 
@@ -124,17 +125,17 @@ class _Bench:
         began = time.perf_counter()
         (output,) = self._llm.chat([{"role": "user", "content": asked.prompt}], params, use_tqdm=False)
         seconds = time.perf_counter() - began
-        drafted = [e for e in self._told if e["type"] == "drafted"]
+        drafted = [e for e in self._told if isinstance(e, Drafted)]
         return Run(
             self._drafter,
             asked.width,
             forks,
             sum(self._steps),
             seconds,
-            next((e["num_threads"] for e in self._told if e["type"] == "family_ended"), 0),
+            next((e.num_threads for e in self._told if isinstance(e, FamilyEnded)), 0),
             tuple(output.outputs[0].token_ids),
-            {e["source"]: e["num"] for e in drafted},
-            {e["source"]: e["num_right"] for e in drafted},
+            {e.source: e.num for e in drafted},
+            {e.source: e.num_right for e in drafted},
         )
 
 

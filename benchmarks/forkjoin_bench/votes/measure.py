@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from forkjoin_scheduler.feed import FEEDS, Event
+from forkjoin_scheduler.events import Counts, Event, ThreadEnded
+from forkjoin_scheduler.events import Voted as VotedEvent
+from forkjoin_scheduler.feed import FEEDS
 from forkjoin_scheduler.settings import KEY
 
 if TYPE_CHECKING:
@@ -67,10 +69,10 @@ class Bench:
 
     def _observe(self, event: Event, _: int | None) -> None:
         # the events of one family are published together, its end the last of them
-        if event["type"] in ("thread_ended", "voted"):
+        if isinstance(event, ThreadEnded | VotedEvent):
             self._told.append(event)
-        elif event["type"] in ("family_ended", "progress"):
-            self._families.setdefault(event["family"], []).extend([*self._told, event])
+        elif isinstance(event, Counts):
+            self._families.setdefault(event.family, []).extend([*self._told, event])
             self._told.clear()
 
     def run(self, way: str, asked: list[Asked], best_of: int, options: dict[str, Any]) -> list[Voted]:
@@ -113,9 +115,10 @@ def _id_of(way: str, seed: int) -> str:
 def _take_in(voted: Voted, events: list[Event]) -> None:
     """Note what the family of a vote told."""
     ended = events[-1]
-    voted.tokens, voted.critical_path = ended["total_tokens"], ended["critical_path_tokens"]
-    reasons = Counter(e["reason"] for e in events if e["type"] == "thread_ended")
+    assert isinstance(ended, Counts)
+    voted.tokens, voted.critical_path = ended.total_tokens, ended.critical_path_tokens
+    reasons = Counter(e.reason.value for e in events if isinstance(e, ThreadEnded))
     voted.left_out = {reason: reasons[reason] for reason in CUT if reasons[reason]}
     for event in events:
-        if event["type"] == "voted":
-            voted.index, voted.result = event["index"], event["result"]
+        if isinstance(event, VotedEvent):
+            voted.index, voted.result = event.index, event.result

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 from forkjoin_scheduler.dialect import Policy
+from forkjoin_scheduler.events import JoinedAhead
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import end_policy, joined_ids
 from forkjoin_scheduler.vllm_seam import kv
@@ -74,7 +75,7 @@ class Ahead(Stitching):
             held = job.take((yield Fill(token_ids, held, known_hashes=job.last_hashes)))
         finally:
             self._num_ahead -= num_tokens
-        live.tell("joined_ahead", prefilled_tokens=num_tokens)
+        live.tell(JoinedAhead(prefilled_tokens=num_tokens))
         return held
 
     def _continue_ahead(self, live: LiveFamily, branch: Branch) -> None:
@@ -87,7 +88,8 @@ class Ahead(Stitching):
         if job := live.ahead.pop(branch, None):
             held = self._take_over(job)
             if held is not None:
-                live.tell("joined_ahead", prefilled_tokens=max(held.num_tokens - self._start_of(job), 0))
+                num_tokens = max(held.num_tokens - self._start_of(job), 0)
+                live.tell(JoinedAhead(prefilled_tokens=num_tokens))
             self._clear_job(job)
             live.jobs.remove(job)
             return held

@@ -8,6 +8,7 @@ ends say.
 from __future__ import annotations
 
 from forkjoin_scheduler.dialect import Policy
+from forkjoin_scheduler.events import Limited, Voted
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import close_block_ids
 from forkjoin_scheduler.vllm_seam.core import CAPPED
@@ -21,7 +22,7 @@ class Cutting(Ending):
     """Ends families at a limit, what they wrote so far closed."""
 
     def _end_at_limit(self, live: LiveFamily, reason: str, policy: Policy) -> None:
-        live.tell("limited", reason=reason, policy=policy.value)
+        live.tell(Limited(reason=reason, policy=policy))
         self._end_closed(live)
 
     def _end_closed(self, live: LiveFamily, refused: Branch | None = None) -> None:
@@ -54,4 +55,4 @@ class Cutting(Ending):
             return
         winner, result = vote.winner(voters)
         live.transcripts[live.family.root].push(live.transcripts[winner].release())
-        live.tell("voted", index=winner.index, result=result if complete else None)
+        live.tell(Voted(index=winner.index, result=result if complete else None))

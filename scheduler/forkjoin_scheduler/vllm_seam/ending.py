@@ -10,6 +10,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialect import Context, JoinKind, Policy
 from forkjoin_scheduler.errors import NoGrammar
+from forkjoin_scheduler.events import ThreadEnded, Tokens
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import body, end_policy, written
 from forkjoin_scheduler.vllm_seam import kv
@@ -63,7 +64,7 @@ class Ending(Ahead):
         by_eos = end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
         shown = token_ids[:-1] if by_eos else token_ids
         if live.family.include_threads and shown:
-            live.tell("tokens", index=thread.index, token_ids=shown)
+            live.tell(Tokens(index=thread.index, token_ids=shown))
         # threads may have logprobs that only a pruning policy wants
         wanted = None if live.wish.params.num_logprobs is None else output.new_logprobs
         pieces = [Piece(t, _row(wanted, i)) for i, t in enumerate(shown)]
@@ -283,14 +284,8 @@ class Ending(Ahead):
         if thread in live.told:
             return  # cancelled while its last tokens got their KV
         assert thread.end is not None
-        more = {} if policy is None else {"policy": policy.value}
-        live.tell(
-            "thread_ended",
-            index=thread.index,
-            reason=thread.end.value,
-            num_tokens=thread.num_generated,
-            **more,
-        )
+        num_tokens = thread.num_generated
+        live.tell(ThreadEnded(index=thread.index, reason=thread.end, num_tokens=num_tokens, policy=policy))
         live.told.add(thread)
 
     def _cut_behind(self, live: LiveFamily, thread: Branch) -> None:

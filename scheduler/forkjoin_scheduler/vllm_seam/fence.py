@@ -26,6 +26,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.errors import EnginePlace, TornState
+from forkjoin_scheduler.events import Event, FamilyEnded, InternalError, ThreadEnded
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import Core, logger
@@ -50,7 +51,7 @@ class Obituary:
 
     request_id: str
     client_index: int
-    events: list[wire.Event]
+    events: list[Event]
     ends: bool
 
 
@@ -122,8 +123,7 @@ class Fence(Core):
         """Note that the family of ``of`` failed (None: it was nobody's error). Says so in the log, once."""
         request_id = root_id(of)
         if request_id is None:
-            told: wire.Event = {"type": "internal_error", "where": where}
-            self._obituaries.append(Obituary("", 0, [told], ends=False))
+            self._obituaries.append(Obituary("", 0, [InternalError(where=where)], ends=False))
             logger.error("an error in fork/join code (%s): going on without", where, exc_info=error)
         elif request_id not in self._failed:
             self._failed[request_id] = where
@@ -158,11 +158,11 @@ class Fence(Core):
     def _obituary(self, request_id: str) -> Obituary:
         live = next((f for f in self._families() if f.family.request_id == request_id), None)
         request = self.requests.get(request_id) or (None if live is None else live.request)
-        events: list[wire.Event] = []
+        events: list[Event] = []
         if live is not None:
             with contextlib.suppress(Exception):  # of a family that failed nothing is sure
                 events = _last_events(live)
-        told = [*events, {"type": "internal_error", "where": self._failed[request_id]}]
+        told = [*events, InternalError(where=self._failed[request_id])]
         if request is None:
             return Obituary(request_id, 0, told, ends=False)
         ends = request_id in self._live or not request.is_finished()
@@ -252,18 +252,14 @@ def _purge(container: Any, request_id: str) -> None:
         container.difference_update([entry for entry in container if root_id(entry) == request_id])
 
 
-def _last_events(live: LiveFamily) -> list[wire.Event]:
+def _last_events(live: LiveFamily) -> list[Event]:
     """What was noted of the family and has not left, and the ends of all threads that it has told of."""
-    noted = {event["index"] for event in live.events if event["type"] == "thread_ended"}
+    noted = {event.index for event in live.events if isinstance(event, ThreadEnded)}
     for thread in live.family.threads[: live.num_announced]:
         if thread not in live.told and thread.index not in noted:
             live.told.add(thread)
-            live.tell(
-                "thread_ended",
-                index=thread.index,
-                reason=ThreadEnd.CANCELLED.value,
-                num_tokens=thread.num_generated,
-            )
+            num_tokens = thread.num_generated
+            live.tell(ThreadEnded(index=thread.index, reason=ThreadEnd.CANCELLED, num_tokens=num_tokens))
     if not live.has_told_end:
-        live.tell("family_ended", **live.counts())
+        live.tell(live.counts(FamilyEnded))
     return live.events

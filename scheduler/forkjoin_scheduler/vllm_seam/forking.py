@@ -7,6 +7,7 @@ from dataclasses import replace
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialect import Context, ForkAt, JoinKind, Policy
+from forkjoin_scheduler.events import Forked, NewThread, Refused
 from forkjoin_scheduler.explicit import explicit_plan
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal, has_room, plan_fork
@@ -91,15 +92,16 @@ class Forking(Joining):
         if waits and self._needs_blocks_of(live, threads[0]):
             self._copied_from.append((live, branch))
         live.tell(
-            "forked",
-            num_duplicates=plan.num_duplicates,
-            num_later=len(live.later),
-            shared_tokens=min(request.num_computed_tokens, fork_len),
-            parent_index=branch.index,
-            threads=[
-                {"index": t.index, "number": p.number, "title": p.title}
-                for t, p in zip(threads, plan.threads, strict=True)
-            ],
+            Forked(
+                num_duplicates=plan.num_duplicates,
+                num_later=len(live.later),
+                shared_tokens=min(request.num_computed_tokens, fork_len),
+                parent_index=branch.index,
+                threads=[
+                    NewThread(index=t.index, number=p.number, title=p.title)
+                    for t, p in zip(threads, plan.threads, strict=True)
+                ],
+            )
         )
 
     def _sample_again(self, request: Request) -> None:
@@ -230,7 +232,7 @@ class Forking(Joining):
         live, branch = self._branch_of(request)
         if branch.state is not BranchState.DECODING:
             return
-        live.tell("refused", parent_index=branch.index, reason="stray_tag", policy="swap")
+        live.tell(Refused(parent_index=branch.index, reason="stray_tag", policy="swap"))
         queues.park(self, request)
         branch.take_back(request.num_tokens - swap.keep, swap.token_ids)
         self._rewind(branch, request, swap.keep)
@@ -259,4 +261,5 @@ class Forking(Joining):
 
     @staticmethod
     def _tell_refused(live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
-        live.tell("refused", parent_index=branch.index, reason=refusal.reason, policy=refusal.policy.value)
+        policy = refusal.policy.value
+        live.tell(Refused(parent_index=branch.index, reason=refusal.reason, policy=policy))

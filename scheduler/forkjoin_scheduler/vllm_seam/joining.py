@@ -9,6 +9,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialect import JoinKind
+from forkjoin_scheduler.events import Joined, Voted
 from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.fork import num_closing_tokens
 from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, written
@@ -129,7 +130,7 @@ class Joining(Cancelling):
             transcript = live.transcripts.pop(thread)
             if thread is winner:
                 live.transcripts[branch].push(transcript.release())
-        live.tell("voted", index=winner.index, result=result)
+        live.tell(Voted(index=winner.index, result=result))
         if winner.end is not ThreadEnd.STOP:
             return ThreadEnd.LENGTH
         # vLLM keeps the last token of a stopped request out of its text.
@@ -163,7 +164,8 @@ class Joining(Cancelling):
         if not live.dialect.is_stitched:  # the last token is computed once more, where nothing follows it
             num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1)
         queues.resume(self, request, num_computed_tokens)
-        live.tell("joined", parent_index=branch.index, prefilled_tokens=num_tokens - num_computed_tokens)
+        num_prefilled = num_tokens - num_computed_tokens
+        live.tell(Joined(parent_index=branch.index, prefilled_tokens=num_prefilled))
 
     def _rewind(self, branch: Branch, request: Request, num_tokens: int) -> None:
         """Let a parked ``request`` be as it was behind ``num_tokens`` tokens, to go on otherwise.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.events import Drafted, Event, FamilyEnded, Forked, ForkLatency, JoinLatency, Progress
 from forkjoin_scheduler.family import Branch, BranchState, Family, ThreadEnd
 from forkjoin_scheduler.lookup import Lookup
 from forkjoin_scheduler.pruner import Pruner
@@ -24,6 +25,8 @@ from forkjoin_scheduler.waits import Waits
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.jobs import Job
+
+Counted = TypeVar("Counted", Progress, FamilyEnded)
 
 
 def max_tokens_of(request: Request, wish: Wish) -> int:
@@ -87,7 +90,7 @@ class LiveFamily:
     #: The root's own end, where its threads go on behind it, and the token that it stopped with.
     own_finish: FinishReason | None = None
     own_stop_piece: Piece | None = None
-    events: list[wire.Event] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     #: Whether its answer begins in this step, with or without a token: it has forked behind its prompt.
     begins: bool = False
     #: Whether its end is among these, or has left.
@@ -134,11 +137,11 @@ class LiveFamily:
         """The branches that wait for their threads, the root first."""
         return [b for b in self.family.root.subtree() if b.state is BranchState.PARKED]
 
-    def tell(self, kind: str, **fields: object) -> None:
-        """Note an event for the front end."""
-        self.events.append({"type": kind, **fields})
-        self.has_told_end |= kind == "family_ended"
-        if kind == "forked":
+    def tell(self, event: Event) -> None:
+        """Note ``event`` for the front end."""
+        self.events.append(event)
+        self.has_told_end |= isinstance(event, FamilyEnded)
+        if isinstance(event, Forked):
             self.num_announced = len(self.family.threads)
 
     def clock_fork(self, branch: Branch) -> None:
@@ -152,9 +155,9 @@ class LiveFamily:
     def clock_token(self, branch: Branch) -> None:
         """``branch`` has generated: the first token after a fork or a join tells its latency."""
         if branch.parent is not None and (start := self._forked_at.pop(branch.parent, None)):
-            self.tell("fork_latency", seconds=time.monotonic() - start)
+            self.tell(ForkLatency(seconds=time.monotonic() - start))
         if start := self._joinable_at.pop(branch, None):
-            self.tell("join_latency", seconds=time.monotonic() - start)
+            self.tell(JoinLatency(seconds=time.monotonic() - start))
 
     def leaving(self, engine: int) -> tuple[list[EngineCoreOutput], list[EngineCoreOutput]]:
         """What the family sends from ``engine`` to the front end in this step: its events, and its tokens.
@@ -168,23 +171,23 @@ class LiveFamily:
             pieces.append(last)
         family.num_shown += len(pieces)
         for source in () if family.is_live else sorted(self.drafted):
-            self.tell("drafted", source=source, num=self.drafted[source], num_right=self.accepted[source])
+            self.tell(Drafted(source=source, num=self.drafted[source], num_right=self.accepted[source]))
         # A stop string ends the request in the front end, which needs the counts of that very step.
         if self.events or self.wish.params.stop or not family.is_live:
-            self.tell("progress" if family.is_live else "family_ended", **self.counts())
+            self.tell(self.counts(Progress) if family.is_live else self.counts(FamilyEnded))
         told = [wire.pack(family.request_id, self.events, engine)] if self.events else []
         # A limit may have ended the answer before what has stopped was its turn.
         stop_reason = self.stop_reason if self.finish_reason is FinishReason.STOP else None
         begins, self.begins = self.begins, False
         return told, to_outputs(self.request, pieces, self.finish_reason, stop_reason, begins=begins)
 
-    def counts(self) -> dict[str, object]:
+    def counts(self, kind: type[Counted]) -> Counted:
         """What the family has come to so far, for the front end."""
         family = self.family
-        return {
-            "family": family.request_id,
-            "num_threads": sum(t.end is not ThreadEnd.NOT_STARTED for t in family.threads) - len(self.later),
-            "total_tokens": family.num_generated,
-            "critical_path_tokens": family.num_critical,
-            "surplus_tokens": family.num_shown - family.num_generated,
-        }
+        return kind(
+            family=family.request_id,
+            num_threads=sum(t.end is not ThreadEnd.NOT_STARTED for t in family.threads) - len(self.later),
+            total_tokens=family.num_generated,
+            critical_path_tokens=family.num_critical,
+            surplus_tokens=family.num_shown - family.num_generated,
+        )

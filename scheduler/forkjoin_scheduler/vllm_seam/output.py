@@ -15,6 +15,7 @@ from vllm.v1.metrics.stats import IterationStats
 
 from forkjoin_scheduler import event_log
 from forkjoin_scheduler.errors import FrontEndPlace, Overloaded
+from forkjoin_scheduler.events import Event, Load, Tokens
 from forkjoin_scheduler.feed import FEEDS, without_key
 from forkjoin_scheduler.policy.backlog import Expected, Tenant, Visit
 from forkjoin_scheduler.thread_text import FamilyTexts
@@ -124,7 +125,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
             events = self._with_text(told)
         except Exception as error:
             FEEDS.contain("text", error)
-            events = [e for e in told.events if e["type"] != "tokens"]
+            events = [e for e in told.events if not isinstance(e, Tokens)]
         told = wire.Told(told.request_id, events, told.time_ns, told.engine)
         readers: dict[FrontEndPlace, Callable[[wire.Told, RequestState | None], None]] = {
             "tracing": self._trace,
@@ -138,7 +139,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
             except Exception as error:
                 FEEDS.contain(where, error)
 
-    def _with_text(self, told: wire.Told) -> list[wire.Event]:
+    def _with_text(self, told: wire.Told) -> list[Event]:
         texts = self._texts.pop(told.request_id, None) or FamilyTexts()
         events = texts.read(self.tokenizer, told.events)
         if texts.has_any:
@@ -154,8 +155,8 @@ class ForkJoinOutputProcessor(OutputProcessor):
 
     def _note_load(self, told: wire.Told, _: RequestState | None) -> None:
         for event in told.events:
-            if event["type"] == "load":
-                BACKLOG.expected = Expected(event["expected_tokens"], event["expected_threads"])
+            if isinstance(event, Load):
+                BACKLOG.expected = Expected(event.expected_tokens, event.expected_threads)
 
     def _log(self, told: wire.Told, state: RequestState | None) -> None:
         if event_log.LOG.isEnabledFor(logging.INFO):

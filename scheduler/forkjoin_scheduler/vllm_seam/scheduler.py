@@ -26,6 +26,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.events import Admission, Load
 from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import logger
 from forkjoin_scheduler.vllm_seam.fence import drained
@@ -155,16 +156,16 @@ class ForkJoinScheduler(Overview):
             self._live.pop(live.family.request_id, None)
             self._offsets.pop(live.family.request_id, None)
 
-    def _load(self) -> dict[str, float]:
+    def _load(self) -> Load:
         """How many threads and requests wait to run, and what is expected of one more."""
         num_threads, num_requests = self._count_waiting()
         admission = self._admission
-        return {
-            "threads": num_threads,
-            "requests": num_requests,
-            "expected_tokens": round(admission.tokens.mean),
-            "expected_threads": round(1 + admission.forks.mean * max(admission.width.mean - 1, 0), 1),
-        }
+        return Load(
+            threads=num_threads,
+            requests=num_requests,
+            expected_tokens=round(admission.tokens.mean),
+            expected_threads=round(1 + admission.forks.mean * max(admission.width.mean - 1, 0), 1),
+        )
 
     def _tell_load(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell the front ends the load, where it has changed: each refuses by it what would wait too long."""
@@ -172,15 +173,15 @@ class ForkJoinScheduler(Overview):
         if load == self._told_load:
             return
         self._told_load = load
-        packed = wire.pack("", [{"type": "load", **load}], self._engine)
+        packed = wire.pack("", [load], self._engine)
         for front_end in range(self.vllm_config.parallel_config._api_process_count):
             result.setdefault(front_end, EngineCoreOutputs()).outputs.append(packed)
 
     def _tell_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell one front end what admission expected of the requests that have ended, against what came."""
         if ratios := drained(self._peak_ratios):
-            event = {"type": "admission", "peak_ratios": ratios}
-            result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [event], self._engine))
+            packed = wire.pack("", [Admission(peak_ratios=ratios)], self._engine)
+            result.setdefault(0, EngineCoreOutputs()).outputs.append(packed)
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus

@@ -11,6 +11,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.errors import EnginePlace
+from forkjoin_scheduler.events import ThreadsStarted
 from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
@@ -128,8 +129,9 @@ class Voting:
             thread.num_critical = begun
             self._scheduler._start_thread(live, thread, parent)
         live.tell(
-            "threads_started",
-            parent_index=branch.index,
-            threads=[t.index for t in starting],
-            shared_tokens=min(parent.num_computed_tokens, starting[0].fork_len),
+            ThreadsStarted(
+                parent_index=branch.index,
+                threads=[t.index for t in starting],
+                shared_tokens=min(parent.num_computed_tokens, starting[0].fork_len),
+            )
         )

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.events import Waiting
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.waits import Wait
@@ -38,4 +39,4 @@ def tell_waits(scheduler: Threads, live: LiveFamily) -> None:
         if thread.end is None and thread.state is BranchState.DECODING:
             wait = wait_of(scheduler, thread)
             if live.waits.see(thread.index, wait, has_begun=thread.num_generated > 0):
-                live.tell("waiting", index=thread.index, waits_for=wait)
+                live.tell(Waiting(index=thread.index, waits_for=wait))

@@ -1,22 +1,26 @@
 """Thread events on vLLM's own channel from the engine core to the front end.
 
 A family's events ride as one more ``EngineCoreOutput`` whose request id is the parent's with a
-suffix: vLLM's OutputProcessor drops ids it does not know, ours (``output.py``) reads them.
+suffix: vLLM's OutputProcessor drops ids it does not know, ours (``output.py``) reads them. They are
+bytes in its ``kv_transfer_params``: vLLM decodes an output by its class, which it names itself and which
+has no field for others, and this is the one whose content it does not look at.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 from vllm.v1.engine import EngineCoreOutput
 
-SUFFIX = "#forkjoin"
+from forkjoin_scheduler.events import Event
 
-#: A JSON-like event: ``type`` is forked | threads_started | tokens | waiting | thread_ended | joined_ahead |
-#: joined | voted | refused | limited | drafted | fork_latency | join_latency | progress | family_ended |
-#: internal_error; of no family, but of an engine: load | admission.
-Event = dict[str, Any]
+SUFFIX = "#forkjoin"
+_EVENTS = "forkjoin_events"
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(list[Event])
 
 
 class Told(NamedTuple):
@@ -36,7 +40,11 @@ def pack(request_id: str, events: list[Event], engine: int) -> EngineCoreOutput:
     return EngineCoreOutput(
         request_id=request_id + SUFFIX,
         new_token_ids=[],
-        kv_transfer_params={"events": events, "time_ns": time.time_ns(), "engine": engine},
+        kv_transfer_params={
+            _EVENTS: _ENCODER.encode(events),
+            "time_ns": time.time_ns(),
+            "engine": engine,
+        },
     )
 
 
@@ -45,4 +53,5 @@ def unpack(output: EngineCoreOutput) -> Told | None:
     if not output.request_id.endswith(SUFFIX) or output.kv_transfer_params is None:
         return None
     told = output.kv_transfer_params
-    return Told(output.request_id.removesuffix(SUFFIX), told["events"], told["time_ns"], told["engine"])
+    events = _DECODER.decode(told[_EVENTS])
+    return Told(output.request_id.removesuffix(SUFFIX), events, told["time_ns"], told["engine"])

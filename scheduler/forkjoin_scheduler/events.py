@@ -1,0 +1,211 @@
+"""What happens to families, as the scheduler tells it: to metrics, spans, the log, streams and clients.
+
+One class an event. They are encoded where they leave the engine core and decoded once, where they come to an
+API server (``vllm_seam/wire.py``). ``index`` is a thread's, ``parent_index`` that of the branch that forked:
+``ROOT`` for the request itself.
+"""
+
+from __future__ import annotations
+
+import re
+
+from msgspec import Struct
+
+from forkjoin_scheduler.dialect import Policy
+from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.waits import Wait
+
+#: The index of the request itself, as a parent of threads.
+ROOT = -1
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class _Event(Struct, frozen=True, kw_only=True, tag=_snake_case):
+    """Named on the wire, in the log and in metrics by its class: ``thread_ended``."""
+
+    @property
+    def kind(self) -> str:
+        """Its name."""
+        return str(self.__struct_config__.tag)
+
+
+# ---- of a family -------------------------------------------------------------------------------
+
+
+class NewThread(Struct, frozen=True, kw_only=True):
+    """A thread of a fork: its number in the outline, and its title there."""
+
+    index: int
+    number: str
+    title: str
+
+
+class Forked(_Event, frozen=True, kw_only=True):
+    """A branch forked. ``shared_tokens`` of its context each thread reads and does not compute."""
+
+    parent_index: int
+    threads: list[NewThread]
+    shared_tokens: int
+    #: Those of them that do not start now, but in a later wave of their vote, if at all.
+    num_later: int = 0
+    #: Outlines that were announced twice, and dropped.
+    num_duplicates: int = 0
+
+
+class ThreadsStarted(_Event, frozen=True, kw_only=True):
+    """A later wave of a vote: the indices of its threads."""
+
+    parent_index: int
+    threads: list[int]
+    shared_tokens: int
+
+
+class Tokens(_Event, frozen=True, kw_only=True):
+    """What a thread wrote in a step. Its ``text`` is known in the API server only (``thread_text.py``)."""
+
+    index: int
+    token_ids: list[int]
+    text: str = ""
+
+
+class Waiting(_Event, frozen=True, kw_only=True):
+    """What a thread waits for; None: it runs again."""
+
+    index: int
+    waits_for: Wait | None
+
+
+class ThreadEnded(_Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A thread ended. ``policy``: the dialect's, if it ended without its end tag."""
+
+    index: int
+    reason: ThreadEnd
+    num_tokens: int
+    policy: Policy | None = None
+
+
+class JoinedAhead(_Event, frozen=True, kw_only=True):
+    """Tokens of ended threads were prefilled before their join was due."""
+
+    prefilled_tokens: int
+
+
+class Joined(_Event, frozen=True, kw_only=True):
+    """A branch goes on behind its threads, with so many tokens prefilled."""
+
+    parent_index: int
+    prefilled_tokens: int
+
+
+class Voted(_Event, frozen=True, kw_only=True):
+    """The thread that is the answer of a vote, and the result that most have. None: nobody has one."""
+
+    index: int
+    result: str | None
+
+
+class Refused(_Event, frozen=True, kw_only=True):
+    """What a branch wrote is no fork: by the dialect's ``policy``, or because of what it has in its place."""
+
+    parent_index: int
+    reason: str
+    policy: str
+
+
+class Limited(_Event, frozen=True, kw_only=True):
+    """The request ran into a limit."""
+
+    reason: str
+    policy: Policy
+
+
+class Drafted(_Event, frozen=True, kw_only=True):
+    """Tokens that were drafted for a family by ``source``, and those of them that were right."""
+
+    source: str
+    num: int
+    num_right: int
+
+
+class ForkLatency(_Event, frozen=True, kw_only=True):
+    """From the trigger to the first token of a thread."""
+
+    seconds: float
+
+
+class JoinLatency(_Event, frozen=True, kw_only=True):
+    """From the last thread's end to the next token."""
+
+    seconds: float
+
+
+class Counts(_Event, frozen=True, kw_only=True):
+    """What the ``family`` of this request id has come to.
+
+    ``surplus_tokens``: how many more its answer shows than were generated (injected text; negative where
+    some is not shown).
+    """
+
+    family: str
+    num_threads: int
+    total_tokens: int
+    critical_path_tokens: int
+    surplus_tokens: int
+
+
+class Progress(Counts, frozen=True, kw_only=True):
+    """So far."""
+
+
+class FamilyEnded(Counts, frozen=True, kw_only=True):
+    """In all: the last event of a family."""
+
+
+class InternalError(_Event, frozen=True, kw_only=True):
+    """An error in fork/join code, contained."""
+
+    where: EnginePlace | FrontEndPlace
+
+
+# ---- of an engine ------------------------------------------------------------------------------
+
+
+class Load(_Event, frozen=True, kw_only=True):
+    """What waits to run in an engine, and what is expected of one more request that may fork."""
+
+    threads: int
+    requests: int
+    expected_tokens: int
+    expected_threads: float
+
+
+class Admission(_Event, frozen=True, kw_only=True):
+    """Of requests that have ended: most KV blocks held over those that admission expected."""
+
+    peak_ratios: list[float]
+
+
+Event = (
+    Forked
+    | ThreadsStarted
+    | Tokens
+    | Waiting
+    | ThreadEnded
+    | JoinedAhead
+    | Joined
+    | Voted
+    | Refused
+    | Limited
+    | Drafted
+    | ForkLatency
+    | JoinLatency
+    | Progress
+    | FamilyEnded
+    | InternalError
+    | Load
+    | Admission
+)
