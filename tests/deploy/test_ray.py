@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +77,49 @@ def serve(ray: Path, tmp_path: Path) -> Iterator[str]:
     # Sockets lie in it, whose paths must be short.
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
-        _started([*head, f"--temp-dir={folder}"], tmp_path / "head") as log,
+        _head([*head, f"--temp-dir={folder}"], tmp_path / "head"),
+        _started(run, tmp_path / "serve") as program,
     ):
-        _await(lambda: _listens(gcs), log)
-        with _started(run, tmp_path / "serve") as log:
-            _await(lambda: len(_servers()) == NUM_REPLICAS and _is_ready(address), log)
-            yield address
+        _await(lambda: len(_servers()) == NUM_REPLICAS and _is_ready(address), program)
+        yield address
+
+
+@dataclass
+class Program:
+    """A running program, and what it prints."""
+
+    process: psutil.Popen
+    log: Path
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
 
 
 @contextlib.contextmanager
-def _started(command: list[Any], log: Path) -> Iterator[Path]:
+def _head(command: list[Any], log: Path) -> Iterator[None]:
+    """Ray's head node. It gives its own processes 30 s to start, which a busy machine may not; then once more."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            if has_begun := _begins(stack.enter_context(_started(command, log))):
+                break
+        assert has_begun, log.read_text()[-4000:]
+        yield
+
+
+def _begins(head: Program) -> bool:
+    """Wait until a head node has begun, or ended instead."""
+    _await(lambda: "Ray runtime started" in head.log.read_text() or not head.is_running)
+    return head.is_running
+
+
+@contextlib.contextmanager
+def _started(command: list[Any], log: Path) -> Iterator[Program]:
     """Run ``command``; in the end nothing of what it started is left."""
     with log.open("w") as out:
         process = psutil.Popen(list(map(str, command)), env=os.environ | ENVIRONMENT, stdout=out, stderr=out)
     try:
-        yield log
+        yield Program(process, log)
     finally:
         family = [process, *process.children(recursive=True)] if process.is_running() else []
         process.terminate()
@@ -112,21 +140,19 @@ def _servers() -> list[psutil.Process]:
     return found
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def _is_ready(address: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{address}/ready", timeout=30).status_code == 200
     return False
 
 
-def _await(condition: Callable[[], bool], log: Path) -> None:
+def _await(condition: Callable[[], bool], program: Program | None = None) -> None:
+    """Wait until ``condition``. Raises AssertionError after 15 minutes, or when ``program`` has ended."""
     end = time.monotonic() + 900
     while not condition():
-        assert time.monotonic() < end, log.read_text()[-4000:]
+        said = "" if program is None else program.log.read_text()[-4000:]
+        assert program is None or program.is_running, f"it has ended: {said}"
+        assert time.monotonic() < end, said
         time.sleep(0.5)
 
 
@@ -165,7 +191,7 @@ async def _kill_one_while_all_stream(
     return calm, disturbed, again
 
 
-def test_a_replica_that_is_killed_takes_no_request_of_another_with_it(serve, tmp_path):
+def test_a_replica_that_is_killed_takes_no_request_of_another_with_it(serve):
     calm, disturbed, again = asyncio.run(_kill_one_while_all_stream(serve))
     threads = [t for c in calm if c.get("choices") for t in c["choices"][0]["delta"].get("threads") or []]
     assert {t["index"] for t in threads} >= {0, 1, 2, 3}
@@ -179,4 +205,4 @@ def test_a_replica_that_is_killed_takes_no_request_of_another_with_it(serve, tmp
 
     assert {r.status_code for r in again} - {503} == {200}
     assert all(r.headers["retry-after"] == "1" for r in again if r.status_code == 503)
-    _await(lambda: len(_servers()) == NUM_REPLICAS and _is_ready(serve), tmp_path / "serve")
+    _await(lambda: len(_servers()) == NUM_REPLICAS and _is_ready(serve))

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec import to_builtins
 
 from tests.engine import renamed
 from training.task import Worksheet, make_worksheet
@@ -67,9 +68,9 @@ def events(monkeypatch):
     told: list[dict] = []
     tell = LiveFamily.tell
 
-    def heard(self, kind, **fields):
-        told.append({"type": kind, **fields})
-        tell(self, kind, **fields)
+    def heard(self, event):
+        told.append(to_builtins(event))
+        tell(self, event)
 
     monkeypatch.setattr(LiveFamily, "tell", heard)
     return lambda kind: [e for e in told if e["type"] == kind]

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from forkjoin_scheduler.events import ThreadEnded
 from tests.engine.conftest import worksheets
 
 pytestmark = pytest.mark.engine
@@ -120,7 +121,7 @@ def test_an_aborted_family_reports_its_threads_as_cancelled(engine):
     engine.step_until(lambda: any(t.endswith("#1") for t in engine.scheduler.requests))
     engine.core.abort_request([request_id])
     ended = [e for live in engine.scheduler._parting for e in live.events]
-    assert [(e["index"], e["reason"]) for e in ended if e["type"] == "thread_ended"] == [
+    assert [(e.index, e.reason) for e in ended if isinstance(e, ThreadEnded)] == [
         (0, "cancelled"),
         (1, "cancelled"),
     ]
