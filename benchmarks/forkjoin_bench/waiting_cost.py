@@ -10,7 +10,7 @@ import argparse
 import gc
 import os
 import statistics
-from typing import Any
+from typing import Any, Literal, get_args
 
 from forkjoin_bench.scheduler_cost import BLOCK_SIZE, Fed, without_model
 from forkjoin_bench.script import Compiler
@@ -22,11 +22,12 @@ from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
-POLICIES = "fcfs", "priority"
+Policy = Literal["fcfs", "priority"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 NUM_STEPS, WARM_UP = 200, 20
 
 
-def make_scheduler(policy: str) -> Fed:
+def make_scheduler(policy: Policy) -> Fed:
     """With room for a few families only."""
     from vllm.engine.arg_utils import EngineArgs
 
@@ -43,7 +44,7 @@ def make_scheduler(policy: str) -> Fed:
     return Fed(*without_model(ForkJoinScheduler, args.create_engine_config(), 200))
 
 
-def measure(policy: str, num_waiting: int) -> float:
+def measure(policy: Policy, num_waiting: int) -> float:
     """The median of the steps, in seconds."""
     tokenizer = tokenizer_of(str(EMBEDDED_MODEL))
     compiler, author = Compiler(tokenizer), Author(Words(tokenizer), "waiting")

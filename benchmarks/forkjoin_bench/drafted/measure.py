@@ -123,7 +123,8 @@ class _Bench:
         self._steps.clear()
         self._told.clear()
         began = time.perf_counter()
-        (output,) = self._llm.chat([{"role": "user", "content": asked.prompt}], params, use_tqdm=False)
+        messages: Any = [{"role": "user", "content": asked.prompt}]
+        (output,) = self._llm.chat(messages, params, use_tqdm=False)
         seconds = time.perf_counter() - began
         drafted = [e for e in self._told if isinstance(e, Drafted)]
         return Run(

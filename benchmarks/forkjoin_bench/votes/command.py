@@ -95,13 +95,9 @@ def main(args: argparse.Namespace) -> None:
         enforce_eager=True,
     )
     chance, tokenizer = random.Random(args.seed), llm.get_tokenizer()
+    chat: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
     asked = [
-        Asked(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": subject.ask(chance)}], tokenize=False, add_generation_prompt=True
-            ),
-            seed,
-        )
+        Asked(str(tokenizer.apply_chat_template(_turns(subject.ask(chance)), **chat)), seed)
         for seed in range(args.votes)
     ]
     bench, before = Bench(llm), host_facts()
@@ -177,3 +173,8 @@ def rows(found: dict[str, list[Voted]]) -> list[list[object]]:
             ]
         )
     return made
+
+
+def _turns(question: str) -> Any:
+    """A chat of one ``question``."""
+    return [{"role": "user", "content": question}]

@@ -77,7 +77,7 @@ class Bench:
 
     def run(self, way: str, asked: list[Asked], best_of: int, options: dict[str, Any]) -> list[Voted]:
         """Run all of ``asked`` at once; an empty prefix cache before them. ``options``: of the sampling."""
-        from vllm import SamplingParams
+        from vllm import RequestOutput, SamplingParams
 
         self._llm.reset_prefix_cache()
         self._families.clear()
@@ -96,7 +96,7 @@ class Bench:
         while self._engine.has_unfinished_requests():
             outputs, steps = self._engine.step(), steps + 1
             for output in outputs:
-                if output.finished:
+                if output.finished and isinstance(output, RequestOutput):
                     done = voted[output.request_id]
                     done.seconds, done.steps = time.perf_counter() - began, steps
                     done.token_ids = list(output.outputs[0].token_ids)

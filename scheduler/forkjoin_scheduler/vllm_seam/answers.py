@@ -11,11 +11,14 @@ begin the answer; where a join writes it, the answer begins there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from vllm.parser.engine.adapters import ParserEngineReasoningAdapter
+from vllm.reasoning import ReasoningParser
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from forkjoin_scheduler.bound import WINDOW_TOKENS, BoundDialect
 from forkjoin_scheduler.dialect import Answer, Dialect, JoinKind, Tokenizer
@@ -33,6 +36,9 @@ class NoReasoning:
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
         """Whether the answer begins behind a prompt: it does."""
         return True
+
+
+_NO_REASONING = cast(type[ReasoningParser], NoReasoning)
 
 
 class DialectReasoner:
@@ -57,7 +63,7 @@ class DialectReasoner:
 class Answers:
     """Opens and watches structured answers. ``manager`` is vLLM's ``StructuredOutputManager``."""
 
-    def __init__(self, manager: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, manager: StructuredOutputManager, tokenizer: Tokenizer) -> None:
         self._manager, self._tokenizer = manager, tokenizer
 
     def await_answer(self, request: Request, spoken: BoundDialect, answer: Answer, joins: bool) -> None:
@@ -72,8 +78,9 @@ class Answers:
             structured.reasoning_ended = True
             return
         if self._manager.reasoner_cls is None:
-            self._manager.reasoner_cls = NoReasoning  # without one vLLM asks no request's own
-        structured.reasoner = reasoner = DialectReasoner(spoken, answer)
+            self._manager.reasoner_cls = _NO_REASONING  # without one vLLM asks no request's own
+        reasoner = DialectReasoner(spoken, answer)
+        structured.reasoner = cast(ReasoningParser, reasoner)  # what vLLM calls of one
         structured.reasoning_ended = reasoner.is_reasoning_end(request.prompt_token_ids or ())
 
     def comes_later(self, request: Request, dialect: Dialect) -> bool:
@@ -84,7 +91,8 @@ class Answers:
         if self._manager._get_constraint_bounds(request, ()).constraint_start == 0:
             return False
         is_seen = dialect.answer is None or not dialect.answer.behind_join
-        return is_seen or isinstance(request.structured_output_request.reasoner, DialectReasoner)
+        structured = request.structured_output_request
+        return is_seen or (structured is not None and isinstance(structured.reasoner, DialectReasoner))
 
     def openings(self, request: Request) -> Rows | None:
         """The rows of tokens that begin the answer of ``request``; None where they are not known."""
@@ -124,7 +132,7 @@ class Answers:
             return
         structured.reasoning_ended = True
         grammar, rest = structured.grammar, new_ids[start:]
-        if rest and grammar.validate_tokens(rest) == rest:
+        if rest and isinstance(grammar, StructuredOutputGrammar) and grammar.validate_tokens(rest) == rest:
             grammar.accept_tokens(request.request_id, rest)
 
     def did_not_join(self, request: Request) -> None:

@@ -49,7 +49,7 @@ _TURN = _Turn()
 class PieceCollector(RequestOutputCollector):
     """vLLM's, whose merged outputs grow no longer than a piece."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: Behind ``output``, in their order.
         self._later: deque[RequestOutput] = deque()

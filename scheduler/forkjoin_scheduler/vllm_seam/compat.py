@@ -7,7 +7,8 @@ from typing import Any
 
 import vllm
 from vllm import envs
-from vllm.v1.kv_cache_interface import UniformTypeKVCacheSpecs
+from vllm.config import ModelConfig, VllmConfig
+from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
@@ -52,7 +53,7 @@ def check_front_end() -> None:
         )
 
 
-def check_cache(kv_cache_config: Any) -> None:
+def check_cache(kv_cache_config: KVCacheConfig) -> None:
     """Raise UnsupportedEngine naming the first KV cache spec that is not known to have one state a token."""
     for group in kv_cache_config.kv_cache_groups:
         for spec in _specs_in(group.kv_cache_spec):
@@ -76,7 +77,7 @@ def _specs_in(spec: Any) -> list[Any]:
     return list(spec.kv_cache_specs.values()) if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
 
 
-def check_stitching(vllm_config: Any, num_blocks: int) -> None:
+def check_stitching(vllm_config: VllmConfig, num_blocks: int) -> None:
     """Raise UnsupportedEngine unless stitched joins can run: our workers, and room for a join.
 
     Threads stand in blocks of their own, each partly empty, and so they do when they are restored: room
@@ -96,7 +97,7 @@ def check_stitching(vllm_config: Any, num_blocks: int) -> None:
         )
 
 
-def check_model(dialect: Dialect, model_config: Any) -> None:
+def check_model(dialect: Dialect, model_config: ModelConfig) -> None:
     """Raise DialectError unless the model's class has what weights trained for ``dialect`` need of it."""
     name = dialect.needs_model_attribute
     if name is None:
@@ -121,7 +122,7 @@ def check_version() -> None:
         )
 
 
-def check_config(vllm_config: Any) -> None:
+def check_config(vllm_config: VllmConfig) -> None:
     """Raise UnsupportedEngine naming the engine option that can't be combined with fork/join."""
     check_front_end()
     for reason, has_it in REFUSED:

@@ -58,12 +58,13 @@ class Core(AsyncScheduler):
         super().__init__(*args, **kwargs)
         #: Attributes that are vLLM's: all others are ours.
         self._names_of_vllm = frozenset(vars(self))
-        if KEY not in self.vllm_config.additional_config:
+        config = self.vllm_config.additional_config
+        if not isinstance(config, dict) or KEY not in config:
             raise UnsupportedEngine(
                 f"the fork/join scheduler expects its settings in additional_config[{KEY!r}], found none: "
                 "serve with `forkjoin serve`, which gives them, or without --scheduler-cls"
             )
-        self._settings = Settings.model_validate(self.vllm_config.additional_config[KEY])
+        self._settings = Settings.model_validate(config[KEY])
         #: The number of this engine, from 0.
         self._engine: int = self.vllm_config.parallel_config.data_parallel_index
         #: Families that have forked, by the id of their request.
@@ -96,7 +97,7 @@ class Core(AsyncScheduler):
 
     # ---- what has begun, and waits ---------------------------------------------------------
 
-    def _holds_kv_blocks(self, request: Request) -> bool:
+    def _holds_kv_blocks(self, request: Request) -> bool:  # type: ignore[override]  # vLLM calls it on itself
         """Whether ``request`` has begun: it has run before, or is of a family that has.
 
         vLLM asks so for what holds blocks, and lets that wait before all that does not. One that has
@@ -157,8 +158,8 @@ class Core(AsyncScheduler):
             return []
         if not spoken.dialect.join.goes_on or not self._answers.comes_later(request, spoken.dialect):
             return None
-        rows = self._answers.openings(request)
-        return rows if rows is not None and can_ban(request.sampling_params, rows) else None
+        rows, params = self._answers.openings(request), request.sampling_params
+        return rows if rows is not None and params is not None and can_ban(params, rows) else None
 
     def _await_answer(self, request: Request, options: CompiledOptions) -> None:
         """Hold back the grammar of a structured ``request`` whose dialect says where its answer begins."""

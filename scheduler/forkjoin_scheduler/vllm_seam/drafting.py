@@ -7,8 +7,9 @@ those are taken that have been tested with forks.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
+from vllm.config import VllmConfig
 from vllm.config.speculative import MTPModelTypes
 
 from forkjoin_scheduler.errors import UnsupportedEngine
@@ -18,7 +19,7 @@ WITHOUT_KV = ("ngram", "suffix")
 TESTED = (*WITHOUT_KV, "draft_model", "eagle", "eagle3", *get_args(MTPModelTypes))
 
 
-def drafts_as_tested(vllm_config: Any) -> bool:
+def drafts_as_tested(vllm_config: VllmConfig) -> bool:
     """Whether nothing is drafted, or by a method that is tested with forks."""
     speculative = vllm_config.speculative_config
     if speculative is None:
@@ -28,13 +29,13 @@ def drafts_as_tested(vllm_config: Any) -> bool:
     return speculative.method in TESTED and not speculative.parallel_drafting and not is_ahead
 
 
-def drafts_with_kv(vllm_config: Any) -> str | None:
+def drafts_with_kv(vllm_config: VllmConfig) -> str | None:
     """The method by which is drafted, if that needs KV of its own; else None."""
     speculative = vllm_config.speculative_config
     return None if speculative is None or speculative.method in WITHOUT_KV else str(speculative.method)
 
 
-def check_fills_in(vllm_config: Any) -> None:
+def check_fills_in(vllm_config: VllmConfig) -> None:
     """Raise UnsupportedEngine unless the drafter leaves drafts to be filled in on their way."""
     speculative = vllm_config.speculative_config
     if speculative is None or speculative.method not in WITHOUT_KV:

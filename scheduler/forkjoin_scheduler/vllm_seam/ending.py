@@ -86,7 +86,8 @@ class Ending(Ahead):
         num, logprobs = live.pruner.policy.num_logprobs, output.new_logprobs
         if not num or logprobs is None or live.wish.params.logprob_token_ids:
             return []
-        return logprobs.logprobs[:, 1 : num + 1].tolist()  # the sampled one's stands before them
+        rows: list[list[float]] = logprobs.logprobs[:, 1 : num + 1].tolist()  # behind the sampled one's
+        return rows
 
     def _take_root(self, live: LiveFamily, output: EngineCoreOutput) -> bool:
         """The root's own tokens where threads run beside it: they wait for their turn too.

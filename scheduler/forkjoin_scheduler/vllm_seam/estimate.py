@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.config import ParallelConfig, VllmConfig
 from vllm.utils.torch_utils import is_quantized_kv_cache, kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
@@ -33,21 +34,23 @@ class Cache:
         return self.num_blocks * self.block_size
 
 
-def cache_of(vllm_config: Any, weight_bytes: int, machine: Machine) -> Cache:
+def cache_of(vllm_config: VllmConfig, weight_bytes: int, machine: Machine) -> Cache:
     """The KV cache that an engine with this config will have beside weights of ``weight_bytes``.
 
     Where vLLM measures what a step takes beside the weights, that is not subtracted: a little too much.
     """
     cache, model, parallel = vllm_config.cache_config, vllm_config.model_config, vllm_config.parallel_config
     block_bytes = _spec(vllm_config).page_size_bytes * model.get_num_layers(parallel)
-    room = cache.kv_cache_memory_bytes
-    if room is None:
+    room: float
+    if cache.kv_cache_memory_bytes is not None:
+        room = cache.kv_cache_memory_bytes
+    else:
         room = machine.total_bytes * cache.gpu_memory_utilization - _share(weight_bytes, parallel)
     num_blocks = cache.num_gpu_blocks_override or max(int(room) // block_bytes, 0)
     return Cache(num_blocks, cache.block_size, block_bytes)
 
 
-def bytes_needed(vllm_config: Any, weight_bytes: int, machine: Machine) -> int:
+def bytes_needed(vllm_config: VllmConfig, weight_bytes: int, machine: Machine) -> int:
     """What one worker takes of its device's memory when it starts."""
     cache = vllm_config.cache_config
     if cache.kv_cache_memory_bytes is None:
@@ -55,11 +58,11 @@ def bytes_needed(vllm_config: Any, weight_bytes: int, machine: Machine) -> int:
     return int(cache.kv_cache_memory_bytes + _share(weight_bytes, vllm_config.parallel_config))
 
 
-def _share(weight_bytes: int, parallel_config: Any) -> float:
+def _share(weight_bytes: int, parallel_config: ParallelConfig) -> float:
     return weight_bytes / parallel_config.tensor_parallel_size
 
 
-def _spec(vllm_config: Any) -> Any:
+def _spec(vllm_config: VllmConfig) -> Any:
     cache, model = vllm_config.cache_config, vllm_config.model_config
     return (MLAAttentionSpec if model.use_mla else FullAttentionSpec)(
         block_size=cache.block_size,
@@ -69,7 +72,7 @@ def _spec(vllm_config: Any) -> Any:
     )
 
 
-def stitching_refusal(vllm_config: Any, machine: Machine) -> str | None:
+def stitching_refusal(vllm_config: VllmConfig, machine: Machine) -> str | None:
     """Why stitched joins can't run on an engine with this config, as far as can be seen before it starts."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     cache_dtype = vllm_config.cache_config.cache_dtype

@@ -7,8 +7,9 @@ knows of a family's texts can be put in there, and no worker has to know of fami
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
+from vllm.config import SpeculativeConfig
 from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import Request
 
@@ -31,7 +32,7 @@ class Families(Protocol):
 class FamilyDrafts:
     """Fills in drafts, and counts whose were right. What it knows of a family is in ``LiveFamily``."""
 
-    def __init__(self, speculative_config: Any, scheduler: Families, *, is_on: bool) -> None:
+    def __init__(self, speculative_config: SpeculativeConfig, scheduler: Families, *, is_on: bool) -> None:
         self._scheduler, self._is_on = scheduler, is_on
         self._max_drafts = speculative_config.num_speculative_tokens
         self._min_n = speculative_config.prompt_lookup_min or MIN_N

@@ -39,7 +39,7 @@ class Hearing(Forking):
         if is_on:
             check_fills_in(self.vllm_config)
         speculative = self.vllm_config.speculative_config
-        self._drafts = speculative and FamilyDrafts(speculative, self, is_on=is_on)
+        self._drafts = None if speculative is None else FamilyDrafts(speculative, self, is_on=is_on)
 
     # ---- vLLM's hooks ----------------------------------------------------------------------
 

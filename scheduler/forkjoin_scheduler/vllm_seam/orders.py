@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from vllm.v1.core.sched.output import SchedulerOutput
 
 ATTRIBUTE = "forkjoin"
 
@@ -58,12 +59,12 @@ class Orders:
 NOTHING = Orders()
 
 
-def attach(scheduler_output: Any, orders: Orders) -> None:
+def attach(scheduler_output: SchedulerOutput, orders: Orders) -> None:
     """Let ``orders`` be obeyed by the workers when they execute ``scheduler_output``."""
     setattr(scheduler_output, ATTRIBUTE, orders)
 
 
-def orders_of(scheduler_output: Any) -> Orders:
+def orders_of(scheduler_output: SchedulerOutput) -> Orders:
     """The orders attached to ``scheduler_output``, empty if there are none."""
     attached: Mapping[str, Orders] = vars(scheduler_output)
     return attached.get(ATTRIBUTE, NOTHING)

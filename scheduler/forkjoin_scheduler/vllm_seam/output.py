@@ -141,6 +141,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
 
     def _with_text(self, told: wire.Told) -> list[Event]:
         texts = self._texts.pop(told.request_id, None) or FamilyTexts()
+        assert self.tokenizer is not None  # without one nothing forks
         events = texts.read(self.tokenizer, told.events)
         if texts.has_any:
             self._texts[told.request_id] = texts

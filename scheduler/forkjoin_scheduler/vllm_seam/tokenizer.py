@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.config import ModelConfig
 from vllm.tokenizers.registry import cached_tokenizer_from_config
 
 #: Turns that no chat template writes by itself, to find what it writes around them.
 _MARKS = ("\u2042first\u2042", "\u2042second\u2042", "\u2042third\u2042")
 
 
-def end_of_sequence_ids(model_config: Any) -> frozenset[int]:
+def end_of_sequence_ids(model_config: ModelConfig) -> frozenset[int]:
     """The end-of-sequence tokens of the model's generation config, which vLLM makes stop tokens."""
     ids = model_config.try_get_generation_config().get("eos_token_id")
     return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
@@ -26,7 +27,7 @@ class EngineTokenizer:
         self._is_encoded: dict[str, bool] = {}
 
     @classmethod
-    def from_model_config(cls, model_config: Any) -> EngineTokenizer:
+    def from_model_config(cls, model_config: ModelConfig) -> EngineTokenizer:
         """The tokenizer of the served model."""
         return cls(cached_tokenizer_from_config(model_config))
 

@@ -83,4 +83,4 @@ def _parser(default_model: str) -> Any:
                 ) from error
             return flags if "--model" in flags else [*flags, "--model", default_model]
 
-    return Parser(prog="forkjoin")
+    return Parser(prog="forkjoin")  # type: ignore[no-untyped-call]

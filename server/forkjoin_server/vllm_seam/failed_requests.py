@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from forkjoin_server.vllm_seam.patching import put_in_place
@@ -103,7 +103,7 @@ def _end_streams_of_messages() -> None:
     put_in_place(AnthropicServingMessages, message_stream_converter)
 
 
-async def _until_error(chunks: AsyncIterator[str], errors: list[str]) -> AsyncIterator[str]:
+async def _until_error(chunks: AsyncIterator[str], errors: list[str]) -> AsyncGenerator[str, None]:
     """The ``chunks`` of a chat's stream before its error, whose message is put into ``errors``."""
     async for chunk in chunks:
         if chunk.startswith('data: {"error"'):
