@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from openai import BadRequestError
 
@@ -101,6 +103,45 @@ def test_no_more_agents_run_at_a_time_than_the_request_says(client, whole):
     stream = client.beta.responses.create(**ASK, **one, stream=True)
     said = [e.agent.agent_name for e in stream if e.type == "response.reasoning_text.delta"]
     assert [name for n, name in enumerate(said) if said[n - 1 : n] != [name]] == NAMES
+
+
+VOTE = {"best_of": 8, "vote": r"total ends in (?P<result>\d)", "confidence": 1.0}
+
+
+@pytest.fixture(scope="module")
+def vote(client):
+    """The events of a vote in waves: a later thread starts only if the first ones disagree."""
+    asked = ASK | {"input": "a=17*23, b=4*5", "temperature": 0.5}
+    return list(client.beta.responses.create(**asked, **AGENTS, extra_body={"forkjoin": VOTE}, stream=True))
+
+
+def test_the_agents_of_a_vote_are_spawned_and_waited_for_also_those_that_it_does_without(vote):
+    final = vote[-1].response
+    names = [f"/root/{n}" for n in range(1, VOTE["best_of"] + 1)]
+    assert vote[-1].type == "response.completed"
+    assert {e.agent.agent_name for e in vote} == {"/root", *names}
+    calls = [item for item in final.output if item.type == "multi_agent_call"]
+    assert [call.action for call in calls] == ["spawn_agent"] * len(names) + ["wait_agent"]
+    assert [json.loads(call.arguments)["agent_name"] for call in calls[:-1]] == names
+    assert json.loads(calls[-1].arguments) == {"agent_names": names}
+
+    agents = {i.agent.agent_name: i for i in final.output if i.type == "reasoning"}
+    whole = [name for name in names if agents[name].status == "completed"]
+    assert len(whole) >= 4  # which decide a vote of eight: the first of them wins a tie
+    assert {i.status for i in agents.values()} == {"completed", "incomplete"}
+    said = {e.agent.agent_name for e in vote if e.type == "response.reasoning_text.delta"}
+    assert set(whole) <= said < set(names)
+    assert any(_transcript(final) in agents[name].content[0].text for name in whole)
+
+
+def test_the_sdk_knows_every_field_of_a_vote(vote, vllms):
+    assert {event.type for event in vote} == set(AGENT_EVENTS)
+    assert extras(vote[-1].response) <= vllms
+    for event in vote:
+        assert extras(event) <= vllms
+        item = getattr(getattr(event, "item", None), "type", "")
+        if event.agent.agent_name != "/root" or item.startswith("multi_agent_call"):
+            assert extras(EVENTS.validate_python(event.to_dict())) == set()
 
 
 def test_output_given_back_as_input_counts_as_the_transcript_alone(client, whole):

@@ -143,6 +143,22 @@ def test_an_answer_that_is_not_streamed_has_the_same_items(stream):
         assert extras(ITEMS.validate_python(item)) == set()
 
 
+@pytest.mark.parametrize("reason", ["length", "cut", "not_started", "pruned", "client_cancelled"])
+def test_an_agent_that_did_not_come_to_its_end_is_incomplete_as_the_sdk_knows_it(stream, reason):
+    stream.fork(FORKED, _tokens(0, "ab"), _ended(0), _ended(1, reason))
+    output = stream.end(MESSAGE)
+    whole, cut = (i for i in output if i["type"] == "reasoning")
+    assert [(i["agent"]["agent_name"], i["status"]) for i in (whole, cut)] == [
+        ("/root/1", "completed"),
+        ("/root/2", "incomplete"),
+    ]
+    assert [part["text"] for part in output[-2]["output"]] == ["ab", ""]
+    for item in output:
+        assert extras(ITEMS.validate_python(item)) == set()
+    for event in stream.sent:
+        assert "response" in event or extras(EVENTS.validate_python(event)) == set()
+
+
 def test_a_nested_fork_stands_within_its_own_in_an_answer_that_is_not_streamed():
     log = ThreadLog("k")
     for event in [FORKED, LATER, _ended(2), _ended(0), _ended(1)]:
