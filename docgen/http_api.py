@@ -102,6 +102,7 @@ thread, `/root/2/1` the first thread of that one.
 | --- | --- |
 | a fork | for each thread a `multi_agent_call` with the action `spawn_agent`, and its `multi_agent_call_output` |
 | a thread writes | a `reasoning` item |
+| a thread ends before its time | its `reasoning` item has the status `incomplete`: it was cut, pruned or cancelled, or never started |
 | a join | a `multi_agent_call` with the action `wait_agent`; its `multi_agent_call_output` has the threads' texts |
 
 The text of the answer stays the transcript. The SDKs' classes know all of these fields. With
@@ -243,6 +244,8 @@ def _type(field: Json) -> str:
         return ", ".join(f"`{json.dumps(v)}`" for v in field.get("enum", [field.get("const")]))
     kind = field.get("type", "any")
     if kind == "array":
+        if "enum" in field.get("items", {}):
+            return f"list of {_type(field['items'])}"
         return f"{_range(field, 'minItems', 'maxItems')} {_type(field.get('items', {}))}s".strip()
     if kind == "string":
         return f"string{', not empty' if field.get('minLength') else ''}"

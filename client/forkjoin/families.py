@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 PATH = "/v1/forkjoin/families"
 
@@ -23,6 +23,8 @@ class Family(BaseModel):
     request_id: str | None
     age_s: float
     state: str
+    #: Itself or its threads, the most frequent first; what a ``ThreadWaits`` says of a thread.
+    waits_for: list[str] = Field(default_factory=list)
     threads: Threads
     total_tokens: int
     critical_path_tokens: int
@@ -55,12 +57,23 @@ class Families(BaseModel):
 
     engines: list[Engine]
 
+    def named(self, name: str) -> Family | None:
+        """The family of the chat completion that was asked for with ``name`` as its ``request_id``."""
+        # vLLM says before a request's id what it is of, our server appends a key
+        start = f"chatcmpl-{name}-"
+        families = (family for engine in self.engines for family in engine.families)
+        return next(
+            (f for f in families if f.request_id is not None and f.request_id.startswith(start)), None
+        )
 
-def waits_for(family: Family, engine: Engine) -> str:
-    """What a family waits for, itself or its threads; empty if for nothing."""
-    if family.state == "waiting":
-        if family.kv_blocks or family.total_tokens:  # it has begun: others have taken its blocks or its slot
-            return "room, to go on"
-        return "room" if engine.waiting.for_room else "its turn"
-    num = family.threads.waiting
-    return f"the turn of {num} thread{'s' if num > 1 else ''}" if num else ""
+
+#: What stands for each wait that a server tells of.
+_WAITS = {"wave": "its wave", "turn": "its turn", "room": "room", "grammar": "its grammar"}
+
+
+def waits_for(family: Family) -> str:
+    """What a family waits for, itself or its threads, in words; empty if for nothing."""
+    waits = ", ".join(_WAITS.get(wait, wait) for wait in family.waits_for)
+    if family.state == "waiting" or not waits:
+        return waits
+    return f"{waits}: {family.threads.waiting} thread{'s' if family.threads.waiting != 1 else ''}"

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.waits import Wait
 
 
 class _Fields(BaseModel):
@@ -81,6 +82,11 @@ class ForkJoinFamily(_Fields):
     age_s: float = Field(description="Seconds since the request arrived.")
     state: Literal["waiting", "prefill", "decoding", "forked", "joining"] = Field(
         description="What the family does."
+    )
+    waits_for: list[Wait] = Field(
+        description="What it waits for, itself or its threads, the most frequent first. Empty: for nothing. "
+        "`turn`: others start or run before it. `room`: it is the next, and there is no slot, or too few KV "
+        "blocks are free for what it is expected to need. `wave` and `grammar`: as of a thread."
     )
     threads: ForkJoinThreadStates = Field(description="Its threads, by what they do.")
     total_tokens: int = Field(description="Tokens that it has generated.")

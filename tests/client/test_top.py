@@ -11,7 +11,7 @@ from rich.console import Console
 
 from forkjoin import Client, NotConnected
 from forkjoin import load as load_module
-from forkjoin.families import PATH, Families, waits_for
+from forkjoin.families import PATH, Families, Family, waits_for
 from forkjoin.load import Look, load
 from forkjoin.terminal import commands, families_table, top
 from scripts.metrics_page import VLLMS, ours
@@ -134,16 +134,17 @@ def test_in_a_terminal_it_shows_the_load_and_goes_on_while_the_server_is_gone(mo
     assert said.index("expected an answer of http://s, got ReadTimeout") < said.rindex("forks/s")
 
 
-def family(name, state="forked", *, waiting=0, tokens=0, blocks=(0, None, None), **more):
+def family(name, state="forked", *, waits_for=(), waiting=0, tokens=0, blocks=(0, None, None), **more):
     threads = {"running": 0, "waiting": waiting, "parked": 0, "ended": 0}
     now, most, expected = blocks
     counts = {"total_tokens": tokens, "critical_path_tokens": tokens}
     counts |= {"kv_blocks": now, "peak_kv_blocks": most, "expected_kv_blocks": expected}
-    return {"request_id": name, "age_s": 3.21, "state": state, "threads": threads | more, **counts}
+    about = {"request_id": name, "age_s": 3.21, "state": state, "waits_for": waits_for}
+    return about | {"threads": threads | more, **counts}
 
 
-def engine(*families, for_room=0, left_out=0):
-    waiting = {"requests": 1, "threads": 1, "for_room": for_room}
+def engine(*families, left_out=0):
+    waiting = {"requests": 1, "threads": 1, "for_room": 0}
     num = len(families) + left_out
     return {
         "engine": 0,
@@ -162,10 +163,10 @@ def shown(engines, most=30):
 
 
 def test_each_family_has_its_threads_its_blocks_and_what_it_waits_for():
-    forked = family("chat-1", waiting=2, running=1, tokens=1234, blocks=(7, 9, 12.3))
+    forked = family("chat-1", waits_for=["turn"], waiting=2, running=1, tokens=1234, blocks=(7, 9, 12.3))
     _, first, other, more = shown([engine(forked, family(None, "decoding"), left_out=3)])
     assert first == [
-        "chat-1", "3.2 s", "forked", "1 running, 2 waiting", "the turn of 2 threads", "1,234", "7, 9, 12",
+        "chat-1", "3.2 s", "forked", "1 running, 2 waiting", "its turn: 2 threads", "1,234", "7, 9, 12",
     ]  # fmt: skip
     assert other == ["another key's", "3.2 s", "decoding", "–", "0", "0, –, –"]
     assert more == ["… 3 more"]
@@ -177,18 +178,26 @@ def test_more_families_than_fit_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("row", "for_room", "expected"),
+    ("row", "expected"),
     [
-        (family("a", "waiting"), 0, "its turn"),
-        (family("a", "waiting"), 2, "room"),
-        (family("a", "waiting", tokens=5), 2, "room, to go on"),
-        (family("a", waiting=1), 0, "the turn of 1 thread"),
-        (family("a", "decoding"), 2, ""),
+        (family("a", "waiting", waits_for=["turn"]), "its turn"),
+        (family("a", "waiting", waits_for=["room"], tokens=5), "room"),
+        (family("a", waits_for=["room"], waiting=1), "room: 1 thread"),
+        (family("a", waits_for=["wave", "turn"], waiting=5), "its wave, its turn: 5 threads"),
+        (family("a", waits_for=["what is new"], waiting=1), "what is new: 1 thread"),
+        (family("a", "decoding"), ""),
     ],
 )
-def test_a_family_waits_for_its_turn_or_for_room(row, for_room, expected):
-    (seen,) = Families.model_validate({"engines": [engine(row, for_room=for_room)]}).engines
-    assert waits_for(seen.families[0], seen) == expected
+def test_a_family_waits_for_what_the_server_says(row, expected):
+    assert waits_for(Family.model_validate(row)) == expected
+
+
+def test_a_request_is_found_by_the_name_that_it_was_given():
+    seen = Families.model_validate(
+        {"engines": [engine(family(None)), engine(family("chatcmpl-ab-fj1"), family("chatcmpl-a-fj2"))]}
+    )
+    assert seen.named("a").request_id == "chatcmpl-a-fj2"
+    assert seen.named("b") is None
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,33 @@ def test_threads_are_counted_by_their_state():
     assert max(threads["running"] for threads in seen) == 2
 
 
+def waits(fed, name):
+    """What the family ``name`` is shown to wait for in each step, without repetition."""
+    seen = []
+    while fed.scheduler.requests:
+        row = shown(fed).get(name)
+        if row is not None and [row["waits_for"]] != seen[-1:]:
+            seen.append(row["waits_for"])
+        fed.step()
+    return seen
+
+
+def test_a_request_waits_for_its_turn_then_for_room_then_for_nothing():
+    fed = Scripted(max_num_seqs=1)
+    for name in ("r0", "r1", "r2"):
+        fed.add(name, 6)
+    assert waits(fed, "r2") == [["turn"], ["room"], []]
+
+
+def test_a_family_waits_for_what_its_threads_wait_for():
+    fed = Scripted(max_num_seqs=2)
+    fed.add("r0", 4, fork(fed, 30, 40, 20), 12)
+    seen = waits(fed, "r0")
+    assert seen[0] == ["room"]  # it has arrived
+    assert ["room"] in seen[2:]
+    assert seen[-1] == []
+
+
 def test_its_blocks_are_those_that_return_to_the_pool_with_it_and_its_peak_is_the_most_of_them():
     fed = Scripted()
     fed.add("r0", 2, fork(fed, 60, 60), 4)

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from forkjoin.families import Families
+from forkjoin.families import Families, waits_for
 from tests.server.cancelling import ENDLESS, streaming
 from training.task import check, make_worksheet
 
@@ -211,16 +211,19 @@ def test_the_shipped_weights_fork_and_answer_right_through_the_server(client):
 
 
 def test_an_operator_sees_the_families_that_run_and_nothing_of_their_text(server):
-    with streaming(server, ENDLESS | {"request_id": "held-open"}) as told:
+    one_runs = {"forkjoin": ENDLESS["forkjoin"] | {"max_threads_running": 1}}
+    with streaming(server, ENDLESS | one_runs | {"request_id": "held-open"}) as told:
         told.read_until(lambda: len(told.threads) == 3)
         seen = httpx.get(f"{server}/v1/forkjoin/families", timeout=60)
     (engine,) = seen.json()["engines"]
     (family,) = (f for f in engine["families"] if f["request_id"].startswith("chatcmpl-held-open-"))
     assert family["state"] == "forked"
-    assert sum(family["threads"].values()) == 3
+    assert family["threads"] == {"running": 1, "waiting": 2, "parked": 0, "ended": 0}
+    assert family["waits_for"] == ["turn"]
     assert 0 < family["kv_blocks"] <= family["peak_kv_blocks"] < engine["kv_blocks"]["total"]
     assert family["expected_kv_blocks"] > 0
     assert "a=1+1" not in seen.text
     (read,) = Families.model_validate(seen.json()).engines  # as `forkjoin top` reads it
     (same,) = (f for f in read.families if f.request_id == family["request_id"])
+    assert waits_for(same) == "its turn: 2 threads"
     assert (same.state, same.threads.model_dump()) == ("forked", family["threads"])

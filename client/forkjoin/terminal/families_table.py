@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from forkjoin.families import Engine, Families, Family, waits_for
+from forkjoin.families import Families, Family, waits_for
 from forkjoin.terminal.printable import one_line
 
 _COLOURS = {"waiting": "yellow", "forked": "cyan", "joining": "magenta"}
@@ -20,15 +20,15 @@ def table(seen: Families, most: int) -> Table:
         grid.add_column(name, no_wrap=True)
     grid.add_column("tokens", justify="right", no_wrap=True)
     grid.add_column("KV blocks: now, most, expected", no_wrap=True)
-    rows = [(engine, family) for engine in seen.engines for family in engine.families]
-    for engine, family in rows[:most]:
-        grid.add_row(*_cells(engine, family))
+    rows = [family for engine in seen.engines for family in engine.families]
+    for family in rows[:most]:
+        grid.add_row(*_cells(family))
     if left_out := sum(engine.num_families for engine in seen.engines) - len(rows[:most]):
         grid.add_row(Text(f"… {left_out} more", "dim"))
     return grid
 
 
-def _cells(engine: Engine, family: Family) -> list[Text]:
+def _cells(family: Family) -> list[Text]:
     name = "another key's" if family.request_id is None else one_line(family.request_id)
     blocks = [family.kv_blocks, family.peak_kv_blocks, family.expected_kv_blocks]
     state = one_line(family.state)
@@ -37,7 +37,7 @@ def _cells(engine: Engine, family: Family) -> list[Text]:
         Text(_age(family.age_s), "dim"),
         Text(state, _COLOURS.get(state, "green")),
         Text(_threads(family)),
-        Text(waits_for(family, engine), "yellow"),
+        Text(one_line(waits_for(family)), "yellow"),
         Text(f"{family.total_tokens:,}"),
         Text(", ".join("–" if num is None else f"{num:,.0f}" for num in blocks)),
     ]

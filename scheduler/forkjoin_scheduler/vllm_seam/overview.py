@@ -19,6 +19,7 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.pacing import Pacing
 from forkjoin_scheduler.vllm_seam.sharing import tenant_of
 from forkjoin_scheduler.vllm_seam.waiting import wait_of
+from forkjoin_scheduler.waits import Wait
 
 #: Families that are shown at most.
 MAX_FAMILIES = 100
@@ -36,11 +37,12 @@ class Overview(Pacing):
         """The families, those that have begun first, each group in the order of arrival."""
         begun, end = self._begun(), time.thread_time() + MAX_S
         num_families, rows = len(begun) + len(self.waiting), []
-        for root in islice(chain(begun, self.waiting), MAX_FAMILIES):
+        next_to_start = self.waiting.peek_request() if self.waiting else None
+        for i, root in enumerate(islice(chain(begun, self.waiting), MAX_FAMILIES)):
             if time.thread_time() > end:
                 break
             try:
-                rows.append(self._row(root))
+                rows.append(self._row(root, is_behind=i >= len(begun) and root is not next_to_start))
             except Exception as error:  # it costs its row: a family does not end because it can't be shown
                 self._contain("overview", error, None)
         manager, admission = self.kv_cache_manager, self._admission
@@ -71,17 +73,21 @@ class Overview(Pacing):
                 roots[request.request_id] = request
         return sorted(roots.values(), key=lambda request: request.arrival_time)
 
-    def _row(self, root: Request) -> Row:
+    def _row(self, root: Request, *, is_behind: bool) -> Row:
+        """``is_behind``: another request is to start before it."""
         live, admitted = self._live.get(root.request_id), self._admitted.get(root.request_id)
         total, _, critical = self._written(root)
         blocks = self._holds(root)[0] if admitted is None else self._come_to(admitted).blocks
-        threads = [] if live is None else live.family.threads
-        states = Counter(map(self._thread_state, threads))
+        states, waits = self._thread_states([] if live is None else live.family.threads)
+        state = self._family_state(root, live)
+        if state == "waiting":
+            waits[_wait_of_root(root, is_behind=is_behind)] += 1
         return {
             "request_id": root.request_id,
             "tenant": tenant_of(root)[0],
             "age_s": round(max(time.time() - root.arrival_time, 0), 3),
-            "state": self._family_state(root, live),
+            "state": state,
+            "waits_for": [wait for wait, _ in waits.most_common()],
             "threads": {state: states[state] for state in _THREAD_STATES},
             "total_tokens": total,
             "critical_path_tokens": critical,
@@ -102,9 +108,24 @@ class Overview(Pacing):
             return "waiting"
         return "decoding" if is_prefilled else "prefill"
 
-    def _thread_state(self, thread: Branch) -> str:
-        if thread.end is not None or not thread.is_live:
-            return "ended"
-        if thread.state is BranchState.PARKED:
-            return "parked"
-        return "running" if wait_of(self, thread) is None else "waiting"
+    def _thread_states(self, threads: list[Branch]) -> tuple[Counter[str], Counter[Wait]]:
+        """How many of ``threads`` are in each state, and what those wait for that wait."""
+        states, waits = Counter[str](), Counter[Wait]()
+        for thread in threads:
+            if thread.end is not None or not thread.is_live:
+                states["ended"] += 1
+            elif thread.state is BranchState.PARKED:
+                states["parked"] += 1
+            elif (wait := wait_of(self, thread)) is None:
+                states["running"] += 1
+            else:
+                states["waiting"] += 1
+                waits[wait] += 1
+        return states, waits
+
+
+def _wait_of_root(root: Request, *, is_behind: bool) -> Wait:
+    """What a request waits for that does not run."""
+    if root.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+        return "grammar"
+    return "turn" if is_behind else "room"
