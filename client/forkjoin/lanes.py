@@ -44,7 +44,7 @@ class Split(Pause):
 
 
 class Wait(Pause):
-    """Where a thread does not run, and what it waits for."""
+    """Where a thread does not run, or the answer has not begun, and what it waits for."""
 
     waits_for: str
 
@@ -121,8 +121,13 @@ class Lanes:
             yield lane
             left += reversed([thread for split in lane.splits for thread in split.threads])
 
+    def wait(self, waits_for: str) -> None:
+        """The answer has not begun: from its start on it ``waits_for`` this, as far as is known now."""
+        self.answer.waits = [Wait(start=self.answer.start, waits_for=waits_for)]
+
     def take(self, event: Event, at: float) -> None:
         """Bring the lanes up to ``event``, which came ``at`` a time."""
+        _end(self.answer.waits, at)
         match event:
             case Forked(parent_id=parent_id, threads=threads):
                 parent = self._lanes[self._by_id[parent_id]]

@@ -3,7 +3,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { attribute } from "./attribution";
 import type { Trace } from "./trace";
-import { nameOf } from "./words";
+import { emptinessOf, nameOf } from "./words";
 
 interface Props {
   trace: Trace;
@@ -33,7 +33,7 @@ export function Answer({ trace, t, label, selected, onSelect }: Props) {
         sticks.current = scrollHeight - scrollTop - clientHeight < 40;
       }}
     >
-      {transcript === "" && <p class="empty">{trace.endedAt === null ? "Waiting for the first token…" : "No text."}</p>}
+      {transcript === "" && <p class="empty">{emptinessOf(trace, t)}</p>}
       {attribute(trace, transcript, t).map(({ lane, text }, i) =>
         lane.parent === null ? (
           <span key={i}>{tagged(text)}</span>

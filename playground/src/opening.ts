@@ -115,7 +115,7 @@ function eventInOrder(): Kind {
   const kinds: Record<Timed["type"], Kind> = {
     forked: fields({ parent: lane, threads: list(fields({ index, id: TEXT, title: TEXT }), 1) }),
     text: fields({ index: lane, text: TEXT, usage: optional(USAGE) }),
-    waits: fields({ index: thread, for: TEXT }),
+    waits: fields({ index: lane, for: TEXT }),
     ended: fields({ index: thread, reason: TEXT, tokens: orNull(COUNT) }),
     joined: fields({ parent: lane, threads: list(thread, 1) }),
     finished: fields({ reason: orNull(TEXT), usage: orNull(USAGE) }),

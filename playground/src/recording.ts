@@ -9,6 +9,7 @@ export const ROOT_LANE = -1;
 export type Timed = { t: number } & (
   | { type: "forked"; parent: number; threads: { index: number; id: string; title: string }[] }
   | { type: "text"; index: number; text: string; usage?: Usage }
+  /** Of the answer: it has not begun. */
   | { type: "waits"; index: number; for: Wait }
   | { type: "ended"; index: number; reason: string; tokens: number | null }
   | { type: "joined"; parent: number; threads: number[] }

@@ -1,7 +1,8 @@
 /** One request, running or over, and the trace of its answer. */
 
 import { ApiError, type ChatRequest, type ForkJoin, type Retry } from "vllm-forkjoin";
-import { type Recording, Recorder, type Stop, type Timed } from "./recording";
+import { freshName, watchBeginning } from "./beginning";
+import { type Recording, Recorder, ROOT_LANE, type Stop, type Timed } from "./recording";
 import type { Dialect } from "./served";
 import { Trace } from "./trace";
 
@@ -15,6 +16,8 @@ export class Run {
   /** Why the last of them was not cancelled; null: it was, or had ended by itself. */
   threadError: unknown = null;
   private readonly abort = new AbortController();
+  /** Aborted when the answer begins, or ends without a beginning. */
+  private readonly begun = new AbortController();
   /** `performance.now()` of the request. */
   private readonly sentAt: number;
   /** Who makes the answer; null where it was opened from a file. */
@@ -84,14 +87,19 @@ export class Run {
   private async read(api: ForkJoin): Promise<void> {
     const recorder = new Recorder();
     const asked = { ...this.recording.request.stream_options, continuous_usage_stats: true };
+    const name = freshName();
+    void watchBeginning(api, name, this.begun.signal, (wait) =>
+      this.take({ t: this.now, type: "waits", index: ROOT_LANE, for: wait }),
+    );
     try {
-      const request = { ...this.recording.request, stream_options: asked };
+      const request = { ...this.recording.request, request_id: name, stream_options: asked };
       const onRetry = (retry: Retry): void => {
         this.retry = { ...retry, until: performance.now() + retry.delayS * 1000 };
         this.onChange();
       };
       for await (const event of api.stream(request, { signal: this.abort.signal, onRetry })) {
         this.retry = null;
+        this.begun.abort();
         this.take(recorder.record(event, performance.now() - this.sentAt));
       }
     } catch (error) {
@@ -102,6 +110,7 @@ export class Run {
 
   private stop(how: Stop, message: string): void {
     this.retry = null;
+    this.begun.abort();
     if (this.isRunning) this.take({ t: this.now, type: "stopped", how, message });
   }
 

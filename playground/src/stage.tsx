@@ -10,7 +10,7 @@ import { noticesOf } from "./notices";
 import { forks } from "./recording";
 import type { Run } from "./run";
 import { Summary } from "./summary";
-import { seconds } from "./words";
+import { seconds, waitOf } from "./words";
 
 /** The moment that is shown: null is now, or the end. */
 interface View {
@@ -184,11 +184,13 @@ function Announcer({ runs }: { runs: Run[] }) {
   const said = useRef<string>("");
   const run = runs[0];
   if (run !== undefined) {
-    const { forks: all, threads, endedAt, stopped } = run.trace;
+    const { forks: all, threads, endedAt, stopped, root } = run.trace;
+    const why = root.waitsForAt(run.now);
     const last = all.at(-1);
     const numOver = threads.filter((lane) => lane.endedAt !== null).length;
     if (endedAt !== null) said.current = stopped === null ? "The answer is complete." : `The answer ended: ${stopped.message}.`;
-    else if (last === undefined) said.current = run.trace.firstAt === null ? "" : "The answer has begun.";
+    else if (!run.trace.hasBegun) said.current = why === null ? "" : `The answer ${waitOf(why)[0]}.`;
+    else if (last === undefined) said.current = "The answer has begun.";
     else if (last.joinedAt !== null) said.current = `${last.lanes.length} threads joined.`;
     else said.current = `Forked into ${last.lanes.length} threads, ${numOver} of ${threads.length} ended.`;
   }

@@ -245,6 +245,11 @@ export class Trace {
     return below(this.root);
   }
 
+  /** Whether anything of the answer has come. */
+  get hasBegun(): boolean {
+    return this.firstAt !== null || this.forks.length > 0;
+  }
+
   /** The thread that a vote has chosen: the answer is its text. */
   get chosen(): Lane | null {
     const index = this.usage?.forkjoin?.vote?.index;

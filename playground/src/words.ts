@@ -1,6 +1,6 @@
 /** Numbers and states as the page writes them. */
 
-import type { Lane } from "./trace";
+import type { Lane, Trace } from "./trace";
 
 export function seconds(ms: number): string {
   if (ms < 10_000) return `${(ms / 1000).toFixed(2)} s`;
@@ -44,13 +44,22 @@ export function endOf(reason: string | null): [string, string] {
 const WAITS: Record<string, [string, string]> = {
   wave: ["waits for its wave", "It starts if the threads before it do not decide the vote."],
   turn: ["waits for its turn", "Others run first: the server's policy, its slots or max_threads_running say so."],
-  room: ["waits for room", "No slot or no KV block is free."],
+  room: ["waits for room", "No slot is free, or too few KV blocks for what it needs."],
   grammar: ["waits for its grammar", "The grammar of its response_format is compiled."],
+  prompt: ["waits for its prompt", "Its prompt is computed."],
 };
 
-/** What a thread waits for: in a few words, and in a sentence. */
+/** What a thread, or an answer that has not begun, waits for: in a few words, and in a sentence. */
 export function waitOf(why: string): [string, string] {
   return WAITS[why] ?? [`waits for ${why}`, `The server says that it waits for ${why}.`];
+}
+
+/** What stands in the place of an answer that has no text at `t`. */
+export function emptinessOf(trace: Trace, t: number): string {
+  if (trace.endedAt !== null) return "No text.";
+  if (trace.hasBegun) return "Waiting for the first token…";
+  const why = trace.root.waitsForAt(t);
+  return `Waiting for the server, ${Math.floor(t / 1000)} s.${why === null ? "" : ` ${waitOf(why)[1]}`}`;
 }
 
 const STATES = { running: "running", waiting: "waiting", parked: "its threads run", ended: "ended" };

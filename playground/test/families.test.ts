@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { age, type Engine, expectationOf, type Family, parseFamilies, threadsOf } from "../src/operator/families";
+import { age, type Engine, expectationOf, type Family, parseFamilies, threadsOf, waitsOf } from "../src/operator/families";
 
 const family = (threads: Partial<Family["threads"]>): Family => ({
   request_id: "a",
   age_s: 1,
   state: "forked",
+  waits_for: [],
   threads: { running: 0, waiting: 0, parked: 0, ended: 0, ...threads },
   total_tokens: 1,
   critical_path_tokens: 1,
@@ -17,6 +18,11 @@ const family = (threads: Partial<Family["threads"]>): Family => ({
 test("threads are counted by the states that some are in", () => {
   assert.equal(threadsOf(family({ running: 2, ended: 1 })), "2 running, 1 ended");
   assert.equal(threadsOf(family({})), "–");
+});
+
+test("what a family waits for is named, or a dash stands there", () => {
+  assert.equal(waitsOf({ ...family({}), waits_for: ["wave", "turn"] }), "wave, turn");
+  assert.equal(waitsOf(family({})), "–");
 });
 
 test("what is expected is said as a sentence would", () => {

@@ -54,6 +54,12 @@ test("an answer whose threads were hidden, or counted over several answers, open
   assert.equal(trace.threads.length, 1);
 });
 
+test("an answer that waited before it began opens with that wait", () => {
+  const events = [{ t: 1, type: "waits", index: -1, for: "room" }, { t: 4, type: "finished", reason: null, usage: USAGE }];
+  const trace = Trace.of(parseRecordings(changed("events", events))[0] as Recording);
+  assert.equal(trace.root.waitsForAt(2), "room");
+});
+
 test("a file of another kind is refused with what was expected", () => {
   for (const [text, said] of [["no", "no JSON"], ["{}", "other JSON"], ["[]", "one recording"], ["[null]", "other JSON"]] as const) {
     assert.throws(() => parseRecordings(text), new RegExp(said));
@@ -83,7 +89,7 @@ const WRONG: [path: string, value: unknown, expected: string][] = [
   ["events.1.index", "length", "-1 or a thread"],
   ["events.1.text", 7, "a string"],
   ["events.2.usage.completion_tokens", "4", "an integer"],
-  ["events.3.index", 2, "a thread that was forked before"],
+  ["events.3.index", 2, "-1 or a thread that was forked before"],
   ["events.3.for", null, "a string"],
   ["events.4.index", -1, "a thread that was forked before"],
   ["events.4.reason", {}, "a string"],

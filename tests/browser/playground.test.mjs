@@ -331,6 +331,33 @@ test("an overloaded server is asked again when it says so", async () => {
   assert.equal((await labels(page)).length, 4);
 });
 
+test("an answer that has not begun says how long it waits, and for what", async () => {
+  const page = await open();
+  let begin;
+  const held = new Promise((resolve) => (begin = resolve));
+  let id;
+  await page.route(CHAT, async (route) => {
+    id = `chatcmpl-${route.request().postDataJSON().request_id}-fj`;
+    await held;
+    await route.continue();
+  });
+  await page.route("**/v1/forkjoin/families", (route) => {
+    const families = [{ request_id: id, state: "waiting", waits_for: ["room"] }];
+    return route.fulfill({ contentType: "application/json", body: JSON.stringify({ engines: [{ families }] }) });
+  });
+  await ask(page, { example: "Three products" });
+  await page.getByText(/^Waiting for the server, [1-9]\d* s\. No slot is free, or too few KV blocks/).waitFor();
+  assert.deepEqual(await labels(page), ["Answer, waits for room"]);
+  await page.locator(".lane .span.waiting .why", { hasText: "waits for room" }).waitFor();
+  begin();
+  await lanes(page).nth(3).waitFor();
+  await over(page);
+  assert.equal(await page.getByText("Waiting for the server").count(), 0);
+  const { recording } = await saved(page);
+  assert.equal("request_id" in recording.request, false);
+  assert.deepEqual(recording.events.filter((e) => e.type === "waits" && e.index === -1).map((e) => e.for), ["room"]);
+});
+
 test("a request that the server refuses is told in its words", async () => {
   const page = await open();
   await page.getByText("Sampling", { exact: true }).click();

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 
 import httpx
 import pytest
@@ -69,6 +71,76 @@ def test_an_answer_is_shown_as_lanes_then_as_text_then_in_numbers(talk):
     assert "┫" in said
     assert "well �[31mdone" in said
     assert "2 threads · 9 tokens in 6 steps · 1.50 tokens a step" in said
+
+
+WAITS = {
+    "engine": 0,
+    "waiting": {"requests": 1, "threads": 0, "for_room": 1},
+    "num_families": 1,
+    "num_left_out": 0,
+}
+
+
+def waiting(request, state, *waits):
+    """The families of a server in which only ``request`` waits."""
+    counts = {"total_tokens": 0, "critical_path_tokens": 0, "kv_blocks": 0}
+    row = {
+        "request_id": f"chatcmpl-{request['request_id']}-fj1",
+        "age_s": 1.0,
+        "state": state,
+        "waits_for": waits,
+        "threads": {},
+        "peak_kv_blocks": None,
+        "expected_kv_blocks": None,
+    }
+    return httpx.Response(200, json={"engines": [WAITS | {"families": [row | counts]}]})
+
+
+@pytest.mark.parametrize(
+    ("families", "told"),
+    [
+        (lambda asked: waiting(asked, "waiting", "room"), "s: it is the next to start, and waits for a slot"),
+        (lambda asked: waiting(asked, "waiting", "turn"), "s: other requests start before it"),
+        (lambda asked: waiting(asked, "prefill"), "s: its prompt is being computed"),
+        (lambda asked: waiting({"request_id": "another"}, "waiting", "room"), "waiting for the server, 0 s"),
+        (
+            lambda asked: httpx.Response(401, json={"error": {"message": "a key"}}),
+            "waiting for the server, 0 s",
+        ),
+    ],
+    ids=["room", "turn", "prefill", "not_listed", "closed"],
+)
+def test_before_its_first_token_an_answer_says_how_long_it_waits_and_why(server, monkeypatch, families, told):
+    """The server answers when its families have been asked for."""
+    monkeypatch.setattr(chat.beginning, "EVERY_S", 0.01)
+    has_asked, views = threading.Event(), []
+
+    def served(request):
+        if request.method == "GET":
+            has_asked.set()
+            return families(server.bodies[-1])
+        answer = server(request)
+        assert has_asked.wait(30)
+        while told not in show():
+            time.sleep(0.01)
+        return answer
+
+    def show():
+        out = io.StringIO()
+        Console(file=out, width=150, color_system=None).print(views[-1])
+        return out.getvalue()
+
+    class Seen(chat.View):
+        def __init__(self, console):
+            super().__init__(console)
+            views.append(self)
+
+    monkeypatch.setattr(chat, "View", Seen)
+    client = Client("http://s", http=httpx.Client(transport=httpx.MockTransport(served)))
+    Chat(client, Console(file=io.StringIO(), width=100), {}).ask("hello")
+    assert "waiting for the server" not in show()
+    (wait,) = views[-1].lanes.answer.waits
+    assert wait.end is not None
 
 
 def test_the_next_question_goes_on_from_the_answer_and_new_forgets_it(talk, server):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -24,8 +25,9 @@ from forkjoin.lanes import Lanes
 from forkjoin.options import ForkJoin
 from forkjoin.saved import as_completion
 from forkjoin.summary import summary
+from forkjoin.terminal import beginning
 from forkjoin.terminal.lanes_view import colour, table
-from forkjoin.terminal.printable import printable
+from forkjoin.terminal.printable import one_line, printable
 
 HELP = """/sequential   ask the last question again without threads, and compare
 /save FILE    save the last answer: forkjoin trace FILE draws it
@@ -45,20 +47,30 @@ class View:
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self.lanes = Lanes()
+        #: The first event has come, or none will.
+        self.has_begun = threading.Event()
 
     @property
     def now_s(self) -> float:
         """Seconds since the answer was asked for."""
         return time.monotonic() - self._began
 
+    def wait(self, waits_for: str) -> None:
+        """Show what the answer waits for, unless it has begun."""
+        with self._lock:
+            if not self.has_begun.is_set():
+                self.lanes.wait(waits_for)
+
     def take(self, event: Any) -> None:
         """Show ``event``."""
         with self._lock:
+            self.has_begun.set()
             self.lanes.take(event, self.now_s)
 
     def stop(self) -> None:
         """Nothing more comes."""
         with self._lock:
+            self.has_begun.set()
             if self.lanes.answer.end is None:
                 self.lanes.stop(self.now_s)
 
@@ -69,7 +81,15 @@ class View:
                 return Group(table(self.lanes, answer.end, width=size.width))
             most = max(1, size.height - _TAIL - 3)
             lanes = table(self.lanes, self.now_s, width=size.width, most=most)
+            if answer.waits_for is not None:
+                return Group(lanes, _waits(answer.waits_for, self.now_s))
             return Group(lanes, *_written(self.lanes, size.width))
+
+
+def _waits(wait: str, seconds: float) -> Text:
+    """That the answer has not begun, and why."""
+    why = beginning.why(wait)
+    return Text(one_line(f"waiting for the server, {seconds:.0f} s{f': {why}' if why else ''}"), "yellow")
 
 
 def _written(lanes: Lanes, width: int) -> list[Text]:
@@ -139,8 +159,10 @@ class Chat:
         view = View(self._console)
         options: ForkJoin = {**self._body.get("forkjoin", {}), **(forkjoin or {})}
         more = {key: value for key, value in self._body.items() if key != "forkjoin"}
+        more["request_id"] = name = uuid4().hex
         with Live(view, console=self._console, refresh_per_second=12):
             try:
+                beginning.watch(self._client, name, view.has_begun, view.wait)
                 with self._client.stream(messages, forkjoin=options, **more) as events:
                     for event in events:
                         view.take(event)

@@ -1,6 +1,7 @@
 /** The families of one engine: their threads, and the KV blocks of each against those that admission expected. */
 
-import { age, type Engine, expectationOf, type Family, threadsOf } from "./families";
+import { waitOf } from "../words";
+import { age, type Engine, expectationOf, type Family, threadsOf, waitsOf } from "./families";
 
 const whole = (n: number): string => Math.round(n).toLocaleString("en");
 
@@ -28,6 +29,7 @@ export function EngineFamilies({ engine, isOnlyOne }: { engine: Engine; isOnlyOn
               <th scope="col">Age</th>
               <th scope="col">State</th>
               <th scope="col">Threads</th>
+              <th scope="col">Waits for</th>
               <th scope="col">Tokens</th>
               <th scope="col">KV blocks: now, most, expected</th>
             </tr>
@@ -63,6 +65,7 @@ function Row({ family, largest }: { family: Family; largest: number }) {
       <td>{age(family.age_s)}</td>
       <td class={`state ${family.state}`}>{family.state}</td>
       <td>{threadsOf(family)}</td>
+      <td title={family.waits_for.map((why) => waitOf(why)[1]).join(" ")}>{waitsOf(family)}</td>
       <td title={`${whole(family.critical_path_tokens)} on the critical path`}>
         {whole(family.total_tokens)}
         {gain > 1.005 && ` (${gain.toFixed(2)}×)`}

@@ -7,6 +7,8 @@ export interface Family {
   request_id: string | null;
   age_s: number;
   state: State;
+  /** Itself or its threads, the most frequent first. */
+  waits_for: string[];
   threads: Record<"running" | "waiting" | "parked" | "ended", number>;
   total_tokens: number;
   critical_path_tokens: number;
@@ -34,6 +36,11 @@ export function parseFamilies(text: string): Engine[] {
 export function threadsOf({ threads }: Family): string {
   const some = Object.entries(threads).filter(([, num]) => num > 0);
   return some.map(([state, num]) => `${num} ${state}`).join(", ") || "–";
+}
+
+/** What it waits for, itself or its threads: "wave, turn". */
+export function waitsOf({ waits_for }: Family): string {
+  return waits_for.join(", ") || "–";
 }
 
 /** What admission expects of the next request. */
