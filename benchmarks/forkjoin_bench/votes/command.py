@@ -21,8 +21,8 @@ from forkjoin_bench.votes.questions import SUBJECTS
 from forkjoin_scheduler.errors import UsageError
 
 COLUMNS = (
-    "way", "tokens", "of all", "steps", "s", "of all", "cut", "not started", "pruned", "same thread and text",
-    "same result",
+    "way", "tokens", "of all", "steps", "CPU s", "of all", "cut", "not started", "pruned",
+    "same thread and text", "same result",
 )  # fmt: skip
 
 
@@ -154,9 +154,7 @@ def rows(found: dict[str, list[Voted]]) -> list[list[object]]:
     whole = found["all"]
     made: list[list[object]] = []
     for way, votes in found.items():
-        tokens, seconds = (
-            statistics.fmean(getattr(v, name) for v in votes) for name in ("tokens", "seconds")
-        )
+        tokens, seconds = (statistics.fmean(getattr(v, name) for v in votes) for name in ("tokens", "cpu_s"))
         left_out = sum((Counter(v.left_out) for v in votes), Counter())
         same_result = sum(a.result == b.result for a, b in zip(whole, votes, strict=True))
         made.append(
@@ -166,7 +164,7 @@ def rows(found: dict[str, list[Voted]]) -> list[list[object]]:
                 f"{tokens / statistics.fmean(v.tokens for v in whole):.2f}",
                 f"{statistics.fmean(v.steps for v in votes):.0f}",
                 f"{seconds:.2f}",
-                f"{seconds / statistics.fmean(v.seconds for v in whole):.2f}",
+                f"{seconds / statistics.fmean(v.cpu_s for v in whole):.2f}",
                 *(f"{left_out[reason] / len(votes):.1f}" for reason in ("cut", "not_started", "pruned")),
                 f"{num_same(whole, votes)}/{len(votes)}",
                 f"{same_result}/{len(votes)}",

@@ -18,7 +18,7 @@ class Subject:
 
 
 def _product(chance: random.Random) -> str:
-    return f"a={chance.randint(100, 999)}*{chance.randint(10, 99)}"
+    return f"a={chance.randint(100, 999)}*{chance.randint(100, 999)}"
 
 
 def _story(chance: random.Random) -> str:
