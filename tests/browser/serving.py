@@ -8,6 +8,7 @@ A prompt that is one word gets the answer of that name, token by token; any othe
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -84,7 +85,8 @@ def playground_server(folder: Path) -> Iterator[str]:
     # A model of this size writes spaces for ever where a grammar lets it.
     flags += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     flags += ["--api-key", KEY, "--open-routes", "/health,/ready,/metrics,/playground"]
-    env = {SCRIPT_VARIABLE: str(script), "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {SCRIPT_VARIABLE: str(script), "PYTHONPATH": paths}
     with start_server(folder / "log", *flags, env=env) as (address, _):
         yield address
 
