@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from forkjoin_scheduler.vllm_seam.shutdown_lines import STEPS
 from tests.server.conftest import start_server, starting_server
 from tests.server.reading import metrics
 from tests.server.turnstile import Turnstile
@@ -68,6 +69,7 @@ def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
     log = (tmp_path / "log").read_text()
     assert log.count("drained: all requests in flight were answered") == 1
     assert not re.search("Traceback|ERROR|CRITICAL|nanobind", log)
+    assert not [line for line in log.splitlines() if "INFO" in line and any(s in line for s in STEPS)]
 
 
 async def _drained_while_asked(

@@ -15,7 +15,7 @@ import torch
 
 
 def register() -> None:
-    """Put our classes in the place of vLLM's, keep secrets out of its logs, and ask for AMX.
+    """Put our classes in the place of vLLM's, keep secrets and noise out of its logs, and ask for AMX.
 
     A process of the engine ends with the threads that it can't do without.
     """
@@ -27,12 +27,14 @@ def register() -> None:
     from forkjoin_scheduler.vllm_seam.engine_calls import answer_front_ends
     from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
     from forkjoin_scheduler.vllm_seam.seeded import keep_seeds_of_partial_prompts
+    from forkjoin_scheduler.vllm_seam.shutdown_lines import leave_out_shutdown_steps
     from forkjoin_scheduler.vllm_seam.token_texts import decode_alternatives_once
     from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
     setattr(async_llm, "RequestOutputCollector", PieceCollector)  # noqa: B010
     hide_in_logs()
+    leave_out_shutdown_steps()
     end_with_vital_threads()
     keep_seeds_of_partial_prompts()
     spread_temperatures_over_drafts()
