@@ -6,7 +6,7 @@ ForkJoinError
 ├── UnsupportedEngine    an engine option can't be combined with fork/join        (operator, at start)
 ├── BadRequestOptions    the request's ``forkjoin`` field is wrong                (client, 400)
 ├── Overloaded           more waits, or is a key's, than may                      (client, 429; anyone, 503)
-├── NoGrammar            a thread's grammar could not be compiled                 (ends its request)
+├── NoGrammar            a thread's grammar does not compile, or has no next token (ends its request)
 ├── IllegalTransition    our own bookkeeping was asked for the impossible         (a bug: ends its request)
 └── TornState            an error left the scheduler's accounts in disorder       (a bug: ends the engine)
 """
@@ -17,7 +17,8 @@ from typing import Literal
 
 #: The limits that a request is refused at: of all that waits, of what is an API key's.
 Limit = Literal[
-    "queued_families", "queued_threads", "queued_tokens", "queued_bodies", "key_families", "key_tokens"
+    "queued_families", "queued_threads", "queued_tokens", "queued_bodies", "queued_grammars",
+    "key_families", "key_tokens",
 ]  # fmt: skip
 
 #: The places in fork/join code where an error of ours is contained: in an engine core.
@@ -75,7 +76,10 @@ class IllegalTransition(ForkJoinError):
 
 
 class NoGrammar(ForkJoinError):
-    """The grammar of a thread could not be compiled; the log says why. Its family ends with an error."""
+    """A thread's grammar can't be compiled, or allows no next token; vLLM's log says which.
+
+    It is its client's, and no error of ours: its family ends as a plain request does.
+    """
 
 
 class TornState(ForkJoinError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from contextvars import ContextVar
 
-from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Backlog, Visit
 
 #: The visit that is being served; none where vLLM is used as a library.
@@ -21,7 +21,7 @@ BACKLOG = Backlog()
 TENANT = "forkjoin_tenant"
 
 
-def refuse(error: BadRequestOptions) -> None:
+def refuse(error: BadRequestOptions | Overloaded) -> None:
     """Answer the request that is being served with ``error``, unless the engine has some of it already.
 
     For what is found wrong so late that vLLM has begun a stream.

@@ -66,6 +66,9 @@ def _try(compilers: list[Any], job: dict[str, Any], writer: int) -> None:
             began = time.process_time()
             compiled = getattr(compiler, f"compile_{job['kind']}")(job["grammar"], **job["options"])
             sizes[n] = compiled.memory_size_bytes
+            if n == 0 and not _begins(compiled):
+                error = "no text obeys it"
+                break
     except MemoryError:
         os._exit(1)
     except Exception as raised:  # of whatever kind the library raises of a client's grammar
@@ -73,6 +76,15 @@ def _try(compilers: list[Any], job: dict[str, Any], writer: int) -> None:
     cpu_s = time.process_time() - began
     os.write(writer, json.dumps({"error": error, "num_bytes": sizes[1] - sizes[0], "cpu_s": cpu_s}).encode())
     os._exit(0)
+
+
+def _begins(compiled: Any) -> bool:
+    """Whether any byte, or the end of the text, may come first. ``compiled``: for the single bytes."""
+    import xgrammar
+
+    allowed = xgrammar.allocate_token_bitmask(1, NUM_SINGLE)
+    xgrammar.GrammarMatcher(compiled).fill_next_token_bitmask(allowed)
+    return bool(allowed.any())
 
 
 def _bytes_in_use() -> int:

@@ -9,16 +9,22 @@ long the engine takes for what is.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+import math
 import random
 import subprocess
 import sys
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+
+from forkjoin_scheduler.errors import Overloaded
+from forkjoin_scheduler.policy.fair_queue import FairQueue, Ticket
 
 LOG = logging.getLogger("vllm.forkjoin.server")
 #: Seconds of CPU that the grammars of a request may take on trial.
@@ -28,6 +34,8 @@ NUM_SAMPLED = 500
 #: Of memory that the grammars of a request are expected to take for the whole vocabulary.
 MAX_MIB = 512
 _MAX_KNOWN = 1000
+#: Seconds of CPU that the grammars of a tenant may be expected to take that wait, for one more to wait.
+MAX_WAITING_S = 10
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,23 @@ class Verdict:
     #: That it is expected to take in the engine.
     num_bytes: float
 
+    @property
+    def cost_s(self) -> float:
+        """What it took; what is ended takes up to twice the budget."""
+        return 2 * MAX_CPU_S if self.is_over else self.cpu_s
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A grammar that waits, and who waits for it."""
+
+    grammar: Grammar
+    digest: bytes
+    verdict: Future[Verdict]
+
 
 class Trials:
-    """Tries grammars one at a time, in the order in which they come, and remembers what came of them."""
+    """Tries grammars one at a time, in their tenants' turns, and remembers what came of them."""
 
     def __init__(self, vocabulary: Callable[[], Sequence[bytes]]) -> None:
         self._vocabulary = vocabulary
@@ -60,21 +82,64 @@ class Trials:
         self._process: subprocess.Popen[bytes] | None = None
         self._one = ThreadPoolExecutor(1, "grammar-trials")
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
+        #: Of the queue, which two threads read and write.
+        self._lock = threading.Lock()
+        self._waiting: FairQueue[Asked] = FairQueue()
+        self._num_waiting: defaultdict[str, int] = defaultdict(int)
+        #: By tenant: what one of its grammars costs, the latest counting most.
+        self._expected_s: defaultdict[str, float] = defaultdict(float)
+        self._numbers = itertools.count()
 
-    def of(self, grammar: Grammar) -> Future[Verdict]:
-        """What becomes of ``grammar``."""
+    def of(self, grammar: Grammar, tenant: str = "") -> Future[Verdict]:
+        """What becomes of ``grammar``. Raises Overloaded if too much of ``tenant`` waits for its trial."""
         digest = hashlib.sha256(repr(grammar).encode("utf-8", "surrogatepass")).digest()
         future: Future[Verdict] = Future()
         if (known := self._known.get(digest)) is not None:
             self._known.move_to_end(digest)
             future.set_result(known)
             return future
-        return self._one.submit(self._try, grammar, digest)
+        with self._lock:
+            self._check_room(tenant)
+            self._num_waiting[tenant] += 1
+            self._waiting.add(Ticket(0, next(self._numbers), tenant, Asked(grammar, digest, future)))
+        self._one.submit(self._try_next)
+        return future
 
     def close(self) -> None:
         """End the process, and try no more."""
         self._one.shutdown(cancel_futures=True)
+        for ticket in self._waiting:
+            ticket.item.verdict.cancel()
         self._end()
+
+    def _check_room(self, tenant: str) -> None:
+        waits_s = self._num_waiting[tenant] * self._expected_s[tenant]
+        if waits_s > MAX_WAITING_S:
+            raise Overloaded(
+                f"the grammar: expected at most {MAX_WAITING_S} s of CPU time for grammars of "
+                f"{'this API key' if tenant else 'clients'} that wait to be compiled on trial, got about "
+                f"{waits_s:.0f}: ask again later, or with a grammar that was compiled before",
+                reason="queued_grammars",
+                status=429 if tenant else 503,
+                retry_after_s=math.ceil(waits_s),
+            )
+
+    def _try_next(self) -> None:
+        """Try the grammar whose turn it is. Nobody waits any more for one whose client hung up."""
+        with self._lock:
+            ticket = self._waiting.first()
+            self._waiting.take(ticket, 0)
+            self._num_waiting[ticket.tenant] -= 1
+        asked = ticket.item
+        if not asked.verdict.set_running_or_notify_cancel():
+            return
+        verdict = self._known.get(asked.digest)  # of who asked for it at the same time
+        if verdict is None:
+            verdict = self._try(asked.grammar, asked.digest)
+            with self._lock:
+                self._waiting.charge(ticket.tenant, verdict.cost_s)
+                self._expected_s[ticket.tenant] += (verdict.cost_s - self._expected_s[ticket.tenant]) / 4
+        asked.verdict.set_result(verdict)
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -83,8 +148,6 @@ class Trials:
             process.communicate()
 
     def _try(self, grammar: Grammar, digest: bytes) -> Verdict:
-        if (known := self._known.get(digest)) is not None:  # two asked for it at once
-            return known
         job = {"kind": grammar.kind, "grammar": grammar.grammar, "options": dict(grammar.options)}
         try:
             process = self._running()

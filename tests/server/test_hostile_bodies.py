@@ -270,3 +270,32 @@ def test_a_short_grammar_that_takes_minutes_to_compile_is_refused_and_others_go_
     answer = httpx.post(f"{server}{CHAT}", json=bomb, timeout=300)
     assert answer.status_code == 400
     assert "takes longer" in _message(answer)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"response_format": _format({"$ref": "#"})},
+        {"structured_outputs": {"regex": r"[^\s\S]"}},
+        {"response_format": _format({"$ref": "#"}), "forkjoin": {"best_of": 2, "vote": "a"}},
+        {"forkjoin": {"branches": [{"text": "a=", "response_format": _format({"$ref": "#"})}]}},
+    ],
+    ids=["schema", "regex", "vote", "branch"],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_grammar_that_no_text_obeys_is_a_400(server, grammar, stream):
+    answer = httpx.post(f"{server}{CHAT}", json=ASK | {"stream": stream} | grammar, timeout=60)
+    assert answer.status_code == 400
+    assert "no text obeys it" in _message(answer)
+
+
+def test_a_grammar_that_leads_nowhere_ends_its_request_and_is_no_error_of_ours(server):
+    """It was one of fork/join code, with a traceback in the log: any client could raise an alarm."""
+    nowhere = {"type": "string", "pattern": r"a[^\s\S]"}
+    asked = {"forkjoin": {"branches": [{"text": "a=", "response_format": _format(nowhere)}, {"text": "b="}]}}
+    answer = httpx.post(f"{server}{CHAT}", json=ASK | {"max_tokens": 20} | asked, timeout=60)
+    assert answer.status_code == 500
+    assert "the server's log says why" in _message(answer)
+    counted = httpx.get(f"{server}/metrics", timeout=60).text.splitlines()
+    assert [line for line in counted if line.startswith("forkjoin:internal_errors_total") and line[-2:] != " 0"
+            and not line.endswith(" 0.0")] == []  # fmt: skip

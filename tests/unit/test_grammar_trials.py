@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.visits import VISIT
-from forkjoin_server.grammar_trials import NUM_SAMPLED, Grammar, Trials, block_reason, sample
+from forkjoin_server.grammar_trials import (
+    MAX_WAITING_S,
+    NUM_SAMPLED,
+    Grammar,
+    Trials,
+    Verdict,
+    block_reason,
+    sample,
+)
 from forkjoin_server.vllm_seam.grammar_library import (
     keep_to_one_library,
     refuse_what_it_does_not_take,
@@ -86,6 +96,88 @@ def test_a_grammar_that_is_known_is_not_tried_again(trials):
     first = trials.of(Grammar("regex", "known"))
     first.result(timeout=300)
     assert trials.of(Grammar("regex", "known")).done()
+
+
+@pytest.mark.parametrize(
+    ("kind", "grammar"),
+    [("grammar", "root ::= root"), ("regex", r"[^\s\S]"), ("json_schema", '{"$ref": "#"}')],
+)
+def test_a_grammar_that_no_text_obeys_is_refused(trials, kind, grammar):
+    """The engine took it, and then failed at each token."""
+    assert _try(trials, kind, grammar).error == "no text obeys it"
+    assert _try(trials, "grammar", 'root ::= ""').error == ""  # but the empty one obeys this
+
+
+class Played(Trials):
+    """Trials of grammars that say what they cost, and which are tried when the test lets them."""
+
+    def __init__(self):
+        super().__init__(list)
+        self.tried, self.may_go = [], threading.Event()
+
+    def _try(self, grammar, digest):
+        self.may_go.wait(60)
+        self.tried.append(grammar.grammar)
+        return Verdict("", is_over=False, cpu_s=float(grammar.kind), num_bytes=0)
+
+
+def _ask(trials, tenant, name, cpu_s=1.0):
+    return trials.of(Grammar(str(cpu_s), name), tenant)
+
+
+@pytest.fixture
+def played():
+    trials = Played()
+    yield trials
+    trials.may_go.set()
+    trials.close()
+
+
+def test_of_several_keys_next_is_the_one_that_used_the_least(played):
+    asked = [
+        _ask(played, tenant, name) for tenant, name in [("a", "a0"), *(("a", f"a{n}") for n in range(1, 5))]
+    ]
+    asked += [_ask(played, "b", "b0", 0.01), _ask(played, "b", "b1", 0.01), _ask(played, "c", "c0", 5.0)]
+    played.may_go.set()
+    for future in asked:
+        future.result(timeout=60)
+    assert played.tried[:4] in (["a0", "b0", "b1", "c0"], ["a0", "b0", "c0", "b1"])
+    assert played.tried[4:] == ["a1", "a2", "a3", "a4"]
+
+
+def test_a_grammar_that_nobody_waits_for_any_more_is_not_tried(played):
+    asked = [_ask(played, "", name) for name in ("first", "second", "third")]
+    assert asked[1].cancel()
+    played.may_go.set()
+    asked[2].result(timeout=60)
+    assert played.tried == ["first", "third"]
+
+
+@pytest.mark.parametrize(("tenant", "status"), [("", 503), ("a", 429)])
+def test_who_sends_costly_grammars_may_have_a_few_waiting_and_cheap_ones_many(played, tenant, status):
+    cheap = [_ask(played, tenant, f"cheap{n}", 0.001) for n in range(500)]
+    played.may_go.set()
+    cheap[-1].result(timeout=60)
+    for n in range(10):  # so this tenant's grammars are known to cost much
+        _ask(played, tenant, f"costly{n}", 4.0).result(timeout=60)
+    played.may_go.clear()
+    for n in range(3):
+        _ask(played, tenant, f"waits{n}", 4.0)
+    while played._num_waiting[tenant] > 2:  # until the first is being tried
+        time.sleep(0.01)
+    _ask(played, tenant, "waits3", 4.0)
+    with pytest.raises(Overloaded, match="to be compiled on trial, got about") as raised:
+        _ask(played, tenant, "refused", 4.0)
+    assert (raised.value.status, raised.value.reason) == (status, "queued_grammars")
+    assert MAX_WAITING_S < raised.value.retry_after_s < 2 * MAX_WAITING_S
+    assert not _ask(played, "another", "x").done()  # waits, and is not refused
+
+
+def test_a_known_grammar_waits_for_nobody(trials):
+    _try(trials, "regex", "known{2}")
+    others = [trials.of(Grammar("grammar", BOMB + f" [0-{n}]")) for n in range(3)]
+    assert trials.of(Grammar("regex", "known{2}")).done()
+    assert all(other.cancel() for other in others[1:])
 
 
 def test_where_the_process_is_killed_the_next_grammar_has_another():

@@ -49,7 +49,7 @@ class Ending(Ahead):
         assert thread.plan is not None
         if output.finish_reason is FinishReason.ERROR:
             raise NoGrammar(
-                f"{thread.request_id}: expected vLLM to compile the thread's grammar, it could not"
+                f"{thread.request_id}: expected a grammar that compiles and allows a next token, got another"
             )
         # Several threads end a step together: what is over the budget was never generated.
         token_ids = output.new_token_ids[: live.family.remaining]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.errors import EnginePlace, TornState
+from forkjoin_scheduler.errors import EnginePlace, NoGrammar, TornState
 from forkjoin_scheduler.events import Event, FamilyEnded, InternalError, ThreadEnded
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.vllm_seam import kv, queues, wire
@@ -60,8 +60,9 @@ class Fence(Core):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        #: Where each family failed that is not evicted yet, by the id of its request.
-        self._failed: dict[str, EnginePlace] = {}
+        #: Where each family failed that is not evicted yet, by the id of its request; None if that was no
+        #: error of ours.
+        self._failed: dict[str, EnginePlace | None] = {}
         self._obituaries: list[Obituary] = []
 
     if TYPE_CHECKING:  # of the layers above
@@ -125,7 +126,12 @@ class Fence(Core):
         if request_id is None:
             self._obituaries.append(Obituary("", 0, [InternalError(where=where)], ends=False))
             logger.error("an error in fork/join code (%s): going on without", where, exc_info=error)
-        elif request_id not in self._failed:
+        elif request_id in self._failed:
+            return
+        elif isinstance(error, NoGrammar):
+            self._failed[request_id] = None
+            logger.error("%s: ends this request, and no other", error)
+        else:
             self._failed[request_id] = where
             message = "%s: an error in fork/join code (%s) ends this request, and no other"
             extra = {"forkjoin": {"request_id": request_id}}
@@ -162,7 +168,8 @@ class Fence(Core):
         if live is not None:
             with contextlib.suppress(Exception):  # of a family that failed nothing is sure
                 events = _last_events(live)
-        told = [*events, InternalError(where=self._failed[request_id])]
+        where = self._failed[request_id]
+        told = events if where is None else [*events, InternalError(where=where)]
         if request is None:
             return Obituary(request_id, 0, told, ends=False)
         ends = request_id in self._live or not request.is_finished()

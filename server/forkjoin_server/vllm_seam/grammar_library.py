@@ -10,10 +10,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.settings import KEY
-from forkjoin_scheduler.visits import refuse
+from forkjoin_scheduler.visits import VISIT, refuse
 from forkjoin_server.grammar_trials import Grammar, Trials, Verdict, block_reason
 from forkjoin_server.vllm_seam.patching import put_in_place
 
@@ -99,10 +99,11 @@ def try_grammars(client: Any) -> Trials | None:
 
     async def add_request(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         if grammars := list(_grammars(client, params)):
-            verdicts = [await asyncio.wrap_future(trials.of(grammar)) for grammar in grammars]
+            visit = VISIT.get()
+            tenant = "" if visit is None else visit.tenant.id
             try:
-                _check(verdicts)
-            except BadRequestOptions as error:
+                _check([await asyncio.wrap_future(trials.of(grammar, tenant)) for grammar in grammars])
+            except (BadRequestOptions, Overloaded) as error:
                 refuse(error)
                 raise
         return await add(request_id, prompt, params, *args, **kwargs)
