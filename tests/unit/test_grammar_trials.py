@@ -284,6 +284,19 @@ def test_a_request_is_refused_before_its_grammar_goes_to_the_engine(visit, param
     assert client.added == []
 
 
+def test_a_requests_further_grammars_are_not_tried_once_it_is_refused(visit, played, monkeypatch):
+    monkeypatch.setattr("forkjoin_server.vllm_seam.grammar_library.Trials", lambda vocabulary: played)
+    monkeypatch.setattr(played, "_try", lambda grammar, digest: Verdict("", False, 1.5, 0))
+    tried = []
+    monkeypatch.setattr(played, "of", lambda *asked, of=played.of: (tried.append(asked), of(*asked))[1])
+    client = Client("xgrammar")
+    try_grammars(client)
+    params = _params(branches=[{"regex": f"a{n}"} for n in range(100)])
+    with pytest.raises(BadRequestOptions, match="takes longer"):
+        asyncio.run(client.add_request("mine", None, params))
+    assert len(tried) == 2
+
+
 def test_what_has_no_grammar_goes_to_the_engine_at_once():
     client = Client("xgrammar")
     with closing(try_grammars(client)):

@@ -101,8 +101,11 @@ def try_grammars(client: Any) -> Trials | None:
         if grammars := list(_grammars(client, params)):
             visit = VISIT.get()
             tenant = "" if visit is None else visit.tenant.id
+            verdicts: list[Verdict] = []
             try:
-                _check([await asyncio.wrap_future(trials.of(grammar, tenant)) for grammar in grammars])
+                for grammar in grammars:
+                    verdicts.append(await asyncio.wrap_future(trials.of(grammar, tenant)))
+                    _check(verdicts)  # not behind all: a request may have hundreds
             except (BadRequestOptions, Overloaded) as error:
                 refuse(error)
                 raise
