@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from forkjoin_server.error_bodies import ErrorBodies, bounded, texts
+from forkjoin_server.error_bodies import MAX_CHARS, MAX_GIVEN, ErrorBodies, bounded, texts
 from forkjoin_server.middleware import Bodies
 from forkjoin_server.routes import CHAT
 
@@ -36,6 +36,19 @@ def test_an_error_repeats_at_most_200_characters_of_its_request(more):
 @pytest.mark.parametrize("given", ["", "y" * 300, "max_tokens"])
 def test_a_long_error_that_repeats_nothing_stays_as_it_is(given):
     assert json.loads(bounded(_error(message=LONG), lambda: given))["error"]["message"] == LONG
+
+
+def test_a_request_that_takes_long_to_look_through_is_not_and_its_long_errors_are_cut():
+    """Each was compared with it piece by piece on the event loop, where nobody else was served meanwhile."""
+    huge = Unread("y" * (MAX_GIVEN + 1))
+    message = json.loads(bounded(_error(message=LONG), lambda: huge))["error"]["message"]
+    assert len(message) <= MAX_CHARS + 5
+    assert message[:50] == LONG[:50]
+
+
+class Unread(str):
+    def __contains__(self, piece):
+        raise AssertionError("it was looked through")
 
 
 def test_an_error_that_is_no_json_is_cut():
