@@ -91,7 +91,10 @@ class Trials:
         self._numbers = itertools.count()
 
     def of(self, grammar: Grammar, tenant: str = "") -> Future[Verdict]:
-        """What becomes of ``grammar``. Raises Overloaded if too much of ``tenant`` waits for its trial."""
+        """What becomes of ``grammar``. Raises Overloaded if too much of ``tenant`` waits for its trial.
+
+        The future raises it where that turns out later.
+        """
         digest = hashlib.sha256(repr(grammar).encode("utf-8", "surrogatepass")).digest()
         future: Future[Verdict] = Future()
         if (known := self._known.get(digest)) is not None:
@@ -99,7 +102,8 @@ class Trials:
             future.set_result(known)
             return future
         with self._lock:
-            self._check_room(tenant)
+            if (error := self._block_error(tenant, self._num_waiting[tenant])) is not None:
+                raise error
             self._num_waiting[tenant] += 1
             self._waiting.add(Ticket(0, next(self._numbers), tenant, Asked(grammar, digest, future)))
         self._one.submit(self._try_next)
@@ -112,34 +116,53 @@ class Trials:
             ticket.item.verdict.cancel()
         self._end()
 
-    def _check_room(self, tenant: str) -> None:
-        waits_s = self._num_waiting[tenant] * self._expected_s[tenant]
-        if waits_s > MAX_WAITING_S:
-            raise Overloaded(
-                f"the grammar: expected at most {MAX_WAITING_S} s of CPU time for grammars of "
-                f"{'this API key' if tenant else 'clients'} that wait to be compiled on trial, got about "
-                f"{waits_s:.0f}: ask again later, or with a grammar that was compiled before",
-                reason="queued_grammars",
-                status=429 if tenant else 503,
-                retry_after_s=math.ceil(waits_s),
-            )
+    def _block_error(self, tenant: str, num_before: int) -> Overloaded | None:
+        """Why a grammar may not wait behind ``num_before`` of ``tenant``; None if it may."""
+        waits_s = num_before * self._expected_s[tenant]
+        if waits_s <= MAX_WAITING_S:
+            return None
+        return Overloaded(
+            f"the grammar: expected at most {MAX_WAITING_S} s of CPU time for grammars of "
+            f"{'this API key' if tenant else 'clients'} that wait to be compiled on trial, got about "
+            f"{waits_s:.0f}: ask again later, or with a grammar that was compiled before",
+            reason="queued_grammars",
+            status=429 if tenant else 503,
+            retry_after_s=math.ceil(waits_s),
+        )
 
     def _try_next(self) -> None:
         """Try the grammar whose turn it is. Nobody waits any more for one whose client hung up."""
         with self._lock:
+            if not self._waiting:  # what was to be tried has been refused
+                return
             ticket = self._waiting.first()
-            self._waiting.take(ticket, 0)
-            self._num_waiting[ticket.tenant] -= 1
+            self._leave(ticket)
         asked = ticket.item
         if not asked.verdict.set_running_or_notify_cancel():
             return
         verdict = self._known.get(asked.digest)  # of who asked for it at the same time
         if verdict is None:
             verdict = self._try(asked.grammar, asked.digest)
-            with self._lock:
-                self._waiting.charge(ticket.tenant, verdict.cost_s)
-                self._expected_s[ticket.tenant] += (verdict.cost_s - self._expected_s[ticket.tenant]) / 4
+            self._charge(ticket.tenant, verdict.cost_s)
         asked.verdict.set_result(verdict)
+
+    def _leave(self, ticket: Ticket[Asked]) -> None:
+        self._waiting.take(ticket, 0)
+        self._num_waiting[ticket.tenant] -= 1
+
+    def _charge(self, tenant: str, cost_s: float) -> None:
+        """Note that ``tenant`` was given ``cost_s``, and refuse the latest of what is too much by that."""
+        refused = []
+        with self._lock:
+            self._waiting.charge(tenant, cost_s)
+            self._expected_s[tenant] += (cost_s - self._expected_s[tenant]) / 4
+            waiting = [ticket for ticket in self._waiting if ticket.tenant == tenant]
+            while waiting and (error := self._block_error(tenant, len(waiting) - 1)) is not None:
+                refused.append((waiting[-1].item.verdict, error))
+                self._leave(waiting.pop())
+        for verdict, error in refused:
+            if verdict.set_running_or_notify_cancel():
+                verdict.set_exception(error)
 
     def _end(self) -> None:
         process, self._process = self._process, None

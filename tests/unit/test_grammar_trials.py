@@ -173,6 +173,17 @@ def test_who_sends_costly_grammars_may_have_a_few_waiting_and_cheap_ones_many(pl
     assert not _ask(played, "another", "x").done()  # waits, and is not refused
 
 
+def test_of_a_burst_of_costly_grammars_those_that_would_wait_too_long_are_refused(played):
+    """Nobody knows what they cost until the first was tried."""
+    burst = [_ask(played, "", f"costly{n}", 4.0) for n in range(100)]
+    played.may_go.set()
+    errors = [future.exception(timeout=60) for future in burst]
+    assert len(played.tried) < 12
+    assert {type(error) for error in errors[20:]} == {Overloaded}
+    assert errors[0] is None
+    assert _ask(played, "", "then").result(timeout=60)
+
+
 def test_a_known_grammar_waits_for_nobody(trials):
     _try(trials, "regex", "known{2}")
     others = [trials.of(Grammar("grammar", BOMB + f" [0-{n}]")) for n in range(3)]
