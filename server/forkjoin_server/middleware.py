@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -305,6 +306,9 @@ class Bodies:
         log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
         present = as_agents or _presenter(path)
         weaver = Weaver(send, queue, log, present(log) if is_wanted else Unseen())
+        is_stored = path == RESPONSES and stores_responses()
+        if is_stored:
+            weaver.at_end = partial(self._stored.keep, body, weaver, present)
         pump = asyncio.create_task(weaver.pump())
         try:
             with handing_over(asked):
@@ -314,7 +318,7 @@ class Bodies:
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
-            if path == RESPONSES and stores_responses():
+            if is_stored:
                 self._stored.answered(body, weaver, feed, present)
             else:
                 FEEDS.unsubscribe(feed)

@@ -80,13 +80,21 @@ class StoredResponses:
         if isinstance(response_id, str) and self._owners.get(response_id, tenant) != tenant:
             raise AnothersResponse(response_id)
 
+    def keep(self, body: Json, weaver: Weaver, present: Callable[[ThreadLog], Presenter]) -> None:
+        """Keep what a response says of threads, and how, if vLLM stores it.
+
+        For the first time before its client is told of its end, who may fetch it at once.
+        """
+        if weaver.status == 200 and body.get("store", True):
+            self._kept[body["request_id"]] = _Kept(weaver.queue, weaver.log, present)
+
     def answered(
         self, body: Json, weaver: Weaver, feed: str, present: Callable[[ThreadLog], Presenter]
     ) -> None:
-        """A request that vLLM stores has been answered: keep what its response says of threads, and how."""
+        """A request has been answered, whose response vLLM may store."""
+        self.keep(body, weaver, present)
         if weaver.status == 200 and body.get("store", True):
             weaver.hear()
-            self._kept[body["request_id"]] = _Kept(weaver.queue, weaver.log, present)
             if body.get("background"):
                 return
         elif isinstance(body["request_id"], str) and body["request_id"] not in self._kept:

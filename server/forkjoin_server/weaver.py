@@ -73,6 +73,8 @@ class Weaver:
     queue: asyncio.Queue[Event]
     log: ThreadLog
     presenter: Presenter
+    #: Called when all is known that the answer says of threads, before its end is written.
+    at_end: Callable[[], None] = lambda: None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _streams: bool = False
     #: Of the answer, None until it has begun.
@@ -136,6 +138,7 @@ class Weaver:
             if isinstance(response, dict):  # or null, to a client that has hung up
                 told = marked(response) if has_injected(body) else response
                 body = json.dumps(self.presenter.whole(self._corrected(told))).encode()
+        self.at_end()
         start = self._start or {"type": "http.response.start", "status": 500, "headers": []}
         start["headers"] = [
             (k, str(len(body)).encode() if k.lower() == b"content-length" else v) for k, v in start["headers"]
@@ -152,6 +155,7 @@ class Weaver:
             chunk = _chunk(event) if self._is_concerned_by(event) else None
             if chunk is not None and _is_end(chunk):
                 await self._show(self.log.cut_open())
+                self.at_end()
             told = marked(chunk) if chunk is not None and has_injected(event) else chunk
             chunks = [] if told is None else self.presenter.pass_on(self._corrected(told))
             if chunk is None or chunks == [chunk]:

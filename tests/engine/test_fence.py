@@ -128,6 +128,25 @@ def test_a_family_that_failed_before_its_turn_came_is_left_out():
     assert [e["where"] for e in hand.events("internal_error")] == ["learn", "learn"]
 
 
+def test_a_thread_whose_grammar_leads_nowhere_ends_its_family_and_is_no_error_of_ours():
+    """vLLM ends a request whose grammar takes none of its tokens. It was an alarm, with a traceback."""
+    from vllm.v1.engine import FinishReason
+
+    from tests.engine.by_hand import ByHand
+
+    hand = ByHand(load("explicit"), EMBEDDED_MODEL, filler="y")
+    for request_id in "ab":
+        hand.add(request_id, "q", max_tokens=20, forkjoin={"best_of": 2, "vote": "y"})
+        hand.steps_until(lambda of=request_id: hand.decodes(f"{of}#1"))
+    manager = hand.scheduler.structured_output_manager
+    manager.accept_tokens = lambda request, token_ids: request.request_id != "a#1"
+    hand.finish()
+    assert hand.events("internal_error") == []
+    ends = [(o.request_id, o.finish_reason) for o in hand.outputs if o.finish_reason is not None]
+    assert [reason for request_id, reason in ends if request_id == "a"] == [FinishReason.ERROR]
+    assert [reason for request_id, reason in ends if request_id == "b"] not in ([], [FinishReason.ERROR])
+
+
 def test_a_thread_policy_that_raises_is_asked_no_more(errors):
     from forkjoin_scheduler.policy.threads import Eager
     from tests.engine.by_hand import ByHand

@@ -22,8 +22,8 @@ ITEM = {"type": "message", "content": [{"type": "output_text", "text": "12"}]}
 class Store:
     """A stand-in for vLLM, which stores a response as it made it; ``late``: it is made after the request."""
 
-    def __init__(self, *, late: bool) -> None:
-        self._late = late
+    def __init__(self, *, late: bool, streams: bool = False) -> None:
+        self._late, self._streams = late, streams
         self._responses: dict[str, dict] = {}
 
     def finish(self, response_id):
@@ -39,8 +39,15 @@ class Store:
             if not self._late:
                 self.finish(response_id)
                 response = self._responses[response_id]
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": json.dumps(response).encode()})
+        told, kind = json.dumps(response), b"application/json"
+        if self._streams and scope["method"] == "POST":
+            told, kind = (
+                json.dumps({"type": "response.completed", "response": response}),
+                b"text/event-stream",
+            )
+            told = f"event: response.completed\ndata: {told}\n\n"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": told.encode()})
 
 
 @pytest.fixture
@@ -77,6 +84,40 @@ def test_a_stored_response_is_fetched_as_it_was_answered(ask, shown):
     assert response["usage"]["forkjoin"]["num_threads"] == 2
     assert len(response["output"]) == (3 if shown else 1)
     assert call("GET", STORED + response["id"]) == response
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
+def test_a_response_is_fetched_right_as_soon_as_its_end_is_told(monkeypatch, streams):
+    """For a moment its usage was vLLM's."""
+    monkeypatch.setattr(middleware, "stores_responses", lambda: True)
+    store, fetched = Store(late=False, streams=streams), []
+    bodies = Bodies(store)
+
+    async def ask(method, path, send):
+        body = json.dumps({"input": "x", "stream": streams}).encode()
+        scope = {"type": "http", "method": method, "path": path, "headers": []}
+
+        async def receive():
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await bodies(scope, receive, send)
+
+    async def fetch(message):
+        if b'"usage"' in message.get("body", b"") and not fetched:
+            text = message["body"].decode()
+            fetched.append(
+                json.loads(text.partition("data: ")[2])["response"] if streams else json.loads(text)
+            )
+            await ask("GET", STORED + fetched[0]["id"], keep)
+
+    async def keep(message):
+        if message["type"] == "http.response.body":
+            fetched.append(json.loads(message["body"]))
+
+    asyncio.run(ask("POST", RESPONSES, fetch))
+    told, stored = fetched
+    assert told["usage"]["forkjoin"]["num_threads"] == 2
+    assert stored == told
 
 
 @pytest.mark.parametrize("request_id", [None, "my_response"])
