@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from fastapi import FastAPI
+from vllm.v1.engine.exceptions import EngineGenerateError
 
+from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
 
 BODY = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}
@@ -71,3 +73,29 @@ def test_what_others_log_is_left_as_it_is(ask):
     ask(ValueError("wrong"))
     logging.getLogger("vllm.engine").error("it does not start", exc_info=ValueError("a config"))
     assert ask.log.getvalue().endswith("it does not start\nValueError: a config\n")
+
+
+FULL = Overloaded("expected room, got none", reason="queued_families", status=503, retry_after_s=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_the_clients"),
+    [
+        (BadRequestOptions("expected a grammar, got another"), True),
+        (FULL, True),
+        (RuntimeError("torn"), False),
+    ],
+    ids=["wrong", "no_room", "the_servers"],
+)
+def test_a_stream_that_is_refused_on_its_way_to_the_engine_is_one_line(ask, error, is_the_clients):
+    """vLLM's engine client raises an error of its own then, of which it logs both tracebacks."""
+    ask(error)
+    before = len(ask.log.getvalue())
+    raised = EngineGenerateError()
+    raised.__cause__ = error
+    logger = logging.getLogger("vllm.entrypoints.openai.chat_completion.serving")
+    logger.error("Error in chat completion stream generator.", exc_info=raised)
+    said = ask.log.getvalue()[before:]
+    line = f"Error in chat completion stream generator. ({type(error).__name__})\n"
+    assert (said == line) == is_the_clients
+    assert ("EngineGenerateError" in said) != is_the_clients
