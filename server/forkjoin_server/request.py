@@ -18,6 +18,8 @@ from forkjoin_server.threads import Json
 DEFAULTS = Settings()
 #: More choices than any server makes; Python writes out no number of thousands of digits.
 _MANY = 1 << 31
+#: Of vLLM's extra arguments: it is a 500 where these are anything else, and a traceback in a stream.
+_OBJECTS = ("kv_transfer_params", "ec_transfer_params")
 
 
 def prepare(
@@ -52,7 +54,7 @@ def sampling_of(body: Json, path: str) -> Json:
 
 
 def _check_hides_no_options(body: Json) -> None:
-    """Raise BadRequestOptions if options stand where the engine would read them unchecked."""
+    """Raise BadRequestOptions if options, or what is to be an object, stand where nobody checks them."""
     sampling = body.get("sampling_params")
     places = {
         "vllm_xargs": body.get("vllm_xargs"),
@@ -61,6 +63,10 @@ def _check_hides_no_options(body: Json) -> None:
     for name, place in places.items():
         if isinstance(place, dict) and "forkjoin" in place:
             raise BadRequestOptions(f"{name}.forkjoin: expected the field forkjoin in the body itself")
+        given = {key: place.get(key) for key in _OBJECTS} if isinstance(place, dict) else {}
+        for key, value in given.items():
+            if value is not None and not isinstance(value, dict):
+                raise BadRequestOptions(f"{name}.{key}: expected an object, got {excerpt(value)}", field=name)
 
 
 def _instruction(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> str | None:

@@ -57,6 +57,8 @@ def test_the_clients_own_body_is_not_changed():
         ({"stream_options": {"include_threads": "yes"}}, r"forkjoin\.include_threads.*'yes'"),
         ({"stream_options": {"include_threads": None}}, r"forkjoin\.include_threads.*None"),
         ({"vllm_xargs": {"forkjoin": "{"}}, r"vllm_xargs\.forkjoin"),
+        ({"vllm_xargs": {"kv_transfer_params": "{}"}}, r"vllm_xargs\.kv_transfer_params: expected an object"),
+        ({"sampling_params": {"extra_args": {"ec_transfer_params": 1}}}, "ec_transfer_params: expected an object"),
     ],
 )  # fmt: skip
 def test_a_wrong_body_is_refused_by_name(body, message):
