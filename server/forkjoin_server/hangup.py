@@ -11,23 +11,32 @@ from collections.abc import Awaitable, Callable
 from forkjoin_server.weaver import Message
 
 Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 LOG = logging.getLogger("vllm.forkjoin.server")
 
 
-def noticing(receive: Receive, request_id: str) -> Receive:
-    """``receive`` of a request, which logs the first time that its client turns out to have hung up.
+def noticing(receive: Receive, send: Send, request_id: str) -> tuple[Receive, Send]:
+    """``receive`` and ``send`` of a request, which log if its client hangs up before its answer is whole.
 
-    vLLM listens for that no longer than until it has its answer.
+    Behind an answer, ``http.disconnect`` says only that there is no more to receive. vLLM listens for it no
+    longer than until it has its answer.
     """
-    has_noticed = False
+    is_over = False
 
-    async def noticed() -> Message:
-        nonlocal has_noticed
+    async def sent(message: Message) -> None:
+        nonlocal is_over
+        # Before it is sent: that alone makes uvicorn say so.
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            is_over = True
+        await send(message)
+
+    async def received() -> Message:
+        nonlocal is_over
         message = await receive()
-        if message["type"] == "http.disconnect" and not has_noticed:
-            has_noticed = True
+        if message["type"] == "http.disconnect" and not is_over:
+            is_over = True
             LOG.info("%s: the client hung up, and the request ends with it", request_id)
         return message
 
-    return noticed
+    return received, sent

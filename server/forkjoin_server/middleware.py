@@ -305,6 +305,7 @@ class Bodies:
         queue = FEEDS.subscribe(feed)
         log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
         present = as_agents or _presenter(path)
+        receive, send = noticing(receive, send, _request_id(scope))
         weaver = Weaver(send, queue, log, present(log) if is_wanted else Unseen())
         is_stored = path == RESPONSES and stores_responses()
         if is_stored:
@@ -312,8 +313,7 @@ class Bodies:
         pump = asyncio.create_task(weaver.pump())
         try:
             with handing_over(asked):
-                received = noticing(receive, _request_id(scope))
-                await self.app(scope, _replay(data, received), weaver.send)
+                await self.app(scope, _replay(data, receive), weaver.send)
         finally:
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
