@@ -159,6 +159,9 @@ LATER: dict[str, Later] = {
         Tier.ALL, "installs Ray and starts four servers; test_kuberay_app has each rule without Ray"
     ),
     "tests/deploy/test_live_metrics.py": Later(Tier.CI, "a server and a Prometheus that scrapes it"),
+    "tests/tooling/test_bare_debian.py": Later(
+        Tier.ALL, "installs a Debian and all of the closure twice; test_install has what is refused before"
+    ),
     "tests/tooling/test_smollm2.py": Later(Tier.CI, "converts a model of 135 M parameters"),
     "tests/tooling/test_wheel.py": Later(Tier.CI, "builds and installs the wheel"),
     "tests/tooling/test_tiers.py::test_every_test_of_the_repository_is_of_a_tier": Later(
