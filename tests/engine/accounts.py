@@ -26,14 +26,14 @@ def check_begun_first(scheduler: Any) -> None:
 
 def check_holdings(scheduler: Any) -> None:
     """Of each admitted family the accounts say what the pool would get back if it ended now."""
-    admitted = scheduler._admitted
+    admitted = scheduler._gate.admitted
     left = [i for i in admitted if i not in scheduler.requests and i not in scheduler._live]
     assert not left, f"admitted, and gone: {left}"
     if scheduler._settings.admission == "family":
         lost = [i for i, live in scheduler._live.items() if live.family.is_live and i not in admitted]
         assert not lost, f"live, and not in the accounts: {lost}"
     for request_id, entry in admitted.items():
-        found, wanted = scheduler._come_to(entry).blocks, _num_freed_with(scheduler, request_id)
+        found, wanted = scheduler._gate.come_to(entry).blocks, _num_freed_with(scheduler, request_id)
         assert found == wanted, f"{request_id}: {found} blocks in the accounts, {wanted} in the pool"
 
 

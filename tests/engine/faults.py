@@ -19,9 +19,13 @@ from forkjoin_scheduler.policy.admission import Admission
 from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import fence, kv, queues, requests
+from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.load_report import LoadReport
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+from forkjoin_scheduler.vllm_seam.thread_pacer import ThreadPacer
 from forkjoin_scheduler.vllm_seam.voting import Voting
+from forkjoin_scheduler.vllm_seam.waiting import Waiters
 from forkjoin_scheduler.vote import Vote
 
 Owner = type | ModuleType
@@ -49,7 +53,8 @@ class Boom(Exception):
 def targets() -> list[Target]:
     """All functions that hooks come to, but for the hooks themselves, the fence, and what cleans up."""
     owners: list[Owner] = [c for c in LAYERS if c is not fence.Fence]
-    owners += [LiveFamily, Family, Branch, Transcript, Admission, Voting, Vote, Pruner, kv, queues, requests]
+    owners += [AdmissionGate, ThreadPacer, Waiters, LoadReport, Voting]
+    owners += [LiveFamily, Family, Branch, Transcript, Admission, Vote, Pruner, kv, queues, requests]
     return [
         (owner, name)
         for owner in owners

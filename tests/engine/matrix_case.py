@@ -113,9 +113,9 @@ class Fickle(Pruning):
 
 
 def _run_restless(engine: Any, prompts: list[list[int]]) -> list[list[int]]:
-    engine.scheduler._pace = Restless()
+    engine.scheduler._pacer.policy = Restless()
     answers = engine.run(prompts, engine.params(max_tokens=900))
-    engine.scheduler._pace = engine.scheduler._chosen_policy()
+    engine.scheduler._pacer.policy = engine.scheduler._pacer.chosen_policy()
     return [a.token_ids for a in answers]
 
 

@@ -611,7 +611,7 @@ class Drive:
         """What must be the same before and after."""
         scheduler = self._scheduler
         of_families: Sequence[Sequence[Any]] = (
-            scheduler._admitted,
+            scheduler._gate.admitted,
             scheduler._ahead_waiting,
             scheduler._evicted,
             scheduler._lost,
@@ -713,11 +713,11 @@ def tally_of(dialect: str, kind: str, seed: int, model: Path) -> Tally:
 
 def _worker(number: int, num_workers: int, seed: int, num_families: int) -> Tally:
     """Make every so manieth run from ``seed`` on, until they have come to so many families."""
-    from forkjoin_scheduler.vllm_seam import pacing
+    from forkjoin_scheduler.vllm_seam import thread_pacer
 
     ticks = count()
     # each look at the clock takes a millisecond: a run is the same on every machine
-    setattr(pacing, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))  # noqa: B010
+    setattr(thread_pacer, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))  # noqa: B010
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         names = builtin_names()

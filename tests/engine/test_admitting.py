@@ -44,7 +44,7 @@ def test_what_has_joined_and_is_evicted_stands_before_all_that_has_not_begun(pol
     fed = Scripted(num_blocks=100, max_num_seqs=3, policy=policy)
     crowd(fed, by_priority=policy == "priority")
     fed.step_until(lambda: any(e["type"] == "joined" for e in fed.events))
-    begun = set(fed.scheduler._admitted)
+    begun = set(fed.scheduler._gate.admitted)
     fed.scheduler.reset_prefix_cache(reset_running_requests=True)
     check_begun_first(fed.scheduler)
     fed.step()
@@ -188,7 +188,7 @@ def test_threads_start_in_the_next_step_though_prompts_are_held_back():
 
 
 def account(fed, name):
-    return fed.scheduler._come_to(fed.scheduler._admitted[name])
+    return fed.scheduler._gate.come_to(fed.scheduler._gate.admitted[name])
 
 
 def test_an_evicted_family_holds_nothing_and_will_take_again_what_it_lost():
@@ -231,8 +231,8 @@ def test_a_request_that_ends_with_a_stop_string_teaches_and_one_whose_client_goe
     for _ in range(20):
         fed.step()
     fed.scheduler.finish_requests("r0", RequestStatus.FINISHED_ABORTED)
-    assert fed.scheduler._admission.tokens.num_seen == teaches
-    assert not fed.scheduler._admitted
+    assert fed.scheduler._gate.admission.tokens.num_seen == teaches
+    assert not fed.scheduler._gate.admitted
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_what_a_request_asks_for_is_foreseen_at_its_admission(options, asked, ma
     fed = Scripted()
     compiled = compile_options(parse_options(options), fed.scheduler._tokenizer.encode)
     fed.add("r0", 9, max_tokens=100, extra_args={KEY: compiled.model_dump(exclude_unset=True)})
-    need = fed.scheduler._new_need(fed.scheduler.requests["r0"])
+    need = fed.scheduler._gate.new_need(fed.scheduler.requests["r0"])
     assert (need.asked, need.max_tokens, need.blocks) == (asked, max_tokens, 4)
 
 
@@ -263,11 +263,11 @@ def test_a_spliced_family_stays_in_the_accounts_until_its_last_thread_has_ended(
     live.wish = replace(live.wish, spoken=BoundDialect.bind(dialect, fed.scheduler._tokenizer))
     assert live.takes_over
     live.request.status = RequestStatus.FINISHED_STOPPED
-    fed.scheduler._ended(live.request)
-    assert "r0" in fed.scheduler._admitted
+    fed.scheduler._gate.ended(live.request)
+    assert "r0" in fed.scheduler._gate.admitted
     live.family.end(live.family.root, ThreadEnd.STOP)
-    fed.scheduler._ended(live.request)
-    assert "r0" not in fed.scheduler._admitted
+    fed.scheduler._gate.ended(live.request)
+    assert "r0" not in fed.scheduler._gate.admitted
 
 
 # ---- what vLLM notes of a request ----------------------------------------------------------

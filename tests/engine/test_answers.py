@@ -387,7 +387,7 @@ def test_while_a_threads_grammar_is_compiled_its_family_keeps_its_blocks(drive):
     hand.steps_until(lambda: len(compiled) == 3)
     hand.step(3)
     assert hand.request("r").num_computed_tokens > 0
-    assert hand.scheduler._count_waiting() == (3, 0)
+    assert hand.scheduler._waits.count() == (3, 0)
     for waiting, grammar in compiled:
         waiting.set_result(grammar)
     hand.finish()

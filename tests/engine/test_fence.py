@@ -157,10 +157,10 @@ def test_a_thread_policy_that_raises_is_asked_no_more(errors):
 
     hand = ByHand(load("explicit"), EMBEDDED_MODEL, filler="y")
     hand.allowed_errors.add("pace")
-    hand.scheduler._pace = Raises()
+    hand.scheduler._pacer.policy = Raises()
     hand.add("a", "q", forkjoin={"best_of": 2, "vote": "y"})
     hand.steps_until(lambda: hand.decodes("a#1"))
-    assert isinstance(hand.scheduler._pace, Eager)
+    assert isinstance(hand.scheduler._pacer.policy, Eager)
     assert len(errors) == 1
     hand.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
     hand.finish()

@@ -205,8 +205,10 @@ def test_a_family_that_cannot_be_shown_is_left_out_and_goes_on(monkeypatch):
     fed.add("r0", 2, fork(fed, 20, 20), 4)
     fed.add("r1", 2, fork(fed, 20, 20), 4)
     fed.step()
-    written = fed.scheduler._written
-    monkeypatch.setattr(fed.scheduler, "_written", lambda r: 1 / 0 if r.request_id == "r0" else written(r))
+    written = fed.scheduler._gate.written
+    monkeypatch.setattr(
+        fed.scheduler._gate, "written", lambda r: 1 / 0 if r.request_id == "r0" else written(r)
+    )
     seen = fed.scheduler.overview()
     monkeypatch.undo()
     assert ([row["request_id"] for row in seen["families"]], seen["num_left_out"]) == (["r1"], 1)

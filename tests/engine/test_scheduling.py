@@ -29,11 +29,11 @@ def under(tight, monkeypatch):
     from forkjoin_scheduler.policy.admission import Admission
 
     def apply(engine=tight, **settings):
-        scheduler = engine.scheduler
+        scheduler, pacer = engine.scheduler, engine.scheduler._pacer
         monkeypatch.setattr(scheduler, "_settings", scheduler._settings.model_copy(update=settings))
-        monkeypatch.setattr(scheduler, "_admission", Admission())
-        monkeypatch.setattr(scheduler, "_deadlines", None)
-        monkeypatch.setattr(scheduler, "_pace", scheduler._chosen_policy())
+        monkeypatch.setattr(scheduler._gate, "admission", Admission())
+        monkeypatch.setattr(pacer, "deadlines", None)
+        monkeypatch.setattr(pacer, "policy", pacer.chosen_policy())
         engine.llm.reset_prefix_cache()
         engine.steps.clear()
         return engine
@@ -94,12 +94,12 @@ def test_families_that_would_take_each_others_blocks_wait_for_one_another(under,
     assert len(lost) <= num_lost // 4
     assert sum(sum(s.values()) for s in engine.steps) < num_tokens
     assert engine.snapshot() == engine.baseline
-    assert not engine.scheduler._admitted
+    assert not engine.scheduler._gate.admitted
 
 
 def test_a_family_that_needs_more_than_there_is_still_runs_alone(under):
     engine = under(admission="family")
-    engine.scheduler._admission.tokens = fixed(1e6)
+    engine.scheduler._gate.admission.tokens = fixed(1e6)
     prompts, params = families(engine, 3)
     answers = engine.run(prompts, params)
     assert all(a.finish_reason == "stop" for a in answers)
@@ -111,7 +111,7 @@ def test_a_request_that_cannot_fork_passes_one_that_waits_for_room_but_not_for_e
     from forkjoin_scheduler.policy.door import MAX_OVERTAKEN
 
     engine = under(admission="family")
-    engine.scheduler._admission.tokens = fixed(1e6)
+    engine.scheduler._gate.admission.tokens = fixed(1e6)
     (first, second), params = families(engine, 2)
     engine.add(first, params[0])
     engine.step()
@@ -128,8 +128,8 @@ def test_a_request_that_cannot_fork_passes_one_that_waits_for_room_but_not_for_e
 
 def test_a_model_that_does_not_fork_is_admitted_as_by_vllm(under):
     engine = under(admission="family")
-    engine.scheduler._admission.tokens = fixed(1e6)
-    engine.scheduler._admission.forks = fixed(0.01)
+    engine.scheduler._gate.admission.tokens = fixed(1e6)
+    engine.scheduler._gate.admission.forks = fixed(0.01)
     prompts = [engine.prompt(f"q{i}") for i in range(4)]
     engine.run(prompts, engine.scripted("a" * 20, {}))
     assert len(next(step for step in engine.steps if step)) == 4
@@ -140,7 +140,7 @@ def test_what_requests_need_is_learnt_from_those_that_end_by_themselves(under):
     rng = random.Random(1)
     prompt, params = family(engine, rng, 3, lengths=(50, 50))
     engine.run([prompt], params)
-    learnt = engine.scheduler._admission
+    learnt = engine.scheduler._gate.admission
     (outline,) = {len(engine.scheduler._tokenizer.encode(t)) for t in ["<Outline>1: x</Outline>\n"]}
     assert learnt.width.mean == 3
     assert learnt.forks.mean == 1
@@ -151,7 +151,7 @@ def test_what_requests_need_is_learnt_from_those_that_end_by_themselves(under):
     engine.core.abort_request([request_id])
     engine.drain()
     assert learnt.forks.num_seen == 1
-    assert not engine.scheduler._admitted
+    assert not engine.scheduler._gate.admitted
 
 
 @pytest.mark.parametrize("cap", [1, 2])
@@ -213,10 +213,10 @@ def test_as_many_threads_run_as_the_slack_allows_and_all_if_it_is_lost(under, mo
     rng = random.Random(3)
     prompts, params = (list(p) for p in zip(*(family(engine, rng, 3) for _ in range(2)), strict=True))
     eager = [a.text for a in engine.run(prompts, params)]
-    monkeypatch.setattr(engine.scheduler, "_cost", Known())
+    monkeypatch.setattr(engine.scheduler._pacer, "cost", Known())
     under(slo_itl_ms=slo_itl_ms)
     now = [0.0]
-    monkeypatch.setattr("forkjoin_scheduler.vllm_seam.pacing.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("forkjoin_scheduler.vllm_seam.thread_pacer.time.monotonic", lambda: now[0])
     ids = [engine.add(p, q) for p, q in zip(prompts, params, strict=True)]
     while engine.core.has_unfinished_requests():
         engine.step()
@@ -236,10 +236,10 @@ def test_the_cost_of_steps_is_learnt_from_the_engines_own(under):
     engine.run(prompts, params)
     from forkjoin_scheduler.policy.step_cost import Load
 
-    cost = engine.scheduler._cost
+    cost = engine.scheduler._pacer.cost
     assert cost.is_ready
     assert 0 < cost.predict(Load(1, 1, 400)) < cost.predict(Load(24, 512, 9600)) < 60
-    assert not engine.scheduler._in_flight
+    assert not engine.scheduler._pacer._in_flight
 
 
 def test_a_wide_fork_leaves_slots_to_requests_that_wait(tight, under):

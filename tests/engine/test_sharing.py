@@ -76,9 +76,9 @@ def test_who_hangs_up_while_it_waits_is_charged_nothing():
     for _ in range(3):
         fed.step()
     waiting = [r.request_id for r in fed.scheduler.waiting if r.request_id[0] == "a"]
-    before = fed.scheduler._shared._queue.given("a")
+    before = fed.scheduler._gate.queue._queue.given("a")
     fed.scheduler.finish_requests(waiting[:10], RequestStatus.FINISHED_ABORTED)
-    assert fed.scheduler._shared._queue.given("a") == before
+    assert fed.scheduler._gate.queue._queue.given("a") == before
     for name in waiting[:10]:
         del fed.outputs[name]
     assert len(_order_of_starts(fed)) >= 20
@@ -90,16 +90,16 @@ def test_when_all_have_ended_each_key_was_charged_with_what_it_wrote():
     _send(fed, "b", 6)
     requests = dict(fed.scheduler.requests)
     ended = {}
-    free = fed.scheduler._shared.ended
+    free = fed.scheduler._gate.queue.ended
 
     def noted(request, cost):
         if request.request_id in requests:
             ended[request.request_id] = cost
         free(request, cost)
 
-    fed.scheduler._shared.ended = noted
+    fed.scheduler._gate.queue.ended = noted
     _order_of_starts(fed)
-    queue = fed.scheduler._shared._queue
+    queue = fed.scheduler._gate.queue._queue
     assert len(ended) == 12
     for tenant in "ab":
         own = sum(cost for name, cost in ended.items() if name[0] == tenant)

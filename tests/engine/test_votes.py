@@ -223,7 +223,7 @@ def test_a_later_wave_starts_on_the_parents_blocks_though_it_lost_them_in_betwee
 
 def test_waves_take_their_first_width_of_the_room_for_families(vote):
     hand = vote(8, num_running=4, confidence=1.0)
-    (admitted,) = hand.scheduler._admitted.values()
+    (admitted,) = hand.scheduler._gate.admitted.values()
     assert (admitted.need.asked, admitted.need.abreast) == (8, 4)
     hand.scheduler.finish_requests("r", RequestStatus.FINISHED_ABORTED)
     hand.finish()

@@ -86,9 +86,6 @@ LAYERS = {
     "joining": "Joining",
     "forking": "Forking",
     "hearing": "Hearing",
-    "admitting": "Admitting",
-    "pacing": "Pacing",
-    "overview": "Overview",
     "scheduler": "ForkJoinScheduler",
 }
 #: Methods that a layer leaves to a later one, which vLLM does not know.
@@ -147,8 +144,8 @@ def test_what_we_override_of_vllms_scheduler_is_known():
         "_update_request_with_output": "hearing",
         "_update_after_schedule": "hearing",
         "update_draft_token_ids": "hearing",
-        "_handle_blocked_waiting_request": "admitting",
-        "_free_request": "admitting",
+        "_handle_blocked_waiting_request": "scheduler",
+        "_free_request": "scheduler",
         "add_request": "scheduler",
         "schedule": "scheduler",
         "update_from_output": "scheduler",

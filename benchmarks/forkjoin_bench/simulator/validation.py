@@ -155,7 +155,7 @@ class RealEngine:
         """Let the families of ``case`` run to their ends."""
         harness, scheduler = self.harness, self.harness.scheduler
         scheduler._settings = scheduler._settings.model_copy(update={"admission": case.admission})
-        scheduler._admission = Admission()
+        scheduler._gate.admission = Admission()
         harness.llm.reset_prefix_cache()
         harness.steps.clear()
         self._losses.clear()

@@ -28,6 +28,6 @@ def _cancel_thread(core: Any, key: str, index: int, tenant: str) -> str:
 
 
 def _overview(core: Any) -> dict[str, Any]:
-    """See ``Overview.overview``. Front ends ask only where requests fork."""
+    """See ``Overview.now``. Front ends ask only where requests fork."""
     seen: dict[str, Any] = core.scheduler.overview()
     return seen

@@ -5,9 +5,10 @@ for us to return, ``_contain`` in hooks that vLLM calls in the middle of its own
 a safe answer, and the family is evicted as soon as vLLM has returned. vLLM's own code stays outside.
 
 A family that failed can't be trusted to know what it has. So it is evicted from first principles:
-whatever names one of its requests is dropped, and each block goes back that nobody owns any more.
-Then all accounts must agree, or the error goes on to end the engine: a lost block or a request in no
-queue would be a standstill some time later, and others' answers could be wrong.
+whatever names one of its requests is dropped, here and in the collaborators that keep such, and each
+block goes back that nobody owns any more. Then all accounts must agree, or the error goes on to end the
+engine: a lost block or a request in no queue would be a standstill some time later, and others' answers
+could be wrong.
 
 Invariants (pinned by tests): the client gets one end, an error; nothing names the family any more;
 every other request has the blocks and the place it had.
@@ -64,6 +65,8 @@ class Fence(Core):
         #: error of ours.
         self._failed: dict[str, EnginePlace | None] = {}
         self._obituaries: list[Obituary] = []
+        #: What this scheduler holds that keeps something of families, and is looked through with it.
+        self._collaborators: tuple[object, ...] = ()
 
     if TYPE_CHECKING:  # of the layers above
         _fills: dict[str, Job]
@@ -201,10 +204,12 @@ class Fence(Core):
             )
 
     def _containers(self) -> Iterator[Any]:
-        """All lists, sets and dictionaries of this scheduler that are not vLLM's."""
+        """All lists, sets and dictionaries that are not vLLM's: of this scheduler and its collaborators."""
         for name, value in vars(self).items():
             if name not in self._names_of_vllm and name not in ("_failed", "_obituaries"):
                 yield value
+        for collaborator in self._collaborators:
+            yield from vars(collaborator).values()
 
     def _families(self) -> list[LiveFamily]:
         """All families that something of ours names."""

@@ -15,10 +15,11 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.pacing import Pacing
 from forkjoin_scheduler.vllm_seam.sharing import tenant_of
-from forkjoin_scheduler.vllm_seam.waiting import wait_of
+from forkjoin_scheduler.vllm_seam.view import SchedulerView
+from forkjoin_scheduler.vllm_seam.waiting import Waiters
 from forkjoin_scheduler.waits import Wait
 
 #: Families that are shown at most.
@@ -30,31 +31,38 @@ _THREAD_STATES = ("running", "waiting", "parked", "ended")
 Row = dict[str, Any]
 
 
-class Overview(Pacing):
-    """Tells what runs and what waits."""
+class Overview:
+    """Tells what runs and what waits. Keeps nothing."""
 
-    def overview(self) -> Row:
+    def __init__(self, view: SchedulerView, gate: AdmissionGate, waits: Waiters) -> None:
+        self._view, self._gate, self._waits = view, gate, waits
+
+    def now(self) -> Row:
         """The families, those that have begun first, each group in the order of arrival."""
         begun, end = self._begun(), time.thread_time() + MAX_S
-        num_families, rows = len(begun) + len(self.waiting), []
-        next_to_start = self.waiting.peek_request() if self.waiting else None
-        for i, root in enumerate(islice(chain(begun, self.waiting), MAX_FAMILIES)):
+        num_families, rows = len(begun) + len(self._view.waiting), []
+        next_to_start = self._view.waiting.peek_request() if self._view.waiting else None
+        for i, root in enumerate(islice(chain(begun, self._view.waiting), MAX_FAMILIES)):
             if time.thread_time() > end:
                 break
             try:
                 rows.append(self._row(root, is_behind=i >= len(begun) and root is not next_to_start))
             except Exception as error:  # it costs its row: a family does not end because it can't be shown
-                self._contain("overview", error, None)
-        manager, admission = self.kv_cache_manager, self._admission
-        num_threads, num_requests = self._count_waiting()
+                self._view._contain("overview", error, None)
+        manager, admission = self._view.kv_cache_manager, self._gate.admission
+        num_threads, num_requests = self._waits.count()
         return {
-            "engine": self._engine,
+            "engine": self._view._engine,
             "kv_blocks": {
                 "total": kv.num_blocks(manager),
                 "free": kv.num_free_blocks(manager),
                 "tokens_per_block": kv.block_size(manager),
             },
-            "waiting": {"requests": num_requests, "threads": num_threads, "for_room": self._door.num_kept},
+            "waiting": {
+                "requests": num_requests,
+                "threads": num_threads,
+                "for_room": self._gate.door.num_kept,
+            },
             "expected": {
                 "tokens": round(admission.tokens.mean, 1),
                 "threads": round(admission.width.mean, 1),
@@ -67,17 +75,17 @@ class Overview(Pacing):
 
     def _begun(self) -> list[Request]:
         """The requests of clients that have begun, whether they run, wait or are parked."""
-        roots = {live.family.request_id: live.request for live in self._live.values()}
-        for request in (*self.running, *self.kv_holding_waiting):
-            if request.request_id not in self._threads and request.request_id not in self._fills:
+        roots = {live.family.request_id: live.request for live in self._view._live.values()}
+        for request in (*self._view.running, *self._view.kv_holding_waiting):
+            if request.request_id not in self._view._threads and request.request_id not in self._view._fills:
                 roots[request.request_id] = request
         return sorted(roots.values(), key=lambda request: request.arrival_time)
 
     def _row(self, root: Request, *, is_behind: bool) -> Row:
         """``is_behind``: another request is to start before it."""
-        live, admitted = self._live.get(root.request_id), self._admitted.get(root.request_id)
-        total, _, critical = self._written(root)
-        blocks = self._holds(root)[0] if admitted is None else self._come_to(admitted).blocks
+        live, admitted = self._view._live.get(root.request_id), self._gate.admitted.get(root.request_id)
+        total, _, critical = self._gate.written(root)
+        blocks = self._gate.holds(root)[0] if admitted is None else self._gate.come_to(admitted).blocks
         states, waits = self._thread_states([] if live is None else live.family.threads)
         state = self._family_state(root, live)
         if state == "waiting":
@@ -116,7 +124,7 @@ class Overview(Pacing):
                 states["ended"] += 1
             elif thread.state is BranchState.PARKED:
                 states["parked"] += 1
-            elif (wait := wait_of(self, thread)) is None:
+            elif (wait := self._waits.wait_of(thread)) is None:
                 states["running"] += 1
             else:
                 states["waiting"] += 1

@@ -17,7 +17,7 @@ exactly once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from typing import Any
 
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -26,28 +26,41 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.events import Admission, Load
-from forkjoin_scheduler.vllm_seam import kv, queues, wire
+from forkjoin_scheduler.vllm_seam import kv, queues
+from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.core import logger
 from forkjoin_scheduler.vllm_seam.fence import drained
+from forkjoin_scheduler.vllm_seam.hearing import Hearing
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.overview import Overview
+from forkjoin_scheduler.vllm_seam.load_report import LoadReport
+from forkjoin_scheduler.vllm_seam.overview import Overview, Row
 from forkjoin_scheduler.vllm_seam.sampling import without_banned
-from forkjoin_scheduler.vllm_seam.waiting import tell_waits
+from forkjoin_scheduler.vllm_seam.thread_pacer import ThreadPacer
+from forkjoin_scheduler.vllm_seam.waiting import Waiters
 from forkjoin_scheduler.vllm_seam.wish import note
 
 
-class ForkJoinScheduler(Overview):
-    """AsyncScheduler (which serves sync scheduling too) with fork and join."""
+class ForkJoinScheduler(Hearing):
+    """AsyncScheduler (which serves sync scheduling too) with fork and join.
+
+    It holds those who decide and those who tell: ``_gate`` which requests start, ``_pacer`` which threads
+    run, ``_waits`` what does neither; ``_overview`` tells operators and ``_report`` front ends.
+    """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
+        self._gate, self._waits = AdmissionGate(self), Waiters(self)
+        if self._spoken is not None:
+            self.waiting = self._gate.queue
+        self._pacer = ThreadPacer(self, self._gate, self._waits)
+        self._overview = Overview(self, self._gate, self._waits)
+        num_front_ends = self.vllm_config.parallel_config._api_process_count
+        self._report = LoadReport(self, self._gate, self._waits, num_front_ends)
+        self._collaborators = (self._gate, self._waits)
         #: Aborted families whose last events have not left yet.
         self._parting: list[LiveFamily] = []
         #: Stitched families whose blocks were taken back, to be restored when another has ended.
         self._evicted: list[LiveFamily] = []
-        #: As last told.
-        self._told_load = self._load()
 
     # ---- what vLLM calls -------------------------------------------------------------------
 
@@ -78,10 +91,10 @@ class ForkJoinScheduler(Overview):
         self.max_num_active_reqs = self._num_slots + self.num_waiting_for_streaming_input
         if self._threads:
             self._fenced("pace", None, self._spare_the_oldest)
-            if not self._fenced("pace", None, self._pace_threads):
-                self._stop_pacing()
+            if not self._fenced("pace", None, self._pacer.choose):
+                self._pacer.stop()
         pause_state, is_bound = self._pause_state, self.prefill_capacity_bound
-        self._door.open()
+        self._gate.door.open()
         self._started.clear()
         begun_only = throttle_prefills and len(self.kv_holding_waiting) > self.num_waiting_for_streaming_input
         if begun_only:  # --prefill-schedule-interval holds prompts back: not what a family goes on with
@@ -92,9 +105,9 @@ class ForkJoinScheduler(Overview):
             self._pause_state = pause_state  # which the door may have changed for this step
         if begun_only:
             self.prefill_capacity_bound = is_bound
-        self._fenced("pace", None, self._step_scheduled, output)
+        self._fenced("pace", None, self._pacer.step_scheduled, output)
         self._evict_failed()
-        self._fenced("admit", None, self._take_in_started)
+        self._fenced("admit", None, self._gate.take_in_started)
         if self._live:
             self._each("fork", drained(self._copied_from), self._drop_copied_tail)
             if self._to_stitch or self._offsets:
@@ -102,7 +115,7 @@ class ForkJoinScheduler(Overview):
             self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
             is_idle = not (output.total_num_scheduled_tokens or self.running)
             listened_to = [(live,) for live in self._live.values() if live.waits is not None]
-            self._each("waits", listened_to, partial(tell_waits, self))
+            self._each("waits", listened_to, self._waits.tell)
             if self._live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
                 self._fenced("evict", next(reversed(self._live.values())), self._relieve_kv_pressure)
         return output
@@ -111,7 +124,7 @@ class ForkJoinScheduler(Overview):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         sampled = model_runner_output.sampled_token_ids
-        self._fenced("pace", None, self._step_ended, scheduler_output, sampled)
+        self._fenced("pace", None, self._pacer.step_ended, scheduler_output, sampled)
         if self._drafts is not None and self._live:
             by_request = zip(model_runner_output.req_ids, sampled, strict=False)
             drafted = scheduler_output.scheduled_spec_decode_tokens
@@ -132,8 +145,7 @@ class ForkJoinScheduler(Overview):
         if self._evicted and (parting or self._obituaries or len(self._live) < num_live):
             self._fenced("restore", self._evicted[0], self._restore_evicted)
         if self._spoken is not None:
-            self._fenced("load", None, self._tell_load, result)
-            self._fenced("load", None, self._tell_peaks, result)
+            self._fenced("load", None, self._report.tell, result)
         if self._obituaries:
             self._publish_obituaries(result)
         return result
@@ -144,7 +156,7 @@ class ForkJoinScheduler(Overview):
         live.num_planned = 0
         told, leaving = live.leaving(self._engine)
         if not live.family.is_live:  # before its end is told: behind that it can't fail any more
-            self._leave(live.request, by_itself=True)
+            self._gate.leave(live.request, by_itself=True)
         if told or leaving:
             outputs = result.setdefault(live.request.client_index, EngineCoreOutputs()).outputs
             # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
@@ -155,33 +167,6 @@ class ForkJoinScheduler(Overview):
         if not live.family.is_live:
             self._live.pop(live.family.request_id, None)
             self._offsets.pop(live.family.request_id, None)
-
-    def _load(self) -> Load:
-        """How many threads and requests wait to run, and what is expected of one more."""
-        num_threads, num_requests = self._count_waiting()
-        admission = self._admission
-        return Load(
-            threads=num_threads,
-            requests=num_requests,
-            expected_tokens=round(admission.tokens.mean),
-            expected_threads=round(1 + admission.forks.mean * max(admission.width.mean - 1, 0), 1),
-        )
-
-    def _tell_load(self, result: dict[int, EngineCoreOutputs]) -> None:
-        """Tell the front ends the load, where it has changed: each refuses by it what would wait too long."""
-        load = self._load()
-        if load == self._told_load:
-            return
-        self._told_load = load
-        packed = wire.pack("", [load], self._engine)
-        for front_end in range(self.vllm_config.parallel_config._api_process_count):
-            result.setdefault(front_end, EngineCoreOutputs()).outputs.append(packed)
-
-    def _tell_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
-        """Tell one front end what admission expected of the requests that have ended, against what came."""
-        if ratios := drained(self._peak_ratios):
-            packed = wire.pack("", [Admission(peak_ratios=ratios)], self._engine)
-            result.setdefault(0, EngineCoreOutputs()).outputs.append(packed)
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
@@ -199,7 +184,7 @@ class ForkJoinScheduler(Overview):
 
     def _part_with(self, live: LiveFamily, ids: list[str]) -> None:
         """A family is ended from outside: add to ``ids`` the requests that end with its own."""
-        self._leave(live.request, by_itself=self._has_stop_string(live.request))
+        self._gate.leave(live.request, by_itself=self._gate.has_stop_string(live.request))
         ids += self._cancel_threads(live)
         live.transcripts[live.family.root].release()
         self._parting.append(self._live.pop(live.family.request_id))
@@ -213,6 +198,41 @@ class ForkJoinScheduler(Overview):
         while self._evicted:
             self._fenced("restore", self._evicted[0], self._restore_evicted)
         return done
+
+    # ---- what vLLM asks in the middle of its work ------------------------------------------
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        """Whether vLLM may start ``request`` in this step."""
+        if request.request_id in self._waits.held_back:
+            return False
+        is_free = super()._handle_blocked_waiting_request(request)
+        return is_free and self._answer("admit", request, self._may_start, False)
+
+    def _may_start(self, request: Request) -> bool:
+        """Whether there is room for what ``request`` will need; threads and what has run always may."""
+        if self._spoken is None or self._holds_kv_blocks(request):
+            return True
+        lets_in = self._gate.lets_in(request)
+        if self._gate.door.is_shut:
+            self._stop_looking()
+        return lets_in
+
+    def _stop_looking(self) -> None:
+        """Let vLLM look at no more new requests in this step: as if it were paused for them."""
+        self._pause_state = max(self._pause_state, PauseState.PAUSED_NEW)
+
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        if self._spoken is not None:
+            self._answer("learn", request, self._gate.ended, None)
+        return super()._free_request(request, delay_free_blocks)
+
+    # ---- what front ends ask ---------------------------------------------------------------
+
+    def overview(self) -> Row:
+        """What runs and what waits: see ``overview.py``."""
+        return self._overview.now()
 
     # ---- KV pressure -----------------------------------------------------------------------
 

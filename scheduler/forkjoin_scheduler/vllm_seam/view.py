@@ -1,0 +1,69 @@
+"""What the scheduler's collaborators may ask of it: facts that they read and do not change.
+
+A collaborator is held by ``ForkJoinScheduler``, keeps state of its own, and is told this view when it is
+made. What it keeps of families, the fence has to know (``Fence._collaborators``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.errors import EnginePlace
+from forkjoin_scheduler.family import Branch
+from forkjoin_scheduler.settings import Settings
+from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.vllm_seam.jobs import Job
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class SchedulerView(Protocol):
+    """A scheduler as its collaborators see it."""
+
+    # ---- vLLM's ----------------------------------------------------------------------------
+
+    requests: dict[str, Request]
+    running: list[Request]
+    waiting: RequestQueue
+    kv_holding_waiting: RequestQueue
+    #: Parked and suspended requests: they wait in a queue, and for nothing that a step could give.
+    num_waiting_for_streaming_input: int
+    kv_cache_manager: KVCacheManager
+    policy: SchedulingPolicy
+    current_step: int
+    max_num_scheduled_tokens: int
+    num_spec_tokens: int
+    num_lookahead_tokens: int
+
+    # ---- ours (see ``Core``) ---------------------------------------------------------------
+
+    _settings: Settings
+    _engine: int
+    _spoken: BoundDialect | None
+    _tokenizer: EngineTokenizer
+    _num_slots: int
+    _live: dict[str, LiveFamily]
+    _threads: dict[str, tuple[LiveFamily, Branch]]
+    _fills: dict[str, Job]
+    _to_stitch: dict[str, kv.Stitched]
+
+    # ---- the fence -------------------------------------------------------------------------
+
+    def _contain(self, where: EnginePlace, error: Exception, of: object) -> None:
+        """The family of ``of`` failed (None: it was nobody's error)."""
+
+    def _answer(
+        self, where: EnginePlace, of: Item, ask: Callable[[Item], Answer], otherwise: Answer
+    ) -> Answer:
+        """What ``ask`` answers of ``of`` in the middle of vLLM's work; ``otherwise`` where that raises."""
