@@ -147,6 +147,46 @@ def test_a_thread_whose_grammar_leads_nowhere_ends_its_family_and_is_no_error_of
     assert [reason for request_id, reason in ends if request_id == "b"] not in ([], [FinishReason.ERROR])
 
 
+#: What the scheduler holds with lists, sets or dictionaries of its own in which no family can be named.
+_OF_NO_FAMILY = {"_tokenizer"}
+
+
+def test_whatever_the_scheduler_holds_that_keeps_something_the_fence_looks_through():
+    from tests.engine.by_hand import ByHand
+
+    scheduler = ByHand(load("explicit"), EMBEDDED_MODEL, max_drafts=3, draft_from="family").scheduler
+    held = {name: value for name, value in vars(scheduler).items() if name not in scheduler._names_of_vllm}
+    keeping = {
+        name
+        for name, value in held.items()
+        if type(value).__module__.startswith("forkjoin_scheduler")
+        and any(isinstance(kept, list | set | dict) for kept in vars(value).values())
+    }
+    assert {"_gate", "_waits", "_drafts"} <= keeping
+    looked_through = {name for name in keeping if held[name] in scheduler._collaborators}
+    assert keeping - looked_through == _OF_NO_FAMILY
+
+
+def test_a_family_that_failed_is_named_by_no_collaborator_either():
+    from tests.engine.by_hand import ByHand
+
+    hand = ByHand(load("explicit"), EMBEDDED_MODEL, filler="y")
+    hand.allowed_errors.add("learn")
+    for request_id in "ab":
+        hand.add(request_id, "q", forkjoin={"best_of": 2, "vote": "y", "max_threads_running": 1})
+        hand.steps_until(lambda of=request_id: hand.decodes(f"{of}#0"))
+    scheduler = hand.scheduler
+    gate, waits = scheduler._gate, scheduler._waits
+    assert set(gate.admitted) == {"a", "b"}
+    assert waits.held_back == {"a#1", "b#1"}
+    scheduler._contain("learn", RuntimeError("a fault for a test"), scheduler._live["a"])
+    scheduler._evict_failed()
+    assert set(gate.admitted) == {"b"}
+    assert waits.held_back == {"b#1"}
+    hand.scheduler.finish_requests("b", RequestStatus.FINISHED_ABORTED)
+    hand.finish()
+
+
 def test_a_thread_policy_that_raises_is_asked_no_more(errors):
     from forkjoin_scheduler.policy.threads import Eager
     from tests.engine.by_hand import ByHand

@@ -56,7 +56,8 @@ class ForkJoinScheduler(Hearing):
         self._overview = Overview(self, self._gate, self._waits)
         num_front_ends = self.vllm_config.parallel_config._api_process_count
         self._report = LoadReport(self, self._gate, self._waits, num_front_ends)
-        self._collaborators = (self._gate, self._waits)
+        keeping_families = self._gate, self._waits, self._drafts
+        self._collaborators = tuple(one for one in keeping_families if one is not None)
         #: Aborted families whose last events have not left yet.
         self._parting: list[LiveFamily] = []
         #: Stitched families whose blocks were taken back, to be restored when another has ended.
