@@ -20,6 +20,7 @@ from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import fence, kv, queues, requests
 from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
+from forkjoin_scheduler.vllm_seam.cancelling import Cancelling
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.load_report import LoadReport
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
@@ -53,7 +54,7 @@ class Boom(Exception):
 def targets() -> list[Target]:
     """All functions that hooks come to, but for the hooks themselves, the fence, and what cleans up."""
     owners: list[Owner] = [c for c in LAYERS if c is not fence.Fence]
-    owners += [AdmissionGate, ThreadPacer, Waiters, LoadReport, Voting]
+    owners += [AdmissionGate, ThreadPacer, Waiters, LoadReport, Voting, Cancelling]
     owners += [LiveFamily, Family, Branch, Transcript, Admission, Vote, Pruner, kv, queues, requests]
     return [
         (owner, name)

@@ -505,7 +505,7 @@ class Drive:
         threads = [(live, t) for live in self._scheduler._live.values() for t in live.family.threads]
         if threads and self._clients.random() < self._kind.cancel:
             live, thread = self._clients.choice(threads)
-            heard = self._scheduler._cancel_in(live, thread.index)
+            heard = self._scheduler._cancelling.ask_in(live, thread.index)
             assert heard == (CANCELLING if thread.end is None else thread.end.value), f"{thread}: {heard}"
 
     def _add(self) -> None:

@@ -337,7 +337,7 @@ def test_an_answer_of_the_model_is_what_its_transcript_with_the_cut_thread_makes
     engine.step_until(lambda: cut.num_generated >= 30)
     if is_restarted:
         engine.scheduler.reset_prefix_cache(reset_running_requests=True)
-    assert engine.scheduler._cancel_in(live, index) == CANCELLING
+    assert engine.scheduler._cancelling.ask_in(live, index) == CANCELLING
     answer = engine.drain()[request_id]
     assert cut.end is ThreadEnd.CLIENT_CANCELLED
     others = [thread for thread in live.family.threads if thread is not cut]

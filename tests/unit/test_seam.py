@@ -82,7 +82,6 @@ LAYERS = {
     "ahead": "Ahead",
     "ending": "Ending",
     "cutting": "Cutting",
-    "cancelling": "Cancelling",
     "joining": "Joining",
     "forking": "Forking",
     "hearing": "Hearing",

@@ -2,9 +2,9 @@
 
 ``ForkJoinScheduler`` is made of layers, each on the one before: ``core`` (this), ``fence`` (errors
 end one family), ``jobs`` (KV that is computed beside the decoding), ``stitching``, ``ahead`` (the
-progressive join), ``ending``, ``cutting`` and ``cancelling`` (ends before their time), ``joining``,
-``forking``, ``hearing`` (what branches write), and ``scheduler``, which vLLM calls. What needs to know
-them and no more is held by it and keeps its own state: see ``view.py``.
+progressive join), ``ending``, ``cutting`` (ends before their time), ``joining``, ``forking``,
+``hearing`` (what branches write), and ``scheduler``, which vLLM calls. What needs no layer, but a view of
+them, is held by it and keeps its own state: see ``view.py``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def answer_front_ends() -> None:
 
 
 def _cancel_thread(core: Any, key: str, index: int, tenant: str) -> str:
-    """See ``Cancelling.cancel_thread``; without fork/join there are no threads."""
+    """See ``Cancelling.ask``; without fork/join there are no threads."""
     cancel = getattr(core.scheduler, "cancel_thread", None)
     return UNKNOWN if cancel is None else str(cancel(key, index, tenant))
 

@@ -16,6 +16,7 @@ from forkjoin_scheduler.patterns import find_all
 from forkjoin_scheduler.stitch import num_inherited, thread_offset
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, queues
+from forkjoin_scheduler.vllm_seam.cancelling import Cancelling
 from forkjoin_scheduler.vllm_seam.joining import Joining
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
@@ -34,7 +35,7 @@ class Forking(Joining):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self._voting = Voting(self)
+        self._voting, self._cancelling = Voting(self), Cancelling(self)
         #: Requests that fork at the end of this step, with the plan where it is made already.
         self._triggered: list[tuple[Request, ForkPlan | Refusal | None]] = []
         #: Requests that ask for the result of a thread, by its number.

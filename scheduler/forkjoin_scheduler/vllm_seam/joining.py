@@ -17,6 +17,7 @@ from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.answers import constrains_threads, own_constraint
 from forkjoin_scheduler.vllm_seam.cancelling import Cancelling
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
+from forkjoin_scheduler.vllm_seam.cutting import Cutting
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import Piece, injected
 from forkjoin_scheduler.vllm_seam.requests import fold, truncate
@@ -26,11 +27,12 @@ from forkjoin_scheduler.vllm_seam.wish import noted
 from forkjoin_scheduler.vote import Vote
 
 
-class Joining(Cancelling):
+class Joining(Cutting):
     """Lets branches go on behind their threads."""
 
     if TYPE_CHECKING:  # of the layer above
         _voting: Voting
+        _cancelling: Cancelling
 
     def _advance(self, live: LiveFamily) -> None:
         """Do what is due: end a family out of budget, join the branches whose threads have ended."""
@@ -44,7 +46,7 @@ class Joining(Cancelling):
         if is_spent and live.finish_reason is None:
             self._end_at_budget(live)
         if live.cancelled:
-            self._end_cancelled(live)
+            self._cancelling.advance(live)
         if live.dialect.join.when == "first":
             self._cut_slower(live)
         self._voting.advance(live)

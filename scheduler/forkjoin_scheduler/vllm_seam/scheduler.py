@@ -231,6 +231,10 @@ class ForkJoinScheduler(Hearing):
 
     # ---- what front ends ask ---------------------------------------------------------------
 
+    def cancel_thread(self, key: str, index: int, tenant: str) -> str:
+        """Let a thread end; returns what its client hears of it: see ``cancelling.py``."""
+        return self._cancelling.ask(key, index, tenant)
+
     def overview(self) -> Row:
         """What runs and what waits: see ``overview.py``."""
         return self._overview.now()

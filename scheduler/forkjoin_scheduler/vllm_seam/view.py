@@ -1,4 +1,4 @@
-"""What the scheduler's collaborators may ask of it: facts that they read and do not change.
+"""What the scheduler's collaborators may ask of it: facts that they read, and for some, what threads do.
 
 A collaborator is held by ``ForkJoinScheduler``, keeps state of its own, and is told this view when it is
 made. What it keeps of families, the fence has to know (``Fence._collaborators``).
@@ -15,7 +15,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.errors import EnginePlace
-from forkjoin_scheduler.family import Branch
+from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -67,3 +67,19 @@ class SchedulerView(Protocol):
         self, where: EnginePlace, of: Item, ask: Callable[[Item], Answer], otherwise: Answer
     ) -> Answer:
         """What ``ask`` answers of ``of`` in the middle of vLLM's work; ``otherwise`` where that raises."""
+
+
+class ThreadControl(SchedulerView, Protocol):
+    """The same, for those who also start threads and end them."""
+
+    def _request_of(self, branch: Branch | None) -> Request:
+        """The request of a branch that has not ended."""
+
+    def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
+        """Queue a request for ``thread``, on the KV of ``parent``."""
+
+    def _stop(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
+        """End ``thread``, which decodes or waits to, where it is; what it wrote is joined."""
+
+    def _cancel(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
+        """End ``thread`` in this way, and all beneath it; it has no part in the join."""

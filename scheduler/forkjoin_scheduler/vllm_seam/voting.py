@@ -5,43 +5,24 @@ They end early because they can change nothing any more, or because a pruning po
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.errors import EnginePlace
 from forkjoin_scheduler.events import ThreadsStarted
 from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
 from forkjoin_scheduler.pruner import Pruner
-from forkjoin_scheduler.settings import Settings, own_pruning
+from forkjoin_scheduler.settings import own_pruning
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.view import ThreadControl
 from forkjoin_scheduler.vote import Vote
-
-
-class Threads(Protocol):
-    """What is asked of the scheduler."""
-
-    def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None: ...
-
-    def _cancel(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None: ...
-
-    def _request_of(self, branch: Branch | None) -> Request: ...
-
-    def _contain(self, where: EnginePlace, error: Exception, of: object) -> None: ...
-
-    _settings: Settings
-    kv_cache_manager: KVCacheManager
-    requests: dict[str, Request]
 
 
 class Voting:
     """Starts and cuts the threads of votes. Holds nothing of any family: that is in ``LiveFamily``."""
 
-    def __init__(self, scheduler: Threads) -> None:
+    def __init__(self, scheduler: ThreadControl) -> None:
         self._scheduler = scheduler
 
     def start(self, live: LiveFamily, threads: list[Branch], parent: Request) -> None:
