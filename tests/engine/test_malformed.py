@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import convert
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
@@ -64,12 +65,13 @@ def counts() -> dict[str, float]:
 
 def counted(events) -> dict[str, float]:
     """What the counter has more when it has been told all events of the test."""
+    from forkjoin_scheduler.events import Event
     from forkjoin_server.metrics import SERVER
 
     before = counts()
     for kind in ("forked", "thread_ended", "refused", "limited"):
         for event in events(kind):
-            SERVER.observe(event, 0)
+            SERVER.observe(convert(event, Event), 0)
     after = {key: value - before.get(key, 0) for key, value in counts().items()}
     return {key: more for key, more in after.items() if more}
 
