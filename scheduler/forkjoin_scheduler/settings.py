@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from forkjoin_scheduler.dialect import Dialect, Limits
+from forkjoin_scheduler.policy.eviction import EvictionPolicy
 from forkjoin_scheduler.policy.pruning import Pruning
 from forkjoin_scheduler.policy.threads import ThreadPolicy
 
@@ -23,10 +24,14 @@ UNLIMITED = Limits(
 
 
 def own_thread_policy(path: str) -> Callable[[], ThreadPolicy]:
-    """The class of a user's own at ``path``. Raises ValueError if there is none that chooses threads."""
-    made: Callable[[], ThreadPolicy] = _imported(path)
-    if not callable(made) or not hasattr(made, "choose"):
-        raise ValueError(f"expected a class with a method `choose`, got {made!r}")
+    """The class of a user's own at ``path``. Raises ValueError if there is none that chooses."""
+    made: Callable[[], ThreadPolicy] = _that_chooses(path)
+    return made
+
+
+def own_eviction_policy(path: str) -> Callable[[], EvictionPolicy]:
+    """The same of one that chooses families."""
+    made: Callable[[], EvictionPolicy] = _that_chooses(path)
     return made
 
 
@@ -36,6 +41,13 @@ def own_pruning(path: str) -> type[Pruning]:
     is_policy = isinstance(made, type) and issubclass(made, Pruning)
     if not is_policy:
         raise ValueError(f"expected a subclass of {Pruning.__module__}.Pruning, got {made!r}")
+    return made
+
+
+def _that_chooses(path: str) -> Any:
+    made = _imported(path)
+    if not callable(made) or not hasattr(made, "choose"):
+        raise ValueError(f"expected a class with a method `choose`, got {made!r}")
     return made
 
 
@@ -95,6 +107,13 @@ class Settings(BaseModel):
         "the request sets prune to own. It must subclass forkjoin_scheduler.policy.pruning.Pruning.",
     )
 
+    eviction_policy: str | None = Field(
+        default=None,
+        description="Python path (package.module.Class) of your own policy, which chooses the family that "
+        "gives up its KV blocks when nothing can run for want of them. The built-in one, "
+        "forkjoin_scheduler.policy.eviction.LastCome, takes the one that came last.",
+    )
+
     draft_from: DraftSource = Field(
         default="drafter",
         description="Where an ngram or suffix drafter finds drafts for a thread. drafter: in the thread's "
@@ -125,6 +144,13 @@ class Settings(BaseModel):
     def _can_be_imported(cls, path: str | None) -> str | None:
         if path is not None:
             own_thread_policy(path)
+        return path
+
+    @field_validator("eviction_policy")
+    @classmethod
+    def _chooses(cls, path: str | None) -> str | None:
+        if path is not None:
+            own_eviction_policy(path)
         return path
 
     @field_validator("prune_policy")

@@ -153,6 +153,8 @@ def test_how_requests_and_threads_are_scheduled_is_the_users_to_say():
     assert _settings(serve_args(["m", "--thread-policy", own])).thread_policy == own
     own = "forkjoin_scheduler.policy.pruning.Agreement"
     assert _settings(serve_args(["m", "--prune-policy", own])).prune_policy == own
+    own = "forkjoin_scheduler.policy.eviction.LastCome"
+    assert _settings(serve_args(["m", "--eviction-policy", own])).eviction_policy == own
 
 
 @pytest.mark.parametrize(
@@ -174,6 +176,7 @@ def test_how_requests_and_threads_are_scheduled_is_the_users_to_say():
             r"--prune-policy: .*a subclass of forkjoin_scheduler\.policy\.pruning\.Pruning",
         ),
         (["--thread-policy", "os.path"], "--thread-policy: .*a class with a method `choose`"),
+        (["--eviction-policy", "os.path"], "--eviction-policy: .*a class with a method `choose`"),
     ],
 )
 def test_scheduling_that_cannot_be_is_refused_in_a_sentence(given, sentence):

@@ -222,6 +222,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "slo-itl-ms": ("None", "default"),
         "thread-policy": ("None", "default"),
         "prune-policy": ("None", "default"),
+        "eviction-policy": ("None", "default"),
         "draft-from": ("drafter", "default"),
         "log-format": ("text", "default"),
         "api-key-file": ("None", "default"),

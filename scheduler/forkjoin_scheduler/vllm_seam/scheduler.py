@@ -36,6 +36,7 @@ from forkjoin_scheduler.vllm_seam.load_report import LoadReport
 from forkjoin_scheduler.vllm_seam.overview import Overview, Row
 from forkjoin_scheduler.vllm_seam.sampling import without_banned
 from forkjoin_scheduler.vllm_seam.thread_pacer import ThreadPacer
+from forkjoin_scheduler.vllm_seam.victims import Victims
 from forkjoin_scheduler.vllm_seam.waiting import Waiters
 from forkjoin_scheduler.vllm_seam.wish import note
 
@@ -44,7 +45,8 @@ class ForkJoinScheduler(Hearing):
     """AsyncScheduler (which serves sync scheduling too) with fork and join.
 
     It holds those who decide and those who tell: ``_gate`` which requests start, ``_pacer`` which threads
-    run, ``_waits`` what does neither; ``_overview`` tells operators and ``_report`` front ends.
+    run, ``_victims`` which family gives way; ``_waits`` knows what waits, ``_overview`` tells operators and
+    ``_report`` front ends.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -53,6 +55,7 @@ class ForkJoinScheduler(Hearing):
         if self._spoken is not None:
             self.waiting = self._gate.queue
         self._pacer = ThreadPacer(self, self._gate, self._waits)
+        self._victims = Victims(self, self._gate)
         self._overview = Overview(self, self._gate, self._waits)
         num_front_ends = self.vllm_config.parallel_config._api_process_count
         self._report = LoadReport(self, self._gate, self._waits, num_front_ends)
@@ -259,14 +262,14 @@ class ForkJoinScheduler(Hearing):
         """Nothing runs and nothing could be started: take back a family's blocks.
 
         What waits with blocks is no victim of vLLM's preemption, so a pool full of them would wait
-        for ever. The one whose turn comes last gives way; what it shared is computed anew.
+        for ever. What a family shared is computed anew.
         """
         if self._has_uncompiled():
             return
         holding = [live for live in self._live.values() if self._holders(live) or live.held or live.jobs]
         if holding:
-            last = max(holding, key=lambda live: self._turn(live.request))
-            self._fenced("evict", last, self._evict, last)
+            victim = self._victims.choose(holding)
+            self._fenced("evict", victim, self._evict, victim)
         else:
             self._restore_evicted()
 
