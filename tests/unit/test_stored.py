@@ -54,6 +54,7 @@ class Store:
 def ask(monkeypatch):
     """Asks a middleware that stands around a store."""
     monkeypatch.setattr(middleware, "stores_responses", lambda: True)
+    monkeypatch.setattr(FEEDS, "_queues", {})  # a response that is stored keeps its feed
 
     def make(store):
         bodies = Bodies(store)
