@@ -140,11 +140,15 @@ class Trials:
         asked = ticket.item
         if not asked.verdict.set_running_or_notify_cancel():
             return
-        verdict = self._known.get(asked.digest)  # of who asked for it at the same time
-        if verdict is None:
-            verdict = self._try(asked.grammar, asked.digest)
-            self._charge(ticket.tenant, verdict.cost_s)
-        asked.verdict.set_result(verdict)
+        try:
+            verdict = self._known.get(asked.digest)  # of who asked for it at the same time
+            if verdict is None:
+                verdict = self._try(asked.grammar, asked.digest)
+                self._charge(ticket.tenant, verdict.cost_s)
+        except Exception as error:  # nobody may wait for ever
+            asked.verdict.set_exception(error)
+        else:
+            asked.verdict.set_result(verdict)
 
     def _leave(self, ticket: Ticket[Asked]) -> None:
         self._waiting.take(ticket, 0)
@@ -190,11 +194,11 @@ class Trials:
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
+            vocabulary = self._vocabulary()
+            taken = sample(vocabulary)
             command = [sys.executable, "-m", "forkjoin_server.grammar_trial"]
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe)  # noqa: S603 - this program
-            vocabulary = self._vocabulary()
-            taken = sample(vocabulary)
             self._scale = max(len(vocabulary) / len(taken), 1)
             _write(self._process, [token.hex() for token in taken])
         return self._process

@@ -199,6 +199,16 @@ def test_where_the_process_is_killed_the_next_grammar_has_another():
         assert not _try(trials, "regex", "b").is_over
 
 
+def test_nobody_waits_for_ever_where_a_trial_can_not_be_made():
+    def no_vocabulary():
+        raise KeyError("a fault for a test")
+
+    with closing(Trials(no_vocabulary)) as broken:
+        for _ in range(2):
+            with pytest.raises(KeyError, match="a fault for a test"):
+                _try(broken, "regex", "a")
+
+
 def test_of_a_vocabulary_all_bytes_take_part_and_always_the_same_tokens():
     taken = sample(WORDS)
     assert taken == sample(WORDS[::-1])
