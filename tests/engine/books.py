@@ -29,7 +29,7 @@ class Books:
         self.shown: Counter[str] = Counter()
         self.budgets: dict[str, int] = {}
         #: What a family has said of itself at its end.
-        self.ended: dict[str, dict[str, Any]] = {}
+        self.ended: dict[str, FamilyEnded] = {}
         self._families: dict[str, Family] = {}
         kept, update = self.kept, AsyncScheduler._update_request_with_output
 
@@ -74,9 +74,9 @@ class Books:
             if counts is None:
                 assert self.kept[request_id] <= budget, request_id
                 continue
-            total = counts["total_tokens"]
+            total = counts.total_tokens
             assert total <= min(budget, self.kept[request_id]), f"{request_id}: {total} of {budget}"
             if request_id not in aborted:
-                shown = total + counts["surplus_tokens"]
+                shown = total + counts.surplus_tokens
                 assert self.shown[request_id] == shown, f"{request_id}: {self.shown[request_id]}, not {shown}"
         return len(self.ended)
