@@ -30,7 +30,7 @@ def observed(tmp_path_factory):
         flags = ["--otlp-traces-endpoint", endpoint, "--log-format", "json", "--enable-log-requests"]
         with start_server(log, *flags) as (address, _):
             yield address, traces, log
-    assert any("shutdown complete" in entry["message"] for entry in _entries(log))
+    assert any("drained" in entry["message"] for entry in _entries(log)), "the last line of a server"
 
 
 @pytest.fixture(scope="module", autouse=True)
