@@ -97,7 +97,16 @@ LATER: dict[str, Later] = {
     "tests/unit/test_grammar_trials.py": Later(
         Tier.CI, "processes that import xgrammar; test_hostile_bodies has a grammar that takes too long"
     ),
+    "tests/unit/test_vital.py": Later(
+        Tier.CI, "a dozen processes that import vLLM; test_liveness kills the real ones"
+    ),
+    "tests/bench/test_votes.py::test_votes_are_run_in_every_way_and_the_lossless_ones_answer_as_all": Later(
+        Tier.CI, "an engine, 25 s; engine/test_votes has the same rules"
+    ),
     # Servers of their own; test_api and its neighbours share one.
+    "tests/server/test_fence.py": Later(
+        Tier.CI, "a server whose joins raise; engine/test_fence raises everywhere"
+    ),
     "tests/server/test_client.py": Later(
         Tier.CI, "a dozen answers and terminals on the shared server; tests/client has each rule without one"
     ),
