@@ -43,6 +43,11 @@ class NewThread(Struct, frozen=True, kw_only=True):
     number: str
     title: str
 
+    @property
+    def name(self) -> str:
+        """What it is called: its title, if it has one."""
+        return self.title or self.number
+
 
 class Forked(_Event, frozen=True, kw_only=True):
     """A branch forked. ``shared_tokens`` of its context each thread reads and does not compute."""

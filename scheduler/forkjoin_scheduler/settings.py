@@ -139,18 +139,11 @@ class Settings(BaseModel):
         "as text. allow: as control tokens, as in vLLM. refuse: the request gets a 400.",
     )
 
-    @field_validator("thread_policy")
-    @classmethod
-    def _can_be_imported(cls, path: str | None) -> str | None:
-        if path is not None:
-            own_thread_policy(path)
-        return path
-
-    @field_validator("eviction_policy")
+    @field_validator("thread_policy", "eviction_policy")
     @classmethod
     def _chooses(cls, path: str | None) -> str | None:
         if path is not None:
-            own_eviction_policy(path)
+            _that_chooses(path)
         return path
 
     @field_validator("prune_policy")

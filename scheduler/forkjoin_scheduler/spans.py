@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 
 from forkjoin_scheduler.events import (
     ROOT,
+    Counts,
     Event,
-    FamilyEnded,
     Forked,
     Joined,
     Limited,
     NewThread,
-    Progress,
     Refused,
     ThreadEnded,
     ThreadsStarted,
@@ -79,7 +78,7 @@ class FamilySpans:
             case Voted():
                 result = {} if event.result is None else {"result": event.result}
                 self._note(ROOT, "vote", at_ns, thread=event.index, **result)
-            case Progress() | FamilyEnded():
+            case Counts():
                 self.root.attributes |= {
                     "forkjoin.num_threads": event.num_threads,
                     "forkjoin.critical_path_tokens": event.critical_path_tokens,
@@ -89,7 +88,7 @@ class FamilySpans:
     def _start(self, thread: NewThread, parent_index: int, at_ns: int) -> None:
         attributes: Attributes = {
             "forkjoin.thread.index": thread.index,
-            "forkjoin.thread.title": thread.title or thread.number,
+            "forkjoin.thread.title": thread.name,
             "forkjoin.thread.parent": parent_index,
         }
         self.threads[thread.index] = BranchSpan(parent_index, at_ns, attributes=attributes)

@@ -65,8 +65,7 @@ class FamilyTexts:
             match event:
                 case Tokens():
                     text = self._texts.setdefault(event.index, ThreadText())
-                    read.append(replace(event, text=text.push(decoder, event.token_ids)))
-                    continue
+                    event = replace(event, text=text.push(decoder, event.token_ids))
                 case ThreadEnded():
                     read += self._last(decoder, [event.index])
                 case FamilyEnded():

@@ -80,20 +80,21 @@ class StoredResponses:
         if isinstance(response_id, str) and self._owners.get(response_id, tenant) != tenant:
             raise AnothersResponse(response_id)
 
-    def keep(self, body: Json, weaver: Weaver, present: Callable[[ThreadLog], Presenter]) -> None:
-        """Keep what a response says of threads, and how, if vLLM stores it.
+    def keep(self, body: Json, weaver: Weaver, present: Callable[[ThreadLog], Presenter]) -> bool:
+        """Keep what a response says of threads, and how, if vLLM stores it; returns whether it does.
 
         For the first time before its client is told of its end, who may fetch it at once.
         """
-        if weaver.status == 200 and body.get("store", True):
+        is_stored = weaver.status == 200 and bool(body.get("store", True))
+        if is_stored:
             self._kept[body["request_id"]] = _Kept(weaver.queue, weaver.log, present)
+        return is_stored
 
     def answered(
         self, body: Json, weaver: Weaver, feed: str, present: Callable[[ThreadLog], Presenter]
     ) -> None:
         """A request has been answered, whose response vLLM may store."""
-        self.keep(body, weaver, present)
-        if weaver.status == 200 and body.get("store", True):
+        if self.keep(body, weaver, present):
             weaver.hear()
             if body.get("background"):
                 return

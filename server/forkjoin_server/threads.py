@@ -12,9 +12,7 @@ from typing import Any
 from forkjoin_scheduler.events import (
     Counts,
     Event,
-    FamilyEnded,
     Forked,
-    Progress,
     ThreadEnded,
     Tokens,
     Voted,
@@ -96,7 +94,7 @@ class ThreadLog:
                 return [{"index": event.index, "waits_for": {"type": event.waits_for or NOTHING}}]
             case ThreadEnded():
                 return self._ended(event)
-            case Progress() | FamilyEnded():
+            case Counts():
                 self.families[event.family] = event
             case Voted() if self.num_answers == 1:
                 # Of several answers each has a vote of its own, and nowhere to stand.
@@ -109,7 +107,7 @@ class ThreadLog:
                 "index": thread.index,
                 "id": thread_id(self.key, thread.index),
                 "parent_id": thread_id(self.key, event.parent_index),
-                "title": thread.title or thread.number,
+                "title": thread.name,
                 "content": "",
                 **({"token_ids": []} if self.has_token_ids else {}),
             }

@@ -74,7 +74,7 @@ class Weaver:
     log: ThreadLog
     presenter: Presenter
     #: Called when all is known that the answer says of threads, before its end is written.
-    at_end: Callable[[], None] = lambda: None
+    at_end: Callable[[], object] = lambda: None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _streams: bool = False
     #: Of the answer, None until it has begun.

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.bound import BoundDialect
@@ -96,6 +97,11 @@ class Core(AsyncScheduler):
             """Of the layer above: the family of ``of`` failed."""
 
     # ---- what has begun, and waits ---------------------------------------------------------
+
+    def _turn(self, request: Request) -> tuple[int, float]:
+        """Whose turn it is to run: the more urgent first, where the policy is by priority, then the older."""
+        by_priority = self.policy == SchedulingPolicy.PRIORITY
+        return request.priority if by_priority else 0, request.arrival_time
 
     def _holds_kv_blocks(self, request: Request) -> bool:  # type: ignore[override]  # vLLM calls it on itself
         """Whether ``request`` has begun: it has run before, or is of a family that has.

@@ -21,7 +21,6 @@ from typing import Any
 
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -243,11 +242,6 @@ class ForkJoinScheduler(Hearing):
         return self._overview.now()
 
     # ---- KV pressure -----------------------------------------------------------------------
-
-    def _turn(self, request: Request) -> tuple[int, float]:
-        """Whose turn it is to run: the more urgent first, where the policy is by priority, then the older."""
-        by_priority = self.policy == SchedulingPolicy.PRIORITY
-        return request.priority if by_priority else 0, request.arrival_time
 
     def _spare_the_oldest(self) -> None:
         """Let whoever vLLM preempts first, the last in its list, be of the family whose turn comes last.

@@ -63,7 +63,7 @@ class ThreadPacer:
         If the step before computed nothing, all run: those that were chosen may lack KV blocks that
         those that sat out hold.
         """
-        self._waits.held_back = set()
+        self._waits.let_all_run()
         if self._is_stalled:
             return
         caps = self._caps()
@@ -101,7 +101,8 @@ class ThreadPacer:
 
     def stop(self) -> None:
         """The policy has failed: from here on all threads run."""
-        self.policy, self._waits.held_back = Eager(), set()
+        self.policy = Eager()
+        self._waits.let_all_run()
 
     def _could_be_kept(self) -> bool:
         """Whether more want a slot than there are, a thread among them: one that has a slot keeps it.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
-
 from forkjoin_scheduler.policy.eviction import EvictionPolicy, FamilyFacts, LastCome
 from forkjoin_scheduler.settings import own_eviction_policy
 from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
@@ -33,12 +31,11 @@ class Victims:
         return by_key[self._policy.choose(facts)]
 
     def _facts(self, live: LiveFamily) -> FamilyFacts:
-        request = live.request
-        by_priority = self._view.policy == SchedulingPolicy.PRIORITY
+        priority, arrival = self._view._turn(live.request)
         return FamilyFacts(
             key=live.family.request_id,
-            priority=request.priority if by_priority else 0,
-            arrival=request.arrival_time,
-            num_blocks=self._gate.holds(request)[0],
+            priority=priority,
+            arrival=arrival,
+            num_blocks=self._gate.holds(live.request)[0],
             written=live.family.num_generated,
         )

@@ -58,6 +58,9 @@ class SchedulerView(Protocol):
     _fills: dict[str, Job]
     _to_stitch: dict[str, kv.Stitched]
 
+    def _turn(self, request: Request) -> tuple[int, float]:
+        """Whose turn it is to run: the smaller, the sooner."""
+
     # ---- the fence -------------------------------------------------------------------------
 
     def _contain(self, where: EnginePlace, error: Exception, of: object) -> None:

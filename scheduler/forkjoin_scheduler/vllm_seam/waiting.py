@@ -39,6 +39,10 @@ class Waiters:
             # vLLM's own means for microbatches: not eligible before the step behind the next.
             request.next_decode_eligible_step = self._view.current_step + 2
 
+    def let_all_run(self) -> None:
+        """Hold no thread back any more."""
+        self.held_back = set()
+
     def num(self) -> int:
         """How many wait to run; parked branches do not."""
         view = self._view
