@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.server import unhurried
+
 #: Below the ports that Linux gives to those who ask for any: none of these is taken before the server takes it.
 PORTS = range(20_000, 32_000)
 
@@ -78,7 +80,8 @@ def _end_of(log: Path) -> str:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The address of one server for all tests that need nothing special of it."""
-    with start_server(tmp_path_factory.mktemp("server") / "log") as (address, _):
+    log = tmp_path_factory.mktemp("server") / "log"
+    with start_server(log, *unhurried.FLAGS, env=unhurried.ENV) as (address, _):
         yield address
 
 

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from forkjoin_server.access.keys import line_of, new_key
+from tests.server import unhurried
 from tests.server.cancelling import ENDLESS, cancel, streaming
 from tests.server.conftest import start_server
 
@@ -29,7 +30,8 @@ def kept(tmp_path_factory):
     path, log = folder / "keys.yaml", folder / "log"
     path.write_text(line_of("alice", key) + "\n")
     flags = ["--api-key-file", str(path), "--api-server-count", "2", "--log-format", "json"]
-    with start_server(log, *flags, "--enable-log-requests") as (address, process):
+    flags += ["--enable-log-requests", *unhurried.FLAGS]
+    with start_server(log, *flags, env=unhurried.ENV) as (address, process):
         yield address, process, log, path, key
 
 

@@ -16,6 +16,7 @@ PLAN = Plan(
     cancelled=5,
     max_tokens=60,
     limit_s=600,
+    health_s=10,  # what a liveness probe waits in deploy/: the machine has other tests to run
     flags=("--max-queued-families", "40", "--client-stall-s", "5"),
 )
 

@@ -15,6 +15,7 @@ class Plan:
     """Of the ``requests``, ``cancelled`` clients hang up early and ``stalled`` ones never read.
 
     ``limit_s``: seconds in which every request must be over; one that is not counts as lost.
+    ``health_s``: seconds in which ``/health`` must answer, on a machine that does nothing else.
     """
 
     requests: int = 2000
@@ -23,6 +24,7 @@ class Plan:
     max_tokens: int = 120
     num_blocks: int = 400
     limit_s: float = 600
+    health_s: float = 1.0
     is_stock: bool = False
     flags: tuple[str, ...] = ()
 

@@ -1,0 +1,39 @@
+"""Answers that take their time, where they are asked to: a test does things while they are made."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, RequestLogitsProcessor
+
+#: What asks for it, in ``vllm_xargs``: the seconds that each token of each thread takes longer.
+TOKEN_S = "test_token_s"
+_ROOT = str(Path(__file__).parents[2])
+#: The environment of a server with ``FLAGS``.
+ENV = {"PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH", ""))))}
+
+
+class Unhurried(AdapterLogitsProcessor):
+    """Changes no logits."""
+
+    def is_argmax_invariant(self) -> bool:
+        return False  # of such ones vLLM calls none where it samples greedily
+
+    def new_req_logits_processor(self, params: SamplingParams) -> RequestLogitsProcessor | None:
+        """What holds the tokens of a request that asks for it."""
+        seconds = (params.extra_args or {}).get(TOKEN_S)
+        if seconds is None:
+            return None
+
+        def wait(output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+            time.sleep(seconds)
+            return logits
+
+        return wait
+
+
+FLAGS = ("--logits-processors", f"{__name__}:{Unhurried.__name__}")
