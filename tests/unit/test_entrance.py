@@ -12,6 +12,7 @@ from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.events import Load
 from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant, Visit
 from forkjoin_scheduler.visits import BACKLOG, VISIT, refuse
+from forkjoin_server.access import preparing
 from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.middleware import ForkJoinMiddleware
 from forkjoin_server.routes import CHAT, GENERATING, MESSAGES
@@ -225,6 +226,7 @@ def test_of_a_burst_a_few_bodies_are_parsed_at_a_time(monkeypatch):
         assert [client.status for client in clients] == [200] * len(clients)
 
     monkeypatch.setattr(middleware, "prepare", prepare)
+    monkeypatch.setattr(preparing, "LONGEST_S", 600.0)  # however long this takes
     BACKLOG.bounds = Bounds()
     asyncio.run(run())
 

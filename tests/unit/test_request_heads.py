@@ -113,9 +113,7 @@ def test_a_websocket_that_no_get_opens_is_refused_at_once(method, keys):
 
 
 def test_another_protocol_than_websockets_is_not_changed_to_and_the_request_answered():
-    (answer,) = ask(
-        BEGIN + b"connection: Upgrade\r\nupgrade: h2c\r\n" + b"content-length: 2\r\n\r\nab", seconds=2
-    )
+    (answer,) = ask(BEGIN + b"connection: Upgrade\r\nupgrade: h2c\r\n" + END)
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
@@ -170,7 +168,7 @@ def test_a_request_hears_that_its_client_hung_up_whatever_came_behind_it(behind,
         done.set()
 
     async def ask_and_leave():
-        async with _serving(app, 60) as address, asyncio.timeout(20):
+        async with _serving(app, 60) as address, asyncio.timeout(120):
             reader, writer = await asyncio.open_connection(*address)
             writer.write(ASK + behind)
             if hangs_up:

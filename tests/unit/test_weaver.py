@@ -135,7 +135,7 @@ def test_an_event_is_not_kept_waiting_for_vllms_next_chunk():
         await weaver.send(STREAM)
         await weaver.send(_sse({"id": "i", "model": "m", "choices": [1]}))
         queue.put_nowait(FORKED)
-        await asyncio.wait_for(shown.wait(), 10)
+        await asyncio.wait_for(shown.wait(), 120)
         pump.cancel()
 
     asyncio.run(run())
