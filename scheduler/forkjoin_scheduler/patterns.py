@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Annotated, Any, Protocol
 
@@ -13,8 +16,8 @@ import re2
 import regex
 from pydantic import AfterValidator, StringConstraints
 
-#: What a search with a pattern that backtracks may take. It runs on the engine's thread, on a text that a
-#: client may provoke; only a dialect file may have such a pattern.
+#: What a search with a pattern that backtracks may take of CPU time. It runs on the engine's thread, on a
+#: text that a client may provoke; only a dialect file may have such a pattern.
 MATCH_TIMEOUT_S = 0.005
 #: What a template may hold: the groups of an outline, what the dialect's rule makes of the message,
 #: and the turns of the model's chat template (``begin`` begins a chat and a user's turn in it,
@@ -185,10 +188,31 @@ def find_all(pattern: str, text: str) -> list[Match]:
     """
     if (linear := _linear(pattern)) is not None:
         return _found(linear, text)
+    return _backtracked(pattern, text)
+
+
+def _backtracked(pattern: str, text: str) -> list[Match]:
+    """The search ends by its own work: ``regex`` counts the CPU time of all threads of the process."""
+    began, limit_s = time.thread_time(), MATCH_TIMEOUT_S
+    with _no_collection():
+        while time.thread_time() - began < MATCH_TIMEOUT_S:
+            try:
+                return list(regex.finditer(pattern, text, timeout=limit_s))
+            except TimeoutError:
+                limit_s *= 2
+    return []
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Leave garbage for later: in a large process, to collect it takes longer than a search may."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        return list(regex.finditer(pattern, text, timeout=MATCH_TIMEOUT_S))
-    except TimeoutError:
-        return []
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _found(linear: Any, text: str) -> list[Match]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+from types import SimpleNamespace
+
 import pytest
 
 from forkjoin_scheduler import patterns
@@ -16,6 +19,7 @@ from forkjoin_scheduler.join import (
     plan_rewrite,
     written,
 )
+from forkjoin_scheduler.patterns import MATCH_TIMEOUT_S
 
 
 def _ended(plan: ThreadPlan, token_ids: list[int], *, end=ThreadEnd.STOP, position: int = 0) -> Branch:
@@ -186,6 +190,26 @@ def test_a_search_that_takes_too_long_finds_nothing(monkeypatch):
     assert last_match("b", text) == "b"
     monkeypatch.setattr(patterns, "MATCH_TIMEOUT_S", 1e-3)
     assert last_match(CATASTROPHIC, text) is None
+
+
+@pytest.mark.parametrize(("own_s", "found"), [(0.001, ["a"]), (0.002, [])])
+def test_what_other_threads_of_the_process_take_ends_no_search(monkeypatch, own_s, found):
+    """``regex`` counts it: it ends the first three tries, in each of which the search itself took ``own_s``."""
+    own, given = [0.0], []
+
+    def finditer(pattern, text, timeout):
+        assert not gc.isenabled()
+        given.append(timeout)
+        own[0] += own_s
+        if len(given) <= 3:
+            raise TimeoutError
+        return [text]
+
+    monkeypatch.setattr(patterns, "time", SimpleNamespace(thread_time=lambda: own[0]))
+    monkeypatch.setattr(patterns, "regex", SimpleNamespace(finditer=finditer))
+    assert patterns.find_all(CATASTROPHIC, "a") == found
+    assert given == [MATCH_TIMEOUT_S * 2**n for n in range(4 if found else 3)]
+    assert gc.isenabled()
 
 
 def test_a_thread_in_which_the_search_takes_too_long_returns_nothing(
