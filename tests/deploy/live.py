@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from typing import Any
 
 import httpx
 import yaml
+
+from forkjoin_bench.ports import free_port
 
 #: What a pod monitor adds to each series.
 POD = {"namespace": "llm", "pod": "forkjoin-vllm-forkjoin-5d4f8c7b9d-x2v4q"}
@@ -22,7 +23,7 @@ ASKED: list[dict[str, Any]] = [
     {"max_threads_per_fork": 2},
     {"best_of": 3, "vote": "total ends in ([0-9])"},
 ]
-WAIT_S = 90
+WAIT_S = 240
 
 
 def body(options: dict[str, Any]) -> dict[str, Any]:
@@ -34,9 +35,7 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def prometheus(tools: Path, folder: Path, target: str) -> Iterator[httpx.Client]:
     """One that scrapes ``target`` every second."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     static = [{"targets": [target.removeprefix("http://")], "labels": POD}]
     config = {"scrape_configs": [{"job_name": "pods", "scrape_interval": "1s", "static_configs": static}]}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
@@ -54,7 +53,7 @@ def prometheus(tools: Path, folder: Path, target: str) -> Iterator[httpx.Client]
                 yield client
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=WAIT_S)
 
 
 def result(client: httpx.Client, query: str) -> list[dict[str, Any]]:

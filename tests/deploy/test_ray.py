@@ -19,9 +19,9 @@ import psutil
 import pytest
 import yaml
 
+from forkjoin_bench.ports import free_port
 from tests.deploy.manifests import DEPLOY
 from tests.installing import programs
-from tests.server.conftest import free_port
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,18 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from forkjoin_bench.ports import free_port
 from tests.server import unhurried
 
-#: Below the ports that Linux gives to those who ask for any: none of these is taken before the server takes it.
-PORTS = range(20_000, 32_000)
-
-
-def free_port() -> int:
-    for port in random.SystemRandom().sample(PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError(f"a hundred ports of {PORTS} are taken")
+#: What a server may take to get ready, and to end, on a busy machine.
+START_S, END_S = 600, 240
 
 
 @contextlib.contextmanager
@@ -65,11 +56,11 @@ def starting_server(
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             try:
-                process.wait(timeout=60)
+                process.wait(timeout=END_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                pytest.fail(f"SIGTERM did not end the server in 60 s:\n{_end_of(log)}")
+                pytest.fail(f"SIGTERM did not end the server in {END_S} s:\n{_end_of(log)}")
 
 
 def _end_of(log: Path) -> str:
@@ -86,7 +77,7 @@ def server(tmp_path_factory):
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    end = time.monotonic() + 600  # on a busy machine
+    end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         try:
             if httpx.get(f"{address}/ready", timeout=5).status_code == 200:

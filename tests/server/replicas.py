@@ -18,7 +18,8 @@ import httpx
 import openai
 import pytest
 
-from tests.server.conftest import free_port, start_server
+from forkjoin_bench.ports import free_port
+from tests.server.conftest import start_server
 from tests.server.reading import SHOWN, Answer, metrics, read_stream, read_whole
 from tests.server.turnstile import LIMIT_S, Turnstile
 
@@ -65,7 +66,7 @@ def start_router(log: Path, *servers: str) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            process.wait(timeout=LIMIT_S)
 
 
 def _status(url: str) -> int | None:
@@ -98,7 +99,7 @@ class Counts:
 async def until_all_are_there(server: str, num_requests: int) -> None:
     """Return when ``server`` has taken so many requests that it has not answered yet."""
     end = time.monotonic() + LIMIT_S
-    while httpx.get(f"{server}/load", timeout=60).json()["server_load"] != num_requests:
+    while httpx.get(f"{server}/load", timeout=LIMIT_S).json()["server_load"] != num_requests:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
 

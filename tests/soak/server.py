@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.server.conftest import free_port
+from forkjoin_bench.ports import free_port
 from tests.soak import memory
 
 #: Few blocks and slots: the traffic is more than fits.

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forkjoin_bench.overload.plan import Plan
+from forkjoin_bench.ports import free_port
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.configuration import EMBEDDED_MODEL, EMBEDDED_NAME
 
@@ -33,9 +33,7 @@ def serving(plan: Plan, log: Path) -> Iterator[tuple[int, int]]:
 
     Raises UsageError with the end of its log if it does not start.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     with log.open("w") as out:
         process = subprocess.Popen(  # noqa: S603 - our own command

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import aiohttp
 import psutil
 
+from forkjoin_bench.ports import free_port
 from forkjoin_bench.serving import RECORD_VARIABLE
 from forkjoin_bench.systems.base import CpuSeconds
 from forkjoin_bench.systems.records import RecordReader
@@ -63,9 +63,7 @@ class Server:
 
     async def start(self) -> None:
         """Start, and return when it answers. Raises ServerFailed."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self._records.path.unlink(missing_ok=True)
         address = ["--host", "127.0.0.1", "--port", str(port)]
         began = time.monotonic()
