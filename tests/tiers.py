@@ -36,6 +36,7 @@ _MATRIX = (
     "test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism",
     "test_a_stitched_join_is_what_transformers_computes_and_is_restored_when_lost",
 )
+_EXAMPLE = "an_example_runs_and_shows_what_it_is_there_for"
 
 _KILLED = "test_a_server_that_logs_to_a_full_disk_starts_and_ends_when_one_of_its_processes_is_killed"
 
@@ -52,10 +53,11 @@ LATER: dict[str, Later] = {
     "tests/engine/test_matrix.py": Later(Tier.CI, "a process with an engine for each case"),
     **{
         f"tests/engine/test_matrix.py::{test}[{case}]": Later(
-            Tier.ALL, "v1-sync is what all other tests run; v1-async-2 and v2-async-1 have the rest"
+            Tier.ALL,
+            "v1-sync is what all other tests run, and v1-async test_async; v1-async-2 and v2-async-1 have the rest",
         )
         for test in _MATRIX
-        for case in ("v1-sync-1", "v1-sync-2", "v2-sync-1")
+        for case in ("v1-sync-1", "v1-async-1", "v1-sync-2", "v2-sync-1")
     },
     "tests/engine/test_speculation.py": Later(
         Tier.CI,
@@ -64,6 +66,19 @@ LATER: dict[str, Later] = {
     "tests/engine/test_speculation.py::test_other_drafters_change_no_more": Later(
         Tier.ALL, "the same for nine: other drafters, and the other kind of scheduling"
     ),
+    **{
+        f"tests/engine/test_speculation.py::test_drafts_change_nothing_but_the_speed[{case}]": Later(
+            Tier.ALL, reason
+        )
+        for case, reason in {
+            "v2-async-draft_model-threadweaver": "185 s of Triton's interpreter; v1-async has the same drafts, "
+            "and test_matrix that runner",
+            "v1-sync-ngram-threadweaver": "53 s; its drafter is multiverse's too, and its dialect v1-async's",
+        }.items()
+    },
+    "tests/engine/test_speculation.py::test_drafted_threads_draw_as_others_do[ngram]": Later(
+        Tier.ALL, "35 s; draft_model is judged by the same sampler, and accepts more"
+    ),
     # Exactness over more prompts, sizes and shapes; a broken fork or join breaks test_exact's other tests too.
     "tests/engine/test_exact.py::test_two_hundred_greedy_answers_equal_the_client_side_reference": Later(
         Tier.ALL, "400 answers; the other tests of the file decode twelve"
@@ -71,6 +86,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_variants.py": Later(Tier.CI, "five engines, 210 answers twice; 500 s"),
     "tests/engine/test_variants.py::test_every_block_size_and_batch_mix_is_exact": Later(
         Tier.ALL, "three of the engines; test_random has blocks and batches of all sizes"
+    ),
+    "tests/engine/test_variants.py::test_threads_use_the_lora_of_their_request[drafted]": Later(
+        Tier.ALL, "86 s; the same without drafts, and test_speculation without LoRA"
     ),
     "tests/engine/test_layouts.py": Later(
         Tier.CI, "every layout of KV that GPUs have; the CPU's is in test_stitched"
@@ -124,9 +142,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_liveness.py": Later(Tier.CI, "servers, most of which are killed"),
     **{
         f"tests/server/test_liveness.py::{_KILLED}[{process}]": Later(
-            Tier.ALL, "five processes each; the same for an engine core and for one of two workers"
+            Tier.ALL, "five processes each, 52 s; the same for an engine core"
         )
-        for process in ("coordinator of two engines", "one of two API servers")
+        for process in ("one of two workers", "coordinator of two engines", "one of two API servers")
     },
     "tests/browser/test_playground.py": Later(
         Tier.CI,
@@ -142,10 +160,23 @@ LATER: dict[str, Later] = {
         Tier.CI, "installs a compiler from npm; test_npm reads streams too"
     ),
     "tests/server/test_examples.py": Later(
-        Tier.CI, "an engine, thirteen processes, and frameworks from PyPI and npm; test_client asks, too"
+        Tier.ALL,
+        "twelve processes, and frameworks from PyPI and npm; test_client, test_npm and test_client_ts ask, too",
     ),
+    **{
+        f"tests/server/test_examples.py::test_{test}": Later(Tier.CI, "needs no packages but the server's")
+        for test in (
+            f"{_EXAMPLE}[offline_batch.py]",
+            f"{_EXAMPLE}[with_curl.sh]",
+            "every_file_is_run_and_listed",
+        )
+    },
     "tests/server/test_overload.py": Later(Tier.CI, "a server of its own, with more than it can take"),
-    "tests/server/test_lifecycle.py": Later(Tier.CI, "five servers"),
+    "tests/server/test_lifecycle.py": Later(Tier.CI, "four servers"),
+    "tests/server/test_lifecycle.py::test_no_api_server_hangs_up_while_another_has_requests_in_flight": Later(
+        Tier.ALL,
+        "a server of four processes, 57 s; unit/test_lifecycle has two of them share what is in flight",
+    ),
     "tests/server/test_observability.py": Later(Tier.CI, "a server that exports traces"),
     "tests/server/test_observability_scaled.py": Later(
         Tier.ALL, "two API servers that export traces; test_observability has one"
