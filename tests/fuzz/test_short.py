@@ -93,5 +93,5 @@ def test_what_models_write_forks_in_every_dialect_that_can(monkeypatch):
 
 def test_an_input_that_failed_runs_again_by_the_command_that_was_printed():
     command = [sys.executable, "-m", "tests.fuzz", "--input", "wire", random_input(3).hex()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

@@ -106,7 +106,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_two_that_make_it_at_once_get_the_same_complete_folder(empty_cache, monkeypatch) -> None:
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=120)
 
     def convert(gguf_file: Path, folder: Path) -> None:
         (folder / "config.json").write_text(gguf_file.read_text())
