@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from tests.server.reading import extend
-from tests.server.unhurried import TOKEN_S
+from tests.server.unhurried import taking
 
 LIMIT_S = 300
 #: An answer whose threads write until something ends them: for more than a minute on any machine.
@@ -19,7 +19,7 @@ ENDLESS = {
     "messages": [{"role": "user", "content": "a=1+1"}],
     "max_tokens": 3500,
     "ignore_eos": True,
-    "vllm_xargs": {TOKEN_S: 0.02},
+    **taking(0.02),
     "forkjoin": {"branches": [{"title": title, "text": title} for title in "abc"]},
 }
 #: The same of a vote.

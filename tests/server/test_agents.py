@@ -9,6 +9,7 @@ from openai import BadRequestError
 
 from tests.server.asking import worksheet
 from tests.server.reading import AGENT_EVENTS
+from tests.server.unhurried import taking
 from tests.unit.test_agents import EVENTS, extras
 
 pytestmark = pytest.mark.server
@@ -36,7 +37,8 @@ def whole(client):
 
 @pytest.fixture(scope="module")
 def events(client):
-    return list(client.beta.responses.create(**ASK, **AGENTS, stream=True))
+    asked = ASK | AGENTS | {"stream": True, "extra_body": taking(0.002)}
+    return list(client.beta.responses.create(**asked))
 
 
 @pytest.fixture(scope="module")

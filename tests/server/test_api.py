@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -12,6 +11,8 @@ import pytest
 
 from forkjoin.families import Families, waits_for
 from tests.server.cancelling import ENDLESS, streaming
+from tests.server.reading import wait_until_idle
+from tests.server.unhurried import taking
 from training.task import check, make_worksheet
 
 pytestmark = pytest.mark.server
@@ -24,7 +25,7 @@ ASK = {
 
 
 def _metric(server: str, name: str) -> float:
-    text = httpx.get(f"{server}/metrics").text
+    text = httpx.get(f"{server}/metrics", timeout=60).text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
@@ -38,7 +39,9 @@ def test_the_streamed_deltas_are_the_whole_answer_in_outline_order(client):
 def test_whoever_asks_sees_every_thread_live_through_the_stream_helper(client):
     threads: dict[int, str] = {}
     order, content = [], ""
-    with client.chat.completions.stream(**ASK, stream_options={"include_threads": True}) as stream:
+    # so that no part of it waits for another, and comes with it
+    asked = {"stream_options": {"include_threads": True}, "extra_body": taking(0.002)}
+    with client.chat.completions.stream(**ASK, **asked) as stream:
         for event in stream:
             if event.type != "chunk" or not event.chunk.choices:
                 continue
@@ -145,13 +148,7 @@ def test_a_client_that_hangs_up_in_a_fork_leaves_nothing_behind(client, server):
         if getattr(chunk.choices[0].delta, "threads", None):
             break
     stream.close()
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        client.completions.create(model="abacus", prompt="x", max_tokens=1)
-        left = [_metric(server, m) for m in ("forkjoin:threads_running", "vllm:num_requests_running")]
-        if left == [0, 0] and _metric(server, "vllm:kv_cache_usage_perc") == 0:
-            return
-    pytest.fail(f"still there after a minute: {left}")
+    wait_until_idle(server, lambda: client.completions.create(model="abacus", prompt="x", max_tokens=1))
 
 
 def test_logprobs_have_an_entry_for_each_token(client):

@@ -32,6 +32,7 @@ from forkjoin.step_lanes import lanes_in_steps
 from tests.server.asking import chat, worksheet
 from tests.server.cancelling import ENDLESS
 from tests.server.reading import wait_until_idle, without_ids
+from tests.server.unhurried import taking
 
 pytestmark = pytest.mark.server
 
@@ -63,7 +64,7 @@ def _same(answer, whole):
 
 
 def test_a_stream_forks_writes_side_by_side_joins_and_ends_as_the_whole_answer(ours, whole):
-    with ours.stream(**ASK) as stream:
+    with ours.stream(**ASK, **taking(0.002)) as stream:
         events = list(stream)
     assert [type(e) for e in events if isinstance(e, Forked | ThreadEnded | Joined | Finished)] == [
         Forked,

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests.server.reading import IDLE_S, metrics, wait_until_idle
+from tests.server.unhurried import taking
 
 pytestmark = pytest.mark.server
 
@@ -60,7 +61,10 @@ def test_bad_options_are_not_run(client, server):
 def test_a_body_that_is_no_object_is_vllms_to_refuse(server):
     for body in (b"{", b"[]", b"\xff"):
         answer = httpx.post(
-            f"{server}/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+            f"{server}/v1/chat/completions",
+            content=body,
+            headers={"content-type": "application/json"},
+            timeout=60,
         )
         assert answer.status_code in (400, 422), answer.text
 
@@ -109,9 +113,10 @@ def test_hanging_up_on_a_stream_in_a_fork_frees_everything(client, server):
 
 def test_hanging_up_on_an_answer_that_is_not_streamed_frees_everything(client, server):
     before = metrics(server)
-    # Without an end of sequence it can't be over before we have seen its fork; and we look at a
-    # counter, for the gauge may go up and down between two looks at a busy server.
-    body = json.dumps(ASK | {"temperature": 0.3, "n": 8, "max_tokens": 3500, "ignore_eos": True})
+    # So it can't be over before we have seen its fork; and we look at a counter, for the gauge may go
+    # up and down between two looks at a busy server.
+    endless = {"temperature": 0.3, "n": 8, "max_tokens": 3500, "ignore_eos": True, **taking(0.005)}
+    body = json.dumps(ASK | endless)
     with closing(http.client.HTTPConnection(server.removeprefix("http://"), timeout=60)) as connection:
         connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
         end = time.monotonic() + IDLE_S

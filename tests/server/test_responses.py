@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from tests.server.asking import worksheet
+from tests.server.unhurried import taking
 
 pytestmark = pytest.mark.server
 
@@ -32,7 +33,7 @@ def whole(client):
 
 @pytest.fixture(scope="module")
 def events(client):
-    return list(client.responses.create(**ASK, stream=True, extra_body=THREADS))
+    return list(client.responses.create(**ASK, stream=True, extra_body=THREADS | taking(0.002)))
 
 
 def _transcript(texts):

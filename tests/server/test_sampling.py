@@ -52,7 +52,7 @@ def test_logprobs_have_one_finite_entry_for_each_token_of_the_content(client, se
     assert content == whole.choices[0].message.content
     assert all(math.isfinite(e.logprob) and e.logprob <= 0 for e in entries)
     body = {"prompt": content, "add_special_tokens": False}
-    tokens = httpx.post(f"{server}/tokenize", json=body).json()["tokens"]
+    tokens = httpx.post(f"{server}/tokenize", json=body, timeout=60).json()["tokens"]
     # the end of sequence, which the content does not show, has an entry too
     assert len(entries) == len(tokens) + 1
 
@@ -113,6 +113,6 @@ def test_streamed_responses_carry_the_transcript_and_count_as_chat_does(client, 
 
 def test_tokenize_knows_the_chat_template(server):
     body = {"model": "abacus", "messages": ASK["messages"]}
-    chat = httpx.post(f"{server}/tokenize", json=body).json()
+    chat = httpx.post(f"{server}/tokenize", json=body, timeout=60).json()
     plain = {"prompt": f"<|user|>{QUESTION}<|assistant|>", "add_special_tokens": False}
-    assert chat["tokens"] == httpx.post(f"{server}/tokenize", json=plain).json()["tokens"]
+    assert chat["tokens"] == httpx.post(f"{server}/tokenize", json=plain, timeout=60).json()["tokens"]

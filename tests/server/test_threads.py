@@ -91,7 +91,9 @@ def test_each_generated_token_is_counted_once(client, server):
     whole = client.chat.completions.create(**ASK)
     ids = {}
     for name, text in {"transcript": whole.choices[0].message.content, "header": "<Thread>\n1:"}.items():
-        answer = httpx.post(f"{server}/tokenize", json={"prompt": text, "add_special_tokens": False})
+        answer = httpx.post(
+            f"{server}/tokenize", json={"prompt": text, "add_special_tokens": False}, timeout=60
+        )
         ids[name] = answer.json()["count"]
     # the engine wrote the headers and the two newlines around them; the model also wrote the last,
     # the end of sequence, which the transcript does not show

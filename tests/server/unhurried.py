@@ -17,6 +17,11 @@ _ROOT = str(Path(__file__).parents[2])
 ENV = {"PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH", ""))))}
 
 
+def taking(token_s: float) -> dict[str, dict[str, float]]:
+    """The field of a request each of whose tokens takes so much longer."""
+    return {"vllm_xargs": {TOKEN_S: token_s}}
+
+
 class Unhurried(AdapterLogitsProcessor):
     """Changes no logits."""
 
