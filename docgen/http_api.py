@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from forkjoin.answer import Answer, Thread
 from forkjoin.events import AnswerDelta, Finished, Forked, Joined, ThreadDelta, ThreadEnded
 from forkjoin_scheduler.dialect import Limits
-from forkjoin_server import cancelling
-from forkjoin_server.routes import INVOCATIONS, PATHS
+from forkjoin_server.http import cancelling
+from forkjoin_server.http.routes import INVOCATIONS, PATHS
 
 Json = dict[str, Any]
 
@@ -287,7 +287,7 @@ def schema_here() -> Json:
     from vllm.entrypoints.launchers.app import build_app
 
     from forkjoin_server.cli import serve_args
-    from forkjoin_server.openapi import publish
+    from forkjoin_server.http.openapi import publish
 
     app = build_app(serve_args([]), ("generate",))
     publish(app)

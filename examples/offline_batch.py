@@ -18,7 +18,7 @@ from vllm import LLM, SamplingParams
 
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 PROMPTS = ["a=482*731, b=9047*36", "a=7*8, b=264*905", "a=613*52, b=4821*37, c=905*264"]
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from forkjoin_server.grammar_trials import Grammar, Trials, Verdict, block_reason
+from forkjoin_server.request.grammar_trials import Grammar, Trials, Verdict, block_reason
 
 NUM_TOKENS = 150_000
 #: As vLLM's engine.

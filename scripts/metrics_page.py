@@ -1,6 +1,6 @@
 """Write docs/metrics.md from the metrics' definitions: ``make metrics-page``.
 
-Ours from ``forkjoin_server/metrics.py``; of vLLM's those that mean something else, or more, where
+Ours from ``forkjoin_server/operate/metrics.py``; of vLLM's those that mean something else, or more, where
 requests fork. A test fails when the page is stale, another when the server's /metrics lacks one.
 """
 
@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from forkjoin_scheduler.dialect import Policy
 from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_server import metrics
+from forkjoin_server.operate import metrics
 
 PAGE = Path(__file__).parents[1] / "docs/metrics.md"
 

@@ -26,7 +26,7 @@ from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.events import Event, FamilyEnded
 from forkjoin_scheduler.feed import FEEDS
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from training.task import LETTERS, Worksheet, check, make_worksheet
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forkjoin_bench.smollm2 import SmolLM2Unavailable, model_folder
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 #: SmolLM2 keeps these for code; here they are ThreadWeaver's tags.
 SMOLLM2_TAGS = {

@@ -27,7 +27,7 @@ from forkjoin_bench.traces import Author, Family, Fork
 from forkjoin_bench.words import Words
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
 WIDTHS = (8, 32, 128, 512, 1024)

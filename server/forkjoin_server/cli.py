@@ -14,17 +14,17 @@ from typing import NoReturn
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
-from forkjoin_server import logs
 from forkjoin_server.access import keys, sighup
-from forkjoin_server.configuration import resolve
-from forkjoin_server.effective import Given, effective, lines
-from forkjoin_server.fit import found
-from forkjoin_server.flags import add_flags
-from forkjoin_server.in_flight import shared_with_children
-from forkjoin_server.interrupts import killing, leave_to_the_parent
-from forkjoin_server.leaving import leave
-from forkjoin_server.orphans import die_with_the_parent
-from forkjoin_server.output import never_fail
+from forkjoin_server.operate import logs
+from forkjoin_server.operate.in_flight import shared_with_children
+from forkjoin_server.operate.interrupts import killing, leave_to_the_parent
+from forkjoin_server.operate.leaving import leave
+from forkjoin_server.operate.orphans import die_with_the_parent
+from forkjoin_server.operate.output import never_fail
+from forkjoin_server.start.configuration import resolve
+from forkjoin_server.start.effective import Given, effective, lines
+from forkjoin_server.start.fit import found
+from forkjoin_server.start.flags import add_flags
 
 if multiprocessing.current_process().name != "MainProcess":  # spawned by it: imports its main module first
     die_with_the_parent()
@@ -209,7 +209,7 @@ def terminal(argv: list[str]) -> None:
 
 def complete(argv: list[str]) -> None:
     """Write what makes a shell complete our commands and flags. Raises UsageError for another shell."""
-    from forkjoin_server.completion import SHELLS, script
+    from forkjoin_server.start.completion import SHELLS, script
 
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise UsageError(

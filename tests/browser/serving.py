@@ -19,7 +19,7 @@ from forkjoin_bench.script import Compiler, write_script
 from forkjoin_bench.serving import SCRIPT_VARIABLE
 from forkjoin_bench.traces import Family, Fork, Thread
 from forkjoin_scheduler.dialect import JoinKind
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 from tests.browser.unhurried import UNHURRIED, Unhurried
 from tests.server.conftest import start_server

@@ -10,7 +10,7 @@ import torch
 from vllm import SamplingParams
 
 from forkjoin_bench.replay import Replay
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
 #: What asks for it: two threads of 600 tokens, which are over within 3 s otherwise.

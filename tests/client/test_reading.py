@@ -20,7 +20,7 @@ from forkjoin import (
     ThreadEnded,
     ThreadWaits,
 )
-from forkjoin_server.threads import ThreadLog
+from forkjoin_server.answer.threads import ThreadLog
 
 
 def chunk(finish_reason=None, **delta):

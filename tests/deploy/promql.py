@@ -36,9 +36,9 @@ def labels(query: str) -> set[str]:
 
 def ours() -> set[str]:
     """Every series of fork/join, from the code that makes them."""
-    import forkjoin_server.metrics
+    import forkjoin_server.operate.metrics
 
-    assert forkjoin_server.metrics
+    assert forkjoin_server.operate.metrics
     kinds = {m.name: m.type for m in REGISTRY.collect() if m.name.startswith("forkjoin:")}
     return {series for name, kind in kinds.items() for series in _series(name, kind)}
 

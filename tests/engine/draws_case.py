@@ -30,7 +30,7 @@ def flattened(folder: Path) -> Path:
     """The embedded model in ``folder``, its logits flattened."""
     from safetensors.torch import load_file, save_file
 
-    from forkjoin_server.configuration import EMBEDDED_MODEL
+    from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
     model = Path(shutil.copytree(EMBEDDED_MODEL, folder / "flattened"))
     weights = load_file(model / "model.safetensors")

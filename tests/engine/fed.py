@@ -26,7 +26,7 @@ from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 from tests.engine.accounts import check_accounts
 

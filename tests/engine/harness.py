@@ -34,7 +34,7 @@ from forkjoin_scheduler.patterns import fill
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from tests.engine.platform import force_async
 
 THREADWEAVER = load("threadweaver")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.dialect_files import load
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 MULTIVERSE = {
     "<Outlines>": "<Goal>", "</Outlines>": "</Goal>", "<Thread>": "<Path>", "</Thread>": "</Path>",

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 #: Where a part stands: its index, or those of the forks and threads around it and then its own.
 PartPath = tuple[int, ...]

@@ -165,7 +165,7 @@ def test_a_thread_is_drafted_from_what_its_family_has_written(drive_threads):
 @pytest.fixture
 def drive_threads():
     """Two threads one behind the other that write the same."""
-    from forkjoin_server.configuration import EMBEDDED_MODEL
+    from forkjoin_server.start.configuration import EMBEDDED_MODEL
     from tests.engine.by_hand import ByHand
 
     def drive(**options):
@@ -184,7 +184,7 @@ def drive_threads():
 
 @MODES
 def test_drafts_that_come_behind_the_fork_of_their_request_are_forgotten(is_async):
-    from forkjoin_server.configuration import EMBEDDED_MODEL
+    from forkjoin_server.start.configuration import EMBEDDED_MODEL
     from tests.engine.by_hand import ByHand
 
     hand = ByHand(load("threadweaver"), EMBEDDED_MODEL, is_async=is_async, max_drafts=4)

@@ -9,7 +9,7 @@ from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.events import Tokens, Voted
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from tests.engine import renamed
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("clock")]

@@ -56,7 +56,7 @@ def contexts(monkeypatch):
 
 
 def counts() -> dict[str, float]:
-    from forkjoin_server.metrics import MALFORMED
+    from forkjoin_server.operate.metrics import MALFORMED
 
     (metric,) = MALFORMED.collect()
     samples = [s for s in metric.samples if s.name.endswith("_total")]
@@ -66,7 +66,7 @@ def counts() -> dict[str, float]:
 def counted(events) -> dict[str, float]:
     """What the counter has more when it has been told all events of the test."""
     from forkjoin_scheduler.events import Event
-    from forkjoin_server.metrics import SERVER
+    from forkjoin_server.operate.metrics import SERVER
 
     before = counts()
     for kind in ("forked", "thread_ended", "refused", "limited"):

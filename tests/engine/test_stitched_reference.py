@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import DynamicCache
 
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from tests.engine.stitched_reference import Fork, Run, flatten, greedy, load_model, logprobs, next_logprobs
 
 TOKENIZER = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json"))

@@ -134,7 +134,7 @@ def _adapter(folder: Path, config: dict) -> None:
 def test_threads_use_the_lora_of_their_request(tmp_path, is_drafted):
     from vllm.lora.request import LoRARequest
 
-    from forkjoin_server.configuration import EMBEDDED_MODEL
+    from forkjoin_server.start.configuration import EMBEDDED_MODEL
     from tests.engine.drafters import drafter
     from tests.engine.harness import Engine
 

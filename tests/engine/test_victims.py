@@ -8,7 +8,7 @@ from vllm.v1.request import RequestStatus
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.policy.eviction import LastCome
 from forkjoin_scheduler.vllm_seam import kv
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 pytestmark = pytest.mark.engine
 

@@ -10,7 +10,7 @@ from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.policy.pruning import POLICIES, Pruning, VoteFacts
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from tests.tiers import Tier
 
 pytestmark = pytest.mark.engine

@@ -6,7 +6,7 @@ import pytest
 from vllm.sampling_params import RequestOutputKind
 
 from forkjoin_scheduler.dialect_files import load
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 pytestmark = pytest.mark.engine
 

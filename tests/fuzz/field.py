@@ -14,9 +14,9 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.explicit import explicit_dialect, explicit_plan
 from forkjoin_scheduler.options import CompiledOptions, RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.middleware import Bodies
-from forkjoin_server.request import count_answers, prepare
-from forkjoin_server.routes import PATHS
+from forkjoin_server.http.middleware import Bodies
+from forkjoin_server.http.routes import PATHS
+from forkjoin_server.request.field import count_answers, prepare
 from tests.fuzz.source import Source
 from tests.fuzz.tokens import FuzzTokenizer
 

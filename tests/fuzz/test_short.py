@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler import fork, transcript
 from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_server import weaver
+from forkjoin_server.answer import weaver
 from tests.fuzz import dialect_file, field, sequences
 from tests.fuzz.__main__ import random_input, run
 from tests.fuzz.source import Source

@@ -8,10 +8,10 @@ from typing import Any
 
 from forkjoin_scheduler.events import Event, FamilyEnded, Forked, NewThread, Progress, ThreadEnded, Tokens
 from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_server.chat import ChatThreads
-from forkjoin_server.responses import ResponseThreads
-from forkjoin_server.threads import ThreadLog
-from forkjoin_server.weaver import Unseen, Weaver
+from forkjoin_server.answer.chat import ChatThreads
+from forkjoin_server.answer.responses import ResponseThreads
+from forkjoin_server.answer.threads import ThreadLog
+from forkjoin_server.answer.weaver import Unseen, Weaver
 from tests.fuzz.source import Source
 
 START = {"type": "http.response.start", "status": 200}

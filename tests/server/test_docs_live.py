@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from docgen.http_api import page
-from forkjoin_server.configuration import EMBEDDED_NAME
+from forkjoin_server.start.configuration import EMBEDDED_NAME
 
 pytestmark = pytest.mark.server
 

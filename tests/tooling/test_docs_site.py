@@ -203,7 +203,7 @@ def _flags(page: str) -> set[str]:
 
 @pytest.mark.parametrize("page", ["tuning.md", "scheduling.md", "replicas.md", "troubleshooting.md"])
 def test_each_flag_of_ours_in_the_guides_is_one(page):
-    from forkjoin_server.flags import own_flags
+    from forkjoin_server.start.flags import own_flags
 
     ours = {f"--{name}" for name in own_flags()}
     vllms = {"--max-num-seqs", "--max-num-batched-tokens", "--max-model-len", "--block-size"}

@@ -86,7 +86,7 @@ def test_the_playground_comes_whole_with_the_wheel(site: Path) -> None:
 
 def test_the_embedded_models_tokenizer_loads_from_the_wheel(site: Path) -> None:
     code = """if True:
-        from forkjoin_server.configuration import EMBEDDED_MODEL
+        from forkjoin_server.start.configuration import EMBEDDED_MODEL
         from transformers import AutoConfig, AutoTokenizer
         tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
         print(AutoConfig.from_pretrained(EMBEDDED_MODEL).vocab_size >= len(tokenizer))"""

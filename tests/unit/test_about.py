@@ -10,11 +10,11 @@ import pytest
 
 from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_server import about as about_route
-from forkjoin_server.about import about
-from forkjoin_server.configuration import EMBEDDED_MODEL
-from forkjoin_server.middleware import ForkJoinMiddleware
-from forkjoin_server.route_fields import ForkJoinAbout
+from forkjoin_server.http import about as about_route
+from forkjoin_server.http.about import about
+from forkjoin_server.http.middleware import ForkJoinMiddleware
+from forkjoin_server.http.route_fields import ForkJoinAbout
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 
 def test_it_names_the_model_the_dialect_and_the_limits_in_force():

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from forkjoin_scheduler.events import FamilyEnded, Forked, NewThread, ThreadEnded, Tokens, Voted, Waiting
 from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_server.answer_fields import FinishReason, ForkJoinThread, ForkJoinUsage
-from forkjoin_server.threads import _CUT_SHORT, ThreadLog, finish_reason
+from forkjoin_server.answer.answer_fields import FinishReason, ForkJoinThread, ForkJoinUsage
+from forkjoin_server.answer.threads import _CUT_SHORT, ThreadLog, finish_reason
 
 FORKED = Forked(
     parent_index=-1,

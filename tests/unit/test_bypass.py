@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_server.bypass import bypass_reason
+from forkjoin_server.request.bypass import bypass_reason
 
 
 def _content(*parts):

@@ -13,7 +13,7 @@ from forkjoin_scheduler.dialect_files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.cli import main, serve_args
-from forkjoin_server.configuration import EMBEDDED_MODEL, resolve
+from forkjoin_server.start.configuration import EMBEDDED_MODEL, resolve
 from tests.engine.renamed import model_for
 
 
@@ -75,7 +75,7 @@ def test_the_embedded_model_is_served_where_no_other_is_named(argv, model, name,
 def test_vllms_own_flags_pass_through():
     args = serve_args(["m", "--port", "1025", "--max-forks=2", "-tp", "2", "--middleware", "mine"])
     assert (args.model_tag, args.port, args.tensor_parallel_size) == ("m", 1025, 2)
-    assert args.middleware == ["mine", "forkjoin_server.middleware.ForkJoinMiddleware"]
+    assert args.middleware == ["mine", "forkjoin_server.http.middleware.ForkJoinMiddleware"]
 
 
 def test_the_engine_is_told_the_scheduler_and_settings_that_it_accepts():
@@ -109,7 +109,7 @@ def test_dialect_none_serves_with_vllms_own_scheduler_but_keeps_the_request_fiel
     args = serve_args(["m", "--dialect", "none", "--additional-config", '{"a": 1}'])
     assert args.scheduler_cls is None
     assert args.additional_config == {"a": 1}
-    assert args.middleware == ["forkjoin_server.middleware.ForkJoinMiddleware"]
+    assert args.middleware == ["forkjoin_server.http.middleware.ForkJoinMiddleware"]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 
 from forkjoin_scheduler.dialect_files import builtin_names
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_server import completion
 from forkjoin_server.cli import USAGE, main
-from forkjoin_server.flags import own_flags
+from forkjoin_server.start import completion
+from forkjoin_server.start.flags import own_flags
 
 
 @pytest.fixture(autouse=True)

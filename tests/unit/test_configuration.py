@@ -13,11 +13,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from forkjoin_scheduler import redact
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server import environment
 from forkjoin_server.cli import main
-from forkjoin_server.configuration import EMBEDDED_MODEL, resolve
-from forkjoin_server.effective import effective, lines
-from forkjoin_server.flags import own_flags
+from forkjoin_server.start import environment
+from forkjoin_server.start.configuration import EMBEDDED_MODEL, resolve
+from forkjoin_server.start.effective import effective, lines
+from forkjoin_server.start.flags import own_flags
 
 
 @pytest.fixture(autouse=True)

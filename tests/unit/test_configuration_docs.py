@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from forkjoin_server.configuration import resolve
-from forkjoin_server.environment import MORE, variable
-from forkjoin_server.flags import own_flags
+from forkjoin_server.start.configuration import resolve
+from forkjoin_server.start.environment import MORE, variable
+from forkjoin_server.start.flags import own_flags
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/configuration.md").read_text()

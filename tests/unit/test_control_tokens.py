@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
-from forkjoin_server.configuration import EMBEDDED_MODEL
-from forkjoin_server.control_tokens import ControlTokens, Marked
+from forkjoin_server.request.control_tokens import ControlTokens, Marked
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.renderers import Policy, install
 
 MARK = "\U000101d0"

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from forkjoin_server.lifecycle import Cut
-from forkjoin_server.middleware import ForkJoinMiddleware
-from forkjoin_server.routes import CHAT, MESSAGES, RESPONSES
+from forkjoin_server.http.middleware import ForkJoinMiddleware
+from forkjoin_server.http.routes import CHAT, MESSAGES, RESPONSES
+from forkjoin_server.operate.lifecycle import Cut
 
 
 def _cut_after(*messages, path=CHAT, method="POST"):

@@ -21,7 +21,7 @@ from forkjoin_server.doctor import beside, environment, examine, kv_budget, port
 from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, ok, size, warn
 from forkjoin_server.doctor.engine import engine, stitching
-from forkjoin_server.effective import Value
+from forkjoin_server.start.effective import Value
 
 GIB = 1 << 30
 CPU = Machine("cpu", "x86", 1, 8 * GIB, 4 * GIB, 2, ("avx2", "avx512f"))

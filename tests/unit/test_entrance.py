@@ -14,8 +14,8 @@ from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant,
 from forkjoin_scheduler.visits import BACKLOG, VISIT, refuse
 from forkjoin_server.access import preparing
 from forkjoin_server.access.preparing import AT_A_TIME
-from forkjoin_server.middleware import ForkJoinMiddleware
-from forkjoin_server.routes import CHAT, GENERATING, MESSAGES
+from forkjoin_server.http.middleware import ForkJoinMiddleware
+from forkjoin_server.http.routes import CHAT, GENERATING, MESSAGES
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
@@ -199,7 +199,7 @@ def test_whatever_becomes_of_a_request_it_waits_no_more():
 
 
 def test_of_a_burst_a_few_bodies_are_parsed_at_a_time(monkeypatch):
-    from forkjoin_server import middleware
+    from forkjoin_server.http import middleware
 
     parsed, may_end, make = [], asyncio.Event(), middleware.prepare
 
@@ -364,7 +364,7 @@ def test_what_the_engine_expects_is_what_it_has_told(processor):
 def test_keys_have_their_part_of_the_limits_where_several_front_ends_serve(tmp_path, monkeypatch):
     from forkjoin_server.access.access import Access
     from forkjoin_server.access.keys import line_of
-    from forkjoin_server.configuration import resolve
+    from forkjoin_server.start.configuration import resolve
 
     monkeypatch.setattr("sys.argv", ["forkjoin", "serve"])
     path = tmp_path / "keys.yaml"

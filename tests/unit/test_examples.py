@@ -10,8 +10,8 @@ import yaml
 
 from forkjoin_scheduler.dialect_files import builtin_names
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.configuration import EMBEDDED_MODEL, resolve
-from forkjoin_server.effective import effective, lines
+from forkjoin_server.start.configuration import EMBEDDED_MODEL, resolve
+from forkjoin_server.start.effective import effective, lines
 
 FOLDER = Path(__file__).parents[2] / "configs/examples"
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))

@@ -13,10 +13,10 @@ from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.policy.backlog import Tenant
 from forkjoin_scheduler.settings import KEY as KEY_OF_SETTINGS
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server import families
 from forkjoin_server.access.keys import Key, unnamed
-from forkjoin_server.families import Families, NoAnswer
-from forkjoin_server.middleware import ForkJoinMiddleware
+from forkjoin_server.http import families
+from forkjoin_server.http.families import Families, NoAnswer
+from forkjoin_server.http.middleware import ForkJoinMiddleware
 
 KEY = "fj" + "0" * 32
 

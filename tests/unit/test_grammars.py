@@ -7,7 +7,7 @@ import json
 import pytest
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_server.grammars import MAX_DEPTH, check_grammars, unrolled_squares
+from forkjoin_server.request.grammars import MAX_DEPTH, check_grammars, unrolled_squares
 
 
 def _schema(schema):

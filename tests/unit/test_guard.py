@@ -16,9 +16,9 @@ from forkjoin_server.access.access import Access
 from forkjoin_server.access.guard import Guard, NotAllowed, refuse, route_path
 from forkjoin_server.access.keys import KeyRing, digest_of, line_of, unnamed
 from forkjoin_server.access.settings import OPEN_ROUTES, AccessSettings
-from forkjoin_server.configuration import resolve
-from forkjoin_server.middleware import ForkJoinMiddleware
+from forkjoin_server.http.middleware import ForkJoinMiddleware
 from forkjoin_server.playground.serving import Playground
+from forkjoin_server.start.configuration import resolve
 
 #: Where the playground's page is open, so are its files, and the way there from the root.
 OPEN = AccessSettings().open_paths | Playground(leads_home=True).paths

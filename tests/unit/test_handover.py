@@ -12,7 +12,7 @@ from vllm.sampling_params import RepetitionDetectionParams
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import CompiledOptions, parse_options
-from forkjoin_server.handover import Asked, compiled, handing_over, install
+from forkjoin_server.request.handover import Asked, compiled, handing_over, install
 
 
 class Tokenizer:

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from forkjoin_server import hangup
+from forkjoin_server.http import hangup
 
 ASKED = {"type": "http.request", "body": b"{}"}
 GONE = {"type": "http.disconnect"}

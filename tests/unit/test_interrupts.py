@@ -7,7 +7,7 @@ import pytest
 
 SENT = """
 import os, signal, sys, time
-from forkjoin_server.interrupts import exit_at_a_signal, killing, leave_to_the_parent
+from forkjoin_server.operate.interrupts import exit_at_a_signal, killing, leave_to_the_parent
 send = lambda number: os.kill(os.getpid(), number)
 """
 

@@ -8,7 +8,7 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.redact import HIDDEN, hide
 from forkjoin_server.access.keys import Key, KeyRing, digest_of, line_of, new_key, read, unnamed
 from forkjoin_server.cli import main
-from forkjoin_server.configuration import resolve
+from forkjoin_server.start.configuration import resolve
 
 HASH = "ab" * 32
 

@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import atexit, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from forkjoin_server.leaving import leave
+from forkjoin_server.operate.leaving import leave
 
 class Torn:
     def __del__(self):

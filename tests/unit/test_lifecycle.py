@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_server import engine_watch
-from forkjoin_server import lifecycle as lifecycle_module
-from forkjoin_server.in_flight import FILE, InFlight, shared_with_children
-from forkjoin_server.lifecycle import Cut, Lifecycle, announcement
+from forkjoin_server.operate import engine_watch
+from forkjoin_server.operate import lifecycle as lifecycle_module
+from forkjoin_server.operate.in_flight import FILE, InFlight, shared_with_children
+from forkjoin_server.operate.lifecycle import Cut, Lifecycle, announcement
 
 
 class Engine:

@@ -12,7 +12,7 @@ import pytest
 from forkjoin_scheduler import event_log
 from forkjoin_scheduler.events import FamilyEnded, Forked, Joined, NewThread, ThreadEnded, Tokens
 from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_server import logs
+from forkjoin_server.operate import logs
 
 KEY = "fj" + "0" * 32
 
@@ -106,7 +106,7 @@ def _logged(code: str, *, status: int = 0) -> list[str]:
 
 def test_all_that_a_process_and_its_children_print_is_relayed_until_they_have_ended():
     code = (
-        "import os, subprocess, sys; from forkjoin_server.logs import start_relay; start_relay();"
+        "import os, subprocess, sys; from forkjoin_server.operate.logs import start_relay; start_relay();"
         "print('own'); os.write(2, b'native\\n');"
         "subprocess.run(['sh', '-c', 'echo child; (sleep 1; echo late) &'], check=True); raise ValueError('no')"
     )
@@ -115,7 +115,7 @@ def test_all_that_a_process_and_its_children_print_is_relayed_until_they_have_en
 
 def test_long_entries_of_several_processes_stay_whole_where_the_relay_does_not_keep_up():
     code = (
-        "import logging, logging.config, os; from forkjoin_server.logs import config, start_relay; start_relay();"
+        "import logging, logging.config, os; from forkjoin_server.operate.logs import config, start_relay; start_relay();"
         "logging.config.dictConfig(config('INFO', 'info', [])); pids = [os.fork() for _ in range(2)];"
         "[logging.getLogger('vllm').info('x' * 10_000) for _ in range(300)];"
         "[os.waitpid(pid, 0) for pid in pids if pid and all(pids)]"
@@ -125,7 +125,7 @@ def test_long_entries_of_several_processes_stay_whole_where_the_relay_does_not_k
 
 def test_the_config_is_one_that_python_takes_and_keeps_quiet_paths_out():
     code = (
-        "import json, logging, logging.config, sys; from forkjoin_server.logs import config;"
+        "import json, logging, logging.config, sys; from forkjoin_server.operate.logs import config;"
         "logging.config.dictConfig(json.loads(json.dumps(config('DEBUG', 'info', ['/health']))));"
         "logging.getLogger('vllm.x').debug('one');"
         "access = logging.getLogger('uvicorn.access');"

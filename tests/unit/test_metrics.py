@@ -23,8 +23,8 @@ from forkjoin_scheduler.events import (
 )
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.join import end_policy
-from forkjoin_server.label_values import malformed
-from forkjoin_server.metrics import SERVER, ServerMetrics
+from forkjoin_server.operate.label_values import malformed
+from forkjoin_server.operate.metrics import SERVER, ServerMetrics
 from scripts.metrics_page import PAGE, ours, page
 
 OF_ENGINE = {"model_name": "", "engine": "1"}

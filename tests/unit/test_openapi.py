@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.options import RequestOptions
-from forkjoin_server.openapi import publish, with_forkjoin
-from forkjoin_server.routes import CHAT, PATHS
+from forkjoin_server.http.openapi import publish, with_forkjoin
+from forkjoin_server.http.routes import CHAT, PATHS
 
 
 def _vllms() -> dict:

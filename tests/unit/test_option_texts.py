@@ -16,11 +16,11 @@ from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.options import ExplicitBranch, RequestOptions
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
-from forkjoin_server.agents import MultiAgent
-from forkjoin_server.engine_watch import WatchSettings
-from forkjoin_server.flags import own_flags
-from forkjoin_server.incoming import BodySettings
+from forkjoin_server.answer.agents import MultiAgent
+from forkjoin_server.operate.engine_watch import WatchSettings
 from forkjoin_server.playground.serving import PlaygroundSettings
+from forkjoin_server.request.incoming import BodySettings
+from forkjoin_server.start.flags import own_flags
 
 #: Set by other flags, or no option of its own.
 WITHOUT_TEXT = {"dialect", "limits", "caps"}

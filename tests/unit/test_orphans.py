@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel
 
 PARENT = """
 import multiprocessing, os, signal, sys, time
-from forkjoin_server.orphans import die_with_the_parent
+from forkjoin_server.operate.orphans import die_with_the_parent
 def child(then):
     if then == "late":
         parent = os.getppid()
@@ -71,10 +71,10 @@ def test_a_process_whose_parent_was_killed_before_it_asked_ends_at_once(tmp_path
 
 
 def test_what_does_not_end_in_time_is_ended_with_status_1():
-    code = "import time; from forkjoin_server.orphans import end_within; end_within(0.1); time.sleep(600)"
+    code = "import time; from forkjoin_server.operate.orphans import end_within; end_within(0.1); time.sleep(600)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 1
 
 
 def test_what_ends_in_time_keeps_its_status():
-    code = "from forkjoin_server.orphans import end_within; end_within(600)"
+    code = "from forkjoin_server.operate.orphans import end_within; end_within(600)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

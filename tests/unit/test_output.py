@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from forkjoin_server.output import Output
+from forkjoin_server.operate.output import Output
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-NEVER_FAILS = "from forkjoin_server.output import never_fail; never_fail(); "
+NEVER_FAILS = "from forkjoin_server.operate.output import never_fail; never_fail(); "
 
 
 @FULL
@@ -53,7 +53,7 @@ def test_output_waits_for_a_pipe_that_does_not_block():
 
 LIMITED = """
 import os, resource, signal, sys
-from forkjoin_server.output import Output
+from forkjoin_server.operate.output import Output
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 output = Output(1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
@@ -115,7 +115,7 @@ def test_the_relay_of_json_logs_writes_again_when_it_can_and_says_how_much_it_lo
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(path, os.O_WRONLY)
     os.close(reader)
-    command = [sys.executable, "-m", "forkjoin_server.logs"]
+    command = [sys.executable, "-m", "forkjoin_server.operate.logs"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writer) as relay:
         os.close(writer)
         os.write(relay.stdin.fileno(), b"1\n2\n3\n")

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_server.configuration import resolve
 from forkjoin_server.playground.serving import FOLDER, Playground, playground_of
+from forkjoin_server.start.configuration import resolve
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = FOLDER / "manifest.json"

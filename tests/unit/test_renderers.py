@@ -17,7 +17,7 @@ from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import BadRequestOptions, DialectError, UsageError
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
-from forkjoin_server.configuration import EMBEDDED_MODEL
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam import renderers
 from forkjoin_server.vllm_seam.control_tokens import check_renderer, make_text_of_control_tokens
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.events import Forked, NewThread, ThreadEnded, Tokens, Waiting
-from forkjoin_server.responses import ResponseThreads
-from forkjoin_server.threads import ThreadLog
+from forkjoin_server.answer.responses import ResponseThreads
+from forkjoin_server.answer.threads import ThreadLog
 
 FORKED = Forked(
     parent_index=-1,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from forkjoin_server.scrapes import Scrapes
+from forkjoin_server.operate.scrapes import Scrapes
 
 
 def test_one_scrape_is_written_out_at_a_time_and_all_are_answered_in_turn():

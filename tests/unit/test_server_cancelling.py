@@ -10,9 +10,9 @@ import pytest
 
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.visits import VISIT
-from forkjoin_server.cancelling import asked_at
-from forkjoin_server.middleware import Bodies, ForkJoinMiddleware
-from forkjoin_server.thread_ids import ThreadName, name_in, thread_id
+from forkjoin_server.answer.thread_ids import ThreadName, name_in, thread_id
+from forkjoin_server.http.cancelling import asked_at
+from forkjoin_server.http.middleware import Bodies, ForkJoinMiddleware
 
 KEY = "fj" + "0123456789abcdef" * 2
 THREAD = thread_id(KEY, 3)

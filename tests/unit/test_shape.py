@@ -5,7 +5,7 @@ import json
 import pytest
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_server.shape import (
+from forkjoin_server.request.shape import (
     MAX_BESIDE_PROMPT_BYTES,
     MAX_COMMAS,
     check_beside_prompt,

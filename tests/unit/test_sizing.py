@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.cli import main
-from forkjoin_server.configuration import EMBEDDED_MODEL
 from forkjoin_server.doctor.kv_layout import DTYPE_BYTES, KVLayout, kv_layout
 from forkjoin_server.doctor.sizing import GIB, Hardware, Shape, blocks_of, size_up
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.weights import counted_bytes, num_parameters
 from scripts.sizing_page import PAGE, SHAPES, page
 

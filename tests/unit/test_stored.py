@@ -10,9 +10,9 @@ import pytest
 from forkjoin_scheduler.feed import FEEDS
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.visits import VISIT
-from forkjoin_server import middleware
-from forkjoin_server.middleware import Bodies
-from forkjoin_server.routes import RESPONSES, STORED
+from forkjoin_server.http import middleware
+from forkjoin_server.http.middleware import Bodies
+from forkjoin_server.http.routes import RESPONSES, STORED
 from tests.unit.test_middleware import ENDED, FORKED
 
 USAGE = {"input_tokens": 10, "output_tokens": 11, "total_tokens": 21}

@@ -6,9 +6,9 @@ from forkjoin_scheduler.dialect_files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.request import prepare
-from forkjoin_server.routes import CHAT, GENERATE
-from forkjoin_server.structured import is_structured
+from forkjoin_server.http.routes import CHAT, GENERATE
+from forkjoin_server.request.field import prepare
+from forkjoin_server.request.structured import is_structured
 
 JSON = {"response_format": {"type": "json_object"}}
 BRANCHES = {"branches": [{"text": "a"}]}

@@ -18,7 +18,7 @@ from forkjoin_scheduler.events import (
     Waiting,
 )
 from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_server.threads import ThreadLog
+from forkjoin_server.answer.threads import ThreadLog
 
 FORKED = Forked(
     parent_index=-1,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.events import Tokens
-from forkjoin_server.threads import ThreadLog
-from forkjoin_server.tokens import TokenThreads
+from forkjoin_server.answer.threads import ThreadLog
+from forkjoin_server.answer.tokens import TokenThreads
 from tests.unit.test_threads import FORKED
 
 

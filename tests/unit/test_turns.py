@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
-from forkjoin_server.turns import give_turns
+from forkjoin_server.http.turns import give_turns
 
 
 def test_a_handler_that_lags_behind_lets_others_have_a_turn_before_each_output():

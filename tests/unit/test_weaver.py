@@ -5,10 +5,10 @@ import json
 
 from forkjoin_scheduler.events import FamilyEnded, Forked, NewThread, ThreadEnded, Tokens
 from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_server.chat import ChatThreads
-from forkjoin_server.responses import ResponseThreads
-from forkjoin_server.threads import ThreadLog
-from forkjoin_server.weaver import Unseen, Weaver
+from forkjoin_server.answer.chat import ChatThreads
+from forkjoin_server.answer.responses import ResponseThreads
+from forkjoin_server.answer.threads import ThreadLog
+from forkjoin_server.answer.weaver import Unseen, Weaver
 
 FORKED = Forked(parent_index=-1, threads=[NewThread(index=0, number="1", title="x"), NewThread(index=1, number="2", title="")], shared_tokens=0)  # fmt: skip
 ENDED = FamilyEnded(family="r", num_threads=2, critical_path_tokens=5, total_tokens=8, surplus_tokens=3)  # fmt: skip

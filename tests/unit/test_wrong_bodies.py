@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from forkjoin_server.configuration import resolve
-from forkjoin_server.wrong_bodies import stop_at_first_wrong_item
+from forkjoin_server.request.wrong_bodies import stop_at_first_wrong_item
+from forkjoin_server.start.configuration import resolve
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from forkjoin_server.configuration import EMBEDDED_NAME
+from forkjoin_server.start.configuration import EMBEDDED_NAME
 
 QUESTION = "a=482*731, b=9047*36"
 

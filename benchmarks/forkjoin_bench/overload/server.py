@@ -15,7 +15,7 @@ from pathlib import Path
 from forkjoin_bench.overload.plan import Plan
 from forkjoin_bench.ports import free_port
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_server.configuration import EMBEDDED_MODEL, EMBEDDED_NAME
+from forkjoin_server.start.configuration import EMBEDDED_MODEL, EMBEDDED_NAME
 
 START_S, STOP_S, IDLE_S = 900, 60, 60
 #: What an idle server has none of.

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from starlette._utils import get_route_path
 
-from forkjoin_server import answers
 from forkjoin_server.access.keys import Key, KeyRing
-from forkjoin_server.weaver import Message, Send
+from forkjoin_server.answer.weaver import Message, Send
+from forkjoin_server.http import answers
 
 _MISSING = "expected an API key, got none: send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`"
 _WRONG = "expected an API key of this server, got another: check it, or ask the server's operator for one"

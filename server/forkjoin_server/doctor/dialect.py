@@ -7,7 +7,7 @@ from typing import Any
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_server.doctor.check import Check, fail, ok
-from forkjoin_server.fit import found
+from forkjoin_server.start.fit import found
 from forkjoin_server.vllm_seam.tokenizers import bind_to_model
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_server.configuration import EMBEDDED_MODEL
 from forkjoin_server.doctor.check import size
 from forkjoin_server.doctor.kv_layout import DTYPE_BYTES, KVLayout, kv_layout
 from forkjoin_server.doctor.model import weight_bytes
 from forkjoin_server.doctor.sizing import GIB, Hardware, Shape, Sizing, size_up
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.weights import counted_bytes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.control_tokens import ControlTokens
+from forkjoin_server.request.control_tokens import ControlTokens
 from forkjoin_server.vllm_seam import renderers
 from forkjoin_server.vllm_seam.harmony import refuse_in_harmony
 from forkjoin_server.vllm_seam.tokenizers import bind_to_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_server.orphans import FAILURE_S, end_within
+from forkjoin_server.operate.orphans import FAILURE_S, end_within
 from forkjoin_server.vllm_seam.patching import put_in_place
 
 

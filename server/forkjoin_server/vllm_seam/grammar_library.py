@@ -14,7 +14,7 @@ from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.visits import VISIT, refuse
-from forkjoin_server.grammar_trials import Grammar, Trials, Verdict, block_reason
+from forkjoin_server.request.grammar_trials import Grammar, Trials, Verdict, block_reason
 from forkjoin_server.vllm_seam.patching import put_in_place
 
 #: What xgrammar puts before its messages: the time, and the place in its source.

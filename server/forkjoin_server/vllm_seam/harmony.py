@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_server.control_tokens import ControlTokens, refusal
+from forkjoin_server.request.control_tokens import ControlTokens, refusal
 from forkjoin_server.vllm_seam.patching import put_in_place
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import BadRequestOptions, UsageError
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_server.control_tokens import ControlTokens, Marked, check_has_none
+from forkjoin_server.request.control_tokens import ControlTokens, Marked, check_has_none
 
 #: What templates and tokenizers are told, which is no text of a prompt.
 _NO_TEXT = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from forkjoin_scheduler import redact
-from forkjoin_server.interrupts import exit_at_a_signal
+from forkjoin_server.operate.interrupts import exit_at_a_signal
 from forkjoin_server.vllm_seam.accepting import accept_in_bursts
 from forkjoin_server.vllm_seam.configs import check_configs
 from forkjoin_server.vllm_seam.dead_processes import bound_failures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_server.interrupts import exit_at_a_signal
+from forkjoin_server.operate.interrupts import exit_at_a_signal
 from forkjoin_server.vllm_seam.patching import put_in_place
 
 

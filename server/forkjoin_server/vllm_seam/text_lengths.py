@@ -6,7 +6,7 @@ from typing import Any
 
 from forkjoin_scheduler.compiled import Room
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_server.error_bodies import texts
+from forkjoin_server.http.error_bodies import texts
 from forkjoin_server.vllm_seam.patching import put_in_place
 
 

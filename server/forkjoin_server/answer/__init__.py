@@ -1,0 +1,1 @@
+"""The answer out: thread events woven into vLLM's response, in each route's own form."""

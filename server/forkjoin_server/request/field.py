@@ -1,0 +1,168 @@
+"""What a request's body says of fork/join: checked, and taken out of what vLLM reads."""
+
+from __future__ import annotations
+
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import cut, excerpt
+from forkjoin_scheduler.feed import key_in
+from forkjoin_scheduler.options import RequestOptions, parse_options
+from forkjoin_scheduler.settings import Settings
+from forkjoin_server.answer.agents import without_calls
+from forkjoin_server.answer.responses import without_threads
+from forkjoin_server.answer.threads import Json
+from forkjoin_server.http.routes import CHAT, GENERATE, RESPONSES
+from forkjoin_server.request import structured
+from forkjoin_server.request.bypass import bypass_reason
+from forkjoin_server.request.instruction import with_instruction
+
+DEFAULTS = Settings()
+#: More choices than any server makes; Python writes out no number of thousands of digits.
+_MANY = 1 << 31
+#: Of vLLM's extra arguments: it is a 500 where these are anything else, and a traceback in a stream.
+_OBJECTS = ("kv_transfer_params", "ec_transfer_params")
+
+
+def prepare(
+    body: Json, path: str, key: str, settings: Settings = DEFAULTS, *, reasons: bool = False
+) -> tuple[Json, RequestOptions]:
+    """Take the fork/join field out of ``body``. ``reasons``: whether the server has a reasoning parser.
+
+    Returns the body for vLLM and what the field asks for. Raises BadRequestOptions.
+    """
+    body = dict(body)
+    _check_hides_no_options(body)
+    options = _take_options(body)
+    options.check_limits(settings.limits, settings.caps)
+    structured.check_place(options, settings.dialect)
+    options.check_pruning(settings.prune_policy)
+    _check_num_threads(sampling_of(body, path), options, settings)
+    if options.include_threads:
+        _check_threads_can_be_shown(body, path)
+    if options.forks_at_prompt:
+        _check_forks_at_prompt(sampling_of(body, path), options, settings, reasons)
+    elif instruction := _instruction(sampling_of(body, path), options, settings, reasons):
+        body = with_instruction(body, path, instruction)
+    if path == RESPONSES:
+        _prepare_responses(body, key)
+    return body, options
+
+
+def sampling_of(body: Json, path: str) -> Json:
+    """``body`` with its sampling parameters in it, which one route has in an object of their own."""
+    own = body.get("sampling_params")
+    return body | own if path == GENERATE and isinstance(own, dict) else body
+
+
+def _check_hides_no_options(body: Json) -> None:
+    """Raise BadRequestOptions if options, or what is to be an object, stand where nobody checks them."""
+    sampling = body.get("sampling_params")
+    places = {
+        "vllm_xargs": body.get("vllm_xargs"),
+        "sampling_params.extra_args": sampling.get("extra_args") if isinstance(sampling, dict) else None,
+    }
+    for name, place in places.items():
+        if isinstance(place, dict) and "forkjoin" in place:
+            raise BadRequestOptions(f"{name}.forkjoin: expected the field forkjoin in the body itself")
+        given = {key: place.get(key) for key in _OBJECTS} if isinstance(place, dict) else {}
+        for key, value in given.items():
+            if value is not None and not isinstance(value, dict):
+                raise BadRequestOptions(f"{name}.{key}: expected an object, got {excerpt(value)}", field=name)
+
+
+def _instruction(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> str | None:
+    """The dialect's, unless the request will not fork: then it is not to be asked for the tags of threads."""
+    dialect = settings.dialect
+    if not options.enabled or dialect is None or _block_reason(body, options, reasons) is not None:
+        return None
+    # An answer that is the threads themselves no grammar lets through.
+    is_answer = structured.is_structured(body) and not dialect.join.goes_on
+    return None if is_answer else dialect.instruction
+
+
+def _block_reason(body: Json, options: RequestOptions, reasons: bool) -> str | None:
+    """Why a request will not fork, None if it may."""
+    if structured.is_structured(body) and (reason := structured.block_reason(options, reasons)):
+        return reason
+    return bypass_reason(body)
+
+
+def count_answers(body: Json) -> tuple[int, int]:
+    """How many sequences a request body asks for, and how many of them for each prompt.
+
+    1 where vLLM will refuse it.
+    """
+    prompts, n = body.get("prompt", body.get("messages")), body.get("n") or 1
+    is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], (int, dict))
+    num_prompts = len(prompts) if is_batch and isinstance(prompts, list) else 1
+    try:
+        num_choices = min(int(n), _MANY)  # vLLM takes "2" for 2
+    except (TypeError, ValueError, OverflowError):
+        num_choices = 1
+    return num_prompts * num_choices, num_choices
+
+
+def _check_num_threads(body: Json, options: RequestOptions, settings: Settings) -> None:
+    """Raise BadRequestOptions if the body asks for too many threads, over all its answers."""
+    most, (num_answers, _) = settings.max_request_threads, count_answers(body)
+    if options.width is not None and num_answers * options.width > most:
+        asked = "best_of" if options.best_of is not None else "branches"
+        raise BadRequestOptions(
+            f"forkjoin.{asked}: expected at most {most} threads over all answers to a request (the server's "
+            f"--max-request-threads), got {cut(str(num_answers))} answers of {options.width}"
+        )
+
+
+def _take_options(body: Json) -> RequestOptions:
+    """Take the options out of ``body``: its ``forkjoin``, and one of its ``stream_options``."""
+    given = body.pop("forkjoin", None)
+    if isinstance(given, str):
+        raise BadRequestOptions("forkjoin: expected an object, got str")
+    options = parse_options({} if given is None else given)
+    stream_options = body.get("stream_options")
+    if not (isinstance(stream_options, dict) and "include_threads" in stream_options):
+        return options
+    body["stream_options"] = {k: v for k, v in stream_options.items() if k != "include_threads"}
+    include = {"include_threads": stream_options["include_threads"]}
+    return parse_options(options.model_dump(exclude_unset=True) | include)
+
+
+def _check_threads_can_be_shown(body: Json, path: str) -> None:
+    if path not in (CHAT, RESPONSES, GENERATE):
+        raise BadRequestOptions(f"include_threads: expected {CHAT}, {RESPONSES} or {GENERATE}, got {path}")
+    n = sampling_of(body, path).get("n")
+    if path != RESPONSES and n not in (None, 1):
+        raise BadRequestOptions(f"include_threads: expected n = 1, got n = {excerpt(n)}: ask for one choice")
+    if path == RESPONSES and body.get("background"):
+        raise BadRequestOptions(
+            "include_threads: expected background = false, for what is fetched later has no threads"
+        )
+
+
+def _check_forks_at_prompt(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> None:
+    """Raise BadRequestOptions if the engine would not do the fork that the request itself asks for."""
+    asked = "forkjoin.branches" if options.branches is not None else "forkjoin.best_of"
+    if not options.enabled:
+        raise BadRequestOptions(f"{asked}: expected forkjoin.enabled = true beside it, got false")
+    if settings.dialect is None:
+        raise BadRequestOptions(f"{asked}: expected a server that forks, but it runs with --dialect none")
+    if reason := _block_reason(body, options, reasons):
+        raise BadRequestOptions(f"{asked}: expected a request that may fork, but not with {reason}: drop one")
+    if body.get("prompt_logprobs") is not None or body.get("echo"):
+        raise BadRequestOptions(f"{asked}: expected no prompt_logprobs and no echo beside it: drop one")
+
+
+def _prepare_responses(body: Json, key: str) -> None:
+    """Put ``key`` in the request id, which this route takes from the body only."""
+    given = body.get("request_id")
+    if given is None:
+        body["request_id"] = f"resp_{key}"
+    elif isinstance(given, str) and not body.get("background"):
+        body["request_id"] = f"{given}_{key}"
+    elif isinstance(given, str) and key_in(given):
+        # A response in the background is fetched and cancelled by the id that the client gave. So our
+        # key can't be put behind it, and its threads would be told of to the request that has this one.
+        raise BadRequestOptions(
+            "request_id: expected a new id for a response in the background, got a used one"
+        )
+    if isinstance(body.get("input"), list):
+        body["input"] = without_calls(without_threads(body["input"]))

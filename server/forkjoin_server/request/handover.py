@@ -1,0 +1,191 @@
+"""Hands to the engine what a request asks of fork/join: beside vLLM's parameters, never among a client's.
+
+vLLM's handlers know nothing of it. So the middleware leaves it in a context variable of the task that serves
+the request, and where vLLM renders a prompt and calls the engine, it is checked against that prompt and
+attached. Whatever else calls the engine attaches nothing. What a client has put there itself is refused by
+``field.py``, and never gets past here.
+
+Patch: ``process_for_engine_async`` of the engine client's renderer, and the client's ``generate``.
+Symptom without it: vLLM has no place for options but ``vllm_xargs``, which clients write themselves, and
+nothing of ours is asked before an answer's status is sent.
+Upstream: there is no hook between the prompt and the engine. Remove when there is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, is_dataclass
+from functools import partial
+from typing import Any
+
+from forkjoin_scheduler.compiled import Room, check_chars, check_room, compile_options
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import cut, excerpt
+from forkjoin_scheduler.options import CompiledOptions, RequestOptions
+from forkjoin_scheduler.settings import KEY
+from forkjoin_server.request.structured import block_reason
+from forkjoin_server.vllm_seam.formats import constraint_of
+from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser, why_not_reasoning
+
+#: Of a number that is sent to an engine, beside its sign.
+_MAX_BITS = 63
+
+
+@dataclass
+class Asked:
+    """What a body asks of fork/join, for each answer to it."""
+
+    options: CompiledOptions
+    #: What all answers to it may generate; None: no limit.
+    max_tokens: int | None = None
+    num_tokens: int = 0
+
+    def charge(self, num_answers: int, max_tokens: int | None, max_model_len: int) -> None:
+        """Count what another prompt's answers may cost at most, as ``live.py`` gives each its budget.
+
+        Raises BadRequestOptions if all together are over the limit.
+        """
+        each = max_model_len if max_tokens is None else max_tokens
+        cap = self.options.max_total_tokens
+        # each thread of a vote has its own budget; all other threads share the answer's
+        each *= self.options.best_of or 1
+        self.num_tokens += num_answers * (each if cap is None else min(each, cap))
+        if self.max_tokens is not None and self.num_tokens > self.max_tokens:
+            raise BadRequestOptions(
+                f"expected at most {self.max_tokens} tokens over all answers to a request (the server's "
+                f"--max-request-tokens), got up to {self.num_tokens}: lower max_tokens, which is the rest of "
+                "the context where none is given, n, best_of or the number of prompts"
+            )
+
+
+_ASKED: ContextVar[Asked | None] = ContextVar("forkjoin_asked", default=None)
+
+
+@contextmanager
+def handing_over(asked: Asked) -> Iterator[None]:
+    """What is done inside, and the tasks that it starts, calls the engine with ``asked``."""
+    before = _ASKED.set(asked)
+    try:
+        yield
+    finally:
+        _ASKED.reset(before)
+
+
+async def compiled(options: RequestOptions, client: Any) -> CompiledOptions:
+    """``options`` with their texts as tokens, made where ``client`` of vLLM tokenises prompts.
+
+    Raises BadRequestOptions naming a text that no context holds; that takes no tokenising.
+    """
+    if options.branches is None:
+        return compile_options(options, _no_text)
+    renderer = client.renderer
+    tokenizer = renderer.get_tokenizer()
+    check_chars(options, Room(client.model_config.max_model_len, tokenizer.max_chars_per_token))
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    constrain = partial(constraint_of, client)
+    in_thread = asyncio.get_running_loop().run_in_executor
+    return await in_thread(renderer._executor, compile_options, options, encode, constrain)
+
+
+def _no_text(text: str) -> list[int]:
+    raise NotImplementedError(f"expected a request without texts, got {len(text)} characters")
+
+
+def install(client: Any) -> None:
+    """Let ``client``, vLLM's engine client, call its engine with what requests ask of fork/join."""
+    renderer, max_model_len = client.renderer, client.model_config.max_model_len
+    generate, process = client.generate, renderer.process_for_engine_async
+
+    async def process_for_engine_async(*args: Any, **kwargs: Any) -> Any:
+        engine_input = await process(*args, **kwargs)
+        if (asked := _ASKED.get()) is not None:
+            _check_room(asked.options, engine_input, max_model_len)
+        return engine_input
+
+    def generate_as_asked(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_integers(sampling_params)
+        others = {name: value for name, value in (sampling_params.extra_args or {}).items() if name != KEY}
+        fields: dict[str, Any] = {}
+        if (asked := _ASKED.get()) is not None:
+            _check_room(asked.options, prompt, max_model_len)
+            _check_forks(client, asked.options, prompt, sampling_params, kwargs)
+            asked.charge(sampling_params.n, sampling_params.max_tokens, max_model_len)
+            fields = asked.options.model_dump(exclude_unset=True)
+        sampling_params.extra_args = (others | ({KEY: fields} if fields else {})) or None
+        return generate(prompt, sampling_params, *args, **kwargs)
+
+    renderer.process_for_engine_async = process_for_engine_async
+    client.generate = generate_as_asked
+
+
+def _check_integers(sampling_params: Any) -> None:
+    """Raise BadRequestOptions for a number that can't be sent to an engine.
+
+    vLLM bounds most of them. One that it does not, ``top_k`` say, would fail when it is sent, and the request
+    stay in its books for ever.
+    """
+    # What grammars hold has been measured (grammars.py), and is more.
+    names = [name for name in sampling_params.__struct_fields__ if name != "structured_outputs"]
+    left = [(name, getattr(sampling_params, name)) for name in names]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise BadRequestOptions(
+                f"{cut(name, 60)}: expected an integer of at most {_MAX_BITS} bits, got {excerpt(value)}"
+            )
+        if isinstance(value, (list, tuple, set)):
+            left += [(name, item) for item in value if not isinstance(item, (str, float))]
+        elif isinstance(value, dict):
+            left += [(f"{name}.{key}", item) for key, item in value.items()]
+        elif is_dataclass(value):
+            left += [(f"{name}.{key}", item) for key, item in vars(value).items()]
+
+
+def _check_room(options: CompiledOptions, engine_input: Any, max_model_len: int) -> None:
+    ids = engine_input.get("prompt_token_ids") if isinstance(engine_input, dict) else None
+    if ids is not None:
+        check_room(options, len(ids), max_model_len)
+
+
+def _check_forks(
+    client: Any, options: CompiledOptions, engine_input: Any, sampling_params: Any, more: dict[str, Any]
+) -> None:
+    """Raise BadRequestOptions where the engine would not do the fork that the request itself asks for.
+
+    ``bypass.py`` tells most of that from the body, before a prompt is made of it; this is what vLLM has
+    made of it.
+    """
+    if not options.forks_at_prompt:
+        return
+    kind = engine_input.get("type") if isinstance(engine_input, dict) else None
+    reason: str | None
+    if reason := _structured_reason(client, options, engine_input, sampling_params, more):
+        pass
+    elif sampling_params.prompt_logprobs is not None:
+        reason = "prompt_logprobs"
+    elif sampling_params.thinking_token_budget not in (None, -1):
+        reason = "thinking_token_budget"
+    elif kind not in (None, "token"):
+        reason = f"a prompt of the kind {kind}"
+    else:
+        return
+    asked = "best_of" if options.best_of is not None else "branches"
+    raise BadRequestOptions(
+        f"forkjoin.{asked}: expected a request that may fork, but not with {reason}: drop one"
+    )
+
+
+def _structured_reason(
+    client: Any, options: CompiledOptions, engine_input: Any, sampling_params: Any, more: dict[str, Any]
+) -> str | None:
+    """Why what vLLM has made of a structured request will not fork; None if it may, or is none."""
+    if sampling_params.structured_outputs is None or options.best_of is not None:
+        return None
+    reasons = has_reasoning_parser(getattr(client, "vllm_config", None))
+    if reason := block_reason(options, reasons):
+        return reason
+    prompt_ids = engine_input.get("prompt_token_ids") if isinstance(engine_input, dict) else None
+    return why_not_reasoning(client, options, list(prompt_ids or ()), sampling_params, more)
