@@ -107,15 +107,15 @@ LATER: dict[str, Later] = {
         Tier.CI, "ten schedulers; tooling/test_docs_site has the figures that are drawn"
     ),
     "tests/engine/test_overview.py": Later(
-        Tier.CI, "a dozen schedulers; unit/test_families has what is made of their answers"
+        Tier.CI, "a dozen schedulers; unit/server/http/test_families has what is made of their answers"
     ),
     "tests/engine/test_cancelling.py::test_an_answer_of_the_model_is_what_its_transcript_with_the_cut_thread_makes_it": Later(
         Tier.CI, "six answers of the model, each with a reference; the other tests of the file need no model"
     ),
-    "tests/unit/test_grammar_trials.py": Later(
+    "tests/unit/server/request/test_grammar_trials.py": Later(
         Tier.CI, "processes that import xgrammar; test_hostile_bodies has a grammar that takes too long"
     ),
-    "tests/unit/test_vital.py": Later(
+    "tests/unit/scheduler/vllm_seam/test_vital.py": Later(
         Tier.CI, "a dozen processes that import vLLM; test_liveness kills the real ones"
     ),
     "tests/bench/test_votes.py::test_votes_are_run_in_every_way_and_the_lossless_ones_answer_as_all": Later(
@@ -129,7 +129,7 @@ LATER: dict[str, Later] = {
         Tier.CI, "a dozen answers and terminals on the shared server; tests/client has each rule without one"
     ),
     "tests/server/test_agents.py": Later(
-        Tier.CI, "six answers on the shared server; unit/test_agents has each event and item"
+        Tier.CI, "six answers on the shared server; unit/server/answer/test_agents has each event and item"
     ),
     "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
     "tests/server/test_structured.py": Later(

@@ -20,7 +20,7 @@ from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vote import Vote
 from tests.fuzz.source import Source
 from tests.fuzz.tokens import TURNS, FuzzTokenizer
-from tests.unit.test_published import PUBLISHED
+from tests.unit.scheduler.test_published import PUBLISHED
 
 #: What the models write around their tags, and what stands in texts that they should not have written.
 TEXTS = (

@@ -10,7 +10,7 @@ from openai import BadRequestError
 from tests.server.asking import worksheet
 from tests.server.reading import AGENT_EVENTS
 from tests.server.unhurried import taking
-from tests.unit.test_agents import EVENTS, extras
+from tests.unit.server.answer.test_agents import EVENTS, extras
 
 pytestmark = pytest.mark.server
 

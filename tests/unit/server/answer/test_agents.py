@@ -13,7 +13,7 @@ from forkjoin_scheduler.events import Waiting
 from forkjoin_server.answer.agents import AgentThreads, take, without_calls
 from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.http.routes import CHAT, RESPONSES
-from tests.unit.test_responses import FORKED, LATER, Stream, _ended, _tokens
+from tests.unit.server.answer.test_responses import FORKED, LATER, Stream, _ended, _tokens
 
 MESSAGE = {
     "type": "message",

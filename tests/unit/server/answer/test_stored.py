@@ -13,7 +13,7 @@ from forkjoin_scheduler.visits import VISIT
 from forkjoin_server.http import middleware
 from forkjoin_server.http.middleware import Bodies
 from forkjoin_server.http.routes import RESPONSES, STORED
-from tests.unit.test_middleware import ENDED, FORKED
+from tests.unit.server.http.test_middleware import ENDED, FORKED
 
 USAGE = {"input_tokens": 10, "output_tokens": 11, "total_tokens": 21}
 ITEM = {"type": "message", "content": [{"type": "output_text", "text": "12"}]}

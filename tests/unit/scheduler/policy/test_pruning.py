@@ -251,7 +251,7 @@ def test_a_policy_is_asked_every_so_many_tokens_of_each_thread(num_generated, nu
 
 
 def test_the_policy_that_the_guide_shows_stops_what_it_says():
-    guide = (Path(__file__).parents[2] / "docs/scheduling.md").read_text()
+    guide = (Path(__file__).parents[4] / "docs/scheduling.md").read_text()
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", guide, flags=re.S) if "Pruning" in b)
     shown: dict[str, type[Pruning]] = {}
     exec(block, shown)

@@ -313,7 +313,7 @@ def test_the_version_is_the_distributions(capsys):
 
 
 def test_the_checks_of_the_tutorial_for_a_model_of_ones_own_run_as_written(capsys, tmp_path_factory):
-    guide = (Path(__file__).parents[2] / "docs/serve-your-model.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs/serve-your-model.md").read_text()
     commands = re.findall(r"^    forkjoin (dialects check MODEL (\S+))$", guide, flags=re.M)
     assert [name for _, name in commands] == ["threadweaver", "multiverse", "npr"]
     for command, name in commands:

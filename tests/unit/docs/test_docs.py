@@ -33,7 +33,7 @@ from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_opt
 from forkjoin_scheduler.patterns import FIELDS, MATCH_TIMEOUT_S
 from forkjoin_server.doctor import prerequisites
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs/dialects.md").read_text()
 
 

@@ -5,7 +5,7 @@ import pytest
 from forkjoin_scheduler.events import Tokens
 from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.answer.tokens import TokenThreads
-from tests.unit.test_threads import FORKED
+from tests.unit.server.answer.test_threads import FORKED
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.playground.serving import FOLDER, Playground, playground_of
 from forkjoin_server.start.configuration import resolve
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 MANIFEST = FOLDER / "manifest.json"
 #: What the build reads beside the folders below.
 FILES = [

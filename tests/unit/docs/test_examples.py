@@ -13,7 +13,7 @@ from forkjoin_scheduler.settings import Settings
 from forkjoin_server.start.configuration import EMBEDDED_MODEL, resolve
 from forkjoin_server.start.effective import effective, lines
 
-FOLDER = Path(__file__).parents[2] / "configs/examples"
+FOLDER = Path(__file__).parents[3] / "configs/examples"
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))
 GPUS = {"one": 1, "two": 2, "eight": 8}
 

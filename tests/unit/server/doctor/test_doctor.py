@@ -110,7 +110,7 @@ def test_the_json_has_all_that_the_lines_have_and_the_configuration():
 
 
 def test_the_pythons_are_those_of_the_distribution():
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[4] / "pyproject.toml").read_text()
     requires = tomllib.loads(text)["project"]["requires-python"]
     assert re.findall(r"\d+\.\d+", requires) == [
         f"{a}.{b}" for a, b in (environment.OLDEST, environment.TOO_NEW)

@@ -12,7 +12,7 @@ from forkjoin_server.start.configuration import resolve
 from forkjoin_server.start.environment import MORE, variable
 from forkjoin_server.start.flags import own_flags
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs/configuration.md").read_text()
 
 
