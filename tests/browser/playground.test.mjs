@@ -159,8 +159,14 @@ test("the view can be paused while the answer goes on", async () => {
   await lanes(page).nth(2).waitFor();
   await button(page, "Pause view").press("Enter");
   const held = await page.locator(".controls output").innerText();
+  const slider = page.getByRole("slider");
+  const heldAt = Number(await slider.inputValue());
+  await page.waitForFunction((t) => document.querySelector("input[type=range]").max > t, heldAt + 500);
+  await button(page, "Cancel").press("Enter");
   await over(page);
   assert.equal(await page.locator(".controls output").innerText(), held);
+  const { recording } = await saved(page);
+  assert.ok(recording.events.some((event) => event.type === "text" && event.t > heldAt), "the answer went on");
 });
 
 test("a replay comes to the end by itself", async () => {
@@ -297,14 +303,28 @@ test("a page without a key, or with a wrong one, asks for it", async () => {
   assert.equal(await page.evaluate(() => localStorage.length), 0);
 });
 
+/** Ask, with `fail` in the place of the server's first answer, whose second one waits until `told` is read. */
+async function askTwice(page, fail, told) {
+  let numAsked = 0;
+  let read;
+  const isRead = new Promise((resolve) => (read = resolve));
+  await page.route(CHAT, async (route) => {
+    numAsked += 1;
+    if (numAsked === 1) return fail(route);
+    await isRead;
+    return route.continue();
+  });
+  await ask(page, { example: "Three products" });
+  await page.getByText(told).waitFor();
+  read();
+  await over(page);
+  assert.equal(numAsked, 2);
+  assert.equal((await labels(page)).length, 4);
+}
+
 test("a server that is gone is told, and asked again", async () => {
   const page = await open();
-  await page.route(CHAT, (route) => route.abort("connectionrefused"));
-  await ask(page, { example: "Three products" });
-  await page.getByText(/does not answer\. Trying again in/).waitFor();
-  await page.unroute(CHAT);
-  await over(page);
-  assert.equal((await labels(page)).length, 4);
+  await askTwice(page, (route) => route.abort("connectionrefused"), /does not answer\. Trying again in/);
 });
 
 test("a server that stays away is an error", async () => {
@@ -317,18 +337,9 @@ test("a server that stays away is an error", async () => {
 
 test("an overloaded server is asked again when it says so", async () => {
   const page = await open();
-  let numAsked = 0;
-  await page.route(CHAT, (route) => {
-    numAsked += 1;
-    if (numAsked > 1) return route.continue();
-    const body = JSON.stringify({ error: { message: "too many requests wait", code: 503 } });
-    return route.fulfill({ status: 503, headers: { "retry-after": "2" }, contentType: "application/json", body });
-  });
-  await ask(page, { example: "Three products" });
-  await page.getByText(/too busy\. Trying again in/).waitFor();
-  await over(page);
-  assert.equal(numAsked, 2);
-  assert.equal((await labels(page)).length, 4);
+  const body = JSON.stringify({ error: { message: "too many requests wait", code: 503 } });
+  const busy = { status: 503, headers: { "retry-after": "2" }, contentType: "application/json", body };
+  await askTwice(page, (route) => route.fulfill(busy), /too busy\. Trying again in/);
 });
 
 test("an answer that has not begun says how long it waits, and for what", async () => {
