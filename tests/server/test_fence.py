@@ -11,6 +11,7 @@ import pytest
 
 from tests.server.conftest import start_server
 from tests.server.faulty_in_engine import FAULTY
+from tests.server.reading import wait_until_idle
 
 pytestmark = pytest.mark.server
 
@@ -71,9 +72,7 @@ def test_others_beside_it_are_answered_and_it_is_counted_once(faulty):
     assert text.encode().decode("unicode_escape") == alone[0]["message"]["content"]
     assert _failures(address) == before + 1
     assert log.read_text().count("Traceback") == tracebacks + 1
-    metrics = httpx.get(f"{address}/metrics").text
-    assert re.search(r"forkjoin:threads_running\{.*\} 0.0", metrics)
-    assert re.search(r"vllm:num_requests_running\{.*\} 0.0", metrics)
+    wait_until_idle(address, lambda: httpx.post(f"{address}{path}", json=body(path, "a=1*1"), timeout=240))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -85,11 +84,14 @@ def test_what_vllm_refuses_is_a_line_in_the_log(faulty, path):
         assert httpx.post(f"{address}{path}", json=refused, timeout=240).status_code == 400
     told = log.read_text().removeprefix(before)
     assert "Traceback" not in told
-    assert len(told.splitlines()) <= 2 * 3, told
+    # vLLM says every ten seconds how much it does
+    lines = [line for line in told.splitlines() if "Avg prompt throughput" not in line]
+    assert len(lines) <= 2 * 3, told
 
 
 def _failures(address):
     found = re.search(
-        r'forkjoin:internal_errors_total\{.*where="advance"\} (\S+)', httpx.get(f"{address}/metrics").text
+        r'forkjoin:internal_errors_total\{.*where="advance"\} (\S+)',
+        httpx.get(f"{address}/metrics", timeout=60).text,
     )
     return float(found[1]) if found else 0

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server import random_requests
+from tests.server import random_requests, unhurried
 from tests.server.conftest import start_server
 
 pytestmark = pytest.mark.server
@@ -26,7 +26,7 @@ WAIT_S = 120
 def address(tmp_path_factory):
     """A server with all routes that count, and vLLM's store of responses."""
     log = tmp_path_factory.mktemp("usage") / "log"
-    with start_server(log, "--enable-scale-out", env=ENV) as (address, _):
+    with start_server(log, "--enable-scale-out", *unhurried.FLAGS, env=ENV | unhurried.ENV) as (address, _):
         yield address
 
 
@@ -64,7 +64,9 @@ def test_the_last_token_of_a_budget_may_end_the_last_thread(ask, limit):
 
 def test_continuous_usage_rises_with_each_chunk_and_ends_at_the_usage(address, ask):
     options = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = _stream(address, CHAT, messages=_messages(P2), stream_options=options)
+    # so that few chunks have the tokens of several steps
+    asked = {"messages": _messages(P2), "stream_options": options, **unhurried.taking(0.002)}
+    chunks = _stream(address, CHAT, **asked)
     counts = [c["usage"]["completion_tokens"] for c in chunks if c.get("usage")]
     assert counts == sorted(counts)
     assert len(set(counts)) > 0.9 * len(counts)
@@ -119,7 +121,7 @@ def test_an_abort_by_the_clients_id_ends_the_family(address):
     done: list[Any] = []
 
     def chat():
-        body = {"messages": _messages(P2), "ignore_eos": True, "max_tokens": 3500}
+        body = {"messages": _messages(P2), "ignore_eos": True, "max_tokens": 3500, **unhurried.taking(0.02)}
         done.append(
             httpx.post(address + CHAT, json=body, headers={"X-Request-Id": "abc"}, timeout=300).json()
         )
@@ -218,7 +220,8 @@ def test_a_response_in_the_background_counts_as_any_other(address, ask, request_
 
 def test_a_cancelled_response_is_fetched_as_it_was_cancelled(address, ask):
     long = ", ".join(f"{name}={n}*731" for n, name in enumerate("abcdefgh", 482))
-    queued = ask(RESPONSES, input=long, background=True, forkjoin={"enabled": False})
+    asked = {"input": long, "background": True, "forkjoin": {"enabled": False}}
+    queued = ask(RESPONSES, **asked, **unhurried.taking(0.05))
     cancelled = ask(f"{RESPONSES}/{queued['id']}/cancel")
     assert cancelled["status"] == "cancelled"
     assert _fetched(address, queued["id"]) == cancelled
