@@ -16,7 +16,7 @@ def check_accounts(scheduler: Any) -> None:
 
 def check_begun_first(scheduler: Any) -> None:
     """Nothing that has begun waits behind something that has not."""
-    if scheduler._spoken is None:
+    if scheduler._core.spoken is None:
         return
     begun = [r.request_id for r in scheduler.waiting if scheduler._holds_kv_blocks(r)]
     assert not begun, f"these have begun, and wait among those that have not: {begun}"
@@ -27,10 +27,10 @@ def check_begun_first(scheduler: Any) -> None:
 def check_holdings(scheduler: Any) -> None:
     """Of each admitted family the accounts say what the pool would get back if it ended now."""
     admitted = scheduler._gate.admitted
-    left = [i for i in admitted if i not in scheduler.requests and i not in scheduler._live]
+    left = [i for i in admitted if i not in scheduler.requests and i not in scheduler._core.live]
     assert not left, f"admitted, and gone: {left}"
-    if scheduler._settings.admission == "family":
-        lost = [i for i, live in scheduler._live.items() if live.family.is_live and i not in admitted]
+    if scheduler._core.settings.admission == "family":
+        lost = [i for i, live in scheduler._core.live.items() if live.family.is_live and i not in admitted]
         assert not lost, f"live, and not in the accounts: {lost}"
     for request_id, entry in admitted.items():
         found, wanted = scheduler._gate.come_to(entry).blocks, _num_freed_with(scheduler, request_id)
@@ -45,8 +45,8 @@ def _num_freed_with(scheduler: Any, request_id: str) -> int:
         for holder, blocks in single.req_to_blocks.items():
             if root_id(holder) == request_id:
                 owned.update(b.block_id for b in blocks)
-    held = [h for i, s in scheduler._to_stitch.items() if root_id(i) == request_id for h in s.rest]
-    if live := scheduler._live.get(request_id):
+    held = [h for i, s in scheduler._placing.to_stitch.items() if root_id(i) == request_id for h in s.rest]
+    if live := scheduler._core.live.get(request_id):
         held += [*live.held.values(), *(h for job in live.jobs for h in job.loose)]
     owned.update(b.block_id for h in held for blocks in h.blocks for b in blocks)
     return sum(

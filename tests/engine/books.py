@@ -54,7 +54,7 @@ class Books:
 
     def check_step(self, scheduler: Any) -> None:
         """Raise AssertionError unless each live family was charged what it generated, within its budget."""
-        self._families |= {i: live.family for i, live in scheduler._live.items()}
+        self._families |= {i: live.family for i, live in scheduler._core.live.items()}
         for request_id, family in self._families.items():
             charged, kept = family.num_generated, self.kept[request_id]
             late = sum(t.end in _MAY_LOSE_SOME for t in family.threads) * (1 + scheduler.num_spec_tokens)

@@ -179,7 +179,7 @@ class ByHand:
 
     def evict(self) -> None:
         """Take the blocks of the only family back, as if nothing could run for want of blocks."""
-        self.scheduler._evict(self.live())
+        self.scheduler._eviction.evict(self.live())
         check_invariants(self.scheduler)
 
     def pause(self) -> None:
@@ -210,7 +210,7 @@ class ByHand:
         return runs and request.num_output_tokens > 0
 
     def live(self) -> LiveFamily:
-        (live,) = self.scheduler._live.values()
+        (live,) = self.scheduler._core.live.values()
         return live
 
     def text(self, request_id: str) -> str:

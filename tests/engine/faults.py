@@ -18,33 +18,36 @@ from forkjoin_scheduler.family import Branch, Family
 from forkjoin_scheduler.policy.admission import Admission
 from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.transcript import Transcript
-from forkjoin_scheduler.vllm_seam import fence, kv, queues, requests
-from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
-from forkjoin_scheduler.vllm_seam.cancelling import Cancelling
+from forkjoin_scheduler.vllm_seam import kv, queues, requests
+from forkjoin_scheduler.vllm_seam import scheduler as composing
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.load_report import LoadReport
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
-from forkjoin_scheduler.vllm_seam.thread_pacer import ThreadPacer
-from forkjoin_scheduler.vllm_seam.voting import Voting
-from forkjoin_scheduler.vllm_seam.waiting import Waiters
 from forkjoin_scheduler.vote import Vote
 
 Owner = type | ModuleType
 #: Where a function stands, and its name there.
 Target = tuple[Owner, str]
 
-LAYERS = [c for c in ForkJoinScheduler.__mro__ if c not in AsyncScheduler.__mro__]
 #: What vLLM calls of ours: found, not listed, for none to be forgotten.
 HOOKS = {
     name
-    for layer in LAYERS
-    for name, value in vars(layer).items()
+    for name, value in vars(ForkJoinScheduler).items()
     if hasattr(AsyncScheduler, name) and inspect.isfunction(value) and name[:2] != "__"
 }
+#: What the scheduler holds, likewise; the fence itself is not, nor who only tells operators something.
+PARTS = [
+    part
+    for name, part in vars(composing).items()
+    if inspect.isclass(part)
+    and part.__module__.startswith("forkjoin_scheduler.vllm_seam.")
+    and name not in ("Fence", "Overview", "FamilyDrafts", "ForkJoinScheduler")
+]
 #: Those that look things up in dictionaries and call nothing of ours, so that there is nothing to raise in.
 LOOK_UPS = {"_holds_kv_blocks", "get_num_unfinished_requests", "_update_after_schedule"}
 #: What cleans up behind an error: where that fails, the engine ends.
 _CLEANERS = {"take_out", "misplaced", "drop_tables", "free_unowned", "miscounted"}
+#: The body of a hook, which has a fence inside.
+_BODIES = {"book"}
 
 
 class Boom(Exception):
@@ -53,15 +56,14 @@ class Boom(Exception):
 
 def targets() -> list[Target]:
     """All functions that hooks come to, but for the hooks themselves, the fence, and what cleans up."""
-    owners: list[Owner] = [c for c in LAYERS if c is not fence.Fence]
-    owners += [AdmissionGate, ThreadPacer, Waiters, LoadReport, Voting, Cancelling]
+    owners: list[Owner] = [ForkJoinScheduler, *PARTS]
     owners += [LiveFamily, Family, Branch, Transcript, Admission, Vote, Pruner, kv, queues, requests]
     return [
         (owner, name)
         for owner in owners
         for name, value in vars(owner).items()
         if inspect.isfunction(getattr(owner, name, None))
-        and name not in HOOKS | _CLEANERS
+        and name not in HOOKS | _CLEANERS | _BODIES
         and name[:2] != "__"
         and (inspect.isclass(owner) or value.__module__ == owner.__name__)
     ]

@@ -66,7 +66,7 @@ class Scripted(Fed):
         super().__init__(self.scheduler, hasher)
         tokenizer = tokenizer_of(str(EMBEDDED_MODEL))
         self._compiler = Compiler(tokenizer)
-        self._eos = self.scheduler._tokenizer.token_id("<|end|>")
+        self._eos = self.scheduler._core.tokenizer.token_id("<|end|>")
         self.author = Author(Words(tokenizer), "scripted")
         #: Outputs for the front end, by request.
         self.outputs: dict[str, list[EngineCoreOutput]] = {}

@@ -60,7 +60,7 @@ def check_parked(scheduler: Any) -> None:
         request = scheduler.requests.get(branch.request_id)
         if request is None or request.status != PARKED or branch.state is BranchState.PARKED:
             continue
-        is_restored = bool(live.jobs) or live in scheduler._evicted
+        is_restored = bool(live.jobs) or live in scheduler._eviction.evicted
         assert is_restored, f"{_show(request)}: it decodes, and is parked with nothing that lets it go on"
 
 
@@ -101,7 +101,7 @@ def _check_table(scheduler: Any, request: Request) -> None:
     if waits and request.num_computed_tokens:
         assert holds, f"{_show(request)}: has KV, and waits among those that have none"
     for single in scheduler.kv_cache_manager.coordinator.single_type_managers:
-        if request.request_id in scheduler._to_stitch:
+        if request.request_id in scheduler._placing.to_stitch:
             continue  # the blocks behind the kept ones are allocated when it is scheduled
         room = len(single.req_to_blocks.get(request.request_id, ())) * single.block_size
         computed = request.num_computed_tokens
@@ -163,11 +163,11 @@ def _num_in_a_row_behind(first: Branch) -> int:
 
 def check_families(scheduler: Any) -> None:
     """The tree and the scheduler are of one mind, and every generated token is charged once."""
-    for request_id, (live, branch) in scheduler._threads.items():
-        assert live in scheduler._live.values(), f"{request_id}: a thread of a family that has ended"
+    for request_id, (live, branch) in scheduler._core.threads.items():
+        assert live in scheduler._core.live.values(), f"{request_id}: a thread of a family that has ended"
         decodes = branch.is_live and request_id in scheduler.requests
         assert decodes, f"{request_id}: among the threads that decode, and has ended"
-    for live in scheduler._live.values():
+    for live in scheduler._core.live.values():
         live.family.check_integrity()
         generated = sum(b.num_generated for b in live.family.root.subtree())
         assert generated == live.family.num_generated, (
@@ -191,7 +191,7 @@ def _check_branch(scheduler: Any, live: LiveFamily, branch: Branch) -> None:
     else:
         assert request is not None, f"{branch}: its request is gone"
     if branch.parent is not None and branch.is_live and not ends:
-        assert branch.request_id in scheduler._threads, f"{branch}: decodes, but not among the threads"
+        assert branch.request_id in scheduler._core.threads, f"{branch}: decodes, but not among the threads"
     if branch.state is BranchState.PARKED:
         assert request is not None, f"{branch}: its request is gone"
         assert request.status == PARKED, f"{branch}: its request is not parked, but {request.status.name}"
@@ -202,18 +202,18 @@ def _check_branch(scheduler: Any, live: LiveFamily, branch: Branch) -> None:
 
 
 def _branches(scheduler: Any) -> Iterator[tuple[LiveFamily, Branch]]:
-    for live in scheduler._live.values():
+    for live in scheduler._core.live.values():
         for branch in live.family.root.subtree():
             yield live, branch
 
 
 def _held(scheduler: Any) -> Iterable[kv.HeldBlocks]:
     """All blocks that are held in nobody's name."""
-    for live in scheduler._live.values():
+    for live in scheduler._core.live.values():
         yield from live.held.values()
         for job in live.jobs:
             yield from job.loose
-    for stitched in scheduler._to_stitch.values():
+    for stitched in scheduler._placing.to_stitch.values():
         yield from stitched.rest
 
 

@@ -81,7 +81,7 @@ class KVOracle:
 
     def _compare(self, request: Request, context: list[int], first: int, read: int) -> None:
         request_id = request.request_id
-        if request_id in self._scheduler._fills:
+        if request_id in self._scheduler._jobs.fills:
             return  # what it computes is read by others
         live, branch = self._branch(request_id)
         if live is None or branch is None or not live.dialect.is_stitched:
@@ -95,9 +95,9 @@ class KVOracle:
         assert read & MASK == right, f"{where}: it reads KV that is not its context's"
 
     def _branch(self, request_id: str) -> tuple[LiveFamily | None, Branch | None]:
-        if entry := self._scheduler._threads.get(request_id):
+        if entry := self._scheduler._core.threads.get(request_id):
             return entry
-        live = self._scheduler._live.get(request_id)
+        live = self._scheduler._core.live.get(request_id)
         return live, None if live is None else live.family.root
 
     def _in_a_row(self, request_id: str, context: list[int]) -> list[int]:
@@ -150,14 +150,14 @@ class KVOracle:
         """The sum behind a join of ``threads`` upon ``seen``, its place, and the offset of what follows."""
         fork_len = threads[0].fork_len
         added = [self._sum_of_joined(live, t, context[:fork_len], seen) for t in threads]
-        own_ids = self._scheduler._own_ids
+        own_ids = self._scheduler._stitching.own_ids
         lengths = [len(own_ids(live, t)) - num_skipped(t, is_first=t is threads[0]) for t in threads]
-        offset = self._scheduler._offset_behind(live, threads)
+        offset = self._scheduler._stitching.offset_behind(live, threads)
         return (seen + sum(added)) & MASK, fork_len + sum(lengths), offset
 
     def _sum_of_joined(self, live: LiveFamily, thread: Branch, before: list[int], start: int) -> int:
         """What a joined thread adds to the sum of those that see it: its own text, less what is left out."""
-        context = [*before, *self._scheduler._own_ids(live, thread)]
+        context = [*before, *self._scheduler._stitching.own_ids(live, thread)]
         seen, at, offset = start, thread.fork_len, thread.start_offset
         left_out = 0
         first_kept = thread.fork_len + num_skipped(thread, is_first=thread.position == 0)

@@ -169,10 +169,10 @@ def _stitched(engine: Any, prompts: list[list[int]], params: Any, answers: list[
     for num_steps in (90, 150, 30):
         for _ in range(num_steps):
             engine.step()
-        for live in list(engine.scheduler._live.values()):
-            engine.scheduler._evict(live)
-        while engine.scheduler._evicted:
-            engine.scheduler._restore_evicted()
+        for live in list(engine.scheduler._core.live.values()):
+            engine.scheduler._eviction.evict(live)
+        while engine.scheduler._eviction.evicted:
+            engine.scheduler._eviction.restore_next()
     again = engine.drain()
     restored = [again[i].token_ids for i in ids] == [a.token_ids for a in answers]
     return {"exact": exact, "max_delta": max(deltas), "restored": restored}

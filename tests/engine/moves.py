@@ -57,9 +57,9 @@ class Moves:
 
     def _evict(self) -> None:
         """Take a family's blocks back, as where nothing runs and nothing could be started."""
-        families = list(self._scheduler._live.values())
+        families = list(self._scheduler._core.live.values())
         if families:
-            self._scheduler._evict(self._chance.choice(families))
+            self._scheduler._eviction.evict(self._chance.choice(families))
             self.made["families evicted"] += 1
 
     def _pause(self) -> None:

@@ -502,7 +502,7 @@ class Drive:
 
     def _cancel(self) -> None:
         """Let a client cancel a thread, which may have ended."""
-        threads = [(live, t) for live in self._scheduler._live.values() for t in live.family.threads]
+        threads = [(live, t) for live in self._scheduler._core.live.values() for t in live.family.threads]
         if threads and self._clients.random() < self._kind.cancel:
             live, thread = self._clients.choice(threads)
             heard = self._scheduler._cancelling.ask_in(live, thread.index)
@@ -612,12 +612,15 @@ class Drive:
         scheduler = self._scheduler
         of_families: Sequence[Sequence[Any]] = (
             scheduler._gate.admitted,
-            scheduler._ahead_waiting,
-            scheduler._evicted,
-            scheduler._lost,
-            scheduler._parting,
+            scheduler._ahead.waiting,
+            scheduler._eviction.evicted,
+            scheduler._restoring.lost,
+            scheduler._leaving.parting,
         )
-        return snapshot(scheduler) | {"ahead": scheduler._num_ahead, "others": sum(map(len, of_families))}
+        return snapshot(scheduler) | {
+            "ahead": scheduler._ahead.num_tokens,
+            "others": sum(map(len, of_families)),
+        }
 
     def _requests(self) -> list[tuple[str, str, int]]:
         requests = self._scheduler.requests.values()

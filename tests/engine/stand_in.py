@@ -142,7 +142,7 @@ class StandIn:
         """The branch of ``request``, however its threads are numbered."""
         path = self._paths.get(request.request_id)
         if path is None:
-            entry = self._scheduler._threads.get(request.request_id)
+            entry = self._scheduler._core.threads.get(request.request_id)
             path = self._paths[request.request_id] = (
                 (request.request_id,) if entry is None else _path_of(entry[1])
             )

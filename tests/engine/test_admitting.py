@@ -61,8 +61,8 @@ def test_families_evicted_again_and_again_are_all_finished(policy):
     while scheduler.requests:
         num_steps += 1
         if num_steps % 37 == 0:
-            for live in list(scheduler._live.values()):
-                scheduler._evict(live)
+            for live in list(scheduler._core.live.values()):
+                scheduler._eviction.evict(live)
         if num_steps % 101 == 0:
             scheduler.reset_prefix_cache(reset_running_requests=True)
         fed.step()
@@ -71,7 +71,7 @@ def test_families_evicted_again_and_again_are_all_finished(policy):
 
 
 def is_parked(fed, name):
-    live = fed.scheduler._live.get(name)
+    live = fed.scheduler._core.live.get(name)
     return live is not None and live.family.root.state is BranchState.PARKED
 
 
@@ -85,7 +85,7 @@ def test_the_least_urgent_family_gives_way_first_then_the_youngest(policy, gives
     fed.add("old", 2, fork(fed, 90, 90), 4, priority=7)
     fed.add("young", 2, fork(fed, 90, 90), 4, priority=3)
     fed.step_until(lambda: is_parked(fed, "old") and is_parked(fed, "young"))
-    fed.scheduler._relieve_kv_pressure()
+    fed.scheduler._eviction.relieve()
     assert [n for n in ("old", "young") if not holds_blocks(fed, n)] == [gives_way]
     fed.drain()
 
@@ -123,13 +123,13 @@ def test_a_pause_that_waits_is_over_when_every_family_that_has_begun_is_done(par
     fed.step_until(lambda: is_parked(fed, "r0"))
     if parent == "resumed":
         fed.step_until(lambda: any(e["type"] == "joined" for e in fed.events))
-    scheduler._evict(scheduler._live["r0"])  # it has no token with KV now, and waits
+    scheduler._eviction.evict(scheduler._core.live["r0"])  # it has no token with KV now, and waits
     fed.add("r1", 4)
     scheduler.set_pause_state(PauseState.PAUSED_NEW)
     for _ in range(200):
         if not scheduler.has_unfinished_requests():
             break
-        assert scheduler._live
+        assert scheduler._core.live
         fed.step()
     assert fed.outputs["r0"][-1].finish_reason is FinishReason.STOP
     assert not fed.outputs["r1"]
@@ -156,8 +156,8 @@ def test_a_family_of_which_nothing_is_left_but_what_is_suspended_is_unfinished()
     fed = Scripted(dialect=published.model_copy(update={"join": stitched}))
     fed.add("r0", 40)
     fed.step()
-    live, _ = fed.scheduler._branch_of(fed.scheduler.requests["r0"])
-    fed.scheduler._evict(live)
+    live, _ = fed.scheduler._core.branch_of(fed.scheduler.requests["r0"])
+    fed.scheduler._eviction.evict(live)
     assert not fed.scheduler.running
     assert fed.scheduler.has_unfinished_requests()
     assert fed.drain() == ["r0"]
@@ -247,7 +247,7 @@ def test_a_request_that_ends_with_a_stop_string_teaches_and_one_whose_client_goe
 )
 def test_what_a_request_asks_for_is_foreseen_at_its_admission(options, asked, max_tokens):
     fed = Scripted()
-    compiled = compile_options(parse_options(options), fed.scheduler._tokenizer.encode)
+    compiled = compile_options(parse_options(options), fed.scheduler._core.tokenizer.encode)
     fed.add("r0", 9, max_tokens=100, extra_args={KEY: compiled.model_dump(exclude_unset=True)})
     need = fed.scheduler._gate.new_need(fed.scheduler.requests["r0"])
     assert (need.asked, need.max_tokens, need.blocks) == (asked, max_tokens, 4)
@@ -257,10 +257,10 @@ def test_a_spliced_family_stays_in_the_accounts_until_its_last_thread_has_ended(
     fed = Scripted()
     fed.add("r0", 2, fork(fed, 60, 60), 4)
     fed.step_until(lambda: is_parked(fed, "r0"))
-    live = fed.scheduler._live["r0"]
+    live = fed.scheduler._core.live["r0"]
     spliced = live.dialect.join.model_copy(update={"kind": JoinKind.SPLICE})
     dialect = live.dialect.model_copy(update={"join": spliced})
-    live.wish = replace(live.wish, spoken=BoundDialect.bind(dialect, fed.scheduler._tokenizer))
+    live.wish = replace(live.wish, spoken=BoundDialect.bind(dialect, fed.scheduler._core.tokenizer))
     assert live.takes_over
     live.request.status = RequestStatus.FINISHED_STOPPED
     fed.scheduler._gate.ended(live.request)
@@ -282,7 +282,7 @@ def test_the_first_output_of_every_request_tells_of_its_prefill(options):
     fed = Scripted()
     fed.scheduler.log_stats = True
     fed.scheduler.make_stats = lambda *_, **__: None
-    compiled = compile_options(parse_options(options), fed.scheduler._tokenizer.encode)
+    compiled = compile_options(parse_options(options), fed.scheduler._core.tokenizer.encode)
     request = fed.add("r0", 9, max_tokens=30, extra_args={KEY: compiled.model_dump(exclude_unset=True)})
     num_prompt_tokens = request.num_prompt_tokens
     fed.drain()

@@ -180,7 +180,7 @@ def test_a_stitched_family_that_is_evicted_in_its_answer_goes_on_where_it_was(dr
     hand.say("r", f"{BEHIND}012")
     hand.steps_until(lambda: hand.text("r").endswith("012"))
     hand.evict()
-    hand.scheduler._restore_evicted()
+    hand.scheduler._eviction.restore_next()
     hand.say("r", "345")
     assert _answer(hand) == "012345"
     assert hand.oracle.num_compared_stitched > 5
@@ -480,7 +480,7 @@ def test_a_branch_whose_grammar_is_compiled_late_still_copies_its_parents_last_b
     hand.add("r", "q" * 20, forkjoin=_branches(closing="\nSo: "))
     hand.steps_until(lambda: hand.decodes("r#2"))
     hand.step(3)
-    assert len(hand.scheduler._copied_from) == 1
+    assert len(hand.scheduler._forks.copied_from) == 1
     for waiting, grammar in compiled:
         waiting.set_result(grammar)
     hand.steps_until(lambda: hand.decodes("r#0") or "r#0" not in hand.scheduler.requests)

@@ -43,7 +43,7 @@ class Counted(Drive):
         request = next(reversed(self._added.values()))
         params = request.sampling_params
         settings, options = (
-            self._scheduler._settings,
+            self._scheduler._core.settings,
             CompiledOptions.model_validate((params.extra_args or {}).get(KEY, {})),
         )
         try:

@@ -185,7 +185,7 @@ def test_a_restore_that_is_started_again_leaves_alone_what_has_its_kv(drive, thr
     hand.say("r#4", "done</Path>")
     hand.steps_until(lambda: "r#4" not in hand.scheduler.requests and not hand.live().jobs)
     hand.evict()
-    hand.scheduler._restore_evicted()
+    hand.scheduler._eviction.restore_next()
     hand.step(num_steps)
     if fills := [r.request_id for r in hand.scheduler.running if "#fill" in r.request_id]:
         hand.preempt(fills[0])
@@ -232,7 +232,7 @@ def test_no_sample_is_taken_of_a_thread_that_is_suspended(drive):
     hand.evict()
     while hand._in_flight:
         hand.update()
-    hand.scheduler._restore_evicted()
+    hand.scheduler._eviction.restore_next()
     hand.steps_until(lambda: hand.decodes("r#0"))
     for thread in ("r#0", "r#1"):
         hand.say(thread, "</Path>")
@@ -344,7 +344,7 @@ def test_a_thread_that_is_cut_before_its_stitched_join_has_run_loses_nothing(dri
     hand.steps_until(lambda: hand.decodes("r#2") and hand.decodes("r#3"))
     hand.step(9)
     hand.say("r#0", "</Path>")
-    hand.steps_until(lambda: "r#1" in hand.scheduler._to_stitch)
+    hand.steps_until(lambda: "r#1" in hand.scheduler._placing.to_stitch)
     hand.pause()
     hand.step(2)
     assert "r#1" not in hand.scheduler.requests, "it was cut before it ran"
@@ -368,11 +368,11 @@ def test_a_thread_that_is_cut_while_its_family_waits_to_be_restored_is_restored_
     hand.say("r#3", GOAL)
     hand.steps_until(lambda: hand.decodes("r#4") and hand.decodes("r#5"))
     hand.say("r#2", "</Path>")
-    hand.steps_until(lambda: "r#3" in hand.scheduler._to_stitch)
+    hand.steps_until(lambda: "r#3" in hand.scheduler._placing.to_stitch)
     hand.evict()
     hand.step()
     assert "r#3" not in hand.scheduler.requests, "it was cut"
-    hand.scheduler._restore_evicted()
+    hand.scheduler._eviction.restore_next()
     hand.steps_until(lambda: hand.decodes("r"))
     hand.say("r", "<|end|>")
     hand.finish()
@@ -399,7 +399,7 @@ def test_a_result_without_text_leaves_a_token_to_go_on_from(drive, is_async):
 
 def _seeds(hand, request_id="r"):
     seeds = []
-    params_of = hand.scheduler._params_behind_join
+    params_of = hand.scheduler._params.behind_join
 
     def noted(live, branch, room):
         params = params_of(live, branch, room)
@@ -407,7 +407,7 @@ def _seeds(hand, request_id="r"):
             seeds.append(params.seed)
         return params
 
-    hand.scheduler._params_behind_join = noted
+    hand.scheduler._params.behind_join = noted
     return seeds
 
 
@@ -447,7 +447,7 @@ def test_a_thread_that_is_cancelled_gives_back_what_its_own_threads_held_for_the
     hand.say("r#2", PLANS)
     hand.steps_until(lambda: hand.decodes("r#4"))
     hand.say("r#3", "abc</step>")
-    hand.steps_until(lambda: hand.scheduler._live["r"].held)
+    hand.steps_until(lambda: hand.scheduler._core.live["r"].held)
     hand.say("r#1", "z")  # the answer ends here, as soon as the thread before it has ended
     hand.steps_until(lambda: not hand.decodes("r#4"))
     hand.say("r#0", "</step>")

@@ -195,10 +195,10 @@ def test_a_thread_whose_family_is_restored_waits_with_its_end_until_the_others_h
     hand.step(3)
     hand.evict()
     if num_steps:
-        hand.scheduler._restore_evicted()
+        hand.scheduler._eviction.restore_next()
         hand.step(num_steps)
     assert cancel(hand, 1) == CANCELLING
-    hand.scheduler._restore_evicted()
+    hand.scheduler._eviction.restore_next()
     finish(hand)
     assert ends(hand) == {0: "stop", 1: "client_cancelled"}
     assert hand.oracle.num_compared_stitched
@@ -330,7 +330,7 @@ def test_an_answer_of_the_model_is_what_its_transcript_with_the_cut_thread_makes
     """The reference joins by hand what the thread had written, closed; a plain request goes on from there."""
     prompt = engine.prompt(worksheet(3).prompt)
     request_id = engine.add(prompt, engine.params())
-    live_of = engine.scheduler._live
+    live_of = engine.scheduler._core.live
     engine.step_until(lambda: any(live.family.threads for live in live_of.values()))
     (live,) = live_of.values()
     cut = live.family.threads[index]

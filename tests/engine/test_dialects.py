@@ -134,15 +134,15 @@ def test_npr_does_not_fork_with_fewer_than_1024_tokens_left(npr, events):
 
 def test_npr_penalises_repetition_inside_steps_only(npr):
     seen = []
-    start = type(npr.scheduler)._start_thread
+    start = npr.scheduler._starting.start
 
-    def noted(self, live, thread, parent):
-        start(self, live, thread, parent)
-        seen.append(self.requests[thread.request_id].sampling_params.repetition_penalty)
+    def noted(live, thread, parent):
+        start(live, thread, parent)
+        seen.append(npr.scheduler.requests[thread.request_id].sampling_params.repetition_penalty)
 
-    npr.scheduler._start_thread = noted.__get__(npr.scheduler)
+    npr.scheduler._starting.start = noted
     run(npr, {"": _plans(1), "<step>\n1:": "x</step>", "</step>\n<takeaway>\n": "y"})
-    del npr.scheduler._start_thread
+    del npr.scheduler._starting.start
     assert seen == [1.02]
 
 
@@ -169,17 +169,17 @@ def test_parathinker_forks_behind_the_prompt_and_the_first_path_to_end_cuts_the_
 def test_parathinker_goes_on_from_the_longest_path(parathinker):
     script = {f"<think{n}>": "x" * n + f"</think{n}>" for n in (1, 2, 3)}
     offsets = []
-    begin = type(parathinker.scheduler)._start_stitched
+    begin = parathinker.scheduler._placing.start_stitched
 
-    def noted(self, request, stitched, of_slots):
+    def noted(request, stitched, of_slots):
         ((_, offset),) = of_slots
         offsets.append((stitched.num_tokens, offset))
-        begin(self, request, stitched, of_slots)
+        begin(request, stitched, of_slots)
 
-    parathinker.scheduler._start_stitched = noted.__get__(parathinker.scheduler)
+    parathinker.scheduler._placing.start_stitched = noted
     prompt = parathinker.prompt("q")
     run(parathinker, script, prompt=prompt, max_tokens=40)
-    del parathinker.scheduler._start_stitched
+    del parathinker.scheduler._placing.start_stitched
     # the first ends with its second token, when the others have two, too: three slots each
     assert offsets == [(len(prompt) + 9, len(prompt) + 3 - (len(prompt) + 9))]
 
@@ -309,13 +309,14 @@ def test_hpds_threads_see_child_in_the_place_of_fork(tmp_path):
 
     engine = Engine(load("hpd"), with_tokens(tmp_path, HPD))
     prompts = []
-    start = type(engine.scheduler)._start_thread
+    start = engine.scheduler._starting.start
 
-    def noted(self, live, thread, parent):
-        start(self, live, thread, parent)
-        prompts.append(engine.tokenizer.decode(list(self.requests[thread.request_id].prompt_token_ids)))
+    def noted(live, thread, parent):
+        start(live, thread, parent)
+        request = engine.scheduler.requests[thread.request_id]
+        prompts.append(engine.tokenizer.decode(list(request.prompt_token_ids)))
 
-    engine.scheduler._start_thread = noted.__get__(engine.scheduler)
+    engine.scheduler._starting.start = noted
     script = {"": "title [1]<FORK>box [2]<FORK>.", "title [1]<CHILD>": "Hello", "box [2]<CHILD>": "World"}
     answer = run(engine, script)
     assert [p.rpartition("<|assistant|>")[2] for p in prompts] == [
@@ -385,17 +386,17 @@ def test_apr_searches_from_the_nodes_that_it_names_and_gets_what_they_found_in_p
         "<End Sub Searches>\n": "11,11 equal: Goal Reached\n",
     }
     contexts = []
-    resume = type(engine.scheduler)._resume
+    resume = engine.scheduler._joins.resume
 
-    def noted(self, live, branch, request, plan):
-        resume(self, live, branch, request, plan)
+    def noted(live, branch, request, plan):
+        resume(live, branch, request, plan)
         contexts.append(
             engine.tokenizer.decode(list(request.prompt_token_ids)).rpartition("<|assistant|>")[2]
         )
 
-    engine.scheduler._resume = noted.__get__(engine.scheduler)
+    engine.scheduler._joins.resume = noted
     answer = run(engine, script)
-    del engine.scheduler._resume
+    del engine.scheduler._joins.resume
     assert contexts == [TRACE + block]
     assert answer.text == TRACE + CALL + block + "11,11 equal: Goal Reached\n"
 

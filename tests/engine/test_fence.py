@@ -86,17 +86,19 @@ def test_where_the_accounts_do_not_agree_behind_an_error_the_engine_ends(
     tmp_path_factory, monkeypatch, errors
 ):
     from forkjoin_scheduler.errors import TornState
-    from forkjoin_scheduler.vllm_seam.joining import Joining
+    from forkjoin_scheduler.vllm_seam.joining import Joins
 
     drive = _drive(tmp_path_factory)
 
     def tear(self, live, branch):
-        blocks = next(iter(self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks.values()))
+        blocks = next(
+            iter(self._core.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks.values())
+        )
         blocks[0].ref_cnt += 2  # which is given back, then,
-        self.kv_cache_manager.block_pool.free_block_queue.num_free_blocks -= 1  # and this is not
+        self._core.kv_cache_manager.block_pool.free_block_queue.num_free_blocks -= 1  # and this is not
         raise RuntimeError("torn")
 
-    monkeypatch.setattr(Joining, "_join", tear)
+    monkeypatch.setattr(Joins, "join", tear)
     with pytest.raises(TornState, match="expected the accounts to agree behind the eviction of r"):
         drive.run()
     assert len(errors) == 1
@@ -111,17 +113,17 @@ def test_a_family_that_failed_before_its_turn_came_is_left_out():
         hand.add(request_id, "q", forkjoin={"best_of": 2, "vote": "y"})
         hand.steps_until(lambda of=request_id: hand.decodes(f"{of}#1"))
     scheduler, called = hand.scheduler, []
-    first, *others = scheduler._live.values()
+    first, *others = scheduler._core.live.values()
 
     def fail(live):
-        scheduler._contain("learn", RuntimeError("a fault for a test"), live)
+        scheduler._fence.contain("learn", RuntimeError("a fault for a test"), live)
 
     def call(live):
         called.append(live)
         fail(others[1])
 
     fail(first)
-    scheduler._each("advance", [(live,) for live in (first, *others)], call)
+    scheduler._fence.each("advance", [(live,) for live in (first, *others)], call)
     assert called == others[:1]
     hand.scheduler.finish_requests("b", RequestStatus.FINISHED_ABORTED)
     hand.finish()
@@ -148,23 +150,31 @@ def test_a_thread_whose_grammar_leads_nowhere_ends_its_family_and_is_no_error_of
 
 
 #: What the scheduler holds with lists, sets or dictionaries of its own in which no family can be named.
-_OF_NO_FAMILY = {"_tokenizer"}
+_OF_NO_FAMILY = {"EngineTokenizer"}
+#: What ``queues.take_out`` empties.
+_QUEUES = {"BegunQueue"}
 
 
 def test_whatever_the_scheduler_holds_that_keeps_something_the_fence_looks_through():
     from tests.engine.by_hand import ByHand
 
     scheduler = ByHand(load("explicit"), EMBEDDED_MODEL, max_drafts=3, draft_from="family").scheduler
-    held = {name: value for name, value in vars(scheduler).items() if name not in scheduler._names_of_vllm}
+    found, seen = [scheduler], set()
+    while found:
+        seen.add(part := found.pop())
+        ours = [
+            v for v in vars(part).values() if type(v).__module__.startswith("forkjoin_scheduler.vllm_seam")
+        ]
+        found += [v for v in ours if v not in seen]
     keeping = {
-        name
-        for name, value in held.items()
-        if type(value).__module__.startswith("forkjoin_scheduler")
-        and any(isinstance(kept, list | set | dict) for kept in vars(value).values())
+        type(part).__name__
+        for part in seen - {*scheduler._fence._parts, scheduler, scheduler._fence}
+        if any(isinstance(kept, list | set | dict) for kept in vars(part).values())
     }
-    assert {"_gate", "_waits", "_drafts"} <= keeping
-    looked_through = {name for name in keeping if held[name] in scheduler._collaborators}
-    assert keeping - looked_through == _OF_NO_FAMILY
+    assert {scheduler._core, scheduler._gate, scheduler._waits, scheduler._drafts} < {
+        *scheduler._fence._parts
+    }
+    assert keeping == _OF_NO_FAMILY | _QUEUES
 
 
 def test_a_family_that_failed_is_named_by_no_collaborator_either():
@@ -179,8 +189,8 @@ def test_a_family_that_failed_is_named_by_no_collaborator_either():
     gate, waits = scheduler._gate, scheduler._waits
     assert set(gate.admitted) == {"a", "b"}
     assert waits.held_back == {"a#1", "b#1"}
-    scheduler._contain("learn", RuntimeError("a fault for a test"), scheduler._live["a"])
-    scheduler._evict_failed()
+    scheduler._fence.contain("learn", RuntimeError("a fault for a test"), scheduler._core.live["a"])
+    scheduler._fence.evict_failed()
     assert set(gate.admitted) == {"b"}
     assert waits.held_back == {"b#1"}
     hand.scheduler.finish_requests("b", RequestStatus.FINISHED_ABORTED)
@@ -219,19 +229,19 @@ def test_an_error_of_vllms_own_goes_on(tmp_path_factory, monkeypatch):
 
 
 def test_in_an_engine_the_failed_request_ends_with_an_error_and_the_others_are_exact(engine, monkeypatch):
-    from forkjoin_scheduler.vllm_seam.joining import Joining
+    from forkjoin_scheduler.vllm_seam.joining import Joins
     from tests.engine.conftest import worksheets
 
     prompts = [engine.prompt(s.prompt) for s in worksheets(4, seed=3)]
     exact = engine.reference(prompts)
-    join = Joining._join
+    join = Joins.join
 
     def join_or_raise(self, live, branch):
         if live.request.prompt_token_ids[: len(prompts[2])] == prompts[2]:
             raise RuntimeError("a fault for a test")
         join(self, live, branch)
 
-    monkeypatch.setattr(Joining, "_join", join_or_raise)
+    monkeypatch.setattr(Joins, "join", join_or_raise)
     answers = engine.run(prompts, engine.params())
     assert answers[2].finish_reason == "error"
     others = [0, 1, 3]

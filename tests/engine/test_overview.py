@@ -81,7 +81,7 @@ def test_threads_are_counted_by_their_state():
     while fed.scheduler.requests:
         row = shown(fed).get("r0")
         if row is not None and sum(row["threads"].values()):
-            live = fed.scheduler._live["r0"]
+            live = fed.scheduler._core.live["r0"]
             assert sum(row["threads"].values()) == len(live.family.threads)
             assert row["threads"]["parked"] == sum(t.state is BranchState.PARKED for t in live.family.threads)
             seen.append(row["threads"])

@@ -30,7 +30,7 @@ def under(tight, monkeypatch):
 
     def apply(engine=tight, **settings):
         scheduler, pacer = engine.scheduler, engine.scheduler._pacer
-        monkeypatch.setattr(scheduler, "_settings", scheduler._settings.model_copy(update=settings))
+        monkeypatch.setattr(scheduler._core, "settings", scheduler._core.settings.model_copy(update=settings))
         monkeypatch.setattr(scheduler._gate, "admission", Admission())
         monkeypatch.setattr(pacer, "deadlines", None)
         monkeypatch.setattr(pacer, "policy", pacer.chosen_policy())
@@ -141,7 +141,7 @@ def test_what_requests_need_is_learnt_from_those_that_end_by_themselves(under):
     prompt, params = family(engine, rng, 3, lengths=(50, 50))
     engine.run([prompt], params)
     learnt = engine.scheduler._gate.admission
-    (outline,) = {len(engine.scheduler._tokenizer.encode(t)) for t in ["<Outline>1: x</Outline>\n"]}
+    (outline,) = {len(engine.scheduler._core.tokenizer.encode(t)) for t in ["<Outline>1: x</Outline>\n"]}
     assert learnt.width.mean == 3
     assert learnt.forks.mean == 1
     # three threads of 50 and an end tag, what stands around them, and the end of sequence
@@ -247,7 +247,7 @@ def test_a_wide_fork_leaves_slots_to_requests_that_wait(tight, under):
     rng = random.Random(4)
     prompt, params = family(engine, rng, 30, lengths=(40, 60))
     engine.add(prompt, params)
-    engine.step_until(lambda: bool(engine.scheduler._threads))
+    engine.step_until(lambda: bool(engine.scheduler._core.threads))
     plain = engine.params(forkjoin={"enabled": False}, max_tokens=8)
     ids = [engine.add(engine.prompt(f"q{i}"), plain) for i in range(3)]
     engine.drain()

@@ -120,11 +120,11 @@ def test_a_thread_that_is_preempted_behind_a_join_in_its_block_is_as_undisturbed
     scheduler = engine.scheduler
 
     def has_begun() -> bool:
-        threads = [t for live in scheduler._live.values() for t in live.family.threads]
+        threads = [t for live in scheduler._core.live.values() for t in live.family.threads]
         return len(threads) > index and threads[index].num_generated == 4
 
     engine.step_until(has_begun)
-    (live,) = scheduler._live.values()
+    (live,) = scheduler._core.live.values()
     assert live.family.root.stitched_len // 128 == live.family.threads[index].fork_len // 128, "not one block"
     request = scheduler.requests[f"{live.family.request_id}#{index}"]
     scheduler.running.remove(request)

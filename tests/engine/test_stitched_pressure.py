@@ -43,7 +43,7 @@ def restored(engine, monkeypatch):
         found.append(branch.request_id)
         return restore(self, job, live, branch, source)
 
-    monkeypatch.setattr(type(engine.scheduler), "_restore", noted)
+    monkeypatch.setattr(type(engine.scheduler._restoring), "_restore", noted)
     return found
 
 
@@ -74,9 +74,9 @@ def test_a_family_evicted_at_any_step_goes_on_as_if_nothing_had_happened(engine,
         request_id = engine.add(engine.prompt(PROMPT), params)
         for _ in range(num_steps):
             engine.step()
-        for live in list(engine.scheduler._live.values()):
-            engine.scheduler._evict(live)
-        engine.scheduler._restore_evicted()
+        for live in list(engine.scheduler._core.live.values()):
+            engine.scheduler._eviction.evict(live)
+        engine.scheduler._eviction.restore_next()
         answers = engine.drain()
         assert engine.snapshot() == engine.baseline
         check_all(engine, model, [name], [answers[request_id]])
@@ -94,13 +94,13 @@ def test_a_thread_that_is_cancelled_while_it_is_restored_leaves_nothing(engine, 
     scheduler = engine.scheduler
 
     def is_near() -> bool:
-        found = [live.family.threads[1] for live in scheduler._live.values()]
+        found = [live.family.threads[1] for live in scheduler._core.live.values()]
         return any(thread.num_generated == length - num_left for thread in found)
 
     engine.step_until(is_near)
-    (live,) = scheduler._live.values()
-    scheduler._evict(live)
-    scheduler._restore_evicted()
+    (live,) = scheduler._core.live.values()
+    scheduler._eviction.evict(live)
+    scheduler._eviction.restore_next()
     answer = engine.drain()[request_id]
     assert restored
     assert answer.stop_reason == stop

@@ -75,13 +75,13 @@ def test_a_stitched_answer_obeys_also_where_its_blocks_are_taken_in_the_middle(s
     num_behind = 5
 
     def is_in_its_answer():
-        live = next(iter(stitched.scheduler._live.values()), None)
+        live = next(iter(stitched.scheduler._core.live.values()), None)
         return live is not None and live.family.num_forks and live.request.num_output_tokens == num_behind
 
     if evicted:
         stitched.step_until(is_in_its_answer)
-        stitched.scheduler._evict(next(iter(stitched.scheduler._live.values())))
-        stitched.scheduler._restore_evicted()
+        stitched.scheduler._eviction.evict(next(iter(stitched.scheduler._core.live.values())))
+        stitched.scheduler._eviction.restore_next()
     answer = stitched.drain()[request_id]
     assert re.fullmatch(ANSWER, answer.text.partition(BEHIND)[2])
     assert answer.text.count("<Path>") == 2

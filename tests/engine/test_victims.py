@@ -38,9 +38,9 @@ def _end(hand):
 
 def test_the_family_that_came_last_gives_way(hand):
     assert _holding(hand) == ["a", "b", "c"]
-    hand.scheduler._relieve_kv_pressure()
+    hand.scheduler._eviction.relieve()
     assert _holding(hand) == ["a", "b"]
-    hand.scheduler._relieve_kv_pressure()
+    hand.scheduler._eviction.relieve()
     assert _holding(hand) == ["a"]
     _end(hand)
 
@@ -54,7 +54,7 @@ def test_a_policy_of_the_users_own_is_told_what_families_hold_and_chooses(hand):
             return facts[0].key
 
     hand.scheduler._victims._policy = First()
-    hand.scheduler._relieve_kv_pressure()
+    hand.scheduler._eviction.relieve()
     assert _holding(hand) == ["b", "c"]
     assert [facts.key for facts in told] == ["a", "b", "c"]
     assert all(facts.num_blocks and facts.written for facts in told)
@@ -71,7 +71,7 @@ def test_a_policy_that_raises_or_names_nobody_is_asked_no_more(hand, answer):
 
     hand.allowed_errors.add("evict")
     hand.scheduler._victims._policy = Wrong()
-    hand.scheduler._relieve_kv_pressure()
+    hand.scheduler._eviction.relieve()
     assert _holding(hand) == ["a", "b"]
     assert isinstance(hand.scheduler._victims._policy, LastCome)
     _end(hand)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_scheduler.vllm_seam.joining import Joining
+from forkjoin_scheduler.vllm_seam.joining import Joins
 
 #: What a question holds whose join raises.
 FAULTY = "6*6"
 
-_join = Joining._join
+_join = Joins.join
 
 
 def _raise_or_join(self: Any, live: Any, branch: Any) -> None:
     prompt_ids = live.request._all_token_ids[: live.request.num_prompt_tokens]
-    if FAULTY in self._tokenizer.decode(list(prompt_ids)):
+    if FAULTY in self._core.tokenizer.decode(list(prompt_ids)):
         raise RuntimeError("a fault for a test")
     _join(self, live, branch)
 
@@ -23,7 +23,7 @@ class RaisesInJoins:
     """All threads run."""
 
     def __init__(self) -> None:
-        Joining._join = _raise_or_join  # type: ignore[method-assign]
+        Joins.join = _raise_or_join  # type: ignore[method-assign]
 
     def choose(self, facts: Any) -> set[str]:
         return {thread.key for thread in facts.threads}

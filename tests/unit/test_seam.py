@@ -71,105 +71,93 @@ def test_all_others_ask_the_kv_cache_manager_for_nothing_but_to_free_a_request()
     assert asked == {"free"}
 
 
-# ---- the layers of the scheduler -----------------------------------------------------------
+# ---- the scheduler and its parts -------------------------------------------------------------
 
-#: File -> class, each on the one before.
-LAYERS = {
-    "core": "Core",
-    "fence": "Fence",
-    "jobs": "Jobs",
-    "stitching": "Stitching",
-    "ahead": "Ahead",
-    "ending": "Ending",
-    "cutting": "Cutting",
-    "joining": "Joining",
-    "forking": "Forking",
-    "hearing": "Hearing",
-    "scheduler": "ForkJoinScheduler",
-}
-#: Methods that a layer leaves to a later one, which vLLM does not know.
-LEFT_OPEN = {"_closed"}
+SEAM_OF_ENGINE = ROOT / "scheduler/forkjoin_scheduler/vllm_seam"
+OURS = SEAM_OF_ENGINE / "scheduler.py"
+MAX_METHODS = 25
 
 
-def _path(layer: str) -> Path:
-    return ROOT / f"scheduler/forkjoin_scheduler/vllm_seam/{layer}.py"
-
-
-def _class(layer: str) -> ast.ClassDef:
-    classes = [n for n in ast.parse(_path(layer).read_text()).body if isinstance(n, ast.ClassDef)]
-    return next(c for c in classes if c.name == LAYERS[layer])
+def _classes(path: Path) -> list[ast.ClassDef]:
+    return [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)]
 
 
 def _methods(node: ast.AST) -> list[ast.FunctionDef]:
     return [n for n in ast.walk(node) if isinstance(n, ast.FunctionDef)]
 
 
-def _loaded(layer: str) -> type:
-    module = importlib.import_module(f"forkjoin_scheduler.vllm_seam.{layer}")
-    return getattr(module, LAYERS[layer])
+def _overrides() -> list[ast.FunctionDef]:
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    (ours,) = _classes(OURS)
+    return [m for m in ours.body if isinstance(m, ast.FunctionDef) and hasattr(AsyncScheduler, m.name)]
 
 
-def test_the_layers_stand_in_this_order_on_async_scheduler_so_async_scheduling_stays_on():
+def test_one_class_stands_on_vllms_so_async_scheduling_stays_on():
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
     from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 
-    chain = [*(_loaded(layer) for layer in reversed(LAYERS)), AsyncScheduler]
-    assert list(ForkJoinScheduler.__mro__[: len(chain)]) == chain
-    assert [len(c.__bases__) for c in chain[:-1]] == [1] * len(LAYERS)
+    assert ForkJoinScheduler.__bases__ == (AsyncScheduler,)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_each_override_of_a_method_of_vllms_scheduler_calls_it(layer):
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_class_has_more_methods_than_a_reader_can_hold(path):
+    for cls in _classes(path):
+        num = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in cls.body)
+        assert num <= MAX_METHODS, f"{cls.name}: expected at most {MAX_METHODS} methods, got {num}"
 
-    overrides = [m for m in _methods(_class(layer)) if hasattr(AsyncScheduler, m.name)]
-    assert [m.name for m in overrides if f"super().{m.name}(" not in ast.unparse(m)] == []
+
+def test_each_part_is_made_of_those_before_it():
+    """So it can be read, and tested, without those behind it."""
+    init = next(m for m in _methods(_classes(OURS)[0]) if m.name == "__init__")
+    made: set[str] = set()
+    for node in init.body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and isinstance(node.value.func, ast.Name)
+        ):
+            given = {a.id for a in node.value.args if isinstance(a, ast.Name)}
+            assert given - {"self", "settings", "num_front_ends"} <= made, ast.unparse(node)
+            made |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+    assert len(made) > 15
+
+
+def test_each_override_of_a_method_of_vllms_scheduler_calls_it():
+    assert [m.name for m in _overrides() if f"super().{m.name}" not in ast.unparse(m)] == []
 
 
 def test_what_we_override_of_vllms_scheduler_is_known():
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-
-    overrides = {
-        m.name: layer for layer in LAYERS for m in _methods(_class(layer)) if hasattr(AsyncScheduler, m.name)
-    }
-    del overrides["__init__"]
-    assert overrides == {
-        "_holds_kv_blocks": "core",
-        "get_num_unfinished_requests": "core",
-        "_preempt_request": "stitching",
-        "_get_local_prefix_cache_hit": "stitching",
-        "_free_request_blocks": "ending",
-        "_update_request_with_output": "hearing",
-        "_update_after_schedule": "hearing",
-        "update_draft_token_ids": "hearing",
-        "_handle_blocked_waiting_request": "scheduler",
-        "_free_request": "scheduler",
-        "add_request": "scheduler",
-        "schedule": "scheduler",
-        "update_from_output": "scheduler",
-        "finish_requests": "scheduler",
-        "reset_prefix_cache": "scheduler",
+    assert {m.name for m in _overrides()} - {"__init__"} == {
+        "_holds_kv_blocks",
+        "get_num_unfinished_requests",
+        "_preempt_request",
+        "_get_local_prefix_cache_hit",
+        "_free_request_blocks",
+        "_update_request_with_output",
+        "_update_after_schedule",
+        "update_draft_token_ids",
+        "_handle_blocked_waiting_request",
+        "_free_request",
+        "add_request",
+        "schedule",
+        "update_from_output",
+        "finish_requests",
+        "reset_prefix_cache",
     }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_replaces_no_method_of_another_but_those_left_open(layer):
-    cls = _loaded(layer)
-    below = [c for c in cls.__mro__[1:] if c.__module__.startswith("forkjoin_scheduler")]
-    names = {n for n, value in vars(cls).items() if callable(value) and not n.startswith("__")}
-    assert {n for n in names if any(n in vars(c) for c in below)} <= LEFT_OPEN
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_our_overrides_take_the_parameters_of_vllms_methods(layer):
+def test_our_overrides_take_the_parameters_of_vllms_methods():
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-    for name, ours in vars(_loaded(layer)).items():
-        theirs = getattr(AsyncScheduler, name, None)
-        if callable(theirs) and not name.startswith("__"):
-            is_static = isinstance(inspect.getattr_static(AsyncScheduler, name), staticmethod)
-            assert _shape(ours)[is_static:] == _shape(theirs), name
+    from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+
+    for method in _overrides():
+        if method.name != "__init__":
+            theirs = getattr(AsyncScheduler, method.name)
+            is_static = isinstance(inspect.getattr_static(AsyncScheduler, method.name), staticmethod)
+            assert _shape(vars(ForkJoinScheduler)[method.name])[is_static:] == _shape(theirs), method.name
 
 
 def _shape(function) -> list[tuple]:
@@ -207,7 +195,7 @@ def _named(target: str) -> type:
 def test_what_stands_in_front_of_vllms_workers_hands_every_call_on(ours):
     module, _, name = ours.partition(":")
     theirs = _named(IN_FRONT[ours])
-    tree = ast.parse(_path(module).read_text())
+    tree = ast.parse((SEAM_OF_ENGINE / f"{module}.py").read_text())
     cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     overrides = [m for m in _methods(cls) if hasattr(theirs, m.name) and not m.name.startswith("__")]
     assert overrides != []
@@ -390,27 +378,28 @@ def test_the_members_that_we_call_exist(target):
 
 #: Names by which the seam's files know an object of vLLM's: (file, name) -> class.
 KNOWN_AS = (
-    {(f"{layer}.py", "self"): SCHEDULER for layer in LAYERS}
-    | {("queues.py", "scheduler"): SCHEDULER}
+    {("scheduler.py", "self"): SCHEDULER, ("queues.py", "scheduler"): SCHEDULER}
     | {("kv.py", "manager"): MANAGER, ("kv.py", "single"): SINGLE}
-    | {("requests.py", "root"): REQUEST, ("outputs.py", "parent"): REQUEST, ("forking.py", "parent"): REQUEST}
-    | {(path.name, "request"): REQUEST for path in _path("core").parent.glob("*.py")}
+    | {
+        ("requests.py", "root"): REQUEST,
+        ("outputs.py", "parent"): REQUEST,
+        ("starting.py", "parent"): REQUEST,
+    }
+    | {(path.name, "request"): REQUEST for path in SEAM_OF_ENGINE.glob("*.py")}
+    | {(path.name, "_core.scheduler"): SCHEDULER for path in SEAM_OF_ENGINE.glob("*.py")}
 )
 
 
 def _used(path: Path) -> set[tuple[str, str]]:
     """(class, member) for each member of an object of vLLM's that the file touches by a known name."""
     used = set()
-    nodes = _attributes(path)
-    if path.stem in LAYERS:  # the other classes of the file have a `self` of their own
-        others = [n for n in ast.parse(path.read_text()).body if getattr(n, "name", "") != LAYERS[path.stem]]
-        lines = {line for n in others for line in range(n.lineno, (n.end_lineno or n.lineno) + 1)}
-        nodes = [n for n in nodes if n.lineno not in lines]
-    for node in nodes:
+    for node in _attributes(path):
         name = node.value.id if isinstance(node.value, ast.Name) else None
         if isinstance(node.value, ast.Attribute) and node.value.attr == "request":
             name = "request"  # live.request, job.request
-        if isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()" and path.stem in LAYERS:
+        if ast.unparse(node.value) == "self._core.scheduler":
+            name = "_core.scheduler"
+        if ast.unparse(node.value) == "super()" and path == OURS:
             name = "self"
         if target := KNOWN_AS.get((path.name, name or "")):
             used.add((target, node.attr))
@@ -418,29 +407,25 @@ def _used(path: Path) -> set[tuple[str, str]]:
 
 
 def _ours() -> set[str]:
-    """Members that the layers have themselves."""
-    names: set[str] = set()
-    for layer in LAYERS:
-        for node in ast.walk(_class(layer)):
-            if isinstance(node, ast.FunctionDef):
-                names.add(node.name)
-            elif isinstance(node, ast.AnnAssign | ast.Assign):
-                targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets
-                names |= {
-                    t.attr
-                    for target in targets
-                    for t in ast.walk(target)
-                    if isinstance(t, ast.Attribute) and ast.unparse(t.value) == "self"
-                }
+    """Members that the scheduler has beside vLLM's."""
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+    (cls,) = _classes(OURS)
+    names = {m.name for m in _methods(cls)}
+    for node in ast.walk(cls):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and ast.unparse(node.value) == "self"
+        ):
+            names.add(node.attr)
     return {n for n in names if not hasattr(AsyncScheduler, n)} - set(ATTRIBUTES[SCHEDULER].split())
 
 
 def test_the_lists_name_every_member_of_vllms_that_the_seam_touches():
     listed = {(t, n) for table in (ATTRIBUTES, CALLED) for t, names in table.items() for n in names.split()}
     ours = {(SCHEDULER, name) for name in _ours()}
-    used = {member for path in _path("core").parent.glob("*.py") for member in _used(path)}
+    used = {member for path in SEAM_OF_ENGINE.glob("*.py") for member in _used(path)}
     assert used - ours - listed == set()
 
 
@@ -552,9 +537,9 @@ def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeyp
 def test_the_blocks_of_a_thread_that_saw_its_header_only_begin_no_joined_context(make_dialect):
     from forkjoin_scheduler.family import Branch
     from forkjoin_scheduler.fork import ThreadPlan
-    from forkjoin_scheduler.vllm_seam.joining import Joining
+    from forkjoin_scheduler.vllm_seam.ending import Ends
 
     thread = Branch("r#0", plan=ThreadPlan("1", "", (1,), (1,)))
     for context, keeps in [("header", False), ("parent", True)]:
         live = SimpleNamespace(dialect=make_dialect(thread={"header": "x", "context": context}))
-        assert Joining._needs_blocks_of(None, live, thread) is keeps
+        assert Ends.needs_blocks_of(None, live, thread) is keeps

@@ -154,7 +154,7 @@ class RealEngine:
     def run(self, case: Case) -> Recording:
         """Let the families of ``case`` run to their ends."""
         harness, scheduler = self.harness, self.harness.scheduler
-        scheduler._settings = scheduler._settings.model_copy(update={"admission": case.admission})
+        scheduler._core.settings = scheduler._core.settings.model_copy(update={"admission": case.admission})
         scheduler._gate.admission = Admission()
         harness.llm.reset_prefix_cache()
         harness.steps.clear()

@@ -15,11 +15,11 @@ from forkjoin_scheduler.policy.admission import Admission, Need, Room
 from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam import kv
-from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED
-from forkjoin_scheduler.vllm_seam.fence import drained
+from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
+from forkjoin_scheduler.vllm_seam.fence import Fence, drained
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
+from forkjoin_scheduler.vllm_seam.placing import Placing
 from forkjoin_scheduler.vllm_seam.sharing import SharedQueue, cost
-from forkjoin_scheduler.vllm_seam.view import SchedulerView
 from forkjoin_scheduler.vllm_seam.wish import noted
 
 #: What was refused is asked for again in so many steps, or when something has ended.
@@ -46,8 +46,8 @@ class AdmissionGate:
     Owns what is expected of requests, who was let in, and the queue of those that have not begun.
     """
 
-    def __init__(self, view: SchedulerView) -> None:
-        self._view = view
+    def __init__(self, core: Core, fence: Fence, placing: Placing) -> None:
+        self._core, self._placing = core, placing
         self.admission = Admission()
         #: By the id of their requests, until they end.
         self.admitted: dict[str, Admitted] = {}
@@ -60,14 +60,14 @@ class AdmissionGate:
         self._asked_next = 0
         #: What has not begun, each API key's in turn.
         self.queue = SharedQueue(
-            view.policy, lambda request: view._answer("cost", request, self._expected_cost, 1.0)
+            core.scheduler.policy, lambda request: fence.answer("cost", request, self._expected_cost, 1.0)
         )
 
     # ---- starts ----------------------------------------------------------------------------
 
     def lets_in(self, request: Request) -> bool:
         """Whether a new ``request`` may start in this step: there is room for what it will need."""
-        if self._view._settings.admission == "greedy":
+        if self._core.settings.admission == "greedy":
             return True
         return self.door.lets_in(partial(self._is_admitted, request), may_fork=noted(request) is not None)
 
@@ -75,21 +75,21 @@ class AdmissionGate:
         return cost(request.num_prompt_tokens, min(self.admission.tokens.mean, request.max_tokens))
 
     def _is_admitted(self, request: Request) -> bool:
-        if self._view.current_step < self._asked_next:
+        if self._core.scheduler.current_step < self._asked_next:
             return False
         need = self.new_need(request)
         if (self.admission.is_due or need.asked) and not self._fits(need):
-            self._asked_next = self._view.current_step + ASKED_EVERY
+            self._asked_next = self._core.scheduler.current_step + ASKED_EVERY
             return False
-        growth = self.admission.future(need, kv.block_size(self._view.kv_cache_manager)).growth
+        growth = self.admission.future(need, kv.block_size(self._core.kv_cache_manager)).growth
         self._let_in.append(Admitted(request, need, need.blocks + growth))
         return True
 
     def new_need(self, request: Request) -> Need:
         """What ``request``, which has not begun, will need as far as it says."""
-        view, manager = self._view, self._view.kv_cache_manager
+        scheduler, manager = self._core.scheduler, self._core.kv_cache_manager
         blocks = kv.num_new_blocks(manager, request)
-        ahead = (view.num_spec_tokens + view.num_lookahead_tokens) / kv.block_size(manager)
+        ahead = (scheduler.num_spec_tokens + scheduler.num_lookahead_tokens) / kv.block_size(manager)
         wish = noted(request)
         if wish is None:
             return Need(blocks=blocks, max_tokens=request.max_tokens, ahead=ahead)
@@ -112,8 +112,8 @@ class AdmissionGate:
                 self.admitted[admitted.request.request_id] = admitted
 
     def _fits(self, need: Need) -> bool:
-        manager = self._view.kv_cache_manager
-        room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._view._num_slots)
+        manager = self._core.kv_cache_manager
+        room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._core.num_slots)
         running = map(self.come_to, (*self.admitted.values(), *self._let_in))
         return self.admission.admits(need, running, room)
 
@@ -128,18 +128,18 @@ class AdmissionGate:
 
     def holds(self, root: Request) -> tuple[int, float]:
         """Blocks that return to the pool with all of a family, and what it will take again of lost ones."""
-        manager = self._view.kv_cache_manager
-        live = self._view._live.get(root.request_id)
+        manager = self._core.kv_cache_manager
+        live = self._core.live.get(root.request_id)
         if live is None:
             requests, own, held = [root], [root.num_tokens], []
         else:
-            branches = [b for b in live.family.root.subtree() if b.request_id in self._view.requests]
-            requests = [self._view.requests[b.request_id] for b in branches]
+            branches = [b for b in live.family.root.subtree() if b.request_id in self._core.requests]
+            requests = [self._core.requests[b.request_id] for b in branches]
             own = [r.num_tokens - b.fork_len for r, b in zip(requests, branches, strict=True)]
             requests += [job.request for job in live.jobs if job.request is not None]
             held = [*live.held.values(), *(h for job in live.jobs for h in job.loose)]
         ids = [request.request_id for request in requests]
-        held += [h for i in ids if i in self._view._to_stitch for h in self._view._to_stitch[i].rest]
+        held += [h for i in ids if i in self._placing.to_stitch for h in self._placing.to_stitch[i].rest]
         lost = sum(n for n, r in zip(own, requests, strict=False) if not kv.has_blocks(manager, r))
         return kv.num_freed_with(manager, ids, held), lost / kv.block_size(manager)
 
@@ -151,11 +151,11 @@ class AdmissionGate:
 
     def ended(self, request: Request) -> None:
         """``request`` has ended; its family goes on where threads are spliced in and some still run."""
-        if entry := self._view._threads.get(request.request_id):
+        if entry := self._core.threads.get(request.request_id):
             self._note_peak(*entry)
         num_generated, _, _ = self.written(request)
         self.queue.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
-        live = self._view._live.get(request.request_id)
+        live = self._core.live.get(request.request_id)
         goes_on = live is not None and (live.family.has_live_threads or live.num_planned > 0)
         if live is None or not live.takes_over or not goes_on:
             self.leave(request, request.status in (STOPPED, CAPPED) or self.has_stop_string(request))
@@ -188,15 +188,15 @@ class AdmissionGate:
         stops = (params.stop or ()) if params is not None else ()
         if not stops:
             return False
-        num_last = max(map(len, stops)) + WRITTEN_BEHIND_STOP * (1 + self._view.num_spec_tokens)
-        live = self._view._live.get(request.request_id)
+        num_last = max(map(len, stops)) + WRITTEN_BEHIND_STOP * (1 + self._core.scheduler.num_spec_tokens)
+        live = self._core.live.get(request.request_id)
         texts = [request.output_token_ids[-num_last:]]
         texts += [t.token_ids[-num_last:] for t in live.family.threads] if live is not None else []
-        return any(stop in text for text in map(self._view._tokenizer.decode, texts) for stop in stops)
+        return any(stop in text for text in map(self._core.tokenizer.decode, texts) for stop in stops)
 
     def written(self, request: Request) -> tuple[int, int, int]:
         """Tokens generated, the widest fork, tokens of the critical path."""
-        if live := self._view._live.get(request.request_id):
+        if live := self._core.live.get(request.request_id):
             family = live.family
             return family.num_generated, family.widest, family.num_critical
         return request.num_output_tokens, 0, request.num_output_tokens

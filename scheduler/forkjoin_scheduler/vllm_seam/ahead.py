@@ -14,31 +14,34 @@ from forkjoin_scheduler.events import JoinedAhead
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import end_policy, joined_ids
 from forkjoin_scheduler.vllm_seam import kv
-from forkjoin_scheduler.vllm_seam.jobs import Fill, Job, Work
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.job import Fill, Job, Work
+from forkjoin_scheduler.vllm_seam.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.stitching import Part, Stitching
+from forkjoin_scheduler.vllm_seam.stitching import Part
 
 
-class Ahead(Stitching):
+class JoinAhead:
     """Prefills for joins to come, within ``Settings.join_ahead_tokens`` a step."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, core: Core, jobs: Jobs) -> None:
+        self._core = core
+        self._jobs = jobs
         #: Tokens that are being prefilled ahead, and the branches that wait to have some.
-        self._num_ahead = 0
-        self._ahead_waiting: list[tuple[LiveFamily, Branch]] = []
+        self.num_tokens = 0
+        self.waiting: list[tuple[LiveFamily, Branch]] = []
 
-    def _prefill_ahead(self, live: LiveFamily, branch: Branch) -> None:
+    def prefill(self, live: LiveFamily, branch: Branch) -> None:
         """Prefill threads that have ended, in order, behind the first while slower ones decode.
 
         Riding in their steps it costs little, and leaves little to do when the last one ends.
         """
-        if not self._settings.join_ahead_tokens or branch in live.ahead:
+        if not self._core.settings.join_ahead_tokens or branch in live.ahead:
             return
         if branch.state is not BranchState.PARKED or live.dialect.is_stitched:
             return
         if branch.waits_for[0] in live.held and _num_ended(live, branch) > 1:
-            job = self._start_job(live, partial(self._prefill_ended, live, branch))
+            job = self._jobs.start(live, partial(self._prefill_ended, live, branch))
             if job in live.jobs:
                 live.ahead[branch] = job
 
@@ -46,51 +49,51 @@ class Ahead(Stitching):
         """Go on as long as the next thread has ended and the step has tokens left, slice by slice."""
         first, *others = branch.waits_for
         held = live.held.pop(first)
-        parent = self._request_of(branch)
+        parent = self._core.request_of(branch)
         job.last_hashes = parent.block_hashes  # it begins as its parent's
         context = [
             *parent._all_token_ids,
-            *joined_ids(live.dialect, first, self._tokenizer),
+            *joined_ids(live.dialect, first, self._core.tokenizer),
         ]
         for number, thread in enumerate(others, 1):
-            context += joined_ids(live.dialect, thread, self._tokenizer)
-            if _num_ended(live, branch) <= number or len(context) >= self.max_model_len:
+            context += joined_ids(live.dialect, thread, self._core.tokenizer)
+            if _num_ended(live, branch) <= number or len(context) >= self._core.max_model_len:
                 break
             while (
                 held.num_tokens < len(context)
-                and (room := self._settings.join_ahead_tokens - self._num_ahead) > 0
+                and (room := self._core.settings.join_ahead_tokens - self.num_tokens) > 0
             ):
                 end = min(held.num_tokens + room, len(context))
                 held = yield from self._prefill_slice(live, job, context[:end], held)
             if held.num_tokens < len(context):
-                self._ahead_waiting.append((live, branch))
+                self.waiting.append((live, branch))
                 break
         live.held[first] = held
         live.ahead.pop(branch, None)
 
     def _prefill_slice(self, live: LiveFamily, job: Job, token_ids: list[int], held: kv.HeldBlocks) -> Part:
         num_tokens = len(token_ids) - held.num_tokens
-        self._num_ahead += num_tokens
+        self.num_tokens += num_tokens
         try:
             held = job.take((yield Fill(token_ids, held, known_hashes=job.last_hashes)))
         finally:
-            self._num_ahead -= num_tokens
+            self.num_tokens -= num_tokens
         live.tell(JoinedAhead(prefilled_tokens=num_tokens))
         return held
 
-    def _continue_ahead(self, live: LiveFamily, branch: Branch) -> None:
+    def go_on(self, live: LiveFamily, branch: Branch) -> None:
         """Prefill ahead for a branch for which the last step had no tokens left."""
-        if live.family.request_id in self._live:
-            self._prefill_ahead(live, branch)
+        if live.family.request_id in self._core.live:
+            self.prefill(live, branch)
 
-    def _prefilled_ahead(self, live: LiveFamily, branch: Branch) -> kv.HeldBlocks | None:
+    def prefilled(self, live: LiveFamily, branch: Branch) -> kv.HeldBlocks | None:
         """The blocks that hold the beginning of the joined context, taken from whoever has them."""
         if job := live.ahead.pop(branch, None):
             held = self._take_over(job)
             if held is not None:
                 num_tokens = max(held.num_tokens - self._start_of(job), 0)
                 live.tell(JoinedAhead(prefilled_tokens=num_tokens))
-            self._clear_job(job)
+            self._jobs.clear(job)
             live.jobs.remove(job)
             return held
         return live.held.pop(branch.waits_for[0], None)
@@ -100,7 +103,7 @@ class Ahead(Stitching):
         request, fill = job.request, job.fill
         if request is None or fill is None or not request.num_computed_tokens:
             return None
-        return kv.hold(self.kv_cache_manager, request, len(fill.token_ids))
+        return kv.hold(self._core.kv_cache_manager, request, len(fill.token_ids))
 
     @staticmethod
     def _start_of(job: Job) -> int:

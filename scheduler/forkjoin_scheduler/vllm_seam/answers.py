@@ -63,8 +63,8 @@ class DialectReasoner:
 class Answers:
     """Opens and watches structured answers. ``manager`` is vLLM's ``StructuredOutputManager``."""
 
-    def __init__(self, manager: StructuredOutputManager, tokenizer: Tokenizer) -> None:
-        self._manager, self._tokenizer = manager, tokenizer
+    def __init__(self, manager: StructuredOutputManager) -> None:
+        self._manager = manager
 
     def await_answer(self, request: Request, spoken: BoundDialect, answer: Answer, joins: bool) -> None:
         """Hold the grammar of ``request`` back until its ``answer`` begins.
@@ -94,13 +94,13 @@ class Answers:
         structured = request.structured_output_request
         return is_seen or (structured is not None and isinstance(structured.reasoner, DialectReasoner))
 
-    def openings(self, request: Request) -> Rows | None:
+    def openings(self, request: Request, tokenizer: Tokenizer) -> Rows | None:
         """The rows of tokens that begin the answer of ``request``; None where they are not known."""
         reasoner = self._manager._get_reasoner(request)
         if isinstance(reasoner, DialectReasoner):
             after = reasoner.answer.after
             return [] if after is None else [reasoner.spoken.answer_ids(after)]
-        return reasoning_ends(reasoner, self._tokenizer)
+        return reasoning_ends(reasoner, tokenizer)
 
     def has_begun(self, request: Request) -> bool:
         """Whether the grammar of ``request`` holds for all that it writes from now on."""

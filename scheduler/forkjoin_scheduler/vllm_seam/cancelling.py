@@ -11,24 +11,25 @@ from vllm.v1.request import RequestStatus
 from forkjoin_scheduler.cancelling import CANCELLING, UNKNOWN, end_without_vote, ending, thread_at
 from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.feed import key_in
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.ending import Ends
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.sharing import tenant_of
-from forkjoin_scheduler.vllm_seam.view import ThreadControl
 from forkjoin_scheduler.vote import Vote
 
 
 class Cancelling:
     """Ends single threads for their clients. Which are to end, ``LiveFamily.cancelled`` says."""
 
-    def __init__(self, scheduler: ThreadControl) -> None:
-        self._scheduler = scheduler
+    def __init__(self, core: Core, ends: Ends) -> None:
+        self._core, self._ends = core, ends
 
     def ask(self, key: str, index: int, tenant: str) -> str:
         """Let a thread end at the end of the next step. Returns what its client hears of it.
 
         ``key``: in the id of its request; ``tenant``: who asks. Another's thread is one that there is not.
         """
-        of_key = (live for request_id, live in self._scheduler._live.items() if key_in(request_id) == key)
+        of_key = (live for request_id, live in self._core.live.items() if key_in(request_id) == key)
         live = next((live for live in of_key if tenant_of(live.request)[0] == tenant), None)
         return UNKNOWN if live is None else self.ask_in(live, index)
 
@@ -52,13 +53,13 @@ class Cancelling:
         for thread in ending(live.cancelled):
             if live.vote is not None:
                 self._end_without_vote(live, thread, live.vote)
-            elif self._scheduler._request_of(thread).status != RequestStatus.WAITING_FOR_STREAMING_REQ:
-                self._scheduler._stop(live, thread, ThreadEnd.CLIENT_CANCELLED)
+            elif self._core.request_of(thread).status != RequestStatus.WAITING_FOR_STREAMING_REQ:
+                self._ends.stop(live, thread, ThreadEnd.CLIENT_CANCELLED)
         live.cancelled = [thread for thread in live.cancelled if thread.end is None]
 
     def _end_without_vote(self, live: LiveFamily, thread: Branch, vote: Vote) -> None:
         """A thread that votes is an answer of its own: one that is broken off is none, and has no vote."""
         has_started = thread not in live.later
         live.later = [later for later in live.later if later is not thread]
-        self._scheduler._cancel(live, thread, end_without_vote(has_started=has_started))
+        self._ends.cancel(live, thread, end_without_vote(has_started=has_started))
         vote.lose_one()

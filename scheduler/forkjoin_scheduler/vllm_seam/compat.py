@@ -12,6 +12,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 
 from forkjoin_scheduler.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
+from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.drafting import drafts_as_tested
 
 SUPPORTED = "0.32."
@@ -42,6 +43,27 @@ REFUSED: tuple[Check, ...] = (
 #: KV cache specs of vLLM that keep one state a token, in blocks of consecutive tokens. What forks and
 #: joins copies, shares and drops blocks by tokens: of any other layout it would take the wrong ones.
 KNOWN_SPECS = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec")
+
+
+def settings_of(vllm_config: VllmConfig) -> Settings:
+    """What an engine was told of fork/join. Raises UnsupportedEngine if it was told nothing."""
+    config = vllm_config.additional_config
+    if not isinstance(config, dict) or KEY not in config:
+        raise UnsupportedEngine(
+            f"the fork/join scheduler expects its settings in additional_config[{KEY!r}], found none: "
+            "serve with `forkjoin serve`, which gives them, or without --scheduler-cls"
+        )
+    return Settings.model_validate(config[KEY])
+
+
+def check_engine(dialect: Dialect, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+    """Raise UnsupportedEngine or DialectError unless ``dialect`` can be served by an engine like this."""
+    check_version()
+    check_config(vllm_config)
+    check_cache(kv_cache_config)
+    check_model(dialect, vllm_config.model_config)
+    if dialect.is_stitched:
+        check_stitching(vllm_config, kv_cache_config.num_blocks - 1)  # one is vLLM's null block
 
 
 def check_front_end() -> None:

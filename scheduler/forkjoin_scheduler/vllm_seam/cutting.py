@@ -11,32 +11,41 @@ from forkjoin_scheduler.dialect import Policy
 from forkjoin_scheduler.events import Limited, Voted
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import close_block_ids
-from forkjoin_scheduler.vllm_seam.core import CAPPED
-from forkjoin_scheduler.vllm_seam.ending import Ending
+from forkjoin_scheduler.vllm_seam.core import CAPPED, Core
+from forkjoin_scheduler.vllm_seam.ending import Ends
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.outputs import injected
 from forkjoin_scheduler.vote import Vote
 
 
-class Cutting(Ending):
-    """Ends families at a limit, what they wrote so far closed."""
+class Cutting:
+    """Ends families at a limit, what they wrote so far closed. Keeps nothing."""
 
-    def _end_at_limit(self, live: LiveFamily, reason: str, policy: Policy) -> None:
+    def __init__(self, core: Core, ends: Ends) -> None:
+        self._core = core
+        self._ends = ends
+
+    def end_at_limit(self, live: LiveFamily, reason: str, policy: Policy) -> None:
+        """End the request at the limit that ``reason`` names."""
         live.tell(Limited(reason=reason, policy=policy))
-        self._end_closed(live)
+        self.end_closed(live)
 
-    def _end_closed(self, live: LiveFamily, refused: Branch | None = None) -> None:
+    def end_at_budget(self, live: LiveFamily) -> None:
+        """End the request with the last token that its family may write."""
+        self.end_at_limit(live, "total_tokens", live.dialect.policies.total_tokens)
+
+    def end_closed(self, live: LiveFamily, refused: Branch | None = None) -> None:
         """End the request, all that is open closed; also the block in which ``refused`` may not fork."""
         if live.vote is not None:
             self._show_first_vote(live, live.vote)
         else:
             self._close_what_is_open(live, refused)
-        self._end_family(live, CAPPED)
+        self._ends.end_family(live, CAPPED)
 
     def _close_what_is_open(self, live: LiveFamily, refused: Branch | None) -> None:
         thread, shows_threads = live.dialect.thread, live.dialect.join.shows_threads
-        of_block = injected(close_block_ids(live.dialect, self._tokenizer))
-        of_thread = injected(self._tokenizer.encode(thread.close + thread.tail))
+        of_block = injected(close_block_ids(live.dialect, self._core.tokenizer))
+        of_thread = injected(self._core.tokenizer.encode(thread.close + thread.tail))
         for branch, transcript in live.transcripts.items():
             if not branch.is_live:
                 continue

@@ -7,7 +7,6 @@ knows of a family's texts can be put in there, and no worker has to know of fami
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 from vllm.config import SpeculativeConfig
 from vllm.v1.outputs import DraftTokenIds
@@ -16,6 +15,8 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.dialect import Context
 from forkjoin_scheduler.family import Branch
 from forkjoin_scheduler.lookup import Lookup
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.drafting import check_fills_in
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
 #: Equal tokens in front of a draft, where the drafter does not say how many it wants.
@@ -23,22 +24,25 @@ MIN_N, MAX_N = 3, 5
 DRAFTER, FAMILY = "drafter", "family"
 
 
-class Families(Protocol):
-    """What is asked of the scheduler."""
-
-    def _whose(self, request_id: str) -> tuple[LiveFamily, Branch] | None: ...
-
-
 class FamilyDrafts:
     """Fills in drafts, and counts whose were right. What it knows of a family is in ``LiveFamily``."""
 
-    def __init__(self, speculative_config: SpeculativeConfig, scheduler: Families, *, is_on: bool) -> None:
-        self._scheduler, self._is_on = scheduler, is_on
+    def __init__(self, speculative_config: SpeculativeConfig, core: Core, *, is_on: bool) -> None:
+        self._core, self._is_on = core, is_on
         self._max_drafts = speculative_config.num_speculative_tokens
         self._min_n = speculative_config.prompt_lookup_min or MIN_N
         self._max_n = speculative_config.prompt_lookup_max or MAX_N
         #: Requests whose drafts for the next step are their family's.
         self._of_family: set[str] = set()
+
+    @classmethod
+    def of(cls, core: Core) -> FamilyDrafts | None:
+        """Those of an engine; None where it drafts nothing."""
+        is_on = core.settings.draft_from == "family"
+        if is_on:
+            check_fills_in(core.scheduler.vllm_config)
+        speculative = core.scheduler.vllm_config.speculative_config
+        return None if speculative is None else cls(speculative, core, is_on=is_on)
 
     def fill_in(self, drafts: DraftTokenIds, requests: Mapping[str, Request]) -> None:
         """Give drafts to those who have none, in ``drafts`` itself."""
@@ -47,7 +51,7 @@ class FamilyDrafts:
         self._of_family.intersection_update(requests)
         self._of_family.difference_update(drafts.req_ids)
         for place, request_id in enumerate(drafts.req_ids):
-            whose, request = self._scheduler._whose(request_id), requests.get(request_id)
+            whose, request = self._core.whose(request_id), requests.get(request_id)
             if whose is None or request is None or request.is_prefill_chunk:
                 continue
             lookup = self._followed(*whose, request)
@@ -69,7 +73,7 @@ class FamilyDrafts:
     def count(self, drafted: Mapping[str, list[int]], sampled: Iterable[tuple[str, list[int]]]) -> None:
         """Count the ``drafted`` tokens of a step and, of what it brought, those that were right."""
         for request_id, token_ids in sampled:
-            if token_ids and request_id in drafted and (whose := self._scheduler._whose(request_id)):
+            if token_ids and request_id in drafted and (whose := self._core.whose(request_id)):
                 source = FAMILY if request_id in self._of_family else DRAFTER
                 whose[0].drafted[source] += len(drafted[request_id])
                 whose[0].accepted[source] += len(token_ids) - 1

@@ -1,11 +1,11 @@
 """A fence round each family: an error in fork/join code ends the family it happened in, and no other.
 
-What vLLM calls does its fork/join part inside the fence: ``_fenced`` and ``_each`` where vLLM waits
-for us to return, ``_contain`` in hooks that vLLM calls in the middle of its own work. Those give vLLM
+What vLLM calls does its fork/join part inside the fence: ``fenced`` and ``each`` where vLLM waits
+for us to return, ``contain`` in hooks that vLLM calls in the middle of its own work. Those give vLLM
 a safe answer, and the family is evicted as soon as vLLM has returned. vLLM's own code stays outside.
 
 A family that failed can't be trusted to know what it has. So it is evicted from first principles:
-whatever names one of its requests is dropped, here and in the collaborators that keep such, and each
+whatever names one of its requests is dropped, in all parts that keep such, and each
 block goes back that nobody owns any more. Then all accounts must agree, or the error goes on to end the
 engine: a lost block or a request in no queue would be a standstill some time later, and others' answers
 could be wrong.
@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
@@ -31,13 +31,12 @@ from forkjoin_scheduler.events import Event, FamilyEnded, InternalError, ThreadE
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import Core, logger
+from forkjoin_scheduler.vllm_seam.job import Job
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-
-if TYPE_CHECKING:
-    from forkjoin_scheduler.vllm_seam.jobs import Job
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Named = TypeVar("Named")
 
 #: What stands behind a request's id in those of its threads and fills.
 _OF_FAMILY = re.compile(r"#(?:fill)?\d+\Z")
@@ -56,74 +55,79 @@ class Obituary:
     ends: bool
 
 
-class Fence(Core):
+class Fence:
     """Contains errors, and evicts the families that they happened in."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, core: Core) -> None:
+        self._core = core
         #: Where each family failed that is not evicted yet, by the id of its request; None if that was no
         #: error of ours.
         self._failed: dict[str, EnginePlace | None] = {}
         self._obituaries: list[Obituary] = []
-        #: What this scheduler holds that keeps something of families, and is looked through with it.
-        self._collaborators: tuple[object, ...] = ()
+        #: What keeps something of families.
+        self._parts: tuple[object, ...] = ()
 
-    if TYPE_CHECKING:  # of the layers above
-        _fills: dict[str, Job]
-        _to_stitch: dict[str, kv.Stitched]
+    def look_through(self, parts: Iterable[object]) -> None:
+        """Let these be all that may keep something of a family, beside vLLM."""
+        self._parts = tuple(parts)
+
+    @property
+    def has_obituaries(self) -> bool:
+        """Whether the front end is still to be told of a family that failed."""
+        return bool(self._obituaries)
 
     # ---- what hooks call -------------------------------------------------------------------
 
-    def _fenced(self, where: EnginePlace, of: object, do: Callable[..., object], *args: Any) -> bool:
+    def fenced(self, where: EnginePlace, of: object, do: Callable[..., object], *args: Any) -> bool:
         """Call ``do(*args)``, of whose errors the family of ``of`` fails; returns whether it raised none."""
         is_well = True
         try:
             do(*args)
         except Exception as error:  # whatever it is: what may be hurt is checked below
-            self._contain(where, error, of)
+            self.contain(where, error, of)
             is_well = False
-        self._evict_failed()
+        self.evict_failed()
         return is_well
 
-    def _each(self, where: EnginePlace, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
+    def each(self, where: EnginePlace, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
         """Call ``do`` with each of ``calls``, whose first argument says whose it is.
 
         A family may have failed before its turn comes: in the middle of vLLM's work, or by what another does.
         """
-        self._evict_failed()
+        self.evict_failed()
         for args in calls:
             if not self._is_evicted(root_id(args[0])):
-                self._fenced(where, args[0], do, *args)
+                self.fenced(where, args[0], do, *args)
 
     def _is_evicted(self, request_id: str | None) -> bool:
         """Whether the family has failed since obituaries were published last."""
         return any(obituary.request_id == request_id for obituary in self._obituaries)
 
-    def _sift(self, where: EnginePlace, items: list[Item], takes: Callable[[Item], bool]) -> list[Item]:
+    def sift(self, where: EnginePlace, items: list[Item], takes: Callable[[Item], bool]) -> list[Item]:
         """Those of ``items`` that ``takes`` does not take; of its errors the family of the item fails."""
         left = []
         for item in items:  # no call of ours more than must be: these are all outputs of a step
             try:
                 is_taken = takes(item)
             except Exception as error:
-                self._contain(where, error, item)
-                self._evict_failed()
+                self.contain(where, error, item)
+                self.evict_failed()
                 is_taken = False
             if not is_taken:
                 left.append(item)
         return left
 
-    def _answer(
+    def answer(
         self, where: EnginePlace, of: Item, ask: Callable[[Item], Answer], otherwise: Answer
     ) -> Answer:
         """What ``ask`` answers of ``of`` in the middle of vLLM's work; ``otherwise`` where that raises."""
         try:
             return ask(of)
         except Exception as error:
-            self._contain(where, error, of)
+            self.contain(where, error, of)
         return otherwise
 
-    def _contain(self, where: EnginePlace, error: Exception, of: object) -> None:
+    def contain(self, where: EnginePlace, error: Exception, of: object) -> None:
         """Note that the family of ``of`` failed (None: it was nobody's error). Says so in the log, once."""
         request_id = root_id(of)
         if request_id is None:
@@ -140,7 +144,7 @@ class Fence(Core):
             extra = {"forkjoin": {"request_id": request_id}}
             logger.error(message, request_id, where, exc_info=error, extra=extra)
 
-    def _evict_failed(self) -> None:
+    def evict_failed(self) -> None:
         """Evict all families that failed. Raises TornState if the accounts do not agree behind that."""
         while self._failed:
             request_id = next(iter(self._failed))
@@ -149,12 +153,12 @@ class Fence(Core):
             self._check_accounts(request_id)
             del self._failed[request_id]
 
-    def _publish_obituaries(self, result: dict[int, EngineCoreOutputs]) -> None:
+    def publish_obituaries(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Let the front end know of what failed: the last that it hears of these requests."""
         obituaries, self._obituaries = self._obituaries, []
         for obituary in obituaries:
             of_client = result.setdefault(obituary.client_index, EngineCoreOutputs())
-            of_client.outputs.insert(0, wire.pack(obituary.request_id, obituary.events, self._engine))
+            of_client.outputs.insert(0, wire.pack(obituary.request_id, obituary.events, self._core.engine))
             if obituary.ends:
                 # Also an end that vLLM has made in this step: of that the family was not done yet.
                 of_client.outputs = [o for o in of_client.outputs if o.request_id != obituary.request_id]
@@ -166,7 +170,7 @@ class Fence(Core):
 
     def _obituary(self, request_id: str) -> Obituary:
         live = next((f for f in self._families() if f.family.request_id == request_id), None)
-        request = self.requests.get(request_id) or (None if live is None else live.request)
+        request = self._core.requests.get(request_id) or (None if live is None else live.request)
         events: list[Event] = []
         if live is not None:
             with contextlib.suppress(Exception):  # of a family that failed nothing is sure
@@ -175,28 +179,30 @@ class Fence(Core):
         told = events if where is None else [*events, InternalError(where=where)]
         if request is None:
             return Obituary(request_id, 0, told, ends=False)
-        ends = request_id in self._live or not request.is_finished()
+        ends = request_id in self._core.live or not request.is_finished()
         return Obituary(request_id, request.client_index, told, ends)
 
     def _evict_family(self, request_id: str) -> None:
         """Drop whatever names the family of ``request_id``; all that it held returns to the pool."""
-        jobs = [job for i, job in self._fills.items() if root_id(i) == request_id]
+        jobs = [job for job in self._named(Job) if root_id(job.live) == request_id]
         jobs += [j for live in self._families() if live.family.request_id == request_id for j in live.jobs]
         for job in jobs:
             if job.work is not None:
                 with contextlib.suppress(Exception):  # what it does at its end concerns nobody any more
                     job.work.close()
-        for request in queues.take_out(self, lambda r: root_id(r) == request_id):
+        for request in queues.take_out(self._core.scheduler, lambda r: root_id(r) == request_id):
             request.status = RequestStatus.FINISHED_ERROR
-            self._free_request(request)
+            self._core.scheduler._free_request(request)
         for container in self._containers():
             _purge(container, request_id)
-        kv.drop_tables(self.kv_cache_manager, lambda i: root_id(i) == request_id)
-        kv.free_unowned(self.kv_cache_manager, self._owned())
+        kv.drop_tables(self._core.kv_cache_manager, lambda i: root_id(i) == request_id)
+        kv.free_unowned(self._core.kv_cache_manager, self._owned())
 
     def _check_accounts(self, request_id: str) -> None:
         """Raise TornState unless each block has its owners and each request its place."""
-        wrong = kv.miscounted(self.kv_cache_manager, self._owned()) or queues.misplaced(self)
+        wrong = kv.miscounted(self._core.kv_cache_manager, self._owned()) or queues.misplaced(
+            self._core.scheduler
+        )
         if wrong:
             raise TornState(
                 f"expected the accounts to agree behind the eviction of {request_id}, found {wrong}: "
@@ -204,16 +210,17 @@ class Fence(Core):
             )
 
     def _containers(self) -> Iterator[Any]:
-        """All lists, sets and dictionaries that are not vLLM's: of this scheduler and its collaborators."""
-        for name, value in vars(self).items():
-            if name not in self._names_of_vllm and name not in ("_failed", "_obituaries"):
-                yield value
-        for collaborator in self._collaborators:
-            yield from vars(collaborator).values()
+        """All lists, sets and dictionaries that are ours."""
+        for part in self._parts:
+            yield from vars(part).values()
 
     def _families(self) -> list[LiveFamily]:
         """All families that something of ours names."""
-        found: dict[int, LiveFamily] = {}
+        return self._named(LiveFamily)
+
+    def _named(self, kind: type[Named]) -> list[Named]:
+        """All of a kind that something of ours names, each once."""
+        found: dict[int, Named] = {}
         for container in self._containers():
             if isinstance(container, dict):
                 container = container.values()
@@ -221,18 +228,18 @@ class Fence(Core):
                 continue
             for entry in container:
                 for part in entry if isinstance(entry, tuple) else (entry,):
-                    if isinstance(part, LiveFamily):
+                    if isinstance(part, kind):
                         found[id(part)] = part
         return list(found.values())
 
     def _owned(self) -> Counter[int]:
         """How often each block, by its id, is held beside the tables of requests."""
-        held = [h for stitched in self._to_stitch.values() for h in stitched.rest]
+        held = [h for stitched in self._named(kv.Stitched) for h in stitched.rest]
         for live in self._families():
             held += live.held.values()
             held += [h for job in live.jobs for h in job.loose]
         owned = Counter(b.block_id for h in held for blocks in h.blocks for b in blocks)
-        owned.update(b.block_id for _, blocks in self.deferred_frees for b in blocks)
+        owned.update(b.block_id for _, blocks in self._core.scheduler.deferred_frees for b in blocks)
         return owned
 
 

@@ -12,82 +12,66 @@ Invariant (pinned by tests): a branch whose run was cut is parked or has ended b
 
 from __future__ import annotations
 
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.outputs import DraftTokenIds
+from collections.abc import Callable
+
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.bound import WINDOW_TOKENS
 from forkjoin_scheduler.dialect import ForkAt, Policy
-from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.family import BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal
-from forkjoin_scheduler.vllm_seam.core import STOPPED
-from forkjoin_scheduler.vllm_seam.drafting import check_fills_in
-from forkjoin_scheduler.vllm_seam.family_drafts import FamilyDrafts
-from forkjoin_scheduler.vllm_seam.forking import Forking
-from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.answers import Answers
+from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
+from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.forking import Forks, tell_refused
 from forkjoin_scheduler.vllm_seam.planned import Fork
+from forkjoin_scheduler.vllm_seam.planning import Planning
 from forkjoin_scheduler.vllm_seam.requests import truncate
-from forkjoin_scheduler.vllm_seam.wish import Wish, noted
+from forkjoin_scheduler.vllm_seam.wish import Wish
 
 
-class Hearing(Forking):
-    """Books the tokens of a step, and plans what they call for."""
+class Hearing:
+    """Books the tokens of a step, and plans what they call for. Keeps nothing."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        is_on = self._settings.draft_from == "family"
-        if is_on:
-            check_fills_in(self.vllm_config)
-        speculative = self.vllm_config.speculative_config
-        self._drafts = None if speculative is None else FamilyDrafts(speculative, self, is_on=is_on)
+    def __init__(self, core: Core, fence: Fence, answers: Answers, planning: Planning, forks: Forks) -> None:
+        self._core = core
+        self._fence = fence
+        self._answers = answers
+        self._planning = planning
+        self._forks = forks
 
-    # ---- vLLM's hooks ----------------------------------------------------------------------
-
-    def _update_request_with_output(
-        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    def book(
+        self,
+        request: Request,
+        wish: Wish,
+        new_token_ids: list[int],
+        append: Callable[[list[int]], bool],
     ) -> tuple[list[int], bool]:
-        wish = noted(request)
-        if wish is None or not new_token_ids:
-            return super()._update_request_with_output(request, new_token_ids, is_stale)
+        """Take in what ``request`` wrote in a step; returns what of it counts, and whether it has ended.
+
+        ``append``: vLLM's own, which takes the next tokens and says whether they end it.
+        """
         if wish.at_prompt:
             # It forks before it writes: the sample is dropped, and the placeholder of it goes at the fork.
             wish.at_prompt = False
-            self._triggered.append((request, None))
-            return super()._update_request_with_output(request, [], is_stale)
+            self._forks.triggered.append((request, None))
+            return [], append([])
         booked: list[int] = []
         for token_id in new_token_ids:
             before = request.status
-            is_answer = self._answer("hear", request, lambda r: self._answers.has_begun_in(r, booked), False)
-            _, stopped = super()._update_request_with_output(request, [token_id], is_stale)
+            is_answer = self._fence.answer(
+                "hear", request, lambda r: self._answers.has_begun_in(r, booked), False
+            )
+            stopped = append([token_id])
             booked.append(token_id)
             try:
                 goes_on = self._hear(request, wish, booked, stopped, before, is_answer)
             except Exception as error:
-                self._contain("hear", error, request)
+                self._fence.contain("hear", error, request)
                 goes_on = False
             if not goes_on:
                 break
         return booked, request.is_finished()
-
-    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        super()._update_after_schedule(scheduler_output)
-        if self.num_spec_tokens and not self.scheduler_config.async_scheduling:
-            # vLLM's scheduler for async leaves placeholders, which the workers fill in. Without async, drafts
-            # come behind the step, or not at all.
-            for request_id in scheduler_output.num_scheduled_tokens:
-                self.requests[request_id].spec_token_ids = []
-
-    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        if self._drafts is not None and self._live:
-            self._fenced("draft", None, self._drafts.fill_in, draft_token_ids, self.requests)
-        super().update_draft_token_ids(draft_token_ids)
-
-    def _whose(self, request_id: str) -> tuple[LiveFamily, Branch] | None:
-        """The family and branch of a request; None if it has not forked."""
-        live = self._live.get(request_id)
-        return self._threads.get(request_id) if live is None else (live, live.family.root)
-
-    # ---- a token ---------------------------------------------------------------------------
 
     def _hear(
         self,
@@ -104,12 +88,12 @@ class Hearing(Forking):
         ``before``: its status before it wrote the last. ``is_answer``: whether that is of an answer that
         obeys a grammar: what would call for a fork is the answer's own text there.
         """
-        live = self._live.get(request.request_id) if self._live else None
+        live = self._core.live.get(request.request_id) if self._core.live else None
         token_id, plan = booked[-1], None
         if stopped:
             goes_on = False
             if not is_answer and (plan := self._plan_instead_of_ending(request, wish, before)):
-                self._triggered.append((request, plan))
+                self._forks.triggered.append((request, plan))
                 booked.pop()
         elif self._completes_end(request, wish, booked):
             goes_on = False
@@ -123,15 +107,15 @@ class Hearing(Forking):
                 live.family.num_shown += 1
             live.clock_token(live.family.root)
             goes_on = goes_on and live.family.remaining > 0
-        elif new := self._live.get(request.request_id):
+        elif new := self._core.live.get(request.request_id):
             new.num_led = len(booked)
         return goes_on
 
     def _completes_end(self, request: Request, wish: Wish, booked: list[int]) -> bool:
         """Whether ``request`` is a thread that has written the text of its end tag; it is stopped then."""
-        if wish.spoken.dialect.tags_are == "tokens" or request.request_id not in self._threads:
+        if wish.spoken.dialect.tags_are == "tokens" or request.request_id not in self._core.threads:
             return False
-        _, thread = self._threads[request.request_id]
+        _, thread = self._core.threads[request.request_id]
         assert thread.plan is not None
         if not wish.spoken.ends(thread.plan, [*thread.token_ids[-WINDOW_TOKENS:], *booked]):
             return False
@@ -145,16 +129,16 @@ class Hearing(Forking):
         """
         if wish.spoken.dialect.fork_at is not ForkAt.END or request.status != RequestStatus.FINISHED_STOPPED:
             return None
-        if request.stop_reason is not None and request.stop_reason not in self._eos_ids:
+        if request.stop_reason is not None and request.stop_reason not in self._core.eos_ids:
             return None
         context = request._all_token_ids[:-1]
         if not wish.spoken.ends_turn_with_fork(context[wish.since :]):
             return None
-        is_first = request.request_id not in self._live
-        live, branch = self._branch_of(request)
-        plan = self._plan_fork(live, branch, context, wish)
+        is_first = request.request_id not in self._core.live
+        live, branch = self._core.branch_of(request)
+        plan = self._planning.fork(live, branch, context, wish)
         if isinstance(plan, Refusal):
-            self._tell_refused(live, branch, plan)
+            tell_refused(live, branch, plan)
             return None
         if is_first and branch is live.family.root:
             live.family.num_shown -= 1  # the end of sequence does not leave
@@ -162,8 +146,6 @@ class Hearing(Forking):
         request.status, request.stop_reason = before, None
         truncate(request, len(context))
         return plan
-
-    # ---- calls -----------------------------------------------------------------------------
 
     def _listen(self, request: Request, wish: Wish, num_in_run: int) -> bool:
         """Plan what the token that ``request`` wrote last calls for; returns whether it goes on behind it.
@@ -181,39 +163,39 @@ class Hearing(Forking):
         return True
 
     def _hear_trigger(self, request: Request, wish: Wish, num_in_run: int) -> bool:
-        live, branch = self._branch_of(request)
+        live, branch = self._core.branch_of(request)
         if branch.state is not BranchState.DECODING:
             return True
-        plan = self._plan_fork(live, branch, request._all_token_ids, wish)
+        plan = self._planning.fork(live, branch, request._all_token_ids, wish)
         if isinstance(plan, Refusal):
             if plan.policy is Policy.END_REQUEST:
-                self._triggered.append((request, plan))
+                self._forks.triggered.append((request, plan))
                 return False
             wish.since = request.num_tokens
-            self._tell_refused(live, branch, plan)
+            tell_refused(live, branch, plan)
             return True
         live.num_planned += 1
         if live.dialect.join.waits:
-            self._triggered.append((request, plan))
+            self._forks.triggered.append((request, plan))
             return False
         since, wish.since = wish.since, request.num_tokens
         fork = Fork(request, plan, request.num_tokens, since, num_in_run)
-        self._beside.setdefault(request.request_id, []).append(fork)
+        self._planning.beside.setdefault(request.request_id, []).append(fork)
         return True
 
     def _hear_question(self, request: Request, number: str) -> bool:
-        live, branch = self._branch_of(request)
+        live, branch = self._core.branch_of(request)
         if branch.state is not BranchState.DECODING:
             return True
         policy = live.dialect.policies.unknown_thread
-        if self._is_numbered(live, branch, number) or policy is Policy.END_REQUEST:
-            self._asking.append((request, number))
+        if self._planning.is_numbered(live, branch, number) or policy is Policy.END_REQUEST:
+            self._forks.asking.append((request, number))
             return False
-        self._tell_refused(live, branch, Refusal("unknown_thread", policy))
+        tell_refused(live, branch, Refusal("unknown_thread", policy))
         return True
 
     def _hear_stray(self, request: Request, text: str) -> bool:
-        swap = self._plan_swap(request, text)
+        swap = self._planning.swap(request, text)
         if swap is not None:
-            self._swapping.append((request, swap))
+            self._forks.swapping.append((request, swap))
         return swap is None

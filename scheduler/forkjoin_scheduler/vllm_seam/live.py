@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +25,7 @@ from forkjoin_scheduler.vote import Vote
 from forkjoin_scheduler.waits import Waits
 
 if TYPE_CHECKING:
-    from forkjoin_scheduler.vllm_seam.jobs import Job
+    from forkjoin_scheduler.vllm_seam.job import Job
 
 Counted = TypeVar("Counted", Progress, FamilyEnded)
 
@@ -136,6 +137,10 @@ class LiveFamily:
     def parked(self) -> list[Branch]:
         """The branches that wait for their threads, the root first."""
         return [b for b in self.family.root.subtree() if b.state is BranchState.PARKED]
+
+    def take_held(self, threads: Iterable[Branch]) -> list[kv.HeldBlocks]:
+        """Hand on the blocks that are held of ``threads``: whoever takes them answers for them."""
+        return [self.held.pop(thread) for thread in list(threads) if thread in self.held]
 
     def tell(self, event: Event) -> None:
         """Note ``event`` for the front end."""

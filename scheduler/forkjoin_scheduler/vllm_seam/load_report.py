@@ -7,15 +7,15 @@ from vllm.v1.engine import EngineCoreOutputs
 from forkjoin_scheduler.events import Admission, Load
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
-from forkjoin_scheduler.vllm_seam.view import SchedulerView
+from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.waiting import Waiters
 
 
 class LoadReport:
     """Owns what was told last, for what has not changed is not told again."""
 
-    def __init__(self, view: SchedulerView, gate: AdmissionGate, waits: Waiters, num_front_ends: int) -> None:
-        self._view, self._gate, self._waits = view, gate, waits
+    def __init__(self, core: Core, gate: AdmissionGate, waits: Waiters, num_front_ends: int) -> None:
+        self._core, self._gate, self._waits = core, gate, waits
         self._num_front_ends = num_front_ends
         self._told = self._load()
 
@@ -41,12 +41,12 @@ class LoadReport:
         if load == self._told:
             return
         self._told = load
-        packed = wire.pack("", [load], self._view._engine)
+        packed = wire.pack("", [load], self._core.engine)
         for front_end in range(self._num_front_ends):
             result.setdefault(front_end, EngineCoreOutputs()).outputs.append(packed)
 
     def _tell_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell one front end what admission expected of the requests that have ended, against what came."""
         if ratios := self._gate.take_peak_ratios():
-            packed = wire.pack("", [Admission(peak_ratios=ratios)], self._view._engine)
+            packed = wire.pack("", [Admission(peak_ratios=ratios)], self._core.engine)
             result.setdefault(0, EngineCoreOutputs()).outputs.append(packed)

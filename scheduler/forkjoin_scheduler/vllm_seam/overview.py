@@ -16,9 +16,11 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.sharing import tenant_of
-from forkjoin_scheduler.vllm_seam.view import SchedulerView
 from forkjoin_scheduler.vllm_seam.waiting import Waiters
 from forkjoin_scheduler.waits import Wait
 
@@ -34,25 +36,25 @@ Row = dict[str, Any]
 class Overview:
     """Tells what runs and what waits. Keeps nothing."""
 
-    def __init__(self, view: SchedulerView, gate: AdmissionGate, waits: Waiters) -> None:
-        self._view, self._gate, self._waits = view, gate, waits
+    def __init__(self, core: Core, fence: Fence, jobs: Jobs, gate: AdmissionGate, waits: Waiters) -> None:
+        self._core, self._fence, self._jobs, self._gate, self._waits = core, fence, jobs, gate, waits
 
     def now(self) -> Row:
         """The families, those that have begun first, each group in the order of arrival."""
         begun, end = self._begun(), time.thread_time() + MAX_S
-        num_families, rows = len(begun) + len(self._view.waiting), []
-        next_to_start = self._view.waiting.peek_request() if self._view.waiting else None
-        for i, root in enumerate(islice(chain(begun, self._view.waiting), MAX_FAMILIES)):
+        num_families, rows = len(begun) + len(self._core.scheduler.waiting), []
+        next_to_start = self._core.scheduler.waiting.peek_request() if self._core.scheduler.waiting else None
+        for i, root in enumerate(islice(chain(begun, self._core.scheduler.waiting), MAX_FAMILIES)):
             if time.thread_time() > end:
                 break
             try:
                 rows.append(self._row(root, is_behind=i >= len(begun) and root is not next_to_start))
             except Exception as error:  # it costs its row: a family does not end because it can't be shown
-                self._view._contain("overview", error, None)
-        manager, admission = self._view.kv_cache_manager, self._gate.admission
+                self._fence.contain("overview", error, None)
+        manager, admission = self._core.kv_cache_manager, self._gate.admission
         num_threads, num_requests = self._waits.count()
         return {
-            "engine": self._view._engine,
+            "engine": self._core.engine,
             "kv_blocks": {
                 "total": kv.num_blocks(manager),
                 "free": kv.num_free_blocks(manager),
@@ -75,15 +77,15 @@ class Overview:
 
     def _begun(self) -> list[Request]:
         """The requests of clients that have begun, whether they run, wait or are parked."""
-        roots = {live.family.request_id: live.request for live in self._view._live.values()}
-        for request in (*self._view.running, *self._view.kv_holding_waiting):
-            if request.request_id not in self._view._threads and request.request_id not in self._view._fills:
+        roots = {live.family.request_id: live.request for live in self._core.live.values()}
+        for request in (*self._core.scheduler.running, *self._core.scheduler.kv_holding_waiting):
+            if request.request_id not in self._core.threads and request.request_id not in self._jobs.fills:
                 roots[request.request_id] = request
         return sorted(roots.values(), key=lambda request: request.arrival_time)
 
     def _row(self, root: Request, *, is_behind: bool) -> Row:
         """``is_behind``: another request is to start before it."""
-        live, admitted = self._view._live.get(root.request_id), self._gate.admitted.get(root.request_id)
+        live, admitted = self._core.live.get(root.request_id), self._gate.admitted.get(root.request_id)
         total, _, critical = self._gate.written(root)
         blocks = self._gate.holds(root)[0] if admitted is None else self._gate.come_to(admitted).blocks
         states, waits = self._thread_states([] if live is None else live.family.threads)

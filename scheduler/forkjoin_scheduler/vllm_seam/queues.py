@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam.requests import forget_in_flight
+from forkjoin_scheduler.vllm_seam.view import SchedulerView
 
 #: Set on a suspended request: the status that it waited with.
 _RESUMES_AS = "_forkjoin_resumes_as"
@@ -85,7 +85,7 @@ class BegunQueue(RequestQueue):
         return (request for _, request in self._ranked)
 
 
-def park(scheduler: Scheduler, request: Request) -> None:
+def park(scheduler: SchedulerView, request: Request) -> None:
     """Take ``request`` out of the running; it keeps its blocks and waits, natively skipped."""
     if request.status == RequestStatus.RUNNING:
         scheduler.running.remove(request)
@@ -97,14 +97,14 @@ def park(scheduler: Scheduler, request: Request) -> None:
     scheduler.reset_preempted_req_ids.add(request.request_id)
 
 
-def suspend(scheduler: Scheduler, request: Request) -> None:
+def suspend(scheduler: SchedulerView, request: Request) -> None:
     """Let a waiting ``request``, which holds no blocks, wait on until its KV is computed anew."""
     dequeue(scheduler, request)
     setattr(request, _RESUMES_AS, request.status)
     _enqueue_parked(scheduler, request)
 
 
-def _enqueue_parked(scheduler: Scheduler, request: Request) -> None:
+def _enqueue_parked(scheduler: SchedulerView, request: Request) -> None:
     """Whoever is parked has no sample in flight: it would end a request that vLLM counts as parked."""
     forget_in_flight(request)
     request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
@@ -112,17 +112,19 @@ def _enqueue_parked(scheduler: Scheduler, request: Request) -> None:
     scheduler._enqueue_waiting_request(request)
 
 
-def resume(scheduler: Scheduler, request: Request, num_computed_tokens: int) -> None:
+def resume(scheduler: SchedulerView, request: Request, num_computed_tokens: int) -> None:
     """Let a parked ``request`` run again, ``num_computed_tokens`` of whose tokens have KV."""
     _unpark(scheduler, request, num_computed_tokens, RequestStatus.WAITING)
 
 
-def regain(scheduler: Scheduler, request: Request, num_computed_tokens: int) -> None:
+def regain(scheduler: SchedulerView, request: Request, num_computed_tokens: int) -> None:
     """Let a suspended ``request`` run again, as what it was: new to the workers, or preempted."""
     _unpark(scheduler, request, num_computed_tokens, getattr(request, _RESUMES_AS))
 
 
-def _unpark(scheduler: Scheduler, request: Request, num_computed_tokens: int, status: RequestStatus) -> None:
+def _unpark(
+    scheduler: SchedulerView, request: Request, num_computed_tokens: int, status: RequestStatus
+) -> None:
     scheduler.num_waiting_for_streaming_input -= 1
     request.spec_token_ids = []  # drafts of what it wrote last may have come behind its parking
     request.num_computed_tokens = num_computed_tokens
@@ -130,25 +132,25 @@ def _unpark(scheduler: Scheduler, request: Request, num_computed_tokens: int, st
     requeue(scheduler, request)
 
 
-def repark(scheduler: Scheduler, request: Request, num_computed_tokens: int) -> None:
+def repark(scheduler: SchedulerView, request: Request, num_computed_tokens: int) -> None:
     """A parked ``request`` has lost its blocks (0), or has them again."""
     request.num_computed_tokens = num_computed_tokens
     requeue(scheduler, request)
 
 
-def requeue(scheduler: Scheduler, request: Request) -> None:
+def requeue(scheduler: SchedulerView, request: Request) -> None:
     """A waiting ``request`` waits where it belongs: vLLM puts what it preempts before all that is new."""
     dequeue(scheduler, request)
     scheduler._enqueue_waiting_request(request)
 
 
-def start(scheduler: Scheduler, request: Request) -> None:
+def start(scheduler: SchedulerView, request: Request) -> None:
     """Queue a new request of a family, before all that have not begun."""
     scheduler.requests[request.request_id] = request
     scheduler.kv_holding_waiting.add_request(request)
 
 
-def dequeue(scheduler: Scheduler, request: Request) -> None:
+def dequeue(scheduler: SchedulerView, request: Request) -> None:
     """Take ``request`` out of whichever queue it waits in."""
     try:
         scheduler.kv_holding_waiting.remove_request(request)
@@ -157,7 +159,7 @@ def dequeue(scheduler: Scheduler, request: Request) -> None:
     scheduler.deferred_waiting.discard(request)
 
 
-def take_out(scheduler: Scheduler, is_taken: Callable[[Request], bool]) -> list[Request]:
+def take_out(scheduler: SchedulerView, is_taken: Callable[[Request], bool]) -> list[Request]:
     """Take all requests that ``is_taken`` names out of all queues, whatever state they are in.
 
     Returns those that are still known.
@@ -176,7 +178,7 @@ def take_out(scheduler: Scheduler, is_taken: Callable[[Request], bool]) -> list[
     return [r for r in scheduler.requests.values() if r in taken]
 
 
-def misplaced(scheduler: Scheduler) -> str | None:
+def misplaced(scheduler: SchedulerView) -> str | None:
     """What is wrong with the queues; None if each request stands in one, and in the right one."""
     running = Counter(r.request_id for r in scheduler.running)
     waiting = Counter(r.request_id for q in (scheduler.waiting, scheduler.kv_holding_waiting) for r in q)

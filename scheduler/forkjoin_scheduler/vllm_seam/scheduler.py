@@ -1,11 +1,12 @@
 """ForkJoinScheduler: vLLM's scheduler, in which a request may fork into threads and join.
 
 A fork, step by step: a branch samples the trigger (``hearing.py``); at the end of that step it is
-parked, still holding its KV blocks, and its threads are queued before all waiting requests; in the
-next step each starts on its parent's blocks, by reference, and computes its header only. Their
-tokens leave as the request's, in outline order. When the last has ended (``joining.py``), the
-branch adopts the first thread's blocks and is resumed to prefill the others' tokens, or has their
-KV moved behind its own (``stitching.py``).
+parked, still holding its KV blocks, and its threads are queued before all waiting requests
+(``forking.py``, ``starting.py``); in the next step each starts on its parent's blocks, by reference
+(``prefixes.py``), and computes its header only. Their tokens leave as the request's, in outline order
+(``taking.py``). When the last has ended (``ending.py``), the branch adopts the first thread's blocks and
+is resumed to prefill the others' tokens (``joining.py``), or has their KV moved behind its own
+(``stitching.py``).
 
 Fork/join code that vLLM's calls come to runs inside a fence (``fence.py``); vLLM's own does not.
 
@@ -16,89 +17,136 @@ exactly once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.vllm_seam import kv, queues
+from forkjoin_scheduler.vllm_seam import compat, kv, queues
 from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
-from forkjoin_scheduler.vllm_seam.core import logger
-from forkjoin_scheduler.vllm_seam.fence import drained
+from forkjoin_scheduler.vllm_seam.advancing import Advancing
+from forkjoin_scheduler.vllm_seam.ahead import JoinAhead
+from forkjoin_scheduler.vllm_seam.answers import Answers
+from forkjoin_scheduler.vllm_seam.cancelling import Cancelling
+from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
+from forkjoin_scheduler.vllm_seam.cutting import Cutting
+from forkjoin_scheduler.vllm_seam.ending import Ends
+from forkjoin_scheduler.vllm_seam.eviction import Eviction
+from forkjoin_scheduler.vllm_seam.family_drafts import FamilyDrafts
+from forkjoin_scheduler.vllm_seam.fence import Fence, drained
+from forkjoin_scheduler.vllm_seam.forking import Forks
 from forkjoin_scheduler.vllm_seam.hearing import Hearing
-from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.joining import Joins
+from forkjoin_scheduler.vllm_seam.leaving import Leaving
 from forkjoin_scheduler.vllm_seam.load_report import LoadReport
 from forkjoin_scheduler.vllm_seam.overview import Overview, Row
-from forkjoin_scheduler.vllm_seam.sampling import without_banned
+from forkjoin_scheduler.vllm_seam.params import Params
+from forkjoin_scheduler.vllm_seam.placing import Placing
+from forkjoin_scheduler.vllm_seam.planning import Planning
+from forkjoin_scheduler.vllm_seam.prefixes import Prefixes
+from forkjoin_scheduler.vllm_seam.restoring import Restoring
+from forkjoin_scheduler.vllm_seam.starting import Starting
+from forkjoin_scheduler.vllm_seam.stitching import Stitching
+from forkjoin_scheduler.vllm_seam.taking import Taking
 from forkjoin_scheduler.vllm_seam.thread_pacer import ThreadPacer
 from forkjoin_scheduler.vllm_seam.victims import Victims
+from forkjoin_scheduler.vllm_seam.voting import Voting
 from forkjoin_scheduler.vllm_seam.waiting import Waiters
-from forkjoin_scheduler.vllm_seam.wish import note
+from forkjoin_scheduler.vllm_seam.wish import noted
+from forkjoin_scheduler.vllm_seam.wishes import Wishes
+
+_ONCE_RAN = (RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STREAMING_REQ)
 
 
-class ForkJoinScheduler(Hearing):
+class ForkJoinScheduler(AsyncScheduler):
     """AsyncScheduler (which serves sync scheduling too) with fork and join.
 
-    It holds those who decide and those who tell: ``_gate`` which requests start, ``_pacer`` which threads
-    run, ``_victims`` which family gives way; ``_waits`` knows what waits, ``_overview`` tells operators and
-    ``_report`` front ends.
+    It holds the parts, each made of those before it, and lets each do what is its own at its place in the
+    life of a step.
     """
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    max_num_active_reqs: int
+    _pause_state: PauseState
+    prefill_capacity_bound: bool
+    num_spec_tokens: int
+    num_lookahead_tokens: int
+    _spec_decode_step_blocks: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._gate, self._waits = AdmissionGate(self), Waiters(self)
-        if self._spoken is not None:
-            self.waiting = self._gate.queue
-        self._pacer = ThreadPacer(self, self._gate, self._waits)
-        self._victims = Victims(self, self._gate)
-        self._overview = Overview(self, self._gate, self._waits)
+        settings = compat.settings_of(self.vllm_config)
+        if settings.dialect is not None:
+            compat.check_engine(settings.dialect, self.vllm_config, self.kv_cache_config)
+        self._core = core = Core(self, settings)
+        self._fence = fence = Fence(core)
+        self._placing = placing = Placing(core, fence)
+        self._jobs = jobs = Jobs(core, placing)
+        self._answers = answers = Answers(self.structured_output_manager)
+        self._wishes = Wishes(core, answers)
+        # who starts, who runs, and what is told of it
+        self._gate = gate = AdmissionGate(core, fence, placing)
+        self._waits = waits = Waiters(core, jobs)
+        self._pacer = ThreadPacer(core, jobs, gate, waits)
+        self._overview = Overview(core, fence, jobs, gate, waits)
         num_front_ends = self.vllm_config.parallel_config._api_process_count
-        self._report = LoadReport(self, self._gate, self._waits, num_front_ends)
-        keeping_families = self._gate, self._waits, self._drafts
-        self._collaborators = tuple(one for one in keeping_families if one is not None)
-        #: Aborted families whose last events have not left yet.
-        self._parting: list[LiveFamily] = []
-        #: Stitched families whose blocks were taken back, to be restored when another has ended.
-        self._evicted: list[LiveFamily] = []
+        self._report = LoadReport(core, gate, waits, num_front_ends)
+        # what becomes of threads
+        self._params = params = Params(core)
+        self._prefixes = Prefixes(core, jobs)
+        self._stitching = stitching = Stitching(core, jobs)
+        self._ahead = ahead = JoinAhead(core, jobs)
+        self._ends = ends = Ends(core, placing, jobs, stitching, ahead)
+        self._cutting = cutting = Cutting(core, ends)
+        self._joins = joins = Joins(core, answers, placing, stitching, ahead, ends, cutting, params)
+        self._starting = starting = Starting(core, answers, placing, params)
+        self._voting = voting = Voting(core, fence, ends, starting)
+        self._cancelling = Cancelling(core, ends)
+        # what branches write, and what comes of it
+        self._planning = planning = Planning(core, params)
+        self._forks = forks = Forks(core, answers, ends, cutting, params, joins, voting, planning)
+        self._hearing = Hearing(core, fence, answers, planning, forks)
+        self._drafts = FamilyDrafts.of(core)
+        self._taking = Taking(core, jobs, ends, planning, forks)
+        self._advancing = advancing = Advancing(ends, cutting, joins, voting, self._cancelling)
+        self._leaving = Leaving(core, placing, gate, ends, advancing)
+        # whose blocks are taken back, and how they come again
+        self._restoring = restoring = Restoring(core, placing, jobs, stitching, ends)
+        self._victims = victims = Victims(core, fence, gate)
+        self._eviction = Eviction(core, fence, jobs, restoring, victims)
+        fence.look_through([part for part in vars(self).values() if _is_ours(part) and part is not fence])
+        if core.spoken is not None:
+            self.kv_holding_waiting = queues.BegunQueue(self.policy)
+            self.waiting = gate.queue
+            if core.spoken.dialect.is_stitched:
+                kv.guard_hashing(self.kv_cache_manager, lambda *failed: fence.contain(*failed))
 
     # ---- what vLLM calls -------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        if self._spoken is not None and request.sampling_params is not None and not request.resumable:
-            self._fenced("add", request, self._note_wish, request)
-
-    def _note_wish(self, request: Request) -> None:
-        """Note what ``request`` asks of fork/join, and what that means for it from its start."""
-        options = self._options(request)
-        # Whether it forks or not; one that does counts all its threads.
-        cap = options.limits(self._settings.limits).max_total_tokens
-        request.max_tokens = min(request.max_tokens, cap or request.max_tokens)
-        self._await_answer(request, options)
-        wish = self._wish_of(request, options)
-        if wish is None:
-            if request.use_structured_output:
-                self._answers.did_not_join(request)
-            return
-        if banned := wish.spoken.banned_ids():
-            wish.params = request.sampling_params = without_banned(wish.params, banned)
-        note(request, wish)
+        if self._core.spoken is not None and request.sampling_params is not None and not request.resumable:
+            self._fence.fenced("add", request, self._wishes.note, request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         # Parked branches are counted as active, though they need no slot of the runner: without
         # this, max_num_seqs parked parents would never let a thread run.
-        self.max_num_active_reqs = self._num_slots + self.num_waiting_for_streaming_input
-        if self._threads:
-            self._fenced("pace", None, self._spare_the_oldest)
-            if not self._fenced("pace", None, self._pacer.choose):
+        self.max_num_active_reqs = self._core.num_slots + self.num_waiting_for_streaming_input
+        if self._core.threads:
+            self._fence.fenced("pace", None, self._eviction.spare_the_oldest)
+            if not self._fence.fenced("pace", None, self._pacer.choose):
                 self._pacer.stop()
         pause_state, is_bound = self._pause_state, self.prefill_capacity_bound
         self._gate.door.open()
-        self._started.clear()
+        self._prefixes.started.clear()
         begun_only = throttle_prefills and len(self.kv_holding_waiting) > self.num_waiting_for_streaming_input
         if begun_only:  # --prefill-schedule-interval holds prompts back: not what a family goes on with
             self._stop_looking()
@@ -108,68 +156,22 @@ class ForkJoinScheduler(Hearing):
             self._pause_state = pause_state  # which the door may have changed for this step
         if begun_only:
             self.prefill_capacity_bound = is_bound
-        self._fenced("pace", None, self._pacer.step_scheduled, output)
-        self._evict_failed()
-        self._fenced("admit", None, self._gate.take_in_started)
-        if self._live:
-            self._each("fork", drained(self._copied_from), self._drop_copied_tail)
-            if self._to_stitch or self._offsets:
-                self._fenced("stitch", (*self._to_stitch, *self._offsets), self._give_orders, output)
-            self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
-            is_idle = not (output.total_num_scheduled_tokens or self.running)
-            listened_to = [(live,) for live in self._live.values() if live.waits is not None]
-            self._each("waits", listened_to, self._waits.tell)
-            if self._live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
-                self._fenced("evict", next(reversed(self._live.values())), self._relieve_kv_pressure)
+        self._step_scheduled(output)
         return output
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         sampled = model_runner_output.sampled_token_ids
-        self._fenced("pace", None, self._pacer.step_ended, scheduler_output, sampled)
-        if self._drafts is not None and self._live:
+        self._fence.fenced("pace", None, self._pacer.step_ended, scheduler_output, sampled)
+        if self._drafts is not None and self._core.live:
             by_request = zip(model_runner_output.req_ids, sampled, strict=False)
             drafted = scheduler_output.scheduled_spec_decode_tokens
-            self._fenced("draft", None, self._drafts.count, drafted, by_request)
+            self._fence.fenced("draft", None, self._drafts.count, drafted, by_request)
         result = super().update_from_output(scheduler_output, model_runner_output)
-        self._evict_failed()
-        if self._live:
-            for of_client in result.values():
-                of_client.outputs = self._sift("take", of_client.outputs, self._take)
-        self._beside.clear()
-        self._each("fork", drained(self._triggered), self._try_fork)
-        self._each("ask", drained(self._asking), self._wait_for)
-        self._each("swap", drained(self._swapping), self._swap)
-        self._each("ahead", drained(self._ahead_waiting), self._continue_ahead)
-        num_live, parting = len(self._live), list(self._parting)
-        self._each("advance", [(live, result) for live in (*self._live.values(), *parting)], self._move_on)
-        self._parting.clear()
-        if self._evicted and (parting or self._obituaries or len(self._live) < num_live):
-            self._fenced("restore", self._evicted[0], self._restore_evicted)
-        if self._spoken is not None:
-            self._fenced("load", None, self._report.tell, result)
-        if self._obituaries:
-            self._publish_obituaries(result)
+        self._fence.evict_failed()
+        self._step_ended(result)
         return result
-
-    def _move_on(self, live: LiveFamily, result: dict[int, EngineCoreOutputs]) -> None:
-        """Do what is due in a family at the end of a step, and let out what it has to say."""
-        self._advance(live)
-        live.num_planned = 0
-        told, leaving = live.leaving(self._engine)
-        if not live.family.is_live:  # before its end is told: behind that it can't fail any more
-            self._gate.leave(live.request, by_itself=True)
-        if told or leaving:
-            outputs = result.setdefault(live.request.client_index, EngineCoreOutputs()).outputs
-            # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
-            # what is told behind the slice that ends a request would find nobody.
-            outputs[:0] = told
-            outputs += leaving
-            live.events = []
-        if not live.family.is_live:
-            self._live.pop(live.family.request_id, None)
-            self._offsets.pop(live.family.request_id, None)
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
@@ -179,41 +181,112 @@ class ForkJoinScheduler(Hearing):
         else:
             ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
         for request_id in list(ids):
-            if live := self._live.get(request_id):
-                self._fenced("finish", live, self._part_with, live, ids)
+            if live := self._core.live.get(request_id):
+                self._fence.fenced("finish", live, self._leaving.part_with, live, ids)
         finished = super().finish_requests(ids, finished_status)
-        self._evict_failed()
+        self._fence.evict_failed()
         return finished
-
-    def _part_with(self, live: LiveFamily, ids: list[str]) -> None:
-        """A family is ended from outside: add to ``ids`` the requests that end with its own."""
-        self._gate.leave(live.request, by_itself=self._gate.has_stop_string(live.request))
-        ids += self._cancel_threads(live)
-        live.transcripts[live.family.root].release()
-        self._parting.append(self._live.pop(live.family.request_id))
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         if reset_running_requests:
-            self._each("evict", [(live,) for live in self._live.values()], self._evict)
+            self._fence.each("evict", [(live,) for live in self._core.live.values()], self._eviction.evict)
         done = super().reset_prefix_cache(reset_running_requests, reset_connector)
-        self._evict_failed()
-        self._each("restore", [(request,) for request in drained(self._lost)], self._restore_lost)
-        while self._evicted:
-            self._fenced("restore", self._evicted[0], self._restore_evicted)
+        self._fence.evict_failed()
+        self._restore_lost()
+        while waiting := self._eviction.evicted:
+            self._fence.fenced("restore", waiting[0], self._eviction.restore_next)
         return done
 
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        if self._drafts is not None and self._core.live:
+            self._fence.fenced("draft", None, self._drafts.fill_in, draft_token_ids, self.requests)
+        super().update_draft_token_ids(draft_token_ids)
+
+    # ---- a step ----------------------------------------------------------------------------
+
+    def _step_scheduled(self, output: SchedulerOutput) -> None:
+        """Do what can be done now that it is known what a step computes."""
+        core, fence = self._core, self._fence
+        fence.fenced("pace", None, self._pacer.step_scheduled, output)
+        fence.evict_failed()
+        fence.fenced("admit", None, self._gate.take_in_started)
+        if not core.live:
+            return
+        fence.each("fork", drained(self._forks.copied_from), self._forks.drop_copied_tail)
+        if placed := (*self._placing.to_stitch, *self._placing.offsets):
+            fence.fenced("stitch", placed, self._placing.give_orders, output)
+        self._restore_lost()
+        is_idle = not (output.total_num_scheduled_tokens or self.running)
+        listened_to = [(live,) for live in core.live.values() if live.waits is not None]
+        fence.each("waits", listened_to, self._waits.tell)
+        if core.live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
+            fence.fenced("evict", next(reversed(core.live.values())), self._eviction.relieve)
+
+    def _restore_lost(self) -> None:
+        """See to it that what vLLM has preempted gets the KV again that it had."""
+        lost = [(request,) for request in drained(self._restoring.lost)]
+        self._fence.each("restore", lost, self._restoring.restore_lost)
+
+    def _step_ended(self, result: dict[int, EngineCoreOutputs]) -> None:
+        """Take what a step brought, do what it calls for, and put into ``result`` what leaves."""
+        core, fence, forks = self._core, self._fence, self._forks
+        if core.live:
+            for of_client in result.values():
+                of_client.outputs = fence.sift("take", of_client.outputs, self._taking.take)
+        self._planning.beside.clear()
+        fence.each("fork", drained(forks.triggered), forks.try_fork)
+        fence.each("ask", drained(forks.asking), forks.wait_for)
+        fence.each("swap", drained(forks.swapping), forks.swap)
+        fence.each("ahead", drained(self._ahead.waiting), self._ahead.go_on)
+        num_live, parting = len(core.live), list(self._leaving.parting)
+        moving = [(live, result) for live in (*core.live.values(), *parting)]
+        fence.each("advance", moving, self._leaving.move_on)
+        self._leaving.parting.clear()
+        has_ended = parting or fence.has_obituaries or len(core.live) < num_live
+        if has_ended and (waiting := self._eviction.evicted):
+            fence.fenced("restore", waiting[0], self._eviction.restore_next)
+        if core.spoken is not None:
+            fence.fenced("load", None, self._report.tell, result)
+        if fence.has_obituaries:
+            fence.publish_obituaries(result)
+
     # ---- what vLLM asks in the middle of its work ------------------------------------------
+
+    def _holds_kv_blocks(self, request: Request) -> bool:  # type: ignore[override]  # vLLM calls it on itself
+        """Whether ``request`` has begun: it has run before, or is of a family that has.
+
+        vLLM asks so for what holds blocks, and lets that wait before all that does not. One that has
+        lost its blocks has begun all the same: behind requests that wait for room it might stand for
+        ever, for the room that they wait for is its own.
+        """
+        if self._core.spoken is None or super()._holds_kv_blocks(request):
+            return super()._holds_kv_blocks(request)
+        request_id = request.request_id
+        return (
+            request.status in _ONCE_RAN
+            or request_id in self._core.threads
+            or request_id in self._core.live
+            or request_id in self._jobs.fills
+        )
+
+    def get_num_unfinished_requests(self) -> int:
+        """A family that is not done is work, though all of it be parked or suspended.
+
+        vLLM takes what is parked for sessions that wait for their clients, and leaves it out.
+        """
+        num = super().get_num_unfinished_requests()
+        return num if self._pause_state == PauseState.PAUSED_ALL else max(num, len(self._core.live))
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether vLLM may start ``request`` in this step."""
         if request.request_id in self._waits.held_back:
             return False
         is_free = super()._handle_blocked_waiting_request(request)
-        return is_free and self._answer("admit", request, self._may_start, False)
+        return is_free and self._fence.answer("admit", request, self._may_start, False)
 
     def _may_start(self, request: Request) -> bool:
         """Whether there is room for what ``request`` will need; threads and what has run always may."""
-        if self._spoken is None or self._holds_kv_blocks(request):
+        if self._core.spoken is None or self._holds_kv_blocks(request):
             return True
         lets_in = self._gate.lets_in(request)
         if self._gate.door.is_shut:
@@ -224,12 +297,55 @@ class ForkJoinScheduler(Hearing):
         """Let vLLM look at no more new requests in this step: as if it were paused for them."""
         self._pause_state = max(self._pause_state, PauseState.PAUSED_NEW)
 
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+        """A thread starts on its parent's blocks, where those are still held; a fill on its source's."""
+        shared = self._fence.answer("start", request, self._prefixes.shared_with_source, None)
+        return shared or super()._get_local_prefix_cache_hit(request)
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        super()._update_after_schedule(scheduler_output)
+        if self.num_spec_tokens and not self.scheduler_config.async_scheduling:
+            # vLLM's scheduler for async leaves placeholders, which the workers fill in. Without async, drafts
+            # come behind the step, or not at all.
+            for request_id in scheduler_output.num_scheduled_tokens:
+                self.requests[request_id].spec_token_ids = []
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        wish, append = noted(request), super()._update_request_with_output
+        if wish is None or not new_token_ids:
+            return append(request, new_token_ids, is_stale)
+        return self._hearing.book(request, wish, new_token_ids, lambda ids: append(request, ids, is_stale)[1])
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        restoring = self._restoring
+        is_lost = self._fence.answer("preempt", request, restoring.is_computed_otherwise, True)
+        super()._preempt_request(request, timestamp, drop_stale_output or is_lost)
+        self._fence.answer("preempt", request, partial(restoring.preempted, is_lost=is_lost), None)
+
+    def _free_request_blocks(self, request: Request) -> None:
+        """Blocks that a join or a job needs are held back."""
+        by_itself = request.status in (STOPPED, CAPPED)
+        if not (by_itself and self._fence.answer("hold", request, self._ends.hold_back, False)):
+            super()._free_request_blocks(request)
+
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        if self._spoken is not None:
-            self._answer("learn", request, self._gate.ended, None)
+        if self._core.spoken is not None:
+            self._fence.answer("learn", request, self._gate.ended, None)
         return super()._free_request(request, delay_free_blocks)
+
+    # ---- what the parts ask of vLLM (``view.py``) ------------------------------------------
+
+    def end_requests(self, request_ids: Iterable[str], status: RequestStatus) -> None:
+        """End these, and no other: not the families that they are of."""
+        super().finish_requests(request_ids, status)
+
+    def preempt(self, request: Request) -> None:
+        """Take the blocks of a ``request`` that runs; the samples in flight for it are dropped."""
+        super()._preempt_request(request, time.monotonic(), drop_stale_output=True)
 
     # ---- what front ends ask ---------------------------------------------------------------
 
@@ -241,65 +357,7 @@ class ForkJoinScheduler(Hearing):
         """What runs and what waits: see ``overview.py``."""
         return self._overview.now()
 
-    # ---- KV pressure -----------------------------------------------------------------------
 
-    def _spare_the_oldest(self) -> None:
-        """Let whoever vLLM preempts first, the last in its list, be of the family whose turn comes last.
-
-        What runs is to be finished; a thread of an old family may have started a moment ago.
-        """
-        of_each = max(self._spec_decode_step_blocks, 1)  # blocks that it takes in a step, at most
-        if kv.num_free_blocks(self.kv_cache_manager) < len(self.running) * of_each:
-            self.running.sort(key=self._turn)
-
-    def _relieve_kv_pressure(self) -> None:
-        """Nothing runs and nothing could be started: take back a family's blocks.
-
-        What waits with blocks is no victim of vLLM's preemption, so a pool full of them would wait
-        for ever. What a family shared is computed anew.
-        """
-        if self._has_uncompiled():
-            return
-        holding = [live for live in self._live.values() if self._holders(live) or live.held or live.jobs]
-        if holding:
-            victim = self._victims.choose(holding)
-            self._fenced("evict", victim, self._evict, victim)
-        else:
-            self._restore_evicted()
-
-    def _has_uncompiled(self) -> bool:
-        """Whether a thread waits for its grammar to be compiled: it will run without any blocks of others."""
-        compiling = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-        return any(self.requests[i].status == compiling for i in self._threads)
-
-    def _holders(self, live: LiveFamily) -> list[Request]:
-        """The requests of the family that wait with blocks."""
-        requests = [self.requests.get(b.request_id) for b in live.family.root.subtree() if b.is_live]
-        waiting = [r for r in requests if r is not None and r.status != RequestStatus.RUNNING]
-        return [r for r in waiting if kv.has_blocks(self.kv_cache_manager, r)]
-
-    def _evict(self, live: LiveFamily) -> None:
-        request_id = live.family.request_id
-        logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
-        if live.dialect.is_stitched:
-            self._suspend_family(live)
-            if live not in self._evicted:
-                self._evicted.append(live)
-            return
-        for request in self._holders(live):
-            self.kv_cache_manager.free(request)
-            queues.repark(self, request, 0)
-        self._drop_jobs(live)
-        self._release_held(live, list(live.held))
-
-    def _restore_evicted(self) -> None:
-        """Let the evicted family whose turn comes first have its KV again.
-
-        Not before another has ended, or none holds blocks: two that take each other's blocks would
-        do so for ever.
-        """
-        self._evicted = [live for live in self._evicted if live.family.request_id in self._live]
-        if self._evicted:
-            first = min(self._evicted, key=lambda live: self._turn(live.request))
-            self._evicted.remove(first)
-            self._fenced("restore", first, self._regain_family, first)
+def _is_ours(value: object) -> bool:
+    """Whether it is a part, and not vLLM's."""
+    return type(value).__module__.startswith("forkjoin_scheduler.")

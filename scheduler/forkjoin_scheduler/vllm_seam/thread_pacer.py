@@ -22,15 +22,16 @@ from forkjoin_scheduler.policy.threads import (
 )
 from forkjoin_scheduler.settings import own_thread_policy
 from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
-from forkjoin_scheduler.vllm_seam.view import SchedulerView
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.waiting import Waiters, could_run
 
 
 class ThreadPacer:
     """Asks the policy before each step, and learns from each what a step takes. Owns what it has learnt."""
 
-    def __init__(self, view: SchedulerView, gate: AdmissionGate, waits: Waiters) -> None:
-        self._view, self._gate, self._waits = view, gate, waits
+    def __init__(self, core: Core, jobs: Jobs, gate: AdmissionGate, waits: Waiters) -> None:
+        self._core, self._jobs, self._gate, self._waits = core, jobs, gate, waits
         self.cost = StepCost()
         self.deadlines: Deadlines | None = None
         self.policy: ThreadPolicy = self.chosen_policy()
@@ -44,7 +45,7 @@ class ThreadPacer:
 
     def chosen_policy(self) -> ThreadPolicy:
         """The policy that the settings name."""
-        settings = self._view._settings
+        settings = self._core.settings
         if settings.thread_policy is not None:
             return own_thread_policy(settings.thread_policy)()
         if settings.max_threads_running is not None:
@@ -71,7 +72,7 @@ class ThreadPacer:
             return
         threads = [
             self._thread_facts(r)
-            for r in map(self._view.requests.__getitem__, self._view._threads)
+            for r in map(self._core.requests.__getitem__, self._core.threads)
             if could_run(r)
         ]
         chosen = self.policy.choose(
@@ -79,7 +80,7 @@ class ThreadPacer:
                 threads,
                 self._load_of_others(),
                 self._slack(),
-                self._view._num_slots,
+                self._core.num_slots,
                 self._num_others_waiting(),
                 self._tokens_a_step.mean,
             )
@@ -88,13 +89,13 @@ class ThreadPacer:
             chosen = within(caps, threads, chosen)
         for thread in threads:
             if thread.key not in chosen:
-                self._waits.hold_back(self._view.requests[thread.key])
+                self._waits.hold_back(self._core.requests[thread.key])
 
     def _caps(self) -> dict[str, int]:
         """How many threads each request lets run at a time, by family, where it has more than it lets."""
         return {
             live.family.request_id: cap
-            for live in self._view._live.values()
+            for live in self._core.live.values()
             if (cap := live.wish.options.max_threads_running) is not None
             and sum(thread.is_live for thread in live.family.threads) > cap
         }
@@ -110,11 +111,11 @@ class ThreadPacer:
         Under load requests always wait, so without the second question every step of a loaded
         server would ask the policy about every thread, to no effect.
         """
-        is_crowded = len(self._view.running) + self._waits.num() > self._view._num_slots
-        return is_crowded and self._waits.num_of(self._view._threads) > 0
+        is_crowded = len(self._core.scheduler.running) + self._waits.num() > self._core.num_slots
+        return is_crowded and self._waits.num_of(self._core.threads) > 0
 
     def _thread_facts(self, request: Request) -> ThreadFacts:
-        live, thread = self._view._threads[request.request_id]
+        live, thread = self._core.threads[request.request_id]
         has_slot = request.status == RequestStatus.RUNNING
         return ThreadFacts(
             request.request_id,
@@ -122,17 +123,17 @@ class ThreadPacer:
             thread.num_generated,
             request.num_computed_tokens if has_slot else request.num_tokens,
             has_slot,
-            1 + self._view.num_spec_tokens,
+            1 + self._core.scheduler.num_spec_tokens,
         )
 
     def _load_of_others(self) -> Load:
-        others = [r for r in self._view.running if r.request_id not in self._view._threads]
+        others = [r for r in self._core.scheduler.running if r.request_id not in self._core.threads]
         to_compute = sum(
             max(r.num_tokens_with_spec + r.num_output_placeholders - r.num_computed_tokens, 1) for r in others
         )
         return Load(
             len(others),
-            min(to_compute, self._view.max_num_scheduled_tokens),
+            min(to_compute, self._core.scheduler.max_num_scheduled_tokens),
             sum(r.num_computed_tokens for r in others),
         )
 
@@ -146,8 +147,8 @@ class ThreadPacer:
             return None
         others = [
             r
-            for r in self._view.running
-            if r.request_id not in self._view._threads and r.request_id not in self._view._fills
+            for r in self._core.scheduler.running
+            if r.request_id not in self._core.threads and r.request_id not in self._jobs.fills
         ]
         streams = {r.request_id: r for r in (*others, *(a.request for a in self._gate.admitted.values()))}
         written = {i: self._gate.written(r)[2] for i, r in streams.items()}
@@ -159,12 +160,12 @@ class ThreadPacer:
         """Note a step that has been scheduled."""
         # What is still computed, where scheduling is async, may make room when it ends.
         self._is_stalled = not output.total_num_scheduled_tokens and not any(
-            r.num_output_placeholders for r in self._view.running
+            r.num_output_placeholders for r in self._core.scheduler.running
         )
         if self.deadlines is None or not output.total_num_scheduled_tokens:
             return
         num_tokens = output.num_scheduled_tokens
-        context = sum(self._view.requests[i].num_computed_tokens for i in num_tokens)
+        context = sum(self._core.requests[i].num_computed_tokens for i in num_tokens)
         load = Load(len(num_tokens), output.total_num_scheduled_tokens, context)
         self._in_flight.append((load, time.monotonic()))
 
@@ -178,5 +179,5 @@ class ThreadPacer:
         (load, scheduled), now = self._in_flight.popleft(), time.monotonic()
         self.cost.observe(load, now - max(scheduled, self._last_end))
         self._last_end = now
-        if self._view.num_spec_tokens and (runs := [len(run) for run in sampled if run]):
+        if self._core.scheduler.num_spec_tokens and (runs := [len(run) for run in sampled if run]):
             self._tokens_a_step.see(sum(runs) / len(runs))

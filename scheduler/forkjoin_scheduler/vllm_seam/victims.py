@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from forkjoin_scheduler.policy.eviction import EvictionPolicy, FamilyFacts, LastCome
 from forkjoin_scheduler.settings import own_eviction_policy
 from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.view import SchedulerView
 
 
 class Victims:
     """Chooses the family that gives way. Owns the policy."""
 
-    def __init__(self, view: SchedulerView, gate: AdmissionGate) -> None:
-        self._view, self._gate = view, gate
-        own = view._settings.eviction_policy
+    def __init__(self, core: Core, fence: Fence, gate: AdmissionGate) -> None:
+        self._core, self._fence, self._gate = core, fence, gate
+        own = core.settings.eviction_policy
         self._policy: EvictionPolicy = LastCome() if own is None else own_eviction_policy(own)()
 
     def choose(self, holding: Sequence[LiveFamily]) -> LiveFamily:
@@ -26,12 +27,12 @@ class Victims:
         try:
             return by_key[self._policy.choose(facts)]
         except Exception as error:  # the policy may be anybody's
-            self._view._contain("evict", error, None)
+            self._fence.contain("evict", error, None)
             self._policy = LastCome()
         return by_key[self._policy.choose(facts)]
 
     def _facts(self, live: LiveFamily) -> FamilyFacts:
-        priority, arrival = self._view._turn(live.request)
+        priority, arrival = self._core.turn(live.request)
         return FamilyFacts(
             key=live.family.request_id,
             priority=priority,

@@ -1,88 +1,53 @@
-"""What the scheduler's collaborators may ask of it: facts that they read, and for some, what threads do.
-
-A collaborator is held by ``ForkJoinScheduler``, keeps state of its own, and is told this view when it is
-made. What it keeps of families, the fence has to know (``Fence._collaborators``).
-"""
+"""vLLM's scheduler as the parts of fork/join see it: facts that they read, and what they may ask of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Protocol
 
+from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
-from vllm.v1.request import Request
-
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.errors import EnginePlace
-from forkjoin_scheduler.family import Branch, ThreadEnd
-from forkjoin_scheduler.settings import Settings
-from forkjoin_scheduler.vllm_seam import kv
-from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
-
-if TYPE_CHECKING:
-    from forkjoin_scheduler.vllm_seam.jobs import Job
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+from vllm.v1.request import Request, RequestStatus
 
 
 class SchedulerView(Protocol):
-    """A scheduler as its collaborators see it."""
+    """What of it is touched; all of it in ``queues.py`` and ``fence.py`` but for facts, and the two last."""
 
-    # ---- vLLM's ----------------------------------------------------------------------------
-
+    vllm_config: VllmConfig
     requests: dict[str, Request]
     running: list[Request]
     waiting: RequestQueue
     kv_holding_waiting: RequestQueue
+    deferred_waiting: set[Request]
     #: Parked and suspended requests: they wait in a queue, and for nothing that a step could give.
     num_waiting_for_streaming_input: int
+    #: Of requests that the V2 runner forgets, and is told of anew.
+    reset_preempted_req_ids: set[str]
     kv_cache_manager: KVCacheManager
+    deferred_frees: deque[Any]
     policy: SchedulingPolicy
     current_step: int
+    max_model_len: int
+    hash_block_size: int
+    max_num_active_reqs: int
     max_num_scheduled_tokens: int
     num_spec_tokens: int
     num_lookahead_tokens: int
+    _spec_decode_step_blocks: int
+    _inflight_prefills: set[Request]
 
-    # ---- ours (see ``Core``) ---------------------------------------------------------------
+    def _enqueue_waiting_request(self, request: Request) -> None:
+        """Let ``request`` wait in the queue that is right for it."""
 
-    _settings: Settings
-    _engine: int
-    _spoken: BoundDialect | None
-    _tokenizer: EngineTokenizer
-    _num_slots: int
-    _live: dict[str, LiveFamily]
-    _threads: dict[str, tuple[LiveFamily, Branch]]
-    _fills: dict[str, Job]
-    _to_stitch: dict[str, kv.Stitched]
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        """Forget ``request``, which has ended, and return its blocks."""
 
-    def _turn(self, request: Request) -> tuple[int, float]:
-        """Whose turn it is to run: the smaller, the sooner."""
+    # ---- vLLM's own, past what we put around them ------------------------------------------
 
-    # ---- the fence -------------------------------------------------------------------------
+    def end_requests(self, request_ids: Iterable[str], status: RequestStatus) -> None:
+        """End these, and no other: not the families that they are of."""
 
-    def _contain(self, where: EnginePlace, error: Exception, of: object) -> None:
-        """The family of ``of`` failed (None: it was nobody's error)."""
-
-    def _answer(
-        self, where: EnginePlace, of: Item, ask: Callable[[Item], Answer], otherwise: Answer
-    ) -> Answer:
-        """What ``ask`` answers of ``of`` in the middle of vLLM's work; ``otherwise`` where that raises."""
-
-
-class ThreadControl(SchedulerView, Protocol):
-    """The same, for those who also start threads and end them."""
-
-    def _request_of(self, branch: Branch | None) -> Request:
-        """The request of a branch that has not ended."""
-
-    def _start_thread(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
-        """Queue a request for ``thread``, on the KV of ``parent``."""
-
-    def _stop(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
-        """End ``thread``, which decodes or waits to, where it is; what it wrote is joined."""
-
-    def _cancel(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
-        """End ``thread`` in this way, and all beneath it; it has no part in the join."""
+    def preempt(self, request: Request) -> None:
+        """Take the blocks of a ``request`` that runs; the samples in flight for it are dropped."""

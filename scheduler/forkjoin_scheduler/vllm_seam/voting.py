@@ -14,16 +14,19 @@ from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
 from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.settings import own_pruning
 from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.ending import Ends
+from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.view import ThreadControl
+from forkjoin_scheduler.vllm_seam.starting import Starting
 from forkjoin_scheduler.vote import Vote
 
 
 class Voting:
     """Starts and cuts the threads of votes. Holds nothing of any family: that is in ``LiveFamily``."""
 
-    def __init__(self, scheduler: ThreadControl) -> None:
-        self._scheduler = scheduler
+    def __init__(self, core: Core, fence: Fence, ends: Ends, starting: Starting) -> None:
+        self._core, self._fence, self._ends, self._starting = core, fence, ends, starting
 
     def start(self, live: LiveFamily, threads: list[Branch], parent: Request) -> None:
         """Start ``threads``, which ``parent`` has just forked into: of a vote in waves, the first of them."""
@@ -34,16 +37,16 @@ class Voting:
             num_first = first_wave(len(threads), confidence)
             live.later = threads[num_first:]
         for thread in threads[:num_first]:
-            self._scheduler._start_thread(live, thread, parent)
+            self._starting.start(live, thread, parent)
 
     def _pruner(self, name: str, vote: Vote) -> Pruner | None:
         """What the policy of this name decides by; None if it can't be made."""
-        own = self._scheduler._settings.prune_policy
+        own = self._core.settings.prune_policy
         try:
             policy = own_pruning(own) if name == "own" and own is not None else POLICIES[name]
             return Pruner(policy(), vote)
         except Exception as error:  # the policy may be anybody's
-            self._scheduler._contain("prune", error, None)
+            self._fence.contain("prune", error, None)
             return None
 
     def advance(self, live: LiveFamily) -> None:
@@ -70,25 +73,24 @@ class Voting:
 
         A policy that raises is asked no more: the vote goes on without.
         """
-        scheduler, threads = self._scheduler, live.family.root.waits_for
-        manager = scheduler.kv_cache_manager
+        manager, threads = self._core.kv_cache_manager, live.family.root.waits_for
         free = kv.num_free_blocks(manager) / kv.num_blocks(manager)
         # of a family that has ended, those that never started still stand among the later ones
         num_running = live.family.num_live - live.family.root.is_live - len(live.later)
         if num_running <= 0 or not pruner.is_due(live.family.num_generated, num_running, free):
             return False
-        running = {t for t in threads if t.is_live and t.request_id in scheduler.requests}
+        running = {t for t in threads if t.is_live and t.request_id in self._core.requests}
         try:
             stopped = pruner.to_stop(
-                threads, running, lambda t: kv.has_blocks(manager, scheduler._request_of(t)), free
+                threads, running, lambda t: kv.has_blocks(manager, self._core.request_of(t)), free
             )
         except Exception as error:  # the policy may be anybody's
-            scheduler._contain("prune", error, None)
+            self._fence.contain("prune", error, None)
             live.pruner = None
             return False
         for thread in threads:
             if thread.position in stopped:
-                scheduler._cancel(live, thread, ThreadEnd.PRUNED)
+                self._ends.cancel(live, thread, ThreadEnd.PRUNED)
         return bool(stopped)
 
     def _cut(self, live: LiveFamily, branch: Branch) -> None:
@@ -97,18 +99,18 @@ class Voting:
         for thread in branch.waits_for:
             if thread.is_live:
                 end = ThreadEnd.CUT if thread.num_generated else ThreadEnd.NOT_STARTED
-                self._scheduler._cancel(live, thread, end)
+                self._ends.cancel(live, thread, end)
 
     def _start_more(self, live: LiveFamily, branch: Branch, num: int) -> None:
         if num <= 0:
             return
         starting, live.later = live.later[:num], live.later[num:]
-        parent = self._scheduler._request_of(branch)
+        parent = self._core.request_of(branch)
         # They were waited with for what has ended: that is on their way.
         begun = max(t.num_critical for t in branch.waits_for if not t.is_live)
         for thread in starting:
             thread.num_critical = begun
-            self._scheduler._start_thread(live, thread, parent)
+            self._starting.start(live, thread, parent)
         live.tell(
             ThreadsStarted(
                 parent_index=branch.index,

@@ -8,8 +8,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.events import Waiting
 from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.view import SchedulerView
 from forkjoin_scheduler.waits import Wait
 
 _WAITS = (
@@ -27,8 +28,8 @@ def could_run(request: Request) -> bool:
 class Waiters:
     """Counts what waits, and says for what. Owns ``held_back``: which threads wait for their turn."""
 
-    def __init__(self, view: SchedulerView) -> None:
-        self._view = view
+    def __init__(self, core: Core, jobs: Jobs) -> None:
+        self._core, self._jobs = core, jobs
         #: Threads that the policy does not let run in this step (``thread_pacer.py``).
         self.held_back: set[str] = set()
 
@@ -37,7 +38,7 @@ class Waiters:
         self.held_back.add(request.request_id)
         if request.status == RequestStatus.RUNNING:
             # vLLM's own means for microbatches: not eligible before the step behind the next.
-            request.next_decode_eligible_step = self._view.current_step + 2
+            request.next_decode_eligible_step = self._core.scheduler.current_step + 2
 
     def let_all_run(self) -> None:
         """Hold no thread back any more."""
@@ -45,22 +46,23 @@ class Waiters:
 
     def num(self) -> int:
         """How many wait to run; parked branches do not."""
-        view = self._view
-        return len(view.waiting) + len(view.kv_holding_waiting) - view.num_waiting_for_streaming_input
+        scheduler = self._core.scheduler
+        num_parked = scheduler.num_waiting_for_streaming_input
+        return len(scheduler.waiting) + len(scheduler.kv_holding_waiting) - num_parked
 
     def num_of(self, request_ids: Iterable[str]) -> int:
         """How many of these wait to run."""
-        requests = self._view.requests
+        requests = self._core.requests
         return sum(requests[i].status in _WAITS for i in request_ids)
 
     def count(self) -> tuple[int, int]:
         """How many threads and how many requests wait to run; fills are neither."""
-        num_threads = self.num_of(self._view._threads)
-        return num_threads, self.num() - num_threads - self.num_of(self._view._fills)
+        num_threads = self.num_of(self._core.threads)
+        return num_threads, self.num() - num_threads - self.num_of(self._jobs.fills)
 
     def wait_of(self, thread: Branch) -> Wait | None:
         """What ``thread``, which decodes or is to, waits for in this step; None if it runs."""
-        request = self._view.requests.get(thread.request_id)
+        request = self._core.requests.get(thread.request_id)
         if request is None:
             return "wave"  # it has not been started
         if thread.request_id in self.held_back:
