@@ -20,7 +20,6 @@ from forkjoin_scheduler.vllm_seam.fence import Fence, drained
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
 from forkjoin_scheduler.vllm_seam.placing import Placing
 from forkjoin_scheduler.vllm_seam.sharing import SharedQueue, cost
-from forkjoin_scheduler.vllm_seam.wish import noted
 
 #: What was refused is asked for again in so many steps, or when something has ended.
 ASKED_EVERY = 4
@@ -69,7 +68,9 @@ class AdmissionGate:
         """Whether a new ``request`` may start in this step: there is room for what it will need."""
         if self._core.settings.admission == "greedy":
             return True
-        return self.door.lets_in(partial(self._is_admitted, request), may_fork=noted(request) is not None)
+        return self.door.lets_in(
+            partial(self._is_admitted, request), may_fork=request.request_id in self._core.wishes
+        )
 
     def _expected_cost(self, request: Request) -> float:
         return cost(request.num_prompt_tokens, min(self.admission.tokens.mean, request.max_tokens))
@@ -90,7 +91,7 @@ class AdmissionGate:
         scheduler, manager = self._core.scheduler, self._core.kv_cache_manager
         blocks = kv.num_new_blocks(manager, request)
         ahead = (scheduler.num_spec_tokens + scheduler.num_lookahead_tokens) / kv.block_size(manager)
-        wish = noted(request)
+        wish = self._core.wishes.get(request.request_id)
         if wish is None:
             return Need(blocks=blocks, max_tokens=request.max_tokens, ahead=ahead)
         asked = wish.options.width or 0

@@ -16,7 +16,7 @@ from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
-from forkjoin_scheduler.vllm_seam.wish import noted
+from forkjoin_scheduler.vllm_seam.wish import Wish
 
 #: Beneath vLLM's, whose handler, level and format it so has in every process.
 logger = init_logger("vllm.forkjoin.engine")
@@ -44,6 +44,8 @@ class Core:
         self.live: dict[str, LiveFamily] = {}
         #: The requests of threads that decode, by id.
         self.threads: dict[str, tuple[LiveFamily, Branch]] = {}
+        #: What requests that fork/join has to do with ask for, by id; of threads, too.
+        self.wishes: dict[str, Wish] = {}
         self.spoken: BoundDialect | None = None
         if settings.dialect is not None:
             model_config = scheduler.vllm_config.model_config
@@ -61,6 +63,10 @@ class Core:
         """Tokens, and positions, that a context may have."""
         return self.scheduler.max_model_len
 
+    def forget(self, request_id: str) -> None:
+        """Keep nothing of a request that vLLM has forgotten."""
+        self.wishes.pop(request_id, None)
+
     def turn(self, request: Request) -> tuple[int, float]:
         """Whose turn it is to run: the more urgent first, where the policy is by priority, then the older."""
         by_priority = self.scheduler.policy == SchedulingPolicy.PRIORITY
@@ -77,8 +83,7 @@ class Core:
             return entry
         live = self.live.get(request.request_id)
         if live is None:
-            wish = noted(request)
-            assert wish is not None
+            wish = self.wishes[request.request_id]
             family = Family(
                 request.request_id,
                 wish.limits,

@@ -27,7 +27,6 @@ from forkjoin_scheduler.vllm_seam.planned import Fork, Swap
 from forkjoin_scheduler.vllm_seam.planning import Planning
 from forkjoin_scheduler.vllm_seam.requests import fold
 from forkjoin_scheduler.vllm_seam.voting import Voting
-from forkjoin_scheduler.vllm_seam.wish import noted
 from forkjoin_scheduler.vote import Vote
 
 #: Also one whose grammar is compiled first.
@@ -70,8 +69,7 @@ class Forks:
         if request.is_finished():
             return
         live, branch = self._core.branch_of(request)
-        wish = noted(request)
-        assert wish is not None
+        wish = self._core.wishes[request.request_id]
         if branch.state is not BranchState.DECODING:
             return
         plan = plan or self._planning.fork(live, branch, request._all_token_ids, wish)

@@ -61,7 +61,7 @@ class Jobs:
         self.fills[request_id] = job
         self._core.requests[request_id] = request
         if not fill.is_linear:
-            kv.never_hash(request)
+            self._placing.never_hash(request)
         self._placing.set_offsets(request, fill.offsets)
         if fill.start is not None:
             held = fill.start

@@ -20,7 +20,6 @@ from forkjoin_scheduler.vllm_seam.params import Params
 from forkjoin_scheduler.vllm_seam.placing import Placing
 from forkjoin_scheduler.vllm_seam.requests import fold, truncate
 from forkjoin_scheduler.vllm_seam.stitching import Stitching
-from forkjoin_scheduler.vllm_seam.wish import noted
 from forkjoin_scheduler.vote import Vote
 
 
@@ -117,7 +116,7 @@ class Joins:
     def resume(self, live: LiveFamily, branch: Branch, request: Request, plan: JoinPlan) -> None:
         """Let ``branch`` go on behind its threads: on KV that is there, the rest prefilled."""
         family, threads = live.family, list(branch.waits_for)
-        wish = noted(request)
+        wish = self._core.wishes[request.request_id]
         if plan.keep is not None:
             self.rewind(branch, request, plan.keep)
         num_tokens = request.num_tokens + len(plan.token_ids)
@@ -136,8 +135,7 @@ class Joins:
         if held := self._ahead.prefilled(live, branch):
             kv.adopt(self._core.kv_cache_manager, request, held)
             num_computed_tokens = held.num_tokens
-        if wish is not None:
-            wish.since = request.num_tokens
+        wish.since = request.num_tokens
         if not live.dialect.is_stitched:  # the last token is computed once more, where nothing follows it
             num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1)
         queues.resume(self._core.scheduler, request, num_computed_tokens)

@@ -14,11 +14,8 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.errors import EnginePlace
 from forkjoin_scheduler.stitch import Lent, Slots, lay_out, slots
 
-#: Set on a request whose KV is not that of its tokens one behind the other.
-_UNHASHED = "_forkjoin_unhashed"
 _BLOCK_ID = attrgetter("block_id")
 
 
@@ -285,20 +282,8 @@ def num_freed_with(
     return sum(num == blocks[i].ref_cnt and not blocks[i].is_null for i, num in owned.items())
 
 
-def never_hash(request: Request) -> None:
-    """Keep the KV that ``request`` writes from now on out of the prefix cache."""
-    setattr(request, _UNHASHED, True)
-
-
-def is_unhashed(request: Request) -> bool:
-    """Whether ``never_hash`` was called for ``request``."""
-    return getattr(request, _UNHASHED, False)
-
-
-def guard_hashing(
-    manager: KVCacheManager, contain: Callable[[EnginePlace, Exception, Request], None]
-) -> None:
-    """Let the prefix cache pass by requests that ``never_hash`` names. ``contain``: takes errors of ours.
+def guard_hashing(manager: KVCacheManager, may_be_hashed: Callable[[Request], bool]) -> None:
+    """Let the prefix cache pass by requests that may not be hashed.
 
     Patch: ``KVCacheCoordinator.cache_blocks`` of this manager's coordinator.
     Symptom without it: a stitched block is found by a request with the same tokens in a row, whose
@@ -309,12 +294,7 @@ def guard_hashing(
     original: Callable[..., None] = manager.coordinator.cache_blocks
 
     def cache_blocks(request: Request, *args: Any, **kwargs: Any) -> None:
-        try:
-            is_hashed = not is_unhashed(request)
-        except Exception as error:
-            contain("hash", error, request)
-            return
-        if is_hashed:
+        if may_be_hashed(request):
             original(request, *args, **kwargs)
 
     setattr(manager.coordinator, "cache_blocks", cache_blocks)  # noqa: B010

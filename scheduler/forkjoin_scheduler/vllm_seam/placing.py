@@ -28,8 +28,22 @@ class Placing:
         self._fence = fence
         #: Requests whose context is put together when they are scheduled next.
         self.to_stitch: dict[str, kv.Stitched] = {}
+        #: Requests whose KV is not that of their tokens in a row.
+        self.unhashed: set[str] = set()
         #: Positions less slots, of the requests where they differ.
         self.offsets: dict[str, Offsets] = {}
+
+    def never_hash(self, request: Request) -> None:
+        """Keep the KV that ``request`` writes from now on out of the prefix cache."""
+        self.unhashed.add(request.request_id)
+
+    def may_be_hashed(self, request: Request) -> bool:
+        """Whether the prefix cache may have what ``request`` writes."""
+        return request.request_id not in self.unhashed
+
+    def forget(self, request_id: str) -> None:
+        """Keep nothing of a request that vLLM has forgotten."""
+        self.unhashed.discard(request_id)
 
     def set_offsets(self, request: Request, offsets: Offsets) -> None:
         """Let the positions of ``request`` be ``offsets`` off its slots."""
@@ -39,13 +53,13 @@ class Placing:
     def start_thread(self, request: Request, thread: Branch, parent: Request) -> None:
         """Positions and hashing of the request of a new thread in a stitched dialect."""
         self.set_offsets(request, start_offsets(thread))
-        if thread.offset or kv.is_unhashed(parent):
-            kv.never_hash(request)
+        if thread.offset or not self.may_be_hashed(parent):
+            self.never_hash(request)
 
     def start_stitched(self, request: Request, stitched: kv.Stitched, offsets: Offsets) -> None:
         """Give ``request`` the KV that is put together when it is scheduled next."""
         kv.adopt(self._core.kv_cache_manager, request, stitched.held)
-        kv.never_hash(request)
+        self.never_hash(request)
         self.to_stitch[request.request_id] = stitched
         self.offsets[request.request_id] = offsets
 

@@ -17,10 +17,6 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.vllm_seam.requests import forget_in_flight
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
 
-#: Set on a suspended request: the status that it waited with.
-_RESUMES_AS = "_forkjoin_resumes_as"
-
-
 #: Whether it holds no blocks, its priority, its arrival, its id.
 _Rank = tuple[bool, int, float, int, str]
 
@@ -100,7 +96,6 @@ def park(scheduler: SchedulerView, request: Request) -> None:
 def suspend(scheduler: SchedulerView, request: Request) -> None:
     """Let a waiting ``request``, which holds no blocks, wait on until its KV is computed anew."""
     dequeue(scheduler, request)
-    setattr(request, _RESUMES_AS, request.status)
     _enqueue_parked(scheduler, request)
 
 
@@ -117,9 +112,11 @@ def resume(scheduler: SchedulerView, request: Request, num_computed_tokens: int)
     _unpark(scheduler, request, num_computed_tokens, RequestStatus.WAITING)
 
 
-def regain(scheduler: SchedulerView, request: Request, num_computed_tokens: int) -> None:
+def regain(
+    scheduler: SchedulerView, request: Request, num_computed_tokens: int, status: RequestStatus
+) -> None:
     """Let a suspended ``request`` run again, as what it was: new to the workers, or preempted."""
-    _unpark(scheduler, request, num_computed_tokens, getattr(request, _RESUMES_AS))
+    _unpark(scheduler, request, num_computed_tokens, status)
 
 
 def _unpark(

@@ -32,13 +32,19 @@ class Restoring:
         self._ends = ends
         #: Requests that vLLM preempted in this step and that can't be computed in a row.
         self.lost: list[Request] = []
+        #: What suspended requests are to be again: new to the workers, or preempted.
+        self._resume_as: dict[str, RequestStatus] = {}
 
     def is_computed_otherwise(self, request: Request) -> bool:
         """Whether ``request``, which vLLM is about to preempt, can't be computed again in a row.
 
         What is in flight for such a one would end it, or fork it, without its KV.
         """
-        return request.request_id in self._jobs.fills or kv.is_unhashed(request)
+        return request.request_id in self._jobs.fills or not self._placing.may_be_hashed(request)
+
+    def forget(self, request_id: str) -> None:
+        """Keep nothing of a request that vLLM has forgotten."""
+        self._resume_as.pop(request_id, None)
 
     def preempted(self, request: Request, *, is_lost: bool) -> None:
         """Let ``request``, which vLLM has preempted, wait where it belongs; later it is restored, if lost."""
@@ -58,7 +64,7 @@ class Restoring:
             return
         live, branch = self._core.branch_of(request)
         if branch.joined_forks:
-            queues.suspend(self._core.scheduler, request)
+            self._set_aside(request)
             self._jobs.start(live, partial(self._restored, live, branch))
 
     def suspend_family(self, live: LiveFamily) -> None:
@@ -85,7 +91,12 @@ class Restoring:
             queues.repark(self._core.scheduler, request, 0)
         else:
             request.num_computed_tokens = 0
-            queues.suspend(self._core.scheduler, request)
+            self._set_aside(request)
+
+    def _set_aside(self, request: Request) -> None:
+        """Let a waiting ``request``, which holds no blocks, wait on until its KV is computed anew."""
+        self._resume_as[request.request_id] = request.status
+        queues.suspend(self._core.scheduler, request)
 
     def _restored(self, live: LiveFamily, branch: Branch, job: Job) -> Work:
         parent = branch.parent
@@ -128,7 +139,12 @@ class Restoring:
         if branch.state is not BranchState.PARKED:
             if start is not None:
                 self._placing.start_stitched(request, start, offsets)
-            queues.regain(self._core.scheduler, request, 0 if start is None else start.num_tokens)
+            queues.regain(
+                self._core.scheduler,
+                request,
+                0 if start is None else start.num_tokens,
+                self._resume_as.pop(request.request_id),
+            )
             return
         held = job.take((yield self._stitching.fill(context, start, source, branch, offsets)))
         if not self._lacks_kv(branch):

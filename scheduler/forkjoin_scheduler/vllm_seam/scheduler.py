@@ -61,7 +61,6 @@ from forkjoin_scheduler.vllm_seam.thread_pacer import ThreadPacer
 from forkjoin_scheduler.vllm_seam.victims import Victims
 from forkjoin_scheduler.vllm_seam.voting import Voting
 from forkjoin_scheduler.vllm_seam.waiting import Waiters
-from forkjoin_scheduler.vllm_seam.wish import noted
 from forkjoin_scheduler.vllm_seam.wishes import Wishes
 
 _ONCE_RAN = (RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STREAMING_REQ)
@@ -127,7 +126,9 @@ class ForkJoinScheduler(AsyncScheduler):
             self.kv_holding_waiting = queues.BegunQueue(self.policy)
             self.waiting = gate.queue
             if core.spoken.dialect.is_stitched:
-                kv.guard_hashing(self.kv_cache_manager, lambda *failed: fence.contain(*failed))
+                kv.guard_hashing(
+                    self.kv_cache_manager, lambda r: fence.answer("hash", r, placing.may_be_hashed, False)
+                )
 
     # ---- what vLLM calls -------------------------------------------------------------------
 
@@ -313,7 +314,7 @@ class ForkJoinScheduler(AsyncScheduler):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        wish, append = noted(request), super()._update_request_with_output
+        wish, append = self._core.wishes.get(request.request_id), super()._update_request_with_output
         if wish is None or not new_token_ids:
             return append(request, new_token_ids, is_stale)
         return self._hearing.book(request, wish, new_token_ids, lambda ids: append(request, ids, is_stale)[1])
@@ -335,7 +336,14 @@ class ForkJoinScheduler(AsyncScheduler):
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         if self._core.spoken is not None:
             self._fence.answer("learn", request, self._gate.ended, None)
-        return super()._free_request(request, delay_free_blocks)
+        freed = super()._free_request(request, delay_free_blocks)
+        self._fence.answer("finish", request, self._forget, None)
+        return freed
+
+    def _forget(self, request: Request) -> None:
+        """Keep nothing of a request that vLLM has forgotten."""
+        for keeper in (self._core, self._placing, self._restoring):
+            keeper.forget(request.request_id)
 
     # ---- what the parts ask of vLLM (``view.py``) ------------------------------------------
 

@@ -14,7 +14,6 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.params import Params
 from forkjoin_scheduler.vllm_seam.placing import Placing
 from forkjoin_scheduler.vllm_seam.requests import new_request
-from forkjoin_scheduler.vllm_seam.wish import note
 
 
 class Starting:
@@ -38,7 +37,8 @@ class Starting:
         request = new_request(live.request, thread.request_id, token_ids, params, hashes)
         self._answers.begin_thread(request, live.request, has_own=live.wish.options.branches is not None)
         self._core.threads[request.request_id] = (live, thread)
-        note(request, replace(live.wish, since=len(token_ids), at_prompt=False))
+        wish = replace(live.wish, since=len(token_ids), at_prompt=False)
+        self._core.wishes[request.request_id] = wish
         if live.dialect.is_stitched:
             self._placing.start_thread(request, thread, parent)
         queues.start(self._core.scheduler, request)

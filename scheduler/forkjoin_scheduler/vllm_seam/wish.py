@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vllm.sampling_params import SamplingParams
-from vllm.v1.request import Request
 
 from forkjoin_scheduler.bound import BoundDialect
 from forkjoin_scheduler.dialect import Limits
 from forkjoin_scheduler.options import CompiledOptions
-
-#: Set on a request that fork/join has to do with; read for each token, so no dictionary with weak keys.
-_WISH = "_forkjoin_wish"
 
 
 @dataclass
@@ -31,13 +27,3 @@ class Wish:
     since: int
     at_prompt: bool
     not_in_threads: list[list[int]] = field(default_factory=list)
-
-
-def note(request: Request, wish: Wish) -> None:
-    """Remember what ``request`` asks for, for as long as it lives."""
-    setattr(request, _WISH, wish)
-
-
-def noted(request: Request) -> Wish | None:
-    """What ``request`` asks for; None if it has nothing to do with fork/join."""
-    return getattr(request, _WISH, None)

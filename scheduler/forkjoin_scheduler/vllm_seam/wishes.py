@@ -15,7 +15,7 @@ from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.answers import Answers, constrains_threads, place_of_answer
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.sampling import can_ban, without_banned
-from forkjoin_scheduler.vllm_seam.wish import Wish, note
+from forkjoin_scheduler.vllm_seam.wish import Wish
 
 _MAX_WARNING_CHARS = 300
 
@@ -41,7 +41,7 @@ class Wishes:
             return
         if banned := wish.spoken.banned_ids():
             wish.params = request.sampling_params = without_banned(wish.params, banned)
-        note(request, wish)
+        self._core.wishes[request.request_id] = wish
 
     def of(self, request: Request, options: CompiledOptions) -> Wish | None:
         """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""
