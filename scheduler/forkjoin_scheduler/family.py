@@ -241,8 +241,8 @@ class Family:
         """
         if waits:
             branch.go(Step.PARK)
-        else:
-            self._check_decodes(branch, "forked")
+        elif branch.state is not BranchState.DECODING:
+            raise _not_decoding(branch, "forked")
         first = len(self.threads)
         threads = [
             Branch(
@@ -279,12 +279,14 @@ class Family:
 
     def generated(self, branch: Branch, token_ids: list[int]) -> None:
         """``branch`` generated ``token_ids``. Raises IllegalTransition unless it decodes."""
-        self._check_decodes(branch, "generated tokens")
+        if branch.state is not BranchState.DECODING:
+            raise _not_decoding(branch, "generated tokens")
         if branch is not self.root:
             branch.token_ids += token_ids
-        branch.num_generated += len(token_ids)
-        branch.num_critical += len(token_ids)
-        self.num_generated += len(token_ids)
+        num = len(token_ids)
+        branch.num_generated += num
+        branch.num_critical += num
+        self.num_generated += num
 
     def join(self, branch: Branch, token_ids: list[int]) -> None:
         """``branch`` goes on behind its threads, ``token_ids`` joined in.
@@ -330,11 +332,6 @@ class Family:
             branch.go(Step.LAST_THREAD_ENDED)
             self._joinable.append(branch)
 
-    @staticmethod
-    def _check_decodes(branch: Branch, what: str) -> None:
-        if branch.state is not BranchState.DECODING:
-            raise IllegalTransition(f"{branch.request_id}: {what} in state {branch.state.name}")
-
     def check_integrity(self) -> None:
         """Raise IllegalTransition if an invariant of this module is broken."""
         for branch in self.root.subtree():
@@ -353,3 +350,7 @@ class Family:
             )
         if [t.index for t in self.threads] != list(range(len(self.threads))):
             raise IllegalTransition(f"{self.request_id}: thread indices are not dense")
+
+
+def _not_decoding(branch: Branch, what: str) -> IllegalTransition:
+    return IllegalTransition(f"{branch.request_id}: {what} in state {branch.state.name}")

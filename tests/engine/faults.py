@@ -46,8 +46,8 @@ PARTS = [
 LOOK_UPS = {"_holds_kv_blocks", "get_num_unfinished_requests", "_update_after_schedule"}
 #: What cleans up behind an error: where that fails, the engine ends.
 _CLEANERS = {"take_out", "misplaced", "drop_tables", "free_unowned", "miscounted"}
-#: The body of a hook, which has a fence inside.
-_BODIES = {"book"}
+#: Bodies of hooks, which have the fence inside.
+_BODIES = {"book", "_step_scheduled", "_step_ended", "_restore_lost"}
 
 
 class Boom(Exception):

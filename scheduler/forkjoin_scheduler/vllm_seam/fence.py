@@ -86,7 +86,8 @@ class Fence:
         except Exception as error:  # whatever it is: what may be hurt is checked below
             self.contain(where, error, of)
             is_well = False
-        self.evict_failed()
+        if self._failed:
+            self.evict_failed()
         return is_well
 
     def each(self, where: EnginePlace, calls: Iterable[tuple[Any, ...]], do: Callable[..., object]) -> None:
@@ -96,7 +97,7 @@ class Fence:
         """
         self.evict_failed()
         for args in calls:
-            if not self._is_evicted(root_id(args[0])):
+            if not (self._obituaries and self._is_evicted(root_id(args[0]))):
                 self.fenced(where, args[0], do, *args)
 
     def _is_evicted(self, request_id: str | None) -> bool:

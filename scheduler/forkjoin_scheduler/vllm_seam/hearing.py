@@ -29,6 +29,9 @@ from forkjoin_scheduler.vllm_seam.planning import Planning
 from forkjoin_scheduler.vllm_seam.requests import truncate
 from forkjoin_scheduler.vllm_seam.wish import Wish
 
+#: What vLLM's ``_update_request_with_output`` is: of a request, tokens, and whether they are out of date.
+Append = Callable[[Request, list[int], bool], tuple[list[int], bool]]
+
 
 class Hearing:
     """Books the tokens of a step, and plans what they call for. Keeps nothing."""
@@ -41,28 +44,24 @@ class Hearing:
         self._forks = forks
 
     def book(
-        self,
-        request: Request,
-        wish: Wish,
-        new_token_ids: list[int],
-        append: Callable[[list[int]], bool],
+        self, request: Request, wish: Wish, new_token_ids: list[int], is_stale: bool, append: Append
     ) -> tuple[list[int], bool]:
         """Take in what ``request`` wrote in a step; returns what of it counts, and whether it has ended.
 
-        ``append``: vLLM's own, which takes the next tokens and says whether they end it.
+        This runs for each token of each request: what few of them need is asked of few.
+        ``append``: vLLM's own, which takes the next tokens of a request.
         """
         if wish.at_prompt:
             # It forks before it writes: the sample is dropped, and the placeholder of it goes at the fork.
             wish.at_prompt = False
             self._forks.triggered.append((request, None))
-            return [], append([])
+            return append(request, [], is_stale)
         booked: list[int] = []
+        goes_on = True
         for token_id in new_token_ids:
             before = request.status
-            is_answer = self._fence.answer(
-                "hear", request, lambda r: self._answers.has_begun_in(r, booked), False
-            )
-            stopped = append([token_id])
+            is_answer = request.structured_output_request is not None and self._is_answer(request, booked)
+            _, stopped = append(request, [token_id], is_stale)
             booked.append(token_id)
             try:
                 goes_on = self._hear(request, wish, booked, stopped, before, is_answer)
@@ -71,7 +70,11 @@ class Hearing:
                 goes_on = False
             if not goes_on:
                 break
-        return booked, request.is_finished()
+        return booked, not goes_on and request.is_finished()
+
+    def _is_answer(self, request: Request, booked: list[int]) -> bool:
+        """Whether what ``request`` writes behind ``booked`` is of an answer that obeys a grammar."""
+        return self._fence.answer("hear", request, lambda r: self._answers.has_begun_in(r, booked), False)
 
     def _hear(
         self,
@@ -88,32 +91,32 @@ class Hearing:
         ``before``: its status before it wrote the last. ``is_answer``: whether that is of an answer that
         obeys a grammar: what would call for a fork is the answer's own text there.
         """
-        live = self._core.live.get(request.request_id) if self._core.live else None
-        token_id, plan = booked[-1], None
+        live = self._core.live.get(request.request_id)
+        token_id, plan, may_call = booked[-1], None, False
         if stopped:
-            goes_on = False
-            if not is_answer and (plan := self._plan_instead_of_ending(request, wish, before)):
+            goes_on, may_call = False, not is_answer
+            if may_call and (plan := self._plan_instead_of_ending(request, wish, before)):
                 self._forks.triggered.append((request, plan))
                 booked.pop()
-        elif self._completes_end(request, wish, booked):
+        elif wish.spoken.dialect.tags_are != "tokens" and self._completes_end(request, wish, booked):
             goes_on = False
         else:
             only = wish.spoken.only_call
-            is_call = not is_answer and (only is None or token_id == only)
-            goes_on = not is_call or self._listen(request, wish, len(booked))
+            may_call = not is_answer and (only is None or token_id == only)
+            goes_on = not may_call or self._listen(request, wish, len(booked))
         if live is not None:
             live.family.generated(live.family.root, [token_id])
             if not live.takes_over and plan is None:
                 live.family.num_shown += 1
             live.clock_token(live.family.root)
             goes_on = goes_on and live.family.remaining > 0
-        elif new := self._core.live.get(request.request_id):
+        elif may_call and (new := self._core.live.get(request.request_id)):
             new.num_led = len(booked)
         return goes_on
 
     def _completes_end(self, request: Request, wish: Wish, booked: list[int]) -> bool:
         """Whether ``request`` is a thread that has written the text of its end tag; it is stopped then."""
-        if wish.spoken.dialect.tags_are == "tokens" or request.request_id not in self._core.threads:
+        if request.request_id not in self._core.threads:
             return False
         _, thread = self._core.threads[request.request_id]
         assert thread.plan is not None

@@ -96,9 +96,9 @@ class LiveFamily:
     begins: bool = False
     #: Whether its end is among these, or has left.
     has_told_end: bool = False
-    #: When a branch forked, or became joinable (``time.monotonic``), until its next token.
-    _forked_at: dict[Branch, float] = field(default_factory=dict)
-    _joinable_at: dict[Branch, float] = field(default_factory=dict)
+    #: Since when (``time.monotonic``) a branch has waited, after a fork for a thread's first token, after a
+    #: join for its own, by the event that tells how long.
+    clocks: dict[tuple[type[ForkLatency | JoinLatency], Branch | None], float] = field(default_factory=dict)
     #: How often each branch was started, or went on behind something that was put into its text.
     _num_starts: Counter[Branch] = field(default_factory=Counter)
 
@@ -151,18 +151,17 @@ class LiveFamily:
 
     def clock_fork(self, branch: Branch) -> None:
         """The trigger of ``branch`` has been sampled."""
-        self._forked_at[branch] = time.monotonic()
+        self.clocks[ForkLatency, branch] = time.monotonic()
 
     def clock_join(self, branch: Branch) -> None:
         """The last thread of ``branch`` has ended."""
-        self._joinable_at[branch] = time.monotonic()
+        self.clocks[JoinLatency, branch] = time.monotonic()
 
     def clock_token(self, branch: Branch) -> None:
         """``branch`` has generated: the first token after a fork or a join tells its latency."""
-        if branch.parent is not None and (start := self._forked_at.pop(branch.parent, None)):
-            self.tell(ForkLatency(seconds=time.monotonic() - start))
-        if start := self._joinable_at.pop(branch, None):
-            self.tell(JoinLatency(seconds=time.monotonic() - start))
+        for kind, waited in ((ForkLatency, branch.parent), (JoinLatency, branch)):
+            if (start := self.clocks.pop((kind, waited), None)) is not None:
+                self.tell(kind(seconds=time.monotonic() - start))
 
     def leaving(self, engine: int) -> tuple[list[EngineCoreOutput], list[EngineCoreOutput]]:
         """What the family sends from ``engine`` to the front end in this step: its events, and its tokens.

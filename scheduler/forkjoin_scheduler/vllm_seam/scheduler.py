@@ -213,10 +213,12 @@ class ForkJoinScheduler(AsyncScheduler):
         fence.fenced("admit", None, self._gate.take_in_started)
         if not core.live:
             return
-        fence.each("fork", drained(self._forks.copied_from), self._forks.drop_copied_tail)
+        if self._forks.copied_from:
+            fence.each("fork", drained(self._forks.copied_from), self._forks.drop_copied_tail)
         if placed := (*self._placing.to_stitch, *self._placing.offsets):
             fence.fenced("stitch", placed, self._placing.give_orders, output)
-        self._restore_lost()
+        if self._restoring.lost:
+            self._restore_lost()
         is_idle = not (output.total_num_scheduled_tokens or self.running)
         listened_to = [(live,) for live in core.live.values() if live.waits is not None]
         fence.each("waits", listened_to, self._waits.tell)
@@ -235,10 +237,14 @@ class ForkJoinScheduler(AsyncScheduler):
             for of_client in result.values():
                 of_client.outputs = fence.sift("take", of_client.outputs, self._taking.take)
         self._planning.beside.clear()
-        fence.each("fork", drained(forks.triggered), forks.try_fork)
-        fence.each("ask", drained(forks.asking), forks.wait_for)
-        fence.each("swap", drained(forks.swapping), forks.swap)
-        fence.each("ahead", drained(self._ahead.waiting), self._ahead.go_on)
+        if forks.triggered:
+            fence.each("fork", drained(forks.triggered), forks.try_fork)
+        if forks.asking:
+            fence.each("ask", drained(forks.asking), forks.wait_for)
+        if forks.swapping:
+            fence.each("swap", drained(forks.swapping), forks.swap)
+        if self._ahead.waiting:
+            fence.each("ahead", drained(self._ahead.waiting), self._ahead.go_on)
         num_live, parting = len(core.live), list(self._leaving.parting)
         moving = [(live, result) for live in (*core.live.values(), *parting)]
         fence.each("advance", moving, self._leaving.move_on)
@@ -317,7 +323,7 @@ class ForkJoinScheduler(AsyncScheduler):
         wish, append = self._core.wishes.get(request.request_id), super()._update_request_with_output
         if wish is None or not new_token_ids:
             return append(request, new_token_ids, is_stale)
-        return self._hearing.book(request, wish, new_token_ids, lambda ids: append(request, ids, is_stale)[1])
+        return self._hearing.book(request, wish, new_token_ids, is_stale, append)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         restoring = self._restoring

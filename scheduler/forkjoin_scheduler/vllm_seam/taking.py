@@ -31,12 +31,12 @@ class Taking:
 
     def take(self, output: EngineCoreOutput) -> bool:
         """Take an output that is not for the front end as it is; returns False for every other."""
+        if entry := self._core.threads.get(output.request_id):
+            self._take_thread(*entry, output)
+            return True
         if job := self._jobs.fills.get(output.request_id):
             if output.finished:
                 self._jobs.done(job)
-            return True
-        if entry := self._core.threads.get(output.request_id):
-            self._take_thread(*entry, output)
             return True
         live = self._core.live.get(output.request_id)
         return live is not None and live.takes_over and self._take_root(live, output)
@@ -50,13 +50,15 @@ class Taking:
                 f"{thread.request_id}: expected a grammar that compiles and allows a next token, got another"
             )
         # Several threads end a step together: what is over the budget was never generated.
-        token_ids = output.new_token_ids[: live.family.remaining]
+        wrote, remaining = output.new_token_ids, live.family.remaining
+        token_ids = wrote[:remaining]
         live.family.generated(thread, token_ids)
-        live.clock_token(thread)
+        if live.clocks:
+            live.clock_token(thread)
         if live.pruner is not None:
             live.pruner.wrote(thread, self._likely(live, output))
-        end = self._end_of(live, thread, output) if output.finished else None
-        if len(token_ids) < len(output.new_token_ids):
+        end = None if output.finish_reason is None else self._end_of(live, thread, output)
+        if token_ids != wrote:
             live.is_overdrawn = True
             end = None if end is None else ThreadEnd.LENGTH
         by_eos = end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
@@ -64,13 +66,16 @@ class Taking:
         if live.family.include_threads and shown:
             live.tell(Tokens(index=thread.index, token_ids=shown))
         # threads may have logprobs that only a pruning policy wants
-        wanted = None if live.wish.params.num_logprobs is None else output.new_logprobs
-        pieces = [Piece(t, _row(wanted, i)) for i, t in enumerate(shown)]
+        unwanted = output.new_logprobs is not None and live.wish.params.num_logprobs is None
+        pieces = _pieces(shown, None if unwanted else output.new_logprobs)
         if end is ThreadEnd.REQUEST_STOP:
             # The answer may end later than this thread; its stop token leaves with the end.
             live.stop_reason = output.stop_reason
             live.stop_piece = pieces.pop() if pieces else None
-        self._push_run(live, thread, pieces)
+        if self._planning.beside:
+            self._push_run(live, thread, pieces)
+        else:
+            self._push(live, thread, pieces)
         if end is not None:
             self._ends.end_thread(live, thread, end)
 
@@ -94,7 +99,7 @@ class Taking:
         first call, for until then nobody could know that it would fork.
         """
         root, num_led = live.family.root, live.num_led
-        pieces = [Piece(t, _row(output.new_logprobs, i)) for i, t in enumerate(output.new_token_ids)]
+        pieces = _pieces(output.new_token_ids, output.new_logprobs)
         live.num_led = 0
         if output.finish_reason is FinishReason.STOP:
             # It leaves with the end of the answer, if no limit is in its way.
@@ -129,6 +134,12 @@ class Taking:
 
     def _push(self, live: LiveFamily, branch: Branch, pieces: list[Piece]) -> None:
         """Append what ``branch`` has written to its transcript, behind the newlines that it should have."""
+        if live.newlines:
+            pieces = self._behind_newlines(live, branch, pieces)
+        live.transcripts[branch].push(pieces)
+
+    def _behind_newlines(self, live: LiveFamily, branch: Branch, pieces: list[Piece]) -> list[Piece]:
+        """The same ``pieces``, with those newlines that ``branch`` should have before them and has not."""
         missing = live.newlines.pop(branch, 0)
         for at, piece in enumerate(pieces if missing else []):
             text = self._core.tokenizer.decode([piece.token_id])
@@ -142,7 +153,7 @@ class Taking:
                 break
         if missing:
             live.newlines[branch] = missing
-        live.transcripts[branch].push(pieces)
+        return pieces
 
     def _end_of(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> ThreadEnd:
         assert thread.plan is not None
@@ -161,5 +172,8 @@ class Taking:
         return ThreadEnd.REQUEST_STOP
 
 
-def _row(logprobs: LogprobsLists | None, index: int) -> LogprobsLists | None:
-    return None if logprobs is None else logprobs.slice_request(index, 1)
+def _pieces(token_ids: list[int], logprobs: LogprobsLists | None) -> list[Piece]:
+    """What goes into a transcript of tokens, each with its row of ``logprobs``."""
+    if logprobs is None:
+        return [Piece(token_id) for token_id in token_ids]
+    return [Piece(token_id, logprobs.slice_request(i, 1)) for i, token_id in enumerate(token_ids)]

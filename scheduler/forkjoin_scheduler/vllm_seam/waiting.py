@@ -57,8 +57,10 @@ class Waiters:
 
     def count(self) -> tuple[int, int]:
         """How many threads and how many requests wait to run; fills are neither."""
+        if not (num := self.num()):
+            return 0, 0
         num_threads = self.num_of(self._core.threads)
-        return num_threads, self.num() - num_threads - self.num_of(self._jobs.fills)
+        return num_threads, num - num_threads - self.num_of(self._jobs.fills)
 
     def wait_of(self, thread: Branch) -> Wait | None:
         """What ``thread``, which decodes or is to, waits for in this step; None if it runs."""
