@@ -47,7 +47,7 @@ LOOK_UPS = {"_holds_kv_blocks", "get_num_unfinished_requests", "_update_after_sc
 #: What cleans up behind an error: where that fails, the engine ends.
 _CLEANERS = {"take_out", "misplaced", "drop_tables", "free_unowned", "miscounted"}
 #: Bodies of hooks, which have the fence inside.
-_BODIES = {"book", "_step_scheduled", "_step_ended", "_restore_lost"}
+_BODIES = {"book", "_step_scheduled", "_step_ended", "restore_all"}
 
 
 class Boom(Exception):

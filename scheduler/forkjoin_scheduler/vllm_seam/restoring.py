@@ -14,6 +14,7 @@ from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.ending import Ends
+from forkjoin_scheduler.vllm_seam.fence import Fence, drained
 from forkjoin_scheduler.vllm_seam.job import Fill, Job, Work
 from forkjoin_scheduler.vllm_seam.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -24,8 +25,11 @@ from forkjoin_scheduler.vllm_seam.stitching import Source, Stitching
 class Restoring:
     """Restores what was lost. Owns what vLLM has taken apart in this step."""
 
-    def __init__(self, core: Core, placing: Placing, jobs: Jobs, stitching: Stitching, ends: Ends) -> None:
+    def __init__(
+        self, core: Core, fence: Fence, placing: Placing, jobs: Jobs, stitching: Stitching, ends: Ends
+    ) -> None:
         self._core = core
+        self._fence = fence
         self._placing = placing
         self._jobs = jobs
         self._stitching = stitching
@@ -52,6 +56,10 @@ class Restoring:
             self.lost.append(request)
         if self._core.spoken is not None:
             queues.requeue(self._core.scheduler, request)
+
+    def restore_all(self) -> None:
+        """See to it that what vLLM has preempted gets the KV again that it had."""
+        self._fence.each("restore", [(request,) for request in drained(self.lost)], self.restore_lost)
 
     def restore_lost(self, request: Request) -> None:
         """See to it that a ``request`` that vLLM has preempted is computed as it was, not in a row."""

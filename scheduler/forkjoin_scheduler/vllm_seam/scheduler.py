@@ -118,7 +118,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._advancing = advancing = Advancing(ends, cutting, joins, voting, self._cancelling)
         self._leaving = Leaving(core, placing, gate, ends, advancing)
         # whose blocks are taken back, and how they come again
-        self._restoring = restoring = Restoring(core, placing, jobs, stitching, ends)
+        self._restoring = restoring = Restoring(core, fence, placing, jobs, stitching, ends)
         self._victims = victims = Victims(core, fence, gate)
         self._eviction = Eviction(core, fence, jobs, restoring, victims)
         fence.look_through([part for part in vars(self).values() if _is_ours(part) and part is not fence])
@@ -193,7 +193,7 @@ class ForkJoinScheduler(AsyncScheduler):
             self._fence.each("evict", [(live,) for live in self._core.live.values()], self._eviction.evict)
         done = super().reset_prefix_cache(reset_running_requests, reset_connector)
         self._fence.evict_failed()
-        self._restore_lost()
+        self._restoring.restore_all()
         while waiting := self._eviction.evicted:
             self._fence.fenced("restore", waiting[0], self._eviction.restore_next)
         return done
@@ -218,17 +218,12 @@ class ForkJoinScheduler(AsyncScheduler):
         if placed := (*self._placing.to_stitch, *self._placing.offsets):
             fence.fenced("stitch", placed, self._placing.give_orders, output)
         if self._restoring.lost:
-            self._restore_lost()
+            self._restoring.restore_all()
         is_idle = not (output.total_num_scheduled_tokens or self.running)
         listened_to = [(live,) for live in core.live.values() if live.waits is not None]
         fence.each("waits", listened_to, self._waits.tell)
         if core.live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
             fence.fenced("evict", next(reversed(core.live.values())), self._eviction.relieve)
-
-    def _restore_lost(self) -> None:
-        """See to it that what vLLM has preempted gets the KV again that it had."""
-        lost = [(request,) for request in drained(self._restoring.lost)]
-        self._fence.each("restore", lost, self._restoring.restore_lost)
 
     def _step_ended(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Take what a step brought, do what it calls for, and put into ``result`` what leaves."""
