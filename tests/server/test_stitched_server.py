@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from tests.engine.renamed import MULTIVERSE, with_tokens
+from tests.server import unhurried
 from tests.server.conftest import start_server
 from tests.server.reading import SHOWN, assert_the_same, metrics, read_stream, read_whole, wait_until_idle
 
@@ -53,7 +54,8 @@ def stitching(model, tmp_path_factory):
     log = tmp_path_factory.mktemp("stitched") / "log"
     flags = ["--model", str(model), "--served-model-name", NAME, "--dialect", "multiverse"]
     # in fp32 greedy choices do not depend on what else is in the batch
-    with start_server(log, *flags, "--max-model-len", "2048", "--dtype", "float32") as (address, _):
+    flags += ["--max-model-len", "2048", "--dtype", "float32", *unhurried.FLAGS]
+    with start_server(log, *flags, env=unhurried.ENV) as (address, _):
         yield Server(address, log)
 
 
@@ -71,7 +73,8 @@ def whole(sdk):
 @pytest.fixture(scope="module")
 def streamed(sdk):
     options = SHOWN | {"include_usage": True}
-    return read_stream(sdk.chat.completions.create(**ASK, stream=True, stream_options=options))
+    asked = ASK | {"stream": True, "stream_options": options, "extra_body": unhurried.taking(0.002)}
+    return read_stream(sdk.chat.completions.create(**asked))
 
 
 def test_engine_core_and_worker_are_processes_of_their_own(stitching, whole):
@@ -175,7 +178,7 @@ def test_another_worker_class_is_refused(model):
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 2
