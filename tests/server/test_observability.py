@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.server
 
 TRACE_ID, CALLER_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TITLES = ["a=482*731", "c=9047*36"]
+#: What is logged of a request last.
+LAST = "family_ended"
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +129,13 @@ def test_each_choice_has_a_span_with_threads_of_its_own(observed):
     address, traces, _ = observed
     before = len(traces.spans)
     _ask(address, n=2, seed=1, temperature=0.01)
-    traces.wait_for(lambda s: sum(t.name == "llm_thread" for t in traces.spans[before:]) == 4)
-    requests = [s for s in traces.spans[before:] if s.name == "llm_request"]
+
+    def named(name):
+        return [s for s in traces.spans[before:] if s.name == name]
+
+    # they may come in several parts
+    traces.wait_for(lambda _: (len(named("llm_request")), len(named("llm_thread"))) == (2, 4))
+    requests = named("llm_request")
     assert [len(traces.children(s)) for s in requests] == [2, 2]
 
 
@@ -149,8 +157,13 @@ def test_a_request_that_a_stop_string_ends_in_a_thread_has_all_its_spans(observe
 
 @pytest.fixture(scope="module")
 def entries(observed, answer):
-    """What was logged until a request had been answered."""
-    return _entries(observed[2])
+    """What was logged until a request had been answered: a process of its own writes it into the file."""
+    end = time.monotonic() + 60
+    while True:
+        logged = _entries(observed[2])
+        if time.monotonic() > end or LAST in [e.get("event") for e in _of(logged, answer)]:
+            return logged
+        time.sleep(0.05)
 
 
 def _of(entries: list[dict], answer: dict) -> list[dict]:
@@ -174,7 +187,7 @@ def test_the_lines_of_a_request_have_its_id(entries, answer):
 def test_what_its_threads_did_is_logged_with_their_ids(entries, answer):
     told = [e for e in _of(entries, answer) if e["logger"] == "vllm.forkjoin.events"]
     assert {e["request_id"] for e in told} == {answer["id"]}
-    assert [e["event"] for e in told] == ["forked", *["thread_ended"] * 2, "joined", "family_ended"]
+    assert [e["event"] for e in told] == ["forked", *["thread_ended"] * 2, "joined", LAST]
     threads = answer["choices"][0]["message"]["threads"]
     ended = {e["thread"]: e["num_tokens"] for e in told if e["event"] == "thread_ended"}
     assert ended == {t["index"]: t["usage"]["completion_tokens"] for t in threads}
