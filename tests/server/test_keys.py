@@ -20,7 +20,7 @@ from tests.server.conftest import start_server
 pytestmark = pytest.mark.server
 
 CHAT = {"model": "abacus", "max_tokens": 3, "messages": [{"role": "user", "content": "a=1+1"}]}
-LIMIT_S = 60
+LIMIT_S = 240
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from forkjoin_scheduler.vllm_seam.shutdown_lines import STEPS
-from tests.server.conftest import start_server, starting_server
+from tests.server.conftest import END_S, start_server, starting_server
 from tests.server.reading import metrics
 from tests.server.turnstile import Turnstile
 
@@ -33,9 +33,9 @@ ASK = {
 NUM_ASKED = 4
 
 
-def _read_until(text: str, log: Path, seconds: float) -> str:
+def _read_until(text: str, log: Path) -> str:
     """The log, once it has ``text``, or when the time is up."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + END_S
     while text not in log.read_text() and time.monotonic() < end:
         time.sleep(0.05)
     return log.read_text()
@@ -54,7 +54,7 @@ def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
     flags = [*engine.flags, "--max-num-seqs", "1", "--shutdown-timeout", "300"]
     with start_server(tmp_path / "log", *flags, env=engine.env) as (address, process):
         # which is told a moment after the server is ready
-        log = _read_until("}'\n", tmp_path / "log", seconds=30)
+        log = _read_until("}'\n", tmp_path / "log")
         curl = log[log.index("curl -sN") :].partition("}'\n")[0] + "}'"
         assert address in curl
         answer = subprocess.run(curl, shell=True, capture_output=True, text=True, check=True, timeout=300)
@@ -65,7 +65,7 @@ def test_it_says_how_to_ask_and_sigterm_drains_what_is_in_flight(tmp_path):
         answers = asyncio.run(_drained_while_asked(address, process, engine))
         assert [a.count("</Thread>") for a in answers] == [5] * NUM_ASKED
         assert all("total ends in" in a and a.endswith("data: [DONE]") for a in answers)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=END_S) == 0
     log = (tmp_path / "log").read_text()
     assert log.count("drained: all requests in flight were answered") == 1
     assert not re.search("Traceback|ERROR|CRITICAL|nanobind|hung up", log)
@@ -111,7 +111,7 @@ def test_no_api_server_hangs_up_while_another_has_requests_in_flight(tmp_path):
         answer, others = asyncio.run(_asked_of_all_while_one_answers(address, process, engine))
         assert answer.endswith("data: [DONE]\n\n")
         assert {o.status_code for o in others} == {503}
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=END_S) == 0
 
 
 async def _asked_of_all_while_one_answers(
@@ -149,7 +149,7 @@ def test_what_a_drain_has_no_time_for_ends_with_an_error_and_the_server_with_it(
     flags, env = [*engine.flags, "--shutdown-timeout", "1"], {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
     with start_server(tmp_path / "log", *flags, env=engine.env | env) as (address, process):
         streamed, whole, followed = asyncio.run(_cut_by_a_drain(address, process, engine))
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=END_S) == 0
     log = (tmp_path / "log").read_text()
     assert "drained: the time was up for 3 requests, which were cut" in log
     assert "nanobind" not in log
@@ -205,11 +205,11 @@ def test_a_signal_while_the_engine_starts_ends_all_processes_with_status_0(tmp_p
     log, begun = tmp_path / "log", "Initializing a V1 LLM engine"
     with starting_server(log) as (_, process):
         # behind vLLM's lscpu: it is run by a shell, which lets Ctrl-C through to it whatever its parent blocks
-        assert begun in _read_until("reserved_cpus=", log, seconds=240)
+        assert begun in _read_until("reserved_cpus=", log)
         send(process)
         # vLLM kills an engine that is being built after 5 s
-        assert process.wait(timeout=30) == 0
-        end = time.monotonic() + 30
+        assert process.wait(timeout=END_S) == 0
+        end = time.monotonic() + END_S
         while _is_any_left(process.pid) and time.monotonic() < end:
             time.sleep(0.05)
         assert not _is_any_left(process.pid)

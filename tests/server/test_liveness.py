@@ -26,16 +26,14 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 #: Nothing that has to come may take longer; it is for a busy machine.
 LIMIT_S = 120
-#: What a dead process leaves behind has ended by then.
-END_S = 10
 
 ASK = chat(worksheet(3))
 FORKS = "forkjoin:forks_total"
 GONE = "the client hung up, and the request ends with it"
 
 
-def _until(is_so: Callable[[], bool], seconds: float = LIMIT_S) -> bool:
-    end = time.monotonic() + seconds
+def _until(is_so: Callable[[], bool]) -> bool:
+    end = time.monotonic() + LIMIT_S
     while not is_so():
         if time.monotonic() > end:
             return False
@@ -87,7 +85,7 @@ class LogPipe:
     def _read(self, fd: int) -> None:
         while self._fd == fd:
             with contextlib.suppress(BlockingIOError):
-                self.text += os.read(fd, 1 << 16).decode()
+                self.text += os.read(fd, 1 << 16).decode(errors="replace")
             time.sleep(0.01)
         os.close(fd)
 
@@ -97,7 +95,7 @@ def watched(tmp_path_factory) -> Iterator[tuple[str, subprocess.Popen[bytes], Tu
     """A server that is soon neither ready nor healthy, and logs text to a pipe. The last test kills it."""
     folder = tmp_path_factory.mktemp("liveness")
     engine, log = Turnstile(folder / "turnstile"), LogPipe(folder / "log")
-    flags = [*engine.flags, "--ready-timeout", "4", "--health-timeout", "8"]
+    flags = [*engine.flags, "--ready-timeout", "4", "--health-timeout", "16"]
     with start_server(log.path, *flags, env=engine.env) as (address, process):
         yield address, process, engine, log
 
@@ -109,7 +107,7 @@ def test_a_server_is_ready_while_its_engine_answers_and_healthy_somewhat_longer(
     engine.suspend()
     try:
         assert _until(lambda: status("/ready") == 503)
-        assert "has not answered for" in httpx.get(f"{address}/ready").json()["reason"]
+        assert "has not answered for" in httpx.get(f"{address}/ready", timeout=30).json()["reason"]
         assert status("/health") == 200
         assert _until(lambda: status("/health") == 503)
         assert status("/ping") == 503
@@ -157,7 +155,7 @@ def test_a_server_whose_log_nobody_reads_serves_on_and_logs_again_when_somebody_
     for _ in range(3):
         assert httpx.post(f"{address}/v1/chat/completions", json=ASK, timeout=LIMIT_S).status_code == 200
     log.read()
-    assert httpx.get(f"{address}/version").status_code == 200
+    assert httpx.get(f"{address}/version", timeout=LIMIT_S).status_code == 200
     assert _until(lambda: '"GET /version HTTP/1.1" 200' in log.text)
 
 
@@ -168,7 +166,7 @@ def test_one_that_logs_json_says_how_much_was_lost(tmp_path):
         for _ in range(3):
             assert httpx.post(f"{address}/v1/chat/completions", json=ASK, timeout=LIMIT_S).status_code == 200
         log.read()
-        assert httpx.get(f"{address}/version").status_code == 200
+        assert httpx.get(f"{address}/version", timeout=LIMIT_S).status_code == 200
         assert _until(lambda: "GET /version HTTP/1.1" in log.text)
     messages = [json.loads(line)["message"] for line in log.text.splitlines()]
     (lost,) = (i for i, m in enumerate(messages) if re.fullmatch(r"[1-9]\d* lines before this .*", m))
@@ -180,13 +178,13 @@ def test_no_process_outlives_a_server_that_is_killed(watched):
     processes = _processes(process)
     assert _named(processes, "Worker")
     with httpx.stream(
-        "POST", f"{address}/v1/chat/completions", json=ASK | {"stream": True}, timeout=60
+        "POST", f"{address}/v1/chat/completions", json=ASK | {"stream": True}, timeout=LIMIT_S
     ) as told:
         next(told.iter_lines())
         # also of an engine that can do nothing itself
         _named(processes, "EngineCore").suspend()
         process.kill()
-    assert _until(lambda: not _left(processes), END_S), _left(processes)
+    assert _until(lambda: not _left(processes)), _left(processes)
 
 
 ONE_API_SERVER = ("--data-parallel-size", "2", "--api-server-count", "1")
@@ -210,11 +208,11 @@ def test_a_server_that_logs_to_a_full_disk_starts_and_ends_when_one_of_its_proce
         assert [e["engine"] for e in engines] == [*numbers]
         assert by_engine(address, FORKS) == {str(number): 0 for number in numbers}
         body = ASK | {"stream": True, "ignore_eos": True}
-        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as told:
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=LIMIT_S) as told:
             lines = told.iter_lines()
             next(lines)
             _named(processes, victim).kill()
             with contextlib.suppress(httpx.TransportError):
                 assert not any('"finish_reason":"stop"' in line for line in lines)
         assert process.wait(timeout=LIMIT_S) == 1
-        assert _until(lambda: not _left(processes), END_S), _left(processes)
+        assert _until(lambda: not _left(processes)), _left(processes)

@@ -103,7 +103,7 @@ async def _incident(folder: Path) -> Incident:
             await of_doomed.until(lambda: _all_fork(clients[doomed], counts[doomed]))
             await of_survivor.until(lambda: _all_fork(clients[survivor], counts[survivor]))
             os.killpg(doomed_process.pid, signal.SIGKILL)
-            doomed_process.wait(timeout=60)
+            doomed_process.wait(timeout=LIMIT_S)
         by_killed, by_survivor = [await _told(clients[server]) for server in (doomed, survivor)]
         answered = [t for t in by_killed + by_survivor if t.error is None]
         counted = _counted(counts[survivor], answered)
@@ -116,11 +116,11 @@ async def _incident(folder: Path) -> Incident:
                 await of_survivor.until(lambda: _all_fork(drained, counts_in_drain))
                 survivor_process.send_signal(signal.SIGTERM)
                 _wait_until_it_drains(survivor)
-                refused_directly = httpx.post(f"{survivor}/v1/chat/completions", json=ASK, timeout=60)
+                refused_directly = httpx.post(f"{survivor}/v1/chat/completions", json=ASK, timeout=LIMIT_S)
                 refused = await _told(_started(_clients(router, sessions[survivor])))
             of_drained = await _told(drained)
             counted_in_drain = _counted(counts_in_drain, [t for t in of_drained if t.error is None])
-        exit_code = survivor_process.wait(timeout=60)
+        exit_code = survivor_process.wait(timeout=LIMIT_S)
         of_nobody = await _told(_started(_clients(router, sessions[survivor])))
     return Incident(
         undisturbed,
@@ -182,13 +182,13 @@ def _all_fork(clients: list[Client], counts: Counts) -> bool:
 
 def _wait_until_it_drains(server: str) -> None:
     end = time.monotonic() + LIMIT_S
-    while httpx.get(f"{server}/ready", timeout=60).status_code == 200:
+    while httpx.get(f"{server}/ready", timeout=LIMIT_S).status_code == 200:
         assert time.monotonic() < end
 
 
 def _counted(counts: Counts, told: list[Told]) -> dict[str, float]:
-    """What the server has counted, once that is what the clients were told, or after a minute."""
-    end = time.monotonic() + 60
+    """What the server has counted, once that is what the clients were told, or when the time is up."""
+    end = time.monotonic() + LIMIT_S
     while True:
         counted = dict(zip(COUNTED, counts(*COUNTED), strict=True))
         if counted == _expected(told) or time.monotonic() > end:
