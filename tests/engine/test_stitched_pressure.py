@@ -37,7 +37,7 @@ def model():
 def restored(engine, monkeypatch):
     """Branches that were restored during the test."""
     found = []
-    restore = type(engine.scheduler)._restore
+    restore = type(engine.scheduler._restoring)._restore
 
     def noted(self, job, live, branch, source):
         found.append(branch.request_id)
