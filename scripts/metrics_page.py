@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from forkjoin_scheduler.dialect import Policy
+from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server.operate import metrics
 

@@ -24,8 +24,8 @@ from forkjoin_bench.progress import working
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_scheduler.events import Event, FamilyEnded
-from forkjoin_scheduler.feed import FEEDS
+from forkjoin_scheduler.publish.events import Event, FamilyEnded
+from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from training.task import LETTERS, Worksheet, check, make_worksheet
 

@@ -19,7 +19,7 @@ from forkjoin_bench.systems.http import HttpCompleter, Whole
 from forkjoin_bench.systems.in_process import IdsCompleter, InProcess
 from forkjoin_bench.systems.names import GATE, SYSTEMS
 from forkjoin_bench.systems.server import Server
-from forkjoin_scheduler.dialect import JoinKind, Tokenizer
+from forkjoin_scheduler.dialects.dialect import JoinKind, Tokenizer
 from forkjoin_scheduler.errors import UsageError
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from forkjoin_scheduler.dialect import JoinKind
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.dialect import JoinKind
+from forkjoin_scheduler.dialects.files import load
 
 #: Multiverse's.
 MAX_DEPTH = 5

@@ -19,7 +19,7 @@ from forkjoin_bench.systems.base import Engine, System
 from forkjoin_bench.traces import make_trace
 from forkjoin_bench.traffic import Load, drive
 from forkjoin_bench.words import Words
-from forkjoin_scheduler.dialect import Tokenizer
+from forkjoin_scheduler.dialects.dialect import Tokenizer
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
 #: Tokens of context beyond the longest transcript.

@@ -17,7 +17,7 @@ from forkjoin_bench.script import Compiler
 from forkjoin_bench.tables import table
 from forkjoin_bench.traces import Author, Family
 from forkjoin_bench.words import Words
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of

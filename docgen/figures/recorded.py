@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from tests.engine.by_hand import ByHand
 from tests.engine.copies import Work
 from tests.engine.kv_numbers import move, slots_of

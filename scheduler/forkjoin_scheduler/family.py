@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
-from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.errors import IllegalTransition
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
 

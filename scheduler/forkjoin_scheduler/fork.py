@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from forkjoin_scheduler.assembly import RULES
-from forkjoin_scheduler.dialect import Context, Dialect, Limits, Outline, Policy, Tokenizer
-from forkjoin_scheduler.patterns import Match, fill, find_all
+from forkjoin_scheduler.dialects.assembly import RULES
+from forkjoin_scheduler.dialects.dialect import Context, Dialect, Limits, Outline, Policy, Tokenizer
+from forkjoin_scheduler.dialects.patterns import Match, fill, find_all
 
 
 @dataclass(frozen=True)

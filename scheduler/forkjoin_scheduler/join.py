@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forkjoin_scheduler.dialect import Dialect, Policy, Tokenizer
+from forkjoin_scheduler.dialects.dialect import Dialect, Policy, Tokenizer
+from forkjoin_scheduler.dialects.patterns import Match, find_all
 from forkjoin_scheduler.family import Branch, ThreadEnd
-from forkjoin_scheduler.patterns import Match, find_all
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from forkjoin_scheduler.dialect import Dialect, Limits
+from forkjoin_scheduler.dialects.dialect import Dialect, Limits
 from forkjoin_scheduler.policy.eviction import EvictionPolicy
 from forkjoin_scheduler.policy.pruning import Pruning
 from forkjoin_scheduler.policy.threads import ThreadPolicy

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from forkjoin_scheduler.dialect import Positions
+from forkjoin_scheduler.dialects.dialect import Positions
 from forkjoin_scheduler.family import Branch
 
 Slots = npt.NDArray[np.int64]

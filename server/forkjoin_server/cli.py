@@ -11,8 +11,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import NoReturn
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
 from forkjoin_server.access import keys, sighup
 from forkjoin_server.operate import logs

@@ -5,7 +5,7 @@ import pytest
 from forkjoin_bench.script import Compiled, Compiler
 from forkjoin_bench.traces import Family, Fork, Thread
 from forkjoin_bench.words import Words
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from tests.unit.conftest import ByteTokenizer
 
 

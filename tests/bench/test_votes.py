@@ -14,7 +14,7 @@ from forkjoin_bench.votes.command import COLUMNS, is_same, num_same, rows
 from forkjoin_bench.votes.measure import WAYS, Voted, _id_of
 from forkjoin_bench.votes.questions import SUBJECTS
 from forkjoin_scheduler.errors import UsageError
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.request.options import parse_options
 
 
 def _vote(way: str, seed: int, tokens: int, *, index: int = 0, result: str = "7", **left_out: int) -> Voted:

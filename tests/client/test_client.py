@@ -30,7 +30,7 @@ from forkjoin import (
     WrongKey,
 )
 from forkjoin.options import Branch
-from forkjoin_scheduler.options import ExplicitBranch, RequestOptions
+from forkjoin_scheduler.request.options import ExplicitBranch, RequestOptions
 
 AT_ONCE = Retries(base_s=0)
 WHOLE = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}

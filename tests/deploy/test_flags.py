@@ -79,7 +79,7 @@ def test_a_flag_that_is_none_is_refused(rendered, tmp_path):
 
 
 def test_a_dialect_file_of_the_values_is_a_dialect(rendered, tmp_path):
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
 
     config = next(
         m["data"] for m in of_kind(rendered["helm gpu-scaled"], "ConfigMap") if "reasoner.yaml" in m["data"]

@@ -9,8 +9,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.events import FamilyEnded
 from forkjoin_scheduler.family import Family, ThreadEnd
+from forkjoin_scheduler.publish.events import FamilyEnded
 from forkjoin_scheduler.vllm_seam import wire
 
 #: How a thread ends whose last step may have come too late: its tokens were sampled, and then not taken.

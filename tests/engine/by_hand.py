@@ -22,9 +22,9 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from forkjoin_bench.scheduler_cost import runner_output
-from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.request.compiled import compile_options
+from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER

@@ -63,7 +63,7 @@ def main(runner: str, mode: str, method: str, num: int, dialect: str = "threadwe
         use_v2_runner()
     if mode == "async":
         force_async()
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
     from tests.engine.conftest import worksheets
     from tests.engine.drafters import drafter, with_mtp
     from tests.engine.harness import Engine

@@ -82,7 +82,7 @@ def main(method: str, num: int) -> dict[str, Any]:
     from tests.engine.platform import run_engines_alone
 
     run_engines_alone()
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
     from tests.engine.drafters import drafter
     from tests.engine.harness import Engine
 

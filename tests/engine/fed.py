@@ -20,8 +20,8 @@ from forkjoin_bench.scheduler_cost import Fed, without_model
 from forkjoin_bench.script import Compiler
 from forkjoin_bench.traces import Author, Body, Family
 from forkjoin_bench.words import Words
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER

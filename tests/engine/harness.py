@@ -22,15 +22,15 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.patterns import fill
 from forkjoin_scheduler.family import Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.join import plan_join
-from forkjoin_scheduler.options import parse_options
-from forkjoin_scheduler.patterns import fill
+from forkjoin_scheduler.request.compiled import compile_options
+from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer

@@ -35,7 +35,7 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
         use_v2_runner()
     if mode == "async":
         force_async()
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
     from tests.engine.harness import THREADWEAVER, Engine
     from tests.engine.renamed import MULTIVERSE, with_tokens
 

@@ -34,11 +34,9 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_bench.scheduler_cost import without_model
-from forkjoin_scheduler.cancelling import CANCELLING
-from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.dialect_files import builtin_names
-from forkjoin_scheduler.events import (
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import builtin_names
+from forkjoin_scheduler.publish.events import (
     Admission,
     Event,
     FamilyEnded,
@@ -49,8 +47,10 @@ from forkjoin_scheduler.events import (
     Refused,
     ThreadEnded,
 )
-from forkjoin_scheduler.injected import INJECTED_LOGPROB
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
+from forkjoin_scheduler.request.cancelling import CANCELLING
+from forkjoin_scheduler.request.compiled import compile_options
+from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER

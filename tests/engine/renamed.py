@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 MULTIVERSE = {

@@ -11,13 +11,13 @@ from vllm.v1.engine import FinishReason
 from vllm.v1.metrics.stats import IterationStats, LoRARequestStates, RequestStateStats
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.dialect import JoinKind
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import JoinKind
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.family import BranchState, ThreadEnd
-from forkjoin_scheduler.options import parse_options
 from forkjoin_scheduler.policy.door import LOOKED_AT
+from forkjoin_scheduler.request.compiled import compile_options
+from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam import kv
 from tests.engine.accounts import check_begun_first

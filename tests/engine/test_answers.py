@@ -9,8 +9,8 @@ from concurrent.futures import Future
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
-from forkjoin_scheduler.dialect import Answer, Dialect, Join
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.dialect import Answer, Dialect, Join
+from forkjoin_scheduler.dialects.files import load
 from tests.engine import renamed
 
 pytestmark = pytest.mark.engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.options import CompiledOptions
+from forkjoin_scheduler.request.options import CompiledOptions
 
 pytestmark = pytest.mark.engine
 

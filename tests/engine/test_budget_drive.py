@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.options import CompiledOptions
+from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import KEY
 from tests.engine.books import Books
 from tests.engine.random_drive import Drive, Seen

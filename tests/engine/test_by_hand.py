@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialect import Dialect, Join
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.dialect import Dialect, Join
+from forkjoin_scheduler.dialects.files import load
 
 pytestmark = pytest.mark.engine
 

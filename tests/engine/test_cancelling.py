@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.cancelling import CANCELLING, UNKNOWN
-from forkjoin_scheduler.dialect import Dialect, Join
-from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.dialects.dialect import Dialect, Join
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_scheduler.visits import TENANT
+from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN
+from forkjoin_scheduler.request.visits import TENANT
 from tests.server.asking import worksheet
 from tests.tiers import Tier
 

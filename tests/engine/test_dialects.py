@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import load
 from tests.engine.malformed_cases import TRACE, call
 from tests.engine.renamed import APAR, HPD, NPR, PARALLEL_R1, dialect_for, with_tokens
 

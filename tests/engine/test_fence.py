@@ -7,8 +7,8 @@ import random
 import pytest
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.dialect_files import builtin_names, load
-from forkjoin_scheduler.events import Tokens, Voted
+from forkjoin_scheduler.dialects.files import builtin_names, load
+from forkjoin_scheduler.publish.events import Tokens, Voted
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from tests.engine import renamed
 
@@ -250,8 +250,8 @@ def test_in_an_engine_the_failed_request_ends_with_an_error_and_the_others_are_e
 
 
 def test_what_is_told_of_a_family_can_not_end_the_output_handler(engine, monkeypatch):
-    from forkjoin_scheduler.feed import FEEDS
-    from forkjoin_scheduler.thread_text import ThreadText
+    from forkjoin_scheduler.publish.feed import FEEDS
+    from forkjoin_scheduler.publish.thread_text import ThreadText
     from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
     from forkjoin_scheduler.vllm_seam.wire import pack
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec import convert
 
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from tests.engine import renamed
 from tests.engine.malformed_cases import (
     CASES,
@@ -65,7 +65,7 @@ def counts() -> dict[str, float]:
 
 def counted(events) -> dict[str, float]:
     """What the counter has more when it has been told all events of the test."""
-    from forkjoin_scheduler.events import Event
+    from forkjoin_scheduler.publish.events import Event
     from forkjoin_server.operate.metrics import SERVER
 
     before = counts()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.family import BranchState
 from forkjoin_scheduler.vllm_seam import overview
 from forkjoin_scheduler.vllm_seam.engine_calls import answer_front_ends

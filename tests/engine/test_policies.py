@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
 from tests.engine.conftest import worksheets
 
 pytestmark = pytest.mark.engine

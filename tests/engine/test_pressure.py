@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from forkjoin_scheduler.events import ThreadEnded
+from forkjoin_scheduler.publish.events import ThreadEnded
 from tests.engine.conftest import worksheets
 
 pytestmark = pytest.mark.engine

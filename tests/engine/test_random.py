@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.dialects.files import builtin_names
 from tests.tiers import Tier
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("clock")]

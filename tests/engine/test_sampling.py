@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from forkjoin_scheduler.injected import INJECTED_LOGPROB
+from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
 
 pytestmark = pytest.mark.engine
 
@@ -76,7 +76,7 @@ def test_the_end_tag_of_a_thread_is_no_stop_token_of_its_request():
     # both go to a worker in one pickle, and each copy adds its stop tokens to the set that it holds
     from vllm import SamplingParams
 
-    from forkjoin_scheduler.dialect import SamplingOverrides
+    from forkjoin_scheduler.dialects.dialect import SamplingOverrides
     from forkjoin_scheduler.vllm_seam.sampling import thread_params
 
     request = SamplingParams(stop_token_ids=[5])

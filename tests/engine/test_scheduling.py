@@ -258,7 +258,7 @@ def test_a_wide_fork_leaves_slots_to_requests_that_wait(tight, under):
 
 
 def test_how_many_threads_and_requests_wait_is_told_when_it_changes(under, monkeypatch):
-    from forkjoin_scheduler.events import Load
+    from forkjoin_scheduler.publish.events import Load
     from forkjoin_scheduler.vllm_seam import wire
 
     engine = under(max_threads_running=1)

@@ -9,7 +9,7 @@ from vllm import SamplingParams
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.visits import TENANT
+from forkjoin_scheduler.request.visits import TENANT
 from forkjoin_scheduler.vllm_seam.sharing import SharedQueue
 from tests.engine.fed import Scripted
 

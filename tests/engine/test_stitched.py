@@ -23,7 +23,7 @@ def multiverse(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(multiverse):
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
     from tests.engine.harness import Engine
 
     return Engine(load("multiverse"), multiverse)
@@ -32,7 +32,7 @@ def engine(multiverse):
 @pytest.fixture(scope="module")
 def wide_blocks(multiverse):
     """vLLM's default on CPUs."""
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
     from tests.engine.harness import Engine
 
     return Engine(load("multiverse"), multiverse, block_size=128, num_gpu_blocks_override=400)
@@ -78,7 +78,7 @@ def test_what_follows_a_stitched_join_is_what_the_reference_says(engine, model, 
 
 def test_in_bf16_it_is_as_likely_as_the_reference_says(multiverse, model):
     """On CPUs with AMX this moves the tiles that its kernels read."""
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
     from tests.engine.harness import Engine
 
     engine, right, wrong = Engine(load("multiverse"), multiverse, dtype="bfloat16"), [], []

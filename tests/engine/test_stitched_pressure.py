@@ -15,7 +15,7 @@ NAMES = ["uneven", "two_rounds", "nested", "three_rounds", "nested_in_both", "ei
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
     from tests.engine.harness import Engine
     from tests.engine.renamed import MULTIVERSE, with_tokens
 

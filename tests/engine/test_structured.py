@@ -28,7 +28,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def stitched(tmp_path_factory):
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
     from tests.engine.harness import Engine
     from tests.engine.renamed import MULTIVERSE, with_tokens
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_server.vllm_seam.tool_calls import _pieces, parse_token_by_token
 from tests.engine import renamed
 

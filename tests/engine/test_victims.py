@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.policy.eviction import LastCome
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_server.start.configuration import EMBEDDED_MODEL

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.policy.pruning import POLICIES, Pruning, VoteFacts
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from tests.tiers import Tier

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from vllm.sampling_params import RequestOutputKind
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 pytestmark = pytest.mark.engine

@@ -9,8 +9,17 @@ from typing import Any
 
 import yaml
 
-from forkjoin_scheduler.dialect import Dialect, Join, Limits, Outline, Policies, Positions, Sampling, Thread
-from forkjoin_scheduler.dialect_files import _folder, builtin_names, parse
+from forkjoin_scheduler.dialects.dialect import (
+    Dialect,
+    Join,
+    Limits,
+    Outline,
+    Policies,
+    Positions,
+    Sampling,
+    Thread,
+)
+from forkjoin_scheduler.dialects.files import _folder, builtin_names, parse
 from forkjoin_scheduler.errors import DialectError
 from tests.fuzz import sequences
 from tests.fuzz.source import Source

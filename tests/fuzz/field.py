@@ -7,12 +7,12 @@ import json
 import re
 from typing import Any
 
-from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.dialect import Limits
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.explicit import explicit_dialect, explicit_plan
-from forkjoin_scheduler.options import CompiledOptions, RequestOptions, parse_options
+from forkjoin_scheduler.request.compiled import compile_options
+from forkjoin_scheduler.request.explicit import explicit_dialect, explicit_plan
+from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.http.middleware import Bodies
 from forkjoin_server.http.routes import PATHS

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.dialect import Dialect, ForkAt, JoinKind, Limits, Policy
-from forkjoin_scheduler.dialect_files import builtin_names, load
-from forkjoin_scheduler.explicit import explicit_dialect
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt, JoinKind, Limits, Policy
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.family import Branch, Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, Refusal, plan_fork
 from forkjoin_scheduler.join import JoinPlan, joined_ids, plan_join, plan_rewrite
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.request.compiled import compile_options
+from forkjoin_scheduler.request.explicit import explicit_dialect
+from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.stitch import joined_offset, num_skipped, thread_offset
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vote import Vote
 from tests.fuzz.source import Source
 from tests.fuzz.tokens import TURNS, FuzzTokenizer
-from tests.unit.scheduler.test_published import PUBLISHED
+from tests.unit.scheduler.dialects.test_published import PUBLISHED
 
 #: What the models write around their tags, and what stands in texts that they should not have written.
 TEXTS = (

@@ -6,8 +6,16 @@ import asyncio
 import json
 from typing import Any
 
-from forkjoin_scheduler.events import Event, FamilyEnded, Forked, NewThread, Progress, ThreadEnded, Tokens
 from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish.events import (
+    Event,
+    FamilyEnded,
+    Forked,
+    NewThread,
+    Progress,
+    ThreadEnded,
+    Tokens,
+)
 from forkjoin_server.answer.chat import ChatThreads
 from forkjoin_server.answer.responses import ResponseThreads
 from forkjoin_server.answer.threads import ThreadLog

@@ -17,7 +17,7 @@ from forkjoin_bench.dialects import write_dialect
 from forkjoin_bench.script import Compiler, write_script
 from forkjoin_bench.serving import REPLAY, SCRIPT_VARIABLE
 from forkjoin_bench.traces import Family, Fork, Thread
-from forkjoin_scheduler.dialect import JoinKind
+from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 from tests.server.conftest import start_server

@@ -48,11 +48,9 @@ def test_the_packages_are_imported_from_the_wheel(site: Path) -> None:
 
 
 def test_every_dialect_of_the_checkout_loads_from_the_wheel(site: Path) -> None:
-    code = (
-        "from forkjoin_scheduler.dialect_files import builtin_names, load; print(*map(load, builtin_names()))"
-    )
+    code = "from forkjoin_scheduler.dialects.files import builtin_names, load; print(*map(load, builtin_names()))"
     assert run(site, code)
-    names = run(site, "from forkjoin_scheduler.dialect_files import builtin_names; print(*builtin_names())")
+    names = run(site, "from forkjoin_scheduler.dialects.files import builtin_names; print(*builtin_names())")
     assert names.split() == sorted(p.stem for p in (ROOT / "configs/dialects").glob("*.yaml"))
 
 

@@ -65,7 +65,7 @@ class PieceTokenizer:
 
 @pytest.fixture
 def dialect():
-    from forkjoin_scheduler.dialect_files import load
+    from forkjoin_scheduler.dialects.files import load
 
     return load("threadweaver")
 
@@ -88,7 +88,7 @@ def piece_tokenizer():
 @pytest.fixture
 def make_dialect():
     """A dialect of a few fields: what is not given is the plainest that can be."""
-    from forkjoin_scheduler.dialect import Dialect
+    from forkjoin_scheduler.dialects.dialect import Dialect
 
     def make(**fields):
         plain = {"name": "mine", "source": "a test", "trigger": "<F>", "thread": {"header": "<T>{n}:"}}

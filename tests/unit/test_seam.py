@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.errors import UnsupportedEngine
-from forkjoin_scheduler.events import Joined
+from forkjoin_scheduler.publish.events import Joined
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("scheduler/**/*.py"), *ROOT.glob("server/**/*.py")])

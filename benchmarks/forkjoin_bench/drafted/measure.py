@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from forkjoin_bench.drafted.prompts import PROMPTS, Asked
 from forkjoin_bench.in_process import start_engine
 from forkjoin_bench.progress import working
-from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.events import Drafted, Event, FamilyEnded
-from forkjoin_scheduler.feed import FEEDS
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.publish.events import Drafted, Event, FamilyEnded
+from forkjoin_scheduler.publish.feed import FEEDS
+from forkjoin_scheduler.request.compiled import compile_options
+from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY
 
 if TYPE_CHECKING:

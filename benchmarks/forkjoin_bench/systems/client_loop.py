@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from forkjoin_bench.script import JOIN_TEXT, THREAD_END, TRIGGER, Compiled, header, joined_header
 from forkjoin_bench.systems.base import Answer, Engine
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 
 _OUTLINE = load("threadweaver").outline
 assert _OUTLINE is not None

@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from forkjoin_scheduler.events import Counts, Event, ThreadEnded
-from forkjoin_scheduler.events import Voted as VotedEvent
-from forkjoin_scheduler.feed import FEEDS
+from forkjoin_scheduler.publish.events import Counts, Event, ThreadEnded
+from forkjoin_scheduler.publish.events import Voted as VotedEvent
+from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_scheduler.settings import KEY
 
 if TYPE_CHECKING:

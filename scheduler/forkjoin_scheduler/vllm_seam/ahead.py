@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from forkjoin_scheduler.dialect import Policy
-from forkjoin_scheduler.events import JoinedAhead
+from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import end_policy, joined_ids
+from forkjoin_scheduler.publish.events import JoinedAhead
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.job import Fill, Job, Work

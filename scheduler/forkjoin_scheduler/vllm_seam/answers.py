@@ -20,9 +20,9 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
-from forkjoin_scheduler.bound import WINDOW_TOKENS, BoundDialect
-from forkjoin_scheduler.dialect import Answer, Dialect, JoinKind, Tokenizer
-from forkjoin_scheduler.options import CompiledBranch, CompiledOptions
+from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS, BoundDialect
+from forkjoin_scheduler.dialects.dialect import Answer, Dialect, JoinKind, Tokenizer
+from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions
 
 Rows = list[list[int]]
 

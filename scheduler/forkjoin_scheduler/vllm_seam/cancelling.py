@@ -1,4 +1,4 @@
-"""What ends a thread because its client cancelled it: see ``cancelling.py`` one level up.
+"""What ends a thread because its client cancelled it: see ``request/cancelling.py``.
 
 A front end asks for it between two steps (``engine_calls.py``). The thread ends at the end of the next
 step, where all others end.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.cancelling import CANCELLING, UNKNOWN, end_without_vote, ending, thread_at
 from forkjoin_scheduler.family import Branch, ThreadEnd
-from forkjoin_scheduler.feed import key_in
+from forkjoin_scheduler.publish.feed import key_in
+from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN, end_without_vote, ending, thread_at
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.ending import Ends
 from forkjoin_scheduler.vllm_seam.live import LiveFamily

@@ -10,7 +10,7 @@ from vllm import envs
 from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.drafting import drafts_as_tested

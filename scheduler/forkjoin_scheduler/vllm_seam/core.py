@@ -10,7 +10,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.bound import BoundDialect
+from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.family import Branch, Family
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of

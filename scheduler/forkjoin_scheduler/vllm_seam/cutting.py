@@ -7,10 +7,10 @@ ends say.
 
 from __future__ import annotations
 
-from forkjoin_scheduler.dialect import Policy
-from forkjoin_scheduler.events import Limited, Voted
+from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import close_block_ids
+from forkjoin_scheduler.publish.events import Limited, Voted
 from forkjoin_scheduler.vllm_seam.core import CAPPED, Core
 from forkjoin_scheduler.vllm_seam.ending import Ends
 from forkjoin_scheduler.vllm_seam.live import LiveFamily

@@ -5,10 +5,10 @@ from __future__ import annotations
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.dialect import Context, JoinKind, Policy
-from forkjoin_scheduler.events import ThreadEnded
+from forkjoin_scheduler.dialects.dialect import Context, JoinKind, Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import body, end_policy, written
+from forkjoin_scheduler.publish.events import ThreadEnded
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.ahead import JoinAhead
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core

@@ -12,7 +12,7 @@ from vllm.config import SpeculativeConfig
 from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.dialect import Context
+from forkjoin_scheduler.dialects.dialect import Context
 from forkjoin_scheduler.family import Branch
 from forkjoin_scheduler.lookup import Lookup
 from forkjoin_scheduler.vllm_seam.core import Core

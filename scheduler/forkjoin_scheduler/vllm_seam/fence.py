@@ -27,8 +27,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.errors import EnginePlace, NoGrammar, TornState
-from forkjoin_scheduler.events import Event, FamilyEnded, InternalError, ThreadEnded
 from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish.events import Event, FamilyEnded, InternalError, ThreadEnded
 from forkjoin_scheduler.vllm_seam import kv, queues, wire
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.job import Job

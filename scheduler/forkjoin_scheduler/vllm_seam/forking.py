@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.dialect import Context, ForkAt, JoinKind, Policy
-from forkjoin_scheduler.events import Forked, NewThread, Refused
+from forkjoin_scheduler.dialects.dialect import Context, ForkAt, JoinKind, Policy
+from forkjoin_scheduler.dialects.patterns import find_all
 from forkjoin_scheduler.family import Branch, BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal
-from forkjoin_scheduler.patterns import find_all
+from forkjoin_scheduler.publish.events import Forked, NewThread, Refused
 from forkjoin_scheduler.stitch import num_inherited
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, queues

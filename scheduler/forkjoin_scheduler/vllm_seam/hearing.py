@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.bound import WINDOW_TOKENS
-from forkjoin_scheduler.dialect import ForkAt, Policy
+from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS
+from forkjoin_scheduler.dialects.dialect import ForkAt, Policy
 from forkjoin_scheduler.family import BranchState
 from forkjoin_scheduler.fork import ForkPlan, Refusal
 from forkjoin_scheduler.vllm_seam.answers import Answers

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.dialect import JoinKind
-from forkjoin_scheduler.events import Joined, Voted
+from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, written
+from forkjoin_scheduler.publish.events import Joined, Voted
 from forkjoin_scheduler.vllm_seam import kv, queues
 from forkjoin_scheduler.vllm_seam.ahead import JoinAhead
 from forkjoin_scheduler.vllm_seam.answers import Answers

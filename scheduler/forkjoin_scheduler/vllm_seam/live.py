@@ -12,11 +12,19 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.events import Drafted, Event, FamilyEnded, Forked, ForkLatency, JoinLatency, Progress
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.family import Branch, BranchState, Family, ThreadEnd
 from forkjoin_scheduler.lookup import Lookup
 from forkjoin_scheduler.pruner import Pruner
+from forkjoin_scheduler.publish.events import (
+    Drafted,
+    Event,
+    FamilyEnded,
+    Forked,
+    ForkLatency,
+    JoinLatency,
+    Progress,
+)
 from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import kv, wire
 from forkjoin_scheduler.vllm_seam.outputs import Piece, to_outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.v1.engine import EngineCoreOutputs
 
-from forkjoin_scheduler.events import Admission, Load
+from forkjoin_scheduler.publish.events import Admission, Load
 from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.core import Core

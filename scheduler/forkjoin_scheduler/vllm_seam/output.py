@@ -13,13 +13,13 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
 from vllm.v1.metrics.stats import IterationStats
 
-from forkjoin_scheduler import event_log
 from forkjoin_scheduler.errors import FrontEndPlace, Overloaded
-from forkjoin_scheduler.events import Event, Load, Tokens
-from forkjoin_scheduler.feed import FEEDS, without_key
 from forkjoin_scheduler.policy.backlog import Expected, Tenant, Visit
-from forkjoin_scheduler.thread_text import FamilyTexts
-from forkjoin_scheduler.visits import BACKLOG, TENANT, VISIT, salted
+from forkjoin_scheduler.publish import event_log
+from forkjoin_scheduler.publish.events import Event, Load, Tokens
+from forkjoin_scheduler.publish.feed import FEEDS, without_key
+from forkjoin_scheduler.publish.thread_text import FamilyTexts
+from forkjoin_scheduler.request.visits import BACKLOG, TENANT, VISIT, salted
 from forkjoin_scheduler.vllm_seam import wire
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.injected import INJECTED_LOGPROB
+from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from copy import copy
 from vllm import envs
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from forkjoin_scheduler.dialect import SamplingOverrides
+from forkjoin_scheduler.dialects.dialect import SamplingOverrides
 
 _DEFAULTS = SamplingParams()
 

@@ -9,7 +9,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.policy.fair_queue import FairQueue, Ticket
-from forkjoin_scheduler.visits import TENANT
+from forkjoin_scheduler.request.visits import TENANT
 
 #: Set on a request: its number in the queue, and what its tenant was charged for its start.
 _NUMBER, _CHARGED = "_forkjoin_number", "_forkjoin_charged"

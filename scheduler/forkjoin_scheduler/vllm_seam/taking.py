@@ -6,10 +6,10 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.dialect import JoinKind
+from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_scheduler.errors import NoGrammar
-from forkjoin_scheduler.events import Tokens
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.publish.events import Tokens
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.ending import Ends
 from forkjoin_scheduler.vllm_seam.forking import Forks

@@ -20,9 +20,9 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 
-from forkjoin_scheduler.events import ROOT
-from forkjoin_scheduler.feed import FEEDS, key_in
-from forkjoin_scheduler.spans import FamilySpans
+from forkjoin_scheduler.publish.events import ROOT
+from forkjoin_scheduler.publish.feed import FEEDS, key_in
+from forkjoin_scheduler.publish.spans import FamilySpans
 from forkjoin_scheduler.vllm_seam import wire
 
 #: The name of vLLM's span.

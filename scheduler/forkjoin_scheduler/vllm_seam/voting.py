@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.events import ThreadsStarted
 from forkjoin_scheduler.family import Branch, ThreadEnd
 from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
 from forkjoin_scheduler.pruner import Pruner
+from forkjoin_scheduler.publish.events import ThreadsStarted
 from forkjoin_scheduler.settings import own_pruning
 from forkjoin_scheduler.vllm_seam import kv
 from forkjoin_scheduler.vllm_seam.core import Core

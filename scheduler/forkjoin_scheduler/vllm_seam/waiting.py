@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.events import Waiting
 from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.publish.events import Waiting
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.live import LiveFamily

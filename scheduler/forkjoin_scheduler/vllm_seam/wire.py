@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 from vllm.v1.engine import EngineCoreOutput
 
-from forkjoin_scheduler.events import Event
+from forkjoin_scheduler.publish.events import Event
 
 SUFFIX = "#forkjoin"
 _EVENTS = "forkjoin_events"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from vllm.sampling_params import SamplingParams
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.dialect import Limits
-from forkjoin_scheduler.options import CompiledOptions
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.request.options import CompiledOptions
 
 
 @dataclass

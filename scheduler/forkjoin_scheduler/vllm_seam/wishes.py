@@ -5,12 +5,12 @@ from __future__ import annotations
 from pydantic import ValidationError
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.dialect import ForkAt
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import ForkAt
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_scheduler.explicit import explicit_dialect
-from forkjoin_scheduler.options import CompiledOptions
+from forkjoin_scheduler.request.explicit import explicit_dialect
+from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.answers import Answers, constrains_threads, place_of_answer
 from forkjoin_scheduler.vllm_seam.core import Core, logger

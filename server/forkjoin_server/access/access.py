@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.policy.backlog import Expected, Tenant, shared
+from forkjoin_scheduler.request.visits import BACKLOG
 from forkjoin_scheduler.settings import KEY
-from forkjoin_scheduler.visits import BACKLOG
 from forkjoin_server.access import sighup
 from forkjoin_server.access.guard import Guard
 from forkjoin_server.access.keys import Key, KeyRing, read, unnamed

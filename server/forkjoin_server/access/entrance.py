@@ -11,7 +11,7 @@ import math
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Visit
-from forkjoin_scheduler.visits import BACKLOG
+from forkjoin_scheduler.request.visits import BACKLOG
 from forkjoin_server.answer.weaver import Message, Send
 from forkjoin_server.http import answers
 from forkjoin_server.operate import metrics

@@ -20,7 +20,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from forkjoin_scheduler.dialect_files import StrictLoader
+from forkjoin_scheduler.dialects.files import StrictLoader
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.excerpt import excerpt
 from forkjoin_scheduler.policy.backlog import Tenant, share_of_tenant

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_scheduler.injected import INJECTED_LOGPROB
+from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
 from forkjoin_server.answer.threads import Json
 
 #: The mark as it stands in JSON.

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.events import Event
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_scheduler.feed import FEEDS, key_in
+from forkjoin_scheduler.publish.events import Event
+from forkjoin_scheduler.publish.feed import FEEDS, key_in
 from forkjoin_server.answer.threads import Json, ThreadLog
 from forkjoin_server.answer.weaver import Presenter, Send, Unseen, Weaver
 from forkjoin_server.http.routes import RESPONSES, STORED

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from forkjoin_scheduler.events import (
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish.events import (
     Counts,
     Event,
     Forked,
@@ -18,7 +19,6 @@ from forkjoin_scheduler.events import (
     Voted,
     Waiting,
 )
-from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server.answer.thread_ids import thread_id
 
 Json = dict[str, Any]

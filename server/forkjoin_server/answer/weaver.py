@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from forkjoin_scheduler.events import Event
+from forkjoin_scheduler.publish.events import Event
 from forkjoin_server.answer.logprobs import has_injected, marked
 from forkjoin_server.answer.threads import Json, ThreadLog
 from forkjoin_server.http.routes import FINAL_EVENTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_server.doctor.check import Check, fail, ok
 from forkjoin_server.start.fit import found

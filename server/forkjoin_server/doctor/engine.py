@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_server.doctor.check import Check, fail, ok
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.answer.threads import Json
 from forkjoin_server.start.configuration import EMBEDDED_MODEL

@@ -10,9 +10,9 @@ import logging
 import re
 from typing import Any
 
-from forkjoin_scheduler.cancelling import CANCELLING, UNKNOWN
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN
 from forkjoin_server.answer.thread_ids import ThreadName, name_in
 from forkjoin_server.answer.threads import Json, finish_reason
 from forkjoin_server.answer.weaver import Send

@@ -16,13 +16,13 @@ from typing import Any, cast
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Match, Mount
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_scheduler.feed import FEEDS, new_key
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
+from forkjoin_scheduler.publish.feed import FEEDS, new_key
+from forkjoin_scheduler.request.visits import BACKLOG, VISIT
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_scheduler.visits import BACKLOG, VISIT
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from forkjoin_scheduler.dialect import Limits
-from forkjoin_scheduler.options import RequestOptions
+from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.request.options import RequestOptions
 from forkjoin_server.answer.agents import FIELD, MultiAgent
 from forkjoin_server.answer.answer_fields import ForkJoinThread, ForkJoinUsage
 from forkjoin_server.answer.threads import Json

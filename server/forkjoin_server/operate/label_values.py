@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import get_args
 
-from forkjoin_scheduler.dialect import Dialect, JoinKind, Policy
+from forkjoin_scheduler.dialects.dialect import Dialect, JoinKind, Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, Limit
-from forkjoin_scheduler.explicit import POLICIES
 from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.request.explicit import POLICIES
 from forkjoin_scheduler.settings import DraftSource
 
 THREAD_ENDS: tuple[str, ...] = tuple(end.value for end in ThreadEnd)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from forkjoin_scheduler import event_log
+from forkjoin_scheduler.publish import event_log
 from forkjoin_server.operate.engine_watch import EngineWatch
 from forkjoin_server.operate.in_flight import FILE, InFlight
 from forkjoin_server.operate.orphans import FAILURE_S, end_within

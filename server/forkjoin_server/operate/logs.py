@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from forkjoin_scheduler.feed import key_in
+from forkjoin_scheduler.publish.feed import key_in
 from forkjoin_server.operate.output import Output
 
 FLAG = "--log-format"

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import Limit
-from forkjoin_scheduler.events import (
+from forkjoin_scheduler.publish.events import (
     Admission,
     Drafted,
     Event,

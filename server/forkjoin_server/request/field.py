@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
-from forkjoin_scheduler.feed import key_in
-from forkjoin_scheduler.options import RequestOptions, parse_options
+from forkjoin_scheduler.publish.feed import key_in
+from forkjoin_scheduler.request.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.answer.agents import without_calls
 from forkjoin_server.answer.responses import without_threads

@@ -21,10 +21,10 @@ from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any
 
-from forkjoin_scheduler.compiled import Room, check_chars, check_room, compile_options
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
-from forkjoin_scheduler.options import CompiledOptions, RequestOptions
+from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, compile_options
+from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import KEY
 from forkjoin_server.request.structured import block_reason
 from forkjoin_server.vllm_seam.formats import constraint_of

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from forkjoin.terminal.commands import add_commands
-from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.start.flags import add_flags
 

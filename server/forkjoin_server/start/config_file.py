@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from forkjoin_scheduler.dialect_files import StrictLoader
+from forkjoin_scheduler.dialects.files import StrictLoader
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.start.nearest import nearest
 

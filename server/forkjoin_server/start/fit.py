@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
 
 
 def found(dialect: Dialect, bound: Dialect) -> list[str]:

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from forkjoin_scheduler.dialect import Limits
-from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server.access import keys

@@ -12,8 +12,8 @@ from typing import Any
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.excerpt import cut
+from forkjoin_scheduler.request.visits import VISIT, refuse
 from forkjoin_scheduler.settings import KEY
-from forkjoin_scheduler.visits import VISIT, refuse
 from forkjoin_server.request.grammar_trials import Grammar, Trials, Verdict, block_reason
 from forkjoin_server.vllm_seam.patching import put_in_place
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from forkjoin_scheduler.options import CompiledOptions
+from forkjoin_scheduler.request.options import CompiledOptions
 
 
 def has_reasoning_parser(vllm_config: Any) -> bool:

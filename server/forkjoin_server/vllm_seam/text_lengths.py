@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_scheduler.compiled import Room
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.request.compiled import Room
 from forkjoin_server.http.error_bodies import texts
 from forkjoin_server.vllm_seam.patching import put_in_place
 

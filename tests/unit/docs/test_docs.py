@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from forkjoin_scheduler.assembly import RULES
-from forkjoin_scheduler.bound import WINDOW_TOKENS
-from forkjoin_scheduler.dialect import (
+from forkjoin_scheduler.dialects.assembly import RULES
+from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS
+from forkjoin_scheduler.dialects.dialect import (
     Answer,
     Context,
     Dialect,
@@ -27,10 +27,10 @@ from forkjoin_scheduler.dialect import (
     SamplingOverrides,
     Thread,
 )
-from forkjoin_scheduler.dialect_files import builtin_names, load, parse
+from forkjoin_scheduler.dialects.files import builtin_names, load, parse
+from forkjoin_scheduler.dialects.patterns import FIELDS, MATCH_TIMEOUT_S
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
-from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_options
-from forkjoin_scheduler.patterns import FIELDS, MATCH_TIMEOUT_S
+from forkjoin_scheduler.request.options import ExplicitBranch, RequestOptions, parse_options
 from forkjoin_server.doctor import prerequisites
 
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.start.configuration import EMBEDDED_MODEL, resolve
 from forkjoin_server.start.effective import effective, lines

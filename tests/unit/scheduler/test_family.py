@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.errors import IllegalTransition
 from forkjoin_scheduler.family import TRANSITIONS, Branch, BranchState, Family, Step, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan

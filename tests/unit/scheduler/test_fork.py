@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialect import Limits, Outline, Policy
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.dialect import Limits, Outline, Policy
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.fork import (
     Announced,
     ForkPlan,

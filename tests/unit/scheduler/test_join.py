@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler import patterns
-from forkjoin_scheduler.dialect import Policy
+from forkjoin_scheduler.dialects import patterns
+from forkjoin_scheduler.dialects.dialect import Policy
+from forkjoin_scheduler.dialects.patterns import MATCH_TIMEOUT_S
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan, plan_fork
 from forkjoin_scheduler.join import (
@@ -19,7 +20,6 @@ from forkjoin_scheduler.join import (
     plan_rewrite,
     written,
 )
-from forkjoin_scheduler.patterns import MATCH_TIMEOUT_S
 
 
 def _ended(plan: ThreadPlan, token_ids: list[int], *, end=ThreadEnd.STOP, position: int = 0) -> Branch:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.dialect import Limits, Positions
+from forkjoin_scheduler.dialects.dialect import Limits, Positions
 from forkjoin_scheduler.family import Branch, Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.stitch import (

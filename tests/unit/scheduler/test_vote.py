@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from forkjoin_scheduler.dialects.patterns import check_linear, program_size
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.fork import ThreadPlan
-from forkjoin_scheduler.options import MAX_BRANCHES
-from forkjoin_scheduler.patterns import check_linear, program_size
+from forkjoin_scheduler.request.options import MAX_BRANCHES
 from forkjoin_scheduler.vote import Vote, num_vote_chars
 
 

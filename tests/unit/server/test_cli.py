@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.cli import main, serve_args

@@ -17,7 +17,7 @@ from forkjoin_scheduler.policy.backlog import (
     share_of_tenant,
     shared,
 )
-from forkjoin_scheduler.visits import salted
+from forkjoin_scheduler.request.visits import salted
 
 
 class Clock:

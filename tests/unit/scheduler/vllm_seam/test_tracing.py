@@ -12,8 +12,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from forkjoin_scheduler.events import Forked, Joined, NewThread, Progress, ThreadEnded
 from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish.events import Forked, Joined, NewThread, Progress, ThreadEnded
 from forkjoin_scheduler.vllm_seam.tracing import REQUEST, THREAD, ThreadTracer
 from forkjoin_scheduler.vllm_seam.wire import Told
 
@@ -101,6 +101,6 @@ def test_nothing_is_imported_or_kept_where_tracing_is_off():
     code = (
         "import sys; from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor as P;"
         "p = P(None, log_stats=False); assert p._tracer is None;"
-        "assert not {'forkjoin_scheduler.spans', 'forkjoin_scheduler.vllm_seam.tracing'} & set(sys.modules)"
+        "assert not {'forkjoin_scheduler.publish.spans', 'forkjoin_scheduler.vllm_seam.tracing'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
-from forkjoin_scheduler.events import Load
 from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant, Visit
-from forkjoin_scheduler.visits import BACKLOG, VISIT, refuse
+from forkjoin_scheduler.publish.events import Load
+from forkjoin_scheduler.request.visits import BACKLOG, VISIT, refuse
 from forkjoin_server.access import preparing
 from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.http.middleware import ForkJoinMiddleware

@@ -9,7 +9,7 @@ from openai.types.beta import BetaResponseOutputItem, BetaResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.events import Waiting
+from forkjoin_scheduler.publish.events import Waiting
 from forkjoin_server.answer.agents import AgentThreads, take, without_calls
 from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.http.routes import CHAT, RESPONSES

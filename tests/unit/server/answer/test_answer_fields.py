@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from forkjoin_scheduler.events import FamilyEnded, Forked, NewThread, ThreadEnded, Tokens, Voted, Waiting
 from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish.events import (
+    FamilyEnded,
+    Forked,
+    NewThread,
+    ThreadEnded,
+    Tokens,
+    Voted,
+    Waiting,
+)
 from forkjoin_server.answer.answer_fields import FinishReason, ForkJoinThread, ForkJoinUsage
 from forkjoin_server.answer.threads import _CUT_SHORT, ThreadLog, finish_reason
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from forkjoin_scheduler.injected import INJECTED_LOGPROB
+from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
 from forkjoin_server.answer.logprobs import has_injected, marked
 
 OWN = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "a", "logprob": -0.5}]}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.events import Forked, NewThread, ThreadEnded, Tokens, Waiting
+from forkjoin_scheduler.publish.events import Forked, NewThread, ThreadEnded, Tokens, Waiting
 from forkjoin_server.answer.responses import ResponseThreads
 from forkjoin_server.answer.threads import ThreadLog
 

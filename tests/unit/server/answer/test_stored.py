@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from forkjoin_scheduler.feed import FEEDS
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
-from forkjoin_scheduler.visits import VISIT
+from forkjoin_scheduler.publish.feed import FEEDS
+from forkjoin_scheduler.request.visits import VISIT
 from forkjoin_server.http import middleware
 from forkjoin_server.http.middleware import Bodies
 from forkjoin_server.http.routes import RESPONSES, STORED

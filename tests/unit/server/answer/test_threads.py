@@ -4,7 +4,8 @@ import pytest
 from msgspec.structs import asdict, replace
 from openai.lib.streaming._deltas import accumulate_delta
 
-from forkjoin_scheduler.events import (
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish.events import (
     FamilyEnded,
     Forked,
     ForkLatency,
@@ -17,7 +18,6 @@ from forkjoin_scheduler.events import (
     Voted,
     Waiting,
 )
-from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_server.answer.threads import ThreadLog
 
 FORKED = Forked(

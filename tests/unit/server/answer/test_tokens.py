@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.events import Tokens
+from forkjoin_scheduler.publish.events import Tokens
 from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.answer.tokens import TokenThreads
 from tests.unit.server.answer.test_threads import FORKED

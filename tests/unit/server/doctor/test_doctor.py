@@ -13,7 +13,7 @@ import pytest
 import torch
 from vllm.platforms import CpuArchEnum, current_platform
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_scheduler.vllm_seam.estimate import Cache, bytes_needed, cache_of, stitching_refusal
 from forkjoin_scheduler.vllm_seam.machine import Machine

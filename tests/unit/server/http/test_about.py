@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server.http import about as about_route
 from forkjoin_server.http.about import about

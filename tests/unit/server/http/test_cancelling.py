@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
-from forkjoin_scheduler.visits import VISIT
+from forkjoin_scheduler.request.visits import VISIT
 from forkjoin_server.answer.thread_ids import ThreadName, name_in, thread_id
 from forkjoin_server.http.cancelling import asked_at
 from forkjoin_server.http.middleware import Bodies, ForkJoinMiddleware

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.policy.backlog import Tenant
 from forkjoin_scheduler.settings import KEY as KEY_OF_SETTINGS
 from forkjoin_scheduler.settings import Settings

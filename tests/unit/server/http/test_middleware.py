@@ -6,8 +6,8 @@ import json
 import pytest
 from fastapi import FastAPI, Request
 
-from forkjoin_scheduler.events import FamilyEnded, Forked, NewThread
-from forkjoin_scheduler.feed import FEEDS, new_key
+from forkjoin_scheduler.publish.events import FamilyEnded, Forked, NewThread
+from forkjoin_scheduler.publish.feed import FEEDS, new_key
 from forkjoin_server.http.middleware import ForkJoinMiddleware
 from forkjoin_server.http.routes import CHAT, COMPLETIONS, INVOCATIONS, MESSAGES, PATHS, RESPONSES
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler.options import RequestOptions
+from forkjoin_scheduler.request.options import RequestOptions
 from forkjoin_server.http.openapi import publish, with_forkjoin
 from forkjoin_server.http.routes import CHAT, PATHS
 

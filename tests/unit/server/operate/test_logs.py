@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler import event_log
-from forkjoin_scheduler.events import FamilyEnded, Forked, Joined, NewThread, ThreadEnded, Tokens
 from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish import event_log
+from forkjoin_scheduler.publish.events import FamilyEnded, Forked, Joined, NewThread, ThreadEnded, Tokens
 from forkjoin_server.operate import logs
 
 KEY = "fj" + "0" * 32

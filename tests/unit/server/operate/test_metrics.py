@@ -6,9 +6,11 @@ from typing import get_args
 import pytest
 from prometheus_client import REGISTRY
 
-from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import EnginePlace, Limit
-from forkjoin_scheduler.events import (
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.join import end_policy
+from forkjoin_scheduler.publish.events import (
     Admission,
     Drafted,
     Forked,
@@ -21,8 +23,6 @@ from forkjoin_scheduler.events import (
     ThreadsStarted,
     Voted,
 )
-from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_scheduler.join import end_policy
 from forkjoin_server.operate.label_values import malformed
 from forkjoin_server.operate.metrics import SERVER, ServerMetrics
 from scripts.metrics_page import PAGE, ours, page

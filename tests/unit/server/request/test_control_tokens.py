@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from forkjoin_server.request.control_tokens import ControlTokens, Marked

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.feed import new_key
-from forkjoin_scheduler.options import RequestOptions, parse_options
+from forkjoin_scheduler.publish.feed import new_key
+from forkjoin_scheduler.request.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.http.routes import CHAT, COMPLETIONS, GENERATE, PATHS, RESPONSES
 from forkjoin_server.request.field import count_answers, prepare

@@ -13,8 +13,8 @@ import pytest
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
+from forkjoin_scheduler.request.visits import VISIT
 from forkjoin_scheduler.settings import KEY
-from forkjoin_scheduler.visits import VISIT
 from forkjoin_server.request.grammar_trials import (
     MAX_WAITING_S,
     NUM_SAMPLED,

@@ -11,7 +11,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RepetitionDetectionParams
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.options import CompiledOptions, parse_options
+from forkjoin_scheduler.request.options import CompiledOptions, parse_options
 from forkjoin_server.request.handover import Asked, compiled, handing_over, install
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.http.routes import CHAT, GENERATE
 from forkjoin_server.request.field import prepare

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from forkjoin_scheduler.dialect_files import builtin_names
+from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.cli import USAGE, main
 from forkjoin_server.start import completion

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions, DialectError, UsageError
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from forkjoin_scheduler.events import (
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish.events import (
     ROOT,
     Counts,
     Event,
@@ -21,7 +22,6 @@ from forkjoin_scheduler.events import (
     ThreadsStarted,
     Voted,
 )
-from forkjoin_scheduler.family import ThreadEnd
 
 Attributes = dict[str, str | int]
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import doctest
 
-from forkjoin_scheduler import spans
-from forkjoin_scheduler.dialect import Policy
-from forkjoin_scheduler.events import (
+from forkjoin_scheduler.dialects.dialect import Policy
+from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.publish import spans
+from forkjoin_scheduler.publish.events import (
     ROOT,
     Admission,
     FamilyEnded,
@@ -19,8 +20,7 @@ from forkjoin_scheduler.events import (
     Tokens,
     Voted,
 )
-from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_scheduler.spans import FamilySpans
+from forkjoin_scheduler.publish.spans import FamilySpans
 
 
 def _threads(*indices):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.compiled import Room, check_chars, check_room, compile_options
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.options import CompiledOptions, parse_options
+from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, compile_options
+from forkjoin_scheduler.request.options import CompiledOptions, parse_options
 
 
 def _encode(text: str) -> list[int]:

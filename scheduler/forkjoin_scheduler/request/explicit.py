@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forkjoin_scheduler.dialect import (
+from forkjoin_scheduler.dialects.dialect import (
     Dialect,
     ForkAt,
     Join,
@@ -13,7 +13,7 @@ from forkjoin_scheduler.dialect import (
     Thread,
 )
 from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
-from forkjoin_scheduler.options import CompiledOptions
+from forkjoin_scheduler.request.options import CompiledOptions
 
 #: A branch that runs out of tokens is left as it is; the others are worth having.
 POLICIES = Policies(thread_eos=Policy.CLOSE_THREAD, thread_length=Policy.CLOSE_THREAD)

@@ -10,7 +10,7 @@ import logging
 
 from msgspec import to_builtins
 
-from forkjoin_scheduler.events import ROOT, Event
+from forkjoin_scheduler.publish.events import ROOT, Event
 
 LOG = logging.getLogger("vllm.forkjoin.events")
 #: Nobody has asked yet: --enable-log-requests does (``switch_on``), or a logging config of the user's.

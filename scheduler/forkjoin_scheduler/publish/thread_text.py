@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from forkjoin_scheduler.events import Event, FamilyEnded, ThreadEnded, Tokens
+from forkjoin_scheduler.publish.events import Event, FamilyEnded, ThreadEnded, Tokens
 
 #: What a decoder writes for an incomplete character.
 INCOMPLETE = "\ufffd"

@@ -8,7 +8,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_scheduler.options import CompiledBranch, CompiledOptions, ExplicitBranch, RequestOptions
+from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions, ExplicitBranch, RequestOptions
 
 
 @dataclass(frozen=True)

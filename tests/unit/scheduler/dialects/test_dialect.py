@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.dialect_files import builtin_names, load, parse
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import builtin_names, load, parse
+from forkjoin_scheduler.dialects.patterns import fill
 from forkjoin_scheduler.errors import DialectError
-from forkjoin_scheduler.patterns import fill
 
 
 @pytest.mark.parametrize("name", builtin_names())

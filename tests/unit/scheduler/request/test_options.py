@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from forkjoin_scheduler.dialect import Limits
+from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.options import ExplicitBranch, RequestOptions, parse_options
+from forkjoin_scheduler.request.options import ExplicitBranch, RequestOptions, parse_options
 from forkjoin_scheduler.settings import UNLIMITED, Settings
 
 #: Numbers that engines are sent.

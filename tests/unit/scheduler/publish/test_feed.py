@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.events import Forked, InternalError, Joined
-from forkjoin_scheduler.feed import Feeds, key_in, new_key, without_key
+from forkjoin_scheduler.publish.events import Forked, InternalError, Joined
+from forkjoin_scheduler.publish.feed import Feeds, key_in, new_key, without_key
 
 OTHER, LATER = "fj" + "0" * 32, "fj" + "1" * 32
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from forkjoin_scheduler.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.patterns import TURNS, has_known_fields
 from forkjoin_scheduler.errors import DialectError
-from forkjoin_scheduler.patterns import TURNS, has_known_fields
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -69,5 +68,5 @@ def load(name_or_path: str) -> Dialect:
 
 def _folder() -> Path:
     """The dialect files: inside the wheel, or in the checkout's ``configs/``."""
-    packaged = Path(str(resources.files("forkjoin_scheduler"))) / "dialects"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs" / "dialects"
+    packaged = Path(__file__).parent / "built_in"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs" / "dialects"

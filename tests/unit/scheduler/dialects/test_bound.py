@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.bound import WINDOW_TOKENS, BoundDialect
-from forkjoin_scheduler.dialect import Dialect
-from forkjoin_scheduler.dialect_files import load
+from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS, BoundDialect
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.fork import ThreadPlan
 from tests.unit.conftest import PieceTokenizer

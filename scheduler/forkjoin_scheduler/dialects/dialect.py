@@ -17,8 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from forkjoin_scheduler.errors import DialectError
-from forkjoin_scheduler.patterns import (
+from forkjoin_scheduler.dialects.patterns import (
     BRACES,
     TURNS,
     LinearRegex,
@@ -30,6 +29,7 @@ from forkjoin_scheduler.patterns import (
     fill_turns,
     has_known_fields,
 )
+from forkjoin_scheduler.errors import DialectError
 
 
 class Tokenizer(Protocol):

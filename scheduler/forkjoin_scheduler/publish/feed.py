@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 
 from forkjoin_scheduler.errors import FrontEndPlace
-from forkjoin_scheduler.events import Event, InternalError
+from forkjoin_scheduler.publish.events import Event, InternalError
 
 #: Takes an event and the number of the engine that it comes from, None for one of the front end's own.
 Observer = Callable[[Event, int | None], None]

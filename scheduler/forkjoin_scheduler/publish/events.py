@@ -11,7 +11,7 @@ import re
 
 from msgspec import Struct
 
-from forkjoin_scheduler.dialect import Policy
+from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.waits import Wait

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from forkjoin_scheduler.dialect import Answer, Dialect, ForkAt, Tokenizer
+from forkjoin_scheduler.dialects.dialect import Answer, Dialect, ForkAt, Tokenizer
+from forkjoin_scheduler.dialects.patterns import Match, fill, find_all
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.fork import ThreadPlan, read_outlines
-from forkjoin_scheduler.patterns import Match, fill, find_all
 
 #: Tokens at the end of a text in which a tag is looked for, where tags are text.
 WINDOW_TOKENS = 48

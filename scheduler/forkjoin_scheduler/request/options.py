@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from forkjoin_scheduler.dialect import MAX_COUNT, Limits
+from forkjoin_scheduler.dialects.dialect import MAX_COUNT, Limits
+from forkjoin_scheduler.dialects.patterns import NonEmpty, check_linear
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
-from forkjoin_scheduler.patterns import NonEmpty, check_linear
 
 #: Wrong keys that an error names; the others are counted.
 _MAX_NAMED = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.assembly import RULES, countdown_node
+from forkjoin_scheduler.dialects.assembly import RULES, countdown_node
 
 ROOT = "Moving to Node #0\nCurrent State: 39:[36, 50, 25, 2], Operations: []\n"
 #: Node 0,1 is shown, 0,1,2 and 0,0 are only generated, 0,0,3 from a node that is not shown.

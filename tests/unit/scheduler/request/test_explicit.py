@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.compiled import compile_options
-from forkjoin_scheduler.dialect import ForkAt, JoinKind, Limits, Policy
-from forkjoin_scheduler.explicit import explicit_dialect, explicit_plan
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import ForkAt, JoinKind, Limits, Policy
 from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.join import plan_join
-from forkjoin_scheduler.options import parse_options
+from forkjoin_scheduler.request.compiled import compile_options
+from forkjoin_scheduler.request.explicit import explicit_dialect, explicit_plan
+from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.vote import Vote
 
 BRANCHES = {"branches": [{"title": "a"}, {"text": "b:"}, {"title": "c", "text": "d:"}]}

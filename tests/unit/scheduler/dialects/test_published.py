@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from forkjoin_scheduler.bound import BoundDialect
-from forkjoin_scheduler.dialect import Context, ForkAt, JoinKind
-from forkjoin_scheduler.dialect_files import builtin_names, load
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import Context, ForkAt, JoinKind
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.family import Branch, Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, plan_fork

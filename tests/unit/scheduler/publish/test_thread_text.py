@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.events import FamilyEnded, ThreadEnded, Tokens
 from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_scheduler.thread_text import INCOMPLETE, FamilyTexts
+from forkjoin_scheduler.publish.events import FamilyEnded, ThreadEnded, Tokens
+from forkjoin_scheduler.publish.thread_text import INCOMPLETE, FamilyTexts
 
 
 class Bytes:
