@@ -41,7 +41,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     set_environment()
     from vllm.v1.engine import llm_engine
 
-    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+    from forkjoin_scheduler.vllm_seam.front_end.output import ForkJoinOutputProcessor
     from forkjoin_server.cli import serve_args
 
     # The plugin does this for the server's engine client, which the offline one is not.

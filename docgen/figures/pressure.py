@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from forkjoin_scheduler.vllm_seam import overview
+from forkjoin_scheduler.vllm_seam.starts import overview
 from tests.engine.fed import Scripted
 
 NUM_FAMILIES, NUM_BLOCKS, NUM_SLOTS = 12, 140, 24

@@ -11,7 +11,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.family import Family, ThreadEnd
 from forkjoin_scheduler.publish.events import FamilyEnded
-from forkjoin_scheduler.vllm_seam import wire
+from forkjoin_scheduler.vllm_seam.front_end import wire
 
 #: How a thread ends whose last step may have come too late: its tokens were sampled, and then not taken.
 _MAY_LOSE_SOME = (ThreadEnd.LENGTH, ThreadEnd.CANCELLED, ThreadEnd.CUT)

@@ -34,7 +34,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each look at the clock take a millisecond: a run is the same on every machine."""
-    from forkjoin_scheduler.vllm_seam import thread_pacer
+    from forkjoin_scheduler.vllm_seam.starts import thread_pacer
 
     ticks = count()
     monkeypatch.setattr(thread_pacer, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1e3))

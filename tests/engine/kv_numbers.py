@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from forkjoin_scheduler.vllm_seam.orders import Orders, orders_of
+from forkjoin_scheduler.vllm_seam.cache.orders import Orders, orders_of
 
 MASK = (1 << 64) - 1
 

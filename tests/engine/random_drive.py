@@ -52,8 +52,8 @@ from forkjoin_scheduler.request.cancelling import CANCELLING
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_scheduler.vllm_seam import wire
 from forkjoin_scheduler.vllm_seam.compat import WORKER
+from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from tests.engine.accounts import check_accounts
@@ -716,7 +716,7 @@ def tally_of(dialect: str, kind: str, seed: int, model: Path) -> Tally:
 
 def _worker(number: int, num_workers: int, seed: int, num_families: int) -> Tally:
     """Make every so manieth run from ``seed`` on, until they have come to so many families."""
-    from forkjoin_scheduler.vllm_seam import thread_pacer
+    from forkjoin_scheduler.vllm_seam.starts import thread_pacer
 
     ticks = count()
     # each look at the clock takes a millisecond: a run is the same on every machine

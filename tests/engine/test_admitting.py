@@ -19,7 +19,7 @@ from forkjoin_scheduler.policy.door import LOOKED_AT
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY
-from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.cache import kv
 from tests.engine.accounts import check_begun_first
 from tests.engine.fed import Scripted
 

@@ -86,7 +86,7 @@ def test_where_the_accounts_do_not_agree_behind_an_error_the_engine_ends(
     tmp_path_factory, monkeypatch, errors
 ):
     from forkjoin_scheduler.errors import TornState
-    from forkjoin_scheduler.vllm_seam.joining import Joins
+    from forkjoin_scheduler.vllm_seam.threads.joining import Joins
 
     drive = _drive(tmp_path_factory)
 
@@ -229,7 +229,7 @@ def test_an_error_of_vllms_own_goes_on(tmp_path_factory, monkeypatch):
 
 
 def test_in_an_engine_the_failed_request_ends_with_an_error_and_the_others_are_exact(engine, monkeypatch):
-    from forkjoin_scheduler.vllm_seam.joining import Joins
+    from forkjoin_scheduler.vllm_seam.threads.joining import Joins
     from tests.engine.conftest import worksheets
 
     prompts = [engine.prompt(s.prompt) for s in worksheets(4, seed=3)]
@@ -252,8 +252,8 @@ def test_in_an_engine_the_failed_request_ends_with_an_error_and_the_others_are_e
 def test_what_is_told_of_a_family_can_not_end_the_output_handler(engine, monkeypatch):
     from forkjoin_scheduler.publish.feed import FEEDS
     from forkjoin_scheduler.publish.thread_text import ThreadText
-    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
-    from forkjoin_scheduler.vllm_seam.wire import pack
+    from forkjoin_scheduler.vllm_seam.front_end.output import ForkJoinOutputProcessor
+    from forkjoin_scheduler.vllm_seam.front_end.wire import pack
 
     def fail(*args):
         raise ValueError("broken")

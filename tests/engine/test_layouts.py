@@ -28,7 +28,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from forkjoin_scheduler.vllm_seam.layouts import (
+from forkjoin_scheduler.vllm_seam.cache.layouts import (
     COPIERS,
     REFUSALS,
     CacheFacts,
@@ -38,7 +38,7 @@ from forkjoin_scheduler.vllm_seam.layouts import (
     refusal,
     slot_copier,
 )
-from forkjoin_scheduler.vllm_seam.orders import NOTHING, Orders, attach, orders_of
+from forkjoin_scheduler.vllm_seam.cache.orders import NOTHING, Orders, attach, orders_of
 from forkjoin_scheduler.vllm_seam.worker import OffsetPositions
 
 HEADS, BLOCKS = 2, 8

@@ -42,7 +42,8 @@ def speaking(model_of):
 @pytest.fixture
 def contexts(monkeypatch):
     """The tokens that branches went on from."""
-    from forkjoin_scheduler.vllm_seam import forking, joining, requests
+    from forkjoin_scheduler.vllm_seam.starts import requests
+    from forkjoin_scheduler.vllm_seam.threads import forking, joining
 
     seen = []
 

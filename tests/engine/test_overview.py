@@ -10,9 +10,9 @@ import pytest
 
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.family import BranchState
-from forkjoin_scheduler.vllm_seam import overview
-from forkjoin_scheduler.vllm_seam.engine_calls import answer_front_ends
-from forkjoin_scheduler.vllm_seam.overview import MAX_FAMILIES
+from forkjoin_scheduler.vllm_seam.front_end.engine_calls import answer_front_ends
+from forkjoin_scheduler.vllm_seam.starts import overview
+from forkjoin_scheduler.vllm_seam.starts.overview import MAX_FAMILIES
 from forkjoin_server.http.route_fields import ForkJoinEngine
 from tests.engine.accounts import _num_freed_with
 from tests.engine.fed import Scripted

@@ -49,7 +49,7 @@ def test_logit_bias_acts_inside_threads(engine):
 
 
 def test_siblings_with_a_seed_draw_apart():
-    from forkjoin_scheduler.vllm_seam.sampling import derived_seed
+    from forkjoin_scheduler.vllm_seam.threads.sampling import derived_seed
 
     assert len({derived_seed(7, f"1/{i}") for i in range(100)}) == 100
 
@@ -57,7 +57,7 @@ def test_siblings_with_a_seed_draw_apart():
 def test_what_a_dialect_bans_stands_behind_the_requests_own_bad_words_where_there_is_room():
     from vllm import SamplingParams, envs
 
-    from forkjoin_scheduler.vllm_seam.sampling import without_banned
+    from forkjoin_scheduler.vllm_seam.threads.sampling import without_banned
 
     params = SamplingParams()
     assert without_banned(params, [[7], [8, 8]]).bad_words_token_ids == [[7], [8, 8]]
@@ -77,7 +77,7 @@ def test_the_end_tag_of_a_thread_is_no_stop_token_of_its_request():
     from vllm import SamplingParams
 
     from forkjoin_scheduler.dialects.dialect import SamplingOverrides
-    from forkjoin_scheduler.vllm_seam.sampling import thread_params
+    from forkjoin_scheduler.vllm_seam.threads.sampling import thread_params
 
     request = SamplingParams(stop_token_ids=[5])
     thread = thread_params(request, SamplingOverrides(), end_id=9, max_tokens=8, generated=0, salt="1/0")

@@ -216,7 +216,7 @@ def test_as_many_threads_run_as_the_slack_allows_and_all_if_it_is_lost(under, mo
     monkeypatch.setattr(engine.scheduler._pacer, "cost", Known())
     under(slo_itl_ms=slo_itl_ms)
     now = [0.0]
-    monkeypatch.setattr("forkjoin_scheduler.vllm_seam.thread_pacer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("forkjoin_scheduler.vllm_seam.starts.thread_pacer.time.monotonic", lambda: now[0])
     ids = [engine.add(p, q) for p, q in zip(prompts, params, strict=True)]
     while engine.core.has_unfinished_requests():
         engine.step()
@@ -259,7 +259,7 @@ def test_a_wide_fork_leaves_slots_to_requests_that_wait(tight, under):
 
 def test_how_many_threads_and_requests_wait_is_told_when_it_changes(under, monkeypatch):
     from forkjoin_scheduler.publish.events import Load
-    from forkjoin_scheduler.vllm_seam import wire
+    from forkjoin_scheduler.vllm_seam.front_end import wire
 
     engine = under(max_threads_running=1)
     update, told = engine.scheduler.update_from_output, []

@@ -10,7 +10,7 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQu
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.request.visits import TENANT
-from forkjoin_scheduler.vllm_seam.sharing import SharedQueue
+from forkjoin_scheduler.vllm_seam.starts.sharing import SharedQueue
 from tests.engine.fed import Scripted
 
 pytestmark = pytest.mark.engine

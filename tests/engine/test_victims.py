@@ -7,7 +7,7 @@ from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.policy.eviction import LastCome
-from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 pytestmark = pytest.mark.engine

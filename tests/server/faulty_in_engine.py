@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_scheduler.vllm_seam.joining import Joins
+from forkjoin_scheduler.vllm_seam.threads.joining import Joins
 
 #: What a question holds whose join raises.
 FAULTY = "6*6"

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from forkjoin_scheduler.vllm_seam.shutdown_lines import STEPS
+from forkjoin_scheduler.vllm_seam.front_end.shutdown_lines import STEPS
 from tests.server.conftest import END_S, start_server, starting_server
 from tests.server.reading import metrics
 from tests.server.turnstile import Turnstile

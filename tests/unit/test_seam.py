@@ -195,7 +195,7 @@ def _named(target: str) -> type:
 def test_what_stands_in_front_of_vllms_workers_hands_every_call_on(ours):
     module, _, name = ours.partition(":")
     theirs = _named(IN_FRONT[ours])
-    tree = ast.parse((SEAM_OF_ENGINE / f"{module}.py").read_text())
+    tree = ast.parse(next(SEAM_OF_ENGINE.rglob(f"{module}.py")).read_text())
     cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     overrides = [m for m in _methods(cls) if hasattr(theirs, m.name) and not m.name.startswith("__")]
     assert overrides != []
@@ -385,8 +385,8 @@ KNOWN_AS = (
         ("outputs.py", "parent"): REQUEST,
         ("starting.py", "parent"): REQUEST,
     }
-    | {(path.name, "request"): REQUEST for path in SEAM_OF_ENGINE.glob("*.py")}
-    | {(path.name, "_core.scheduler"): SCHEDULER for path in SEAM_OF_ENGINE.glob("*.py")}
+    | {(path.name, "request"): REQUEST for path in SEAM_OF_ENGINE.rglob("*.py")}
+    | {(path.name, "_core.scheduler"): SCHEDULER for path in SEAM_OF_ENGINE.rglob("*.py")}
 )
 
 
@@ -425,7 +425,7 @@ def _ours() -> set[str]:
 def test_the_lists_name_every_member_of_vllms_that_the_seam_touches():
     listed = {(t, n) for table in (ATTRIBUTES, CALLED) for t, names in table.items() for n in names.split()}
     ours = {(SCHEDULER, name) for name in _ours()}
-    used = {member for path in SEAM_OF_ENGINE.glob("*.py") for member in _used(path)}
+    used = {member for path in SEAM_OF_ENGINE.rglob("*.py") for member in _used(path)}
     assert used - ours - listed == set()
 
 
@@ -456,7 +456,7 @@ def test_every_private_member_of_anothers_that_the_seam_touches_is_listed():
 
 
 def test_thread_events_ride_on_fields_that_vllms_output_has():
-    from forkjoin_scheduler.vllm_seam import wire
+    from forkjoin_scheduler.vllm_seam.front_end import wire
 
     events = [Joined(prefilled_tokens=3, parent_index=-1)]
     before = time.time_ns()
@@ -470,7 +470,7 @@ def test_thread_events_ride_on_fields_that_vllms_output_has():
 def test_vllm_makes_the_span_of_a_request_under_the_name_that_ours_goes_by():
     from vllm.v1.engine.output_processor import OutputProcessor
 
-    from forkjoin_scheduler.vllm_seam import tracing
+    from forkjoin_scheduler.vllm_seam.front_end import tracing
 
     assert f'span_name="{tracing.REQUEST}"' in inspect.getsource(OutputProcessor.do_tracing)
 
@@ -537,7 +537,7 @@ def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeyp
 def test_the_blocks_of_a_thread_that_saw_its_header_only_begin_no_joined_context(make_dialect):
     from forkjoin_scheduler.family import Branch
     from forkjoin_scheduler.fork import ThreadPlan
-    from forkjoin_scheduler.vllm_seam.ending import Ends
+    from forkjoin_scheduler.vllm_seam.threads.ending import Ends
 
     thread = Branch("r#0", plan=ThreadPlan("1", "", (1,), (1,)))
     for context, keeps in [("header", False), ("parent", True)]:

@@ -38,7 +38,7 @@ def body(plan: Plan) -> dict[str, Any]:
     """A request for ``/v1/chat/completions``.
 
     Without a seed: a seeded request whose prompt takes several steps ends stock vLLM's worker on a CPU
-    (``vllm_seam/seeded.py`` mends that).
+    (``vllm_seam/mends/seeded.py`` mends that).
     """
     return {
         "model": EMBEDDED_NAME,

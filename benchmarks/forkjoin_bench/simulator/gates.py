@@ -43,7 +43,7 @@ class AtMost(Greedy):
 
 
 class FamilyAware:
-    """``policy.admission``, asked as ``vllm_seam/admission_gate.py`` does."""
+    """``policy.admission``, asked as ``vllm_seam/starts/admission_gate.py`` does."""
 
     def __init__(self, admission: Admission | None = None) -> None:
         self.admission = admission or Admission()

@@ -12,7 +12,7 @@ from forkjoin_scheduler.policy.threads import Eager, StepFacts, ThreadFacts
 
 
 class Pacing(Joining):
-    """Asks the policy before each step, as ``vllm_seam/thread_pacer.py`` does."""
+    """Asks the policy before each step, as ``vllm_seam/starts/thread_pacer.py`` does."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)

@@ -1,6 +1,6 @@
 """The spans of a request's threads, worked out from what is told of its family.
 
-Pure: no clock, no OpenTelemetry. ``vllm_seam/tracing.py`` makes real spans of these, beneath the
+Pure: no clock, no OpenTelemetry. ``vllm_seam/front_end/tracing.py`` makes real spans of these, beneath the
 one that vLLM makes of the request.
 """
 

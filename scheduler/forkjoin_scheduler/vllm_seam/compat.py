@@ -13,7 +13,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_scheduler.vllm_seam.drafting import drafts_as_tested
+from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_as_tested
 
 SUPPORTED = "0.32."
 #: The worker class that stitched joins need.

@@ -14,9 +14,9 @@ from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.family import Branch, Family
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
+from forkjoin_scheduler.vllm_seam.starts.wish import Wish
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
-from forkjoin_scheduler.vllm_seam.wish import Wish
 
 #: Beneath vLLM's, whose handler, level and format it so has in every process.
 logger = init_logger("vllm.forkjoin.engine")

@@ -29,10 +29,12 @@ from vllm.v1.request import RequestStatus
 from forkjoin_scheduler.errors import EnginePlace, NoGrammar, TornState
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.publish.events import Event, FamilyEnded, InternalError, ThreadEnded
-from forkjoin_scheduler.vllm_seam import kv, queues, wire
+from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.cache.job import Job
 from forkjoin_scheduler.vllm_seam.core import Core, logger
-from forkjoin_scheduler.vllm_seam.job import Job
+from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.starts import queues
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

@@ -26,14 +26,15 @@ from forkjoin_scheduler.publish.events import (
     Progress,
 )
 from forkjoin_scheduler.transcript import Transcript
-from forkjoin_scheduler.vllm_seam import kv, wire
-from forkjoin_scheduler.vllm_seam.outputs import Piece, to_outputs
-from forkjoin_scheduler.vllm_seam.wish import Wish
+from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.front_end import wire
+from forkjoin_scheduler.vllm_seam.front_end.outputs import Piece, to_outputs
+from forkjoin_scheduler.vllm_seam.starts.wish import Wish
 from forkjoin_scheduler.vote import Vote
 from forkjoin_scheduler.waits import Waits
 
 if TYPE_CHECKING:
-    from forkjoin_scheduler.vllm_seam.job import Job
+    from forkjoin_scheduler.vllm_seam.cache.job import Job
 
 Counted = TypeVar("Counted", Progress, FamilyEnded)
 

@@ -22,13 +22,13 @@ def register() -> None:
     import vllm.v1.engine.async_llm as async_llm
 
     from forkjoin_scheduler.redact import hide_in_logs
-    from forkjoin_scheduler.vllm_seam.collector import PieceCollector
-    from forkjoin_scheduler.vllm_seam.drafted_temperatures import spread_temperatures_over_drafts
-    from forkjoin_scheduler.vllm_seam.engine_calls import answer_front_ends
-    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
-    from forkjoin_scheduler.vllm_seam.seeded import keep_seeds_of_partial_prompts
-    from forkjoin_scheduler.vllm_seam.shutdown_lines import leave_out_shutdown_steps
-    from forkjoin_scheduler.vllm_seam.token_texts import decode_alternatives_once
+    from forkjoin_scheduler.vllm_seam.front_end.collector import PieceCollector
+    from forkjoin_scheduler.vllm_seam.front_end.engine_calls import answer_front_ends
+    from forkjoin_scheduler.vllm_seam.front_end.output import ForkJoinOutputProcessor
+    from forkjoin_scheduler.vllm_seam.front_end.shutdown_lines import leave_out_shutdown_steps
+    from forkjoin_scheduler.vllm_seam.front_end.token_texts import decode_alternatives_once
+    from forkjoin_scheduler.vllm_seam.mends.drafted_temperatures import spread_temperatures_over_drafts
+    from forkjoin_scheduler.vllm_seam.mends.seeded import keep_seeds_of_partial_prompts
     from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010

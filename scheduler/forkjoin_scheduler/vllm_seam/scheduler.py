@@ -30,38 +30,40 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.vllm_seam import compat, kv, queues
-from forkjoin_scheduler.vllm_seam.admission_gate import AdmissionGate
-from forkjoin_scheduler.vllm_seam.advancing import Advancing
-from forkjoin_scheduler.vllm_seam.ahead import JoinAhead
-from forkjoin_scheduler.vllm_seam.answers import Answers
-from forkjoin_scheduler.vllm_seam.cancelling import Cancelling
+from forkjoin_scheduler.vllm_seam import compat
+from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead
+from forkjoin_scheduler.vllm_seam.cache.eviction import Eviction
+from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.placing import Placing
+from forkjoin_scheduler.vllm_seam.cache.prefixes import Prefixes
+from forkjoin_scheduler.vllm_seam.cache.restoring import Restoring
+from forkjoin_scheduler.vllm_seam.cache.stitching import Stitching
+from forkjoin_scheduler.vllm_seam.cache.victims import Victims
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
-from forkjoin_scheduler.vllm_seam.cutting import Cutting
-from forkjoin_scheduler.vllm_seam.ending import Ends
-from forkjoin_scheduler.vllm_seam.eviction import Eviction
-from forkjoin_scheduler.vllm_seam.family_drafts import FamilyDrafts
 from forkjoin_scheduler.vllm_seam.fence import Fence, drained
-from forkjoin_scheduler.vllm_seam.forking import Forks
-from forkjoin_scheduler.vllm_seam.hearing import Hearing
-from forkjoin_scheduler.vllm_seam.jobs import Jobs
-from forkjoin_scheduler.vllm_seam.joining import Joins
-from forkjoin_scheduler.vllm_seam.leaving import Leaving
-from forkjoin_scheduler.vllm_seam.load_report import LoadReport
-from forkjoin_scheduler.vllm_seam.overview import Overview, Row
-from forkjoin_scheduler.vllm_seam.params import Params
-from forkjoin_scheduler.vllm_seam.placing import Placing
-from forkjoin_scheduler.vllm_seam.planning import Planning
-from forkjoin_scheduler.vllm_seam.prefixes import Prefixes
-from forkjoin_scheduler.vllm_seam.restoring import Restoring
-from forkjoin_scheduler.vllm_seam.starting import Starting
-from forkjoin_scheduler.vllm_seam.stitching import Stitching
-from forkjoin_scheduler.vllm_seam.taking import Taking
-from forkjoin_scheduler.vllm_seam.thread_pacer import ThreadPacer
-from forkjoin_scheduler.vllm_seam.victims import Victims
-from forkjoin_scheduler.vllm_seam.voting import Voting
-from forkjoin_scheduler.vllm_seam.waiting import Waiters
-from forkjoin_scheduler.vllm_seam.wishes import Wishes
+from forkjoin_scheduler.vllm_seam.mends.family_drafts import FamilyDrafts
+from forkjoin_scheduler.vllm_seam.starts import queues
+from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
+from forkjoin_scheduler.vllm_seam.starts.answers import Answers
+from forkjoin_scheduler.vllm_seam.starts.load_report import LoadReport
+from forkjoin_scheduler.vllm_seam.starts.overview import Overview, Row
+from forkjoin_scheduler.vllm_seam.starts.thread_pacer import ThreadPacer
+from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters
+from forkjoin_scheduler.vllm_seam.starts.wishes import Wishes
+from forkjoin_scheduler.vllm_seam.threads.advancing import Advancing
+from forkjoin_scheduler.vllm_seam.threads.cancelling import Cancelling
+from forkjoin_scheduler.vllm_seam.threads.cutting import Cutting
+from forkjoin_scheduler.vllm_seam.threads.ending import Ends
+from forkjoin_scheduler.vllm_seam.threads.forking import Forks
+from forkjoin_scheduler.vllm_seam.threads.hearing import Hearing
+from forkjoin_scheduler.vllm_seam.threads.joining import Joins
+from forkjoin_scheduler.vllm_seam.threads.leaving import Leaving
+from forkjoin_scheduler.vllm_seam.threads.params import Params
+from forkjoin_scheduler.vllm_seam.threads.planning import Planning
+from forkjoin_scheduler.vllm_seam.threads.starting import Starting
+from forkjoin_scheduler.vllm_seam.threads.taking import Taking
+from forkjoin_scheduler.vllm_seam.threads.voting import Voting
 
 _ONCE_RAN = (RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STREAMING_REQ)
 

@@ -36,8 +36,15 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from forkjoin_scheduler.errors import UnsupportedEngine
-from forkjoin_scheduler.vllm_seam.layouts import Copier, copy_slots, facts_of, layout_of, refusal, slot_copier
-from forkjoin_scheduler.vllm_seam.orders import NOTHING, Int64s, Orders, orders_of
+from forkjoin_scheduler.vllm_seam.cache.layouts import (
+    Copier,
+    copy_slots,
+    facts_of,
+    layout_of,
+    refusal,
+    slot_copier,
+)
+from forkjoin_scheduler.vllm_seam.cache.orders import NOTHING, Int64s, Orders, orders_of
 
 #: The base classes, to the type checker: which they are is the platform's choice.
 Runner: Any = object

@@ -9,8 +9,8 @@ from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_server.doctor.check import Check, fail, ok
 
 if TYPE_CHECKING:
-    from forkjoin_scheduler.vllm_seam.estimate import Cache
-    from forkjoin_scheduler.vllm_seam.machine import Machine
+    from forkjoin_scheduler.vllm_seam.cache.estimate import Cache
+    from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 
 
 def engine(vllm_config: Any, wanted: Dialect | None) -> Check:
@@ -28,7 +28,8 @@ def engine(vllm_config: Any, wanted: Dialect | None) -> Check:
 
 def stitching(vllm_config: Any, cache: Cache, machine: Machine) -> Check:
     """Whether a stitched join can move KV, and has the room to."""
-    from forkjoin_scheduler.vllm_seam import compat, estimate
+    from forkjoin_scheduler.vllm_seam import compat
+    from forkjoin_scheduler.vllm_seam.cache import estimate
 
     if reason := estimate.stitching_refusal(vllm_config, machine):
         return fail("stitching", reason)

@@ -15,7 +15,7 @@ from forkjoin_server.doctor.check import Check, fail, ok, size, warn
 from forkjoin_server.vllm_seam.versions import check_version
 
 if TYPE_CHECKING:
-    from forkjoin_scheduler.vllm_seam.machine import Machine
+    from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 
 #: Pythons that vLLM 0.32 runs on, as pyproject.toml says.
 OLDEST, TOO_NEW = (3, 11), (3, 14)

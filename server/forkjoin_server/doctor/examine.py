@@ -25,7 +25,7 @@ def installed() -> list[Check]:
 
 def examine(given: Given) -> Iterator[Check]:
     """Look at what a server with ``given`` needs. Raises nothing: what is wrong is a check that fails."""
-    from forkjoin_scheduler.vllm_seam.machine import machine
+    from forkjoin_scheduler.vllm_seam.cache.machine import machine
 
     args = given.args
     name = args.model_tag or args.model
@@ -54,7 +54,7 @@ def examine(given: Given) -> Iterator[Check]:
 
 
 def _served(vllm_config: Any, weight_bytes: int, here: Any) -> Iterator[Check]:
-    from forkjoin_scheduler.vllm_seam import estimate
+    from forkjoin_scheduler.vllm_seam.cache import estimate
 
     wanted = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
     yield models.model(vllm_config, weight_bytes)

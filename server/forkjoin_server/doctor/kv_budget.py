@@ -8,7 +8,7 @@ from forkjoin_scheduler.policy.admission import Admission, Need, Room
 from forkjoin_server.doctor.check import Check, fail, ok, warn
 
 if TYPE_CHECKING:
-    from forkjoin_scheduler.vllm_seam.estimate import Cache
+    from forkjoin_scheduler.vllm_seam.cache.estimate import Cache
 
 #: What a request is taken to bring.
 PROMPT_TOKENS = 512

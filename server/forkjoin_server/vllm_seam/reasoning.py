@@ -27,8 +27,8 @@ def why_not_reasoning(
         return None
     from vllm.reasoning import ReasoningParserManager
 
-    from forkjoin_scheduler.vllm_seam.answers import reasoning_ends
-    from forkjoin_scheduler.vllm_seam.sampling import can_ban
+    from forkjoin_scheduler.vllm_seam.starts.answers import reasoning_ends
+    from forkjoin_scheduler.vllm_seam.threads.sampling import can_ban
     from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 
     tokenizer = client.renderer.get_tokenizer()

@@ -11,8 +11,8 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from forkjoin_scheduler.vllm_seam import collector
-from forkjoin_scheduler.vllm_seam.collector import PIECE_TOKENS, PieceCollector
+from forkjoin_scheduler.vllm_seam.front_end import collector
+from forkjoin_scheduler.vllm_seam.front_end.collector import PIECE_TOKENS, PieceCollector
 
 NUM_TOKENS = 10 * PIECE_TOKENS + 3
 

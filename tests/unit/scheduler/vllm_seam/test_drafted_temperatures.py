@@ -13,7 +13,7 @@ def expand():
     from vllm.platforms import current_platform
     from vllm.v1.sample.rejection_sampler import expand_batch_to_tokens
 
-    from forkjoin_scheduler.vllm_seam.drafted_temperatures import spread_temperatures_over_drafts
+    from forkjoin_scheduler.vllm_seam.mends.drafted_temperatures import spread_temperatures_over_drafts
 
     spread_temperatures_over_drafts()
     with pytest.MonkeyPatch.context() as patched:

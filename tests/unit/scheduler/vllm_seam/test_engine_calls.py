@@ -23,7 +23,7 @@ def core():
     """vLLM's engine core with the plugin in it, and nothing that computes."""
     from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 
-    from forkjoin_scheduler.vllm_seam.engine_calls import answer_front_ends
+    from forkjoin_scheduler.vllm_seam.front_end.engine_calls import answer_front_ends
 
     answer_front_ends()
     core = EngineCoreProc.__new__(EngineCoreProc)

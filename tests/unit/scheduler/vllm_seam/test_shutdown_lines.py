@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from forkjoin_scheduler.vllm_seam.shutdown_lines import LOGGERS, STEPS, LeavesOutSteps
+from forkjoin_scheduler.vllm_seam.front_end.shutdown_lines import LOGGERS, STEPS, LeavesOutSteps
 
 
 def record(level: int, text: str) -> logging.LogRecord:

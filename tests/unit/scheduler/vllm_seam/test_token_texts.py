@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from forkjoin_scheduler.vllm_seam.token_texts import TokenTexts, decode_alternatives_once
+from forkjoin_scheduler.vllm_seam.front_end.token_texts import TokenTexts, decode_alternatives_once
 
 
 class Tokenizer:

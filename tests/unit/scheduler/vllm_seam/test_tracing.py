@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from forkjoin_scheduler.family import ThreadEnd
 from forkjoin_scheduler.publish.events import Forked, Joined, NewThread, Progress, ThreadEnded
-from forkjoin_scheduler.vllm_seam.tracing import REQUEST, THREAD, ThreadTracer
-from forkjoin_scheduler.vllm_seam.wire import Told
+from forkjoin_scheduler.vllm_seam.front_end.tracing import REQUEST, THREAD, ThreadTracer
+from forkjoin_scheduler.vllm_seam.front_end.wire import Told
 
 KEY = "fj" + "0" * 32
 NOW = time.time_ns()
@@ -99,8 +99,8 @@ def test_threads_of_a_request_that_the_sampler_drops_have_no_spans(make):
 
 def test_nothing_is_imported_or_kept_where_tracing_is_off():
     code = (
-        "import sys; from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor as P;"
+        "import sys; from forkjoin_scheduler.vllm_seam.front_end.output import ForkJoinOutputProcessor as P;"
         "p = P(None, log_stats=False); assert p._tracer is None;"
-        "assert not {'forkjoin_scheduler.publish.spans', 'forkjoin_scheduler.vllm_seam.tracing'} & set(sys.modules)"
+        "assert not {'forkjoin_scheduler.publish.spans', 'forkjoin_scheduler.vllm_seam.front_end.tracing'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -272,7 +272,7 @@ def test_a_request_is_counted_by_the_answers_and_threads_that_it_asks_for(body, 
 def processor():
     from vllm.v1.engine.output_processor import OutputProcessor
 
-    from forkjoin_scheduler.vllm_seam.output import ForkJoinOutputProcessor
+    from forkjoin_scheduler.vllm_seam.front_end.output import ForkJoinOutputProcessor
 
     made = ForkJoinOutputProcessor(None, log_stats=False)
     assert isinstance(made, OutputProcessor)
@@ -354,7 +354,7 @@ def test_with_a_cache_of_its_own_a_key_names_no_other_whatever_salt_it_gives(pro
 
 
 def test_what_the_engine_expects_is_what_it_has_told(processor):
-    from forkjoin_scheduler.vllm_seam import wire
+    from forkjoin_scheduler.vllm_seam.front_end import wire
 
     load = Load(threads=0, requests=0, expected_tokens=7, expected_threads=2.5)
     processor.process_outputs([wire.pack("", [load], 0)])

@@ -15,8 +15,8 @@ from vllm.platforms import CpuArchEnum, current_platform
 
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import UnsupportedEngine
-from forkjoin_scheduler.vllm_seam.estimate import Cache, bytes_needed, cache_of, stitching_refusal
-from forkjoin_scheduler.vllm_seam.machine import Machine
+from forkjoin_scheduler.vllm_seam.cache.estimate import Cache, bytes_needed, cache_of, stitching_refusal
+from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 from forkjoin_server.doctor import beside, environment, examine, kv_budget, ports
 from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, ok, size, warn
@@ -330,7 +330,7 @@ def test_a_socket_is_made_where_there_is_none(tmp_path):
 
 
 def test_a_driver_that_cannot_be_asked_fails_without_a_traceback(monkeypatch):
-    from forkjoin_scheduler.vllm_seam import machine
+    from forkjoin_scheduler.vllm_seam.cache import machine
 
     def broken():
         raise RuntimeError("no driver")
@@ -342,7 +342,7 @@ def test_a_driver_that_cannot_be_asked_fails_without_a_traceback(monkeypatch):
 
 
 def test_this_machine_can_be_asked():
-    from forkjoin_scheduler.vllm_seam.machine import machine
+    from forkjoin_scheduler.vllm_seam.cache.machine import machine
 
     here = machine()
     assert here.kind == "cpu"

@@ -7,7 +7,7 @@ import sysconfig
 
 import pytest
 
-from forkjoin_scheduler.vllm_seam.machine import Machine
+from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 from forkjoin_server.doctor import environment, prerequisites
 from forkjoin_server.doctor.check import Status
 from forkjoin_server.doctor.prerequisites import COMPILER, HEADERS, NUMA, VENV

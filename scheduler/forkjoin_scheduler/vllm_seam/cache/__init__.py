@@ -1,0 +1,1 @@
+"""What touches the KV cache: blocks taken, held, moved, computed anew and given back."""

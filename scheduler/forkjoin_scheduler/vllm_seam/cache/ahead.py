@@ -1,0 +1,122 @@
+"""The progressive join: threads that have ended are prefilled while slower ones still decode.
+
+The joined context of a re-prefill join is a prefix for each thread that has ended, in order. So
+these can be prefilled behind one another before the last one ends, riding in the steps of those
+that decode, a few tokens a step; at the join little is left. The same tokens, the same result.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from forkjoin_scheduler.dialects.dialect import Policy
+from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.join import end_policy, joined_ids
+from forkjoin_scheduler.publish.events import JoinedAhead
+from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
+from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.stitching import Part
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+
+
+class JoinAhead:
+    """Prefills for joins to come, within ``Settings.join_ahead_tokens`` a step."""
+
+    def __init__(self, core: Core, jobs: Jobs) -> None:
+        self._core = core
+        self._jobs = jobs
+        #: Tokens that are being prefilled ahead, and the branches that wait to have some.
+        self.num_tokens = 0
+        self.waiting: list[tuple[LiveFamily, Branch]] = []
+
+    def prefill(self, live: LiveFamily, branch: Branch) -> None:
+        """Prefill threads that have ended, in order, behind the first while slower ones decode.
+
+        Riding in their steps it costs little, and leaves little to do when the last one ends.
+        """
+        if not self._core.settings.join_ahead_tokens or branch in live.ahead:
+            return
+        if branch.state is not BranchState.PARKED or live.dialect.is_stitched:
+            return
+        if branch.waits_for[0] in live.held and _num_ended(live, branch) > 1:
+            job = self._jobs.start(live, partial(self._prefill_ended, live, branch))
+            if job in live.jobs:
+                live.ahead[branch] = job
+
+    def _prefill_ended(self, live: LiveFamily, branch: Branch, job: Job) -> Work:
+        """Go on as long as the next thread has ended and the step has tokens left, slice by slice."""
+        first, *others = branch.waits_for
+        held = live.held.pop(first)
+        parent = self._core.request_of(branch)
+        job.last_hashes = parent.block_hashes  # it begins as its parent's
+        context = [
+            *parent._all_token_ids,
+            *joined_ids(live.dialect, first, self._core.tokenizer),
+        ]
+        for number, thread in enumerate(others, 1):
+            context += joined_ids(live.dialect, thread, self._core.tokenizer)
+            if _num_ended(live, branch) <= number or len(context) >= self._core.max_model_len:
+                break
+            while (
+                held.num_tokens < len(context)
+                and (room := self._core.settings.join_ahead_tokens - self.num_tokens) > 0
+            ):
+                end = min(held.num_tokens + room, len(context))
+                held = yield from self._prefill_slice(live, job, context[:end], held)
+            if held.num_tokens < len(context):
+                self.waiting.append((live, branch))
+                break
+        live.held[first] = held
+        live.ahead.pop(branch, None)
+
+    def _prefill_slice(self, live: LiveFamily, job: Job, token_ids: list[int], held: kv.HeldBlocks) -> Part:
+        num_tokens = len(token_ids) - held.num_tokens
+        self.num_tokens += num_tokens
+        try:
+            held = job.take((yield Fill(token_ids, held, known_hashes=job.last_hashes)))
+        finally:
+            self.num_tokens -= num_tokens
+        live.tell(JoinedAhead(prefilled_tokens=num_tokens))
+        return held
+
+    def go_on(self, live: LiveFamily, branch: Branch) -> None:
+        """Prefill ahead for a branch for which the last step had no tokens left."""
+        if live.family.request_id in self._core.live:
+            self.prefill(live, branch)
+
+    def prefilled(self, live: LiveFamily, branch: Branch) -> kv.HeldBlocks | None:
+        """The blocks that hold the beginning of the joined context, taken from whoever has them."""
+        if job := live.ahead.pop(branch, None):
+            held = self._take_over(job)
+            if held is not None:
+                num_tokens = max(held.num_tokens - self._start_of(job), 0)
+                live.tell(JoinedAhead(prefilled_tokens=num_tokens))
+            self._jobs.clear(job)
+            live.jobs.remove(job)
+            return held
+        return live.held.pop(branch.waits_for[0], None)
+
+    def _take_over(self, job: Job) -> kv.HeldBlocks | None:
+        """What the fill of ``job`` has computed so far; None if vLLM has preempted it."""
+        request, fill = job.request, job.fill
+        if request is None or fill is None or not request.num_computed_tokens:
+            return None
+        return kv.hold(self._core.kv_cache_manager, request, len(fill.token_ids))
+
+    @staticmethod
+    def _start_of(job: Job) -> int:
+        return job.fill.start.num_tokens if job.fill is not None and job.fill.start is not None else 0
+
+
+def _num_ended(live: LiveFamily, branch: Branch) -> int:
+    """How many of the threads that ``branch`` waits for, from the first, have ended and may be joined."""
+    ended = 0
+    for thread in branch.waits_for:
+        if thread.is_live or thread.end in (ThreadEnd.REQUEST_STOP, ThreadEnd.CANCELLED):
+            break
+        if end_policy(live.dialect, thread.end) is Policy.END_REQUEST:
+            break
+        ended += 1
+    return ended

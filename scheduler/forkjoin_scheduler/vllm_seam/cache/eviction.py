@@ -1,0 +1,90 @@
+"""Families give their blocks back where nothing could run otherwise, and get them again."""
+
+from __future__ import annotations
+
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.restoring import Restoring
+from forkjoin_scheduler.vllm_seam.cache.victims import Victims
+from forkjoin_scheduler.vllm_seam.core import Core, logger
+from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.starts import queues
+
+
+class Eviction:
+    """Takes back the blocks of families, and gives them back. Owns who waits for theirs."""
+
+    def __init__(self, core: Core, fence: Fence, jobs: Jobs, restoring: Restoring, victims: Victims) -> None:
+        self._core = core
+        self._fence = fence
+        self._jobs = jobs
+        self._restoring = restoring
+        self._victims = victims
+        #: Stitched families whose blocks were taken back, to be restored when another has ended.
+        self.evicted: list[LiveFamily] = []
+
+    def spare_the_oldest(self) -> None:
+        """Let whoever vLLM preempts first, the last in its list, be of the family whose turn comes last.
+
+        What runs is to be finished; a thread of an old family may have started a moment ago.
+        """
+        scheduler = self._core.scheduler
+        of_each = max(scheduler._spec_decode_step_blocks, 1)  # blocks that it takes in a step, at most
+        if kv.num_free_blocks(self._core.kv_cache_manager) < len(scheduler.running) * of_each:
+            scheduler.running.sort(key=self._core.turn)
+
+    def relieve(self) -> None:
+        """Nothing runs and nothing could be started: take back a family's blocks.
+
+        What waits with blocks is no victim of vLLM's preemption, so a pool full of them would wait
+        for ever. What a family shared is computed anew.
+        """
+        if self._has_uncompiled():
+            return
+        holding = [live for live in self._core.live.values() if self._holders(live) or live.held or live.jobs]
+        if holding:
+            victim = self._victims.choose(holding)
+            self._fence.fenced("evict", victim, self.evict, victim)
+        else:
+            self.restore_next()
+
+    def _has_uncompiled(self) -> bool:
+        """Whether a thread waits for its grammar to be compiled: it will run without any blocks of others."""
+        compiling = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+        return any(self._core.requests[i].status == compiling for i in self._core.threads)
+
+    def _holders(self, live: LiveFamily) -> list[Request]:
+        """The requests of the family that wait with blocks."""
+        requests = [self._core.requests.get(b.request_id) for b in live.family.root.subtree() if b.is_live]
+        waiting = [r for r in requests if r is not None and r.status != RequestStatus.RUNNING]
+        return [r for r in waiting if kv.has_blocks(self._core.kv_cache_manager, r)]
+
+    def evict(self, live: LiveFamily) -> None:
+        """Take back all blocks of a family; what it has computed is computed anew."""
+        request_id = live.family.request_id
+        logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
+        if live.dialect.is_stitched:
+            self._restoring.suspend_family(live)
+            if live not in self.evicted:
+                self.evicted.append(live)
+            return
+        for request in self._holders(live):
+            self._core.kv_cache_manager.free(request)
+            queues.repark(self._core.scheduler, request, 0)
+        self._jobs.drop(live)
+        kv.release(self._core.kv_cache_manager, *live.take_held(list(live.held)))
+
+    def restore_next(self) -> None:
+        """Let the evicted family whose turn comes first have its KV again.
+
+        Not before another has ended, or none holds blocks: two that take each other's blocks would
+        do so for ever.
+        """
+        self.evicted = [live for live in self.evicted if live.family.request_id in self._core.live]
+        if self.evicted:
+            first = min(self.evicted, key=lambda live: self._core.turn(live.request))
+            self.evicted.remove(first)
+            self._fence.fenced("restore", first, self._restoring.regain_family, first)

@@ -1,0 +1,248 @@
+"""Where the KV of one token lies in each layout that this package knows, and how to move it.
+
+A layer's cache is a view [kernel blocks, KV heads, tokens of a block, content]. What a backend keeps
+in a block is its own affair, so a layout is known by the backend's name (on CPUs: and the kernels'),
+and what is not named here is refused at start: a wrong guess would not crash, it would answer wrongly.
+
+Invariants (pinned by tests/engine/test_layouts.py):
+
+- A copy moves K and V of exactly the ordered slots, in every layer once, whatever the strides.
+- Kernel blocks cut a scheduler's block into equal pieces that follow each other, so that a slot,
+  counted through all blocks, has the same number in both (``facts_of`` finds the layouts where not).
+
+The GPU layouts are tested on views made by vLLM's own code, in CPU memory. They have never met a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.kv_cache_interface import KVQuantMode
+
+from forkjoin_scheduler.vllm_seam.cache.orders import Int64s
+from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_with_kv
+
+#: (cache view of a layer, source slots, destination slots on its device): moves them in place.
+Copier = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+#: (backend name, kernels' name on CPUs)
+Layout = tuple[str, str | None]
+
+
+def _copy_rows(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
+    """A token's K and V side by side, for each head: cache[block, head, offset] = K | V."""
+    size = cache.shape[2]
+    cache[destination // size, :, destination % size] = cache[source // size, :, source % size]
+
+
+def _copy_columns(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
+    """Each head's K of a block as [head size, block size], behind it V as [block size, head size]."""
+    _, _, size, content = cache.shape
+    halves = cache.view(*cache.shape[:2], 2, size * content // 2)
+    keys = halves[:, :, 0].unflatten(-1, (content // 2, size))
+    values = halves[:, :, 1].unflatten(-1, (size, content // 2))
+    from_block, from_offset = source // size, source % size
+    to_block, to_offset = destination // size, destination % size
+    keys[to_block, :, :, to_offset] = keys[from_block, :, :, from_offset]
+    values[to_block, :, to_offset] = values[from_block, :, from_offset]
+
+
+def _copy_tiles(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
+    """What AMX multiplies by: tiles whose rows are 16 pairs, each head's K of a block before its V.
+
+    K as [tokens / 16, head size / 2, 16 tokens, 2 of the head], V as [head size / 16, tokens / 2, 16 of
+    the head, 2 tokens]. A pair is 4 bytes: two of bf16, which is all that vLLM takes AMX for.
+    """
+    _, _, size, content = cache.shape
+    halves = cache.view(*cache.shape[:2], 2, size * content // 2)
+    keys = halves[:, :, 0].unflatten(-1, (size // 16, content // 4, 16, 2))
+    values = halves[:, :, 1].unflatten(-1, (content // 32, size // 2, 16, 2))
+    from_block, at = source // size, source % size
+    to_block, to = destination // size, destination % size
+    keys[to_block, :, to // 16, :, to % 16] = keys[from_block, :, at // 16, :, at % 16]
+    values[to_block, :, :, to // 2, :, to % 2] = values[from_block, :, :, at // 2, :, at % 2]
+
+
+#: vec and vec16 write alike. The kernels of other machines (neon, rvv, vsx, vxe) are not in this
+#: machine's build, so what they write could not be looked at.
+COPIERS: dict[Layout, Copier] = {
+    ("CPU_ATTN", "amx"): _copy_tiles,
+    ("CPU_ATTN", "vec"): _copy_columns,
+    ("CPU_ATTN", "vec16"): _copy_columns,
+    ("FLASH_ATTN", None): _copy_rows,
+    ("FLASHINFER", None): _copy_rows,
+    ("TRITON_ATTN", None): _copy_rows,
+}
+
+
+def _names(layouts: Iterable[Layout]) -> str:
+    return ", ".join(name if isa is None else f"{name} ({isa})" for name, isa in layouts)
+
+
+def slot_copier(backend_name: str, isa: str | None) -> Copier | None:
+    """What moves slots in a layer's cache, or None if the layout is not known."""
+    return COPIERS.get((backend_name, isa))
+
+
+def copy_slots(caches: Iterable[tuple[Copier, torch.Tensor]], slot_copies: Int64s) -> None:
+    """Obey ``slot_copies`` ([n, 2]) in the caches of all layers; those that share one move it once.
+
+    Queued on the current stream, without waiting for it.
+    """
+    if not len(slot_copies):
+        return
+    # Unpickled arrays may be read-only, which torch does not take: .copy().
+    host = slot_copies.T.copy()
+    slots: torch.Tensor | None = None
+    moved: set[int] = set()
+    for copier, cache in caches:
+        if cache.data_ptr() in moved:
+            continue
+        moved.add(cache.data_ptr())
+        if slots is None:
+            slots = async_tensor_h2d(host, device=cache.device)
+        copier(cache, slots[0], slots[1])
+
+
+# ---- what can't be stitched ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """What of an engine decides whether KV can change its slot, and a token its position."""
+
+    #: Of all layers, without repetition.
+    layouts: tuple[Layout, ...]
+    #: vLLM's names of their kinds of KV cache, without repetition.
+    specs: tuple[str, ...] = ("FullAttentionSpec",)
+    num_groups: int = 1
+    cache_dtype: str = "auto"
+    is_quantized: bool = False
+    #: Tokens that a layer looks back, where it does not see all of them.
+    window: int | None = None
+    #: Content other than K and V of one head size for each token, or attention to later tokens.
+    is_irregular: bool = False
+    #: Kernel blocks that do not follow each other, other layers' lying between.
+    is_interleaved: bool = False
+    has_alibi: bool = False
+    uses_mrope: bool = False
+    num_context_ranks: int = 1
+    #: The method of speculative decoding, if it has KV of its own.
+    drafts_with_kv: str | None = None
+
+    @property
+    def spec_names(self) -> str:
+        """The kinds of KV cache, for a reader."""
+        return ", ".join(self.specs)
+
+    @property
+    def unknown_layouts(self) -> str:
+        """The layouts that have no copier, for a reader; empty if all have one."""
+        return _names(layout for layout in self.layouts if slot_copier(*layout) is None)
+
+
+def layout_of(backend: Any, layer: Any) -> Layout:
+    """The name of the layout of ``layer``, whose attention runs on ``backend``."""
+    return backend.get_name(), getattr(layer, "isa", None)
+
+
+def facts_of(vllm_config: Any, kv_cache_config: Any, attn_groups: Any) -> CacheFacts:
+    """The facts of a model runner whose KV cache and attention backends are set up."""
+    groups = [group for groups in attn_groups for group in groups]
+    specs = [group.kv_cache_spec for group in groups]
+    layers = vllm_config.compilation_config.static_forward_context
+    layouts = [layout_of(g.backend, layers[name]) for g in groups for name in g.layer_names]
+    impls = [getattr(layers[name], "impl", None) for g in groups for name in g.layer_names]
+    cache_dtype = vllm_config.cache_config.cache_dtype
+    parallel = vllm_config.parallel_config
+    return CacheFacts(
+        layouts=tuple(dict.fromkeys(layouts)),
+        specs=tuple(dict.fromkeys(type(spec).__name__ for spec in specs)),
+        num_groups=len(kv_cache_config.kv_cache_groups),
+        cache_dtype=cache_dtype,
+        is_quantized=any(
+            getattr(s, "kv_quant_mode", KVQuantMode.NONE) is not KVQuantMode.NONE for s in specs
+        ),
+        window=next(filter(None, map(_window, specs)), None),
+        is_irregular=any(map(_is_irregular, specs)),
+        is_interleaved=any(group.kernel_block_size is not None for group in groups),
+        has_alibi=any(getattr(impl, "alibi_slopes", None) is not None for impl in impls),
+        uses_mrope=vllm_config.model_config.uses_mrope,
+        num_context_ranks=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
+        drafts_with_kv=drafts_with_kv(vllm_config),
+    )
+
+
+def _window(spec: Any) -> int | None:
+    return getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
+
+
+def _is_irregular(spec: Any) -> bool:
+    """Whether ``spec`` is one of full attention and yet not [block, KV head, token, K | V]."""
+    if type(spec).__name__ != "FullAttentionSpec":
+        return False
+    return (
+        spec.head_size_v != spec.head_size
+        or spec.tokens_per_state != 1
+        or spec.num_head_slots is not None
+        or spec.state_content_bytes is not None
+        or spec.non_causal
+    )
+
+
+_TOKENS_KV = "the KV of each token, in a slot of its own"
+_OTHER_JOIN = "use a dialect that joins by prefilling again, or serve with --dialect none"
+
+#: (whether the facts have it; expected; seen; what to do, if more than _OTHER_JOIN). The first that
+#: applies is told, so what explains more stands first.
+Refusal = tuple[Callable[[CacheFacts], object], str, str, str]
+REFUSALS: tuple[Refusal, ...] = (
+    (lambda f: f.drafts_with_kv,
+     "drafts that are looked up (ngram, suffix)",
+     "{f.drafts_with_kv}, whose own KV and positions would stay behind",
+     "name one of them in --speculative-config, or drop it"),
+    (lambda f: f.num_context_ranks > 1,
+     "all KV of a sequence on one rank", "context parallelism over {f.num_context_ranks} ranks",
+     "set the decode and prefill context parallel sizes to 1"),
+    (lambda f: f.uses_mrope,
+     "one position a token, which can be offset", "a model with M-RoPE, which has several", ""),
+    (lambda f: f.has_alibi,
+     "positions that the model is given", "ALiBi slopes, which count by the slots of the KV cache", ""),
+    (lambda f: "MLA" in f.spec_names,
+     _TOKENS_KV, "MLA ({f.spec_names}), which keeps one latent vector in a layout of its kernels", ""),
+    (lambda f: "Mamba" in f.spec_names,
+     _TOKENS_KV, "Mamba layers ({f.spec_names}), whose state is of the whole sequence", ""),
+    (lambda f: f.window is not None or re.search("SlidingWindow|ChunkedLocal", f.spec_names),
+     "attention to all tokens",
+     "a sliding window or local chunks ({f.spec_names}), which count by slots", ""),
+    (lambda f: f.spec_names != "FullAttentionSpec",
+     "plain full attention (FullAttentionSpec) in all layers", "{f.spec_names}", ""),
+    (lambda f: f.num_groups != 1,
+     "one KV cache group", "{f.num_groups}, each with blocks of its own", ""),
+    (lambda f: f.is_quantized,
+     "a KV cache in the model's precision",
+     "a quantised one ({f.cache_dtype}), whose scales would not move along",
+     "set --kv-cache-dtype to the model's, or take a checkpoint without KV scales"),
+    (lambda f: f.is_irregular,
+     "K and V of one head size for each token, causal attention", "packed, uneven or non-causal ones", ""),
+    (lambda f: f.is_interleaved,
+     "kernel blocks that follow each other", "kernel blocks with other layers' between them",
+     "reduce --block-size to the kernels', or set VLLM_KV_CACHE_LAYOUT=LBNHC"),
+    (lambda f: f.unknown_layouts,
+     f"one of the KV layouts {_names(COPIERS)}", "{f.unknown_layouts}",
+     "choose one of them with --attention-backend"),
+)  # fmt: skip
+
+
+def refusal(facts: CacheFacts) -> str | None:
+    """Why the stitched join can't run on an engine with these facts, or None if it can."""
+    for has_it, expected, seen, remedy in REFUSALS:
+        if has_it(facts):
+            to_do = f"{remedy}; or {_OTHER_JOIN}" if remedy else _OTHER_JOIN
+            return f"the stitched join expects {expected}, found {seen.format(f=facts)}: {to_do}"
+    return None

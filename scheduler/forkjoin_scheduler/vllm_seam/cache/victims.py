@@ -1,0 +1,42 @@
+"""Which family gives its blocks back, by the server's policy (``policy/eviction.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from forkjoin_scheduler.policy.eviction import EvictionPolicy, FamilyFacts, LastCome
+from forkjoin_scheduler.settings import own_eviction_policy
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
+
+
+class Victims:
+    """Chooses the family that gives way. Owns the policy."""
+
+    def __init__(self, core: Core, fence: Fence, gate: AdmissionGate) -> None:
+        self._core, self._fence, self._gate = core, fence, gate
+        own = core.settings.eviction_policy
+        self._policy: EvictionPolicy = LastCome() if own is None else own_eviction_policy(own)()
+
+    def choose(self, holding: Sequence[LiveFamily]) -> LiveFamily:
+        """One of the families ``holding`` blocks. A policy that raises is asked no more."""
+        by_key = {live.family.request_id: live for live in holding}
+        facts = [self._facts(live) for live in holding]
+        try:
+            return by_key[self._policy.choose(facts)]
+        except Exception as error:  # the policy may be anybody's
+            self._fence.contain("evict", error, None)
+            self._policy = LastCome()
+        return by_key[self._policy.choose(facts)]
+
+    def _facts(self, live: LiveFamily) -> FamilyFacts:
+        priority, arrival = self._core.turn(live.request)
+        return FamilyFacts(
+            key=live.family.request_id,
+            priority=priority,
+            arrival=arrival,
+            num_blocks=self._gate.holds(live.request)[0],
+            written=live.family.num_generated,
+        )

@@ -1,0 +1,1 @@
+"""What crosses to the front end, and what stands there."""

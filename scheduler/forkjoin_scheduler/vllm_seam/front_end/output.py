@@ -1,0 +1,190 @@
+"""vLLM's OutputProcessor, which also hears of threads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
+from vllm.v1.metrics.stats import IterationStats
+
+from forkjoin_scheduler.errors import FrontEndPlace, Overloaded
+from forkjoin_scheduler.policy.backlog import Expected, Tenant, Visit
+from forkjoin_scheduler.publish import event_log
+from forkjoin_scheduler.publish.events import Event, Load, Tokens
+from forkjoin_scheduler.publish.feed import FEEDS, without_key
+from forkjoin_scheduler.publish.thread_text import FamilyTexts
+from forkjoin_scheduler.request.visits import BACKLOG, TENANT, VISIT, salted
+from forkjoin_scheduler.vllm_seam.front_end import wire
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.vllm_seam.front_end.tracing import ThreadTracer
+
+
+class ForkJoinOutputProcessor(OutputProcessor):
+    """Publishes the thread events to ``FEEDS``, and knows what waits; everything else is vLLM's.
+
+    It is where every request passes on its way to the engine, whatever route it came by: so it is
+    counted here, refused if too much waits, and told whose it is.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: By the id of the request.
+        self._texts: dict[str, FamilyTexts] = {}
+        self._tracer: ThreadTracer | None = None
+        if self.tracing_enabled:
+            from forkjoin_scheduler.vllm_seam.front_end.tracing import ThreadTracer
+
+            self._tracer = ThreadTracer()
+
+    # ---- to the engine ---------------------------------------------------------------------
+
+    def add_request(self, request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
+        """Raises vLLM's GracefulHTTPError where too much waits."""
+        if request.request_id in self.request_states:  # more of a session's input
+            super().add_request(request, *args, **kwargs)
+            return
+        visit = VISIT.get() or Visit(Tenant())
+        params = request.sampling_params
+        try:
+            BACKLOG.enter(
+                request.request_id,
+                visit,
+                len(request.prompt_token_ids or ()),
+                params.max_tokens if params is not None else 0,
+            )
+        except Overloaded as error:
+            raise GracefulHTTPError(str(error), HTTPStatus(error.status)) from error
+        try:
+            _say_whose(request, visit.tenant)
+            super().add_request(request, *args, **kwargs)
+        except BaseException:
+            BACKLOG.has_ended(request.request_id)
+            raise
+
+    def _finish_request(self, req_state: RequestState) -> None:
+        super()._finish_request(req_state)
+        try:
+            BACKLOG.has_ended(req_state.request_id)
+        except Exception as error:
+            FEEDS.contain("backlog", error)
+
+    # ---- from the engine -------------------------------------------------------------------
+
+    def process_outputs(
+        self, engine_core_outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any
+    ) -> OutputProcessorOutput:
+        plain = []
+        for output in engine_core_outputs:
+            told = None
+            try:
+                told = wire.unpack(output)
+                if told is None:
+                    BACKLOG.has_begun(output.request_id)
+            except Exception as error:
+                FEEDS.contain("events", error)
+            if told is None:
+                plain.append(output)  # also what could not be read: vLLM drops outputs of nobody
+            else:
+                self._publish(told)
+        return super().process_outputs(plain, *args, **kwargs)
+
+    def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
+        """Abort requests, also by the ids that their clients gave, which our key stands behind."""
+        ids = list(request_ids)
+        if not internal:
+            given = set(ids)
+            ids += [i for i in self.external_req_ids if i not in given and without_key(i) in given]
+        aborted: list[str] = super().abort_requests(ids, internal)
+        for request_id in aborted:
+            BACKLOG.has_ended(request_id)
+        return aborted
+
+    def do_tracing(
+        self,
+        engine_core_output: EngineCoreOutput,
+        req_state: RequestState,
+        iteration_stats: IterationStats | None,
+    ) -> None:
+        ending: AbstractContextManager[None] = nullcontext()
+        if self._tracer is not None:
+            ending = self._tracer.ending(req_state.request_id, req_state.external_req_id)
+        with ending:
+            super().do_tracing(engine_core_output, req_state, iteration_stats)
+
+    def _publish(self, told: wire.Told) -> None:
+        """Hand on what was told to all who want to know; an error of one keeps it from no other."""
+        state = self.request_states.get(told.request_id)
+        try:
+            events = self._with_text(told)
+        except Exception as error:
+            FEEDS.contain("text", error)
+            events = [e for e in told.events if not isinstance(e, Tokens)]
+        told = wire.Told(told.request_id, events, told.time_ns, told.engine)
+        readers: dict[FrontEndPlace, Callable[[wire.Told, RequestState | None], None]] = {
+            "tracing": self._trace,
+            "backlog": self._note_load,
+            "event_log": self._log,
+            "feed": self._feed,
+        }
+        for where, hand_on in readers.items():
+            try:
+                hand_on(told, state)
+            except Exception as error:
+                FEEDS.contain(where, error)
+
+    def _with_text(self, told: wire.Told) -> list[Event]:
+        texts = self._texts.pop(told.request_id, None) or FamilyTexts()
+        assert self.tokenizer is not None  # without one nothing forks
+        events = texts.read(self.tokenizer, told.events)
+        if texts.has_any:
+            self._texts[told.request_id] = texts
+        return events
+
+    def _trace(self, told: wire.Told, state: RequestState | None) -> None:
+        if self._tracer is not None:
+            if state is not None:
+                self._tracer.hear(told)
+            else:
+                self._tracer.forget(told.request_id)
+
+    def _note_load(self, told: wire.Told, _: RequestState | None) -> None:
+        for event in told.events:
+            if isinstance(event, Load):
+                BACKLOG.expected = Expected(event.expected_tokens, event.expected_threads)
+
+    def _log(self, told: wire.Told, state: RequestState | None) -> None:
+        if event_log.LOG.isEnabledFor(logging.INFO):
+            for event in told.events:
+                event_log.log(_external_id(state) or told.request_id, event)
+
+    def _feed(self, told: wire.Told, state: RequestState | None) -> None:
+        FEEDS.publish(_external_id(state), told.events, told.engine)
+
+
+def _external_id(state: RequestState | None) -> str | None:
+    """The id that the request has for its client; None if it is gone."""
+    if state is None:
+        return None
+    external: str = state.parent_req.external_req_id if state.parent_req else state.external_req_id
+    return external
+
+
+def _say_whose(request: EngineCoreRequest, tenant: Tenant) -> None:
+    """Tell the engine core whose ``request`` is, in the place of what a client may have put there."""
+    if tenant.cache is not None:
+        request.cache_salt = salted(tenant.cache, request.cache_salt)
+    params = request.sampling_params
+    if params is None:
+        return
+    others = {name: value for name, value in (params.extra_args or {}).items() if name != TENANT}
+    if tenant.id:
+        params.extra_args = others | {TENANT: {"id": tenant.id, "weight": tenant.weight}}
+    elif params.extra_args and TENANT in params.extra_args:
+        params.extra_args = others

@@ -1,0 +1,1 @@
+"""Requests of clients: what they ask for, when they start, what waits."""

@@ -1,0 +1,203 @@
+"""Which waiting requests may start: see ``policy/admission.py`` and ``policy/door.py``.
+
+Threads and what has run always may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.family import Branch
+from forkjoin_scheduler.policy.admission import Admission, Need, Room
+from forkjoin_scheduler.policy.door import Door
+from forkjoin_scheduler.policy.waves import first_wave
+from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.cache.placing import Placing
+from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
+from forkjoin_scheduler.vllm_seam.fence import Fence, drained
+from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
+from forkjoin_scheduler.vllm_seam.starts.sharing import SharedQueue, cost
+
+#: What was refused is asked for again in so many steps, or when something has ended.
+ASKED_EVERY = 4
+#: Tokens that a request may write before an abort reaches it.
+WRITTEN_BEHIND_STOP = 64
+
+
+@dataclass
+class Admitted:
+    """A request that may fork and was let in, and what it needed then."""
+
+    request: Request
+    need: Need
+    #: KV blocks that it was expected to hold when it ends.
+    expected_blocks: float
+    #: The most that it was seen to hold.
+    peak_blocks: int = 0
+
+
+class AdmissionGate:
+    """Keeps requests that may fork waiting until there is room for what they will need.
+
+    Owns what is expected of requests, who was let in, and the queue of those that have not begun.
+    """
+
+    def __init__(self, core: Core, fence: Fence, placing: Placing) -> None:
+        self._core, self._placing = core, placing
+        self.admission = Admission()
+        #: By the id of their requests, until they end.
+        self.admitted: dict[str, Admitted] = {}
+        #: Let in in this step.
+        self._let_in: list[Admitted] = []
+        #: Of requests that ended by themselves: the most blocks that each held, over those expected of it.
+        self._peak_ratios: list[float] = []
+        self.door = Door()
+        #: The step in which one that was refused is asked for again.
+        self._asked_next = 0
+        #: What has not begun, each API key's in turn.
+        self.queue = SharedQueue(
+            core.scheduler.policy, lambda request: fence.answer("cost", request, self._expected_cost, 1.0)
+        )
+
+    # ---- starts ----------------------------------------------------------------------------
+
+    def lets_in(self, request: Request) -> bool:
+        """Whether a new ``request`` may start in this step: there is room for what it will need."""
+        if self._core.settings.admission == "greedy":
+            return True
+        return self.door.lets_in(
+            partial(self._is_admitted, request), may_fork=request.request_id in self._core.wishes
+        )
+
+    def _expected_cost(self, request: Request) -> float:
+        return cost(request.num_prompt_tokens, min(self.admission.tokens.mean, request.max_tokens))
+
+    def _is_admitted(self, request: Request) -> bool:
+        if self._core.scheduler.current_step < self._asked_next:
+            return False
+        need = self.new_need(request)
+        if (self.admission.is_due or need.asked) and not self._fits(need):
+            self._asked_next = self._core.scheduler.current_step + ASKED_EVERY
+            return False
+        growth = self.admission.future(need, kv.block_size(self._core.kv_cache_manager)).growth
+        self._let_in.append(Admitted(request, need, need.blocks + growth))
+        return True
+
+    def new_need(self, request: Request) -> Need:
+        """What ``request``, which has not begun, will need as far as it says."""
+        scheduler, manager = self._core.scheduler, self._core.kv_cache_manager
+        blocks = kv.num_new_blocks(manager, request)
+        ahead = (scheduler.num_spec_tokens + scheduler.num_lookahead_tokens) / kv.block_size(manager)
+        wish = self._core.wishes.get(request.request_id)
+        if wish is None:
+            return Need(blocks=blocks, max_tokens=request.max_tokens, ahead=ahead)
+        asked = wish.options.width or 0
+        confidence = wish.options.confidence
+        abreast = 0 if confidence is None else first_wave(asked, confidence)
+        return Need(
+            blocks=blocks,
+            max_tokens=max_tokens_of(request, wish),
+            asked=asked,
+            abreast=abreast,
+            ahead=ahead,
+        )
+
+    def take_in_started(self) -> None:
+        """What was let in has begun, unless there were no blocks for it after all: that is asked again."""
+        let_in, self._let_in = self._let_in, []
+        for admitted in let_in:
+            if admitted.request.status == RequestStatus.RUNNING:
+                self.admitted[admitted.request.request_id] = admitted
+
+    def _fits(self, need: Need) -> bool:
+        manager = self._core.kv_cache_manager
+        room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._core.num_slots)
+        running = map(self.come_to, (*self.admitted.values(), *self._let_in))
+        return self.admission.admits(need, running, room)
+
+    def come_to(self, admitted: Admitted) -> Need:
+        """What it needed at its start, and what it has come to since."""
+        generated, widest, critical = self.written(admitted.request)
+        blocks, lost = self.holds(admitted.request)
+        admitted.peak_blocks = max(admitted.peak_blocks, blocks)
+        return replace(
+            admitted.need, generated=generated, width=widest, critical=critical, blocks=blocks, lost=lost
+        )
+
+    def holds(self, root: Request) -> tuple[int, float]:
+        """Blocks that return to the pool with all of a family, and what it will take again of lost ones."""
+        manager = self._core.kv_cache_manager
+        live = self._core.live.get(root.request_id)
+        if live is None:
+            requests, own, held = [root], [root.num_tokens], []
+        else:
+            branches = [b for b in live.family.root.subtree() if b.request_id in self._core.requests]
+            requests = [self._core.requests[b.request_id] for b in branches]
+            own = [r.num_tokens - b.fork_len for r, b in zip(requests, branches, strict=True)]
+            requests += [job.request for job in live.jobs if job.request is not None]
+            held = [*live.held.values(), *(h for job in live.jobs for h in job.loose)]
+        ids = [request.request_id for request in requests]
+        held += [h for i in ids if i in self._placing.to_stitch for h in self._placing.to_stitch[i].rest]
+        lost = sum(n for n, r in zip(own, requests, strict=False) if not kv.has_blocks(manager, r))
+        return kv.num_freed_with(manager, ids, held), lost / kv.block_size(manager)
+
+    def take_peak_ratios(self) -> list[float]:
+        """The ratios of requests that ended since this was asked last."""
+        return drained(self._peak_ratios)
+
+    # ---- ends ------------------------------------------------------------------------------
+
+    def ended(self, request: Request) -> None:
+        """``request`` has ended; its family goes on where threads are spliced in and some still run."""
+        if entry := self._core.threads.get(request.request_id):
+            self._note_peak(*entry)
+        num_generated, _, _ = self.written(request)
+        self.queue.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
+        live = self._core.live.get(request.request_id)
+        goes_on = live is not None and (live.family.has_live_threads or live.num_planned > 0)
+        if live is None or not live.takes_over or not goes_on:
+            self.leave(request, request.status in (STOPPED, CAPPED) or self.has_stop_string(request))
+
+    def _note_peak(self, live: LiveFamily, thread: Branch) -> None:
+        """See what a family holds before the first thread of a fork ends: after it, blocks return."""
+        admitted = self.admitted.get(live.family.request_id)
+        assert thread.parent is not None
+        if admitted is not None and all(t.is_live for t in thread.parent.forks[thread.fork_number]):
+            self.come_to(admitted)
+
+    def leave(self, request: Request, by_itself: bool) -> None:
+        """The family of ``request`` is done: if by itself, what it came to is to be expected of others."""
+        admitted = self.admitted.get(request.request_id)
+        if admitted is None:
+            return
+        if by_itself:
+            self.admission.learn(self.come_to(admitted))
+            self._peak_ratios.append(admitted.peak_blocks / max(admitted.expected_blocks, 1))
+        del self.admitted[request.request_id]
+        self._asked_next = 0
+
+    def has_stop_string(self, request: Request) -> bool:
+        """Whether ``request``, or a thread of it, has written one of its stop strings.
+
+        The front end finds these, and aborts the request: to the engine it seems to end as if its
+        client had gone. It may have written on for some steps.
+        """
+        params = request.sampling_params
+        stops = (params.stop or ()) if params is not None else ()
+        if not stops:
+            return False
+        num_last = max(map(len, stops)) + WRITTEN_BEHIND_STOP * (1 + self._core.scheduler.num_spec_tokens)
+        live = self._core.live.get(request.request_id)
+        texts = [request.output_token_ids[-num_last:]]
+        texts += [t.token_ids[-num_last:] for t in live.family.threads] if live is not None else []
+        return any(stop in text for text in map(self._core.tokenizer.decode, texts) for stop in stops)
+
+    def written(self, request: Request) -> tuple[int, int, int]:
+        """Tokens generated, the widest fork, tokens of the critical path."""
+        if live := self._core.live.get(request.request_id):
+            family = live.family
+            return family.num_generated, family.widest, family.num_critical
+        return request.num_output_tokens, 0, request.num_output_tokens

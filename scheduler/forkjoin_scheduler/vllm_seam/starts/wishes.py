@@ -1,0 +1,111 @@
+"""What a request asks of fork/join, read when it arrives."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import ForkAt
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import cut
+from forkjoin_scheduler.request.explicit import explicit_dialect
+from forkjoin_scheduler.request.options import CompiledOptions
+from forkjoin_scheduler.settings import KEY
+from forkjoin_scheduler.vllm_seam.core import Core, logger
+from forkjoin_scheduler.vllm_seam.starts.answers import Answers, constrains_threads, place_of_answer
+from forkjoin_scheduler.vllm_seam.starts.wish import Wish
+from forkjoin_scheduler.vllm_seam.threads.sampling import can_ban, without_banned
+
+_MAX_WARNING_CHARS = 300
+
+
+class Wishes:
+    """Reads the options of new requests, and notes what they come to (``wish.py``). Keeps nothing."""
+
+    def __init__(self, core: Core, answers: Answers) -> None:
+        self._core = core
+        self._answers = answers
+
+    def note(self, request: Request) -> None:
+        """Note what ``request`` asks of fork/join, and what that means for it from its start."""
+        options = self._options(request)
+        # Whether it forks or not; one that does counts all its threads.
+        cap = options.limits(self._core.settings.limits).max_total_tokens
+        request.max_tokens = min(request.max_tokens, cap or request.max_tokens)
+        self._await_answer(request, options)
+        wish = self.of(request, options)
+        if wish is None:
+            if request.use_structured_output:
+                self._answers.did_not_join(request)
+            return
+        if banned := wish.spoken.banned_ids():
+            wish.params = request.sampling_params = without_banned(wish.params, banned)
+        self._core.wishes[request.request_id] = wish
+
+    def of(self, request: Request, options: CompiledOptions) -> Wish | None:
+        """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""
+        assert self._core.spoken is not None
+        params = request.sampling_params
+        assert params is not None
+        if (
+            not options.enabled
+            or request.prompt_embeds is not None
+            or request.mm_features
+            # vLLM counts it in each request by itself: in each thread, were there any
+            or params.thinking_token_budget not in (None, -1)
+        ):
+            return None
+        limits = options.limits(self._core.settings.limits)
+        spoken, at_prompt = self._core.spoken, self._core.spoken.dialect.fork_at is ForkAt.PROMPT
+        if options.forks_at_prompt:
+            spoken, at_prompt = (
+                BoundDialect(explicit_dialect(options, limits), self._core.tokenizer, None),
+                True,
+            )
+        if at_prompt and params.prompt_logprobs is not None:
+            _warn(request, "prompt_logprobs with a fork behind the prompt: decoding sequentially")
+            return None
+        not_in_threads = self._kept_for_answer(request, spoken)
+        if not_in_threads is None:
+            return None
+        return Wish(options, limits, spoken, params, request.num_prompt_tokens, at_prompt, not_in_threads)
+
+    def _kept_for_answer(self, request: Request, spoken: BoundDialect) -> list[list[int]] | None:
+        """The rows of tokens that no thread of ``request`` may write: they would begin its answer.
+
+        None: it can't fork, for its grammar holds for what would.
+        """
+        if not request.use_structured_output or constrains_threads(spoken.dialect.join.kind):
+            return []
+        if not spoken.dialect.join.goes_on or not self._answers.comes_later(request, spoken.dialect):
+            return None
+        rows, params = self._answers.openings(request, self._core.tokenizer), request.sampling_params
+        return rows if rows is not None and params is not None and can_ban(params, rows) else None
+
+    def _await_answer(self, request: Request, options: CompiledOptions) -> None:
+        """Hold back the grammar of a structured ``request`` whose dialect says where its answer begins."""
+        if options.structured is None or not request.use_structured_output:
+            return
+        assert self._core.spoken is not None
+        if answer := place_of_answer(self._core.spoken, options):
+            self._answers.await_answer(
+                request, self._core.spoken, answer, joins=options.enabled and options.best_of is None
+            )
+
+    def _options(self, request: Request) -> CompiledOptions:
+        assert request.sampling_params is not None
+        try:
+            options = CompiledOptions.model_validate((request.sampling_params.extra_args or {}).get(KEY, {}))
+            options.check_limits(self._core.settings.limits, self._core.settings.caps)
+            options.check_pruning(self._core.settings.prune_policy)
+        except (BadRequestOptions, ValidationError) as error:
+            # The front end answers these with a 400; what comes around it must not end the engine.
+            _warn(request, f"{cut(str(error), _MAX_WARNING_CHARS)}; decoding sequentially")
+            return CompiledOptions(enabled=False)
+        return options
+
+
+def _warn(request: Request, message: str) -> None:
+    extra = {"forkjoin": {"request_id": request.request_id}}
+    logger.warning("%s: %s", request.request_id, message, extra=extra)

@@ -1,0 +1,204 @@
+"""What branches write is heard token by token: what it calls for, and where a branch ends or stands still.
+
+A step may bring several tokens of a branch, where drafts of them were right (speculative decoding). They are
+booked one behind the other, up to the first that ends or parks the branch. What stands behind that is dropped
+before it is appended or hashed: without drafts it would never have been sampled.
+
+Whether a branch stands still is therefore decided here, by a plan; what is planned is done at the end of the
+step. One that goes on keeps its whole run: the workers hold it already, and would go on behind it.
+
+Invariant (pinned by tests): a branch whose run was cut is parked or has ended before the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vllm.v1.request import Request, RequestStatus
+
+from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS
+from forkjoin_scheduler.dialects.dialect import ForkAt, Policy
+from forkjoin_scheduler.family import BranchState
+from forkjoin_scheduler.fork import ForkPlan, Refusal
+from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
+from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.starts.answers import Answers
+from forkjoin_scheduler.vllm_seam.starts.requests import truncate
+from forkjoin_scheduler.vllm_seam.starts.wish import Wish
+from forkjoin_scheduler.vllm_seam.threads.forking import Forks, tell_refused
+from forkjoin_scheduler.vllm_seam.threads.planned import Fork
+from forkjoin_scheduler.vllm_seam.threads.planning import Planning
+
+#: What vLLM's ``_update_request_with_output`` is: of a request, tokens, and whether they are out of date.
+Append = Callable[[Request, list[int], bool], tuple[list[int], bool]]
+
+
+class Hearing:
+    """Books the tokens of a step, and plans what they call for. Keeps nothing."""
+
+    def __init__(self, core: Core, fence: Fence, answers: Answers, planning: Planning, forks: Forks) -> None:
+        self._core = core
+        self._fence = fence
+        self._answers = answers
+        self._planning = planning
+        self._forks = forks
+
+    def book(
+        self, request: Request, wish: Wish, new_token_ids: list[int], is_stale: bool, append: Append
+    ) -> tuple[list[int], bool]:
+        """Take in what ``request`` wrote in a step; returns what of it counts, and whether it has ended.
+
+        This runs for each token of each request: what few of them need is asked of few.
+        ``append``: vLLM's own, which takes the next tokens of a request.
+        """
+        if wish.at_prompt:
+            # It forks before it writes: the sample is dropped, and the placeholder of it goes at the fork.
+            wish.at_prompt = False
+            self._forks.triggered.append((request, None))
+            return append(request, [], is_stale)
+        booked: list[int] = []
+        goes_on = True
+        for token_id in new_token_ids:
+            before = request.status
+            is_answer = request.structured_output_request is not None and self._is_answer(request, booked)
+            _, stopped = append(request, [token_id], is_stale)
+            booked.append(token_id)
+            try:
+                goes_on = self._hear(request, wish, booked, stopped, before, is_answer)
+            except Exception as error:
+                self._fence.contain("hear", error, request)
+                goes_on = False
+            if not goes_on:
+                break
+        return booked, not goes_on and request.is_finished()
+
+    def _is_answer(self, request: Request, booked: list[int]) -> bool:
+        """Whether what ``request`` writes behind ``booked`` is of an answer that obeys a grammar."""
+        return self._fence.answer("hear", request, lambda r: self._answers.has_begun_in(r, booked), False)
+
+    def _hear(
+        self,
+        request: Request,
+        wish: Wish,
+        booked: list[int],
+        stopped: bool,
+        before: RequestStatus,
+        is_answer: bool,
+    ) -> bool:
+        """Take in the token booked last; returns whether ``request`` goes on behind it in this step.
+
+        ``booked``: all that it wrote in this step, from which an end of sequence that forks is taken back.
+        ``before``: its status before it wrote the last. ``is_answer``: whether that is of an answer that
+        obeys a grammar: what would call for a fork is the answer's own text there.
+        """
+        live = self._core.live.get(request.request_id)
+        token_id, plan, may_call = booked[-1], None, False
+        if stopped:
+            goes_on, may_call = False, not is_answer
+            if may_call and (plan := self._plan_instead_of_ending(request, wish, before)):
+                self._forks.triggered.append((request, plan))
+                booked.pop()
+        elif wish.spoken.dialect.tags_are != "tokens" and self._completes_end(request, wish, booked):
+            goes_on = False
+        else:
+            only = wish.spoken.only_call
+            may_call = not is_answer and (only is None or token_id == only)
+            goes_on = not may_call or self._listen(request, wish, len(booked))
+        if live is not None:
+            live.family.generated(live.family.root, [token_id])
+            if not live.takes_over and plan is None:
+                live.family.num_shown += 1
+            live.clock_token(live.family.root)
+            goes_on = goes_on and live.family.remaining > 0
+        elif may_call and (new := self._core.live.get(request.request_id)):
+            new.num_led = len(booked)
+        return goes_on
+
+    def _completes_end(self, request: Request, wish: Wish, booked: list[int]) -> bool:
+        """Whether ``request`` is a thread that has written the text of its end tag; it is stopped then."""
+        if request.request_id not in self._core.threads:
+            return False
+        _, thread = self._core.threads[request.request_id]
+        assert thread.plan is not None
+        if not wish.spoken.ends(thread.plan, [*thread.token_ids[-WINDOW_TOKENS:], *booked]):
+            return False
+        request.status, request.stop_reason = STOPPED, thread.plan.end
+        return True
+
+    def _plan_instead_of_ending(self, request: Request, wish: Wish, before: RequestStatus) -> ForkPlan | None:
+        """The fork that a turn which ends here calls for; its end of sequence is taken back then.
+
+        ``before``: its status before it ended. It may have been preempted with that token in flight.
+        """
+        if wish.spoken.dialect.fork_at is not ForkAt.END or request.status != RequestStatus.FINISHED_STOPPED:
+            return None
+        if request.stop_reason is not None and request.stop_reason not in self._core.eos_ids:
+            return None
+        context = request._all_token_ids[:-1]
+        if not wish.spoken.ends_turn_with_fork(context[wish.since :]):
+            return None
+        is_first = request.request_id not in self._core.live
+        live, branch = self._core.branch_of(request)
+        plan = self._planning.fork(live, branch, context, wish)
+        if isinstance(plan, Refusal):
+            tell_refused(live, branch, plan)
+            return None
+        if is_first and branch is live.family.root:
+            live.family.num_shown -= 1  # the end of sequence does not leave
+        live.num_planned += 1
+        request.status, request.stop_reason = before, None
+        truncate(request, len(context))
+        return plan
+
+    def _listen(self, request: Request, wish: Wish, num_in_run: int) -> bool:
+        """Plan what the token that ``request`` wrote last calls for; returns whether it goes on behind it.
+
+        ``num_in_run``: tokens that it has written in this step. A prompt that ends in the middle of a tag
+        calls for nothing: only what was written since does.
+        """
+        wrote = request._all_token_ids[max(wish.since, request.num_tokens - WINDOW_TOKENS) :]
+        if wrote and wish.spoken.triggers(wrote):
+            return self._hear_trigger(request, wish, num_in_run)
+        if wrote and (number := wish.spoken.asked_for(wrote)):
+            return self._hear_question(request, number)
+        if text := wish.spoken.written_itself(request._all_token_ids):
+            return self._hear_stray(request, text)
+        return True
+
+    def _hear_trigger(self, request: Request, wish: Wish, num_in_run: int) -> bool:
+        live, branch = self._core.branch_of(request)
+        if branch.state is not BranchState.DECODING:
+            return True
+        plan = self._planning.fork(live, branch, request._all_token_ids, wish)
+        if isinstance(plan, Refusal):
+            if plan.policy is Policy.END_REQUEST:
+                self._forks.triggered.append((request, plan))
+                return False
+            wish.since = request.num_tokens
+            tell_refused(live, branch, plan)
+            return True
+        live.num_planned += 1
+        if live.dialect.join.waits:
+            self._forks.triggered.append((request, plan))
+            return False
+        since, wish.since = wish.since, request.num_tokens
+        fork = Fork(request, plan, request.num_tokens, since, num_in_run)
+        self._planning.beside.setdefault(request.request_id, []).append(fork)
+        return True
+
+    def _hear_question(self, request: Request, number: str) -> bool:
+        live, branch = self._core.branch_of(request)
+        if branch.state is not BranchState.DECODING:
+            return True
+        policy = live.dialect.policies.unknown_thread
+        if self._planning.is_numbered(live, branch, number) or policy is Policy.END_REQUEST:
+            self._forks.asking.append((request, number))
+            return False
+        tell_refused(live, branch, Refusal("unknown_thread", policy))
+        return True
+
+    def _hear_stray(self, request: Request, text: str) -> bool:
+        swap = self._planning.swap(request, text)
+        if swap is not None:
+            self._forks.swapping.append((request, swap))
+        return swap is None

@@ -1,0 +1,71 @@
+"""With which sampling parameters a thread starts, and a branch goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.sampling_params import StructuredOutputsParams
+
+from forkjoin_scheduler.family import Branch
+from forkjoin_scheduler.fork import num_closing_tokens
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.starts.answers import constrains_threads, own_constraint
+from forkjoin_scheduler.vllm_seam.threads.sampling import resumed_params, thread_params, with_logprobs
+
+
+class Params:
+    """Works out the parameters of a family's requests. Keeps nothing."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def room(self, live: LiveFamily, branch: Branch, num_tokens: int, offset: int = 0) -> int:
+        """Tokens that a context of ``num_tokens`` can still take, in KV slots and in positions.
+
+        What closes a stitched thread must find room behind them.
+        """
+        is_root = branch is live.family.root
+        num_closing = 0 if is_root else num_closing_tokens(live.dialect, self._core.tokenizer)
+        return self._core.max_model_len - num_tokens - max(offset, 0) - num_closing
+
+    def behind_join(self, live: LiveFamily, branch: Branch, room: int) -> Any:
+        """Those of a ``branch`` that goes on behind its threads, with ``room`` tokens left in its context."""
+        if branch is not live.family.root:
+            return self.of_thread(live, branch, room)
+        return resumed_params(
+            live.wish.params,
+            live.dialect.sampling.after_join,
+            max_tokens=live.budget(branch, room),
+            generated=live.family.num_generated,
+            salt=live.next_salt(branch),
+        )
+
+    def of_thread(self, live: LiveFamily, thread: Branch, room: int) -> Any:
+        """Those of a ``thread`` with ``room`` tokens left in its context."""
+        assert thread.plan is not None
+        params = thread_params(
+            live.wish.params,
+            live.dialect.sampling.thread,
+            end_id=live.wish.spoken.end_id(thread.plan),
+            max_tokens=live.budget(thread, room),
+            generated=live.family.num_generated,
+            salt=live.next_salt(thread),
+            structured=self._structured_of(live, thread),
+            not_written=live.wish.not_in_threads,
+        )
+        if live.pruner is not None:
+            with_logprobs(
+                params,
+                live.pruner.policy.num_logprobs,
+                self._core.scheduler.vllm_config.model_config.max_logprobs,
+            )
+        return params
+
+    @staticmethod
+    def _structured_of(live: LiveFamily, thread: Branch) -> StructuredOutputsParams | None:
+        """What the text of a thread is to obey."""
+        if branches := live.wish.options.branches:
+            return own_constraint(branches[thread.position])
+        is_answer = constrains_threads(live.dialect.join.kind)
+        return live.wish.params.structured_outputs if is_answer else None

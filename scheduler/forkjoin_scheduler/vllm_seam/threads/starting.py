@@ -1,0 +1,44 @@
+"""A thread starts: a request of its own, on its parent's KV."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.family import Branch
+from forkjoin_scheduler.vllm_seam.cache.placing import Placing
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.starts import queues
+from forkjoin_scheduler.vllm_seam.starts.answers import Answers
+from forkjoin_scheduler.vllm_seam.starts.requests import new_request
+from forkjoin_scheduler.vllm_seam.threads.params import Params
+
+
+class Starting:
+    """Starts threads. Keeps nothing."""
+
+    def __init__(self, core: Core, answers: Answers, placing: Placing, params: Params) -> None:
+        self._core = core
+        self._answers = answers
+        self._placing = placing
+        self._params = params
+
+    def start(self, live: LiveFamily, thread: Branch, parent: Request) -> None:
+        """Queue a request for ``thread``, on the KV of ``parent``."""
+        assert thread.plan is not None
+        token_ids = parent._all_token_ids[: thread.fork_len]
+        token_ids += thread.plan.header_ids
+        params = self._params.of_thread(
+            live, thread, self._params.room(live, thread, len(token_ids), thread.offset)
+        )
+        hashes = parent.block_hashes[: thread.fork_len // self._core.scheduler.hash_block_size]
+        request = new_request(live.request, thread.request_id, token_ids, params, hashes)
+        self._answers.begin_thread(request, live.request, has_own=live.wish.options.branches is not None)
+        self._core.threads[request.request_id] = (live, thread)
+        wish = replace(live.wish, since=len(token_ids), at_prompt=False)
+        self._core.wishes[request.request_id] = wish
+        if live.dialect.is_stitched:
+            self._placing.start_thread(request, thread, parent)
+        queues.start(self._core.scheduler, request)
