@@ -283,15 +283,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def schema_here() -> Json:
-    """The schema of the application that serves the embedded model, made without an engine."""
-    from vllm.entrypoints.launchers.app import build_app
+    """The schema of the application that serves the embedded model."""
+    from docgen.vllm_seam.application import application
 
-    from forkjoin_server.cli import serve_args
-    from forkjoin_server.http.openapi import publish
-
-    app = build_app(serve_args([]), ("generate",))
-    publish(app)
-    schema: Json = app.openapi()
+    schema: Json = application().openapi()
     return schema
 
 

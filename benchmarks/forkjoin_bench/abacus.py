@@ -17,12 +17,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from forkjoin_bench.comparison.measures import spread
 from forkjoin_bench.host import host_facts
-from forkjoin_bench.in_process import start_engine
-from forkjoin_bench.measures import spread
 from forkjoin_bench.progress import working
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import cell, table
+from forkjoin_bench.vllm_seam.engine import sampling, start_engine
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.publish.events import Event, FamilyEnded
 from forkjoin_scheduler.publish.feed import FEEDS
@@ -30,7 +30,7 @@ from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from training.task import LETTERS, Worksheet, check, make_worksheet
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from forkjoin_bench.vllm_seam.engine import LLM
 
 WIDTHS = (1, 2, 3, 6)
 MAX_TOKENS = 3000
@@ -75,11 +75,7 @@ class Bench:
 
     def run(self, sheet: Worksheet, round_: int, *, forks: bool) -> Run:
         """Answer ``sheet`` and measure."""
-        from vllm import SamplingParams
-
-        params = SamplingParams(
-            temperature=0.0, max_tokens=MAX_TOKENS, extra_args={"forkjoin": {"enabled": forks}}
-        )
+        params = sampling(temperature=0.0, max_tokens=MAX_TOKENS, extra_args={"forkjoin": {"enabled": forks}})
         self._llm.reset_prefix_cache()
         self._ended = None
         messages: Any = [{"role": "user", "content": sheet.prompt}]

@@ -29,10 +29,10 @@ def main(argv: list[str]) -> None:
 def parser() -> argparse.ArgumentParser:
     """What reads the arguments of ``forkjoin bench``."""
     from forkjoin_bench import scheduler_cost
+    from forkjoin_bench.comparison.scenarios import DEFAULT, MAKERS
     from forkjoin_bench.drafted import command as drafted
-    from forkjoin_bench.models import MODELS
+    from forkjoin_bench.inputs.models import MODELS
     from forkjoin_bench.overload import command as overload
-    from forkjoin_bench.scenarios import DEFAULT, MAKERS
     from forkjoin_bench.votes import command as votes
 
     whole = argparse.ArgumentParser(prog="forkjoin bench", description="Run benchmarks (docs/benchmarks.md).")
@@ -161,11 +161,11 @@ def _needs_checkout(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from forkjoin_bench import report
+    from forkjoin_bench.comparison import report
+    from forkjoin_bench.comparison.run import Bench, Plan
+    from forkjoin_bench.comparison.scenarios import choose
     from forkjoin_bench.host import host_facts
-    from forkjoin_bench.models import make_model
-    from forkjoin_bench.run import Bench, Plan
-    from forkjoin_bench.scenarios import choose
+    from forkjoin_bench.inputs.models import make_model
     from forkjoin_bench.systems.server import ServerFailed
 
     rounds = args.rounds if args.rounds is not None else QUICK_ROUNDS if args.quick else ROUNDS
@@ -223,8 +223,8 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _show(paths: list[Path]) -> None:
-    from forkjoin_bench import report
-    from forkjoin_bench.plots import plot_all
+    from forkjoin_bench.comparison import report
+    from forkjoin_bench.comparison.plots import plot_all
 
     for path in paths:
         result, runs = report.read_runs(path)
@@ -236,7 +236,7 @@ def _show(paths: list[Path]) -> None:
 
 
 def _targets(args: argparse.Namespace) -> None:
-    from forkjoin_bench import report, targets
+    from forkjoin_bench.comparison import report, targets
 
     read = [report.read_runs(path) for path in args.results]
     print(targets.markdown(read))

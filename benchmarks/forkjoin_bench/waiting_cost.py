@@ -10,17 +10,20 @@ import argparse
 import gc
 import os
 import statistics
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from forkjoin_bench.scheduler_cost import BLOCK_SIZE, Fed, without_model
-from forkjoin_bench.script import Compiler
+from forkjoin_bench.inputs.script import Compiler
+from forkjoin_bench.inputs.traces import Author, Family
+from forkjoin_bench.inputs.words import Words
+from forkjoin_bench.scheduler_cost import BLOCK_SIZE
 from forkjoin_bench.tables import table
-from forkjoin_bench.traces import Author, Family
-from forkjoin_bench.words import Words
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
+
+if TYPE_CHECKING:
+    from forkjoin_bench.vllm_seam.fed import Fed
 
 Policy = Literal["fcfs", "priority"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -29,19 +32,17 @@ NUM_STEPS, WARM_UP = 200, 20
 
 def make_scheduler(policy: Policy) -> Fed:
     """With room for a few families only."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+    from forkjoin_bench.vllm_seam.fed import fed
 
     settings = Settings(dialect=load("threadweaver"), limits=UNLIMITED)
-    args = EngineArgs(
+    return fed(
+        200,
         model=str(EMBEDDED_MODEL),
         block_size=BLOCK_SIZE,
         max_num_seqs=64,
         scheduling_policy=policy,
         additional_config={KEY: settings.model_dump(mode="json")},
     )
-    return Fed(*without_model(ForkJoinScheduler, args.create_engine_config(), 200))
 
 
 def measure(policy: Policy, num_waiting: int) -> float:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_bench.script import Compiled, Compiler
-from forkjoin_bench.traces import Family, Fork, Thread
-from forkjoin_bench.words import Words
+from forkjoin_bench.inputs.script import Compiled, Compiler
+from forkjoin_bench.inputs.traces import Family, Fork, Thread
+from forkjoin_bench.inputs.words import Words
 from forkjoin_scheduler.dialects.files import load
 from tests.unit.conftest import ByteTokenizer
 

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from forkjoin_bench.script import digest
+from forkjoin_bench.comparison.traffic import Load, drive
+from forkjoin_bench.inputs.script import digest
+from forkjoin_bench.inputs.traces import make_trace
 from forkjoin_bench.systems.base import ask
 from forkjoin_bench.systems.client_loop import ClientLoop
-from forkjoin_bench.traces import make_trace
-from forkjoin_bench.traffic import Load, drive
 
 
 class Scripted:

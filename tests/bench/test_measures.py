@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_bench.measures import Run, goodput, quantile, ratios, rows_of, values_of
-from forkjoin_bench.report import markdown, read_runs, result_of, write
+from forkjoin_bench.comparison.measures import Run, goodput, quantile, ratios, rows_of, values_of
+from forkjoin_bench.comparison.report import markdown, read_runs, result_of, write
+from forkjoin_bench.comparison.steps import Counts
+from forkjoin_bench.comparison.targets import TARGETS
+from forkjoin_bench.comparison.targets import markdown as targets_of
+from forkjoin_bench.comparison.traffic import Outcome
 from forkjoin_bench.scheduler_cost import FAMILIES, ONE_FAMILY, PLAIN, STOCK
-from forkjoin_bench.steps import Counts
 from forkjoin_bench.systems.base import Answer
-from forkjoin_bench.targets import TARGETS
-from forkjoin_bench.targets import markdown as targets_of
-from forkjoin_bench.traffic import Outcome
 from forkjoin_scheduler.errors import UsageError
 
 HOST = {

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_bench.scenarios import DEFAULT, MAKERS, choose
+from forkjoin_bench.comparison.scenarios import DEFAULT, MAKERS, choose
+from forkjoin_bench.inputs.traces import SHAPES
 from forkjoin_bench.systems.names import CLIENT_HTTP, FORKJOIN
-from forkjoin_bench.traces import SHAPES
 from forkjoin_scheduler.errors import UsageError
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from forkjoin_bench.inputs.traces import forks_in
 from forkjoin_bench.scheduler_cost import KINDS, ONE_FAMILY, PLAIN, STOCK, Cost, families_of, slope
-from forkjoin_bench.traces import forks_in
 
 
 @pytest.mark.parametrize("kind", KINDS)

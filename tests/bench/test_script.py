@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from forkjoin_bench.script import Compiler, digest, write_script
-from forkjoin_bench.traces import Family, Fork, Thread
+from forkjoin_bench.inputs.script import Compiler, digest, write_script
+from forkjoin_bench.inputs.traces import Family, Fork, Thread
 from tests.unit.conftest import ByteTokenizer
 
 TEXT = (

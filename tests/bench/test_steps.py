@@ -4,8 +4,8 @@ from itertools import count as counter
 
 import pytest
 
-from forkjoin_bench.script import Compiled
-from forkjoin_bench.steps import Transition, count
+from forkjoin_bench.comparison.steps import Transition, count
+from forkjoin_bench.inputs.script import Compiled
 
 BLOCK = 16
 NUM_BLOCKS = 100

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from forkjoin_bench.traces import SHAPES, Family, forks_in, make_trace
-from forkjoin_bench.words import Words
+from forkjoin_bench.inputs.traces import SHAPES, Family, forks_in, make_trace
+from forkjoin_bench.inputs.words import Words
 
 
 def test_words_are_as_many_tokens_as_asked_for(words, tokenizer):

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from vllm import SamplingParams
 
-from forkjoin_bench.replay import Replay
+from forkjoin_bench.vllm_seam.replay import Replay
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 

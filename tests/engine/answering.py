@@ -11,7 +11,7 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.request import Request
 from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
-from forkjoin_bench.scheduler_cost import runner_output
+from forkjoin_bench.vllm_seam.fed import runner_output
 from forkjoin_server.vllm_seam.formats import constraint_of
 from tests.engine.by_hand import ByHand
 from tests.engine.copies import Work

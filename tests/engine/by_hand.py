@@ -21,7 +21,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from forkjoin_bench.scheduler_cost import runner_output
+from forkjoin_bench.vllm_seam.fed import runner_output
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.options import parse_options

@@ -16,10 +16,10 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
-from forkjoin_bench.scheduler_cost import Fed, without_model
-from forkjoin_bench.script import Compiler
-from forkjoin_bench.traces import Author, Body, Family
-from forkjoin_bench.words import Words
+from forkjoin_bench.inputs.script import Compiler
+from forkjoin_bench.inputs.traces import Author, Body, Family
+from forkjoin_bench.inputs.words import Words
+from forkjoin_bench.vllm_seam.fed import Fed, without_model
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.settings import KEY, Settings

@@ -33,7 +33,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_bench.scheduler_cost import without_model
+from forkjoin_bench.vllm_seam.fed import without_model
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.publish.events import (

@@ -19,7 +19,7 @@ import numpy as np
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request
 
-from forkjoin_bench.scheduler_cost import runner_output
+from forkjoin_bench.vllm_seam.fed import runner_output
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from tests.engine.copies import Copies, Work
 from tests.engine.kv_numbers import move, number, offsets_of, slots_of

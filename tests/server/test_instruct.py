@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from forkjoin_bench.smollm2 import model_folder
+from forkjoin_bench.inputs.smollm2 import model_folder
 from tests.server.conftest import start_server
 from tests.server.reading import (
     SHOWN,

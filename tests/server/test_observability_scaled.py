@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from forkjoin_bench.dialects import write_dialect
-from forkjoin_bench.script import Compiler, write_script
-from forkjoin_bench.serving import REPLAY, SCRIPT_VARIABLE
-from forkjoin_bench.traces import Family, Fork, Thread
+from forkjoin_bench.inputs.dialects import write_dialect
+from forkjoin_bench.inputs.script import Compiler, write_script
+from forkjoin_bench.inputs.traces import Family, Fork, Thread
+from forkjoin_bench.vllm_seam.serving import REPLAY, SCRIPT_VARIABLE
 from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of

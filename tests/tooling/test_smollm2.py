@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forkjoin_bench import smollm2
+from forkjoin_bench.inputs import smollm2
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

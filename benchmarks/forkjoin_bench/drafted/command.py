@@ -20,7 +20,7 @@ from typing import Any
 from forkjoin_bench.drafted.measure import DEFAULT, DRAFTERS, NONE, SMALLER, Run, Setup, measure
 from forkjoin_bench.drafted.prompts import PROMPTS
 from forkjoin_bench.host import host_facts
-from forkjoin_bench.models import make_model
+from forkjoin_bench.inputs.models import make_model
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import table
 from forkjoin_scheduler.errors import UsageError

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_bench.drafted.prompts import PROMPTS, Asked
-from forkjoin_bench.in_process import start_engine
 from forkjoin_bench.progress import working
+from forkjoin_bench.vllm_seam.engine import sampling, start_engine
 from forkjoin_scheduler.publish.events import Drafted, Event, FamilyEnded
 from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_scheduler.request.compiled import compile_options
@@ -18,7 +18,7 @@ from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from forkjoin_bench.vllm_seam.engine import LLM
 
 NONE = "none"
 SAME = "same"
@@ -107,14 +107,12 @@ class _Bench:
 
     def run(self, asked: Asked, *, forks: bool) -> Run:
         """Answer ``asked``, with an empty prefix cache."""
-        from vllm import SamplingParams
-
         encode = self._llm.get_tokenizer().encode
         options = compile_options(
             parse_options(asked.forked if forks else asked.sequential),
             lambda text: list(encode(text, add_special_tokens=False)),
         )
-        params = SamplingParams(
+        params = sampling(
             temperature=0.0,
             max_tokens=asked.max_tokens,
             extra_args={KEY: options.model_dump(exclude_unset=True)},

@@ -56,7 +56,7 @@ def _command(plan: Plan, port: int) -> list[str]:
     argv += ["--enforce-eager", "--num-gpu-blocks-override", str(plan.num_blocks), *plan.flags]
     if plan.is_stock:
         model = [str(EMBEDDED_MODEL), "--served-model-name", EMBEDDED_NAME]
-        return [sys.executable, "-m", "forkjoin_bench.stock", "serve", *model, *argv]
+        return [sys.executable, "-m", "forkjoin_bench.vllm_seam.stock", "serve", *model, *argv]
     return [sys.executable, "-m", "forkjoin_server.cli", "serve", *argv]
 
 

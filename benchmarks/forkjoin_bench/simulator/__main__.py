@@ -16,10 +16,10 @@ from forkjoin_bench.simulator.costs import MULTIVERSE as MULTIVERSE_COST
 from forkjoin_bench.simulator.costs import Cost, Linear
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Gate, Greedy
-from forkjoin_bench.simulator.measures import Result, Slo
-from forkjoin_bench.simulator.plots import draw_curves
+from forkjoin_bench.simulator.results.measures import Result, Slo
+from forkjoin_bench.simulator.results.plots import draw_curves
+from forkjoin_bench.simulator.results.table import results_table, validation_table
 from forkjoin_bench.simulator.shapes import SHAPES
-from forkjoin_bench.simulator.table import results_table, validation_table
 from forkjoin_bench.simulator.workload import (
     MULTIVERSE,
     THREADWEAVER,

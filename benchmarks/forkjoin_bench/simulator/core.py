@@ -7,7 +7,7 @@ from itertools import count
 
 from forkjoin_bench.simulator.blocks import BlockPool
 from forkjoin_bench.simulator.engine import Engine
-from forkjoin_bench.simulator.measures import Counts
+from forkjoin_bench.simulator.results.measures import Counts
 from forkjoin_bench.simulator.sequence import Family, Kv, Role, Sequence, State
 
 Book = dict[int, list[Sequence]]

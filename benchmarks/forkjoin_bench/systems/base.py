@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from forkjoin_bench.script import Compiled
+from forkjoin_bench.inputs.script import Compiled
 
 
 @dataclass

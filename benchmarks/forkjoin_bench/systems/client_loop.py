@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
-from forkjoin_bench.script import JOIN_TEXT, THREAD_END, TRIGGER, Compiled, header, joined_header
+from forkjoin_bench.inputs.script import JOIN_TEXT, THREAD_END, TRIGGER, Compiled, header, joined_header
 from forkjoin_bench.systems.base import Answer, Engine
 from forkjoin_scheduler.dialects.files import load
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from forkjoin_bench.script import Compiled
+from forkjoin_bench.inputs.script import Compiled
 from forkjoin_bench.systems.base import Answer
 from forkjoin_bench.systems.server import Server
 

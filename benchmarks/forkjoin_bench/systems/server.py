@@ -18,9 +18,9 @@ import aiohttp
 import psutil
 
 from forkjoin_bench.ports import free_port
-from forkjoin_bench.serving import RECORD_VARIABLE
 from forkjoin_bench.systems.base import CpuSeconds
 from forkjoin_bench.systems.records import RecordReader
+from forkjoin_bench.vllm_seam.serving import RECORD_VARIABLE
 
 START_S, STOP_S = 1800, 60
 
@@ -30,11 +30,11 @@ class ServerFailed(RuntimeError):
 
 
 class Server:
-    """``python -m forkjoin_bench.serving KIND ARGS`` on a free port of the loopback."""
+    """``python -m forkjoin_bench.vllm_seam.serving KIND ARGS`` on a free port of the loopback."""
 
     def __init__(self, name: str, kind: str, argv: list[str], env: dict[str, str], folder: Path) -> None:
         self.log = folder / f"{name}.log"
-        self._command = [sys.executable, "-m", "forkjoin_bench.serving", kind, *argv]
+        self._command = [sys.executable, "-m", "forkjoin_bench.vllm_seam.serving", kind, *argv]
         self._records = RecordReader(folder / f"{name}.steps.jsonl")
         self._env = (
             os.environ

@@ -11,11 +11,11 @@ from dataclasses import asdict
 from typing import Any
 
 from forkjoin_bench.host import host_facts
-from forkjoin_bench.in_process import set_environment, start_engine
-from forkjoin_bench.models import make_model
+from forkjoin_bench.inputs.models import make_model
 from forkjoin_bench.progress import working
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import table
+from forkjoin_bench.vllm_seam.engine import set_environment, start_engine
 from forkjoin_bench.votes.measure import LOSSLESS, WAYS, Asked, Bench, Voted
 from forkjoin_bench.votes.questions import SUBJECTS
 from forkjoin_scheduler.errors import UsageError

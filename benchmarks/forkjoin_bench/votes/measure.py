@@ -7,13 +7,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from forkjoin_bench.vllm_seam.engine import sampling, step
 from forkjoin_scheduler.publish.events import Counts, Event, ThreadEnded
 from forkjoin_scheduler.publish.events import Voted as VotedEvent
 from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_scheduler.settings import KEY
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from forkjoin_bench.vllm_seam.engine import LLM
 
 #: What requests say, by the name of the way that a vote is run.
 WAYS: dict[str, dict[str, Any]] = {
@@ -81,14 +82,12 @@ class Bench:
 
     def run(self, way: str, asked: list[Asked], best_of: int, options: dict[str, Any]) -> list[Voted]:
         """Run all of ``asked`` at once; an empty prefix cache before them. ``options``: of the sampling."""
-        from vllm import RequestOutput, SamplingParams
-
         self._llm.reset_prefix_cache()
         self._families.clear()
         forkjoin = {"best_of": best_of, "vote": options["vote"], **WAYS[way]}
         began, steps, voted = time.process_time(), 0, {}
         for vote in asked:
-            params = SamplingParams(
+            params = sampling(
                 temperature=options["temperature"],
                 max_tokens=options["max_tokens"],
                 seed=vote.seed,
@@ -98,9 +97,9 @@ class Bench:
             self._engine.add_request(request_id, vote.prompt, params)
             voted[request_id] = Voted(way, vote.seed)
         while self._engine.has_unfinished_requests():
-            outputs, steps = self._engine.step(), steps + 1
+            outputs, steps = step(self._llm), steps + 1
             for output in outputs:
-                if output.finished and isinstance(output, RequestOutput):
+                if output.finished:
                     done = voted[output.request_id]
                     done.cpu_s, done.steps = time.process_time() - began, steps
                     done.token_ids = list(output.outputs[0].token_ids)

@@ -14,8 +14,8 @@ from forkjoin_bench.simulator.cluster import LeastLoaded, RoundRobin, SessionAff
 from forkjoin_bench.simulator.costs import Linear, fitted
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
-from forkjoin_bench.simulator.measures import Slo, measure, spread, weighted_spread
 from forkjoin_bench.simulator.replica import Replica
+from forkjoin_bench.simulator.results.measures import Slo, measure, spread, weighted_spread
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.workload import (
     MULTIVERSE,

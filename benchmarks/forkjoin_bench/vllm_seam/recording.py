@@ -25,8 +25,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 
-from forkjoin_bench.script import digest
-from forkjoin_bench.serving import RECORD_VARIABLE
+from forkjoin_bench.inputs.script import digest
+from forkjoin_bench.vllm_seam.serving import RECORD_VARIABLE
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from forkjoin.errors import ForkJoinError
 from forkjoin.terminal.drawing import Theme, bare, figure
-from forkjoin_bench.simulator.measures import Result
+from forkjoin_bench.simulator.results.measures import Result
 from forkjoin_scheduler.errors import UsageError
 
 Curves = Mapping[str, Mapping[float, Result]]

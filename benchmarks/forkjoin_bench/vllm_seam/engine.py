@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from vllm import LLM as LLM  # the benchmarks' name for what start_engine gives
+    from vllm import RequestOutput, SamplingParams
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -34,6 +35,20 @@ def start_engine(model: str, flags: Sequence[str] = (), **options: Any) -> LLM:
         for name in ("dtype", "scheduler_cls", "additional_config", "speculative_config")
     }
     return LLM(model=model, **(of_served | options))
+
+
+def sampling(**options: Any) -> SamplingParams:
+    """VLLM's sampling parameters."""
+    from vllm import SamplingParams
+
+    return SamplingParams(**options)
+
+
+def step(llm: LLM) -> list[RequestOutput]:
+    """One step of the engine, and what it gave."""
+    from vllm import RequestOutput
+
+    return [output for output in llm.llm_engine.step() if isinstance(output, RequestOutput)]
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from operator import ge, gt, le
 from typing import Any, Literal
 
-from forkjoin_bench.measures import Run, goodput, ratios
-from forkjoin_bench.report import idle_answer_s
+from forkjoin_bench.comparison.measures import Run, goodput, ratios
+from forkjoin_bench.comparison.report import idle_answer_s
 from forkjoin_bench.scheduler_cost import FAMILIES, ONE_FAMILY, PLAIN, STOCK
 from forkjoin_bench.systems.names import (
     AGAIN,

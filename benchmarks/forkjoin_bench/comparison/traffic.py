@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forkjoin_bench.script import Compiled
+from forkjoin_bench.inputs.script import Compiled
 from forkjoin_bench.systems.base import Answer, System, ask
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from forkjoin_bench.comparison.traffic import Load
 from forkjoin_bench.systems.names import (
     AGAIN,
     AT_ONCE,
@@ -15,7 +16,6 @@ from forkjoin_bench.systems.names import (
     SEQUENTIAL,
     STITCH,
 )
-from forkjoin_bench.traffic import Load
 from forkjoin_scheduler.errors import UsageError
 
 ALONE = Load("alone", 1)

@@ -1,4 +1,4 @@
-"""``python -m forkjoin_bench.stock serve ARGS``: ``vllm serve ARGS``, without anything of this project.
+"""``python -m forkjoin_bench.vllm_seam.stock serve ARGS``: ``vllm serve ARGS`` with nothing of this project.
 
 vLLM's own ``main`` asks for a distribution named ``vllm``, which the CPU build is not.
 """

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from forkjoin_bench.deployment import Config, Deployment
-from forkjoin_bench.measures import Run, values_of
-from forkjoin_bench.models import Model
+from forkjoin_bench.comparison.deployment import Config, Deployment
+from forkjoin_bench.comparison.measures import Run, values_of
+from forkjoin_bench.comparison.scenarios import Scenario
+from forkjoin_bench.comparison.steps import count
+from forkjoin_bench.comparison.traffic import Load, drive
+from forkjoin_bench.inputs.models import Model
+from forkjoin_bench.inputs.script import Compiled, Compiler, write_script
+from forkjoin_bench.inputs.traces import make_trace
+from forkjoin_bench.inputs.words import Words
 from forkjoin_bench.progress import Work, working
-from forkjoin_bench.scenarios import Scenario
-from forkjoin_bench.script import Compiled, Compiler, write_script
-from forkjoin_bench.steps import count
 from forkjoin_bench.systems.base import Engine, System
-from forkjoin_bench.traces import make_trace
-from forkjoin_bench.traffic import Load, drive
-from forkjoin_bench.words import Words
 from forkjoin_scheduler.dialects.dialect import Tokenizer
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 

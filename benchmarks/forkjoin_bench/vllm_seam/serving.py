@@ -1,4 +1,4 @@
-"""``python -m forkjoin_bench.serving forkjoin|stock ARGS``: a server whose steps are recorded.
+"""``python -m forkjoin_bench.vllm_seam.serving forkjoin|stock ARGS``: a server whose steps are recorded.
 
 ``forkjoin`` takes the arguments of ``forkjoin serve``, ``stock`` those of ``vllm serve``; nothing of
 this project runs in the latter but what records and what forces tokens.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 
-FORKJOIN_SCHEDULER = "forkjoin_bench.recording.RecordedForkJoin"
-STOCK_SCHEDULER = "forkjoin_bench.recording.RecordedStock"
-REPLAY = "forkjoin_bench.replay:Replay"
+FORKJOIN_SCHEDULER = "forkjoin_bench.vllm_seam.recording.RecordedForkJoin"
+STOCK_SCHEDULER = "forkjoin_bench.vllm_seam.recording.RecordedStock"
+REPLAY = "forkjoin_bench.vllm_seam.replay:Replay"
 #: Environment variables: the script that `replay.py` reads, the file that `recording.py` writes.
 SCRIPT_VARIABLE = "FORKJOIN_BENCH_SCRIPT"
 RECORD_VARIABLE = "FORKJOIN_BENCH_RECORD"
@@ -37,7 +37,7 @@ def _serve_forkjoin(argv: list[str]) -> None:
 
 
 def _serve_stock(argv: list[str]) -> None:
-    from forkjoin_bench.stock import serve
+    from forkjoin_bench.vllm_seam.stock import serve
 
     serve([*argv, "--scheduler-cls", STOCK_SCHEDULER])
 

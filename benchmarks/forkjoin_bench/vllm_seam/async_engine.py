@@ -10,9 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from forkjoin_bench.serving import RECORD_VARIABLE, REPLAY, STOCK_SCHEDULER
 from forkjoin_bench.systems.base import Answer
 from forkjoin_bench.systems.records import RecordReader
+from forkjoin_bench.vllm_seam.serving import RECORD_VARIABLE, REPLAY, STOCK_SCHEDULER
 from forkjoin_scheduler.dialects.dialect import Tokenizer
 
 

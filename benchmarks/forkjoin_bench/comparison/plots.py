@@ -8,9 +8,9 @@ from typing import Any
 
 import matplotlib
 
-from forkjoin_bench.measures import SLO_FACTORS, Run, goodput, rows_of
-from forkjoin_bench.report import idle_answer_s
-from forkjoin_bench.steps import CAUSES
+from forkjoin_bench.comparison.measures import SLO_FACTORS, Run, goodput, rows_of
+from forkjoin_bench.comparison.report import idle_answer_s
+from forkjoin_bench.comparison.steps import CAUSES
 
 WIDTH, HEIGHT = 9, 4.5
 

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from forkjoin_bench.dialects import write_dialect
-from forkjoin_bench.models import Model
-from forkjoin_bench.script import THREAD_END, TRIGGER
-from forkjoin_bench.serving import SCRIPT_VARIABLE
+from forkjoin_bench.inputs.dialects import write_dialect
+from forkjoin_bench.inputs.models import Model
+from forkjoin_bench.inputs.script import THREAD_END, TRIGGER
 from forkjoin_bench.systems.base import Engine, System
 from forkjoin_bench.systems.client_loop import ClientLoop
 from forkjoin_bench.systems.http import HttpCompleter, Whole
-from forkjoin_bench.systems.in_process import IdsCompleter, InProcess
 from forkjoin_bench.systems.names import GATE, SYSTEMS
 from forkjoin_bench.systems.server import Server
+from forkjoin_bench.vllm_seam.async_engine import IdsCompleter, InProcess
+from forkjoin_bench.vllm_seam.serving import SCRIPT_VARIABLE
 from forkjoin_scheduler.dialects.dialect import JoinKind, Tokenizer
 from forkjoin_scheduler.errors import UsageError
 

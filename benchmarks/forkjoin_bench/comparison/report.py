@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from forkjoin_bench.measures import SLO_FACTORS, Run, goodput, rows_of
-from forkjoin_bench.steps import CAUSES
+from forkjoin_bench.comparison.measures import SLO_FACTORS, Run, goodput, rows_of
+from forkjoin_bench.comparison.steps import CAUSES
 from forkjoin_bench.systems.names import CLIENT_HTTP
 from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError

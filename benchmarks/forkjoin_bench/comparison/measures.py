@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forkjoin_bench.script import Compiled
-from forkjoin_bench.steps import CAUSES, Counts
+from forkjoin_bench.comparison.steps import CAUSES, Counts
+from forkjoin_bench.comparison.traffic import Outcome
+from forkjoin_bench.inputs.script import Compiled
 from forkjoin_bench.systems.base import Answer
 from forkjoin_bench.systems.names import CLIENT_HTTP, rank
-from forkjoin_bench.traffic import Outcome
 
 #: Answers are good at these multiples of what an idle client loop takes.
 SLO_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)

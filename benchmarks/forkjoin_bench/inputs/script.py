@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from forkjoin_bench.traces import Body, Family, Fork, Thread
+from forkjoin_bench.inputs.traces import Body, Family, Fork, Thread
 from forkjoin_scheduler.dialects.dialect import Tokenizer
 
 TRIGGER, THREAD_END, JOIN_TEXT = "</Outlines>", "</Thread>", "\n"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from forkjoin_bench.script import Compiled, Context, ForkFacts
+from forkjoin_bench.inputs.script import Compiled, Context, ForkFacts
 
 #: Why tokens were prefilled. ``trigger``: the sampled token that forks, which has no KV yet (without
 #: async scheduling each thread computes it). ``tail``: of the last, partial block of what a branch

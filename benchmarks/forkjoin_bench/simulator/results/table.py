@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from forkjoin_bench.simulator.measures import Result
+from forkjoin_bench.simulator.results.measures import Result
 from forkjoin_bench.simulator.validation import Compared
 
 HEAD = (

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from forkjoin_bench.words import Words
+from forkjoin_bench.inputs.words import Words
 
 TITLE_TOKENS = 2
 

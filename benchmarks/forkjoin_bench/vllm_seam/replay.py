@@ -16,8 +16,8 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from forkjoin_bench.script import digest
-from forkjoin_bench.serving import SCRIPT_VARIABLE
+from forkjoin_bench.inputs.script import digest
+from forkjoin_bench.vllm_seam.serving import SCRIPT_VARIABLE
 
 
 @cache

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from forkjoin_bench.smollm2 import SmolLM2Unavailable, model_folder
+from forkjoin_bench.inputs.smollm2 import SmolLM2Unavailable, model_folder
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 

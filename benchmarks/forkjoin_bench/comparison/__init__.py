@@ -1,0 +1,1 @@
+"""``forkjoin bench run``: systems under one traffic, measured and told."""

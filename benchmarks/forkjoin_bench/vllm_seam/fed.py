@@ -1,0 +1,106 @@
+"""A scheduler without a model, which is fed tokens as if one had sampled them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+from forkjoin_bench.inputs.script import Compiled, digest
+from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+
+
+class Fed:
+    """A scheduler, and a stand-in for the model that writes traces."""
+
+    def __init__(self, scheduler: Any, hasher: Any) -> None:
+        self._scheduler = scheduler
+        self._hasher = hasher
+        #: What to write from a prompt, by the prompt's digest.
+        self._script: dict[str, tuple[int, ...]] = {}
+        #: What each request writes, and from a prompt of how many tokens.
+        self._writing: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def ask(self, compiled: Compiled, request_id: str | None = None) -> None:
+        """Send a request for ``compiled``; without ``request_id`` it is called as the family is."""
+        self._script |= {c.digest: c.continuation for c in compiled.contexts}
+        params = SamplingParams(temperature=0.0, max_tokens=1_000_000)
+        params.update_from_generation_config({}, eos_token_id=None)
+        request = Request(
+            request_id=request_id or compiled.family.name,
+            prompt_token_ids=compiled.prompt_ids,
+            sampling_params=params,
+            pooling_params=None,
+            block_hasher=self._hasher,
+        )
+        self._scheduler.add_request(request)
+
+    def step(self) -> tuple[int, float]:
+        """One step: how many sequences it had, and the scheduler's CPU seconds."""
+        began = time.thread_time()
+        output = self._scheduler.schedule()
+        scheduled = time.thread_time()
+        sampled = self._sample(output)
+        updating = time.thread_time()
+        self._scheduler.update_from_output(output, sampled)
+        return len(output.num_scheduled_tokens), time.thread_time() - updating + scheduled - began
+
+    def _sample(self, output: Any) -> Any:
+        return runner_output(
+            {i: self._next(self._scheduler.requests[i]) for i in output.num_scheduled_tokens}
+        )
+
+    def _next(self, request: Any) -> list[int]:
+        if request.num_computed_tokens < request.num_tokens:
+            return []
+        length = request.num_prompt_tokens
+        known = self._writing.get(request.request_id)
+        if known is None or known[0] != length:
+            known = length, self._script[digest(request.prompt_token_ids)]
+            self._writing[request.request_id] = known
+        return [known[1][request.num_output_tokens]]
+
+
+def runner_output(token_ids: Mapping[str, list[int]], logprobs: Any = None) -> Any:
+    """What a model runner returns that has sampled ``token_ids``, by the ids of their requests.
+
+    ``logprobs``: vLLM's ``LogprobsLists``, a row a request.
+    """
+    return ModelRunnerOutput(
+        req_ids=list(token_ids),
+        req_id_to_index={request_id: i for i, request_id in enumerate(token_ids)},
+        sampled_token_ids=list(token_ids.values()),
+        logprobs=logprobs,
+    )
+
+
+def without_model(make: Any, config: Any, num_blocks: int) -> tuple[Any, Any]:
+    """A scheduler of the class ``make`` on so many KV blocks, and what hashes those of its requests.
+
+    ``config`` is vLLM's. No model is loaded: nothing runs what the scheduler schedules.
+    """
+    config.cache_config.num_gpu_blocks = num_blocks
+    block_size = config.cache_config.block_size
+    spec = FullAttentionSpec(block_size=block_size, num_kv_heads=6, head_size=32, dtype=torch.bfloat16)
+    kv_cache = KVCacheConfig(num_blocks, [], [KVCacheGroupSpec(["layer"], spec)])
+    hash_ = get_hash_fn_by_name(config.cache_config.prefix_caching_hash_algo)
+    init_none_hash(hash_)
+    scheduler = make(config, kv_cache, StructuredOutputManager(config), block_size=block_size)
+    return scheduler, get_request_block_hasher(block_size, hash_)
+
+
+def fed(num_blocks: int, *, stock: bool = False, **options: Any) -> Fed:
+    """One of our schedulers, or vLLM's own, on so many KV blocks. ``options``: vLLM's, of an engine."""
+    make = AsyncScheduler if stock else ForkJoinScheduler
+    return Fed(*without_model(make, EngineArgs(**options).create_engine_config(), num_blocks))
