@@ -96,7 +96,7 @@ async def raw(host: str, port: int, sent: bytes, *, reads: int, pause_s: float, 
         writer.write(sent)
         await writer.drain()
         for _ in range(reads):
-            piece = await asyncio.wait_for(reader.read(rng.choice((64, 512, 2048))), 60)
+            piece = await asyncio.wait_for(reader.read(rng.choice((64, 512, 2048))), 300)
             if not piece:
                 break
             got += piece

@@ -21,20 +21,20 @@ class Faults:
 
     def __init__(self, address: str, engine: psutil.Process, log: Log, rng: random.Random) -> None:
         self._address, self._engine, self._log, self._rng = address, engine, log, rng
-        #: How often each has been injected.
-        self.counts: Counter[str] = Counter()
-
-    async def run(self, every_s: float) -> None:
-        kinds = {
+        self._kinds = {
             "engine stopped for a second": self._stop_engine,
             "prefix cache reset": self.reset_prefix_cache,
             "running requests evicted": self._evict,
             "log without a reader": self._close_log,
         }
+        #: How often each has been injected.
+        self.counts: Counter[str] = Counter(dict.fromkeys(self._kinds, 0))
+
+    async def run(self, every_s: float) -> None:
         while True:
-            for name in self._rng.sample(list(kinds), len(kinds)):
+            for name in self._rng.sample(list(self._kinds), len(self._kinds)):
                 await asyncio.sleep(every_s * self._rng.uniform(0.5, 1.5))
-                await kinds[name]()
+                await self._kinds[name]()
                 self.counts[name] += 1
 
     async def _stop_engine(self) -> None:

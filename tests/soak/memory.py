@@ -29,12 +29,19 @@ class Rest:
     num_requests: int
     #: Bytes in use, by process.
     in_use: Mapping[str, int]
+    #: Seconds of CPU time that all processes have taken together.
+    cpu_s: float
 
 
 def environment(folder: Path) -> dict[str, str]:
     """With these a Python process says in ``folder`` how much memory it uses, when it is asked to."""
     path = [str(_INSIDE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(path), "PYTHONMALLOC": "malloc", "SOAK_MEMORY": str(folder)}
+
+
+def cpu_s(processes: Mapping[str, psutil.Process]) -> float:
+    """What ``processes`` have taken of CPU time, all together."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes.values())
 
 
 async def in_use(

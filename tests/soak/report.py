@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ MOST_KIB_PER_REQUEST = 1
 MOST_GROWTH_MIB = 64
 #: Descriptors that an idle server may have beside those that it had before: connections that are being closed.
 MOST_NEW_FDS = 4
-#: How much slower the last third may be than the first, by the median.
+#: How much more CPU time a request may take at last than at first. What else the machine does is not in it.
 MOST_SLOWER = 2.0
 
 
@@ -66,7 +65,7 @@ def problems(found: Found) -> list[str]:
         said.append("no answer was compared")
     said += _leaks(found)
     said += [f"{name} is {value} on the idle server" for name, value in found.idle.items() if value]
-    return said + _logged(found.log) + _slower(found.outcomes)
+    return said + _logged(found.log) + _slower(found.rests)
 
 
 def _logged(log: str) -> list[str]:
@@ -116,17 +115,17 @@ def rest_line(rest: Rest) -> str:
     return f"at rest after {rest.num_requests} requests: {sizes}"
 
 
-def _slower(outcomes: Sequence[Outcome]) -> list[str]:
-    known = [o.seconds for o in outcomes if o.kind == "known" and o.how is How.FINISHED]
-    third = len(known) // 3
-    if third < 10:
+def _slower(rests: Sequence[Rest]) -> list[str]:
+    first, *_, last = cpu_ms_each(rests)
+    if last <= MOST_SLOWER * first:
         return []
-    first, last = statistics.median(known[:third]), statistics.median(known[-third:])
-    return (
-        [f"known answers took {first:.1f} s at first and {last:.1f} s at last"]
-        if last > MOST_SLOWER * first
-        else []
-    )
+    return [f"a request took {first:.0f} ms of CPU time at first and {last:.0f} ms at last"]
+
+
+def cpu_ms_each(rests: Sequence[Rest]) -> list[float]:
+    """What a request took of the server's CPU time before each of ``rests``, since the one before that."""
+    begun = [Rest(0, {}, 0.0), *rests]
+    return [1000 * (b.cpu_s - a.cpu_s) / _between(a, b) for a, b in pairwise(begun)]
 
 
 def table(found: Found) -> str:
@@ -168,6 +167,8 @@ def table(found: Found) -> str:
         ]
         lines.append(f"| {' | '.join(map(str, columns))} |")
     faults = ", ".join(f"{name}: {count}" for name, count in found.faults.items())
+    each = ", ".join(f"{ms:.0f}" for ms in cpu_ms_each(found.rests))
+    lines += ["", f"ms of CPU time a request, until each rest: {each}"]
     lines += ["", f"{found.seconds:.0f} s; answers compared: {found.num_compared}; faults: {faults}"]
     return "\n".join(lines)
 

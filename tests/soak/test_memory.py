@@ -47,7 +47,7 @@ def rests_of(folder, keep):
                 server.stdin.flush()
                 assert server.stdout.readline() == "done\n"
             used = asyncio.run(in_use({"server": psutil.Process(server.pid)}, folder))
-            rests.append(Rest(num_requests, used))
+            rests.append(Rest(num_requests, used, 0.0))
         server.stdin.close()
     return rests
 

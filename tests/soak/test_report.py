@@ -24,7 +24,7 @@ def watched(mib_per_s: float = 0.0) -> Watch:
 
 
 def rested(kib_per_request: float = 0.0) -> list[Rest]:
-    return [Rest(n, {"api": int(400 * MIB + n * kib_per_request * KIB)}) for n in (500, 750, 1000)]
+    return [Rest(n, {"api": int(400 * MIB + n * kib_per_request * KIB)}, n / 2) for n in (500, 750, 1000)]
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_all_is_well(found):
         ({"logs_again": False}, "nothing was logged any more"),
         ({"idle": {"running": 1.0}}, "running is 1.0 on the idle server"),
         ({"log": 'x\n{"exception": "Traceback (most recent call last)"}'}, "the log has a traceback: "),
-        ({"outcomes": [*WELL[:15], *[Outcome("known", How.FINISHED, 5.0)] * 15, *WELL[30:]]}, "known answers took 2.0 s at first and 5.0 s at last"),
+        ({"rests": [*rested()[:2], replace(rested()[2], cpu_s=750)]}, "a request took 500 ms of CPU time at first and 1500 ms at last"),
     ],
     ids=["lost", "failed", "one_way_only", "not_compared", "no_fault", "memory", "leak", "descriptors", "log_ended", "not_idle", "traceback", "slower"],
 )  # fmt: skip
