@@ -16,6 +16,7 @@ import httpx
 import psutil
 
 from forkjoin_bench.ports import free_port
+from tests.server.conftest import START_S
 from tests.soak import memory
 
 #: Few blocks and slots: the traffic is more than fits.
@@ -117,7 +118,7 @@ def served(folder: Path) -> Iterator[tuple[str, psutil.Process, Log]]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Log) -> None:
-    end = time.monotonic() + 400
+    end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{address}/ready", timeout=10).status_code == 200:
