@@ -95,9 +95,9 @@ def serve(argv: list[str]) -> NoReturn:
     Raises UnsupportedEngine if vLLM is missing, another version, or set up as fork/join can't be;
     DialectError for a dialect that is wrong or not the model's; UsageError for flags that can't be.
     """
-    from forkjoin_server.vllm_seam.log_files import log_as
-    from forkjoin_server.vllm_seam.serving import run_serve
-    from forkjoin_server.vllm_seam.versions import check_version
+    from forkjoin_server.vllm_seam.start.log_files import log_as
+    from forkjoin_server.vllm_seam.start.serving import run_serve
+    from forkjoin_server.vllm_seam.start.versions import check_version
 
     never_fail()
     sighup.hold()
@@ -182,7 +182,7 @@ def _help_first(argv: list[str]) -> None:
 
 def bench(argv: list[str]) -> None:
     """Run the benchmarks. Raises UnsupportedEngine or UsageError if what they need is not installed."""
-    from forkjoin_server.vllm_seam.versions import check_version
+    from forkjoin_server.vllm_seam.start.versions import check_version
 
     if not _asks_for_help(argv):
         check_version()

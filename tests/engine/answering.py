@@ -12,7 +12,7 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 from forkjoin_bench.vllm_seam.fed import runner_output
-from forkjoin_server.vllm_seam.formats import constraint_of
+from forkjoin_server.vllm_seam.request.formats import constraint_of
 from tests.engine.by_hand import ByHand
 from tests.engine.copies import Work
 from tests.engine.invariants import check_invariants

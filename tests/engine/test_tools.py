@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from forkjoin_scheduler.dialects.files import load
-from forkjoin_server.vllm_seam.tool_calls import _pieces, parse_token_by_token
+from forkjoin_server.vllm_seam.request.tool_calls import _pieces, parse_token_by_token
 from tests.engine import renamed
 
 pytestmark = pytest.mark.engine

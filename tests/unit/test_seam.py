@@ -486,7 +486,7 @@ def test_a_sigterm_while_the_engine_starts_is_lost_but_for_our_patch(monkeypatch
     from vllm.entrypoints.launchers.api_server import entry
     from vllm.v1.engine import utils
 
-    from forkjoin_server.vllm_seam.signals import keep_sigterm
+    from forkjoin_server.vllm_seam.start.signals import keep_sigterm
 
     async def start_engine(*_: object) -> None:
         with utils.zmq_socket_ctx("inproc://handshake", zmq.ROUTER, bind=True) as _socket:
@@ -511,7 +511,7 @@ def test_a_server_one_of_whose_processes_has_died_has_a_time_to_end_in_and_one_t
 ):
     from vllm.entrypoints.cli import serve
 
-    from forkjoin_server.vllm_seam import dead_processes
+    from forkjoin_server.vllm_seam.start import dead_processes
 
     limits: list[float] = []
     monkeypatch.setattr(dead_processes, "end_within", limits.append)

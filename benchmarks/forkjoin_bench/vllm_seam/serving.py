@@ -28,7 +28,7 @@ def main() -> None:
 def _serve_forkjoin(argv: list[str]) -> None:
     from forkjoin_server.cli import serve_args
     from forkjoin_server.operate.in_flight import shared_with_children
-    from forkjoin_server.vllm_seam.serving import run_serve
+    from forkjoin_server.vllm_seam.start.serving import run_serve
 
     args = serve_args(argv)
     args.scheduler_cls = FORKJOIN_SCHEDULER

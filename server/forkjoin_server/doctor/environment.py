@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_server.doctor import prerequisites
 from forkjoin_server.doctor.check import Check, fail, ok, size, warn
-from forkjoin_server.vllm_seam.versions import check_version
+from forkjoin_server.vllm_seam.start.versions import check_version
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.cache.machine import Machine

@@ -15,7 +15,7 @@ from forkjoin_server.doctor.check import Check, Status, fail, warn
 from forkjoin_server.doctor.dialect import dialect
 from forkjoin_server.doctor.engine import engine, stitching
 from forkjoin_server.start.effective import Given, Value
-from forkjoin_server.vllm_seam.configs import engine_config
+from forkjoin_server.vllm_seam.start.configs import engine_config
 
 
 def installed() -> list[Check]:

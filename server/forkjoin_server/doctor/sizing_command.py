@@ -14,7 +14,7 @@ from forkjoin_server.doctor.kv_layout import DTYPE_BYTES, KVLayout, kv_layout
 from forkjoin_server.doctor.model import weight_bytes
 from forkjoin_server.doctor.sizing import GIB, Hardware, Shape, Sizing, size_up
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
-from forkjoin_server.vllm_seam.weights import counted_bytes
+from forkjoin_server.vllm_seam.start.weights import counted_bytes
 
 
 def parser() -> argparse.ArgumentParser:

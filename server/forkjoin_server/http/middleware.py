@@ -55,20 +55,20 @@ from forkjoin_server.request.handover import Asked, compiled, handing_over, inst
 from forkjoin_server.request.incoming import MIB, BodySettings, BodyStalled, BodyTooLarge
 from forkjoin_server.request.shape import check_beside_prompt, check_request_id, read_json
 from forkjoin_server.request.wrong_bodies import stop_at_first_wrong_item
-from forkjoin_server.vllm_seam.authentication import without_authentication
-from forkjoin_server.vllm_seam.control_tokens import make_text_of_control_tokens
-from forkjoin_server.vllm_seam.failed_requests import name_failed_requests
-from forkjoin_server.vllm_seam.grammar_library import (
+from forkjoin_server.vllm_seam.request.authentication import without_authentication
+from forkjoin_server.vllm_seam.request.control_tokens import make_text_of_control_tokens
+from forkjoin_server.vllm_seam.request.failed_requests import name_failed_requests
+from forkjoin_server.vllm_seam.request.grammar_library import (
     keep_to_one_library,
     refuse_what_it_does_not_take,
     try_grammars,
 )
-from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser
-from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
-from forkjoin_server.vllm_seam.request_heads import bound_heads
-from forkjoin_server.vllm_seam.responses import stores_responses
-from forkjoin_server.vllm_seam.text_lengths import bound_texts
-from forkjoin_server.vllm_seam.tool_calls import parse_token_by_token
+from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser
+from forkjoin_server.vllm_seam.request.refusals import log_refusals_in_a_line
+from forkjoin_server.vllm_seam.request.request_heads import bound_heads
+from forkjoin_server.vllm_seam.request.responses import stores_responses
+from forkjoin_server.vllm_seam.request.text_lengths import bound_texts
+from forkjoin_server.vllm_seam.request.tool_calls import parse_token_by_token
 
 _DRAINING = "the server is shutting down and takes no new requests: send it again, or elsewhere"
 _CUT = "the server has shut down before this answer was over: ask again, or elsewhere"

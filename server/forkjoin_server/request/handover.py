@@ -27,8 +27,8 @@ from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, c
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import KEY
 from forkjoin_server.request.structured import block_reason
-from forkjoin_server.vllm_seam.formats import constraint_of
-from forkjoin_server.vllm_seam.reasoning import has_reasoning_parser, why_not_reasoning
+from forkjoin_server.vllm_seam.request.formats import constraint_of
+from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser, why_not_reasoning
 
 #: Of a number that is sent to an engine, beside its sign.
 _MAX_BITS = 63

@@ -63,7 +63,7 @@ def _serve() -> argparse.ArgumentParser:
         alone = argparse.ArgumentParser()
         add_flags(alone)
         return alone
-    from forkjoin_server.vllm_seam.command_line import ServeParser
+    from forkjoin_server.vllm_seam.start.command_line import ServeParser
 
     return ServeParser(add_flags, default_model="", default_drain_s=0).serve
 

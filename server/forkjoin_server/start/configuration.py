@@ -13,7 +13,7 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.start import config_file, environment
 from forkjoin_server.start.effective import Given
 from forkjoin_server.start.flags import add_flags, check_value, configure, own_flags
-from forkjoin_server.vllm_seam.command_line import ServeParser
+from forkjoin_server.vllm_seam.start.command_line import ServeParser
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded"
 EMBEDDED_NAME = "abacus"

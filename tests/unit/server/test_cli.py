@@ -423,7 +423,7 @@ def embedded_tokenizer(monkeypatch):
     ],
 )
 def test_what_the_engine_will_refuse_is_refused_before_it_starts(dialect, changes, error, message, stitched):
-    from forkjoin_server.vllm_seam.configs import check_at_start
+    from forkjoin_server.vllm_seam.start.configs import check_at_start
 
     with pytest.raises(error, match=message):
         check_at_start(_vllm_config(stitched if dialect == "stitched" else dialect, **changes))
@@ -431,7 +431,7 @@ def test_what_the_engine_will_refuse_is_refused_before_it_starts(dialect, change
 
 @pytest.mark.usefixtures("embedded_tokenizer")
 def test_what_the_engine_takes_starts(stitched):
-    from forkjoin_server.vllm_seam.configs import check_at_start
+    from forkjoin_server.vllm_seam.start.configs import check_at_start
 
     check_at_start(_vllm_config("threadweaver"))
     check_at_start(_vllm_config(stitched))

@@ -209,7 +209,7 @@ def test_vllms_rust_front_end_is_refused_whatever_the_dialect(monkeypatch):
 
 
 def test_a_server_with_vllms_rust_front_end_does_not_start(monkeypatch):
-    from forkjoin_server.vllm_seam import serving
+    from forkjoin_server.vllm_seam.start import serving
 
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     monkeypatch.setattr(serving, "exit_at_a_signal", lambda: None)

@@ -15,7 +15,7 @@ from forkjoin_server.cli import main
 from forkjoin_server.doctor.kv_layout import DTYPE_BYTES, KVLayout, kv_layout
 from forkjoin_server.doctor.sizing import GIB, Hardware, Shape, blocks_of, size_up
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
-from forkjoin_server.vllm_seam.weights import counted_bytes, num_parameters
+from forkjoin_server.vllm_seam.start.weights import counted_bytes, num_parameters
 from scripts.sizing_page import PAGE, SHAPES, page
 
 SMALL = {"num_hidden_layers": 4, "num_attention_heads": 8, "hidden_size": 256, "vocab_size": 100}

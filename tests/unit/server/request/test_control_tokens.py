@@ -14,7 +14,7 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from forkjoin_server.request.control_tokens import ControlTokens, Marked
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
-from forkjoin_server.vllm_seam.renderers import Policy, install
+from forkjoin_server.vllm_seam.request.renderers import Policy, install
 
 MARK = "\U000101d0"
 JAVA = "Why does List<Thread> t = new ArrayList<>(); fail? See </Thread>, <Outlines> and <Parallel>."

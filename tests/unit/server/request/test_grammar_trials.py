@@ -24,7 +24,7 @@ from forkjoin_server.request.grammar_trials import (
     block_reason,
     sample,
 )
-from forkjoin_server.vllm_seam.grammar_library import (
+from forkjoin_server.vllm_seam.request.grammar_library import (
     keep_to_one_library,
     refuse_what_it_does_not_take,
     try_grammars,
@@ -306,7 +306,7 @@ def test_a_request_is_refused_before_its_grammar_goes_to_the_engine(visit, param
 
 
 def test_a_requests_further_grammars_are_not_tried_once_it_is_refused(visit, played, monkeypatch):
-    monkeypatch.setattr("forkjoin_server.vllm_seam.grammar_library.Trials", lambda vocabulary: played)
+    monkeypatch.setattr("forkjoin_server.vllm_seam.request.grammar_library.Trials", lambda vocabulary: played)
     monkeypatch.setattr(played, "_try", lambda grammar, digest: Verdict("", False, 1.5, 0))
     tried = []
     monkeypatch.setattr(played, "of", lambda *asked, of=played.of: (tried.append(asked), of(*asked))[1])

@@ -6,8 +6,8 @@ from typing import Any
 
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.request.control_tokens import ControlTokens
-from forkjoin_server.vllm_seam import renderers
-from forkjoin_server.vllm_seam.harmony import refuse_in_harmony
+from forkjoin_server.vllm_seam.request import renderers
+from forkjoin_server.vllm_seam.request.harmony import refuse_in_harmony
 from forkjoin_server.vllm_seam.tokenizers import bind_to_model
 
 

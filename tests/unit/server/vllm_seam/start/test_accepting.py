@@ -10,7 +10,7 @@ import uvicorn
 import uvloop
 from vllm.entrypoints.launchers.launcher import NoSignalServer
 
-from forkjoin_server.vllm_seam.accepting import A_TURN, accept_in_bursts
+from forkjoin_server.vllm_seam.start.accepting import A_TURN, accept_in_bursts
 
 NUM_CLIENTS = 300
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_server.vllm_seam.control_tokens import check_renderer
 from forkjoin_server.vllm_seam.patching import put_in_place
+from forkjoin_server.vllm_seam.request.control_tokens import check_renderer
 from forkjoin_server.vllm_seam.tokenizers import bind_to_model
 
 

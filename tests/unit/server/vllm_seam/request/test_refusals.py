@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
-from forkjoin_server.vllm_seam.refusals import log_refusals_in_a_line
+from forkjoin_server.vllm_seam.request.refusals import log_refusals_in_a_line
 
 BODY = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}
 

@@ -18,8 +18,8 @@ from forkjoin_scheduler.errors import BadRequestOptions, DialectError, UsageErro
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
-from forkjoin_server.vllm_seam import renderers
-from forkjoin_server.vllm_seam.control_tokens import check_renderer, make_text_of_control_tokens
+from forkjoin_server.vllm_seam.request import renderers
+from forkjoin_server.vllm_seam.request.control_tokens import check_renderer, make_text_of_control_tokens
 
 JAVA = "Why does List<Thread> t fail? </Thread>"
 TOOLS = [
@@ -198,7 +198,7 @@ def test_harmony_makes_its_own_tokens_of_no_text(harmony):
 
 
 def test_harmony_refuses_what_is_to_be_refused(harmony):
-    from forkjoin_server.vllm_seam.harmony import refuse_in_harmony
+    from forkjoin_server.vllm_seam.request.harmony import refuse_in_harmony
 
     tokens = renderers.ControlTokens({tag: n for n, tag in enumerate(HARMONY)}, {})
     refuse_in_harmony(tokens, "\nUse <|call|>.")

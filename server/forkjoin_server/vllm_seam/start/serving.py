@@ -6,12 +6,12 @@ import argparse
 
 from forkjoin_scheduler import redact
 from forkjoin_server.operate.interrupts import exit_at_a_signal
-from forkjoin_server.vllm_seam.accepting import accept_in_bursts
-from forkjoin_server.vllm_seam.configs import check_configs
-from forkjoin_server.vllm_seam.dead_processes import bound_failures
-from forkjoin_server.vllm_seam.signals import keep_sigterm
-from forkjoin_server.vllm_seam.stalled_clients import disconnect_stalled
-from forkjoin_server.vllm_seam.tracing import check_tracing
+from forkjoin_server.vllm_seam.start.accepting import accept_in_bursts
+from forkjoin_server.vllm_seam.start.configs import check_configs
+from forkjoin_server.vllm_seam.start.dead_processes import bound_failures
+from forkjoin_server.vllm_seam.start.signals import keep_sigterm
+from forkjoin_server.vllm_seam.start.stalled_clients import disconnect_stalled
+from forkjoin_server.vllm_seam.start.tracing import check_tracing
 
 
 def run_serve(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-from forkjoin_server.vllm_seam.request_heads import bound_heads
+from forkjoin_server.vllm_seam.request.request_heads import bound_heads
 
 LIMIT, COUNT = 100_000, 20
 BEGIN = b"POST /a HTTP/1.1\r\nhost: x\r\n"
@@ -137,7 +137,7 @@ KEY = b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-version: 13
 )
 def test_a_websocket_whose_head_its_parser_does_not_take_is_refused(head, monkeypatch):
     """Its connection stayed open, and silent, for ever."""
-    monkeypatch.setattr("tests.unit.server.vllm_seam.test_request_heads.COUNT", 200)
+    monkeypatch.setattr("tests.unit.server.vllm_seam.request.test_request_heads.COUNT", 200)
     (answer,) = ask(b"GET /a HTTP/1.1\r\nhost: x\r\n" + UPGRADE + KEY + head)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"expected the head of a GET that opens a websocket, got" in answer

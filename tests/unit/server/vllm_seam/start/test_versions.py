@@ -7,7 +7,7 @@ import builtins
 import pytest
 
 from forkjoin_scheduler.errors import UnsupportedEngine
-from forkjoin_server.vllm_seam.versions import check_version
+from forkjoin_server.vllm_seam.start.versions import check_version
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from vllm.renderers.hf import HfRenderer
 from vllm.renderers.params import TokenizeParams
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_server.vllm_seam.text_lengths import bound_texts
+from forkjoin_server.vllm_seam.request.text_lengths import bound_texts
 
 #: A context of 10 tokens, each of at most 5 characters.
 TOKENIZER = SimpleNamespace(max_chars_per_token=5)
