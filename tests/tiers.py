@@ -106,6 +106,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_figures.py": Later(
         Tier.CI, "ten schedulers; tooling/test_docs_site has the figures that are drawn"
     ),
+    "tests/engine/test_own_policies.py": Later(
+        Tier.CI, "two engines, 40 s; test_victims, test_admitting and test_votes have policies of one's own"
+    ),
     "tests/engine/test_overview.py": Later(
         Tier.CI, "a dozen schedulers; unit/server/http/test_families has what is made of their answers"
     ),

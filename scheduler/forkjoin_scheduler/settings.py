@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from forkjoin_scheduler.dialects.dialect import Dialect, Limits
+from forkjoin_scheduler.policy.admission import AdmissionPolicy
 from forkjoin_scheduler.policy.eviction import EvictionPolicy
+from forkjoin_scheduler.policy.own import own_policy
 from forkjoin_scheduler.policy.pruning import Pruning
 from forkjoin_scheduler.policy.threads import ThreadPolicy
 
@@ -23,39 +23,13 @@ UNLIMITED = Limits(
 )
 
 
-def own_thread_policy(path: str) -> Callable[[], ThreadPolicy]:
-    """The class of a user's own at ``path``. Raises ValueError if there is none that chooses."""
-    made: Callable[[], ThreadPolicy] = _that_chooses(path)
-    return made
-
-
-def own_eviction_policy(path: str) -> Callable[[], EvictionPolicy]:
-    """The same of one that chooses families."""
-    made: Callable[[], EvictionPolicy] = _that_chooses(path)
-    return made
-
-
-def own_pruning(path: str) -> type[Pruning]:
-    """The class of a user's own at ``path``. Raises ValueError if there is none that prunes votes."""
-    made: type[Pruning] = _imported(path)
-    is_policy = isinstance(made, type) and issubclass(made, Pruning)
-    if not is_policy:
-        raise ValueError(f"expected a subclass of {Pruning.__module__}.Pruning, got {made!r}")
-    return made
-
-
-def _that_chooses(path: str) -> Any:
-    made = _imported(path)
-    if not callable(made) or not hasattr(made, "choose"):
-        raise ValueError(f"expected a class with a method `choose`, got {made!r}")
-    return made
-
-
-def _imported(path: str) -> Any:
-    try:
-        return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"expected package.module.Class that can be imported: {error}") from error
+#: The settings that bring a policy of the user's own, by its class path, and what it has to be like.
+OWN_POLICIES: dict[str, type] = {
+    "admission_policy": AdmissionPolicy,
+    "thread_policy": ThreadPolicy,
+    "prune_policy": Pruning,
+    "eviction_policy": EvictionPolicy,
+}
 
 
 class Settings(BaseModel):
@@ -81,6 +55,12 @@ class Settings(BaseModel):
         description="When a waiting request starts. family: when the KV blocks and slots that it is "
         "expected to need, threads included, fit beside the running requests. greedy: when its prompt "
         "fits, as in vLLM.",
+    )
+    admission_policy: str | None = Field(
+        default=None,
+        description="Python path (package.module.Class) of your own policy, which decides whether a waiting "
+        "request starts beside the running ones. The built-in one is "
+        "forkjoin_scheduler.policy.admission.Admission.",
     )
     max_threads_running: int | None = Field(
         default=None,
@@ -139,19 +119,18 @@ class Settings(BaseModel):
         "as text. allow: as control tokens, as in vLLM. refuse: the request gets a 400.",
     )
 
-    @field_validator("thread_policy", "eviction_policy")
+    @field_validator(*OWN_POLICIES)
     @classmethod
-    def _chooses(cls, path: str | None) -> str | None:
+    def _can_be_made(cls, path: str | None, info: ValidationInfo) -> str | None:
         if path is not None:
-            _that_chooses(path)
+            own_policy(path, OWN_POLICIES[str(info.field_name)])
         return path
 
-    @field_validator("prune_policy")
-    @classmethod
-    def _is_a_policy(cls, path: str | None) -> str | None:
-        if path is not None:
-            own_pruning(path)
-        return path
+    @model_validator(mode="after")
+    def _has_one_admission(self) -> Settings:
+        if self.admission_policy is not None and self.admission == "greedy":
+            raise ValueError("expected one way to admit requests, got admission greedy and admission_policy")
+        return self
 
     @model_validator(mode="after")
     def _has_one_thread_policy(self) -> Settings:
@@ -160,6 +139,11 @@ class Settings(BaseModel):
         if len(both) > 1:
             raise ValueError(f"expected one way to choose threads, got {' and '.join(both)}")
         return self
+
+    def policy(self, setting: str) -> Any:
+        """A new policy of the user's own, if ``setting``, one of ``OWN_POLICIES``, brings one; else None."""
+        path = getattr(self, setting)
+        return None if path is None else own_policy(path, OWN_POLICIES[setting])
 
     @classmethod
     def of(cls, dialect: Dialect, given: dict[str, int], **more: Any) -> Settings:

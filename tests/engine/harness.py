@@ -102,9 +102,11 @@ class Engine:
         *,
         join_ahead_tokens: int = 0,
         limits: dict[str, int] | None = None,
+        policies: dict[str, str] | None = None,
         **options: Any,
     ) -> None:
-        settings = Settings.of(dialect, limits or {}, join_ahead_tokens=join_ahead_tokens)
+        """``policies``: class paths, by the names of the settings that bring them."""
+        settings = Settings.of(dialect, limits or {}, join_ahead_tokens=join_ahead_tokens, **(policies or {}))
         if dialect.is_stitched:
             options.setdefault("worker_cls", WORKER)
         defaults: dict[str, Any] = {

@@ -112,6 +112,55 @@ def test_no_more_waiting_requests_are_looked_at_than_the_door_needs():
             assert len(looked_at) <= LOOKED_AT + 10
 
 
+# ---- a policy of one's own -----------------------------------------------------------------
+
+
+class Refuses:
+    """Admits nobody, and remembers what it was told."""
+
+    def __init__(self):
+        self.asked, self.learnt = [], []
+
+    def admits(self, new, running, room):
+        self.asked.append((new, running, room))
+        return False
+
+    def learn(self, need):
+        self.learnt.append(need)
+
+
+def test_a_policy_that_admits_nobody_has_requests_run_one_after_the_other():
+    fed = Scripted()
+    fed.scheduler._gate._own = own = Refuses()
+    for name in "ab":
+        fed.add(name, 2, fork(fed, 20, 20), 4)
+    together = set()
+    while fed.scheduler.requests:
+        together.add(frozenset(i.split("#")[0] for i in fed.step().num_scheduled_tokens))
+    assert {len(names) for names in together if names} == {1}
+    assert [need.width for need in own.learnt] == [2, 2]
+    new, (running, *others), room = own.asked[-1]
+    assert (new.generated, others, room.tokens_per_block) == (0, [], 16)
+    assert running.generated > 0
+    assert running.blocks > 0
+
+
+@pytest.mark.parametrize("method", ["admits", "learn"])
+def test_a_policy_that_raises_is_asked_no_more_and_the_built_in_one_decides(method):
+    fed = Scripted()
+    fed.scheduler._gate._own = own = Refuses()
+
+    def fail(*args):
+        raise RuntimeError("a fault for a test")
+
+    setattr(own, method, fail)
+    for name in "ab":
+        fed.add(name, 2, fork(fed, 20, 20), 4)
+    assert set(fed.drain()) == {"a", "b"}
+    assert fed.scheduler._gate._own is None
+    assert [e["where"] for e in fed.events if e["type"] == "internal_error"] == ["admit"]
+
+
 # ---- pauses --------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import importlib
 import inspect
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +45,26 @@ def test_only_the_seam_imports_vllm_and_torch(path):
     name = str(path.relative_to(ROOT))
     if not any(name.startswith(seam) for seam in SEAM):
         assert not _imports(path) & {"vllm", "torch"}
+
+
+def test_what_policies_import_brings_no_vllm_and_no_torch_either():
+    """In a process of its own, for here both may have been imported already."""
+    modules = sorted(p.stem for p in ROOT.glob("scheduler/forkjoin_scheduler/policy/*.py"))
+    script = "".join(f"import forkjoin_scheduler.policy.{m}\n" for m in modules if m != "__init__")
+    script += "import sys; print(sorted({m.partition('.')[0] for m in sys.modules} & {'vllm', 'torch'}))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(modules) > 10
+    assert found.stdout.strip() == "[]"
+
+
+def test_policies_import_nothing_but_each_other_and_errors():
+    """So what is a policy can be read, tested and replaced by itself."""
+    for path in ROOT.glob("scheduler/forkjoin_scheduler/policy/*.py"):
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        own = {n.module for n in nodes if n.module and n.module.startswith("forkjoin_")}
+        others = {m for m in own if not m.startswith("forkjoin_scheduler.policy.")}
+        assert others <= {"forkjoin_scheduler.errors"}, path.name
+        assert not {n for n in _imports(path) if n not in sys.stdlib_module_names} - {"forkjoin_scheduler"}
 
 
 def _attributes(path: Path) -> list[ast.Attribute]:

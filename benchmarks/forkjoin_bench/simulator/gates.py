@@ -50,5 +50,5 @@ class FamilyAware:
         self.learn = self.admission.learn
 
     def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
-        """What the policy says, where requests fork often enough."""
-        return not self.admission.is_due or self.admission.admits(new, running, room)
+        """What the policy says."""
+        return self.admission.admits(new, list(running), room)

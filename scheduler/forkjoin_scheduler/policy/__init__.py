@@ -1,1 +1,1 @@
-"""When what runs: admission of requests, threads of a step. Pure: facts in, a decision out."""
+"""Who starts, who runs, who gives way, who is stopped. Pure: facts in, a decision out."""

@@ -12,8 +12,9 @@ idea is that of the Past-Future scheduler, arXiv 2507.10150, for requests that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 
 @dataclass
@@ -74,6 +75,18 @@ class Future:
     held: float
 
 
+@runtime_checkable
+class AdmissionPolicy(Protocol):
+    """Decides whether a request starts. Only requests that may fork are asked for, and counted."""
+
+    def admits(self, new: Need, running: Sequence[Need], room: Room) -> bool:
+        """Whether a request that needs ``new`` starts beside the ``running`` ones; there is at least one."""
+        ...
+
+    def learn(self, need: Need) -> None:
+        """A request has ended by itself; it came to ``need``."""
+
+
 class Admission:
     """Learns what requests need, and says whether one more fits."""
 
@@ -95,10 +108,9 @@ class Admission:
         self.parallelism = Expectation(2.0)
         self.forks = Expectation(1.0)
 
-    @property
-    def is_due(self) -> bool:
-        """Whether requests fork often enough for what they will need to matter."""
-        return self.forks.mean > self.RARELY
+    def is_due(self, new: Need) -> bool:
+        """Whether what ``new`` will need matters: it asks for threads, or requests fork often enough."""
+        return new.asked > 0 or self.forks.mean > self.RARELY
 
     def learn(self, need: Need) -> None:
         """A request has ended by itself. What it asked for tells nothing of the model's forks."""
@@ -110,14 +122,14 @@ class Admission:
         self.parallelism.see(max(need.generated / max(need.critical, 1), 1.0))
         self.forks.see(need.width > 0)
 
-    def admits(self, new: Need, running: Iterable[Need], room: Room) -> bool:
+    def admits(self, new: Need, running: Sequence[Need], room: Room) -> bool:
         """Whether a request that needs ``new`` may start beside the ``running`` ones.
 
         One that runs alone always may.
         """
-        needs = (*running, new)
-        if len(needs) == 1:
+        if not running or not self.is_due(new):
             return True
+        needs = (*running, new)
         # Where many want slots, a wide fork is given a share of them.
         if sum(min(self._width(need), max(room.num_slots / 2, 1)) for need in needs) > room.num_slots:
             return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class FamilyFacts:
     written: int = 0
 
 
+@runtime_checkable
 class EvictionPolicy(Protocol):
     """Decides which family gives way."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from forkjoin_scheduler.policy.fair_share import fair_shares
 from forkjoin_scheduler.policy.step_cost import NOTHING, Load, StepCost
@@ -51,6 +51,7 @@ class StepFacts:
     tokens_a_step: float = 1.0
 
 
+@runtime_checkable
 class ThreadPolicy(Protocol):
     """Decides which threads run."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine, UsageError
-from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
+from forkjoin_scheduler.settings import KEY, OWN_POLICIES, UNLIMITED, Settings
 from forkjoin_server.cli import main, serve_args
 from forkjoin_server.start.configuration import EMBEDDED_MODEL, resolve
 from tests.engine.renamed import model_for
@@ -153,6 +153,8 @@ def test_how_requests_and_threads_are_scheduled_is_the_users_to_say():
     assert _settings(serve_args(["m", "--thread-policy", own])).thread_policy == own
     own = "forkjoin_scheduler.policy.pruning.Agreement"
     assert _settings(serve_args(["m", "--prune-policy", own])).prune_policy == own
+    own = "forkjoin_scheduler.policy.admission.Admission"
+    assert _settings(serve_args(["m", "--admission-policy", own])).admission_policy == own
     own = "forkjoin_scheduler.policy.eviction.LastCome"
     assert _settings(serve_args(["m", "--eviction-policy", own])).eviction_policy == own
 
@@ -167,21 +169,45 @@ def test_how_requests_and_threads_are_scheduled_is_the_users_to_say():
             "expected one way to choose threads, got max_threads_running and slo_itl_ms",
         ),
         (
-            ["--thread-policy", "no.such.Thing"],
-            "--thread-policy: .*that can be imported: No module named 'no'",
+            ["--admission", "greedy", "--admission-policy", "forkjoin_scheduler.policy.admission.Admission"],
+            "expected one way to admit requests, got admission greedy and admission_policy",
         ),
-        (["--prune-policy", "no.such.Thing"], "--prune-policy: .*that can be imported: No module named 'no'"),
-        (
-            ["--prune-policy", "forkjoin_scheduler.policy.threads.Eager"],
-            r"--prune-policy: .*a subclass of forkjoin_scheduler\.policy\.pruning\.Pruning",
-        ),
-        (["--thread-policy", "os.path"], "--thread-policy: .*a class with a method `choose`"),
-        (["--eviction-policy", "os.path"], "--eviction-policy: .*a class with a method `choose`"),
     ],
 )
 def test_scheduling_that_cannot_be_is_refused_in_a_sentence(given, sentence):
     with pytest.raises(UsageError, match=sentence):
         serve_args(["m", *given])
+
+
+#: Paths of no policy, and what is wrong with them.
+NO_POLICIES = {
+    "no.such.Thing": "it can't be imported: No module named 'no'",
+    "forkjoin_scheduler.policy.threads.NoSuch": "it can't be imported: .* has no attribute 'NoSuch'",
+    "os.path": "it can't be called without arguments: 'module' object is not callable",
+    "forkjoin_scheduler.policy.threads.Capped": "it can't be called without arguments: .*'per_family'",
+    "collections.Counter": "it makes a Counter, which is none",
+}
+
+
+@pytest.mark.parametrize("path", NO_POLICIES)
+@pytest.mark.parametrize("setting", OWN_POLICIES)
+def test_a_policy_of_ones_own_that_is_none_is_refused_at_start_in_one_sentence_for_all(setting, path):
+    flag, kind = f"--{setting.replace('_', '-')}", OWN_POLICIES[setting]
+    like = re.escape(f"expected the path of a class like {kind.__module__}.{kind.__name__}")
+    sentence = rf"{flag}: .*{like} \(docs/scheduling\.md shows one\), but {NO_POLICIES[path]}.*, got {path}"
+    with pytest.raises(UsageError, match=sentence):
+        serve_args(["m", flag, path])
+
+
+def test_a_policy_of_another_kind_is_none():
+    for setting, other in (
+        ("thread_policy", "admission.Admission"),
+        ("prune_policy", "threads.Eager"),
+        ("admission_policy", "eviction.LastCome"),
+        ("eviction_policy", "pruning.Agreement"),
+    ):
+        with pytest.raises(ValueError, match="which is none"):
+            Settings(**{setting: f"forkjoin_scheduler.policy.{other}"})
 
 
 def test_how_long_an_engine_may_be_silent_is_the_users_to_say():

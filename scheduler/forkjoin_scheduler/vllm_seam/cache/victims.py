@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from forkjoin_scheduler.policy.eviction import EvictionPolicy, FamilyFacts, LastCome
-from forkjoin_scheduler.settings import own_eviction_policy
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -17,8 +16,7 @@ class Victims:
 
     def __init__(self, core: Core, fence: Fence, gate: AdmissionGate) -> None:
         self._core, self._fence, self._gate = core, fence, gate
-        own = core.settings.eviction_policy
-        self._policy: EvictionPolicy = LastCome() if own is None else own_eviction_policy(own)()
+        self._policy: EvictionPolicy = core.settings.policy("eviction_policy") or LastCome()
 
     def choose(self, holding: Sequence[LiveFamily]) -> LiveFamily:
         """One of the families ``holding`` blocks. A policy that raises is asked no more."""

@@ -5,13 +5,15 @@ Threads and what has run always may.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.family import Branch
-from forkjoin_scheduler.policy.admission import Admission, Need, Room
+from forkjoin_scheduler.policy.admission import Admission, AdmissionPolicy, Need, Room
 from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam.cache import kv
@@ -46,8 +48,10 @@ class AdmissionGate:
     """
 
     def __init__(self, core: Core, fence: Fence, placing: Placing) -> None:
-        self._core, self._placing = core, placing
+        self._core, self._fence, self._placing = core, fence, placing
+        #: What requests have come to, and the policy where the user brings none.
         self.admission = Admission()
+        self._own: AdmissionPolicy | None = core.settings.policy("admission_policy")
         #: By the id of their requests, until they end.
         self.admitted: dict[str, Admitted] = {}
         #: Let in in this step.
@@ -79,7 +83,7 @@ class AdmissionGate:
         if self._core.scheduler.current_step < self._asked_next:
             return False
         need = self.new_need(request)
-        if (self.admission.is_due or need.asked) and not self._fits(need):
+        if not self._fits(need):
             self._asked_next = self._core.scheduler.current_step + ASKED_EVERY
             return False
         growth = self.admission.future(need, kv.block_size(self._core.kv_cache_manager)).growth
@@ -113,10 +117,26 @@ class AdmissionGate:
                 self.admitted[admitted.request.request_id] = admitted
 
     def _fits(self, need: Need) -> bool:
+        """Whether one more that needs ``need`` may start. One that would run alone always may."""
+        beside = (*self.admitted.values(), *self._let_in)
+        if not beside or (self._own is None and not self.admission.is_due(need)):
+            return True  # without counting what the others have come to
         manager = self._core.kv_cache_manager
         room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._core.num_slots)
-        running = map(self.come_to, (*self.admitted.values(), *self._let_in))
+        running = [self.come_to(admitted) for admitted in beside]
+        if self._own is not None:
+            with self._asked_no_more_if_it_raises():
+                return self._own.admits(need, running, room)
         return self.admission.admits(need, running, room)
+
+    @contextmanager
+    def _asked_no_more_if_it_raises(self) -> Iterator[None]:
+        """The user's own policy, which may be anybody's, is asked inside."""
+        try:
+            yield
+        except Exception as error:
+            self._fence.contain("admit", error, None)
+            self._own = None
 
     def come_to(self, admitted: Admitted) -> Need:
         """What it needed at its start, and what it has come to since."""
@@ -174,7 +194,11 @@ class AdmissionGate:
         if admitted is None:
             return
         if by_itself:
-            self.admission.learn(self.come_to(admitted))
+            need = self.come_to(admitted)
+            self.admission.learn(need)
+            if self._own is not None:
+                with self._asked_no_more_if_it_raises():
+                    self._own.learn(need)
             self._peak_ratios.append(admitted.peak_blocks / max(admitted.expected_blocks, 1))
         del self.admitted[request.request_id]
         self._asked_next = 0

@@ -20,7 +20,6 @@ from forkjoin_scheduler.policy.threads import (
     ThreadPolicy,
     within,
 )
-from forkjoin_scheduler.settings import own_thread_policy
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
@@ -46,8 +45,9 @@ class ThreadPacer:
     def chosen_policy(self) -> ThreadPolicy:
         """The policy that the settings name."""
         settings = self._core.settings
-        if settings.thread_policy is not None:
-            return own_thread_policy(settings.thread_policy)()
+        own: ThreadPolicy | None = settings.policy("thread_policy")
+        if own is not None:
+            return own
         if settings.max_threads_running is not None:
             return Capped(settings.max_threads_running)
         if settings.slo_itl_ms is not None:

@@ -12,7 +12,6 @@ from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
 from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.publish.events import ThreadsStarted
-from forkjoin_scheduler.settings import own_pruning
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
@@ -41,10 +40,9 @@ class Voting:
 
     def _pruner(self, name: str, vote: Vote) -> Pruner | None:
         """What the policy of this name decides by; None if it can't be made."""
-        own = self._core.settings.prune_policy
         try:
-            policy = own_pruning(own) if name == "own" and own is not None else POLICIES[name]
-            return Pruner(policy(), vote)
+            own = self._core.settings.policy("prune_policy") if name == "own" else None
+            return Pruner(own or POLICIES[name](), vote)
         except Exception as error:  # the policy may be anybody's
             self._fence.contain("prune", error, None)
             return None

@@ -142,13 +142,14 @@ def test_those_who_learn_of_smaller_families_let_more_of_them_in():
 
 
 def test_admission_is_due_until_requests_are_seen_not_to_fork():
-    admission = Admission()
-    assert admission.is_due
+    admission, full = Admission(), Room(num_free=0, tokens_per_block=32, num_slots=64)
+    assert not admission.admits(Need(), [Need()], full)
     for _ in range(100):
         admission.learn(Need(100, 0, 100))
-    assert not admission.is_due
+    assert admission.admits(Need(), [Need()], full)
+    assert not admission.admits(Need(asked=2), [Need()], full), "this one forks, whatever others do"
     admission.learn(Need(100, 3, 50))
-    assert admission.is_due
+    assert not admission.admits(Need(), [Need()], full)
 
 
 # ---- requests that say themselves how they fork --------------------------------------------

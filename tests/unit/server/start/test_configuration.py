@@ -220,6 +220,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "admission": ("family", "default"),
         "max-threads-running": ("4", "flag"),
         "slo-itl-ms": ("None", "default"),
+        "admission-policy": ("None", "default"),
         "thread-policy": ("None", "default"),
         "prune-policy": ("None", "default"),
         "eviction-policy": ("None", "default"),
