@@ -13,8 +13,11 @@ from forkjoin_scheduler.policy.own import own_policy
 from forkjoin_scheduler.policy.pruning import Pruning
 from forkjoin_scheduler.policy.threads import ThreadPolicy
 
-#: The key of vLLM's ``additional_config`` and of ``SamplingParams.extra_args``.
+#: The key of vLLM's ``additional_config``; and of ``SamplingParams.extra_args``, where whoever uses vLLM
+#: without our server asks for fork/join, in the words of the HTTP API.
 KEY = "forkjoin"
+#: Of ``extra_args``: what an API process has checked and compiled.
+COMPILED = "forkjoin_compiled"
 
 #: Who may draft tokens for requests that fork.
 DraftSource = Literal["drafter", "family"]

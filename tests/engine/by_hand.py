@@ -25,7 +25,7 @@ from forkjoin_bench.vllm_seam.fed import runner_output
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.options import parse_options
-from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.settings import COMPILED, KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -108,7 +108,7 @@ class ByHand:
         )
         sampling = SamplingParams(
             **({"temperature": 0.0, "max_tokens": 500} | params),
-            extra_args={KEY: asked.model_dump(exclude_unset=True)},
+            extra_args={COMPILED: to_builtins(asked)},
         )
         sampling.update_from_generation_config({}, eos_token_id=self.tokenizer.token_id(END))
         request = Request(

@@ -29,8 +29,6 @@ from forkjoin_scheduler.dialects.patterns import fill
 from forkjoin_scheduler.family import Family, ThreadEnd
 from forkjoin_scheduler.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.join import plan_join
-from forkjoin_scheduler.request.compiled import compile_options
-from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
@@ -172,8 +170,7 @@ class Engine:
         return self.tokenizer.encode(f"<|user|>{text}<|assistant|>")
 
     def params(self, **options: Any) -> SamplingParams:
-        asked = compile_options(parse_options(options.pop("forkjoin", {})), self.tokenizer.encode)
-        extra = {"forkjoin": asked.model_dump(exclude_unset=True), **options.pop("extra_args", {})}
+        extra = {KEY: options.pop("forkjoin", {}), **options.pop("extra_args", {})}
         return SamplingParams(**({"temperature": 0.0, "max_tokens": 3000, "extra_args": extra} | options))
 
     def scripted(

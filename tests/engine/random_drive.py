@@ -49,8 +49,6 @@ from forkjoin_scheduler.publish.events import (
 )
 from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
 from forkjoin_scheduler.request.cancelling import CANCELLING
-from forkjoin_scheduler.request.compiled import compile_options
-from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.front_end import wire
@@ -536,7 +534,6 @@ class Drive:
                 options = {k: v for k, v in options.items() if k not in early} | {"wait_for_all": True}
             elif options.get("confidence", 1) < 1 or "prune" in options:
                 self.seen.limited.add(request_id)  # it may be wrong, as it says
-        asked = compile_options(parse_options(options), self._tokenizer.encode)
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
@@ -544,7 +541,7 @@ class Drive:
             ignore_eos=chance.random() < 0.1,
             stop_token_ids=self._tokenizer.encode("x") if chance.random() < 0.2 else None,
             stop=STOP if self._kind.has_all and chance.random() < 0.1 else None,
-            extra_args={KEY: asked.model_dump(exclude_unset=True)} if options else None,
+            extra_args={KEY: options} if options else None,
             logprobs=chance.choice([0, 2]) if chance.random() < 0.3 else None,
         )
         params.update_from_generation_config({}, eos_token_id=self._tokenizer.token_id(END))

@@ -16,8 +16,6 @@ from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.family import BranchState, ThreadEnd
 from forkjoin_scheduler.policy.door import LOOKED_AT
-from forkjoin_scheduler.request.compiled import compile_options
-from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.cache import kv
 from tests.engine.accounts import check_begun_first
@@ -296,8 +294,7 @@ def test_a_request_that_ends_with_a_stop_string_teaches_and_one_whose_client_goe
 )
 def test_what_a_request_asks_for_is_foreseen_at_its_admission(options, asked, max_tokens):
     fed = Scripted()
-    compiled = compile_options(parse_options(options), fed.scheduler._core.tokenizer.encode)
-    fed.add("r0", 9, max_tokens=100, extra_args={KEY: compiled.model_dump(exclude_unset=True)})
+    fed.add("r0", 9, max_tokens=100, extra_args={KEY: options})
     need = fed.scheduler._gate.new_need(fed.scheduler.requests["r0"])
     assert (need.asked, need.max_tokens, need.blocks) == (asked, max_tokens, 4)
 
@@ -331,8 +328,7 @@ def test_the_first_output_of_every_request_tells_of_its_prefill(options):
     fed = Scripted()
     fed.scheduler.log_stats = True
     fed.scheduler.make_stats = lambda *_, **__: None
-    compiled = compile_options(parse_options(options), fed.scheduler._core.tokenizer.encode)
-    request = fed.add("r0", 9, max_tokens=30, extra_args={KEY: compiled.model_dump(exclude_unset=True)})
+    request = fed.add("r0", 9, max_tokens=30, extra_args={KEY: options})
     num_prompt_tokens = request.num_prompt_tokens
     fed.drain()
     first, *others = fed.outputs["r0"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import to_builtins
 
-from forkjoin_scheduler.request.options import CompiledOptions
+from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions
+from forkjoin_scheduler.settings import COMPILED, KEY
 
 pytestmark = pytest.mark.engine
 
@@ -71,3 +73,60 @@ def test_a_request_with_a_thinking_budget_decodes_in_one_row(engine):
     assert engine.scheduler._wishes.of(request, CompiledOptions()) is None
     params.thinking_token_budget = -1
     assert engine.scheduler._wishes.of(request, CompiledOptions()) is not None
+
+
+# ---- options, checked once -----------------------------------------------------------------
+
+#: More threads than the dialect lets a fork have.
+TOO_WIDE = {"best_of": 51, "vote": "a"}
+
+
+def _asking(engine, extra_args):
+    from vllm import SamplingParams
+    from vllm.v1.request import Request
+
+    return Request("r", engine.prompt("q"), SamplingParams(extra_args=extra_args), None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (TOO_WIDE, "forkjoin.best_of: expected at most max_threads_per_fork = 50, got 51"),
+        ({"best_of": 2}, "expected best_of and vote together"),
+        (
+            {"best_of": 2, "vote": "a", "prune": "own"},
+            "forkjoin.prune: expected a server with a --prune-policy",
+        ),
+        (
+            {"branches": [{"text": "a", "response_format": {}}]},
+            "forkjoin.branches[0].response_format: expected",
+        ),
+        (3, "forkjoin: expected an object, got int"),
+    ],
+    ids=["limit", "fields", "policy", "format", "kind"],
+)
+def test_what_comes_without_a_server_is_checked_by_the_engine_and_decodes_in_one_row(
+    engine, monkeypatch, asked, sentence
+):
+    from forkjoin_scheduler.vllm_seam import wishes
+
+    warned = []
+    monkeypatch.setattr(wishes, "_warn", lambda request, message: warned.append(message))
+    assert engine.scheduler._wishes._options(_asking(engine, {KEY: asked})) == CompiledOptions(enabled=False)
+    (message,) = warned
+    assert sentence in message
+    assert message.endswith("; decoding sequentially")
+
+
+def test_what_comes_without_a_server_may_be_what_the_http_api_takes(engine):
+    options = engine.scheduler._wishes._options(
+        _asking(engine, {KEY: {"branches": [{"text": "a:"}], "closing": "so"}})
+    )
+    encode = engine.tokenizer.encode
+    assert options == CompiledOptions(branches=[CompiledBranch("", encode("a:"))], closing=encode("so"))
+
+
+def test_what_an_api_process_has_checked_is_not_checked_again(engine):
+    sent = CompiledOptions(**TOO_WIDE)
+    assert engine.scheduler._wishes._options(_asking(engine, {COMPILED: to_builtins(sent)})) == sent
+    assert engine.scheduler._wishes._options(_asking(engine, None)) == CompiledOptions()

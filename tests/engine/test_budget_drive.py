@@ -6,6 +6,7 @@ import pytest
 
 from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import KEY
 from tests.engine.books import Books
@@ -42,12 +43,9 @@ class Counted(Drive):
         super()._add()
         request = next(reversed(self._added.values()))
         params = request.sampling_params
-        settings, options = (
-            self._scheduler._core.settings,
-            CompiledOptions.model_validate((params.extra_args or {}).get(KEY, {})),
-        )
+        settings, asked = self._scheduler._core.settings, (params.extra_args or {}).get(KEY, {})
         try:
-            options.check_limits(settings.limits, settings.caps)
+            options = check_and_compile(asked, settings, self._tokenizer.encode)
         except BadRequestOptions:
             options = CompiledOptions()  # the server answers these with a 400
         most = params.max_tokens * (options.best_of or 1)

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from forkjoin_scheduler.dialect_files import load
+
 from forkjoin_scheduler.settings import OWN_POLICIES
 from forkjoin_scheduler.vllm_seam import kv
 

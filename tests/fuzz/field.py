@@ -7,6 +7,8 @@ import json
 import re
 from typing import Any
 
+import msgspec
+
 from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions
@@ -107,8 +109,8 @@ def _options(source: Source) -> None:
         dialect, plan = explicit_dialect(compiled, compiled.limits(Limits())), explicit_plan(compiled)
         assert len(plan.threads) == (options.best_of or len(options.branches or ())) == dialect.width
         # What the engine is sent is read there as it was meant.
-        sent = json.loads(json.dumps(compiled.model_dump(exclude_unset=True)))
-        assert CompiledOptions.model_validate(sent) == compiled
+        sent = msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.to_builtins(compiled)))
+        assert msgspec.convert(sent, CompiledOptions) == compiled
 
 
 def _prepare(source: Source) -> None:

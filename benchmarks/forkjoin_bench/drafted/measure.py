@@ -13,8 +13,6 @@ from forkjoin_bench.progress import working
 from forkjoin_bench.vllm_seam.engine import sampling, start_engine
 from forkjoin_scheduler.publish.events import Drafted, Event, FamilyEnded
 from forkjoin_scheduler.publish.feed import FEEDS
-from forkjoin_scheduler.request.compiled import compile_options
-from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import KEY
 
 if TYPE_CHECKING:
@@ -107,15 +105,10 @@ class _Bench:
 
     def run(self, asked: Asked, *, forks: bool) -> Run:
         """Answer ``asked``, with an empty prefix cache."""
-        encode = self._llm.get_tokenizer().encode
-        options = compile_options(
-            parse_options(asked.forked if forks else asked.sequential),
-            lambda text: list(encode(text, add_special_tokens=False)),
-        )
         params = sampling(
             temperature=0.0,
             max_tokens=asked.max_tokens,
-            extra_args={KEY: options.model_dump(exclude_unset=True)},
+            extra_args={KEY: asked.forked if forks else asked.sequential},
         )
         self._llm.reset_prefix_cache()
         self._steps.clear()

@@ -8,7 +8,14 @@ from typing import Any
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions, ExplicitBranch, RequestOptions
+from forkjoin_scheduler.request.options import (
+    CompiledBranch,
+    CompiledOptions,
+    ExplicitBranch,
+    RequestOptions,
+    parse_options,
+)
+from forkjoin_scheduler.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,21 @@ def compile_options(
     if options.closing is not None:
         fields["closing"] = token_ids[_CLOSING]
     return CompiledOptions(**fields)
+
+
+def check_and_compile(asked: Any, settings: Settings, encode: Callable[[str], list[int]]) -> CompiledOptions:
+    """The same of a ``forkjoin`` object that comes without a server: it is checked here, and only here.
+
+    Raises BadRequestOptions.
+    """
+    options = parse_options(asked)
+    options.check_limits(settings.limits, settings.caps)
+    options.check_pruning(settings.prune_policy)
+    return compile_options(options, encode, _no_format)
+
+
+def _no_format(response_format: dict[str, Any]) -> dict[str, Any] | None:
+    raise ValueError("expected none, for without a server nothing makes a grammar of it: leave it out")
 
 
 def check_room(options: CompiledOptions, num_prompt_tokens: int, max_model_len: int) -> None:

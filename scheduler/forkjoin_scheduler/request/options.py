@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import UNSET, UnsetType
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forkjoin_scheduler.dialects.dialect import MAX_COUNT, Limits
@@ -66,19 +68,8 @@ class ExplicitBranch(BaseModel):
         return self
 
 
-class CompiledBranch(BaseModel):
-    """The same as the engine gets it: the tokens that the thread continues from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    title: str
-    token_ids: Annotated[list[int], Field(min_length=1)]
-    #: What the thread is to obey: fields of vLLM's ``StructuredOutputsParams``, and its ``backend``.
-    structured: dict[str, Any] | None = None
-
-
-class _Asked(Limits):
-    """What a request asks of fork/join, in whatever form its texts are."""
+class RequestOptions(Limits):
+    """The limits of one request, the off switch, what it asks to be forked and shown."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -133,10 +124,37 @@ class _Asked(Limits):
         "With false, they are cut.",
     )
 
+    branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=MAX_BRANCHES)] | None = Field(
+        default=None,
+        description="Threads that the request defines. Each continues the prompt and its own text. They "
+        "exclude best_of.",
+    )
+    closing: Annotated[NonEmpty, AfterValidator(_is_unicode)] | None = Field(
+        default=None,
+        description="For branches: text after all branches that the model continues. Unset, the answer ends "
+        "after the branches.",
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_one_thing(self) -> RequestOptions:
+        if self.branches is not None and self.best_of is not None:
+            raise ValueError("expected branches or best_of, got both")
+        if self.closing is not None and self.branches is None:
+            raise ValueError("expected branches beside closing")
+        if (self.best_of is None) != (self.vote is None):
+            raise ValueError("expected best_of and vote together")
+        for name in ("wait_for_all", "confidence", "prune"):
+            is_asked = getattr(self, name) not in (None, False)
+            if is_asked and self.best_of is None:
+                raise ValueError(f"expected best_of beside {name}")
+            if is_asked and self.wait_for_all and name != "wait_for_all":
+                raise ValueError(f"expected {name} or wait_for_all, got both")
+        return self
+
     @property
     def width(self) -> int | None:
         """Into how many threads the request itself forks behind its prompt, None if it does not."""
-        raise NotImplementedError
+        return self.best_of if self.branches is None else len(self.branches)
 
     @property
     def forks_at_prompt(self) -> bool:
@@ -175,50 +193,52 @@ class _Asked(Limits):
         return [n for n in Limits.model_fields if n in self.model_fields_set]
 
 
-class RequestOptions(_Asked):
-    """The limits of one request, the off switch, what it asks to be forked and shown."""
+class CompiledBranch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The same as the engine gets it: the tokens that the thread continues from."""
 
-    branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=MAX_BRANCHES)] | None = Field(
-        default=None,
-        description="Threads that the request defines. Each continues the prompt and its own text. They "
-        "exclude best_of.",
-    )
-    closing: Annotated[NonEmpty, AfterValidator(_is_unicode)] | None = Field(
-        default=None,
-        description="For branches: text after all branches that the model continues. Unset, the answer ends "
-        "after the branches.",
-    )
-
-    @model_validator(mode="after")
-    def _asks_for_one_thing(self) -> RequestOptions:
-        if self.branches is not None and self.best_of is not None:
-            raise ValueError("expected branches or best_of, got both")
-        if self.closing is not None and self.branches is None:
-            raise ValueError("expected branches beside closing")
-        if (self.best_of is None) != (self.vote is None):
-            raise ValueError("expected best_of and vote together")
-        for name in ("wait_for_all", "confidence", "prune"):
-            is_asked = getattr(self, name) not in (None, False)
-            if is_asked and self.best_of is None:
-                raise ValueError(f"expected best_of beside {name}")
-            if is_asked and self.wait_for_all and name != "wait_for_all":
-                raise ValueError(f"expected {name} or wait_for_all, got both")
-        return self
-
-    @property
-    def width(self) -> int | None:
-        return self.best_of if self.branches is None else len(self.branches)
+    title: str
+    token_ids: list[int]
+    #: What the thread is to obey: fields of vLLM's ``StructuredOutputsParams``, and its ``backend``.
+    structured: dict[str, Any] | None = None
 
 
-class CompiledOptions(_Asked):
-    """``RequestOptions`` as the engine core gets them: tokens in the place of texts (``compiled.py``)."""
+class CompiledOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``RequestOptions`` as they cross to the engine core: checked, with tokens in the place of texts.
 
-    branches: Annotated[list[CompiledBranch], Field(min_length=1)] | None = None
-    closing: Annotated[list[int], Field(min_length=1)] | None = None
+    ``compiled.py`` makes them, and nothing in them is checked again. A limit that the request says nothing
+    of is unset.
+    """
+
+    enabled: bool = True
+    include_threads: bool = False
+    max_threads_running: int | None = None
+    structured: Literal["answer"] | None = None
+    best_of: int | None = None
+    vote: str | None = None
+    confidence: float | None = None
+    prune: str | None = None
+    wait_for_all: bool = False
+    branches: list[CompiledBranch] | None = None
+    closing: list[int] | None = None
+    max_threads_per_fork: int | UnsetType | None = UNSET
+    max_forks: int | UnsetType | None = UNSET
+    max_tokens_per_thread: int | UnsetType | None = UNSET
+    max_total_tokens: int | UnsetType | None = UNSET
 
     @property
     def width(self) -> int | None:
+        """Into how many threads the request itself forks behind its prompt, None if it does not."""
         return self.best_of if self.branches is None else len(self.branches)
+
+    @property
+    def forks_at_prompt(self) -> bool:
+        """Whether the request itself asks for a fork behind its prompt."""
+        return self.width is not None
+
+    def limits(self, defaults: Limits) -> Limits:
+        """``defaults`` with what the request itself set."""
+        given = {name: getattr(self, name) for name in Limits.model_fields}
+        return defaults.model_copy(update={n: limit for n, limit in given.items() if limit is not UNSET})
 
 
 def parse_options(value: Any) -> RequestOptions:

@@ -117,13 +117,13 @@ def _take_options(body: Json) -> RequestOptions:
     given = body.pop("forkjoin", None)
     if isinstance(given, str):
         raise BadRequestOptions("forkjoin: expected an object, got str")
-    options = parse_options({} if given is None else given)
+    asked = {} if given is None else given
     stream_options = body.get("stream_options")
-    if not (isinstance(stream_options, dict) and "include_threads" in stream_options):
-        return options
-    body["stream_options"] = {k: v for k, v in stream_options.items() if k != "include_threads"}
-    include = {"include_threads": stream_options["include_threads"]}
-    return parse_options(options.model_dump(exclude_unset=True) | include)
+    if isinstance(stream_options, dict) and "include_threads" in stream_options:
+        body["stream_options"] = {k: v for k, v in stream_options.items() if k != "include_threads"}
+        if isinstance(asked, dict):
+            asked = asked | {"include_threads": stream_options["include_threads"]}
+    return parse_options(asked)
 
 
 def _check_threads_can_be_shown(body: Json, path: str) -> None:

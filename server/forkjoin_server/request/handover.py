@@ -21,11 +21,13 @@ from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, compile_options
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
-from forkjoin_scheduler.settings import KEY
+from forkjoin_scheduler.settings import COMPILED, KEY
 from forkjoin_server.request.structured import block_reason
 from forkjoin_server.vllm_seam.request.formats import constraint_of
 from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser, why_not_reasoning
@@ -49,7 +51,7 @@ class Asked:
         Raises BadRequestOptions if all together are over the limit.
         """
         each = max_model_len if max_tokens is None else max_tokens
-        cap = self.options.max_total_tokens
+        cap = self.options.max_total_tokens or None
         # each thread of a vote has its own budget; all other threads share the answer's
         each *= self.options.best_of or 1
         self.num_tokens += num_answers * (each if cap is None else min(each, cap))
@@ -107,14 +109,15 @@ def install(client: Any) -> None:
 
     def generate_as_asked(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         _check_integers(sampling_params)
-        others = {name: value for name, value in (sampling_params.extra_args or {}).items() if name != KEY}
+        given = sampling_params.extra_args or {}
+        others = {name: value for name, value in given.items() if name not in (KEY, COMPILED)}
         fields: dict[str, Any] = {}
         if (asked := _ASKED.get()) is not None:
             _check_room(asked.options, prompt, max_model_len)
             _check_forks(client, asked.options, prompt, sampling_params, kwargs)
             asked.charge(sampling_params.n, sampling_params.max_tokens, max_model_len)
-            fields = asked.options.model_dump(exclude_unset=True)
-        sampling_params.extra_args = (others | ({KEY: fields} if fields else {})) or None
+            fields = msgspec.to_builtins(asked.options)
+        sampling_params.extra_args = (others | ({COMPILED: fields} if fields else {})) or None
         return generate(prompt, sampling_params, *args, **kwargs)
 
     renderer.process_for_engine_async = process_for_engine_async

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+import msgspec
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import ForkAt
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
+from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import CompiledOptions
-from forkjoin_scheduler.settings import KEY
+from forkjoin_scheduler.settings import COMPILED, KEY
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers, constrains_threads, place_of_answer
 from forkjoin_scheduler.vllm_seam.starts.wish import Wish
@@ -94,16 +95,18 @@ class Wishes:
             )
 
     def _options(self, request: Request) -> CompiledOptions:
+        """What ``request`` asks for: checked by the API process, or here if it comes without one."""
         assert request.sampling_params is not None
+        extra_args = request.sampling_params.extra_args or {}
+        if COMPILED in extra_args:
+            return msgspec.convert(extra_args[COMPILED], CompiledOptions)
         try:
-            options = CompiledOptions.model_validate((request.sampling_params.extra_args or {}).get(KEY, {}))
-            options.check_limits(self._core.settings.limits, self._core.settings.caps)
-            options.check_pruning(self._core.settings.prune_policy)
-        except (BadRequestOptions, ValidationError) as error:
-            # The front end answers these with a 400; what comes around it must not end the engine.
+            return check_and_compile(
+                extra_args.get(KEY) or {}, self._core.settings, self._core.tokenizer.encode
+            )
+        except BadRequestOptions as error:
             _warn(request, f"{cut(str(error), _MAX_WARNING_CHARS)}; decoding sequentially")
             return CompiledOptions(enabled=False)
-        return options
 
 
 def _warn(request: Request, message: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.request.visits import VISIT, refuse
-from forkjoin_scheduler.settings import KEY
+from forkjoin_scheduler.settings import COMPILED
 from forkjoin_server.request.grammar_trials import Grammar, Trials, Verdict, block_reason
 from forkjoin_server.vllm_seam.patching import put_in_place
 
@@ -127,7 +127,7 @@ def _grammars(client: Any, params: Any) -> Iterator[Grammar]:
     """What xgrammar is to compile for a request and its branches, as vLLM's engine will ask it to."""
     from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
-    asked = (getattr(params, "extra_args", None) or {}).get(KEY, {})
+    asked = (getattr(params, "extra_args", None) or {}).get(COMPILED, {})
     wanted = [branch.get("structured") or {} for branch in asked.get("branches") or ()]
     if (own := getattr(params, "structured_outputs", None)) is not None:
         wanted.append(vars(own))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import convert, msgpack, to_builtins
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, compile_options
@@ -17,7 +18,7 @@ def _compiled(value: dict) -> CompiledOptions:
 
 def test_texts_become_tokens_and_all_else_stays():
     asked = {"branches": [{"title": "a"}, {"title": "b", "text": "c:"}], "closing": "so", "max_forks": 3}
-    assert _compiled(asked).model_dump(exclude_unset=True) == {
+    assert to_builtins(_compiled(asked)) == {
         "branches": [{"title": "a", "token_ids": [97, 10]}, {"title": "b", "token_ids": [99, 58]}],
         "closing": [115, 111],
         "max_forks": 3,
@@ -25,11 +26,19 @@ def test_texts_become_tokens_and_all_else_stays():
 
 
 @pytest.mark.parametrize(
-    "value", [{}, {"enabled": False}, {"best_of": 2, "vote": "a"}, {"branches": [{"text": "a"}]}]
+    "value",
+    [
+        {},
+        {"enabled": False},
+        {"best_of": 2, "vote": "a", "confidence": 1},
+        {"branches": [{"text": "a"}]},
+        {"max_forks": None, "max_total_tokens": 7},
+    ],
 )
 def test_the_engine_reads_back_what_it_is_sent(value):
     compiled = _compiled(value)
-    assert CompiledOptions.model_validate(compiled.model_dump(exclude_unset=True)) == compiled
+    sent = msgpack.encode({"forkjoin_compiled": to_builtins(compiled)})
+    assert convert(msgpack.decode(sent)["forkjoin_compiled"], CompiledOptions) == compiled
     assert compiled.width == parse_options(value).width
 
 

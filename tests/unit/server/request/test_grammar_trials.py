@@ -14,7 +14,7 @@ import pytest
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.request.visits import VISIT
-from forkjoin_scheduler.settings import KEY
+from forkjoin_scheduler.settings import COMPILED
 from forkjoin_server.request.grammar_trials import (
     MAX_WAITING_S,
     NUM_SAMPLED,
@@ -251,7 +251,7 @@ def _params(branches=(), **wanted):
 
     own = StructuredOutputsParams(**wanted) if wanted else None
     asked = {"branches": [{"structured": structured} for structured in branches]}
-    return SamplingParams(structured_outputs=own, extra_args={KEY: asked})
+    return SamplingParams(structured_outputs=own, extra_args={COMPILED: asked})
 
 
 def test_an_engine_has_one_library_for_all_its_grammars():

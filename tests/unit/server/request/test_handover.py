@@ -11,7 +11,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RepetitionDetectionParams
 
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.request.options import CompiledOptions, parse_options
+from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions, parse_options
 from forkjoin_server.request.handover import Asked, compiled, handing_over, install
 
 
@@ -112,7 +112,7 @@ def test_the_engine_gets_what_is_asked_beside_what_the_client_gave(client):
     options = _compile(client, {"branches": [{"title": "x", "text": "ab"}], "max_forks": 2})
     _generate(client, Asked(options), _params(extra_args={"mine": 1}))
     fields = {"branches": [{"title": "x", "token_ids": [97, 98]}], "max_forks": 2}
-    assert client.calls == [{"mine": 1, "forkjoin": fields}]
+    assert client.calls == [{"mine": 1, "forkjoin_compiled": fields}]
 
 
 def test_a_request_that_asks_for_nothing_is_vllms_own(client):
@@ -123,11 +123,12 @@ def test_a_request_that_asks_for_nothing_is_vllms_own(client):
 
 @pytest.mark.parametrize("given", [{"enabled": False}, "{}", None, 3])
 def test_nothing_of_ours_comes_from_a_client_by_whatever_route(client, given):
-    client.generate({}, _params(extra_args={"forkjoin": given}), "r")
-    _generate(client, Asked(CompiledOptions()), _params(extra_args={"forkjoin": given, "mine": 1}))
+    forged = {"forkjoin": given, "forkjoin_compiled": given}
+    client.generate({}, _params(extra_args=dict(forged)), "r")
+    _generate(client, Asked(CompiledOptions()), _params(extra_args=forged | {"mine": 1}))
     asked = Asked(CompiledOptions(max_forks=2))
-    _generate(client, asked, _params(extra_args={"forkjoin": given}))
-    assert client.calls == [None, {"mine": 1}, {"forkjoin": {"max_forks": 2}}]
+    _generate(client, asked, _params(extra_args=dict(forged)))
+    assert client.calls == [None, {"mine": 1}, {"forkjoin_compiled": {"max_forks": 2}}]
 
 
 def test_a_task_that_serves_the_request_later_hands_over_the_same(client):
@@ -143,7 +144,7 @@ def test_a_task_that_serves_the_request_later_hands_over_the_same(client):
         client.generate({}, _params(), "r")
 
     asyncio.run(ask())
-    assert client.calls == [{"forkjoin": {"max_forks": 2}}]
+    assert client.calls == [{"forkjoin_compiled": {"max_forks": 2}}]
 
 
 def test_a_branch_that_does_not_fit_beside_the_prompt_is_refused_before_the_answer_begins(client):
@@ -254,7 +255,7 @@ def reasoning(client):
 
 
 def _structured(client, text_ids=(1,), prompt=(1, 2), **more):
-    options = CompiledOptions(branches=[{"title": "A", "token_ids": list(text_ids)}], closing=[3])
+    options = CompiledOptions(branches=[CompiledBranch("A", list(text_ids))], closing=[3])
     with handing_over(Asked(options)):
         client.generate({"type": "token", "prompt_token_ids": list(prompt)}, _params(**_OUTPUTS), "r", **more)
 
