@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from docgen.figures import admission, blocks, joins, pressure, scripts
+from docgen.figures import admission, blocks, joins, pressure, request_path, scripts
 from forkjoin.terminal.drawing import DARK, LIGHT, Theme
 
 Drawn = Callable[[Path, Theme], None]
@@ -27,8 +27,17 @@ def _admission() -> Drawn:
     return lambda path, theme: admission.draw(runs, path, theme)
 
 
+def _request_path() -> Drawn:
+    return request_path.draw
+
+
 #: What records the run of each figure, and returns what draws it.
-FIGURES: dict[str, Callable[[], Drawn]] = {"joins": _joins, "kv-blocks": _blocks, "admission": _admission}
+FIGURES: dict[str, Callable[[], Drawn]] = {
+    "joins": _joins,
+    "kv-blocks": _blocks,
+    "admission": _admission,
+    "request-path": _request_path,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -125,10 +125,11 @@ def test_a_figure_is_there_for_light_and_dark_pages_and_its_page_says_how_it_is_
     assert (DOCS / dark).exists()
     texts = [re.findall(r">([^<>]+)</text>", (DOCS / figure).read_text()) for figure in (name, dark)]
     assert texts[0] == texts[1], "they are of two runs: make both again"
-    pages = [path.read_text() for path in DOCS.glob("*.md") if f"({name}#only-light)" in path.read_text()]
+    sources = [path.read_text() for path in (*DOCS.glob("*.md"), ROOT / "ARCHITECTURE.md")]
+    pages = [text for text in sources if f"({name}#only-light)" in text or f'src="docs/{name}"' in text]
     assert pages, f"no page shows {name}"
     for page in pages:
-        assert f"({dark}#only-dark)" in page
+        assert f"({dark}#only-dark)" in page or f'srcset="docs/{dark}"' in page
         made = {
             line for line in page.splitlines() if re.search(r"docgen\.figures|--svg|--plot|\.pictures", line)
         }

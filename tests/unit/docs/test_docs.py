@@ -193,3 +193,29 @@ def test_the_packages_that_a_newcomer_installs_are_those_that_the_installation_c
     own = f"python3.{sys.version_info.minor}"
     assert {p.debian.replace(own, "python3") for p in checked} < set(debian.split())
     assert {p.fedora for p in checked} - {"python3"} < set(fedora.split())  # which headers bring
+
+
+# ---- ARCHITECTURE.md -------------------------------------------------------------------------
+
+
+def test_the_architecture_names_no_file_that_there_is_not():
+    there = {
+        str(path.relative_to(ROOT))
+        for room in ("server", "scheduler", "client")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = set(re.findall(r"`([\w./]+\.py)`", text))
+    assert len(named) > 40
+    assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)] == []
+
+
+@pytest.mark.parametrize("figure", ["request-path.svg", "request-path-dark.svg"])
+def test_a_requests_way_is_told_in_twelve_lines_and_the_figure_shows_them(figure):
+    from docgen.figures.request_path import steps
+
+    told = steps()
+    assert [step.number for step in told] == list(range(1, 13))
+    shown = re.findall(r">([^<>]+)</text>", (ROOT / "docs" / figure).read_text())
+    assert [f"{s.number} {s.name}" for s in told] == [text for text in shown if re.match(r"\d+ ", text)]
+    assert {file for step in told for file in step.files} <= set(shown)
