@@ -22,7 +22,7 @@ INSIDE = Path(__file__).with_name("inside")
 #: What an idle server calls, it calls at least this often.
 IDLE_S = 5.0
 BODY = {
-    "model": "forkjoin",
+    "model": "abacus",
     "messages": [{"role": "user", "content": "a=482*731, b=9047*36"}],
     "stream": True,
     "stream_options": {"include_usage": True, "include_threads": True},
