@@ -108,7 +108,7 @@ def _asking(engine, extra_args):
 def test_what_comes_without_a_server_is_checked_by_the_engine_and_decodes_in_one_row(
     engine, monkeypatch, asked, sentence
 ):
-    from forkjoin_scheduler.vllm_seam import wishes
+    from forkjoin_scheduler.vllm_seam.starts import wishes
 
     warned = []
     monkeypatch.setattr(wishes, "_warn", lambda request, message: warned.append(message))

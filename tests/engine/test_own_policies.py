@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from forkjoin_scheduler.dialect_files import load
 
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.settings import OWN_POLICIES
-from forkjoin_scheduler.vllm_seam import kv
+from forkjoin_scheduler.vllm_seam.cache import kv
 
 pytestmark = pytest.mark.engine
 
@@ -73,7 +73,7 @@ def test_no_more_families_and_threads_run_than_the_shown_policies_say(engine):
 def test_the_family_gives_way_that_the_shown_policy_chooses(engine):
     prompts, params = _families(engine, 2, length=40)
     (alone,) = engine.run(prompts[:1], params)
-    live, manager = engine.scheduler._live, engine.scheduler.kv_cache_manager
+    live, manager = engine.scheduler._core.live, engine.scheduler.kv_cache_manager
     # The built-in policy would take the younger one.
     _, slow = _families(engine, 0, length=40, forkjoin={"max_threads_running": 1})
     for prompt, options in zip(prompts, (slow, params), strict=True):
@@ -84,7 +84,7 @@ def test_the_family_gives_way_that_the_shown_policy_chooses(engine):
         return [each.family.num_generated for each in live.values()]
 
     engine.step_until(lambda: len(live) == 2 and written()[0] < written()[1])
-    engine.scheduler._relieve_kv_pressure()
+    engine.scheduler._eviction.relieve()
     assert [kv.has_blocks(manager, each.request) for each in live.values()] == [False, True]
     assert {a.text for a in engine.drain().values()} == {alone.text}
 
