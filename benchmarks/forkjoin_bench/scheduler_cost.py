@@ -3,7 +3,8 @@
 A scheduler is fed tokens as if a model had sampled them, while so many sequences decode: threads of
 one family, threads of families of eight (under each thread policy), or plain requests, the latter on
 ours and on vLLM's own.
-Measured is the CPU time of ``schedule`` and ``update_from_output``, of steps in which all decode.
+Measured is the CPU time of ``schedule`` and ``update_from_output`` in steps in which all decode, and how many
+functions these call, which is the same on every machine.
 """
 
 from __future__ import annotations
@@ -45,17 +46,20 @@ KINDS = (ONE_FAMILY, FAMILIES, CAPPED, SLACK, PLAIN, STOCK)
 POLICIES: dict[str, dict[str, float]] = {CAPPED: {"max_threads_running": 8}, SLACK: {"slo_itl_ms": 1e6}}
 #: Steps in which all decode, less some at either end.
 THREAD_TOKENS, MARGIN = 80, 10
+#: Of those at the end, so many tell the calls.
+COUNTED_STEPS = 5
 PROMPT_TOKENS = 64
 BLOCK_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The median step while ``width`` sequences decode."""
+    """The median step while ``width`` sequences decode. ``calls``: of functions, in a step."""
 
     kind: str
     width: int
     step_us: float
+    calls: float
 
 
 def make_scheduler(kind: str, width: int) -> Fed:
@@ -113,7 +117,8 @@ def measure(width: int) -> list[Cost]:
                 seconds[kind].append(spent)
             assert num, f"{kind}, {width}: nothing runs after {len(seconds[kind])} steps"
     gc.enable()
-    return [Cost(kind, width, 1e6 * statistics.median(seconds[kind][MARGIN:])) for kind in KINDS]
+    calls = {kind: statistics.median(fed[kind].count() for _ in range(COUNTED_STEPS)) for kind in KINDS}
+    return [Cost(kind, width, 1e6 * statistics.median(seconds[kind][MARGIN:]), calls[kind]) for kind in KINDS]
 
 
 def slope(costs: list[Cost], low: int = 128) -> float:
@@ -146,12 +151,15 @@ def main(args: argparse.Namespace) -> None:
             measured += measure(width)
             work.done()
     costs = {kind: [c for c in measured if c.kind == kind] for kind in KINDS}
-    rows = [[kind, *(f"{c.step_us:.0f}" for c in own)] for kind, own in costs.items()]
+    heads = ["", *map(str, args.widths)]
     print("CPU microseconds of the scheduler a step, by sequences that decode:\n")
-    print(table(["", *map(str, args.widths)], rows))
+    print(table(heads, [[kind, *(f"{c.step_us:.0f}" for c in own)] for kind, own in costs.items()]))
+    print("\nfunctions that it calls in a step:\n")
+    print(table(heads, [[kind, *(f"{c.calls:.0f}" for c in own)] for kind, own in costs.items()]))
     result = {
         "host": host_facts(),
         "costs": {kind: {c.width: c.step_us for c in own} for kind, own in costs.items()},
+        "calls": {kind: {c.width: c.calls for c in own} for kind, own in costs.items()},
     }
     if {128, 1024} <= set(args.widths):
         result["slopes"] = {kind: slope(own) for kind, own in costs.items()}

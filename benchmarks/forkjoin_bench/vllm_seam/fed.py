@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +22,22 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from forkjoin_bench.inputs.script import Compiled, digest
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How many calls this OS thread makes inside, by ``sys.setprofile``'s names of them."""
+    calls: Counter[str] = Counter()
+
+    def count(_: object, event: str, __: object) -> None:
+        if event in ("call", "c_call"):
+            calls[event] += 1
+
+    sys.setprofile(count)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
 
 
 class Fed:
@@ -55,6 +74,15 @@ class Fed:
         updating = time.thread_time()
         self._scheduler.update_from_output(output, sampled)
         return len(output.num_scheduled_tokens), time.thread_time() - updating + scheduled - began
+
+    def count(self) -> int:
+        """One step: how many functions the scheduler calls in it, those written in C too."""
+        with counted() as before:
+            output = self._scheduler.schedule()
+        sampled = self._sample(output)
+        with counted() as behind:
+            self._scheduler.update_from_output(output, sampled)
+        return before.total() + behind.total()
 
     def _sample(self, output: Any) -> Any:
         return runner_output(
