@@ -21,6 +21,7 @@ from forkjoin_server.operate.interrupts import killing, leave_to_the_parent
 from forkjoin_server.operate.leaving import leave
 from forkjoin_server.operate.orphans import die_with_the_parent
 from forkjoin_server.operate.output import never_fail
+from forkjoin_server.start.benchmarks import benchmarks
 from forkjoin_server.start.configuration import resolve
 from forkjoin_server.start.effective import Given, effective, lines
 from forkjoin_server.start.fit import found
@@ -187,9 +188,7 @@ def bench(argv: list[str]) -> None:
     if not _asks_for_help(argv):
         check_version()
         _check_bench_packages()
-    from forkjoin_bench.cli import main as run_benchmarks
-
-    run_benchmarks(argv)
+    benchmarks().main(argv)
 
 
 def _check_bench_packages() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from forkjoin.terminal.commands import add_commands
 from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.errors import UsageError
+from forkjoin_server.start.benchmarks import benchmarks
 from forkjoin_server.start.flags import add_flags
 
 SHELLS = ("bash", "zsh", "fish")
@@ -72,9 +73,7 @@ def _bench() -> list[argparse.ArgumentParser]:
     """The parser of ``forkjoin bench``, where what it needs is installed."""
     if any(find_spec(name) is None for name in ("vllm", "aiohttp", "matplotlib")):
         return []
-    from forkjoin_bench.cli import parser as bench_parser
-
-    return [bench_parser()]
+    return [benchmarks().parser()]
 
 
 def _actions(whole: argparse.ArgumentParser) -> Iterator[argparse.Action]:
