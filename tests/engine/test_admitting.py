@@ -143,7 +143,12 @@ def test_a_policy_that_admits_nobody_has_requests_run_one_after_the_other():
     assert running.blocks > 0
 
 
-@pytest.mark.parametrize("method", ["admits", "learn"])
+class NeitherTrueNorFalse:
+    def __bool__(self):
+        raise RuntimeError("a fault for a test")
+
+
+@pytest.mark.parametrize("method", ["admits", "learn", "its answer"])
 def test_a_policy_that_raises_is_asked_no_more_and_the_built_in_one_decides(method):
     fed = Scripted()
     fed.scheduler._gate._own = own = Refuses()
@@ -151,7 +156,10 @@ def test_a_policy_that_raises_is_asked_no_more_and_the_built_in_one_decides(meth
     def fail(*args):
         raise RuntimeError("a fault for a test")
 
-    setattr(own, method, fail)
+    if method == "its answer":
+        own.admits = lambda *args: NeitherTrueNorFalse()
+    else:
+        setattr(own, method, fail)
     for name in "ab":
         fed.add(name, 2, fork(fed, 20, 20), 4)
     assert set(fed.drain()) == {"a", "b"}

@@ -20,11 +20,11 @@ def own_policy(path: str, kind: type) -> Any:
 
     try:
         make = pkgutil.resolve_name(path)
-    except Exception as error:  # importing runs anybody's code
+    except (Exception, SystemExit) as error:  # importing runs anybody's code
         raise wrong(f"it can't be imported: {error}") from error
     try:
         policy = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise wrong(f"it can't be called without arguments: {error}") from error
     if not isinstance(policy, kind):
         raise wrong(f"it makes a {type(policy).__name__}, which is none")

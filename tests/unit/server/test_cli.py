@@ -185,6 +185,7 @@ NO_POLICIES = {
     "forkjoin_scheduler.policy.threads.NoSuch": "it can't be imported: .* has no attribute 'NoSuch'",
     "os.path": "it can't be called without arguments: 'module' object is not callable",
     "forkjoin_scheduler.policy.threads.Capped": "it can't be called without arguments: .*'per_family'",
+    "sys.exit": "it can't be called without arguments",
     "collections.Counter": "it makes a Counter, which is none",
 }
 

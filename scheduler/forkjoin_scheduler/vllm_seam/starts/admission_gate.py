@@ -126,7 +126,7 @@ class AdmissionGate:
         running = [self.come_to(admitted) for admitted in beside]
         if self._own is not None:
             with self._asked_no_more_if_it_raises():
-                return self._own.admits(need, running, room)
+                return bool(self._own.admits(need, running, room))  # which may raise too
         return self.admission.admits(need, running, room)
 
     @contextmanager
