@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -68,7 +69,33 @@ class ExplicitBranch(BaseModel):
         return self
 
 
-class RequestOptions(Limits):
+class _AtPrompt:
+    """What options ask to be forked behind the prompt, whether they have texts or tokens."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def best_of(self) -> int | None:
+            """Of whoever has the options."""
+
+        @property
+        def branches(self) -> Sequence[object] | None:
+            """Of whoever has the options."""
+
+    @property
+    def width(self) -> int | None:
+        """Into how many threads the request itself forks behind its prompt, None if it does not."""
+        return self.best_of if self.branches is None else len(self.branches)
+
+    @property
+    def forks_at_prompt(self) -> bool:
+        """Whether the request itself asks for a fork behind its prompt."""
+        return self.width is not None
+
+
+class RequestOptions(_AtPrompt, Limits):
     """The limits of one request, the off switch, what it asks to be forked and shown."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -151,16 +178,6 @@ class RequestOptions(Limits):
                 raise ValueError(f"expected {name} or wait_for_all, got both")
         return self
 
-    @property
-    def width(self) -> int | None:
-        """Into how many threads the request itself forks behind its prompt, None if it does not."""
-        return self.best_of if self.branches is None else len(self.branches)
-
-    @property
-    def forks_at_prompt(self) -> bool:
-        """Whether the request itself asks for a fork behind its prompt."""
-        return self.width is not None
-
     def limits(self, defaults: Limits) -> Limits:
         """``defaults`` with what the request itself set."""
         return defaults.model_copy(update={n: getattr(self, n) for n in self._set_limits()})
@@ -202,7 +219,7 @@ class CompiledBranch(msgspec.Struct, frozen=True, omit_defaults=True):
     structured: dict[str, Any] | None = None
 
 
-class CompiledOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CompiledOptions(_AtPrompt, msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``RequestOptions`` as they cross to the engine core: checked, with tokens in the place of texts.
 
     ``compiled.py`` makes them, and nothing in them is checked again. A limit that the request says nothing
@@ -224,16 +241,6 @@ class CompiledOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     max_forks: int | UnsetType | None = UNSET
     max_tokens_per_thread: int | UnsetType | None = UNSET
     max_total_tokens: int | UnsetType | None = UNSET
-
-    @property
-    def width(self) -> int | None:
-        """Into how many threads the request itself forks behind its prompt, None if it does not."""
-        return self.best_of if self.branches is None else len(self.branches)
-
-    @property
-    def forks_at_prompt(self) -> bool:
-        """Whether the request itself asks for a fork behind its prompt."""
-        return self.width is not None
 
     def limits(self, defaults: Limits) -> Limits:
         """``defaults`` with what the request itself set."""
