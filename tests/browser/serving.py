@@ -8,7 +8,6 @@ A prompt that is one word gets the answer of that name, token by token; any othe
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,10 +21,10 @@ from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 from tests.browser.unhurried import UNHURRIED, Unhurried
+from tests.importing import ROOT, importable
 from tests.server.conftest import start_server
 
 KEY = "a-key-of-the-test"
-ROOT = Path(__file__).parents[2]
 
 _CHECKS = Fork(
     (
@@ -85,8 +84,7 @@ def playground_server(folder: Path) -> Iterator[str]:
     # A model of this size writes spaces for ever where a grammar lets it.
     flags += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     flags += ["--api-key", KEY, "--open-routes", "/health,/ready,/metrics,/playground"]
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    env = {SCRIPT_VARIABLE: str(script), "PYTHONPATH": paths}
+    env = importable(ROOT) | {SCRIPT_VARIABLE: str(script)}
     with start_server(folder / "log", *flags, env=env) as (address, _):
         yield address
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.importing import ROOT, importable
 from tests.server.conftest import start_server
 from tests.server.faulty_in_engine import FAULTY
 from tests.server.reading import wait_until_idle
@@ -24,8 +23,7 @@ def faulty(tmp_path_factory):
     """The address of a server in whose engine some joins raise, and its log."""
     log = tmp_path_factory.mktemp("faulty") / "log"
     flags = ("--thread-policy", "tests.server.faulty_in_engine.RaisesInJoins")
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    with start_server(log, *flags, env={"PYTHONPATH": os.pathsep.join(paths)}) as (address, _):
+    with start_server(log, *flags, env=importable(ROOT)) as (address, _):
         yield address, log
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from forkjoin_server.access.keys import line_of
+from tests.importing import importable
 
 pytestmark = pytest.mark.server
 
@@ -44,8 +45,7 @@ def test_it_ends_with_one_sentence_and_exit_status_2(flags, sentence):
 
 def test_traces_without_the_packages_that_export_them_name_the_extra(tmp_path):
     (tmp_path / "opentelemetry.py").write_text("raise ImportError('not installed')")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = _serve("--otlp-traces-endpoint", "http://127.0.0.1:1", PYTHONPATH=path)
+    done = _serve("--otlp-traces-endpoint", "http://127.0.0.1:1", **importable(tmp_path))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("install vllm-forkjoin[otel]")
     assert "Traceback" not in done.stdout + done.stderr

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
+
+from tests.importing import ROOT, importable
 
 #: Names the file that says how far the engine may go, in the environment.
 VARIABLE = "FORKJOIN_TEST_TURNSTILE"
@@ -32,8 +33,7 @@ class Turnstile:
     )
 
     def __init__(self, path: Path) -> None:
-        root, others = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
-        self.env = {VARIABLE: str(path), "PYTHONPATH": os.pathsep.join(filter(None, (root, others)))}
+        self.env = importable(ROOT) | {VARIABLE: str(path)}
         self._path = path
         self._num_allowed = 0
         write(path, OPEN)

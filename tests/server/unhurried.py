@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, RequestLogitsProcessor
 
+from tests.importing import ROOT, importable
+
 #: What asks for it, in ``vllm_xargs``: the seconds that each token of each thread takes longer.
 TOKEN_S = "test_token_s"
-_ROOT = str(Path(__file__).parents[2])
 #: The environment of a server with ``FLAGS``.
-ENV = {"PYTHONPATH": os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH", ""))))}
+ENV = importable(ROOT)
 
 
 def taking(token_s: float) -> dict[str, dict[str, float]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.importing import importable
 from tests.server.conftest import start_server
 
 INSIDE = Path(__file__).with_name("inside")
@@ -34,8 +35,7 @@ def files() -> dict[str, list[str]]:
     """The functions that ran, by file; of no other request, and of none while the server waited for it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = os.pathsep.join([str(INSIDE), os.environ.get("PYTHONPATH", "")])
-        env = {"TRACED_FUNCTIONS": name, "PYTHONPATH": path}
+        env = importable(INSIDE) | {"TRACED_FUNCTIONS": name}
         with start_server(folder / "log", env=env) as (address, _):
             _ask(address)  # what the first request does once is not its way
             _ran_since(folder, 0)

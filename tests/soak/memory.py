@@ -7,7 +7,6 @@ What is in use at rest moves by less than a leak of some KiB a request comes to 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from tests.importing import importable
 
 KIB, MIB = 2**10, 2**20
 #: Its ``sitecustomize.py`` is run by each Python process that finds it.
@@ -35,8 +36,7 @@ class Rest:
 
 def environment(folder: Path) -> dict[str, str]:
     """With these a Python process says in ``folder`` how much memory it uses, when it is asked to."""
-    path = [str(_INSIDE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONMALLOC": "malloc", "SOAK_MEMORY": str(folder)}
+    return importable(_INSIDE) | {"PYTHONMALLOC": "malloc", "SOAK_MEMORY": str(folder)}
 
 
 def cpu_s(processes: Mapping[str, psutil.Process]) -> float:
