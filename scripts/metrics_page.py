@@ -13,7 +13,7 @@ from typing import NamedTuple
 from prometheus_client.metrics import MetricWrapperBase
 
 from forkjoin_scheduler.dialects.dialect import Policy
-from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.machine.family import ThreadEnd
 from forkjoin_server.operate import metrics
 
 PAGE = Path(__file__).parents[1] / "docs/metrics.md"

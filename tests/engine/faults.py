@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from forkjoin_scheduler.family import Branch, Family
+from forkjoin_scheduler.machine.family import Branch, Family
+from forkjoin_scheduler.machine.pruner import Pruner
+from forkjoin_scheduler.machine.transcript import Transcript
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.policy.admission import Admission
-from forkjoin_scheduler.pruner import Pruner
-from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam import scheduler as composing
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_scheduler.vllm_seam.starts import queues, requests
-from forkjoin_scheduler.vote import Vote
 
 Owner = type | ModuleType
 #: Where a function stands, and its name there.

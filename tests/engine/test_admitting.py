@@ -14,7 +14,7 @@ from vllm.v1.request import RequestStatus
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_scheduler.dialects.files import load
-from forkjoin_scheduler.family import BranchState, ThreadEnd
+from forkjoin_scheduler.machine.family import BranchState, ThreadEnd
 from forkjoin_scheduler.policy.door import LOOKED_AT
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.cache import kv

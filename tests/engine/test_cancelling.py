@@ -10,7 +10,7 @@ from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.dialect import Dialect, Join
 from forkjoin_scheduler.dialects.files import builtin_names, load
-from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.machine.family import ThreadEnd
 from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN
 from forkjoin_scheduler.request.visits import TENANT
 from tests.server.asking import worksheet

@@ -9,15 +9,15 @@ from functools import cache
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt, JoinKind, Limits, Policy
 from forkjoin_scheduler.dialects.files import builtin_names, load
-from forkjoin_scheduler.family import Branch, Family, ThreadEnd
-from forkjoin_scheduler.fork import ForkPlan, Refusal, plan_fork
-from forkjoin_scheduler.join import JoinPlan, joined_ids, plan_join, plan_rewrite
+from forkjoin_scheduler.joins.joined import JoinPlan, joined_ids, plan_join, plan_rewrite
+from forkjoin_scheduler.machine.family import Branch, Family, ThreadEnd
+from forkjoin_scheduler.machine.fork import ForkPlan, Refusal, plan_fork
+from forkjoin_scheduler.machine.stitch import joined_offset, num_skipped, thread_offset
+from forkjoin_scheduler.machine.transcript import Transcript
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import parse_options
-from forkjoin_scheduler.stitch import joined_offset, num_skipped, thread_offset
-from forkjoin_scheduler.transcript import Transcript
-from forkjoin_scheduler.vote import Vote
 from tests.fuzz.source import Source
 from tests.fuzz.tokens import TURNS, FuzzTokenizer
 from tests.unit.scheduler.dialects.test_published import PUBLISHED

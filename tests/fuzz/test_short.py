@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkjoin_scheduler import fork, transcript
 from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.machine import fork, transcript
 from forkjoin_server.answer import weaver
 from tests.fuzz import dialect_file, field, sequences
 from tests.fuzz.__main__ import random_input, run

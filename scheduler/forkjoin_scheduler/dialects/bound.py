@@ -10,7 +10,7 @@ from functools import cached_property
 from forkjoin_scheduler.dialects.dialect import Answer, Dialect, ForkAt, Tokenizer
 from forkjoin_scheduler.dialects.patterns import Match, fill, find_all
 from forkjoin_scheduler.errors import DialectError
-from forkjoin_scheduler.fork import ThreadPlan, read_outlines
+from forkjoin_scheduler.machine.fork import ThreadPlan, read_outlines
 
 #: Tokens at the end of a text in which a tag is looked for, where tags are text.
 WINDOW_TOKENS = 48

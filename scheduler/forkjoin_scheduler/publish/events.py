@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace
-from forkjoin_scheduler.family import ThreadEnd
-from forkjoin_scheduler.waits import Wait
+from forkjoin_scheduler.machine.family import ThreadEnd
+from forkjoin_scheduler.machine.waits import Wait
 
 #: The index of the request itself, as a parent of threads.
 ROOT = -1

@@ -12,7 +12,7 @@ from forkjoin_scheduler.dialects.dialect import (
     Policy,
     Thread,
 )
-from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.request.options import CompiledOptions
 
 #: A branch that runs out of tokens is left as it is; the others are worth having.

@@ -13,9 +13,12 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialects.dialect import Dialect
-from forkjoin_scheduler.family import Branch, BranchState, Family, ThreadEnd
 from forkjoin_scheduler.lookup import Lookup
-from forkjoin_scheduler.pruner import Pruner
+from forkjoin_scheduler.machine.family import Branch, BranchState, Family, ThreadEnd
+from forkjoin_scheduler.machine.pruner import Pruner
+from forkjoin_scheduler.machine.transcript import Transcript
+from forkjoin_scheduler.machine.vote import Vote
+from forkjoin_scheduler.machine.waits import Waits
 from forkjoin_scheduler.publish.events import (
     Drafted,
     Event,
@@ -25,13 +28,10 @@ from forkjoin_scheduler.publish.events import (
     JoinLatency,
     Progress,
 )
-from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.front_end.outputs import Piece, to_outputs
 from forkjoin_scheduler.vllm_seam.starts.wish import Wish
-from forkjoin_scheduler.vote import Vote
-from forkjoin_scheduler.waits import Waits
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.cache.job import Job

@@ -7,7 +7,7 @@ from typing import get_args
 
 from forkjoin_scheduler.dialects.dialect import Dialect, JoinKind, Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, Limit
-from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.machine.family import ThreadEnd
 from forkjoin_scheduler.request.explicit import POLICIES
 from forkjoin_scheduler.settings import DraftSource
 

@@ -29,7 +29,7 @@ from forkjoin_scheduler.dialects.dialect import (
 )
 from forkjoin_scheduler.dialects.files import builtin_names, load, parse
 from forkjoin_scheduler.dialects.patterns import FIELDS, MATCH_TIMEOUT_S
-from forkjoin_scheduler.fork import ForkPlan, plan_fork
+from forkjoin_scheduler.machine.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.request.options import ExplicitBranch, RequestOptions, parse_options
 from forkjoin_server.doctor import prerequisites
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import partial
 
 from forkjoin_scheduler.dialects.dialect import Policy
-from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.join import end_policy, joined_ids
+from forkjoin_scheduler.joins.joined import end_policy, joined_ids
+from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.publish.events import JoinedAhead
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work

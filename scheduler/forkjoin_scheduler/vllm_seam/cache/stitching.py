@@ -12,9 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 
-from forkjoin_scheduler.family import Branch
-from forkjoin_scheduler.join import body
-from forkjoin_scheduler.stitch import Offsets, joined_offset, num_inherited, num_skipped, start_offsets
+from forkjoin_scheduler.joins.joined import body
+from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.machine.stitch import (
+    Offsets,
+    joined_offset,
+    num_inherited,
+    num_skipped,
+    start_offsets,
+)
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs

@@ -13,7 +13,8 @@ from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.waits import Wait
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core
@@ -22,7 +23,6 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.starts.sharing import tenant_of
 from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters
-from forkjoin_scheduler.waits import Wait
 
 #: Families that are shown at most.
 MAX_FAMILIES = 100

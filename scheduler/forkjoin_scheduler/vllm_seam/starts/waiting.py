@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.family import Branch, BranchState
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.waits import Wait
 from forkjoin_scheduler.publish.events import Waiting
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.waits import Wait
 
 _WAITS = (
     RequestStatus.WAITING,

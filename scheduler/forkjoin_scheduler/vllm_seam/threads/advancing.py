@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from forkjoin_scheduler.family import ThreadEnd
+from forkjoin_scheduler.machine.family import ThreadEnd
 from forkjoin_scheduler.vllm_seam.core import STOPPED
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.threads.cancelling import Cancelling

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.family import Branch, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, ThreadEnd
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.feed import key_in
 from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN, end_without_vote, ending, thread_at
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.sharing import tenant_of
 from forkjoin_scheduler.vllm_seam.threads.ending import Ends
-from forkjoin_scheduler.vote import Vote
 
 
 class Cancelling:

@@ -8,14 +8,14 @@ ends say.
 from __future__ import annotations
 
 from forkjoin_scheduler.dialects.dialect import Policy
-from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.join import close_block_ids
+from forkjoin_scheduler.joins.joined import close_block_ids
+from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.events import Limited, Voted
 from forkjoin_scheduler.vllm_seam.core import CAPPED, Core
 from forkjoin_scheduler.vllm_seam.front_end.outputs import injected
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.threads.ending import Ends
-from forkjoin_scheduler.vote import Vote
 
 
 class Cutting:

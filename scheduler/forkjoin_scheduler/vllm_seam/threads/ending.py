@@ -6,8 +6,8 @@ from vllm.v1.engine import FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialects.dialect import Context, JoinKind, Policy
-from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.join import body, end_policy, written
+from forkjoin_scheduler.joins.joined import body, end_policy, written
+from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.publish.events import ThreadEnded
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead

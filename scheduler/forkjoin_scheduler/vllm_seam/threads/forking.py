@@ -9,11 +9,12 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialects.dialect import Context, ForkAt, JoinKind, Policy
 from forkjoin_scheduler.dialects.patterns import find_all
-from forkjoin_scheduler.family import Branch, BranchState
-from forkjoin_scheduler.fork import ForkPlan, Refusal
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.fork import ForkPlan, Refusal
+from forkjoin_scheduler.machine.stitch import num_inherited
+from forkjoin_scheduler.machine.transcript import Transcript
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.events import Forked, NewThread, Refused
-from forkjoin_scheduler.stitch import num_inherited
-from forkjoin_scheduler.transcript import Transcript
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.front_end.outputs import injected
@@ -28,7 +29,6 @@ from forkjoin_scheduler.vllm_seam.threads.params import Params
 from forkjoin_scheduler.vllm_seam.threads.planned import Fork, Swap
 from forkjoin_scheduler.vllm_seam.threads.planning import Planning
 from forkjoin_scheduler.vllm_seam.threads.voting import Voting
-from forkjoin_scheduler.vote import Vote
 
 #: Also one whose grammar is compiled first.
 _NOT_STARTED = (RequestStatus.WAITING, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR)

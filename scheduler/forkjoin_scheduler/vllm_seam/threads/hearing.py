@@ -18,8 +18,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS
 from forkjoin_scheduler.dialects.dialect import ForkAt, Policy
-from forkjoin_scheduler.family import BranchState
-from forkjoin_scheduler.fork import ForkPlan, Refusal
+from forkjoin_scheduler.machine.family import BranchState
+from forkjoin_scheduler.machine.fork import ForkPlan, Refusal
 from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers

@@ -5,8 +5,9 @@ from __future__ import annotations
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialects.dialect import JoinKind
-from forkjoin_scheduler.family import Branch, ThreadEnd
-from forkjoin_scheduler.join import JoinPlan, plan_join, plan_rewrite, written
+from forkjoin_scheduler.joins.joined import JoinPlan, plan_join, plan_rewrite, written
+from forkjoin_scheduler.machine.family import Branch, ThreadEnd
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.events import Joined, Voted
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead
@@ -21,7 +22,6 @@ from forkjoin_scheduler.vllm_seam.starts.requests import fold, truncate
 from forkjoin_scheduler.vllm_seam.threads.cutting import Cutting
 from forkjoin_scheduler.vllm_seam.threads.ending import Ends
 from forkjoin_scheduler.vllm_seam.threads.params import Params
-from forkjoin_scheduler.vote import Vote
 
 
 class Joins:

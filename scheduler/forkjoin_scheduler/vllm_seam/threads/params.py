@@ -6,8 +6,8 @@ from typing import Any
 
 from vllm.sampling_params import StructuredOutputsParams
 
-from forkjoin_scheduler.family import Branch
-from forkjoin_scheduler.fork import num_closing_tokens
+from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.machine.fork import num_closing_tokens
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.answers import constrains_threads, own_constraint

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.fork import ForkPlan
+from forkjoin_scheduler.machine.fork import ForkPlan
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialects.dialect import JoinKind, Policy
-from forkjoin_scheduler.family import Branch, BranchState
-from forkjoin_scheduler.fork import ForkPlan, Refusal, has_room, plan_fork
-from forkjoin_scheduler.join import cut_last
+from forkjoin_scheduler.joins.joined import cut_last
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.fork import ForkPlan, Refusal, has_room, plan_fork
+from forkjoin_scheduler.machine.stitch import thread_offset
 from forkjoin_scheduler.request.explicit import explicit_plan
-from forkjoin_scheduler.stitch import thread_offset
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.wish import Wish

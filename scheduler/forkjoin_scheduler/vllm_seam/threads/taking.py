@@ -8,7 +8,7 @@ from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_scheduler.errors import NoGrammar
-from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
 from forkjoin_scheduler.publish.events import Tokens
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core

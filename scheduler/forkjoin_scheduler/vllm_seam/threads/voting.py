@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.family import Branch, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, ThreadEnd
+from forkjoin_scheduler.machine.pruner import Pruner
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
-from forkjoin_scheduler.pruner import Pruner
 from forkjoin_scheduler.publish.events import ThreadsStarted
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
@@ -18,7 +19,6 @@ from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.threads.ending import Ends
 from forkjoin_scheduler.vllm_seam.threads.starting import Starting
-from forkjoin_scheduler.vote import Vote
 
 
 class Voting:

@@ -13,10 +13,10 @@ from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Context, ForkAt, JoinKind
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError
-from forkjoin_scheduler.family import Branch, Family, ThreadEnd
-from forkjoin_scheduler.fork import ForkPlan, plan_fork
-from forkjoin_scheduler.join import joined_ids, plan_join, plan_rewrite
-from forkjoin_scheduler.stitch import joined_offset, num_skipped, thread_offset
+from forkjoin_scheduler.joins.joined import joined_ids, plan_join, plan_rewrite
+from forkjoin_scheduler.machine.family import Branch, Family, ThreadEnd
+from forkjoin_scheduler.machine.fork import ForkPlan, plan_fork
+from forkjoin_scheduler.machine.stitch import joined_offset, num_skipped, thread_offset
 from tests.unit.conftest import ByteTokenizer
 
 TURNS = ("<B>", "<U>", "<A>")

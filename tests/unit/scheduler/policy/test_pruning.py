@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.fork import ThreadPlan
+from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.fork import ThreadPlan
+from forkjoin_scheduler.machine.pruner import Confidence, Pruner
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.policy.pruning import (
     POLICIES,
     Agreement,
@@ -24,8 +26,6 @@ from forkjoin_scheduler.policy.pruning import (
     percentile,
 )
 from forkjoin_scheduler.policy.tally import Tally
-from forkjoin_scheduler.pruner import Confidence, Pruner
-from forkjoin_scheduler.vote import Vote
 
 
 def _running(*confidences: float | None, written: int = 100) -> list[ThreadFacts]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.dialects.dialect import Limits
-from forkjoin_scheduler.family import Family, ThreadEnd
-from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.machine.family import Family, ThreadEnd
+from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.request.cancelling import end_without_vote, ending, thread_at
 
 

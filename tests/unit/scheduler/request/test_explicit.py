@@ -4,12 +4,12 @@ import pytest
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import ForkAt, JoinKind, Limits, Policy
-from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.join import plan_join
+from forkjoin_scheduler.joins.joined import plan_join
+from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.explicit import explicit_dialect, explicit_plan
 from forkjoin_scheduler.request.options import parse_options
-from forkjoin_scheduler.vote import Vote
 
 BRANCHES = {"branches": [{"title": "a"}, {"text": "b:"}, {"title": "c", "text": "d:"}]}
 BEST = {"best_of": 3, "vote": r"=(?P<result>\d)"}

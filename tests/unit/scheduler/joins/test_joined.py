@@ -8,9 +8,7 @@ import pytest
 from forkjoin_scheduler.dialects import patterns
 from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.dialects.patterns import MATCH_TIMEOUT_S
-from forkjoin_scheduler.family import Branch, BranchState, ThreadEnd
-from forkjoin_scheduler.fork import ForkPlan, ThreadPlan, plan_fork
-from forkjoin_scheduler.join import (
+from forkjoin_scheduler.joins.joined import (
     body,
     close_block_ids,
     end_policy,
@@ -20,6 +18,8 @@ from forkjoin_scheduler.join import (
     plan_rewrite,
     written,
 )
+from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan, plan_fork
 
 
 def _ended(plan: ThreadPlan, token_ids: list[int], *, end=ThreadEnd.STOP, position: int = 0) -> Branch:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forkjoin_scheduler.dialects.dialect import Positions
-from forkjoin_scheduler.family import Branch
+from forkjoin_scheduler.machine.family import Branch
 
 Slots = npt.NDArray[np.int64]
 

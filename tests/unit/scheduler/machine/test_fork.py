@@ -4,7 +4,7 @@ import pytest
 
 from forkjoin_scheduler.dialects.dialect import Limits, Outline, Policy
 from forkjoin_scheduler.dialects.files import load
-from forkjoin_scheduler.fork import (
+from forkjoin_scheduler.machine.fork import (
     Announced,
     ForkPlan,
     Refusal,

@@ -24,7 +24,7 @@ from enum import Enum, StrEnum, auto
 
 from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.errors import IllegalTransition
-from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 
 
 class BranchState(Enum):

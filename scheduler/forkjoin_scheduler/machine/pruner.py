@@ -6,9 +6,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from forkjoin_scheduler.family import Branch
+from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.policy.pruning import Pruning, ThreadFacts, VoteFacts
-from forkjoin_scheduler.vote import Vote
 
 
 class Confidence:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from forkjoin_scheduler.dialects.dialect import Dialect, Policy, Tokenizer
 from forkjoin_scheduler.dialects.patterns import Match, find_all
-from forkjoin_scheduler.family import Branch, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, ThreadEnd
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.errors import IllegalTransition
-from forkjoin_scheduler.family import TRANSITIONS, Branch, BranchState, Family, Step, ThreadEnd
-from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.machine.family import TRANSITIONS, Branch, BranchState, Family, Step, ThreadEnd
+from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 
 
 def _plan(width: int) -> ForkPlan:

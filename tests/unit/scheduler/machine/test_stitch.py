@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forkjoin_scheduler.dialects.dialect import Limits, Positions
-from forkjoin_scheduler.family import Branch, Family, ThreadEnd
-from forkjoin_scheduler.fork import ForkPlan, ThreadPlan
-from forkjoin_scheduler.stitch import (
+from forkjoin_scheduler.machine.family import Branch, Family, ThreadEnd
+from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.machine.stitch import (
     Lent,
     joined_offset,
     lay_out,
