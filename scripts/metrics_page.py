@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.machine.family import ThreadEnd
-from forkjoin_server.operate import metrics
+from forkjoin_server.operate import label_values, metrics
 
 PAGE = Path(__file__).parents[1] / "docs/metrics.md"
 
@@ -107,7 +107,9 @@ LABELS = {
     + ", ".join(f"`{policy.value}`" for policy in Policy)
     + "; `swap`: another text took its place",
     "where": "what was done as it happened: a hook of the scheduler, or something that an API server does "
-    "with events (`engine` is empty then)",
+    "with events (`engine` is empty then); "
+    + ", ".join(f"`{setting}`" for setting in label_values.OWN_POLICIES)
+    + ": [your own policy](scheduling.md) raised an error",
     "source": "whose drafts they were: `drafter`, vLLM's own, or `family`",
     "engine": "the data-parallel engine, from 0",
     "model_name": "the served model's name",

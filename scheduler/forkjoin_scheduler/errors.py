@@ -31,6 +31,9 @@ EnginePlace = Literal[
 #: The same in the front end.
 FrontEndPlace = Literal["backlog", "event_log", "events", "feed", "observer", "text", "tracing"]
 
+#: The settings that bring a policy of the user's own. Its errors are counted by these, and not by places.
+OwnPolicy = Literal["admission_policy", "thread_policy", "prune_policy", "eviction_policy"]
+
 
 class ForkJoinError(Exception):
     """Base of all errors of this package."""

@@ -44,6 +44,7 @@ class ByHand:
     A request that has nothing to write writes ``filler``. ``window``: the sliding window of all layers.
     ``max_drafts``: so many tokens of a request are drafted for each step, all of them right; what it is told
     to write only then, no draft knows. If ``draft_from`` is family, the drafter itself finds none.
+    ``policies``: the class paths of the user's own, by their settings.
     """
 
     def __init__(
@@ -59,15 +60,17 @@ class ByHand:
         reasoning_parser: str = "",
         max_drafts: int = 0,
         draft_from: str = "drafter",
+        policies: dict[str, str] | None = None,
     ) -> None:
         dialect = dialect.model_copy(update={"min_room": 1})
+        settings = Settings.of(dialect, {}, draft_from=draft_from, **(policies or {}))
         args = EngineArgs(
             model=str(model),
             max_model_len=1024,
             max_num_seqs=8,
             max_num_batched_tokens=2048,
             enforce_eager=True,
-            additional_config={KEY: Settings.of(dialect, {}, draft_from=draft_from).model_dump(mode="json")},
+            additional_config={KEY: settings.model_dump(mode="json")},
             worker_cls=WORKER if dialect.is_stitched else "auto",
             reasoning_parser=reasoning_parser,
             speculative_config=speculation(max_drafts),

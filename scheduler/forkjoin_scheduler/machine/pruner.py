@@ -44,9 +44,15 @@ class Confidence:
 
 
 class Pruner:
-    """The policy of one vote, and what its threads have been like so far."""
+    """The policy of one vote, and what its threads have been like so far.
+
+    Raises TypeError where the policy, which may be anybody's, counts in other than whole numbers.
+    """
 
     def __init__(self, policy: Pruning, vote: Vote) -> None:
+        for name in ("num_logprobs", "window", "probe_every"):
+            if not isinstance(num := getattr(policy, name), int):
+                raise TypeError(f"{name}: expected a whole number, got {num!r}")
         self.policy = policy
         self._vote = vote
         self._confidence: dict[Branch, Confidence] = {}

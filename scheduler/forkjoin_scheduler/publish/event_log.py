@@ -37,8 +37,11 @@ def switch_on() -> None:
 
 
 def log(request_id: str, event: Event) -> None:
-    """Log ``event`` of the family of ``request_id``, if it is of a kind that is logged."""
-    message = _MESSAGES.get(event.kind)
+    """Log ``event`` of the family of ``request_id``, if it is of a kind that is logged.
+
+    An error that was nobody's ("") is in the log already.
+    """
+    message = _MESSAGES.get(event.kind) if request_id else None
     if message is None:
         return
     fields = to_builtins(event)

@@ -12,7 +12,7 @@ import re
 from msgspec import Struct
 
 from forkjoin_scheduler.dialects.dialect import Policy
-from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace
+from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, OwnPolicy
 from forkjoin_scheduler.machine.family import ThreadEnd
 from forkjoin_scheduler.machine.waits import Wait
 
@@ -171,9 +171,9 @@ class FamilyEnded(Counts, frozen=True, kw_only=True):
 
 
 class InternalError(_Event, frozen=True, kw_only=True):
-    """An error in fork/join code, contained."""
+    """An error in fork/join code, or in a policy of the user's own, contained."""
 
-    where: EnginePlace | FrontEndPlace
+    where: EnginePlace | FrontEndPlace | OwnPolicy
 
 
 # ---- of an engine ------------------------------------------------------------------------------

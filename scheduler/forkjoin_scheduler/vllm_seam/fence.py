@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.errors import EnginePlace, NoGrammar, TornState
+from forkjoin_scheduler.errors import EnginePlace, NoGrammar, OwnPolicy, TornState
 from forkjoin_scheduler.machine.family import ThreadEnd
 from forkjoin_scheduler.publish.events import Event, FamilyEnded, InternalError, ThreadEnded
 from forkjoin_scheduler.vllm_seam.cache import kv
@@ -42,6 +42,8 @@ Named = TypeVar("Named")
 
 #: What stands behind a request's id in those of its threads and fills.
 _OF_FAMILY = re.compile(r"#(?:fill)?\d+\Z")
+#: What follows when a policy of the user's own has raised, where the built-in one does not take its place.
+_AND_THEN = {"prune_policy": "this vote continues without it"}
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,11 @@ class Fence:
             self.contain(where, error, of)
         return otherwise
 
-    def contain(self, where: EnginePlace, error: Exception, of: object) -> None:
+    def contain(self, where: EnginePlace, error: BaseException, of: object) -> None:
         """Note that the family of ``of`` failed (None: it was nobody's error). Says so in the log, once."""
         request_id = root_id(of)
         if request_id is None:
-            self._obituaries.append(Obituary("", 0, [InternalError(where=where)], ends=False))
+            self._count_nobodys(where)
             logger.error("an error in fork/join code (%s): going on without", where, exc_info=error)
         elif request_id in self._failed:
             return
@@ -146,6 +148,24 @@ class Fence:
             message = "%s: an error in fork/join code (%s) ends this request, and no other"
             extra = {"forkjoin": {"request_id": request_id}}
             logger.error(message, request_id, where, exc_info=error, extra=extra)
+
+    def blame(self, setting: OwnPolicy, where: EnginePlace, error: BaseException) -> None:
+        """Note that the policy asked at ``where`` raised: the user's own, where ``setting`` names one.
+
+        No request fails of that. The log names the policy, and it is counted as no error of ours.
+        """
+        path = getattr(self._core.settings, setting)
+        if path is None:
+            self.contain(where, error, None)
+            return
+        self._count_nobodys(setting)
+        flag = f"--{setting.replace('_', '-')}"
+        then = _AND_THEN.get(setting, "the built-in policy takes its place")
+        kind = type(error).__name__
+        logger.error("your policy %s (%s) raised %s: %s", path, flag, kind, then, exc_info=error)
+
+    def _count_nobodys(self, where: EnginePlace | OwnPolicy) -> None:
+        self._obituaries.append(Obituary("", 0, [InternalError(where=where)], ends=False))
 
     def evict_failed(self) -> None:
         """Evict all families that failed. Raises TornState if the accounts do not agree behind that."""

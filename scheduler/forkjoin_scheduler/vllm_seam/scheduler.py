@@ -96,7 +96,7 @@ class ForkJoinScheduler(AsyncScheduler):
         # who starts, who runs, and what is told of it
         self._gate = gate = AdmissionGate(core, fence, placing)
         self._waits = waits = Waiters(core, jobs)
-        self._pacer = ThreadPacer(core, jobs, gate, waits)
+        self._pacer = ThreadPacer(core, fence, jobs, gate, waits)
         self._overview = Overview(core, fence, jobs, gate, waits)
         num_front_ends = self.vllm_config.parallel_config._api_process_count
         self._report = LoadReport(core, gate, waits, num_front_ends)

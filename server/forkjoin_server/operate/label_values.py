@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import get_args
 
 from forkjoin_scheduler.dialects.dialect import Dialect, JoinKind, Policy
-from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, Limit
+from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, Limit, OwnPolicy
 from forkjoin_scheduler.machine.family import ThreadEnd
 from forkjoin_scheduler.request.explicit import POLICIES
 from forkjoin_scheduler.settings import DraftSource
@@ -16,6 +16,7 @@ OUTCOMES = ("decided", "undecided")
 DRAFT_SOURCES: tuple[str, ...] = get_args(DraftSource)
 LIMITS: tuple[str, ...] = get_args(Limit)
 ENGINE_PLACES: tuple[str, ...] = get_args(EnginePlace)
+OWN_POLICIES: tuple[str, ...] = get_args(OwnPolicy)
 FRONT_END_PLACES: tuple[str, ...] = get_args(FrontEndPlace)
 #: A tag that the model wrote where the dialect has another text for it.
 STRAY_TAG = ("stray_tag", "swap")

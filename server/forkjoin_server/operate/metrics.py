@@ -123,7 +123,8 @@ REFUSED = Counter(
 INTERNAL_ERRORS = Counter(
     f"{_PREFIX}internal_errors",
     "Errors in fork/join's own code, by where: those in a request's family ended it with a 500. "
-    "More than none is a bug: the log has its traceback.",
+    "More than none is a bug: the log has its traceback. Errors of your own policies are counted by the "
+    'setting that brings the policy, as `where="thread_policy"`; no request fails of them.',
     [*_OF_ENGINE, "where"],
 )
 
@@ -180,7 +181,7 @@ def _start_engine(of: Engine, dialect: Dialect) -> None:
     for source in label_values.DRAFT_SOURCES:
         DRAFTED.labels(*of, source)
         ACCEPTED.labels(*of, source)
-    for place in label_values.ENGINE_PLACES:
+    for place in (*label_values.ENGINE_PLACES, *label_values.OWN_POLICIES):
         INTERNAL_ERRORS.labels(*of, place)
 
 

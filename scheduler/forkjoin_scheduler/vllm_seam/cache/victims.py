@@ -24,8 +24,8 @@ class Victims:
         facts = [self._facts(live) for live in holding]
         try:
             return by_key[self._policy.choose(facts)]
-        except Exception as error:  # the policy may be anybody's
-            self._fence.contain("evict", error, None)
+        except (Exception, SystemExit) as error:  # the policy may be anybody's
+            self._fence.blame("eviction_policy", "evict", error)
             self._policy = LastCome()
         return by_key[self._policy.choose(facts)]
 

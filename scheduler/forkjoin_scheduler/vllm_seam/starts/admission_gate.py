@@ -134,8 +134,8 @@ class AdmissionGate:
         """The user's own policy, which may be anybody's, is asked inside."""
         try:
             yield
-        except Exception as error:
-            self._fence.contain("admit", error, None)
+        except (Exception, SystemExit) as error:
+            self._fence.blame("admission_policy", "admit", error)
             self._own = None
 
     def come_to(self, admitted: Admitted) -> Need:

@@ -22,6 +22,7 @@ from forkjoin_scheduler.policy.threads import (
 )
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters, could_run
 
@@ -29,8 +30,8 @@ from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters, could_run
 class ThreadPacer:
     """Asks the policy before each step, and learns from each what a step takes. Owns what it has learnt."""
 
-    def __init__(self, core: Core, jobs: Jobs, gate: AdmissionGate, waits: Waiters) -> None:
-        self._core, self._jobs, self._gate, self._waits = core, jobs, gate, waits
+    def __init__(self, core: Core, fence: Fence, jobs: Jobs, gate: AdmissionGate, waits: Waiters) -> None:
+        self._core, self._fence, self._jobs, self._gate, self._waits = core, fence, jobs, gate, waits
         self.cost = StepCost()
         self.deadlines: Deadlines | None = None
         self.policy: ThreadPolicy = self.chosen_policy()
@@ -75,7 +76,7 @@ class ThreadPacer:
             for r in map(self._core.requests.__getitem__, self._core.threads)
             if could_run(r)
         ]
-        chosen = self.policy.choose(
+        chosen = self._ask(
             StepFacts(
                 threads,
                 self._load_of_others(),
@@ -90,6 +91,15 @@ class ThreadPacer:
         for thread in threads:
             if thread.key not in chosen:
                 self._waits.hold_back(self._core.requests[thread.key])
+
+    def _ask(self, facts: StepFacts) -> set[str]:
+        """The threads that the policy chooses. One that raises is asked no more: all run."""
+        try:
+            return set(self.policy.choose(facts))
+        except (Exception, SystemExit) as error:  # the policy may be anybody's
+            self._fence.blame("thread_policy", "pace", error)
+            self.policy = Eager()
+        return self.policy.choose(facts)
 
     def _caps(self) -> dict[str, int]:
         """How many threads each request lets run at a time, by family, where it has more than it lets."""

@@ -43,9 +43,15 @@ class Voting:
         try:
             own = self._core.settings.policy("prune_policy") if name == "own" else None
             return Pruner(own or POLICIES[name](), vote)
-        except Exception as error:  # the policy may be anybody's
-            self._fence.contain("prune", error, None)
+        except (Exception, SystemExit) as error:  # the policy may be anybody's
+            self._contain(name, error)
             return None
+
+    def _contain(self, name: str | None, error: BaseException) -> None:
+        if name == "own":
+            self._fence.blame("prune_policy", "prune", error)
+        else:
+            self._fence.contain("prune", error, None)
 
     def advance(self, live: LiveFamily) -> None:
         """Do what the votes of this step call for: cut the threads of a decided one, start more of others."""
@@ -75,15 +81,17 @@ class Voting:
         free = kv.num_free_blocks(manager) / kv.num_blocks(manager)
         # of a family that has ended, those that never started still stand among the later ones
         num_running = live.family.num_live - live.family.root.is_live - len(live.later)
-        if num_running <= 0 or not pruner.is_due(live.family.num_generated, num_running, free):
+        if num_running <= 0:
             return False
         running = {t for t in threads if t.is_live and t.request_id in self._core.requests}
         try:
+            if not pruner.is_due(live.family.num_generated, num_running, free):
+                return False
             stopped = pruner.to_stop(
                 threads, running, lambda t: kv.has_blocks(manager, self._core.request_of(t)), free
             )
-        except Exception as error:  # the policy may be anybody's
-            self._fence.contain("prune", error, None)
+        except (Exception, SystemExit) as error:  # the policy may be anybody's
+            self._contain(live.wish.options.prune, error)
             live.pruner = None
             return False
         for thread in threads:

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from forkjoin_scheduler.dialects.files import builtin_names, load
-from forkjoin_scheduler.errors import EnginePlace, Limit
+from forkjoin_scheduler.errors import EnginePlace, Limit, OwnPolicy
 from forkjoin_scheduler.joins.joined import end_policy
 from forkjoin_scheduler.machine.family import ThreadEnd
 from forkjoin_scheduler.publish.events import (
@@ -123,7 +123,7 @@ def test_no_event_of_an_engine_makes_a_series(dialect):
         server.observe(ThreadEnded(index=0, reason=end, num_tokens=0, policy=policy), 0)
     for kind, policy in load(dialect).policies:
         server.observe(Refused(reason=kind, policy=policy.value, parent_index=-1), 0)
-    for place in get_args(EnginePlace):
+    for place in (*get_args(EnginePlace), *get_args(OwnPolicy)):
         server.observe(InternalError(where=place), 0)
     server.observe(InternalError(where="feed"), None)
     server.observe(Voted(index=0, result=None), 0)
