@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from forkjoin.answer import Answer, Thread
 from forkjoin.events import AnswerDelta, Finished, Forked, Joined, ThreadDelta, ThreadEnded
-from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_server.http import cancelling
 from forkjoin_server.http.routes import INVOCATIONS, PATHS
 

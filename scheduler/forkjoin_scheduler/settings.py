@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from forkjoin_scheduler.dialects.dialect import Dialect, Limits
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.policy.admission import AdmissionPolicy
 from forkjoin_scheduler.policy.eviction import EvictionPolicy
 from forkjoin_scheduler.policy.own import own_policy

@@ -17,7 +17,6 @@ from forkjoin_bench.inputs.dialects import write_dialect
 from forkjoin_bench.inputs.script import Compiler, write_script
 from forkjoin_bench.inputs.traces import Family, Fork, Thread
 from forkjoin_bench.vllm_seam.serving import SCRIPT_VARIABLE
-from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 from tests.browser.unhurried import UNHURRIED, Unhurried
@@ -79,7 +78,7 @@ def playground_server(folder: Path) -> Iterator[str]:
     compiler = Compiler(tokenizer)
     families = [Family(name, f"<|user|>{name}<|assistant|>", text) for name, text in ANSWERS.items()]
     write_script(script, [compiler.compile(family) for family in families], eos_id)
-    flags = ["--dialect", str(write_dialect(folder, JoinKind.REPREFILL)), "--logits-processors"]
+    flags = ["--dialect", str(write_dialect(folder, "reprefill")), "--logits-processors"]
     flags += [f"{Unhurried.__module__}:{Unhurried.__name__}"]
     # A model of this size writes spaces for ever where a grammar lets it.
     flags += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']

@@ -71,7 +71,7 @@ class ByHand:
             max_num_batched_tokens=2048,
             enforce_eager=True,
             additional_config={KEY: settings.model_dump(mode="json")},
-            worker_cls=WORKER if dialect.is_stitched else "auto",
+            worker_cls=WORKER if dialect.join.moves_kv else "auto",
             reasoning_parser=reasoning_parser,
             speculative_config=speculation(max_drafts),
         )

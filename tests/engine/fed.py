@@ -57,7 +57,7 @@ class Scripted(Fed):
             enable_chunked_prefill=True,
             enforce_eager=True,
             additional_config={KEY: Settings.of(dialect, {}, **settings).model_dump(mode="json")},
-            worker_cls=WORKER if dialect.is_stitched else "auto",
+            worker_cls=WORKER if dialect.join.moves_kv else "auto",
         )
         config = args.create_engine_config()
         config.cache_config.block_size = BLOCK_SIZE  # behind vLLM's back, which has no such on a CPU

@@ -27,8 +27,9 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.dialects.patterns import fill
 from forkjoin_scheduler.joins.joined import plan_join
-from forkjoin_scheduler.machine.family import Family, ThreadEnd
+from forkjoin_scheduler.machine.family import Family
 from forkjoin_scheduler.machine.fork import ForkPlan, plan_fork
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
@@ -105,7 +106,7 @@ class Engine:
     ) -> None:
         """``policies``: class paths, by the names of the settings that bring them."""
         settings = Settings.of(dialect, limits or {}, join_ahead_tokens=join_ahead_tokens, **(policies or {}))
-        if dialect.is_stitched:
+        if dialect.join.moves_kv:
             options.setdefault("worker_cls", WORKER)
         defaults: dict[str, Any] = {
             "dtype": "float32",

@@ -13,7 +13,8 @@ from typing import Any
 from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
@@ -119,7 +120,7 @@ def check_hashes(scheduler: Any) -> None:
             if (request := scheduler.requests.get(branch.request_id)) is None:
                 continue
             own = [make_block_hash_with_group_id(h, group) for h in request.block_hashes]
-            in_a_row = _num_in_a_row(branch) if live.dialect.is_stitched else FAR
+            in_a_row = _num_in_a_row(branch) if live.dialect.join.moves_kv else FAR
             blocks = single.req_to_blocks.get(branch.request_id, ())
             for i, (block, own_hash) in enumerate(zip(blocks, own, strict=False)):
                 is_linear = (i + 1) * single.block_size <= in_a_row

@@ -84,7 +84,7 @@ class KVOracle:
         if request_id in self._scheduler._jobs.fills:
             return  # what it computes is read by others
         live, branch = self._branch(request_id)
-        if live is None or branch is None or not live.dialect.is_stitched:
+        if live is None or branch is None or not live.dialect.join.moves_kv:
             right = self._in_a_row(request_id, context)[first]
         else:
             right = self._sums_of(live, branch, context).get(first)

@@ -232,7 +232,7 @@ class Setup:
         block_size, max_model_len = chance.choice(kind.block_sizes), chance.choice([96, 160, 256])
         max_num_seqs = chance.choice(kind.max_num_seqs)
         blocks_of_longest = -(-max_model_len // block_size)
-        least = 2 * blocks_of_longest + 3 if dialect.is_stitched else blocks_of_longest + 2
+        least = 2 * blocks_of_longest + 3 if dialect.join.moves_kv else blocks_of_longest + 2
         pace = [{}, {}, {"max_threads_running": chance.choice([1, 2])}, {"thread_policy": RESTLESS}]
         pace.append({"slo_itl_ms": chance.choice([0.01, 5.0])})
         options = {
@@ -285,7 +285,7 @@ class Setup:
             enforce_eager=True,
             scheduling_policy="priority" if self.by_priority else "fcfs",
             additional_config={KEY: settings.model_dump(mode="json")},
-            worker_cls=WORKER if dialect.is_stitched else "auto",
+            worker_cls=WORKER if dialect.join.moves_kv else "auto",
             speculative_config=speculation(self.max_drafts),
         )
         config = args.create_engine_config()

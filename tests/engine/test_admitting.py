@@ -12,9 +12,10 @@ from vllm.v1.metrics.stats import IterationStats, LoRARequestStates, RequestStat
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
-from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_scheduler.dialects.files import load
-from forkjoin_scheduler.machine.family import BranchState, ThreadEnd
+from forkjoin_scheduler.joins.kinds import make_join
+from forkjoin_scheduler.machine.family import BranchState
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.policy.door import LOOKED_AT
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.cache import kv
@@ -207,7 +208,7 @@ def test_a_pause_of_all_runs_nothing_and_takes_nobodys_blocks():
 
 def test_a_family_of_which_nothing_is_left_but_what_is_suspended_is_unfinished():
     published = load("threadweaver")
-    stitched = published.join.model_copy(update={"kind": JoinKind.STITCH})
+    stitched = make_join(**published.join.model_dump() | {"kind": "stitch"})
     fed = Scripted(dialect=published.model_copy(update={"join": stitched}))
     fed.add("r0", 40)
     fed.step()
@@ -312,7 +313,7 @@ def test_a_spliced_family_stays_in_the_accounts_until_its_last_thread_has_ended(
     fed.add("r0", 2, fork(fed, 60, 60), 4)
     fed.step_until(lambda: is_parked(fed, "r0"))
     live = fed.scheduler._core.live["r0"]
-    spliced = live.dialect.join.model_copy(update={"kind": JoinKind.SPLICE})
+    spliced = make_join(**live.dialect.join.model_dump() | {"kind": "splice"})
     dialect = live.dialect.model_copy(update={"join": spliced})
     live.wish = replace(live.wish, spoken=BoundDialect.bind(dialect, fed.scheduler._core.tokenizer))
     assert live.takes_over

@@ -9,8 +9,9 @@ from concurrent.futures import Future
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
-from forkjoin_scheduler.dialects.dialect import Answer, Dialect, Join
+from forkjoin_scheduler.dialects.dialect import Answer, Dialect
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.joins.kinds import make_join
 from tests.engine import renamed
 
 pytestmark = pytest.mark.engine
@@ -48,7 +49,7 @@ def drive(model_of):
 def changed(name="threadweaver", *, join=None, **own):
     dialect = load(name)
     if join is not None:
-        own["join"] = Join.model_validate(dialect.join.model_dump() | join).model_dump()
+        own["join"] = make_join(**dialect.join.model_dump() | join).model_dump()
     return Dialect.model_validate(dialect.model_dump() | own)
 
 

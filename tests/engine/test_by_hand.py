@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialects.dialect import Dialect, Join
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.joins.kinds import make_join
 
 pytestmark = pytest.mark.engine
 
@@ -31,7 +32,7 @@ def drive(model_of):
 def changed(name, *, max_depth=1, **join):
     """A dialect that nests, and joins otherwise."""
     dialect = load(name)
-    joined = Join.model_validate(dialect.join.model_dump() | join)
+    joined = make_join(**dialect.join.model_dump() | join)
     return Dialect.model_validate(
         dialect.model_dump() | {"join": joined.model_dump(), "max_depth": max_depth}
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 import pytest
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.dialects.dialect import Dialect, Join
+from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import builtin_names, load
-from forkjoin_scheduler.machine.family import ThreadEnd
+from forkjoin_scheduler.joins.kinds import make_join
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN
 from forkjoin_scheduler.request.visits import TENANT
 from tests.server.asking import worksheet
@@ -47,7 +48,7 @@ def drive(model_of):
 def nested(name, **join):
     """A dialect whose threads may fork."""
     dialect = load(name)
-    joined = Join.model_validate(dialect.join.model_dump() | join)
+    joined = make_join(**dialect.join.model_dump() | join)
     return Dialect.model_validate(dialect.model_dump() | {"join": joined.model_dump(), "max_depth": 3})
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.policies import Policy
 from tests.engine import renamed
 
 pytestmark = pytest.mark.engine

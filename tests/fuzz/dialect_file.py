@@ -9,23 +9,17 @@ from typing import Any
 
 import yaml
 
-from forkjoin_scheduler.dialects.dialect import (
-    Dialect,
-    Join,
-    Limits,
-    Outline,
-    Policies,
-    Positions,
-    Sampling,
-    Thread,
-)
+from forkjoin_scheduler.dialects.dialect import Dialect, Outline, Positions, Sampling, Thread
 from forkjoin_scheduler.dialects.files import _folder, builtin_names, parse
+from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.dialects.policies import Policies
 from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.joins.kinds import KINDS
 from tests.fuzz import sequences
 from tests.fuzz.source import Source
 from tests.fuzz.tokens import TURNS, FuzzTokenizer
 
-MODELS = (Dialect, Outline, Thread, Join, Positions, Limits, Policies, Sampling)
+MODELS = (Dialect, Outline, Thread, *KINDS.values(), Positions, Limits, Policies, Sampling)
 KEYS = (*dict.fromkeys(name for model in MODELS for name in model.model_fields), "bogus")
 WORDS = (
     "trigger", "end", "prompt", "parent", "header", "reprefill", "stitch", "rewrite", "splice", "on_demand", "finish", "vote", "all", "first",

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.explicit import explicit_dialect, explicit_plan

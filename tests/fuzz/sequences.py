@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
-from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt, JoinKind, Limits, Policy
+from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt
 from forkjoin_scheduler.dialects.files import builtin_names, load
-from forkjoin_scheduler.joins.joined import JoinPlan, joined_ids, plan_join, plan_rewrite
-from forkjoin_scheduler.machine.family import Branch, Family, ThreadEnd
+from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.joins.joined import JoinPlan, joined_ids
+from forkjoin_scheduler.machine.family import Branch, Family
 from forkjoin_scheduler.machine.fork import ForkPlan, Refusal, plan_fork
-from forkjoin_scheduler.machine.stitch import joined_offset, num_skipped, thread_offset
+from forkjoin_scheduler.machine.stitch import joined_offset, num_skipped
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.transcript import Transcript
 from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.request.compiled import compile_options
@@ -83,7 +86,7 @@ def speaking(dialect: Dialect, tokenizer: FuzzTokenizer, whole: Sequence[str] = 
         thread.tail,
         join.text,
         join.close_block,
-        join.opens,
+        getattr(join, "opens", None),
         dialect.trigger,
         *dialect.swaps,
     ]
@@ -188,7 +191,7 @@ class _Run:
             return []
         self._check(plan, context)
         positions = self._dialect.positions
-        offset = thread_offset(branch.offset, positions) if self._dialect.is_stitched else 0
+        offset = self._dialect.join.thread_offset(branch.offset, positions)
         waits = self._dialect.join.waits
         threads = self._family.fork(branch, plan, len(context), waits=waits, offset=offset)
         parts = transcript.fork(list(t.plan.joined_header_ids) for t in threads if t.plan is not None)
@@ -213,10 +216,8 @@ class _Run:
     def _join(
         self, branch: Branch, threads: list[Branch], context: list[int], transcript: Transcript[int]
     ) -> list[int]:
-        kind = self._dialect.join.kind
-        if kind is JoinKind.VOTE:
-            assert self._dialect.join.result is not None
-            vote = Vote(self._dialect.join.result, self._tokenizer, len(threads))
+        if (ballot := self._dialect.join.ballot) is not None:
+            vote = Vote(ballot, self._tokenizer, len(threads))
             for thread in threads:
                 vote.read(thread)
             assert vote.winner(threads)[0] in threads
@@ -229,7 +230,7 @@ class _Run:
         if plan.keep is not None:
             assert 0 <= plan.keep <= len(context)
             del context[plan.keep :]
-        if self._dialect.is_stitched:
+        if self._dialect.join.moves_kv:
             self._check_positions(branch, threads, plan, len(context))
         context += plan.token_ids
         transcript.push(plan.closing_ids)
@@ -240,9 +241,7 @@ class _Run:
         return list(plan.closing_ids)
 
     def _plan_join(self, threads: list[Branch], context: list[int]) -> JoinPlan:
-        if self._dialect.join.kind is JoinKind.REWRITE:
-            return plan_rewrite(self._dialect, threads, context, self._tokenizer)
-        return plan_join(self._dialect, threads, self._tokenizer, self._closing_ids)
+        return self._dialect.join.plan(self._dialect, threads, context, self._tokenizer, self._closing_ids)
 
     def _check_positions(
         self, branch: Branch, threads: list[Branch], plan: JoinPlan, context_len: int

@@ -17,7 +17,6 @@ from forkjoin_bench.inputs.dialects import write_dialect
 from forkjoin_bench.inputs.script import Compiler, write_script
 from forkjoin_bench.inputs.traces import Family, Fork, Thread
 from forkjoin_bench.vllm_seam.serving import REPLAY, SCRIPT_VARIABLE
-from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 from tests.server.conftest import start_server
@@ -48,7 +47,7 @@ def told(tmp_path_factory):
     (eos_id,) = tokenizer.encode("<|end|>")
     write_script(script, [Compiler(tokenizer).compile(NESTED)], eos_id)
     flags = ["--api-server-count", "2", "--log-format", "json", "--enable-log-requests"]
-    flags += ["--dialect", str(write_dialect(folder, JoinKind.REPREFILL)), "--logits-processors", REPLAY]
+    flags += ["--dialect", str(write_dialect(folder, "reprefill")), "--logits-processors", REPLAY]
     with http_collector() as (endpoint, traces):
         env = {SCRIPT_VARIABLE: str(script), "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}
         # A step's outputs are taken one by one, as they are in slices where hundreds of requests run.

@@ -19,7 +19,7 @@ from forkjoin_bench.systems.names import GATE, SYSTEMS
 from forkjoin_bench.systems.server import Server
 from forkjoin_bench.vllm_seam.async_engine import IdsCompleter, InProcess
 from forkjoin_bench.vllm_seam.serving import SCRIPT_VARIABLE
-from forkjoin_scheduler.dialects.dialect import JoinKind, Tokenizer
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.errors import UsageError
 
 
@@ -75,11 +75,11 @@ class Deployment:
         ids = {tag: self._id(tag) for tag in (TRIGGER, THREAD_END)}
         match name.removeprefix(GATE) if name.startswith(GATE) else name:
             case "forkjoin":
-                return Whole(name, self._forkjoin(name, JoinKind.REPREFILL))
+                return Whole(name, self._forkjoin(name, "reprefill"))
             case "forkjoin-at-once":
-                return Whole(name, self._forkjoin(name, JoinKind.REPREFILL, "--join-ahead-tokens", "0"))
+                return Whole(name, self._forkjoin(name, "reprefill", "--join-ahead-tokens", "0"))
             case "forkjoin-stitch":
-                return Whole(name, self._forkjoin(name, JoinKind.STITCH))
+                return Whole(name, self._forkjoin(name, "stitch"))
             case "sequential":
                 return Whole(name, self._stock())
             case "sequential-again":
@@ -98,7 +98,7 @@ class Deployment:
         assert token_id is not None, f"the tokenizer of {self._model.name} has no {tag}"
         return token_id
 
-    def _forkjoin(self, name: str, join: JoinKind, *flags: str) -> Server:
+    def _forkjoin(self, name: str, join: str, *flags: str) -> Server:
         if name not in self._engines:
             argv = [*self._serve_argv(), "--dialect", str(write_dialect(self._folder, join)), *flags]
             self._engines[name] = Server(name, "forkjoin", argv, self._env, self._folder)

@@ -19,7 +19,7 @@ from forkjoin_bench.inputs.traces import make_trace
 from forkjoin_bench.inputs.words import Words
 from forkjoin_bench.progress import Work, working
 from forkjoin_bench.systems.base import Engine, System
-from forkjoin_scheduler.dialects.dialect import Tokenizer
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
 
 #: Tokens of context beyond the longest transcript.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from forkjoin_bench.inputs.traces import Body, Family, Fork, Thread
-from forkjoin_scheduler.dialects.dialect import Tokenizer
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 
 TRIGGER, THREAD_END, JOIN_TEXT = "</Outlines>", "</Thread>", "\n"
 #: What the model itself writes first behind a join.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from forkjoin_scheduler.dialects.dialect import Tokenizer
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 
 #: Common words: most vocabularies have each of them, with the space before it, as one token.
 COMMON = """

@@ -13,7 +13,7 @@ from typing import Any
 from forkjoin_bench.systems.base import Answer
 from forkjoin_bench.systems.records import RecordReader
 from forkjoin_bench.vllm_seam.serving import RECORD_VARIABLE, REPLAY, STOCK_SCHEDULER
-from forkjoin_scheduler.dialects.dialect import Tokenizer
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 
 
 class InProcess:

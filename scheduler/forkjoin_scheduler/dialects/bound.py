@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from forkjoin_scheduler.dialects.dialect import Answer, Dialect, ForkAt, Tokenizer
-from forkjoin_scheduler.dialects.patterns import Match, fill, find_all
-from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.dialects.dialect import Answer, Dialect, ForkAt
+from forkjoin_scheduler.dialects.patterns import Match, find_all
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.machine.fork import ThreadPlan, read_outlines
 
 #: Tokens at the end of a text in which a tag is looked for, where tags are text.
@@ -29,14 +29,14 @@ class BoundDialect:
         """Check and bind. Raises DialectError if ``tokenizer`` lacks what ``dialect`` needs."""
         dialect.check_tokenizer(tokenizer)
         dialect = dialect.with_turns(tokenizer)
-        _check_headers(dialect, tokenizer)
+        dialect.join.check_tokens(dialect, tokenizer)
         is_token = dialect.trigger is not None and dialect.tags_are == "tokens"
         return cls(dialect, tokenizer, tokenizer.token_id(dialect.trigger or "") if is_token else None)
 
     @cached_property
     def only_call(self) -> int | None:
         """The one token that calls for anything; None if it takes a look at what was written to know."""
-        hears_more = self.dialect.join.ask is not None or bool(self.dialect.swaps)
+        hears_more = self.dialect.join.question is not None or bool(self.dialect.swaps)
         return self.trigger_id if self.dialect.fork_at is ForkAt.TRIGGER and not hears_more else None
 
     def triggers(self, token_ids: Sequence[int]) -> bool:
@@ -61,9 +61,9 @@ class BoundDialect:
 
     def asked_for(self, token_ids: Sequence[int]) -> str | None:
         """The number of the thread that the last of ``token_ids`` asks for, if it does."""
-        if self.dialect.join.ask is None:
+        if self.dialect.join.question is None:
             return None
-        found = self._completes(self.dialect.join.ask, token_ids)
+        found = self._completes(self.dialect.join.question, token_ids)
         return None if found is None else found["number"]
 
     def written_itself(self, token_ids: Sequence[int]) -> str | None:
@@ -108,17 +108,3 @@ class BoundDialect:
         before = len(self.tokenizer.decode(tail[:-1]))
         matches = find_all(pattern, self.tokenizer.decode(tail))
         return next((m for m in matches if m.end() > before), None)
-
-
-def _check_headers(dialect: Dialect, tokenizer: Tokenizer) -> None:
-    """Raise DialectError if a stitched thread's joined header is no end of its header, token for token."""
-    joined = dialect.thread.joined_header
-    if not dialect.is_stitched or joined is None:
-        return
-    header_ids = tokenizer.encode(fill(dialect.thread.header, n="1"))
-    joined_ids = tokenizer.encode(fill(joined, n="1"))
-    if header_ids[len(header_ids) - len(joined_ids) :] != joined_ids:
-        raise DialectError(
-            f"dialect {dialect.name!r}: expected the tokens of thread.joined_header {joined!r} at the end of "
-            f"those of thread.header {dialect.thread.header!r}; the model's tokenizer joins them otherwise"
-        )

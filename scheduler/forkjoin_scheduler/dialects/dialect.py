@@ -6,21 +6,14 @@ Declared in YAML (``configs/dialects/``), validated here, checked against the to
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.patterns import (
     BRACES,
     TURNS,
-    LinearRegex,
     NonEmpty,
     Regex,
     Template,
@@ -29,25 +22,12 @@ from forkjoin_scheduler.dialects.patterns import (
     fill_turns,
     has_known_fields,
 )
+from forkjoin_scheduler.dialects.policies import Policies
+from forkjoin_scheduler.dialects.strict import Strict
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.errors import DialectError
-
-
-class Tokenizer(Protocol):
-    """What the decisions need of a tokenizer."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: list[int]) -> str: ...
-
-    def token_id(self, token: str) -> int | None:
-        """The id of ``token``, or None unless the vocabulary holds it as one token."""
-
-    def turns(self) -> tuple[str, str, str] | None:
-        """What the chat template writes before a user's first turn, and between turns.
-
-        That is between an assistant's and a user's, then the other way round. None without a chat
-        template.
-        """
+from forkjoin_scheduler.joins.kinds import AnyJoin
+from forkjoin_scheduler.joins.reprefill import Reprefill
 
 
 class ForkAt(StrEnum):
@@ -70,44 +50,7 @@ class Context(StrEnum):
     HEADER = "header"
 
 
-class JoinKind(StrEnum):
-    """How the threads come together again."""
-
-    #: The parent's context goes on as the concatenation of the threads, prefilled linearly.
-    REPREFILL = "reprefill"
-    #: The threads' KV becomes the parent's as it is: what follows sees all threads, each of which saw
-    #: itself only, at positions that go on from the longest.
-    STITCH = "stitch"
-    #: The call that forked is replaced by what the threads return, in the parent's context.
-    REWRITE = "rewrite"
-    #: The parent does not wait; the threads' text is spliced into the answer, nothing returns.
-    SPLICE = "splice"
-    #: The parent does not wait; what a thread returns is inserted where the parent asks for it.
-    ON_DEMAND = "on_demand"
-    #: The answer is the threads' text one behind the other, and ends there.
-    FINISH = "finish"
-    #: The answer is the first thread whose result most threads have.
-    VOTE = "vote"
-
-
-class Policy(StrEnum):
-    """What happens at a limit, or on malformed output."""
-
-    #: No fork: the model goes on decoding behind its own text, in which the trigger is ordinary.
-    SEQUENTIAL = "sequential"
-    #: The repeated outline starts no thread; the others fork.
-    DROP = "drop"
-    #: The thread gets its end tag and the family joins and goes on.
-    CLOSE_THREAD = "close_thread"
-    #: What is open is closed (thread, block), and the request ends behind it.
-    END_REQUEST = "end_request"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Outline(_Strict):
+class Outline(Strict):
     """Where the threads are announced."""
 
     opens: NonEmpty | None = Field(
@@ -123,11 +66,7 @@ class Outline(_Strict):
         return check_regex(value, needs="number")
 
 
-def _asks(value: str) -> str:
-    return check_regex(value, needs="number")
-
-
-class Thread(_Strict):
+class Thread(Strict):
     """What surrounds a thread's text."""
 
     context: Context = Context.PARENT
@@ -170,60 +109,7 @@ class Thread(_Strict):
     )
 
 
-class Join(_Strict):
-    """How the threads come together, and what follows them."""
-
-    kind: JoinKind = JoinKind.REPREFILL
-    when: Literal["all", "first"] = Field(
-        default="all", description="whether all threads come to their end, or the first cuts the others off"
-    )
-    text: str = Field(
-        default="", description="injected after the last thread; in a file, a template of the turns only"
-    )
-    close_block: str = Field(
-        default="", description="injected in its place when the request ends at the join"
-    )
-    opens: NonEmpty | None = Field(
-        default=None, description="rewrite: the text that begins the call; it and all behind it are replaced"
-    )
-    opened: str = Field(default="", description="rewrite: injected before the first thread")
-    ask: Annotated[str, AfterValidator(_asks)] | None = Field(
-        default=None, description="on_demand: regex of the text that asks for a thread, with a group 'number'"
-    )
-    result: LinearRegex | None = Field(
-        default=None, description="vote: regex whose last match in a thread (group 'result') is its vote"
-    )
-    newlines: int = Field(
-        default=0, ge=0, description="splice: newlines that what follows a fork begins with in the answer"
-    )
-
-    @property
-    def waits(self) -> bool:
-        """Whether the branch that forked stands still until its threads have ended."""
-        return self.kind not in (JoinKind.SPLICE, JoinKind.ON_DEMAND)
-
-    @property
-    def shows_threads(self) -> bool:
-        """Whether the answer shows the threads as they run; otherwise only what they come to."""
-        return self.kind not in (JoinKind.REWRITE, JoinKind.ON_DEMAND, JoinKind.VOTE)
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the branch that forked decodes on behind its threads."""
-        return self.kind not in (JoinKind.FINISH, JoinKind.VOTE)
-
-    @model_validator(mode="after")
-    def _has_what_its_kind_needs(self) -> Join:
-        if (self.kind is JoinKind.REWRITE) != (self.opens is not None):
-            raise ValueError("expected join.opens with the kind rewrite, and with no other")
-        if (self.kind is JoinKind.ON_DEMAND) != (self.ask is not None):
-            raise ValueError("expected join.ask with the kind on_demand, and with no other")
-        if (self.kind is JoinKind.VOTE) != (self.result is not None):
-            raise ValueError("expected join.result with the kind vote, and with no other")
-        return self
-
-
-class Positions(_Strict):
+class Positions(Strict):
     """Stitched joins: how positions go on, counted from the token before (1: no gap)."""
 
     fork_gap: int = Field(default=1, ge=0, description="from the trigger to the first token of each header")
@@ -232,44 +118,7 @@ class Positions(_Strict):
     )
 
 
-#: More is no number of threads or tokens, and does not fit what engines are sent.
-MAX_COUNT = 2**31 - 1
-
-
-class Limits(_Strict):
-    """How much a request may fork. ``None``: no limit of its own."""
-
-    max_threads_per_fork: int | None = Field(
-        default=50,
-        ge=1,
-        le=MAX_COUNT,
-        description="Threads that one fork may start. For a wider fork the dialect's policy too_many_threads "
-        "applies.",
-    )
-    max_forks: int | None = Field(
-        default=16,
-        ge=0,
-        le=MAX_COUNT,
-        description="Forks of one request, including forks inside threads. For further forks the dialect's "
-        "policy too_many_forks applies.",
-    )
-    max_tokens_per_thread: int | None = Field(
-        default=None,
-        ge=1,
-        le=MAX_COUNT,
-        description="Tokens that one thread may generate. At the limit the dialect's policy thread_length "
-        "applies.",
-    )
-    max_total_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        le=MAX_COUNT,
-        description="Tokens that one answer may generate, all its threads included. The limit also holds for "
-        "an answer that does not fork.",
-    )
-
-
-class Answer(_Strict):
+class Answer(Strict):
     """Where the answer begins, behind the reasoning: for structured output that is to hold for the answer."""
 
     after: NonEmpty | None = Field(
@@ -284,43 +133,7 @@ class Answer(_Strict):
         return self
 
 
-def _one_of(*allowed: Policy) -> AfterValidator:
-    def check(value: Policy) -> Policy:
-        if value not in allowed:
-            raise ValueError(f"expected {' or '.join(p.value for p in allowed)}, got {value.value}")
-        return value
-
-    return AfterValidator(check)
-
-
-RefusedFork = Annotated[Policy, _one_of(Policy.SEQUENTIAL, Policy.END_REQUEST)]
-UnclosedThread = Annotated[Policy, _one_of(Policy.CLOSE_THREAD, Policy.END_REQUEST)]
-
-
-class Policies(_Strict):
-    """The named outcome of each limit and of each malformed output; the defaults are ThreadWeaver's."""
-
-    no_outline: RefusedFork = Policy.SEQUENTIAL
-    duplicate_outline: Annotated[Policy, _one_of(Policy.DROP, Policy.SEQUENTIAL, Policy.END_REQUEST)] = (
-        Policy.DROP
-    )
-    too_many_threads: RefusedFork = Policy.SEQUENTIAL
-    too_many_forks: RefusedFork = Policy.SEQUENTIAL
-    #: The trigger inside a thread, deeper than ``Dialect.max_depth``.
-    nested_fork: RefusedFork = Policy.SEQUENTIAL
-    #: The prompt and the threads would not fit the context length beside each other.
-    no_room: RefusedFork = Policy.SEQUENTIAL
-    #: The branch asks for the result of a thread that it has not started.
-    unknown_thread: RefusedFork = Policy.SEQUENTIAL
-    thread_eos: UnclosedThread = Policy.END_REQUEST
-    thread_length: UnclosedThread = Policy.END_REQUEST
-    #: The joined context would not fit the model's context length.
-    joined_too_long: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST
-    #: ``max_tokens`` or ``max_total_tokens`` ran out inside a fork.
-    total_tokens: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST
-
-
-class SamplingOverrides(_Strict):
+class SamplingOverrides(Strict):
     """Sampling parameters of one phase, where the request itself leaves vLLM's default."""
 
     temperature: float | None = Field(default=None, ge=0)
@@ -332,7 +145,7 @@ class SamplingOverrides(_Strict):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
 
 
-class Sampling(_Strict):
+class Sampling(Strict):
     """Sampling overrides by phase: inside threads, and in the request itself behind a join."""
 
     thread: SamplingOverrides = SamplingOverrides()
@@ -341,7 +154,7 @@ class Sampling(_Strict):
     banned: tuple[Annotated[tuple[NonEmpty, ...], Field(min_length=1)], ...] = ()
 
 
-class Dialect(_Strict):
+class Dialect(Strict):
     """How a family of models forks and joins."""
 
     name: str
@@ -358,7 +171,7 @@ class Dialect(_Strict):
         default=None, ge=1, le=1024, description="threads of each fork, without an outline"
     )
     thread: Thread
-    join: Join = Join()
+    join: AnyJoin = Reprefill()
     positions: Positions = Positions()
     limits: Limits = Limits()
     policies: Policies = Policies()
@@ -391,40 +204,15 @@ class Dialect(_Strict):
             raise ValueError(f"expected a trigger other than thread.end, got {self.trigger!r} for both")
         if self.fork_at is ForkAt.END and self.trigger is None and self.outline is None:
             raise ValueError("expected a trigger or an outline, to know which turns end with a fork")
-        if self.join.kind is JoinKind.STITCH and (
-            self.thread.context is Context.HEADER or self.join.opened or self._changes_threads
-        ):
-            raise ValueError(
-                "expected threads that see their parent, with no joined_header, first_joined_header, "
-                "returns or opened: a stitched thread stays as it ran"
-            )
-        if self.is_stitched and not self.join.text:
-            raise ValueError("expected a join.text with the kind stitch: what follows is predicted from it")
         if self.thread.without_trigger and (self.join.waits or self.tags_are == "text"):
             raise ValueError(
                 "expected without_trigger only where the trigger is a token and the parent does not wait: "
                 "a joined context has it"
             )
-        if (self.thread.newlines or self.join.newlines) and self.join.kind is not JoinKind.SPLICE:
-            raise ValueError("expected newlines only with the kind splice: what is joined stays as it is")
-        if self.swaps and self.is_stitched:
-            raise ValueError(
-                "expected swaps only where the context stands in a row, not with the kind stitch"
-            )
         if self.thread.context is Context.HEADER and not self.thread.header:
             raise ValueError("expected a header, for it is all that a thread sees")
+        self.join.check(self)
         return self
-
-    @property
-    def _changes_threads(self) -> bool:
-        thread = self.thread
-        shortened = thread.joined_header is None or thread.header.endswith(thread.joined_header)
-        return not shortened or thread.first_joined_header is not None or thread.returns is not None
-
-    @property
-    def is_stitched(self) -> bool:
-        """Whether its joins move KV instead of computing it."""
-        return self.join.kind is JoinKind.STITCH
 
     @property
     def control_tokens(self) -> tuple[str, ...]:

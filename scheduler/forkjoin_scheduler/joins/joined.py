@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from forkjoin_scheduler.dialects.dialect import Dialect, Policy, Tokenizer
 from forkjoin_scheduler.dialects.patterns import Match, find_all
-from forkjoin_scheduler.machine.family import Branch, ThreadEnd
+from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.dialects.dialect import Dialect
+    from forkjoin_scheduler.dialects.tokenizer import Tokenizer
+    from forkjoin_scheduler.machine.family import Branch
 
 
 @dataclass(frozen=True)
@@ -105,16 +111,6 @@ def plan_join(
     else:
         closing = list(closing_ids) if closing_ids is not None else tokenizer.encode(dialect.join.text)
     return JoinPlan((*token_ids, *closing), tuple(closing), fatal)
-
-
-def plan_rewrite(
-    dialect: Dialect, threads: Sequence[Branch], context: Sequence[int], tokenizer: Tokenizer
-) -> JoinPlan:
-    """Join ``threads`` in the place of the call at the end of ``context`` that started them."""
-    assert dialect.join.opens is not None
-    plan = plan_join(dialect, threads, tokenizer)
-    keep, before = cut_last(dialect.join.opens, context, tokenizer)
-    return JoinPlan((*before, *plan.token_ids), plan.closing_ids, plan.end, keep)
 
 
 def cut_last(opens: str, context: Sequence[int], tokenizer: Tokenizer) -> tuple[int, list[int]]:

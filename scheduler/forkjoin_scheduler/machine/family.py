@@ -20,11 +20,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
+from typing import TYPE_CHECKING
 
-from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.errors import IllegalTransition
-from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.dialects.limits import Limits
+    from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 
 
 class BranchState(Enum):
@@ -53,29 +57,6 @@ TRANSITIONS: dict[tuple[BranchState, Step], BranchState] = {
     (BranchState.PARKED, Step.END): BranchState.ENDED,
     (BranchState.JOINABLE, Step.END): BranchState.ENDED,
 }
-
-
-class ThreadEnd(StrEnum):
-    """Why a thread ended."""
-
-    #: It wrote its end tag.
-    STOP = "stop"
-    #: It wrote the end-of-sequence token instead.
-    EOS = "eos"
-    #: It ran into a limit on tokens or the context length.
-    LENGTH = "length"
-    #: It wrote one of the request's own stop tokens: the answer ends here.
-    REQUEST_STOP = "request_stop"
-    #: It could change nothing any more: the vote was decided, or the dialect waits for the first to end only.
-    CUT = "cut"
-    #: The same, before it wrote anything.
-    NOT_STARTED = "not_started"
-    #: A pruning policy stopped it, as its request had asked for.
-    PRUNED = "pruned"
-    #: Its request ended, or an earlier sibling ended the answer.
-    CANCELLED = "cancelled"
-    #: The client cancelled it, or a thread above it; the answer goes on without.
-    CLIENT_CANCELLED = "client_cancelled"
 
 
 @dataclass(eq=False, repr=False)

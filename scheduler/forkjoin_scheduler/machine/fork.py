@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from forkjoin_scheduler.dialects.assembly import RULES
-from forkjoin_scheduler.dialects.dialect import Context, Dialect, Limits, Outline, Policy, Tokenizer
+from forkjoin_scheduler.dialects.dialect import Context, Dialect, Outline
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.patterns import Match, fill, find_all
+from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -109,17 +112,10 @@ def plan_fork(
         _plan_thread(dialect, one, position == 0, tokenizer) for position, one in enumerate(first_ones)
     )
     seen = len(context) if dialect.thread.context is Context.PARENT else 0
-    num_closing = num_closing_tokens(dialect, tokenizer)
+    num_closing = dialect.join.num_closing_tokens(dialect, tokenizer)
     if not has_room(threads, seen, max_model_len, dialect.min_room, num_closing):
         return Refusal("no_room", policies.no_room)
     return ForkPlan(threads, num_duplicates)
-
-
-def num_closing_tokens(dialect: Dialect, tokenizer: Tokenizer) -> int:
-    """Tokens that a context must still hold behind what a thread writes: a stitched end has to get its KV."""
-    if not dialect.is_stitched:
-        return 0
-    return len(tokenizer.encode(dialect.thread.close + dialect.thread.tail)) + 1
 
 
 def has_room(

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from forkjoin_scheduler.dialects.dialect import Positions
-from forkjoin_scheduler.machine.family import Branch
+if TYPE_CHECKING:
+    from forkjoin_scheduler.dialects.dialect import Positions
+    from forkjoin_scheduler.machine.family import Branch
 
 Slots = npt.NDArray[np.int64]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forkjoin_scheduler.dialects.dialect import Tokenizer
 from forkjoin_scheduler.dialects.patterns import find_linear, program_size
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.joins.joined import result_of, written
 from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.policy.tally import Tally

@@ -11,9 +11,9 @@ import re
 
 from msgspec import Struct
 
-from forkjoin_scheduler.dialects.dialect import Policy
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, OwnPolicy
-from forkjoin_scheduler.machine.family import ThreadEnd
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.waits import Wait
 
 #: The index of the request itself, as a parent of threads.

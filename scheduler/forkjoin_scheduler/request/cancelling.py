@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from forkjoin_scheduler.machine.family import Branch, BranchState, Family, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState, Family
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 
 #: What a client hears that wants to cancel a thread, unless it is how the thread has ended.
 Heard = Literal["cancelling", "unknown"]

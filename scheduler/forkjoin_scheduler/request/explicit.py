@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from forkjoin_scheduler.dialects.dialect import (
-    Dialect,
-    ForkAt,
-    Join,
-    JoinKind,
-    Limits,
-    Policies,
-    Policy,
-    Thread,
-)
+from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt, Thread
+from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.dialects.policies import Policies, Policy
+from forkjoin_scheduler.joins.finish import Finish
+from forkjoin_scheduler.joins.join import Join
+from forkjoin_scheduler.joins.kinds import make_join
+from forkjoin_scheduler.joins.reprefill import Reprefill
 from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.request.options import CompiledOptions
 
@@ -21,12 +18,13 @@ POLICIES = Policies(thread_eos=Policy.CLOSE_THREAD, thread_length=Policy.CLOSE_T
 
 def explicit_dialect(options: CompiledOptions, limits: Limits) -> Dialect:
     """How a request forks that names its branches, or wants the best of N."""
+    join: Join
     if options.best_of is not None:
-        name, width, join = "best_of", options.best_of, Join(kind=JoinKind.VOTE, result=options.vote)
+        name, width, join = "best_of", options.best_of, make_join(kind="vote", result=options.vote)
     else:
         assert options.branches is not None
         name, width = "branches", len(options.branches)
-        join = Join() if options.closing is not None else Join(kind=JoinKind.FINISH)
+        join = Reprefill() if options.closing is not None else Finish()
     return Dialect(
         name=name,
         source="the request",

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from forkjoin_scheduler.dialects.dialect import MAX_COUNT, Limits
+from forkjoin_scheduler.dialects.limits import MAX_COUNT, Limits
 from forkjoin_scheduler.dialects.patterns import NonEmpty, check_linear
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt

@@ -62,7 +62,7 @@ def check_engine(dialect: Dialect, vllm_config: VllmConfig, kv_cache_config: KVC
     check_config(vllm_config)
     check_cache(kv_cache_config)
     check_model(dialect, vllm_config.model_config)
-    if dialect.is_stitched:
+    if dialect.join.moves_kv:
         check_stitching(vllm_config, kv_cache_config.num_blocks - 1)  # one is vLLM's null block
 
 

@@ -14,8 +14,9 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.lookup import Lookup
-from forkjoin_scheduler.machine.family import Branch, BranchState, Family, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState, Family
 from forkjoin_scheduler.machine.pruner import Pruner
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.transcript import Transcript
 from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.machine.waits import Waits

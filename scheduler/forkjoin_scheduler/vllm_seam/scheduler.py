@@ -127,7 +127,7 @@ class ForkJoinScheduler(AsyncScheduler):
         if core.spoken is not None:
             self.kv_holding_waiting = queues.BegunQueue(self.policy)
             self.waiting = gate.queue
-            if core.spoken.dialect.is_stitched:
+            if core.spoken.dialect.join.moves_kv:
                 kv.guard_hashing(
                     self.kv_cache_manager, lambda r: fence.answer("hash", r, placing.may_be_hashed, False)
                 )

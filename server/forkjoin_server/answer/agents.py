@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forkjoin_scheduler.dialects.dialect import MAX_COUNT
+from forkjoin_scheduler.dialects.limits import MAX_COUNT
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_server.answer.responses import ResponseThreads, Slot
 from forkjoin_server.answer.threads import Json, ThreadLog

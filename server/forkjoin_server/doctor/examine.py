@@ -73,7 +73,7 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any) -> Iterator[Check]:
         return
     yield environment.memory(here, needed)
     yield kv_budget.kv_budget(vllm_config, cache)
-    if wanted is not None and wanted.is_stitched:
+    if wanted is not None and wanted.join.moves_kv:
         yield stitching(vllm_config, cache, here)
 
 

@@ -31,7 +31,7 @@ def _dialect(dialect: Dialect) -> Json:
         "name": dialect.name,
         "source": dialect.source,
         "trigger": dialect.trigger if dialect.tags_are == "tokens" else None,
-        "join": dialect.join.kind.value,
+        "join": dialect.join.kind,
         "parent_waits": dialect.join.waits,
         "max_depth": dialect.max_depth,
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.request.options import RequestOptions
 from forkjoin_server.answer.agents import FIELD, MultiAgent
 from forkjoin_server.answer.answer_fields import ForkJoinThread, ForkJoinUsage

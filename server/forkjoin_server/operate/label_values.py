@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import get_args
 
-from forkjoin_scheduler.dialects.dialect import Dialect, JoinKind, Policy
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, Limit, OwnPolicy
-from forkjoin_scheduler.machine.family import ThreadEnd
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.request.explicit import POLICIES
 from forkjoin_scheduler.settings import DraftSource
 
@@ -25,7 +26,7 @@ STRAY_TAG = ("stray_tag", "swap")
 def malformed(dialect: Dialect) -> Iterable[tuple[str, str]]:
     """What can be malformed in forks, by ``dialect`` or as a request defines them, and what is done then."""
     found = {(kind, policy.value) for policies in (dialect.policies, POLICIES) for kind, policy in policies}
-    if dialect.join.kind is JoinKind.ON_DEMAND:
+    if dialect.join.question is not None:
         # a thread whose number an earlier fork has given
         found.add(("duplicate_outline", Policy.SEQUENTIAL.value))
     if dialect.swaps:

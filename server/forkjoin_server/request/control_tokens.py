@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from forkjoin_scheduler.dialects.dialect import Tokenizer
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 

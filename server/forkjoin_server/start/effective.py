@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.redact import shown
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server.start.flags import own_flags

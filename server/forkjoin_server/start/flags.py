@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from forkjoin_scheduler.dialects.dialect import Limits
 from forkjoin_scheduler.dialects.files import builtin_names, load
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server.access import keys
@@ -141,7 +141,7 @@ def configure(args: argparse.Namespace) -> None:
             )
         return
     settings = Settings.of(load(dialect_name), limits, **more)
-    _take_classes(args, is_stitched=settings.dialect is not None and settings.dialect.is_stitched)
+    _take_classes(args, is_stitched=settings.dialect is not None and settings.dialect.join.moves_kv)
     args.additional_config = config | {KEY: settings.model_dump(mode="json")}
 
 

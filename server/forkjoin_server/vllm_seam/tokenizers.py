@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
-from forkjoin_scheduler.dialects.dialect import Dialect, Tokenizer
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.errors import UsageError
 
 

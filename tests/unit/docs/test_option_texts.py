@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from forkjoin.terminal import commands
 from forkjoin_bench import cli
 from forkjoin_bench.simulator.__main__ import _parser as simulator_parser
-from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.request.options import ExplicitBranch, RequestOptions
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from forkjoin_scheduler.dialects.dialect import Policy
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.joins.joined import end_policy, joined_ids
-from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import JoinedAhead
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
@@ -38,7 +39,7 @@ class JoinAhead:
         """
         if not self._core.settings.join_ahead_tokens or branch in live.ahead:
             return
-        if branch.state is not BranchState.PARKED or live.dialect.is_stitched:
+        if branch.state is not BranchState.PARKED or not live.dialect.join.prefills_ahead:
             return
         if branch.waits_for[0] in live.held and _num_ended(live, branch) > 1:
             job = self._jobs.start(live, partial(self._prefill_ended, live, branch))

@@ -66,7 +66,7 @@ class Eviction:
         """Take back all blocks of a family; what it has computed is computed anew."""
         request_id = live.family.request_id
         logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
-        if live.dialect.is_stitched:
+        if live.dialect.join.moves_kv:
             self._restoring.suspend_family(live)
             if live not in self.evicted:
                 self.evicted.append(live)

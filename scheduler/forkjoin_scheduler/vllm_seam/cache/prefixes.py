@@ -50,7 +50,7 @@ class Prefixes:
         if job := self._jobs.fills.get(request.request_id):
             needed = job.fill.num_needed if job.fill is not None else 0
         elif entry := self._core.threads.get(request.request_id):
-            needed = num_inherited(entry[1]) if entry[0].dialect.is_stitched else 0
+            needed = num_inherited(entry[1]) if entry[0].dialect.join.moves_kv else 0
         if shared < needed:
             raise IllegalTransition(
                 f"{request.request_id}: expected to find the KV of {needed} tokens, found that of {shared}"

@@ -21,7 +21,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS, BoundDialect
-from forkjoin_scheduler.dialects.dialect import Answer, Dialect, JoinKind, Tokenizer
+from forkjoin_scheduler.dialects.dialect import Answer, Dialect
+from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions
 
 Rows = list[list[int]]
@@ -184,8 +185,3 @@ def own_constraint(branch: CompiledBranch) -> StructuredOutputsParams | None:
     params = StructuredOutputsParams(**fields)
     params._backend = backend
     return params
-
-
-def constrains_threads(kind: JoinKind) -> bool:
-    """Whether each thread is an answer, for which the request's grammar holds."""
-    return kind is JoinKind.VOTE

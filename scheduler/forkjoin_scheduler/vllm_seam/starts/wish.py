@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from vllm.sampling_params import SamplingParams
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
-from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.request.options import CompiledOptions
 
 

@@ -14,7 +14,7 @@ from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import COMPILED, KEY
 from forkjoin_scheduler.vllm_seam.core import Core, logger
-from forkjoin_scheduler.vllm_seam.starts.answers import Answers, constrains_threads, place_of_answer
+from forkjoin_scheduler.vllm_seam.starts.answers import Answers, place_of_answer
 from forkjoin_scheduler.vllm_seam.starts.wish import Wish
 from forkjoin_scheduler.vllm_seam.threads.sampling import can_ban, without_banned
 
@@ -77,7 +77,7 @@ class Wishes:
 
         None: it can't fork, for its grammar holds for what would.
         """
-        if not request.use_structured_output or constrains_threads(spoken.dialect.join.kind):
+        if not request.use_structured_output or spoken.dialect.join.threads_are_answers:
             return []
         if not spoken.dialect.join.goes_on or not self._answers.comes_later(request, spoken.dialect):
             return None

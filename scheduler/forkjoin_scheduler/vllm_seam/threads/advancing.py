@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from forkjoin_scheduler.machine.family import ThreadEnd
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.vllm_seam.core import STOPPED
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.threads.cancelling import Cancelling
@@ -42,7 +42,7 @@ class Advancing:
         if live.dialect.join.when == "first":
             self._ends.cut_slower(live)
         self._voting.advance(live)
-        if live.dialect.is_stitched and any(map(partial(self._joins.outgrows, live), live.parked())):
+        if live.dialect.join.moves_kv and any(map(partial(self._joins.outgrows, live), live.parked())):
             self._cutting.end_at_limit(live, "joined_too_long", live.dialect.policies.joined_too_long)
         while family.is_live and (branch := family.take_joinable()):
             live.clock_join(branch)

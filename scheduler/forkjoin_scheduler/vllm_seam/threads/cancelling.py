@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.machine.family import Branch, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.feed import key_in
 from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN, end_without_vote, ending, thread_at

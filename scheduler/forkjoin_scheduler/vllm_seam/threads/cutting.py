@@ -7,9 +7,10 @@ ends say.
 
 from __future__ import annotations
 
-from forkjoin_scheduler.dialects.dialect import Policy
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.joins.joined import close_block_ids
-from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.events import Limited, Voted
 from forkjoin_scheduler.vllm_seam.core import CAPPED, Core

@@ -5,9 +5,10 @@ from __future__ import annotations
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.dialects.dialect import Context, JoinKind, Policy
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.joins.joined import body, end_policy, written
-from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import ThreadEnded
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead
@@ -55,18 +56,7 @@ class Ends:
 
     def needs_blocks_of(self, live: LiveFamily, thread: Branch) -> bool:
         """A stitched join takes all threads' blocks; otherwise the first's text is a true prefix."""
-        if live.dialect.is_stitched:
-            return True
-        plan = thread.plan
-        assert plan is not None
-        return (
-            thread.position == 0
-            and live.dialect.thread.context is Context.PARENT
-            and live.dialect.join.kind is JoinKind.REPREFILL
-            and live.dialect.thread.returns is None
-            and not live.dialect.join.opened
-            and plan.header_ids == plan.joined_header_ids
-        )
+        return live.dialect.join.keeps_blocks_of(live.dialect, thread)
 
     def end_thread(self, live: LiveFamily, thread: Branch, end: ThreadEnd) -> None:
         """Tell of the end of ``thread`` and let its successors into the transcript."""
@@ -91,7 +81,7 @@ class Ends:
         held = live.held.pop(thread, None)
         if held is not None:
             self._trim(live, thread, held)
-        if live.dialect.is_stitched and end is not ThreadEnd.REQUEST_STOP and wrote_it_itself:
+        if live.dialect.join.moves_kv and end is not ThreadEnd.REQUEST_STOP and wrote_it_itself:
             if not self._stitching.close_kv(live, thread, held, lambda of, ended: self.closed(of, ended)):
                 return
         elif held is not None:
@@ -105,7 +95,7 @@ class Ends:
         """
         assert thread.plan is not None
         kept = thread.fork_len + len(thread.plan.header_ids) + len(thread.token_ids)
-        if thread.end is ThreadEnd.EOS or thread.plan.end is None or not live.dialect.is_stitched:
+        if thread.end is ThreadEnd.EOS or thread.plan.end is None or not live.dialect.join.moves_kv:
             kept -= 1
         held.num_tokens = min(held.num_tokens, kept)
 

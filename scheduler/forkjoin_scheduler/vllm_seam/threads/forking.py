@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.dialects.dialect import Context, ForkAt, JoinKind, Policy
+from forkjoin_scheduler.dialects.dialect import Context, ForkAt
 from forkjoin_scheduler.dialects.patterns import find_all
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.machine.family import Branch, BranchState
 from forkjoin_scheduler.machine.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine.stitch import num_inherited
@@ -134,7 +135,6 @@ class Forks:
             )
 
     def _open_transcripts(self, live: LiveFamily, branch: Branch, threads: list[Branch]) -> None:
-        kind = live.dialect.join.kind
         if live.dialect.join.shows_threads:
             plans = [t.plan for t in threads]
             headers = [injected(p.joined_header_ids) for p in plans if p is not None]
@@ -142,9 +142,9 @@ class Forks:
         else:
             transcripts = [Transcript() for _ in threads]
         live.transcripts |= zip(threads, transcripts, strict=True)
-        if live.vote is None and live.dialect.join.result is not None:
-            live.vote = Vote(live.dialect.join.result, self._core.tokenizer, len(threads))
-        if kind is JoinKind.ON_DEMAND:
+        if live.vote is None and (ballot := live.dialect.join.ballot) is not None:
+            live.vote = Vote(ballot, self._core.tokenizer, len(threads))
+        if live.dialect.join.question is not None:
             live.numbered |= {(branch, t.plan.number): t for t in threads if t.plan is not None}
 
     def _expect_newlines(
@@ -155,8 +155,8 @@ class Forks:
         after = thread.newlines_after
         if thread.newlines and (after is None or find_all(after, self._core.tokenizer.decode(wrote))):
             live.newlines |= dict.fromkeys(threads, thread.newlines)
-        if join.newlines:
-            live.newlines[branch] = join.newlines
+        if join.newlines_behind:
+            live.newlines[branch] = join.newlines_behind
 
     def _refuse(self, live: LiveFamily, branch: Branch, refusal: Refusal) -> None:
         tell_refused(live, branch, refusal)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.dialects.dialect import JoinKind
-from forkjoin_scheduler.joins.joined import JoinPlan, plan_join, plan_rewrite, written
-from forkjoin_scheduler.machine.family import Branch, ThreadEnd
+from forkjoin_scheduler.joins.joined import JoinPlan, written
+from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.events import Joined, Voted
 from forkjoin_scheduler.vllm_seam.cache import kv
@@ -80,9 +80,10 @@ class Joins:
             self.resume(live, branch, request, plan)
 
     def _plan_join(self, live: LiveFamily, branch: Branch, request: Request) -> JoinPlan:
-        if live.dialect.join.kind is JoinKind.REWRITE:
-            return plan_rewrite(live.dialect, branch.waits_for, request._all_token_ids, self._core.tokenizer)
-        return plan_join(live.dialect, branch.waits_for, self._core.tokenizer, live.wish.options.closing)
+        dialect, context = live.dialect, request._all_token_ids
+        return dialect.join.plan(
+            dialect, branch.waits_for, context, self._core.tokenizer, live.wish.options.closing
+        )
 
     def outgrows(self, live: LiveFamily, branch: Branch) -> bool:
         """Whether the threads of a parked ``branch`` hold more already than its joined context may."""
@@ -90,7 +91,7 @@ class Joins:
         return branch.waits_for[0].fork_len + own >= self._core.max_model_len
 
     def _room_behind_join(self, live: LiveFamily, branch: Branch, num_tokens: int) -> int:
-        offset = self._stitching.offset_behind(live, branch.waits_for) if live.dialect.is_stitched else 0
+        offset = self._stitching.offset_behind(live, branch.waits_for) if live.dialect.join.moves_kv else 0
         return self._params.room(live, branch, num_tokens, offset)
 
     @staticmethod
@@ -124,7 +125,7 @@ class Joins:
         family.join(branch, list(plan.token_ids))
         params = self._params.behind_join(live, branch, self._room_behind_join(live, branch, num_tokens))
         num_computed_tokens = request.num_computed_tokens
-        if live.dialect.is_stitched:
+        if live.dialect.join.moves_kv:
             stitched = self._stitching.stitched(live, {t: live.held.pop(t) for t in threads})
             branch.offset = self._stitching.offset_behind(live, threads)
             branch.stitched_len = num_computed_tokens = stitched.num_tokens
@@ -137,7 +138,7 @@ class Joins:
             kv.adopt(self._core.kv_cache_manager, request, held)
             num_computed_tokens = held.num_tokens
         wish.since = request.num_tokens
-        if not live.dialect.is_stitched:  # the last token is computed once more, where nothing follows it
+        if not live.dialect.join.moves_kv:  # the last token is computed once more, where nothing follows it
             num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1)
         queues.resume(self._core.scheduler, request, num_computed_tokens)
         num_prefilled = num_tokens - num_computed_tokens

@@ -7,10 +7,9 @@ from typing import Any
 from vllm.sampling_params import StructuredOutputsParams
 
 from forkjoin_scheduler.machine.family import Branch
-from forkjoin_scheduler.machine.fork import num_closing_tokens
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.starts.answers import constrains_threads, own_constraint
+from forkjoin_scheduler.vllm_seam.starts.answers import own_constraint
 from forkjoin_scheduler.vllm_seam.threads.sampling import resumed_params, thread_params, with_logprobs
 
 
@@ -26,7 +25,9 @@ class Params:
         What closes a stitched thread must find room behind them.
         """
         is_root = branch is live.family.root
-        num_closing = 0 if is_root else num_closing_tokens(live.dialect, self._core.tokenizer)
+        num_closing = (
+            0 if is_root else live.dialect.join.num_closing_tokens(live.dialect, self._core.tokenizer)
+        )
         return self._core.max_model_len - num_tokens - max(offset, 0) - num_closing
 
     def behind_join(self, live: LiveFamily, branch: Branch, room: int) -> Any:
@@ -67,5 +68,5 @@ class Params:
         """What the text of a thread is to obey."""
         if branches := live.wish.options.branches:
             return own_constraint(branches[thread.position])
-        is_answer = constrains_threads(live.dialect.join.kind)
+        is_answer = live.dialect.join.threads_are_answers
         return live.wish.params.structured_outputs if is_answer else None

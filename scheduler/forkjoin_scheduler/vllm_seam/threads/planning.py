@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.dialects.dialect import JoinKind, Policy
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.joins.joined import cut_last
 from forkjoin_scheduler.machine.family import Branch, BranchState
 from forkjoin_scheduler.machine.fork import ForkPlan, Refusal, has_room, plan_fork
-from forkjoin_scheduler.machine.stitch import thread_offset
 from forkjoin_scheduler.request.explicit import explicit_plan
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -51,7 +50,7 @@ class Planning:
 
     def is_numbered(self, live: LiveFamily, branch: Branch, number: str) -> bool:
         """Whether ``branch`` knows a thread by ``number``, or will at the end of this step."""
-        if live.dialect.join.kind is not JoinKind.ON_DEMAND:
+        if live.dialect.join.question is None:
             return False
         planned = [t for fork in self.beside.get(branch.request_id, ()) for t in fork.plan.threads]
         return (branch, number) in live.numbered or any(t.number == number for t in planned)
@@ -59,7 +58,7 @@ class Planning:
     @staticmethod
     def offset_of_threads(live: LiveFamily, branch: Branch) -> int:
         """The positions of the threads that ``branch`` would start, less their slots."""
-        return thread_offset(branch.offset, live.dialect.positions) if live.dialect.is_stitched else 0
+        return live.dialect.join.thread_offset(branch.offset, live.dialect.positions)
 
     def swap(self, request: Request, text: str) -> Swap | None:
         """What takes the place of ``text``, which ``request`` has just written; None if there is no room."""

@@ -39,6 +39,6 @@ class Starting:
         self._core.threads[request.request_id] = (live, thread)
         wish = replace(live.wish, since=len(token_ids), at_prompt=False)
         self._core.wishes[request.request_id] = wish
-        if live.dialect.is_stitched:
+        if live.dialect.join.moves_kv:
             self._placing.start_thread(request, thread, parent)
         queues.start(self._core.scheduler, request)

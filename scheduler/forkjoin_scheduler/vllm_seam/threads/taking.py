@@ -6,9 +6,9 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.dialects.dialect import JoinKind
 from forkjoin_scheduler.errors import NoGrammar
-from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import Tokens
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core
@@ -109,7 +109,7 @@ class Taking:
             live.own_finish, live.stop_reason = output.finish_reason, output.stop_reason
             # What was to be had on demand nobody will ask for any more; spliced threads go on.
             cancelled = live.family.end(
-                root, ThreadEnd.STOP, cancels=live.dialect.join.kind is JoinKind.ON_DEMAND
+                root, ThreadEnd.STOP, cancels=live.dialect.join.threads_end_with_parent
             )
             self._core.scheduler.end_requests(
                 self._ends.forget(live, cancelled), RequestStatus.FINISHED_ABORTED
@@ -166,7 +166,7 @@ class Taking:
             return ThreadEnd.STOP
         if end_id is not None and output.stop_reason == end_id and not is_clients:
             return ThreadEnd.STOP
-        is_answer = live.dialect.join.kind is JoinKind.VOTE  # which the request's own stop tokens end, too
+        is_answer = live.dialect.join.threads_are_answers  # which the request's own stop tokens end, too
         if is_answer or output.stop_reason is None or output.stop_reason in self._core.eos_ids:
             return ThreadEnd.STOP if thread.plan.end is None else ThreadEnd.EOS
         return ThreadEnd.REQUEST_STOP

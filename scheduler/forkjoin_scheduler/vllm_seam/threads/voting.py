@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.machine.family import Branch, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.machine.pruner import Pruner
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed

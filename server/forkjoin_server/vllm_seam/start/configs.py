@@ -43,7 +43,7 @@ def check_at_start(vllm_config: Any) -> None:
     compat.check_config(vllm_config)
     check_renderer(vllm_config.model_config, settings)
     bind_to_model(dialect, vllm_config)
-    if dialect.is_stitched:
+    if dialect.join.moves_kv:
         # How many blocks there will be, the engine finds out.
         compat.check_stitching(vllm_config, num_blocks=sys.maxsize)
 

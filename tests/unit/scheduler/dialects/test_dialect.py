@@ -79,7 +79,7 @@ def test_a_split_control_token_is_named_and_no_other(dialect, tokenizer):
 def test_an_unknown_key_of_a_section_is_refused_naming_both(dialect, section, key):
     fields = dialect.model_dump(mode="json")
     fields[section][key] = 1
-    with pytest.raises(DialectError, match=rf"mine\.yaml.*\n{section}\.{key}\n"):
+    with pytest.raises(DialectError, match=rf"mine\.yaml.*\n{section}\.(reprefill\.)?{key}\n"):
         parse(json.dumps(fields), "mine.yaml")
 
 
@@ -130,7 +130,7 @@ def test_a_control_token_that_plays_two_parts_is_checked_once(dialect):
         ("thread", "returned_end", "{", "expected each brace to be doubled"),
         ("thread", "resolve", "another", "'countdown_node'"),
         ("thread", "without_trigger", "maybe", "valid boolean"),
-        ("join", "opens", "", r"join\.opens\n.*at least 1 character"),
+        ("join", "opens", "", r"expected join\.opens with the kind rewrite"),
         ("positions", "fork_gap", -1, "greater than or equal to 0"),
         ("limits", "max_threads_per_fork", 0, "greater than or equal to 1"),
         ("policies", "joined_too_long", "sequential", "expected end_request, got sequential"),
@@ -214,13 +214,17 @@ WRONG = {
         {"thread": {"header": "x", "newlines": 1}},
         "expected newlines only with the kind splice",
     ),
-    "newlines_behind_a_join": ({"join": {"newlines": 1}}, "expected newlines only with the kind splice"),
+    "newlines_behind_a_join": (
+        {"join": {"newlines": 1}},
+        "expected join.newlines with the kind splice, and with no other",
+    ),
     "nothing_to_swap": ({"swaps": {"": "x"}}, "at least 1 character"),
     "nothing_banned": ({"sampling": {"banned": [[]]}}, "at least 1 item"),
     "rewrite_without_opens": (
         {"join": {"kind": "rewrite"}},
         "expected join.opens with the kind rewrite, and with no other",
     ),
+    "empty_opens": ({"join": {"kind": "rewrite", "opens": ""}}, "at least 1 character"),
     "opens_without_rewrite": ({"join": {"opens": "<C>"}}, "expected join.opens with the kind rewrite"),
     "on_demand_without_ask": ({"join": {"kind": "on_demand"}}, "expected join.ask with the kind on_demand"),
     "ask_without_on_demand": (

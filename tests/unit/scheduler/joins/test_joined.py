@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.dialects import patterns
-from forkjoin_scheduler.dialects.dialect import Policy
 from forkjoin_scheduler.dialects.patterns import MATCH_TIMEOUT_S
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.joins.joined import (
     body,
     close_block_ids,
@@ -15,11 +15,11 @@ from forkjoin_scheduler.joins.joined import (
     joined_ids,
     last_match,
     plan_join,
-    plan_rewrite,
     written,
 )
-from forkjoin_scheduler.machine.family import Branch, BranchState, ThreadEnd
+from forkjoin_scheduler.machine.family import Branch, BranchState
 from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan, plan_fork
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 
 
 def _ended(plan: ThreadPlan, token_ids: list[int], *, end=ThreadEnd.STOP, position: int = 0) -> Branch:
@@ -319,7 +319,7 @@ def calling(make_dialect):
 
 def _rewritten(dialect, tokenizer, context: list[int], *texts: str):
     threads = [_ended(ThreadPlan("1", "", (), ()), [*tokenizer.encode(t), 0]) for t in texts]
-    plan = plan_rewrite(dialect, threads, context, tokenizer)
+    plan = dialect.join.plan(dialect, threads, context, tokenizer)
     assert plan.keep is not None
     return plan, tokenizer.decode([*context[: plan.keep], *plan.token_ids])
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import IllegalTransition
-from forkjoin_scheduler.machine.family import TRANSITIONS, Branch, BranchState, Family, Step, ThreadEnd
+from forkjoin_scheduler.machine.family import TRANSITIONS, Branch, BranchState, Family, Step
 from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 
 
 def _plan(width: int) -> ForkPlan:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialects.dialect import Limits, Outline, Policy
+from forkjoin_scheduler.dialects.dialect import Outline
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.machine.fork import (
     Announced,
     ForkPlan,

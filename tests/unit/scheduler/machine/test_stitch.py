@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.dialects.dialect import Limits, Positions
-from forkjoin_scheduler.machine.family import Branch, Family, ThreadEnd
+from forkjoin_scheduler.dialects.dialect import Positions
+from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.machine.family import Branch, Family
 from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.machine.stitch import (
     Lent,
@@ -22,6 +23,7 @@ from forkjoin_scheduler.machine.stitch import (
     start_offsets,
     thread_offset,
 )
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 
 
 @dataclass

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import doctest
 
-from forkjoin_scheduler.dialects.dialect import Policy
-from forkjoin_scheduler.machine.family import ThreadEnd
+from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.publish import spans
 from forkjoin_scheduler.publish.events import (
     ROOT,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialects.dialect import Limits
-from forkjoin_scheduler.machine.family import Family, ThreadEnd
+from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.machine.family import Family
 from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.request.cancelling import end_without_vote, ending, thread_at
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from forkjoin_scheduler.dialects.dialect import Limits
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.options import ExplicitBranch, RequestOptions, parse_options
 from forkjoin_scheduler.settings import UNLIMITED, Settings

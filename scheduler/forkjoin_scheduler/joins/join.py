@@ -1,0 +1,101 @@
+"""What every kind of join has in common: its fields, and what it does unless the kind says otherwise.
+
+A kind is a subclass in a file of its own. Its ``kind`` names it in dialect files; what it adds to the
+fields, and what it does otherwise, stands there and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from forkjoin_scheduler.dialects.strict import Strict
+from forkjoin_scheduler.joins import joined
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.dialects.dialect import Dialect, Positions
+    from forkjoin_scheduler.dialects.tokenizer import Tokenizer
+    from forkjoin_scheduler.joins.joined import JoinPlan
+    from forkjoin_scheduler.machine.family import Branch
+
+
+class Join(Strict):
+    """How the threads come together, and what follows them."""
+
+    #: Whether the branch that forked stands still until its threads have ended.
+    waits: ClassVar[bool] = True
+    #: Whether the answer shows the threads as they run; otherwise only what they come to.
+    shows_threads: ClassVar[bool] = True
+    #: Whether the branch that forked decodes on behind its threads.
+    goes_on: ClassVar[bool] = True
+    #: Whether each thread is an answer of its own, with all that a request asks of its answer.
+    threads_are_answers: ClassVar[bool] = False
+    #: Whether threads end with the branch that forked, where that did not wait for them.
+    threads_end_with_parent: ClassVar[bool] = True
+    #: Whether joins move the threads' KV instead of computing it.
+    moves_kv: ClassVar[bool] = False
+    #: Whether threads that have ended may be prefilled behind one another while slower ones run.
+    prefills_ahead: ClassVar[bool] = False
+
+    kind: str
+    when: Literal["all", "first"] = Field(
+        default="all", description="whether all threads come to their end, or the first cuts the others off"
+    )
+    text: str = Field(
+        default="", description="injected after the last thread; in a file, a template of the turns only"
+    )
+    opened: str = Field(default="", description="injected before the first thread")
+    close_block: str = Field(
+        default="", description="injected in its place when the request ends at the join"
+    )
+
+    @property
+    def question(self) -> str | None:
+        """The regex of what asks for one thread, by its number; None: a branch asks for none."""
+        return None
+
+    @property
+    def ballot(self) -> str | None:
+        """The regex of what a thread votes for; None: threads do not vote."""
+        return None
+
+    @property
+    def newlines_behind(self) -> int:
+        """Newlines that what follows a fork begins with in the answer."""
+        return 0
+
+    def check(self, dialect: Dialect) -> None:
+        """Raise ValueError where ``dialect`` wants what this kind of join does not do."""
+        if dialect.thread.newlines:
+            raise ValueError("expected newlines only with the kind splice: what is joined stays as it is")
+
+    def check_tokens(self, dialect: Dialect, tokenizer: Tokenizer) -> None:
+        """Raise DialectError where the texts of ``dialect`` do not do as its tokenizer writes them."""
+
+    def plan(
+        self,
+        dialect: Dialect,
+        threads: Sequence[Branch],
+        context: Sequence[int],
+        tokenizer: Tokenizer,
+        closing_ids: Sequence[int] | None = None,
+    ) -> JoinPlan:
+        """How a branch with this ``context`` goes on behind ``threads`` (in outline order, all ended).
+
+        ``closing_ids``: what the request itself wants behind them, in the place of the dialect's own text.
+        """
+        return joined.plan_join(dialect, threads, tokenizer, closing_ids)
+
+    def keeps_blocks_of(self, dialect: Dialect, thread: Branch) -> bool:
+        """Whether the join takes the KV blocks of ``thread``, which has ended, as they are."""
+        return False
+
+    def num_closing_tokens(self, dialect: Dialect, tokenizer: Tokenizer) -> int:
+        """Tokens that a thread's context must still hold behind what it writes."""
+        return 0
+
+    def thread_offset(self, parent_offset: int, positions: Positions) -> int:
+        """The positions of threads less their slots, whose parent has ``parent_offset`` at the fork."""
+        return 0

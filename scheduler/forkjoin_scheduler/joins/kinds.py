@@ -1,0 +1,60 @@
+"""The kinds of joins, by the name that dialect files give them. A new one is added here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field, TypeAdapter
+
+from forkjoin_scheduler.joins.finish import Finish
+from forkjoin_scheduler.joins.join import Join
+from forkjoin_scheduler.joins.on_demand import OnDemand
+from forkjoin_scheduler.joins.reprefill import Reprefill
+from forkjoin_scheduler.joins.rewrite import Rewrite
+from forkjoin_scheduler.joins.splice import Splice
+from forkjoin_scheduler.joins.stitch import Stitch
+from forkjoin_scheduler.joins.vote import VoteJoin
+
+KINDS: dict[str, type[Join]] = {
+    "reprefill": Reprefill,
+    "stitch": Stitch,
+    "rewrite": Rewrite,
+    "splice": Splice,
+    "on_demand": OnDemand,
+    "finish": Finish,
+    "vote": VoteJoin,
+}
+
+
+def _named(value: Any) -> Any:
+    """A join that does not say its kind is a re-prefill. Raises ValueError for keys of others."""
+    if not isinstance(value, dict):
+        return value
+    fields = {"kind": "reprefill"} | value
+    own = KINDS.get(str(fields["kind"]))
+    if own is None:
+        return fields
+    for kind, join in KINDS.items():
+        for name in join.model_fields.keys() - Join.model_fields:
+            is_wanted = join is own and join.model_fields[name].is_required()
+            if (is_wanted and name not in fields) or (name in fields and name not in own.model_fields):
+                raise ValueError(f"expected join.{name} with the kind {kind}, and with no other")
+    return fields
+
+
+if TYPE_CHECKING:
+    AnyJoin = Join
+else:
+    AnyJoin = Annotated[
+        Annotated[
+            Reprefill | Stitch | Rewrite | Splice | OnDemand | Finish | VoteJoin, Field(discriminator="kind")
+        ],
+        BeforeValidator(_named),
+    ]
+
+_ANY: TypeAdapter[Join] = TypeAdapter(AnyJoin)
+
+
+def make_join(**fields: Any) -> Join:
+    """The join with these fields, of the kind that ``kind`` names. Raises pydantic's ValidationError."""
+    return _ANY.validate_python(fields)

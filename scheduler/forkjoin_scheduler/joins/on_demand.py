@@ -1,0 +1,30 @@
+"""The parent does not wait; what a thread returns is inserted where the parent asks for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from forkjoin_scheduler.dialects.patterns import check_regex
+from forkjoin_scheduler.joins.join import Join
+
+
+def _asks(value: str) -> str:
+    return check_regex(value, needs="number")
+
+
+class OnDemand(Join):
+    """On demand: the parent stands still where it asks for a thread that has not ended."""
+
+    waits: ClassVar[bool] = False
+    shows_threads: ClassVar[bool] = False
+
+    kind: Literal["on_demand"]
+    ask: Annotated[str, AfterValidator(_asks)] = Field(
+        description="regex of the text that asks for a thread, with a group 'number'"
+    )
+
+    @property
+    def question(self) -> str | None:
+        return self.ask
