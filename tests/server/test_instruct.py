@@ -287,9 +287,9 @@ def test_the_tutorial_runs_as_written(address, capsys):
         ({"best_of": 2, "vote": "("}, r"forkjoin\.vote.*not a regular expression"),
         ({"best_of": 2}, "best_of and vote"),
         ({"closing": "so"}, "branches beside closing"),
-        ({"branches": [{}]}, r"forkjoin\.branches\.0.*a title or a text"),
-        ({"best_of": 17, "vote": VOTE}, r"forkjoin\.best_of.*max_threads_per_fork = 16, got 17"),
-        (BRANCHES | {"max_threads_per_fork": 2}, r"forkjoin\.branches.*max_threads_per_fork = 2, got 3"),
+        ({"branches": [{}]}, r"forkjoin\.branches\[0\].*a title or a text"),
+        ({"best_of": 17, "vote": VOTE}, r"forkjoin\.best_of.*max_threads_per_fork = 16 .*, got 17"),
+        (BRANCHES | {"max_threads_per_fork": 2}, r"forkjoin\.branches.*max_threads_per_fork = 2 .*, got 3"),
     ],
     ids=["both", "regex", "no_vote", "no_branches", "empty_branch", "over_the_dialects", "over_its_own"],
 )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.patterns import TURNS, has_known_fields
 from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.wrong_fields import expected_and_got, place
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -33,6 +35,8 @@ def parse(text: str, origin: str) -> Dialect:
         if not isinstance(fields, dict):
             raise DialectError(f"dialect {origin}: expected a mapping of fields, got {type(fields).__name__}")
         dialect = Dialect.model_validate(fields)
+    except ValidationError as error:
+        raise DialectError(f"dialect {origin}: {'; '.join(map(_problem, error.errors()))}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DialectError(f"dialect {origin}: {error}") from error
     try:
@@ -40,6 +44,11 @@ def parse(text: str, origin: str) -> Dialect:
     except ValueError as error:
         raise DialectError(f"dialect {origin}: join.text: {error}") from error
     return dialect
+
+
+def _problem(wrong: Mapping[str, Any]) -> str:
+    where = place("", wrong["loc"]).lstrip(".")
+    return f"{where}: {expected_and_got(wrong)}" if where else expected_and_got(wrong)
 
 
 def builtin_names() -> list[str]:

@@ -7,6 +7,7 @@ import math
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,6 +16,8 @@ from typing import Annotated, Any, Protocol
 import re2
 import regex
 from pydantic import AfterValidator, StringConstraints
+
+from forkjoin_scheduler.excerpt import cut
 
 #: What a search with a pattern that backtracks may take of CPU time. It runs on the engine's thread, on a
 #: text that a client may provoke; only a dialect file may have such a pattern.
@@ -104,6 +107,13 @@ def check_regex(value: str, *, needs: str | None = None) -> str:
 Regex = Annotated[str, AfterValidator(check_regex)]
 
 
+#: A named group of RE2's, which lets two have one name and then reads the first. What is escaped, quoted or
+#: in a class is none.
+_NAMED_GROUP = re.compile(
+    r"\\Q.*?(?:\\E|\Z)|\\.|\[\^?\]?(?:\[:\^?\w+:\]|\\.|[^\]\\])*\]|\(\?P?<(\w+)>", re.DOTALL
+)
+
+
 class Match(Protocol):
     """What RE2's matches and those of ``regex`` have in common."""
 
@@ -134,6 +144,9 @@ def check_linear(value: str) -> str:
         raise ValueError(
             f"not a regular expression of at most {MAX_PROGRAM} instructions, but of {size}: repeat less"
         )
+    names = Counter(found[1] for found in _NAMED_GROUP.finditer(value) if found[1])
+    if twice := [name for name, num in names.items() if num > 1]:
+        raise ValueError(f"expected each group's name once, got {cut(twice[0])} {names[twice[0]]} times")
     return value
 
 

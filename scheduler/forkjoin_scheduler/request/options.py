@@ -13,10 +13,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from forkjoin_scheduler.dialects.limits import MAX_COUNT, Limits
 from forkjoin_scheduler.dialects.patterns import NonEmpty, check_linear
 from forkjoin_scheduler.errors import BadRequestOptions
-from forkjoin_scheduler.excerpt import cut, excerpt
+from forkjoin_scheduler.wrong_fields import UNKNOWN_KEY, expected_and_got, place
 
 #: Wrong keys that an error names; the others are counted.
 _MAX_NAMED = 3
+#: Of a sentence about one of them.
+_MAX_CHARS = 160
 
 
 def _is_unicode(text: str) -> str:
@@ -193,11 +195,24 @@ class RequestOptions(_AtPrompt, Limits):
         limits, asked = self.limits(defaults), f"forkjoin.{'best_of' if self.best_of else 'branches'}"
         most = limits.max_threads_per_fork
         if self.width is not None and most is not None and self.width > most:
-            problems.append(f"{asked}: expected at most max_threads_per_fork = {most}, got {self.width}")
+            whose = self._whose("max_threads_per_fork", caps)
+            problems.append(
+                f"{asked}: expected at most max_threads_per_fork = {most} ({whose}), got {self.width}"
+            )
         if self.width is not None and limits.max_forks == 0:
-            problems.append(f"{asked}: expected max_forks = 1 or more beside it, got 0")
+            problems.append(
+                f"{asked}: expected max_forks = 1 or more beside it, got 0 ({self._whose('max_forks', caps)})"
+            )
         if problems:
             raise BadRequestOptions("; ".join(problems))
+
+    def _whose(self, limit: str, caps: Limits) -> str:
+        """Who has set a limit that the request runs into, and whether the request may set another."""
+        if limit in self.model_fields_set:
+            return f"the request's own forkjoin.{limit}"
+        if getattr(caps, limit) is not None:
+            return f"the server's --{limit.replace('_', '-')}"
+        return f"the server's default; forkjoin.{limit} sets another"
 
     def check_pruning(self, policy: str | None) -> None:
         """Raise BadRequestOptions if the request wants the server's own pruning policy, and there is none."""
@@ -251,7 +266,7 @@ class CompiledOptions(_AtPrompt, msgspec.Struct, frozen=True, kw_only=True, omit
 def parse_options(value: Any) -> RequestOptions:
     """Validate a ``forkjoin`` object, or its JSON text (vLLM's ``vllm_xargs`` hold no objects).
 
-    Raises BadRequestOptions naming the wrong keys.
+    Raises BadRequestOptions naming what is wrong, and beside an unknown key those that are legal there.
     """
     if isinstance(value, str):
         try:
@@ -263,18 +278,21 @@ def parse_options(value: Any) -> RequestOptions:
     try:
         return RequestOptions.model_validate(value)
     except ValidationError as error:
-        legal = ", ".join(sorted(RequestOptions.model_fields))
-        raise BadRequestOptions(f"{_named(error)}. Legal keys: {legal}") from error
+        raise BadRequestOptions(_named(error)) from error
 
 
 def _named(error: ValidationError) -> str:
-    """The first wrong keys, each with what was expected and what was seen, both cut to a few words."""
+    """The first wrong fields, each with what was expected and what was seen, both cut to a few words."""
     wrong = error.errors(include_url=False, include_context=False)
-    problems = [
-        f"{'.'.join(['forkjoin', *(cut(str(part)) for part in e['loc'])])}: "
-        f"{cut(e['msg'], 160)}, got {excerpt(e['input'])}"
-        for e in wrong[:_MAX_NAMED]
-    ]
-    if len(wrong) > _MAX_NAMED:
-        problems.append(f"and {len(wrong) - _MAX_NAMED} more")
-    return "; ".join(problems)
+    named = wrong[:_MAX_NAMED]
+    problems = [f"{place('forkjoin', e['loc'])}: {expected_and_got(e, _MAX_CHARS)}" for e in named]
+    if len(wrong) > len(named):
+        problems.append(f"and {len(wrong) - len(named)} more")
+    unknown = [e["loc"] for e in named if e["type"] == UNKNOWN_KEY]
+    legal = dict.fromkeys(_legal_keys(in_branch=len(loc) > 1) for loc in unknown)
+    return ". ".join(["; ".join(problems), *legal])
+
+
+def _legal_keys(*, in_branch: bool) -> str:
+    of, model = ("a branch", ExplicitBranch) if in_branch else ("forkjoin", RequestOptions)
+    return f"Legal keys of {of}: {', '.join(sorted(model.model_fields))}"

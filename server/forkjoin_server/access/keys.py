@@ -24,6 +24,7 @@ from forkjoin_scheduler.dialects.files import StrictLoader
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.excerpt import excerpt
 from forkjoin_scheduler.policy.backlog import Tenant, share_of_tenant
+from forkjoin_scheduler.wrong_fields import place, sentence
 
 #: ``redact.py`` knows a key by it, wherever one is written.
 PREFIX = "sk-fj-"
@@ -140,8 +141,7 @@ def _key(path: str, name: object, entry: object) -> Key:
         limits = KeyLimits.model_validate(entry)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in (name, *first["loc"]))
-        raise UsageError(f"{path}: {where}: {first['msg']}") from None
+        raise UsageError(f"{path}: {place(str(name), first['loc'])}: {sentence(first)}") from None
     fields = limits.model_dump(exclude={"sha256"})
     return Key(_checked(name), bytes.fromhex(limits.sha256), **fields)
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from forkjoin_scheduler.dialects.limits import MAX_COUNT
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.wrong_fields import place, sentence
 from forkjoin_server.answer.responses import ResponseThreads, Slot
 from forkjoin_server.answer.threads import Json, ThreadLog
 from forkjoin_server.http.routes import RESPONSES
@@ -58,9 +59,10 @@ def take(body: Json, path: str) -> tuple[Json, Callable[[ThreadLog], AgentThread
         asked = MultiAgent.model_validate({} if given is None else given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join([FIELD, *map(str, first["loc"])])
         raise BadRequestOptions(
-            f"{name}: {first['msg']}: expected enabled, and max_concurrent_subagents or none", field=FIELD
+            f"{place(FIELD, first['loc'])}: {sentence(first)}: expected enabled, and "
+            "max_concurrent_subagents or none",
+            field=FIELD,
         ) from error
     if not asked.enabled:
         return body, None

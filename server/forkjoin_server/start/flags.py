@@ -17,6 +17,7 @@ from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.wrong_fields import sentence
 from forkjoin_server.access import keys
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
 from forkjoin_server.operate import logs
@@ -195,9 +196,9 @@ def _check_fields(model: type[BaseModel], values: dict[str, Any], called: str | 
         model.model_validate(values)
     except ValidationError as error:
         problems = [
-            f"{called or _flag(str(e['loc'][0]))}: {e['msg']}, got {e['input']}"
+            f"{called or _flag(str(e['loc'][0]))}: {sentence(e)}, got {e['input']}"
             if e["loc"]
-            else str(e["msg"])
+            else sentence(e)
             for e in error.errors()
         ]
         raise UsageError("; ".join(problems)) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.wrong_fields import sentence
 from forkjoin_server.vllm_seam.patching import put_in_place
 from forkjoin_server.vllm_seam.request.control_tokens import check_renderer
 from forkjoin_server.vllm_seam.tokenizers import bind_to_model
@@ -24,8 +25,7 @@ def engine_config(args: argparse.Namespace) -> Any:
         ServeSubcommand().validate(args)
         return AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except ValidationError as error:
-        reasons = [str(e["msg"]).removeprefix("Value error, ") for e in error.errors()]
-        raise UsageError("; ".join(reasons)) from error
+        raise UsageError("; ".join(map(sentence, error.errors()))) from error
     except Exception as error:  # of whatever kind the model's files, the hub and the platform raise
         raise UsageError(str(error).partition("\n")[0]) from error
 

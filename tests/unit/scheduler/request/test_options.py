@@ -58,9 +58,73 @@ def test_every_wrong_key_is_named_and_the_legal_ones_too():
     message = str(caught.value)
     assert "forkjoin.bogus" in message
     assert "forkjoin.max_forks" in message
-    legal = message.partition("Legal keys: ")[2].split(", ")
+    legal = message.partition("Legal keys of forkjoin: ")[2].split(", ")
     assert legal == sorted(RequestOptions.model_fields)
     assert {"branches", "best_of", "enabled", "include_threads", "max_forks", "vote"} <= set(legal)
+
+
+def test_an_unknown_key_of_a_branch_is_named_beside_those_that_a_branch_may_have():
+    with pytest.raises(BadRequestOptions) as caught:
+        parse_options({"branches": [{"titel": "a"}, {"text": "b", "txt": "c"}]})
+    assert str(caught.value) == (
+        "forkjoin.branches[0].titel: unknown key; forkjoin.branches[1].txt: unknown key. "
+        "Legal keys of a branch: response_format, text, title"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"max_forks": -1}, "forkjoin.max_forks: Input should be greater than or equal to 0, got -1"),
+        ({"best_of": 2}, "forkjoin: expected best_of and vote together"),
+        ({"branches": [{}]}, "forkjoin.branches[0]: expected a title or a text, got {}"),
+        (
+            {"branches": [{"title": "a" * 1001}]},
+            "forkjoin.branches[0].title: expected at most 1000 characters, got 1001",
+        ),
+        (
+            {"branches": [{"text": "a"}], "closing": "\udfff"},
+            "forkjoin.closing: expected valid Unicode, got half of a surrogate pair",
+        ),
+    ],
+    ids=["range", "together", "empty", "long", "half"],
+)
+def test_an_error_says_what_is_wrong_and_no_more(value, said):
+    with pytest.raises(BadRequestOptions) as caught:
+        parse_options(value)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    "vote",
+    [
+        "(?P<result>a)|(?P<result>b)",
+        "(?P<result>a)|(?<result>b)",
+        r"[]\]](?P<result>a)\Q(\E(?P<result>b)",
+        "(?P<x>a)(?P<result>[[:alpha:]])(?P<result>b)",
+    ],
+    ids=["alternatives", "both_syntaxes", "after_brackets", "after_a_class"],
+)
+def test_a_vote_whose_groups_share_a_name_is_refused(vote):
+    """RE2 takes it and reads the first of them: the other one's vote would be none."""
+    with pytest.raises(BadRequestOptions) as caught:
+        parse_options({"best_of": 2, "vote": vote})
+    assert str(caught.value).startswith("forkjoin.vote: expected each group's name once, got result 2 times")
+
+
+@pytest.mark.parametrize(
+    "vote",
+    [
+        r"\(?P<result>(?P<result>a)",
+        r"[(?P<result>](?P<result>a)",
+        r"[[:alpha:](?P<result>](?P<result>a)",
+        r"\Q(?P<result>\E(?P<result>a)",
+        "(?P<first>a)(?P<result>b)",
+    ],
+    ids=["escaped", "in_a_class", "beside_a_class", "quoted", "two_names"],
+)
+def test_what_only_looks_like_a_second_group_of_a_name_is_none(vote):
+    assert parse_options({"best_of": 2, "vote": vote}).vote == vote
 
 
 def test_a_request_that_says_nothing_forks_within_the_servers_limits_unseen():
@@ -103,10 +167,10 @@ def test_branches_are_read_from_plain_objects(as_json):
     [
         ({"branches": []}, r"forkjoin\.branches: .*at least 1"),
         ({"branches": [{"text": "x"}] * 257}, r"forkjoin\.branches: .*at most 256"),
-        ({"branches": [{"title": "a"}, {}]}, r"forkjoin\.branches\.1: .*expected a title or a text"),
-        ({"branches": [{"title": "a", "txt": "b"}]}, r"forkjoin\.branches\.0\.txt"),
-        ({"branches": [{"title": 1}]}, r"forkjoin\.branches\.0\.title: .*valid string, got 1"),
-        ({"branches": ["a"]}, r"forkjoin\.branches\.0: .*got 'a'"),
+        ({"branches": [{"title": "a"}, {}]}, r"forkjoin\.branches\[1\]: .*expected a title or a text"),
+        ({"branches": [{"title": "a", "txt": "b"}]}, r"forkjoin\.branches\[0\]\.txt"),
+        ({"branches": [{"title": 1}]}, r"forkjoin\.branches\[0\]\.title: .*valid string, got 1"),
+        ({"branches": ["a"]}, r"forkjoin\.branches\[0\]: .*got 'a'"),
         ({"branches": {"title": "a"}}, r"forkjoin\.branches: .*valid list"),
         ({"branches": [{"title": "a"}], "closing": ""}, r"forkjoin\.closing: .*at least 1"),
         ({"closing": "x"}, "expected branches beside closing"),
@@ -139,7 +203,7 @@ def test_branches_are_read_from_plain_objects(as_json):
         ({"best_of": 2, "vote": "a{1001}"}, r"forkjoin\.vote: .*not a regular expression.*invalid repetition"),
         ({"best_of": 2, "vote": "(?<=a)b"}, r"forkjoin\.vote: .*not a regular expression.*\(\?<"),
         ({"best_of": 2, "vote": "a{900}"}, r"forkjoin\.vote: .*at most 100 instructions"),
-        ({"branches": [{"title": "a" * 1001}]}, r"forkjoin\.branches\.0\.title: .*at most 1000 characters"),
+        ({"branches": [{"title": "a" * 1001}]}, r"forkjoin\.branches\[0\]\.title: .*at most 1000 characters"),
         ({"best_of": 2, "vote": "(" * 3000 + ")" * 3000}, r"forkjoin\.vote: .*not a regular expression"),
     ],
     ids=[
@@ -165,15 +229,31 @@ def test_no_more_threads_are_asked_for_than_a_fork_may_have(value, name):
     options = parse_options(value)
     options.check_limits(Limits(max_threads_per_fork=3), UNLIMITED)
     with pytest.raises(
-        BadRequestOptions, match=rf"forkjoin\.{name}: expected at most max_threads_per_fork = 2, got 3"
+        BadRequestOptions, match=rf"forkjoin\.{name}: expected at most max_threads_per_fork = 2 .*, got 3"
     ):
         options.check_limits(Limits(max_threads_per_fork=2), UNLIMITED)
 
 
 def test_a_request_may_narrow_its_fork_only_to_what_it_asks_for():
     options = parse_options({"best_of": 3, "vote": "x", "max_threads_per_fork": 2})
-    with pytest.raises(BadRequestOptions, match="max_threads_per_fork = 2, got 3"):
+    with pytest.raises(BadRequestOptions, match=r"max_threads_per_fork = 2 .*, got 3"):
         options.check_limits(Limits(max_threads_per_fork=9), UNLIMITED)
+
+
+@pytest.mark.parametrize(
+    ("asked", "caps", "whose"),
+    [
+        ({}, UNLIMITED, "the server's default; forkjoin.max_threads_per_fork sets another"),
+        ({}, UNLIMITED.model_copy(update={"max_threads_per_fork": 2}), "the server's --max-threads-per-fork"),
+        ({"max_threads_per_fork": 2}, UNLIMITED, "the request's own forkjoin.max_threads_per_fork"),
+    ],
+    ids=["default", "flag", "own"],
+)
+def test_an_error_says_whose_limit_a_fork_is_over(asked, caps, whose):
+    options = parse_options({"best_of": 3, "vote": "x"} | asked)
+    with pytest.raises(BadRequestOptions) as caught:
+        options.check_limits(Limits(max_threads_per_fork=2), caps)
+    assert f"max_threads_per_fork = 2 ({whose}), got 3" in str(caught.value)
 
 
 def test_a_request_that_asks_for_no_fork_has_none_behind_its_prompt():
@@ -184,12 +264,15 @@ def test_a_request_that_asks_for_no_fork_has_none_behind_its_prompt():
 @pytest.mark.parametrize(
     ("value", "named"),
     [
-        ({"branches": [{"title": "\ud800", "text": "a="}]}, r"forkjoin\.branches\.0\.title"),
-        ({"branches": [{"text": "a="}, {"text": "ab\udfff"}]}, r"forkjoin\.branches\.1\.text: .*character 2"),
-        ({"branches": [{"text": "a"}], "closing": "\ud800"}, r"forkjoin\.closing"),
+        ({"branches": [{"title": "\ud800", "text": "a="}]}, r"forkjoin\.branches\[0\]\.title"),
+        (
+            {"branches": [{"text": "a="}, {"text": "ab\udfff"}]},
+            r"forkjoin\.branches\[1\]\.text: .*character 2",
+        ),
+        ({"branches": [{"text": "a"}], "closing": "\ud800"}, r"forkjoin\.closing: expected valid Unicode"),
         ({"best_of": 2, "vote": "\ud800"}, r"forkjoin\.vote"),
         ({"best_of": 2, "vote": "[\udfff-a]"}, r"forkjoin\.vote"),
-        ({"\ud800": 1}, "unicode"),
+        ({"\ud800": 1}, "expected valid Unicode, got half of a surrogate pair"),
     ],
     ids=["title", "text", "closing", "vote", "vote_that_is_no_regex", "key"],
 )

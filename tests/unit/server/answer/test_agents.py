@@ -251,7 +251,7 @@ def test_what_stream_options_say_of_threads_hides_no_agent(shown):
         ),
         (
             {"enabled": True, "depth": 1},
-            "multi_agent.depth: Extra inputs are not permitted: expected enabled",
+            "multi_agent.depth: unknown key: expected enabled",
         ),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_fork_that_the_engine_would_not_do_is_refused_where_it_is_asked_for(as
     [
         (VOTE | {"enabled": False}, THREADWEAVER, "expected forkjoin.enabled = true beside it"),
         (VOTE, Settings(), "it runs with --dialect none"),
-        (VOTE | {"best_of": 51}, THREADWEAVER, "expected at most max_threads_per_fork = 50, got 51"),
+        (VOTE | {"best_of": 51}, THREADWEAVER, "expected at most max_threads_per_fork = 50 .*, got 51"),
         (VOTE | {"max_forks": 0}, THREADWEAVER, "expected max_forks = 1 or more beside it, got 0"),
     ],
 )
