@@ -14,6 +14,7 @@ from typing import NoReturn
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
+from forkjoin_scheduler.excerpt import cut
 from forkjoin_server.access import keys, sighup
 from forkjoin_server.operate import logs
 from forkjoin_server.operate.in_flight import shared_with_children
@@ -26,6 +27,7 @@ from forkjoin_server.start.configuration import resolve
 from forkjoin_server.start.effective import Given, effective, lines
 from forkjoin_server.start.fit import found
 from forkjoin_server.start.flags import add_flags
+from forkjoin_server.start.nearest import nearest_ones
 
 if multiprocessing.current_process().name != "MainProcess":  # spawned by it: imports its main module first
     die_with_the_parent()
@@ -46,6 +48,13 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
 
 Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it does there."""
 
+
+COMMANDS = (
+    "serve", "doctor", "dialects", "keys", "chat", "top", "trace", "bench", "completion", "--help",
+    "--version",
+)  # fmt: skip
+#: What stands behind those commands that have commands themselves.
+_SUBCOMMANDS = {"dialects": "nothing or check MODEL DIALECT", "keys": "new NAME"}
 
 _KEY_SEEN = (
     "--api-key: whoever may list this machine's processes can read it there: set VLLM_API_KEY, or use "
@@ -82,6 +91,8 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{name}\t{load(name).source}")
         elif argv == ["--version"]:
             print(f"vllm-forkjoin {version('vllm-forkjoin')}")
+        elif argv:
+            raise UsageError(_no_command(argv))
         else:
             print(USAGE, file=sys.stderr)
             raise SystemExit(2)
@@ -160,6 +171,15 @@ def doctor(argv: list[str]) -> None:
 def serve_args(argv: list[str]) -> argparse.Namespace:
     """The parsed arguments of vLLM that do what ``forkjoin serve ARGV`` asks."""
     return resolve(argv, os.environ).args
+
+
+def _no_command(argv: list[str]) -> str:
+    """What is wrong with ``argv``, which begins with no command."""
+    name, *others = argv
+    if name in _SUBCOMMANDS:
+        return f"{name}: expected {_SUBCOMMANDS[name]}, got {cut(' '.join(others)) or 'nothing'}"
+    near = ", ".join(nearest_ones(name, COMMANDS, 3))
+    return f"expected a command, got {cut(name)}: the nearest are {near}, and forkjoin --help lists all"
 
 
 def _asks_for_help(argv: list[str]) -> bool:

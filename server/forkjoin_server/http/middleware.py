@@ -18,7 +18,6 @@ from starlette.routing import Match, Mount
 
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
-from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.publish.feed import FEEDS, new_key
 from forkjoin_scheduler.request.visits import BACKLOG, VISIT
@@ -42,7 +41,7 @@ from forkjoin_server.http.error_bodies import ErrorBodies, texts
 from forkjoin_server.http.hangup import noticing
 from forkjoin_server.http.openapi import publish
 from forkjoin_server.http.overview import Overview
-from forkjoin_server.http.routes import GENERATE, GENERATING, HEALTH, PATHS, RESPONSES, STORED, route_of
+from forkjoin_server.http.routes import GENERATE, GENERATING, HEALTH, RESPONSES, STORED, misplaced, route_of
 from forkjoin_server.http.turns import give_turns
 from forkjoin_server.operate import metrics, scrapes
 from forkjoin_server.operate.lifecycle import Cut, Lifecycle
@@ -267,8 +266,7 @@ class Bodies:
         if given is not None and route is not None:
             await self._generate(route, given, scope, receive, errors.send)
         elif given is not None and KEY in given:
-            message = f"forkjoin: {cut(path)} does not know it: expected one of {', '.join(PATHS)}"
-            await answers.respond(send, 400, answers.error(message, path, param="forkjoin"))
+            await answers.respond(send, 400, answers.error(misplaced(path), path, param=KEY))
         else:
             # Not ours to judge: vLLM answers a body that is no JSON, and what does not generate.
             await self.app(scope, _replay(raw, receive), errors.send)

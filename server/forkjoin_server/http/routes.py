@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from forkjoin_scheduler.excerpt import cut
 from forkjoin_server.answer.threads import Json
 
 CHAT = "/v1/chat/completions"
@@ -23,6 +24,16 @@ INVOCATIONS = "/invocations"
 GENERATING = (*PATHS, INVOCATIONS)
 #: Whether the server should be started again. The second is SageMaker's name for the first.
 HEALTH = ("/health", "/ping")
+
+
+def misplaced(path: str) -> str:
+    """What is wrong with the field ``forkjoin`` in a body at ``path`` that no route of ``PATHS`` answers."""
+    if path == INVOCATIONS:
+        return (
+            f"forkjoin: expected messages, prompt or prompt_embeds beside it, got none of them, and {path} "
+            "chooses what answers a body by these"
+        )
+    return f"forkjoin: {cut(path)} does not know it: expected one of {', '.join(PATHS)}"
 
 
 def route_of(path: str, body: Json) -> str | None:

@@ -6,7 +6,8 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.publish.feed import key_in
 from forkjoin_scheduler.request.options import RequestOptions, parse_options
-from forkjoin_scheduler.settings import Settings
+from forkjoin_scheduler.request.visits import TENANT
+from forkjoin_scheduler.settings import COMPILED, KEY, Settings
 from forkjoin_server.answer.agents import without_calls
 from forkjoin_server.answer.responses import without_threads
 from forkjoin_server.answer.threads import Json
@@ -20,6 +21,8 @@ DEFAULTS = Settings()
 _MANY = 1 << 31
 #: Of vLLM's extra arguments: it is a 500 where these are anything else, and a traceback in a stream.
 _OBJECTS = ("kv_transfer_params", "ec_transfer_params")
+#: Of the same: what the server itself tells its engine there.
+_RESERVED = {COMPILED, TENANT}
 
 
 def prepare(
@@ -61,10 +64,17 @@ def _check_hides_no_options(body: Json) -> None:
         "sampling_params.extra_args": sampling.get("extra_args") if isinstance(sampling, dict) else None,
     }
     for name, place in places.items():
-        if isinstance(place, dict) and "forkjoin" in place:
-            raise BadRequestOptions(f"{name}.forkjoin: expected the field forkjoin in the body itself")
-        given = {key: place.get(key) for key in _OBJECTS} if isinstance(place, dict) else {}
-        for key, value in given.items():
+        if not isinstance(place, dict):
+            continue
+        if KEY in place:
+            raise BadRequestOptions(f"{name}.{KEY}: expected the field {KEY} in the body itself")
+        if reserved := sorted(_RESERVED & place.keys()):
+            raise BadRequestOptions(
+                f"{name}.{reserved[0]}: expected no key that the server reserves for itself: leave it out",
+                field=name,
+            )
+        for key in _OBJECTS:
+            value = place.get(key)
             if value is not None and not isinstance(value, dict):
                 raise BadRequestOptions(f"{name}.{key}: expected an object, got {excerpt(value)}", field=name)
 

@@ -1,4 +1,4 @@
-"""The legal name that is nearest to one that is not."""
+"""The legal names that are nearest to one that is not."""
 
 from __future__ import annotations
 
@@ -8,4 +8,9 @@ from collections.abc import Iterable
 
 def nearest(name: str, legal: Iterable[str]) -> str:
     """The one of ``legal``, which has at least one, that ``name`` was probably meant to be."""
-    return difflib.get_close_matches(name, sorted(legal), n=1, cutoff=0)[0]
+    return nearest_ones(name, legal, 1)[0]
+
+
+def nearest_ones(name: str, legal: Iterable[str], num: int) -> list[str]:
+    """So many of ``legal``, the nearest first."""
+    return difflib.get_close_matches(name, sorted(legal), n=num, cutoff=0)

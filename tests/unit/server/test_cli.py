@@ -12,7 +12,7 @@ import pytest
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine, UsageError
 from forkjoin_scheduler.settings import KEY, OWN_POLICIES, UNLIMITED, Settings
-from forkjoin_server.cli import main, serve_args
+from forkjoin_server.cli import COMMANDS, USAGE, main, serve_args
 from forkjoin_server.start.configuration import EMBEDDED_MODEL, resolve
 from tests.engine.renamed import model_for
 
@@ -260,12 +260,34 @@ def test_the_dialects_are_listed_with_their_sources(capsys):
     assert capsys.readouterr().out.splitlines() == [f"{n}\t{load(n).source}" for n in builtin_names()]
 
 
-@pytest.mark.parametrize("argv", [[], ["sevre"]])
-def test_anything_else_shows_the_usage(argv, capsys):
+def test_no_command_shows_the_usage(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == 2
+    assert "forkjoin serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["sevre", "m"], "expected a command, got sevre: the nearest are serve, "),
+        (["--verison"], "expected a command, got --verison: the nearest are --version, "),
+        (["x" * 1000], f"expected a command, got {'x' * 29}...: "),
+        (["keys"], "keys: expected new NAME, got nothing\n"),
+        (["dialects", "chekc", "m"], "dialects: expected nothing or check MODEL DIALECT, got chekc m\n"),
+    ],
+    ids=["command", "flag", "long", "nothing_behind", "wrong_behind"],
+)
+def test_what_is_no_command_is_named_beside_what_it_may_have_been(argv, said, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(argv)
     assert exit_.value.code == 2
-    assert "forkjoin serve" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"forkjoin: {said}")
+
+
+def test_each_command_of_the_usage_is_one_that_a_wrong_one_may_have_been():
+    named = re.findall(r"^(?:usage:)?\s+forkjoin (\S+)", USAGE, flags=re.M)
+    assert {name for names in named for name in names.split("|")} | {"--help"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize(

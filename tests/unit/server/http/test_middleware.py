@@ -215,7 +215,20 @@ def test_invocations_are_the_route_that_takes_their_body(body, field):
     assert list(response["choices"][0]["message"]) == ([field] if field else [])
 
 
-@pytest.mark.parametrize("path", ["/tokenize", f"{CHAT}/render", INVOCATIONS])
+@pytest.mark.parametrize("body", [{}, {"input": "x"}])
+def test_invocations_without_what_their_route_is_chosen_by_are_told_so(body):
+    seen = {}
+    start, answer = _ask(_recorder(seen), body | {"forkjoin": {}}, INVOCATIONS)
+    assert start["status"] == 400
+    error = json.loads(answer["body"])["error"]
+    assert error["message"].startswith(
+        "forkjoin: expected messages, prompt or prompt_embeds beside it, got none"
+    )
+    assert error["param"] == "forkjoin"
+    assert seen == {}
+
+
+@pytest.mark.parametrize("path", ["/tokenize", f"{CHAT}/render"])
 def test_the_field_is_refused_where_it_would_be_ignored(path):
     seen = {}
     start, body = _ask(_recorder(seen), {"input": "x", "forkjoin": {}}, path)

@@ -57,6 +57,8 @@ def test_the_clients_own_body_is_not_changed():
         ({"stream_options": {"include_threads": "yes"}}, r"forkjoin\.include_threads.*'yes'"),
         ({"stream_options": {"include_threads": None}}, r"forkjoin\.include_threads.*None"),
         ({"vllm_xargs": {"forkjoin": "{"}}, r"vllm_xargs\.forkjoin"),
+        ({"vllm_xargs": {"forkjoin_compiled": {}}}, r"^vllm_xargs\.forkjoin_compiled: expected no key that"),
+        ({"sampling_params": {"extra_args": {"forkjoin_tenant": 1}}}, r"extra_args\.forkjoin_tenant: expected no"),
         ({"vllm_xargs": {"kv_transfer_params": "{}"}}, r"vllm_xargs\.kv_transfer_params: expected an object"),
         ({"sampling_params": {"extra_args": {"ec_transfer_params": 1}}}, "ec_transfer_params: expected an object"),
     ],
