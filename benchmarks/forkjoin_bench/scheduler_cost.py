@@ -84,7 +84,7 @@ def make_scheduler(kind: str, width: int) -> Fed:
 def families_of(kind: str, width: int, words: Words) -> list[Family]:
     """Families of which ``width`` sequences decode side by side."""
     author = Author(words, f"scheduler/{kind}/{width}")
-    per_family = {ONE_FAMILY: width, PLAIN: 1, STOCK: 1}.get(kind, 8)
+    per_family = {ONE_FAMILY: width, PLAIN: 1, STOCK: 1}.get(kind, min(width, 8))
     families = []
     for i in range(width // per_family):
         fork = author.fork([THREAD_TOKENS] * per_family)

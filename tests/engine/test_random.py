@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from forkjoin_scheduler.dialects.files import builtin_names
 from tests.tiers import Tier

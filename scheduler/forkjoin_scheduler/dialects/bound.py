@@ -34,10 +34,15 @@ class BoundDialect:
         return cls(dialect, tokenizer, tokenizer.token_id(dialect.trigger or "") if is_token else None)
 
     @cached_property
-    def only_call(self) -> int | None:
-        """The one token that calls for anything; None if it takes a look at what was written to know."""
-        hears_more = self.dialect.join.question is not None or bool(self.dialect.swaps)
-        return self.trigger_id if self.dialect.fork_at is ForkAt.TRIGGER and not hears_more else None
+    def calls(self) -> frozenset[int] | None:
+        """The tokens that call for anything; None if it takes a look at what was written to know."""
+        dialect = self.dialect
+        has_more = dialect.tags_are == "text" or dialect.join.question is not None or bool(dialect.swaps)
+        if has_more or dialect.fork_at is ForkAt.END:
+            return None
+        if self.trigger_id is None or dialect.fork_at is not ForkAt.TRIGGER:
+            return frozenset()
+        return frozenset({self.trigger_id})
 
     def triggers(self, token_ids: Sequence[int]) -> bool:
         """Whether the last of ``token_ids`` forks."""

@@ -317,8 +317,15 @@ class ForkJoinScheduler(AsyncScheduler):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        wish, append = self._core.wishes.get(request.request_id), super()._update_request_with_output
+        core, append = self._core, super()._update_request_with_output
+        wish = core.wishes.get(request.request_id)
         if wish is None or not new_token_ids:
+            return append(request, new_token_ids, is_stale)
+        calls = wish.spoken.calls
+        calls_for_nothing = calls is not None and calls.isdisjoint(new_token_ids) and not wish.at_prompt
+        if (
+            calls_for_nothing and request.request_id not in core.live
+        ):  # most tokens: no call more than must be
             return append(request, new_token_ids, is_stale)
         return self._hearing.book(request, wish, new_token_ids, is_stale, append)
 

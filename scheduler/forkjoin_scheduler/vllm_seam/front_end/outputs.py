@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
@@ -13,8 +13,7 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(Struct, frozen=True, gc=False):
     """One token of the transcript, with its row of logprobs if the model sampled it."""
 
     token_id: int
@@ -23,7 +22,7 @@ class Piece:
 
 def injected(token_ids: Iterable[int]) -> list[Piece]:
     """Tokens that the engine wrote, not the model."""
-    return [Piece(token_id) for token_id in token_ids]
+    return list(map(Piece, token_ids))
 
 
 def to_outputs(

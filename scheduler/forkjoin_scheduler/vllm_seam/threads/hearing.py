@@ -49,7 +49,6 @@ class Hearing:
     ) -> tuple[list[int], bool]:
         """Take in what ``request`` wrote in a step; returns what of it counts, and whether it has ended.
 
-        This runs for each token of each request: what few of them need is asked of few.
         ``append``: vLLM's own, which takes the next tokens of a request.
         """
         if wish.at_prompt:
@@ -102,8 +101,8 @@ class Hearing:
         elif wish.spoken.dialect.tags_are != "tokens" and self._completes_end(request, wish, booked):
             goes_on = False
         else:
-            only = wish.spoken.only_call
-            may_call = not is_answer and (only is None or token_id == only)
+            calls = wish.spoken.calls
+            may_call = not is_answer and (calls is None or token_id in calls)
             goes_on = not may_call or self._listen(request, wish, len(booked))
         if live is not None:
             live.family.generated(live.family.root, [token_id])

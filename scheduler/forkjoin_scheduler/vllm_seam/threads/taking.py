@@ -31,17 +31,19 @@ class Taking:
 
     def take(self, output: EngineCoreOutput) -> bool:
         """Take an output that is not for the front end as it is; returns False for every other."""
-        if entry := self._core.threads.get(output.request_id):
-            self._take_thread(*entry, output)
+        request_id = output.request_id
+        if request_id in self._core.threads:
+            self._take_thread(*self._core.threads[request_id], output)
             return True
-        if job := self._jobs.fills.get(output.request_id):
+        if request_id in self._jobs.fills:
             if output.finished:
-                self._jobs.done(job)
+                self._jobs.done(self._jobs.fills[request_id])
             return True
-        live = self._core.live.get(output.request_id)
+        live = self._core.live.get(request_id)
         return live is not None and live.takes_over and self._take_root(live, output)
 
     def _take_thread(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> None:
+        """This runs for each token of each thread: what few of them need is asked of few."""
         if thread.state is not BranchState.DECODING:
             return
         assert thread.plan is not None
@@ -50,8 +52,8 @@ class Taking:
                 f"{thread.request_id}: expected a grammar that compiles and allows a next token, got another"
             )
         # Several threads end a step together: what is over the budget was never generated.
-        wrote, remaining = output.new_token_ids, live.family.remaining
-        token_ids = wrote[:remaining]
+        wrote = output.new_token_ids
+        token_ids = wrote[: live.family.remaining]
         live.family.generated(thread, token_ids)
         if live.clocks:
             live.clock_token(thread)
@@ -66,16 +68,18 @@ class Taking:
         if live.family.include_threads and shown:
             live.tell(Tokens(index=thread.index, token_ids=shown))
         # threads may have logprobs that only a pruning policy wants
-        unwanted = output.new_logprobs is not None and live.wish.params.num_logprobs is None
-        pieces = _pieces(shown, None if unwanted else output.new_logprobs)
+        if output.new_logprobs is None or live.wish.params.num_logprobs is None:
+            pieces = list(map(Piece, shown))
+        else:
+            pieces = _pieces(shown, output.new_logprobs)
         if end is ThreadEnd.REQUEST_STOP:
             # The answer may end later than this thread; its stop token leaves with the end.
             live.stop_reason = output.stop_reason
             live.stop_piece = pieces.pop() if pieces else None
-        if self._planning.beside:
+        if self._planning.beside or live.newlines:
             self._push_run(live, thread, pieces)
         else:
-            self._push(live, thread, pieces)
+            live.transcripts[thread].push(pieces)
         if end is not None:
             self._ends.end_thread(live, thread, end)
 
@@ -175,5 +179,5 @@ class Taking:
 def _pieces(token_ids: list[int], logprobs: LogprobsLists | None) -> list[Piece]:
     """What goes into a transcript of tokens, each with its row of ``logprobs``."""
     if logprobs is None:
-        return [Piece(token_id) for token_id in token_ids]
+        return list(map(Piece, token_ids))
     return [Piece(token_id, logprobs.slice_request(i, 1)) for i, token_id in enumerate(token_ids)]

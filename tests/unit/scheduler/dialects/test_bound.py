@@ -99,6 +99,23 @@ def test_a_text_trigger_is_a_regex(byte_tokenizer):
     assert _heard(bound.triggers, bound.tokenizer.encode("<fork x><fork 12>.")) == [17]
 
 
+@pytest.mark.parametrize(
+    ("fields", "calls"),
+    [
+        ({}, {"<F>"}),
+        ({"fork_at": "prompt"}, set()),
+        ({"fork_at": "end"}, None),
+        ({"tags_are": "text"}, None),
+        ({"swaps": {"<X>": "x"}}, None),
+        ({"join": {"kind": "on_demand", "ask": r"<G (?P<number>\d)>"}}, None),
+    ],
+    ids=["trigger", "prompt", "end", "text", "swaps", "ask"],
+)
+def test_which_tokens_call_for_anything(make_dialect, byte_tokenizer, fields, calls):
+    bound = BoundDialect.bind(make_dialect(**fields), byte_tokenizer(["<F>"]))
+    assert bound.calls == (None if calls is None else {bound.tokenizer.token_id(t) for t in calls})
+
+
 # ---- turns that end with a fork ------------------------------------------------------------
 
 
