@@ -18,6 +18,9 @@ from forkjoin_scheduler.vllm_seam.threads.ending import Ends
 from forkjoin_scheduler.vllm_seam.threads.forking import Forks
 from forkjoin_scheduler.vllm_seam.threads.planning import Planning
 
+#: What is asked of each token of each thread. Looked up here: in an enum that takes as long as a call.
+_DECODING, _ERROR = BranchState.DECODING, FinishReason.ERROR
+
 
 class Taking:
     """Takes the outputs that are not for the front end as they are. Keeps nothing."""
@@ -33,27 +36,27 @@ class Taking:
         """Take an output that is not for the front end as it is; returns False for every other."""
         request_id = output.request_id
         if request_id in self._core.threads:
-            self._take_thread(*self._core.threads[request_id], output)
+            live, thread = self._core.threads[request_id]
+            self._take_thread(live, thread, output)
             return True
         if request_id in self._jobs.fills:
             if output.finished:
                 self._jobs.done(self._jobs.fills[request_id])
             return True
-        live = self._core.live.get(request_id)
-        return live is not None and live.takes_over and self._take_root(live, output)
+        root = self._core.live.get(request_id)
+        return root is not None and root.takes_over and self._take_root(root, output)
 
     def _take_thread(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> None:
         """This runs for each token of each thread: what few of them need is asked of few."""
-        if thread.state is not BranchState.DECODING:
+        if thread.state is not _DECODING:
             return
-        assert thread.plan is not None
-        if output.finish_reason is FinishReason.ERROR:
+        if output.finish_reason is _ERROR:
             raise NoGrammar(
                 f"{thread.request_id}: expected a grammar that compiles and allows a next token, got another"
             )
         # Several threads end a step together: what is over the budget was never generated.
         wrote = output.new_token_ids
-        token_ids = wrote[: live.family.remaining]
+        token_ids = shown = wrote[: live.family.remaining]
         live.family.generated(thread, token_ids)
         if live.clocks:
             live.clock_token(thread)
@@ -63,8 +66,8 @@ class Taking:
         if token_ids != wrote:
             live.is_overdrawn = True
             end = None if end is None else ThreadEnd.LENGTH
-        by_eos = end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
-        shown = token_ids[:-1] if by_eos else token_ids
+        if end is not None and _is_by_eos(thread, end):
+            shown = token_ids[:-1]
         if live.family.include_threads and shown:
             live.tell(Tokens(index=thread.index, token_ids=shown))
         # threads may have logprobs that only a pruning policy wants
@@ -72,7 +75,7 @@ class Taking:
             pieces = list(map(Piece, shown))
         else:
             pieces = _pieces(shown, output.new_logprobs)
-        if end is ThreadEnd.REQUEST_STOP:
+        if end is not None and end is ThreadEnd.REQUEST_STOP:
             # The answer may end later than this thread; its stop token leaves with the end.
             live.stop_reason = output.stop_reason
             live.stop_piece = pieces.pop() if pieces else None
@@ -174,6 +177,12 @@ class Taking:
         if is_answer or output.stop_reason is None or output.stop_reason in self._core.eos_ids:
             return ThreadEnd.STOP if thread.plan.end is None else ThreadEnd.EOS
         return ThreadEnd.REQUEST_STOP
+
+
+def _is_by_eos(thread: Branch, end: ThreadEnd) -> bool:
+    """Whether ``thread`` has ended in an end of sequence, which is not shown."""
+    assert thread.plan is not None
+    return end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
 
 
 def _pieces(token_ids: list[int], logprobs: LogprobsLists | None) -> list[Piece]:
