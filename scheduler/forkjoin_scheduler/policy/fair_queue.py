@@ -39,10 +39,11 @@ class FairQueue(Generic[Item]):
         self._waiting: dict[str, list[Ticket[Item]]] = {}
         self._given: dict[str, float] = {}
         self._last_given = 0.0
-        self._num = 0
+        #: How many wait.
+        self.num = 0
 
     def __len__(self) -> int:
-        return self._num
+        return self.num
 
     def __iter__(self) -> Iterator[Ticket[Item]]:
         """All that wait, each tenant's in its order."""
@@ -61,7 +62,7 @@ class FairQueue(Generic[Item]):
 
     def first(self) -> Ticket[Item]:
         """Who is next. Raises IndexError if nobody waits."""
-        if not self._num:
+        if not self.num:
             raise IndexError("nobody waits")
         return min(
             (tickets[0] for tickets in self._waiting.values()),
@@ -90,7 +91,7 @@ class FairQueue(Generic[Item]):
         if at == len(tickets) or tickets[at].number != ticket.number:
             raise ValueError(f"{ticket.item!r} does not wait here")
         del tickets[at]
-        self._num -= 1
+        self.num -= 1
         if not tickets:
             del self._waiting[ticket.tenant]
 
@@ -98,7 +99,7 @@ class FairQueue(Generic[Item]):
         """Those of ``items`` that wait do so no more."""
         for tenant, tickets in list(self._waiting.items()):
             left = [ticket for ticket in tickets if ticket.item not in items]
-            self._num -= len(tickets) - len(left)
+            self.num -= len(tickets) - len(left)
             if left:
                 self._waiting[tenant] = left
             else:
@@ -106,4 +107,4 @@ class FairQueue(Generic[Item]):
 
     def _insert(self, ticket: Ticket[Item]) -> None:
         insort(self._waiting.setdefault(ticket.tenant, []), ticket)
-        self._num += 1
+        self.num += 1

@@ -166,7 +166,8 @@ class ForkJoinScheduler(AsyncScheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         sampled = model_runner_output.sampled_token_ids
-        self._fence.fenced("pace", None, self._pacer.step_ended, scheduler_output, sampled)
+        if self._pacer.deadlines is not None:
+            self._fence.fenced("pace", None, self._pacer.step_ended, scheduler_output, sampled)
         if self._drafts is not None and self._core.live:
             by_request = zip(model_runner_output.req_ids, sampled, strict=False)
             drafted = scheduler_output.scheduled_spec_decode_tokens
@@ -212,7 +213,8 @@ class ForkJoinScheduler(AsyncScheduler):
         core, fence = self._core, self._fence
         fence.fenced("pace", None, self._pacer.step_scheduled, output)
         fence.evict_failed()
-        fence.fenced("admit", None, self._gate.take_in_started)
+        if self._gate.let_in:
+            fence.fenced("admit", None, self._gate.take_in_started)
         if not core.live:
             return
         if self._forks.copied_from:
@@ -222,8 +224,8 @@ class ForkJoinScheduler(AsyncScheduler):
         if self._restoring.lost:
             self._restoring.restore_all()
         is_idle = not (output.total_num_scheduled_tokens or self.running)
-        listened_to = [(live,) for live in core.live.values() if live.waits is not None]
-        fence.each("waits", listened_to, self._waits.tell)
+        if listened_to := [(live,) for live in core.live.values() if live.waits is not None]:
+            fence.each("waits", listened_to, self._waits.tell)
         if core.live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
             fence.fenced("evict", next(reversed(core.live.values())), self._eviction.relieve)
 
@@ -243,9 +245,9 @@ class ForkJoinScheduler(AsyncScheduler):
         if self._ahead.waiting:
             fence.each("ahead", drained(self._ahead.waiting), self._ahead.go_on)
         num_live, parting = len(core.live), list(self._leaving.parting)
-        moving = [(live, result) for live in (*core.live.values(), *parting)]
-        fence.each("advance", moving, self._leaving.move_on)
-        self._leaving.parting.clear()
+        if moving := [(live, result) for live in (*core.live.values(), *parting)]:
+            fence.each("advance", moving, self._leaving.move_on)
+            self._leaving.parting.clear()
         has_ended = parting or fence.has_obituaries or len(core.live) < num_live
         if has_ended and (waiting := self._eviction.evicted):
             fence.fenced("restore", waiting[0], self._eviction.restore_next)

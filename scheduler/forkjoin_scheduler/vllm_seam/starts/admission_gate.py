@@ -19,7 +19,7 @@ from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
-from forkjoin_scheduler.vllm_seam.fence import Fence, drained
+from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
 from forkjoin_scheduler.vllm_seam.starts.sharing import SharedQueue, cost
 
@@ -55,9 +55,10 @@ class AdmissionGate:
         #: By the id of their requests, until they end.
         self.admitted: dict[str, Admitted] = {}
         #: Let in in this step.
-        self._let_in: list[Admitted] = []
-        #: Of requests that ended by themselves: the most blocks that each held, over those expected of it.
-        self._peak_ratios: list[float] = []
+        self.let_in: list[Admitted] = []
+        #: Of requests that ended by themselves: the most blocks that each held, over those expected of it;
+        #: until they are told (``load_report.py``).
+        self.peak_ratios: list[float] = []
         self.door = Door()
         #: The step in which one that was refused is asked for again.
         self._asked_next = 0
@@ -87,7 +88,7 @@ class AdmissionGate:
             self._asked_next = self._core.scheduler.current_step + ASKED_EVERY
             return False
         growth = self.admission.future(need, kv.block_size(self._core.kv_cache_manager)).growth
-        self._let_in.append(Admitted(request, need, need.blocks + growth))
+        self.let_in.append(Admitted(request, need, need.blocks + growth))
         return True
 
     def new_need(self, request: Request) -> Need:
@@ -111,14 +112,14 @@ class AdmissionGate:
 
     def take_in_started(self) -> None:
         """What was let in has begun, unless there were no blocks for it after all: that is asked again."""
-        let_in, self._let_in = self._let_in, []
+        let_in, self.let_in = self.let_in, []
         for admitted in let_in:
             if admitted.request.status == RequestStatus.RUNNING:
                 self.admitted[admitted.request.request_id] = admitted
 
     def _fits(self, need: Need) -> bool:
         """Whether one more that needs ``need`` may start. One that would run alone always may."""
-        beside = (*self.admitted.values(), *self._let_in)
+        beside = (*self.admitted.values(), *self.let_in)
         if not beside or (self._own is None and not self.admission.is_due(need)):
             return True  # without counting what the others have come to
         manager = self._core.kv_cache_manager
@@ -164,10 +165,6 @@ class AdmissionGate:
         lost = sum(n for n, r in zip(own, requests, strict=False) if not kv.has_blocks(manager, r))
         return kv.num_freed_with(manager, ids, held), lost / kv.block_size(manager)
 
-    def take_peak_ratios(self) -> list[float]:
-        """The ratios of requests that ended since this was asked last."""
-        return drained(self._peak_ratios)
-
     # ---- ends ------------------------------------------------------------------------------
 
     def ended(self, request: Request) -> None:
@@ -199,7 +196,7 @@ class AdmissionGate:
             if self._own is not None:
                 with self._asked_no_more_if_it_raises():
                     self._own.learn(need)
-            self._peak_ratios.append(admitted.peak_blocks / max(admitted.expected_blocks, 1))
+            self.peak_ratios.append(admitted.peak_blocks / max(admitted.expected_blocks, 1))
         del self.admitted[request.request_id]
         self._asked_next = 0
 

@@ -6,6 +6,7 @@ from vllm.v1.engine import EngineCoreOutputs
 
 from forkjoin_scheduler.publish.events import Admission, Load
 from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.fence import drained
 from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters
@@ -17,27 +18,24 @@ class LoadReport:
     def __init__(self, core: Core, gate: AdmissionGate, waits: Waiters, num_front_ends: int) -> None:
         self._core, self._gate, self._waits = core, gate, waits
         self._num_front_ends = num_front_ends
-        self._told = self._load()
+        self._seen = self._facts()
+        self._told = _load(*self._seen)
 
     def tell(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Put into ``result``, by front end, what has changed in this step."""
-        self._tell_load(result)
-        self._tell_peaks(result)
+        if (facts := self._facts()) != self._seen:
+            self._seen = facts
+            self._tell_load(_load(*facts), result)
+        if self._gate.peak_ratios:
+            self._tell_peaks(result)
 
-    def _load(self) -> Load:
-        """How many threads and requests wait to run, and what is expected of one more."""
-        num_threads, num_requests = self._waits.count()
+    def _facts(self) -> tuple[int, int, float, float, float]:
+        """What ``_load`` is made of: most steps change nothing of it."""
         admission = self._gate.admission
-        return Load(
-            threads=num_threads,
-            requests=num_requests,
-            expected_tokens=round(admission.tokens.mean),
-            expected_threads=round(1 + admission.forks.mean * max(admission.width.mean - 1, 0), 1),
-        )
+        return *self._waits.count(), admission.tokens.mean, admission.forks.mean, admission.width.mean
 
-    def _tell_load(self, result: dict[int, EngineCoreOutputs]) -> None:
+    def _tell_load(self, load: Load, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell the front ends the load: each refuses by it what would wait too long."""
-        load = self._load()
         if load == self._told:
             return
         self._told = load
@@ -47,6 +45,15 @@ class LoadReport:
 
     def _tell_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell one front end what admission expected of the requests that have ended, against what came."""
-        if ratios := self._gate.take_peak_ratios():
-            packed = wire.pack("", [Admission(peak_ratios=ratios)], self._core.engine)
-            result.setdefault(0, EngineCoreOutputs()).outputs.append(packed)
+        peaks = Admission(peak_ratios=drained(self._gate.peak_ratios))
+        result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [peaks], self._core.engine))
+
+
+def _load(num_threads: int, num_requests: int, tokens: float, forks: float, width: float) -> Load:
+    """How many threads and requests wait to run, and what is expected of one more."""
+    return Load(
+        threads=num_threads,
+        requests=num_requests,
+        expected_tokens=round(tokens),
+        expected_threads=round(1 + forks * max(width - 1, 0), 1),
+    )

@@ -87,10 +87,10 @@ class SharedQueue(RequestQueue):
             self._queue.charge(tenant, (cost - charged) / weight)
 
     def __bool__(self) -> bool:
-        return len(self._queue) > 0
+        return self._queue.num > 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return self._queue.num
 
     def __iter__(self) -> Iterator[Request]:
         return (ticket.item for ticket in self._queue)

@@ -65,7 +65,8 @@ class ThreadPacer:
         If the step before computed nothing, all run: those that were chosen may lack KV blocks that
         those that sat out hold.
         """
-        self._waits.let_all_run()
+        if self._waits.held_back:
+            self._waits.let_all_run()
         if self._is_stalled:
             return
         caps = self._caps()
@@ -184,7 +185,7 @@ class ThreadPacer:
 
         ``sampled``: what it brought each of its sequences; nothing, where a prompt isn't computed whole.
         """
-        if self.deadlines is None or not output.total_num_scheduled_tokens or not self._in_flight:
+        if not output.total_num_scheduled_tokens or not self._in_flight:
             return
         (load, scheduled), now = self._in_flight.popleft(), time.monotonic()
         self.cost.observe(load, now - max(scheduled, self._last_end))
