@@ -20,7 +20,7 @@ from forkjoin.answer import Answer, Thread
 from forkjoin.events import AnswerDelta, Finished, Forked, Joined, ThreadDelta, ThreadEnded
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_server.http import cancelling
-from forkjoin_server.http.routes import INVOCATIONS, PATHS
+from forkjoin_server.routes import INVOCATIONS, PATHS
 
 Json = dict[str, Any]
 

@@ -14,7 +14,7 @@ from forkjoin_server.access import sighup
 from forkjoin_server.access.guard import Guard
 from forkjoin_server.access.keys import Key, KeyRing, read, unnamed
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
-from forkjoin_server.answer.weaver import Message
+from forkjoin_server.asgi import Message
 from forkjoin_server.playground.serving import ROOT, Playground, playground_of
 from forkjoin_server.start.flags import given
 

@@ -12,8 +12,8 @@ import math
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Visit
 from forkjoin_scheduler.request.visits import BACKLOG
-from forkjoin_server.answer.weaver import Message, Send
-from forkjoin_server.http import answers
+from forkjoin_server import own_responses
+from forkjoin_server.asgi import Message, Send
 from forkjoin_server.operate import metrics
 
 _BUSY = (429, 503)
@@ -74,8 +74,10 @@ class Entrance:
 async def refuse(error: Overloaded | BadRequestOptions, path: str, send: Send) -> None:
     """Tell a client what is wrong; or that there is no room for what it asks, and when there will be."""
     if isinstance(error, BadRequestOptions):
-        await answers.respond(send, 400, answers.error(str(error), path, param=error.field))
+        await own_responses.respond(send, 400, own_responses.error(str(error), path, param=error.field))
         return
     metrics.SERVER.refuse(error.reason)
     after = [] if error.status == 400 else [(b"retry-after", str(math.ceil(error.retry_after_s)).encode())]
-    await answers.respond(send, error.status, answers.error(str(error), path, error.status), after)
+    await own_responses.respond(
+        send, error.status, own_responses.error(str(error), path, error.status), after
+    )

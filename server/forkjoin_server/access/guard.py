@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from starlette._utils import get_route_path
 
+from forkjoin_server import own_responses
 from forkjoin_server.access.keys import Key, KeyRing
-from forkjoin_server.answer.weaver import Message, Send
-from forkjoin_server.http import answers
+from forkjoin_server.asgi import Message, Send
 
 _MISSING = "expected an API key, got none: send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`"
 _WRONG = "expected an API key of this server, got another: check it, or ask the server's operator for one"
@@ -63,8 +63,8 @@ async def refuse(error: NotAllowed, scope: Message, send: Send) -> None:
         async def sent(message: Message) -> None:
             await send({**message, "type": prefix + message["type"]})
 
-        await answers.respond(
-            sent, 401, answers.error(str(error), path, 401), [(b"www-authenticate", b"Bearer")]
+        await own_responses.respond(
+            sent, 401, own_responses.error(str(error), path, 401), [(b"www-authenticate", b"Bearer")]
         )
     else:
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION})

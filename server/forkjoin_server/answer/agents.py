@@ -21,8 +21,9 @@ from forkjoin_scheduler.dialects.limits import MAX_COUNT
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.wrong_fields import place, sentence
 from forkjoin_server.answer.responses import ResponseThreads, Slot
-from forkjoin_server.answer.threads import Json, ThreadLog
-from forkjoin_server.http.routes import RESPONSES
+from forkjoin_server.answer.threads import ThreadLog
+from forkjoin_server.asgi import Json
+from forkjoin_server.routes import RESPONSES
 
 FIELD = "multi_agent"
 ROOT = "/root"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 
 #: The mark as it stands in JSON.
 _MARK = repr(INJECTED_LOGPROB).encode()

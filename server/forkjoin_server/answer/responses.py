@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from forkjoin_server.answer.threads import Json, ThreadLog
-from forkjoin_server.http.routes import FINAL_EVENTS
+from forkjoin_server.answer.threads import ThreadLog
+from forkjoin_server.asgi import Json
+from forkjoin_server.routes import FINAL_EVENTS
 
 #: Whose item it is (vLLM's or a thread's), and which of them.
 Slot = tuple[str, int]

@@ -17,9 +17,10 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.publish.events import Event
 from forkjoin_scheduler.publish.feed import FEEDS, key_in
-from forkjoin_server.answer.threads import Json, ThreadLog
-from forkjoin_server.answer.weaver import Presenter, Send, Unseen, Weaver
-from forkjoin_server.http.routes import RESPONSES, STORED
+from forkjoin_server.answer.threads import ThreadLog
+from forkjoin_server.answer.weaver import Presenter, Unseen, Weaver
+from forkjoin_server.asgi import Json, Send
+from forkjoin_server.routes import RESPONSES, STORED
 
 
 def feed_of(body: Json, path: str, key: str) -> str:

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import (
@@ -20,8 +19,7 @@ from forkjoin_scheduler.publish.events import (
     Waiting,
 )
 from forkjoin_server.answer.thread_ids import thread_id
-
-Json = dict[str, Any]
+from forkjoin_server.asgi import Json
 
 #: What the families of a response add up to.
 _COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "surplus_tokens")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from forkjoin_server.answer.threads import Json, ThreadLog
+from forkjoin_server.answer.threads import ThreadLog
+from forkjoin_server.asgi import Json
 
 
 class TokenThreads:

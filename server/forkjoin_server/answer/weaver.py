@@ -11,19 +11,15 @@ import asyncio
 import json
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from forkjoin_scheduler.publish.events import Event
 from forkjoin_server.answer.logprobs import has_injected, marked
-from forkjoin_server.answer.threads import Json, ThreadLog
-from forkjoin_server.http.routes import FINAL_EVENTS
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-Receive = Callable[[], Awaitable[Message]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from forkjoin_server.answer.threads import ThreadLog
+from forkjoin_server.asgi import Json, Message, Send
+from forkjoin_server.routes import FINAL_EVENTS
 
 #: In the JSON of a chunk; in its text a quotation mark stands behind a backslash.
 _USAGE = re.compile(rb'"usage":\s*\{')

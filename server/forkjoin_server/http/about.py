@@ -7,7 +7,7 @@ from typing import Any
 
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 PATH = "/v1/forkjoin"

@@ -13,10 +13,11 @@ from typing import Any
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN
+from forkjoin_server import own_responses
 from forkjoin_server.answer.thread_ids import ThreadName, name_in
-from forkjoin_server.answer.threads import Json, finish_reason
-from forkjoin_server.answer.weaver import Send
-from forkjoin_server.http import about, answers
+from forkjoin_server.answer.threads import finish_reason
+from forkjoin_server.asgi import Json, Send
+from forkjoin_server.http import about
 
 LOG = logging.getLogger("vllm.forkjoin.server")
 
@@ -38,9 +39,9 @@ async def respond(thread_id: str, tenant: str, client: Any, send: Send) -> None:
     except Exception:  # whatever vLLM raises where an engine has died, or does not answer any more
         LOG.exception("%s: not cancelled", thread_id)
         message = f"expected the engine to cancel {thread_id}, but it has died or is shutting down"
-        await answers.respond(send, 503, answers.error(message, PATH, 503))
+        await own_responses.respond(send, 503, own_responses.error(message, PATH, 503))
     else:
-        await answers.respond(send, *answer(thread_id, heard))
+        await own_responses.respond(send, *answer(thread_id, heard))
 
 
 async def _cancel(name: ThreadName, tenant: str, client: Any) -> str:
@@ -59,8 +60,8 @@ def answer(thread_id: str, heard: str) -> tuple[int, Json]:
             f"expected the id of a thread of an answer that is being made, got {cut(thread_id, 100)!r}, "
             "which no running answer of this API key has: it is over, or the id is wrong"
         )
-        return 404, answers.error(message, PATH, 404, param="thread_id")
+        return 404, own_responses.error(message, PATH, 404, param="thread_id")
     message = (
         f"expected a thread that runs, but {thread_id} has ended already: {finish_reason(ThreadEnd(heard))}"
     )
-    return 409, answers.error(message, PATH, 409, param="thread_id")
+    return 409, own_responses.error(message, PATH, 409, param="thread_id")

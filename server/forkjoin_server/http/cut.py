@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable
 
-from forkjoin_server.answer.threads import Json
-from forkjoin_server.answer.weaver import Message, Send
-from forkjoin_server.http.routes import MESSAGES, RESPONSES
+from forkjoin_server.asgi import Json, Message, Send
+from forkjoin_server.routes import MESSAGES, RESPONSES
 
 #: Routes whose streams have named events; the others end with ``[DONE]``.
 _NAMED = (RESPONSES, MESSAGES)

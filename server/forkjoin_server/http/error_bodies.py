@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_server.answer.weaver import Message, Send
+from forkjoin_server.asgi import Message, Send
 
 MAX_CHARS = 200
 #: A text is compared with the request piece by piece. Of 200 characters at a stretch, seven pieces are whole.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forkjoin_scheduler.policy.backlog import Tenant
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 
 PATH = "/v1/forkjoin/families"
 #: A step that prefills a long prompt takes a few seconds.

@@ -6,12 +6,8 @@ vLLM ends the request without a word, and answers ``null`` to nobody.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
-from forkjoin_server.answer.weaver import Message
-
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from forkjoin_server.asgi import Message, Receive, Send
 
 LOG = logging.getLogger("vllm.forkjoin.server")
 

@@ -22,6 +22,7 @@ from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.publish.feed import FEEDS, new_key
 from forkjoin_scheduler.request.visits import BACKLOG, VISIT
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server import own_responses
 from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
@@ -32,16 +33,16 @@ from forkjoin_server.answer import agents
 from forkjoin_server.answer.chat import ChatThreads
 from forkjoin_server.answer.responses import ResponseThreads
 from forkjoin_server.answer.stored import AnothersResponse, StoredResponses, feed_of
-from forkjoin_server.answer.threads import Json, ThreadLog
+from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.answer.tokens import TokenThreads
-from forkjoin_server.answer.weaver import App, Message, Presenter, Receive, Send, Unseen, Weaver
-from forkjoin_server.http import answers, cancelling
+from forkjoin_server.answer.weaver import Presenter, Unseen, Weaver
+from forkjoin_server.asgi import App, Json, Message, Receive, Send
+from forkjoin_server.http import cancelling
 from forkjoin_server.http.cut import Answer
 from forkjoin_server.http.error_bodies import ErrorBodies, texts
 from forkjoin_server.http.hangup import noticing
 from forkjoin_server.http.openapi import publish
 from forkjoin_server.http.overview import Overview
-from forkjoin_server.http.routes import GENERATE, GENERATING, HEALTH, RESPONSES, STORED, misplaced, route_of
 from forkjoin_server.http.turns import give_turns
 from forkjoin_server.operate import metrics, scrapes
 from forkjoin_server.operate.lifecycle import Cut, Lifecycle
@@ -54,6 +55,7 @@ from forkjoin_server.request.handover import Asked, compiled, handing_over, inst
 from forkjoin_server.request.incoming import MIB, BodySettings, BodyStalled, BodyTooLarge
 from forkjoin_server.request.shape import check_beside_prompt, check_request_id, read_json
 from forkjoin_server.request.wrong_bodies import stop_at_first_wrong_item
+from forkjoin_server.routes import GENERATE, GENERATING, HEALTH, RESPONSES, STORED, misplaced, route_of
 from forkjoin_server.vllm_seam.request.authentication import without_authentication
 from forkjoin_server.vllm_seam.request.control_tokens import make_text_of_control_tokens
 from forkjoin_server.vllm_seam.request.failed_requests import name_failed_requests
@@ -138,9 +140,9 @@ class ForkJoinMiddleware:
         if path == "/ready":
             reason = self.lifecycle.not_ready(scope["app"].state)
             body: Json = {"ready": True} if reason is None else {"ready": False, "reason": reason}
-            await answers.respond(send, 200 if reason is None else 503, body)
+            await own_responses.respond(send, 200 if reason is None else 503, body)
         elif path in HEALTH and (reason := self.lifecycle.unhealthy(scope["app"].state)) is not None:
-            await answers.respond(send, 503, {"reason": reason})
+            await own_responses.respond(send, 503, {"reason": reason})
         elif (page := self.access.playground) is not None and page.answers(scope, path):
             await page.respond(scope, path, send)
         elif path in scrapes.PATHS and scope["method"] != "POST":
@@ -148,7 +150,7 @@ class ForkJoinMiddleware:
         elif scope["method"] != "POST" and not path.startswith(STORED):
             await self.app(scope, receive, send)
         elif self.lifecycle.is_draining and _is_new_work(scope["method"], path):
-            await answers.respond(send, 503, answers.error(_DRAINING, path, 503), _RETRY)
+            await own_responses.respond(send, 503, own_responses.error(_DRAINING, path, 503), _RETRY)
         else:
             with self.lifecycle.request():
                 await self._in_turn(visit, path, scope, receive, send)
@@ -182,9 +184,9 @@ class ForkJoinMiddleware:
                 await self.app(scope, receive, answer.send)
         except Cut:
             if answer.has_begun:
-                await answer.end(path, answers.error(_CUT, path, 503))
+                await answer.end(path, own_responses.error(_CUT, path, 503))
             else:
-                await answers.respond(send, 503, answers.error(_CUT, path, 503), _RETRY)
+                await own_responses.respond(send, 503, own_responses.error(_CUT, path, 503), _RETRY)
 
 
 class Bodies:
@@ -201,7 +203,7 @@ class Bodies:
             try:
                 self._stored.check_owner(route_path(scope), _tenant())
             except AnothersResponse as error:
-                await answers.respond(send, 404, error.body, _CLOSE)
+                await own_responses.respond(send, 404, error.body, _CLOSE)
                 return
             if stored := self._stored.weaver(route_path(scope), send):
                 send = stored.send
@@ -221,15 +223,15 @@ class Bodies:
                 await self._pass_on(scope, incoming.Counted(receive, send, max_bytes))
                 return
         except BodyTooLarge as error:
-            await answers.respond(send, 413, answers.error(str(error), path, 413), _CLOSE)
+            await own_responses.respond(send, 413, own_responses.error(str(error), path, 413), _CLOSE)
             return
         with self._kept.body(_body_bytes(scope, "max_bodies_mib")) as count:
             try:
                 raw = await incoming.read(receive, max_bytes, count, _stall_s(scope))
             except BodyTooLarge as error:
-                await answers.respond(send, 413, answers.error(str(error), path, 413), _CLOSE)
+                await own_responses.respond(send, 413, own_responses.error(str(error), path, 413), _CLOSE)
             except BodyStalled as error:
-                await answers.respond(send, 408, answers.error(str(error), path, 408), _CLOSE)
+                await own_responses.respond(send, 408, own_responses.error(str(error), path, 408), _CLOSE)
             except Overloaded as error:
                 await entrance.refuse(error, path, send)
             else:
@@ -259,14 +261,14 @@ class Bodies:
         try:
             given = read_json(raw, _max_body_objects(scope))
         except BadRequestOptions as error:
-            await answers.respond(send, 400, answers.error(str(error), path))
+            await own_responses.respond(send, 400, own_responses.error(str(error), path))
             return
         errors = ErrorBodies(send, lambda: _text(given, raw))
         route = None if given is None else route_of(path, given)
         if given is not None and route is not None:
             await self._generate(route, given, scope, receive, errors.send)
         elif given is not None and KEY in given:
-            await answers.respond(send, 400, answers.error(misplaced(path), path, param=KEY))
+            await own_responses.respond(send, 400, own_responses.error(misplaced(path), path, param=KEY))
         else:
             # Not ours to judge: vLLM answers a body that is no JSON, and what does not generate.
             await self.app(scope, _replay(raw, receive), errors.send)
@@ -294,10 +296,10 @@ class Bodies:
             if path == RESPONSES and stores_responses():
                 self._stored.claim(body, _tenant())
         except AnothersResponse as error:
-            await answers.respond(send, 404, error.body)
+            await own_responses.respond(send, 404, error.body)
             return
         except BadRequestOptions as error:
-            await answers.respond(send, 400, answers.error(str(error), path, param=error.field))
+            await own_responses.respond(send, 400, own_responses.error(str(error), path, param=error.field))
             return
         if (visit := VISIT.get()) is not None:
             visit.num_families, visit.width = max(num_answers, 1), options.width

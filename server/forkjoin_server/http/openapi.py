@@ -16,10 +16,10 @@ from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.request.options import RequestOptions
 from forkjoin_server.answer.agents import FIELD, MultiAgent
 from forkjoin_server.answer.answer_fields import ForkJoinThread, ForkJoinUsage
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 from forkjoin_server.http import about, cancelling, families
 from forkjoin_server.http.route_fields import ForkJoinAbout, ForkJoinFamilies
-from forkjoin_server.http.routes import PATHS, RESPONSES
+from forkjoin_server.routes import PATHS, RESPONSES
 
 _REF = "#/components/schemas/"
 

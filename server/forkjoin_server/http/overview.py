@@ -9,9 +9,9 @@ from typing import Any
 
 from forkjoin_scheduler.policy.backlog import Tenant
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.answer.threads import Json
-from forkjoin_server.answer.weaver import Message, Send
-from forkjoin_server.http import about, answers
+from forkjoin_server import own_responses
+from forkjoin_server.asgi import Json, Message, Send
+from forkjoin_server.http import about
 from forkjoin_server.http import families as families_route
 from forkjoin_server.http.families import Families, NoAnswer
 
@@ -39,16 +39,16 @@ class Overview:
             return
         if self._about is None:
             self._about = about.about(model_config, settings)
-        await answers.respond(send, 200, self._about)
+        await own_responses.respond(send, 200, self._about)
 
     async def _show_families(self, settings: Settings, client: Any, tenant: Tenant, send: Send) -> None:
         path = families_route.PATH
         if client is None or settings.dialect is None:
-            await answers.respond(send, 404, answers.error(_NO_FAMILIES, path, 404))
+            await own_responses.respond(send, 404, own_responses.error(_NO_FAMILIES, path, 404))
             return
         if self._families is None:
             self._families = Families(client.engine_core)
         try:
-            await answers.respond(send, 200, await self._families.shown_to(tenant))
+            await own_responses.respond(send, 200, await self._families.shown_to(tenant))
         except NoAnswer as error:
-            await answers.respond(send, 503, answers.error(str(error), path, 503), _RETRY)
+            await own_responses.respond(send, 503, own_responses.error(str(error), path, 503), _RETRY)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from forkjoin_server.answer.weaver import App, Message, Receive, Send
+from forkjoin_server.asgi import App, Message, Receive, Send
 
 PATHS = ("/metrics", "/metrics/")
 

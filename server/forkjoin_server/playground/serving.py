@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forkjoin_server.answer.weaver import Message, Send
+from forkjoin_server.asgi import Message, Send
 
 FOLDER = Path(__file__).parent / "built"
 #: Where the page is; its files are below it.

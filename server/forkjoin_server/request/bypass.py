@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 
 #: Types of content parts, which also are the keys of their payload (a part may go without a type).
 _MEDIA = re.compile(r"(input_)?(image|audio|video|file)(_url|_pil|_embeds)?|document")

@@ -10,11 +10,11 @@ from forkjoin_scheduler.request.visits import TENANT
 from forkjoin_scheduler.settings import COMPILED, KEY, Settings
 from forkjoin_server.answer.agents import without_calls
 from forkjoin_server.answer.responses import without_threads
-from forkjoin_server.answer.threads import Json
-from forkjoin_server.http.routes import CHAT, GENERATE, RESPONSES
+from forkjoin_server.asgi import Json
 from forkjoin_server.request import structured
 from forkjoin_server.request.bypass import bypass_reason
 from forkjoin_server.request.instruction import with_instruction
+from forkjoin_server.routes import CHAT, GENERATE, RESPONSES
 
 DEFAULTS = Settings()
 #: More choices than any server makes; Python writes out no number of thousands of digits.

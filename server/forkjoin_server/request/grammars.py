@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 
 #: Where a body has grammars, and how many values each may have: tools come by the hundred.
 MAX_VALUES = {

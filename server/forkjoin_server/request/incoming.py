@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pydantic import BaseModel, ConfigDict, Field
 
 from forkjoin_scheduler.errors import Overloaded
-from forkjoin_server.answer.weaver import Message, Receive, Send
+from forkjoin_server.asgi import Message, Receive, Send
 
 MIB = 1 << 20
 #: Of a body that takes longer than a stall; a client behind the slowest modem sends more.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_server.answer.threads import Json
-from forkjoin_server.http.routes import BATCH, CHAT, MESSAGES, RESPONSES
+from forkjoin_server.asgi import Json
+from forkjoin_server.routes import BATCH, CHAT, MESSAGES, RESPONSES
 
 #: Where each route has the conversation, and the type of a text part there.
 _CONVERSATIONS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 
 #: Commas of a body, those in its texts included: more than a prompt of a million token ids has.
 MAX_COMMAS = 1_500_000

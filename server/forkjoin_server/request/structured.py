@@ -5,7 +5,7 @@ from __future__ import annotations
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 
 _AT_ONCE = "structured output from the first token (forkjoin.structured: answer says otherwise)"
 

@@ -9,7 +9,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_server.http import answers
+from forkjoin_server import own_responses
 
 _TOO_LARGE = b"431 Request Header Fields Too Large"
 _TOO_SLOW = b"408 Request Timeout"
@@ -116,7 +116,7 @@ class BoundedHeads(HttpToolsProtocol):
             self._refuse_websocket(f"the head of a GET that opens a websocket, got {cut(str(error))}")
 
     def _refuse_websocket(self, expected: str) -> None:
-        said = answers.error(f"expected {expected}", self.scope.get("path", ""))
+        said = own_responses.error(f"expected {expected}", self.scope.get("path", ""))
         self._refuse(_BAD_REQUEST, json.dumps(said).encode())
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:

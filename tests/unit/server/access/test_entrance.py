@@ -15,7 +15,7 @@ from forkjoin_scheduler.request.visits import BACKLOG, VISIT, refuse
 from forkjoin_server.access import preparing
 from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.http.middleware import ForkJoinMiddleware
-from forkjoin_server.http.routes import CHAT, GENERATING, MESSAGES
+from forkjoin_server.routes import CHAT, GENERATING, MESSAGES
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 

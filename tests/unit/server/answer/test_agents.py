@@ -12,7 +12,7 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.publish.events import Waiting
 from forkjoin_server.answer.agents import AgentThreads, take, without_calls
 from forkjoin_server.answer.threads import ThreadLog
-from forkjoin_server.http.routes import CHAT, RESPONSES
+from forkjoin_server.routes import CHAT, RESPONSES
 from tests.unit.server.answer.test_responses import FORKED, LATER, Stream, _ended, _tokens
 
 MESSAGE = {

@@ -12,7 +12,7 @@ from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_scheduler.request.visits import VISIT
 from forkjoin_server.http import middleware
 from forkjoin_server.http.middleware import Bodies
-from forkjoin_server.http.routes import RESPONSES, STORED
+from forkjoin_server.routes import RESPONSES, STORED
 from tests.unit.server.http.test_middleware import ENDED, FORKED
 
 USAGE = {"input_tokens": 10, "output_tokens": 11, "total_tokens": 21}

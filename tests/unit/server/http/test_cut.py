@@ -7,8 +7,8 @@ import json
 import pytest
 
 from forkjoin_server.http.middleware import ForkJoinMiddleware
-from forkjoin_server.http.routes import CHAT, MESSAGES, RESPONSES
 from forkjoin_server.operate.lifecycle import Cut
+from forkjoin_server.routes import CHAT, MESSAGES, RESPONSES
 
 
 def _cut_after(*messages, path=CHAT, method="POST"):

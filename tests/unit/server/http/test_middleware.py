@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from forkjoin_scheduler.publish.events import FamilyEnded, Forked, NewThread
 from forkjoin_scheduler.publish.feed import FEEDS, new_key
 from forkjoin_server.http.middleware import ForkJoinMiddleware
-from forkjoin_server.http.routes import CHAT, COMPLETIONS, INVOCATIONS, MESSAGES, PATHS, RESPONSES
+from forkjoin_server.routes import CHAT, COMPLETIONS, INVOCATIONS, MESSAGES, PATHS, RESPONSES
 
 #: As the engine publishes them to all observers, metrics too.
 FORKED = Forked(parent_index=-1, num_duplicates=0, num_later=0, shared_tokens=3, threads=[NewThread(index=0, number="1", title="x"), NewThread(index=1, number="2", title="")])  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from forkjoin_scheduler.request.options import RequestOptions
 from forkjoin_server.http.openapi import publish, with_forkjoin
-from forkjoin_server.http.routes import CHAT, PATHS
+from forkjoin_server.routes import CHAT, PATHS
 
 
 def _vllms() -> dict:

@@ -9,8 +9,8 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.publish.feed import new_key
 from forkjoin_scheduler.request.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.http.routes import CHAT, COMPLETIONS, GENERATE, PATHS, RESPONSES
 from forkjoin_server.request.field import count_answers, prepare
+from forkjoin_server.routes import CHAT, COMPLETIONS, GENERATE, PATHS, RESPONSES
 
 SHOWN = {"include_threads": True}
 

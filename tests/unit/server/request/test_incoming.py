@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI, Request, UploadFile
 
 from forkjoin_server.http.middleware import Bodies
-from forkjoin_server.http.routes import CHAT, INVOCATIONS, MESSAGES, PATHS
 from forkjoin_server.request.incoming import MIB, BodyStalled, read
+from forkjoin_server.routes import CHAT, INVOCATIONS, MESSAGES, PATHS
 
 SPEECH = "/v1/audio/transcriptions"
 FORM = b"multipart/form-data; boundary=x"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from forkjoin_server.http.routes import BATCH, CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from forkjoin_server.request.instruction import with_instruction
+from forkjoin_server.routes import BATCH, CHAT, COMPLETIONS, MESSAGES, RESPONSES
 
 USER = {"role": "user", "content": "first"}
 FORK = "\n\nFork!"

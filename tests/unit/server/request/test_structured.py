@@ -6,9 +6,9 @@ from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.options import parse_options
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.http.routes import CHAT, GENERATE
 from forkjoin_server.request.field import prepare
 from forkjoin_server.request.structured import is_structured
+from forkjoin_server.routes import CHAT, GENERATE
 
 JSON = {"response_format": {"type": "json_object"}}
 BRANCHES = {"branches": [{"text": "a"}]}

@@ -1,13 +1,12 @@
-"""Answers of our own: an error in the shape that its route's clients read, sent whole."""
+"""Responses that vLLM does not write: JSON, sent whole; an error in the shape that its route's clients read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 
-from forkjoin_server.answer.threads import Json
-from forkjoin_server.answer.weaver import Send
-from forkjoin_server.http.routes import MESSAGES
+from forkjoin_server.asgi import Json, Send
+from forkjoin_server.routes import MESSAGES
 
 #: By status: what OpenAI's clients are told that it is, as vLLM writes it, and what Anthropic's are.
 _KINDS = {

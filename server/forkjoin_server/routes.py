@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forkjoin_scheduler.excerpt import cut
-from forkjoin_server.answer.threads import Json
+from forkjoin_server.asgi import Json
 
 CHAT = "/v1/chat/completions"
 BATCH = "/v1/chat/completions/batch"
