@@ -1,4 +1,4 @@
-"""Responses that vLLM does not write: JSON, sent whole; an error in the shape that its route's clients read."""
+"""Responses of our own: JSON, sent whole. An error has the shape that its route's clients read."""
 
 from __future__ import annotations
 

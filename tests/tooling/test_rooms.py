@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,35 @@ LARGE = {
     "tests/engine": "one subject a file, and the drivers, oracles and references that they share",
     "tests/server": "one subject a file, and the clients that they share",
 }
+
+
+SERVER = ROOT / "server/forkjoin_server"
+#: The room that all others may ask, and that may ask all others: it imports vLLM.
+SEAM = "vllm_seam"
+
+
+def rooms_imported(package: Path) -> dict[str, set[str]]:
+    """Which rooms (and modules beside them) of ``package`` the files of each import."""
+    imported: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        others = imported.setdefault(room, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                found = [name.split(".")[1] for name in names if name.startswith(f"{package.name}.")]
+                others |= {*found} - {room, SEAM}
+    del imported[SEAM]
+    return imported
+
+
+def test_no_rooms_of_the_server_import_each_other_in_a_circle() -> None:
+    imported = rooms_imported(SERVER)
+    assert len(imported) > 5
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        pytest.fail(f"expected rooms that can be read one after the other, got {error.args[1]}")
 
 
 def files_by_folder() -> Counter[str]:

@@ -15,8 +15,8 @@ from forkjoin_server.access.guard import Guard
 from forkjoin_server.access.keys import Key, KeyRing, read, unnamed
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
 from forkjoin_server.asgi import Message
+from forkjoin_server.flag_values import given
 from forkjoin_server.playground.serving import ROOT, Playground, playground_of
-from forkjoin_server.start.flags import given
 
 LOG = logging.getLogger("vllm.forkjoin.server")
 

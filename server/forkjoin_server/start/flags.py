@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_scheduler.wrong_fields import sentence
 from forkjoin_server.access import keys
 from forkjoin_server.access.settings import AccessSettings, OverloadSettings
+from forkjoin_server.flag_values import check_fields, dest_of, flag_of, given, values_given
 from forkjoin_server.operate import logs
 from forkjoin_server.operate.engine_watch import WatchSettings
 from forkjoin_server.playground.serving import PlaygroundSettings
 from forkjoin_server.request.incoming import BodySettings
-
-_Model = TypeVar("_Model", bound=BaseModel)
 
 SCHEDULER = "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler"
 MIDDLEWARE = "forkjoin_server.http.middleware.ForkJoinMiddleware"
@@ -47,7 +45,7 @@ def add_flags(parser: Any) -> None:
     group = parser.add_argument_group("ForkJoin", "How requests fork into threads.")
     group.add_argument(
         "--dialect",
-        dest=_dest("dialect"),
+        dest=dest_of("dialect"),
         default="threadweaver",
         metavar="NAME|FILE|none",
         help=f"How the model was trained to fork: {', '.join(builtin_names())}, or a YAML file. none "
@@ -55,7 +53,7 @@ def add_flags(parser: Any) -> None:
     )
     group.add_argument(
         logs.FLAG,
-        dest=_dest("log_format"),
+        dest=dest_of("log_format"),
         choices=["text", "json"],
         default="text",
         help="Format of the server's output. json: one JSON object a line, on standard output. Default: "
@@ -80,8 +78,8 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     if bool in kinds:  # alone it says true; a value is for variables
         how = {"type": true_or_false, "metavar": "[true|false]", "nargs": "?", "const": True}
     group.add_argument(
-        _flag(name),
-        dest=_dest(name),
+        flag_of(name),
+        dest=dest_of(name),
         default=argparse.SUPPRESS,
         help=f"{field.description}{default}",
         **how,
@@ -112,11 +110,11 @@ def check_value(name: str, text: str, called: str) -> None:
         raise UsageError(f"{called}: expected {kind}, got {text!r}") from error
     if action.choices is not None and value not in action.choices:
         raise UsageError(f"{called}: expected one of {', '.join(action.choices)}, got {text!r}")
-    field = action.dest.removeprefix(_dest(""))
+    field = action.dest.removeprefix(dest_of(""))
     models: tuple[type[BaseModel], ...] = (Limits, Settings, *_FRONT_END)
     for model in models:
         if field in model.model_fields and field != "dialect":
-            _check_fields(model, {field: value}, called)
+            check_fields(model, {field: value}, called)
 
 
 def configure(args: argparse.Namespace) -> None:
@@ -124,18 +122,18 @@ def configure(args: argparse.Namespace) -> None:
 
     Raises DialectError for a wrong dialect, UsageError for flags and a file of keys that can't be.
     """
-    config, dialect_name = args.additional_config, getattr(args, _dest("dialect"))
+    config, dialect_name = args.additional_config, getattr(args, dest_of("dialect"))
     if not isinstance(config, dict) or KEY in config:
         raise UsageError(f"--additional-config: expected a JSON object without the key {KEY!r}, got {config}")
     for model in _FRONT_END:
         for name, value in given(args, model).model_dump().items():
-            setattr(args, _dest(name), value)
+            setattr(args, dest_of(name), value)
     given(args, WatchSettings).check()
     _check_keys(args, are_weighed=dialect_name != "none")
-    limits, more = _given(args, Limits), _given(args, Settings)
+    limits, more = values_given(args, Limits), values_given(args, Settings)
     args.middleware = [*args.middleware, MIDDLEWARE]
     if dialect_name == "none":
-        if useless := [_flag(name) for name in limits | more]:
+        if useless := [flag_of(name) for name in limits | more]:
             raise UsageError(
                 f"{', '.join(useless)}: expected a dialect, for --dialect none switches fork/join off: "
                 "drop the one or the other"
@@ -148,7 +146,7 @@ def configure(args: argparse.Namespace) -> None:
 
 def _check_keys(args: argparse.Namespace, *, are_weighed: bool) -> None:
     """Raise UsageError for a file of keys that can't be read, or keys beside a door that asks for none."""
-    if (path := getattr(args, _dest("api_key_file"))) is not None:
+    if (path := getattr(args, dest_of("api_key_file"))) is not None:
         keys.read(path, are_weighed=are_weighed)
     has_keys = path is not None or args.api_key or os.environ.get("VLLM_API_KEY")
     if has_keys and (getattr(args, "grpc", False) or getattr(args, "grpc_port", None) is not None):
@@ -156,11 +154,6 @@ def _check_keys(args: argparse.Namespace, *, are_weighed: bool) -> None:
             "--grpc: expected no API keys beside it, for vLLM's gRPC server asks for none: drop the one "
             "or the other"
         )
-
-
-def given(args: argparse.Namespace, model: type[_Model]) -> _Model:
-    """What ``args`` say of ``model``, one of the front end's. Raises UsageError naming a wrong flag."""
-    return model(**_given(args, model))
 
 
 def _take_classes(args: argparse.Namespace, *, is_stitched: bool) -> None:
@@ -180,34 +173,3 @@ def _take_classes(args: argparse.Namespace, *, is_stitched: bool) -> None:
         from forkjoin_scheduler.vllm_seam.compat import WORKER
 
         args.worker_cls = WORKER
-
-
-def _given(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
-    """The flags given that are fields of ``model``. Raises UsageError naming each that is out of range."""
-    values = {name: getattr(args, _dest(name), None) for name in model.model_fields if name != "dialect"}
-    given = {name: value for name, value in values.items() if value is not None}
-    _check_fields(model, given)
-    return given
-
-
-def _check_fields(model: type[BaseModel], values: dict[str, Any], called: str | None = None) -> None:
-    """Raise UsageError naming each of ``values``, fields of ``model``, that can't be."""
-    try:
-        model.model_validate(values)
-    except ValidationError as error:
-        problems = [
-            f"{called or _flag(str(e['loc'][0]))}: {sentence(e)}, got {e['input']}"
-            if e["loc"]
-            else sentence(e)
-            for e in error.errors()
-        ]
-        raise UsageError("; ".join(problems)) from error
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _dest(name: str) -> str:
-    """Out of the way of vLLM's own arguments."""
-    return f"forkjoin_{name}"
