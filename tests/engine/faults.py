@@ -14,7 +14,19 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from forkjoin_scheduler.machine import (
+    advancing,
+    cancelling,
+    cutting,
+    ending,
+    forking,
+    joining,
+    planning,
+    voting,
+    writing,
+)
 from forkjoin_scheduler.machine.family import Branch, Family
+from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.pruner import Pruner
 from forkjoin_scheduler.machine.transcript import Transcript
 from forkjoin_scheduler.machine.vote import Vote
@@ -58,7 +70,8 @@ class Boom(Exception):
 def targets() -> list[Target]:
     """All functions that hooks come to, but for the hooks themselves, the fence, and what cleans up."""
     owners: list[Owner] = [ForkJoinScheduler, *PARTS]
-    owners += [LiveFamily, Family, Branch, Transcript, Admission, Vote, Pruner, kv, queues, requests]
+    owners += [LiveFamily, Machine, Family, Branch, Transcript, Admission, Vote, Pruner, kv, queues, requests]
+    owners += [advancing, cancelling, cutting, ending, forking, joining, planning, voting, writing]
     return [
         (owner, name)
         for owner in owners

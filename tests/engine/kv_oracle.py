@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.machine import joining
 from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.machine.stitch import num_skipped
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -150,14 +151,14 @@ class KVOracle:
         """The sum behind a join of ``threads`` upon ``seen``, its place, and the offset of what follows."""
         fork_len = threads[0].fork_len
         added = [self._sum_of_joined(live, t, context[:fork_len], seen) for t in threads]
-        own_ids = self._scheduler._stitching.own_ids
+        own_ids = joining.own_ids
         lengths = [len(own_ids(live, t)) - num_skipped(t, is_first=t is threads[0]) for t in threads]
-        offset = self._scheduler._stitching.offset_behind(live, threads)
+        offset = joining.offset_behind(live, threads)
         return (seen + sum(added)) & MASK, fork_len + sum(lengths), offset
 
     def _sum_of_joined(self, live: LiveFamily, thread: Branch, before: list[int], start: int) -> int:
         """What a joined thread adds to the sum of those that see it: its own text, less what is left out."""
-        context = [*before, *self._scheduler._stitching.own_ids(live, thread)]
+        context = [*before, *joining.own_ids(live, thread)]
         seen, at, offset = start, thread.fork_len, thread.start_offset
         left_out = 0
         first_kept = thread.fork_len + num_skipped(thread, is_first=thread.position == 0)

@@ -36,6 +36,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_bench.vllm_seam.fed import without_model
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import builtin_names
+from forkjoin_scheduler.machine.cancelling import CANCELLING, ask
 from forkjoin_scheduler.publish.events import (
     Admission,
     Event,
@@ -48,7 +49,6 @@ from forkjoin_scheduler.publish.events import (
     ThreadEnded,
 )
 from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
-from forkjoin_scheduler.request.cancelling import CANCELLING
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.front_end import wire
@@ -503,7 +503,7 @@ class Drive:
         threads = [(live, t) for live in self._scheduler._core.live.values() for t in live.family.threads]
         if threads and self._clients.random() < self._kind.cancel:
             live, thread = self._clients.choice(threads)
-            heard = self._scheduler._cancelling.ask_in(live, thread.index)
+            heard = ask(live, thread.index)
             assert heard == (CANCELLING if thread.end is None else thread.end.value), f"{thread}: {heard}"
 
     def _add(self) -> None:

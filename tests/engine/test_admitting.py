@@ -315,7 +315,7 @@ def test_a_spliced_family_stays_in_the_accounts_until_its_last_thread_has_ended(
     live = fed.scheduler._core.live["r0"]
     spliced = make_join(**live.dialect.join.model_dump() | {"kind": "splice"})
     dialect = live.dialect.model_copy(update={"join": spliced})
-    live.wish = replace(live.wish, spoken=BoundDialect.bind(dialect, fed.scheduler._core.tokenizer))
+    live.terms = replace(live.terms, spoken=BoundDialect.bind(dialect, fed.scheduler._core.tokenizer))
     assert live.takes_over
     live.request.status = RequestStatus.FINISHED_STOPPED
     fed.scheduler._gate.ended(live.request)

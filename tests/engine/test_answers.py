@@ -481,7 +481,7 @@ def test_a_branch_whose_grammar_is_compiled_late_still_copies_its_parents_last_b
     hand.add("r", "q" * 20, forkjoin=_branches(closing="\nSo: "))
     hand.steps_until(lambda: hand.decodes("r#2"))
     hand.step(3)
-    assert len(hand.scheduler._forks.copied_from) == 1
+    assert len(hand.scheduler._tails.copied_from) == 1
     for waiting, grammar in compiled:
         waiting.set_result(grammar)
     hand.steps_until(lambda: hand.decodes("r#0") or "r#0" not in hand.scheduler.requests)

@@ -11,8 +11,8 @@ from vllm.v1.request import RequestStatus
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.joins.kinds import make_join
+from forkjoin_scheduler.machine.cancelling import CANCELLING, UNKNOWN, ask
 from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.request.cancelling import CANCELLING, UNKNOWN
 from forkjoin_scheduler.request.visits import TENANT
 from tests.server.asking import worksheet
 from tests.tiers import Tier
@@ -338,7 +338,7 @@ def test_an_answer_of_the_model_is_what_its_transcript_with_the_cut_thread_makes
     engine.step_until(lambda: cut.num_generated >= 30)
     if is_restarted:
         engine.scheduler.reset_prefix_cache(reset_running_requests=True)
-    assert engine.scheduler._cancelling.ask_in(live, index) == CANCELLING
+    assert ask(live, index) == CANCELLING
     answer = engine.drain()[request_id]
     assert cut.end is ThreadEnd.CLIENT_CANCELLED
     others = [thread for thread in live.family.threads if thread is not cut]

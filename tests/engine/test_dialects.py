@@ -386,17 +386,18 @@ def test_apr_searches_from_the_nodes_that_it_names_and_gets_what_they_found_in_p
         "<End Sub Searches>\n": "11,11 equal: Goal Reached\n",
     }
     contexts = []
-    resume = engine.scheduler._joins.resume
+    resume = engine.scheduler._resuming.resume
 
-    def noted(live, branch, request, plan):
-        resume(live, branch, request, plan)
+    def noted(live, effect):
+        resume(live, effect)
+        request = engine.scheduler.requests[effect.branch.request_id]
         contexts.append(
             engine.tokenizer.decode(list(request.prompt_token_ids)).rpartition("<|assistant|>")[2]
         )
 
-    engine.scheduler._joins.resume = noted
+    engine.scheduler._resuming.resume = noted
     answer = run(engine, script)
-    del engine.scheduler._joins.resume
+    del engine.scheduler._resuming.resume
     assert contexts == [TRACE + block]
     assert answer.text == TRACE + CALL + block + "11,11 equal: Goal Reached\n"
 

@@ -86,19 +86,18 @@ def test_where_the_accounts_do_not_agree_behind_an_error_the_engine_ends(
     tmp_path_factory, monkeypatch, errors
 ):
     from forkjoin_scheduler.errors import TornState
-    from forkjoin_scheduler.vllm_seam.threads.joining import Joins
+    from forkjoin_scheduler.machine import joining
 
     drive = _drive(tmp_path_factory)
 
-    def tear(self, live, branch):
-        blocks = next(
-            iter(self._core.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks.values())
-        )
+    def tear(live, branch):
+        manager = live.world._core.kv_cache_manager
+        blocks = next(iter(manager.coordinator.single_type_managers[0].req_to_blocks.values()))
         blocks[0].ref_cnt += 2  # which is given back, then,
-        self._core.kv_cache_manager.block_pool.free_block_queue.num_free_blocks -= 1  # and this is not
+        manager.block_pool.free_block_queue.num_free_blocks -= 1  # and this is not
         raise RuntimeError("torn")
 
-    monkeypatch.setattr(Joins, "join", tear)
+    monkeypatch.setattr(joining, "join", tear)
     with pytest.raises(TornState, match="expected the accounts to agree behind the eviction of r"):
         drive.run()
     assert len(errors) == 1
@@ -229,19 +228,19 @@ def test_an_error_of_vllms_own_goes_on(tmp_path_factory, monkeypatch):
 
 
 def test_in_an_engine_the_failed_request_ends_with_an_error_and_the_others_are_exact(engine, monkeypatch):
-    from forkjoin_scheduler.vllm_seam.threads.joining import Joins
+    from forkjoin_scheduler.machine import joining
     from tests.engine.conftest import worksheets
 
     prompts = [engine.prompt(s.prompt) for s in worksheets(4, seed=3)]
     exact = engine.reference(prompts)
-    join = Joins.join
+    join = joining.join
 
-    def join_or_raise(self, live, branch):
+    def join_or_raise(live, branch):
         if live.request.prompt_token_ids[: len(prompts[2])] == prompts[2]:
             raise RuntimeError("a fault for a test")
-        join(self, live, branch)
+        return join(live, branch)
 
-    monkeypatch.setattr(Joins, "join", join_or_raise)
+    monkeypatch.setattr(joining, "join", join_or_raise)
     answers = engine.run(prompts, engine.params())
     assert answers[2].finish_reason == "error"
     others = [0, 1, 3]

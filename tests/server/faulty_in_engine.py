@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_scheduler.vllm_seam.threads.joining import Joins
+from forkjoin_scheduler.machine import joining
 
 #: What a question holds whose join raises.
 FAULTY = "6*6"
 
-_join = Joins.join
+_join = joining.join
 
 
-def _raise_or_join(self: Any, live: Any, branch: Any) -> None:
-    prompt_ids = live.request._all_token_ids[: live.request.num_prompt_tokens]
-    if FAULTY in self._core.tokenizer.decode(list(prompt_ids)):
+def _raise_or_join(machine: Any, branch: Any) -> Any:
+    prompt_ids = machine.request._all_token_ids[: machine.request.num_prompt_tokens]
+    if FAULTY in machine.world.tokenizer.decode(list(prompt_ids)):
         raise RuntimeError("a fault for a test")
-    _join(self, live, branch)
+    return _join(machine, branch)
 
 
 class RaisesInJoins:
     """All threads run."""
 
     def __init__(self) -> None:
-        Joins.join = _raise_or_join  # type: ignore[method-assign]
+        joining.join = _raise_or_join
 
     def choose(self, facts: Any) -> set[str]:
         return {thread.key for thread in facts.threads}

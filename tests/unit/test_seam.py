@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -565,9 +564,8 @@ def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeyp
 def test_the_blocks_of_a_thread_that_saw_its_header_only_begin_no_joined_context(make_dialect):
     from forkjoin_scheduler.machine.family import Branch
     from forkjoin_scheduler.machine.fork import ThreadPlan
-    from forkjoin_scheduler.vllm_seam.threads.ending import Ends
 
     thread = Branch("r#0", plan=ThreadPlan("1", "", (1,), (1,)))
     for context, keeps in [("header", False), ("parent", True)]:
-        live = SimpleNamespace(dialect=make_dialect(thread={"header": "x", "context": context}))
-        assert Ends.needs_blocks_of(None, live, thread) is keeps
+        dialect = make_dialect(thread={"header": "x", "context": context})
+        assert dialect.join.keeps_blocks_of(dialect, thread) is keeps

@@ -12,8 +12,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.machine.family import Branch, Family
+from forkjoin_scheduler.machine.world import World
 from forkjoin_scheduler.settings import Settings
-from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
+from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of, terms_of
 from forkjoin_scheduler.vllm_seam.starts.wish import Wish
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
@@ -33,6 +34,8 @@ class Core:
 
     tokenizer: EngineTokenizer
     eos_ids: frozenset[int]
+    #: What the machines of families ask: set by the scheduler.
+    world: World
 
     def __init__(self, scheduler: SchedulerView, settings: Settings) -> None:
         self.scheduler, self.settings = scheduler, settings
@@ -92,7 +95,8 @@ class Core:
             )
             family.generated(family.root, list(request.output_token_ids))
             family.num_shown = family.num_generated
-            live = LiveFamily(family, request, wish)
+            terms = terms_of(request, wish)
+            live = LiveFamily(family, terms, self.world, request=request, wish=wish)
             self.live[request.request_id] = live
         return live, live.family.root
 

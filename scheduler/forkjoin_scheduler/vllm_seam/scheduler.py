@@ -51,19 +51,18 @@ from forkjoin_scheduler.vllm_seam.starts.overview import Overview, Row
 from forkjoin_scheduler.vllm_seam.starts.thread_pacer import ThreadPacer
 from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters
 from forkjoin_scheduler.vllm_seam.starts.wishes import Wishes
-from forkjoin_scheduler.vllm_seam.threads.advancing import Advancing
 from forkjoin_scheduler.vllm_seam.threads.cancelling import Cancelling
-from forkjoin_scheduler.vllm_seam.threads.cutting import Cutting
-from forkjoin_scheduler.vllm_seam.threads.ending import Ends
+from forkjoin_scheduler.vllm_seam.threads.facts import Facts
 from forkjoin_scheduler.vllm_seam.threads.forking import Forks
 from forkjoin_scheduler.vllm_seam.threads.hearing import Hearing
-from forkjoin_scheduler.vllm_seam.threads.joining import Joins
+from forkjoin_scheduler.vllm_seam.threads.keeping import Keeping
 from forkjoin_scheduler.vllm_seam.threads.leaving import Leaving
 from forkjoin_scheduler.vllm_seam.threads.params import Params
-from forkjoin_scheduler.vllm_seam.threads.planning import Planning
+from forkjoin_scheduler.vllm_seam.threads.performing import Performing
+from forkjoin_scheduler.vllm_seam.threads.resuming import Resuming
 from forkjoin_scheduler.vllm_seam.threads.starting import Starting
+from forkjoin_scheduler.vllm_seam.threads.tails import Tails
 from forkjoin_scheduler.vllm_seam.threads.taking import Taking
-from forkjoin_scheduler.vllm_seam.threads.voting import Voting
 
 _ONCE_RAN = (RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_STREAMING_REQ)
 
@@ -100,27 +99,28 @@ class ForkJoinScheduler(AsyncScheduler):
         self._overview = Overview(core, fence, jobs, gate, waits)
         num_front_ends = self.vllm_config.parallel_config._api_process_count
         self._report = LoadReport(core, gate, waits, num_front_ends)
-        # what becomes of threads
+        # what machines want done, and where each effect of theirs is performed
+        core.world = Facts(core, fence)
         self._params = params = Params(core)
         self._prefixes = Prefixes(core, jobs)
         self._stitching = stitching = Stitching(core, jobs)
         self._ahead = ahead = JoinAhead(core, jobs)
-        self._ends = ends = Ends(core, placing, jobs, stitching, ahead)
-        self._cutting = cutting = Cutting(core, ends)
-        self._joins = joins = Joins(core, answers, placing, stitching, ahead, ends, cutting, params)
+        self._keeping = keeping = Keeping(core, placing, jobs, stitching)
+        self._resuming = resuming = Resuming(core, answers, placing, stitching, ahead, params)
         self._starting = starting = Starting(core, answers, placing, params)
-        self._voting = voting = Voting(core, fence, ends, starting)
-        self._cancelling = Cancelling(core, ends)
+        self._tails = tails = Tails(core)
+        self._performing = performing = Performing(
+            core, answers, placing, jobs, ahead, keeping, resuming, starting, tails
+        )
         # what branches write, and what comes of it
-        self._planning = planning = Planning(core, params)
-        self._forks = forks = Forks(core, answers, ends, cutting, params, joins, voting, planning)
-        self._hearing = Hearing(core, fence, answers, planning, forks)
+        self._forks = forks = Forks(core, performing)
+        self._hearing = Hearing(core, fence, answers, forks)
         self._drafts = FamilyDrafts.of(core)
-        self._taking = Taking(core, jobs, ends, planning, forks)
-        self._advancing = advancing = Advancing(ends, cutting, joins, voting, self._cancelling)
-        self._leaving = Leaving(core, placing, gate, ends, advancing)
+        self._taking = Taking(core, jobs, forks, performing)
+        self._cancelling = Cancelling(core)
+        self._leaving = Leaving(core, placing, gate, performing)
         # whose blocks are taken back, and how they come again
-        self._restoring = restoring = Restoring(core, fence, placing, jobs, stitching, ends)
+        self._restoring = restoring = Restoring(core, fence, placing, jobs, stitching, performing)
         self._victims = victims = Victims(core, fence, gate)
         self._eviction = Eviction(core, fence, jobs, restoring, victims)
         fence.look_through([part for part in vars(self).values() if _is_ours(part) and part is not fence])
@@ -217,8 +217,8 @@ class ForkJoinScheduler(AsyncScheduler):
             fence.fenced("admit", None, self._gate.take_in_started)
         if not core.live:
             return
-        if self._forks.copied_from:
-            fence.each("fork", drained(self._forks.copied_from), self._forks.drop_copied_tail)
+        if self._tails.copied_from:
+            fence.each("fork", drained(self._tails.copied_from), self._tails.drop)
         if placed := (*self._placing.to_stitch, *self._placing.offsets):
             fence.fenced("stitch", placed, self._placing.give_orders, output)
         if self._restoring.lost:
@@ -235,7 +235,7 @@ class ForkJoinScheduler(AsyncScheduler):
         if core.live:
             for of_client in result.values():
                 of_client.outputs = fence.sift("take", of_client.outputs, self._taking.take)
-        self._planning.beside.clear()
+        forks.beside.clear()
         if forks.triggered:
             fence.each("fork", drained(forks.triggered), forks.try_fork)
         if forks.asking:
@@ -340,7 +340,7 @@ class ForkJoinScheduler(AsyncScheduler):
     def _free_request_blocks(self, request: Request) -> None:
         """Blocks that a join or a job needs are held back."""
         by_itself = request.status in (STOPPED, CAPPED)
-        if not (by_itself and self._fence.answer("hold", request, self._ends.hold_back, False)):
+        if not (by_itself and self._fence.answer("hold", request, self._keeping.hold_back, False)):
             super()._free_request_blocks(request)
 
     def _free_request(

@@ -20,21 +20,27 @@ from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence, drained
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts import queues
-from forkjoin_scheduler.vllm_seam.threads.ending import Ends
+from forkjoin_scheduler.vllm_seam.threads.performing import Performing
 
 
 class Restoring:
     """Restores what was lost. Owns what vLLM has taken apart in this step."""
 
     def __init__(
-        self, core: Core, fence: Fence, placing: Placing, jobs: Jobs, stitching: Stitching, ends: Ends
+        self,
+        core: Core,
+        fence: Fence,
+        placing: Placing,
+        jobs: Jobs,
+        stitching: Stitching,
+        performing: Performing,
     ) -> None:
         self._core = core
         self._fence = fence
         self._placing = placing
         self._jobs = jobs
         self._stitching = stitching
-        self._ends = ends
+        self._performing = performing
         #: Requests that vLLM preempted in this step and that can't be computed in a row.
         self.lost: list[Request] = []
         #: What suspended requests are to be again: new to the workers, or preempted.
@@ -182,4 +188,4 @@ class Restoring:
             live.held[thread] = held
         for thread in ended:
             if thread.is_live:
-                self._ends.closed(live, thread)
+                self._performing.closed(live, thread)

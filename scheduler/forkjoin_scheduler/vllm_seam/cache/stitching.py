@@ -10,13 +10,12 @@ Invariants (pinned by tests): stitched KV is never hashed; a replayed context ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 
-from forkjoin_scheduler.joins.joined import body
+from forkjoin_scheduler.machine import joining
 from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.machine.stitch import (
     Offsets,
-    joined_offset,
     num_inherited,
     num_skipped,
     start_offsets,
@@ -41,15 +40,10 @@ class Stitching:
         self._core = core
         self._jobs = jobs
 
-    def own_ids(self, live: LiveFamily, thread: Branch) -> list[int]:
-        """The tokens of a thread behind its parent's context, as they stand in the joined one."""
-        assert thread.plan is not None
-        return [*thread.plan.header_ids, *body(live.dialect, thread, self._core.tokenizer)]
-
     def context(self, live: LiveFamily, thread: Branch) -> list[int]:
         """All tokens before the end of a thread that has ended, in the order of their KV."""
         parent = self._core.request_of(thread.parent)
-        return [*parent._all_token_ids[: thread.fork_len], *self.own_ids(live, thread)]
+        return [*parent._all_token_ids[: thread.fork_len], *joining.own_ids(live, thread)]
 
     def close_kv(
         self,
@@ -93,18 +87,11 @@ class Stitching:
             kv.Piece(
                 blocks,
                 t.fork_len + num_skipped(t, is_first=False) if i else 0,
-                t.fork_len + len(self.own_ids(live, t)),
+                t.fork_len + len(joining.own_ids(live, t)),
             )
             for i, (t, blocks) in enumerate(held.items())
         )
         return kv.stitch(self._core.kv_cache_manager, start, others)
-
-    def offset_behind(self, live: LiveFamily, threads: Sequence[Branch]) -> int:
-        """The offset of what follows a join of ``threads``."""
-        lengths = [len(self.own_ids(live, t)) for t in threads]
-        skipped = [num_skipped(t, is_first=t is threads[0]) for t in threads]
-        joined_len = threads[0].fork_len + sum(lengths) - sum(skipped)
-        return joined_offset(threads, lengths, joined_len, live.dialect.positions)
 
     def taken_for(self, branch: Branch, job: Job, computed: kv.HeldBlocks) -> kv.HeldBlocks | None:
         """What ``job`` has computed; None, and it is released, if ``branch`` was cancelled meanwhile."""
@@ -129,10 +116,10 @@ class Stitching:
             prefix = yield self.fill(context[:fork_len], start, source, branch, offsets)
             computed = {}
             for thread in threads:
-                own = [*context[:fork_len], *self.own_ids(live, thread)]
+                own = [*context[:fork_len], *joining.own_ids(live, thread)]
                 computed[thread] = yield from self.replay(job, live, thread, own, prefix)
             start = self.stitched(live, {t: job.take(held) for t, held in computed.items()})
-            offsets = ((0, self.offset_behind(live, threads)),)
+            offsets = ((0, joining.offset_behind(live, threads)),)
             kv.release(self._core.kv_cache_manager, job.take(prefix))
         return start, offsets
 

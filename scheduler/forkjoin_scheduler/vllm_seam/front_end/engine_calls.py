@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forkjoin_scheduler.request.cancelling import UNKNOWN
+from forkjoin_scheduler.machine.cancelling import UNKNOWN
 
 
 def answer_front_ends() -> None:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
-from msgspec import Struct
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.machine.piece import Piece
 from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
-
-
-class Piece(Struct, frozen=True, gc=False):
-    """One token of the transcript, with its row of logprobs if the model sampled it."""
-
-    token_id: int
-    logprobs: LogprobsLists | None = None
-
-
-def injected(token_ids: Iterable[int]) -> list[Piece]:
-    """Tokens that the engine wrote, not the model."""
-    return list(map(Piece, token_ids))
 
 
 def to_outputs(

@@ -21,14 +21,13 @@ from forkjoin_scheduler.dialects.dialect import ForkAt
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.machine.family import BranchState
 from forkjoin_scheduler.machine.fork import ForkPlan, Refusal
+from forkjoin_scheduler.machine.forking import Fork, tell_refused
 from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
 from forkjoin_scheduler.vllm_seam.starts.requests import truncate
 from forkjoin_scheduler.vllm_seam.starts.wish import Wish
-from forkjoin_scheduler.vllm_seam.threads.forking import Forks, tell_refused
-from forkjoin_scheduler.vllm_seam.threads.planned import Fork
-from forkjoin_scheduler.vllm_seam.threads.planning import Planning
+from forkjoin_scheduler.vllm_seam.threads.forking import Forks
 
 #: What vLLM's ``_update_request_with_output`` is: of a request, tokens, and whether they are out of date.
 Append = Callable[[Request, list[int], bool], tuple[list[int], bool]]
@@ -37,11 +36,10 @@ Append = Callable[[Request, list[int], bool], tuple[list[int], bool]]
 class Hearing:
     """Books the tokens of a step, and plans what they call for. Keeps nothing."""
 
-    def __init__(self, core: Core, fence: Fence, answers: Answers, planning: Planning, forks: Forks) -> None:
+    def __init__(self, core: Core, fence: Fence, answers: Answers, forks: Forks) -> None:
         self._core = core
         self._fence = fence
         self._answers = answers
-        self._planning = planning
         self._forks = forks
 
     def book(
@@ -139,7 +137,7 @@ class Hearing:
             return None
         is_first = request.request_id not in self._core.live
         live, branch = self._core.branch_of(request)
-        plan = self._planning.fork(live, branch, context, wish)
+        plan = self._forks.plan(live, branch, context, wish.since)
         if isinstance(plan, Refusal):
             tell_refused(live, branch, plan)
             return None
@@ -169,7 +167,7 @@ class Hearing:
         live, branch = self._core.branch_of(request)
         if branch.state is not BranchState.DECODING:
             return True
-        plan = self._planning.fork(live, branch, request._all_token_ids, wish)
+        plan = self._forks.plan(live, branch, request._all_token_ids, wish.since)
         if isinstance(plan, Refusal):
             if plan.policy is Policy.END_REQUEST:
                 self._forks.triggered.append((request, plan))
@@ -182,8 +180,8 @@ class Hearing:
             self._forks.triggered.append((request, plan))
             return False
         since, wish.since = wish.since, request.num_tokens
-        fork = Fork(request, plan, request.num_tokens, since, num_in_run)
-        self._planning.beside.setdefault(request.request_id, []).append(fork)
+        fork = Fork(plan, request.num_tokens, since, num_in_run)
+        self._forks.beside.setdefault(request.request_id, []).append(fork)
         return True
 
     def _hear_question(self, request: Request, number: str) -> bool:
@@ -191,14 +189,14 @@ class Hearing:
         if branch.state is not BranchState.DECODING:
             return True
         policy = live.dialect.policies.unknown_thread
-        if self._planning.is_numbered(live, branch, number) or policy is Policy.END_REQUEST:
+        if self._forks.is_numbered(live, branch, number) or policy is Policy.END_REQUEST:
             self._forks.asking.append((request, number))
             return False
         tell_refused(live, branch, Refusal("unknown_thread", policy))
         return True
 
     def _hear_stray(self, request: Request, text: str) -> bool:
-        swap = self._planning.swap(request, text)
+        swap = self._forks.plan_swap(request, text)
         if swap is not None:
             self._forks.swapping.append((request, swap))
         return swap is None

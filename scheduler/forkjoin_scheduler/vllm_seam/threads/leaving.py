@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from vllm.v1.engine import EngineCoreOutputs
 
+from forkjoin_scheduler.machine import advancing, ending
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
-from forkjoin_scheduler.vllm_seam.threads.advancing import Advancing
-from forkjoin_scheduler.vllm_seam.threads.ending import Ends
+from forkjoin_scheduler.vllm_seam.threads.performing import Performing
 
 
 class Leaving:
     """Lets families say what they have to say. Owns those whose last words have not left yet."""
 
-    def __init__(
-        self, core: Core, placing: Placing, gate: AdmissionGate, ends: Ends, advancing: Advancing
-    ) -> None:
+    def __init__(self, core: Core, placing: Placing, gate: AdmissionGate, performing: Performing) -> None:
         self._core = core
         self._placing = placing
         self._gate = gate
-        self._ends = ends
-        self._advancing = advancing
+        self._performing = performing
         #: Aborted families whose last events have not left yet.
         self.parting: list[LiveFamily] = []
 
     def move_on(self, live: LiveFamily, result: dict[int, EngineCoreOutputs]) -> None:
         """Do what is due in a family at the end of a step, and let out what it has to say."""
-        self._advancing.advance(live)
+        has_ended = live.request.is_finished()
+        self._performing.perform(live, advancing.advance(live, root_has_ended=has_ended))
         live.num_planned = 0
         told, leaving = live.leaving(self._core.engine)
         if not live.family.is_live:  # before its end is told: behind that it can't fail any more
@@ -47,6 +45,6 @@ class Leaving:
     def part_with(self, live: LiveFamily, ids: list[str]) -> None:
         """A family is ended from outside: add to ``ids`` the requests that end with its own."""
         self._gate.leave(live.request, by_itself=self._gate.has_stop_string(live.request))
-        ids += self._ends.cancel_threads(live)
+        ids += self._performing.drop_family(live, ending.end_tree(live))
         live.transcripts[live.family.root].release()
         self.parting.append(self._core.live.pop(live.family.request_id))

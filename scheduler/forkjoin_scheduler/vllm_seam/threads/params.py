@@ -19,17 +19,6 @@ class Params:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def room(self, live: LiveFamily, branch: Branch, num_tokens: int, offset: int = 0) -> int:
-        """Tokens that a context of ``num_tokens`` can still take, in KV slots and in positions.
-
-        What closes a stitched thread must find room behind them.
-        """
-        is_root = branch is live.family.root
-        num_closing = (
-            0 if is_root else live.dialect.join.num_closing_tokens(live.dialect, self._core.tokenizer)
-        )
-        return self._core.max_model_len - num_tokens - max(offset, 0) - num_closing
-
     def behind_join(self, live: LiveFamily, branch: Branch, room: int) -> Any:
         """Those of a ``branch`` that goes on behind its threads, with ``room`` tokens left in its context."""
         if branch is not live.family.root:

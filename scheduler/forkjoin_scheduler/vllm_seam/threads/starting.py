@@ -30,9 +30,7 @@ class Starting:
         assert thread.plan is not None
         token_ids = parent._all_token_ids[: thread.fork_len]
         token_ids += thread.plan.header_ids
-        params = self._params.of_thread(
-            live, thread, self._params.room(live, thread, len(token_ids), thread.offset)
-        )
+        params = self._params.of_thread(live, thread, live.room(thread, len(token_ids), thread.offset))
         hashes = parent.block_hashes[: thread.fork_len // self._core.scheduler.hash_block_size]
         request = new_request(live.request, thread.request_id, token_ids, params, hashes)
         self._answers.begin_thread(request, live.request, has_own=live.wish.options.branches is not None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.machine.cancelling import thread_at, to_end
 from forkjoin_scheduler.machine.family import Family
 from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.request.cancelling import end_without_vote, ending, thread_at
 
 
 def plan(num):
@@ -30,29 +30,24 @@ def indices(branches):
 
 def test_of_a_thread_that_has_forked_its_threads_end_first(family):
     outer = family.threads[1]
-    assert indices(ending([outer])) == [2, 3]
-    for thread in ending([outer]):
+    assert indices(to_end([outer])) == [2, 3]
+    for thread in to_end([outer]):
         family.end(thread, ThreadEnd.CLIENT_CANCELLED)
-    assert ending([outer]) == [], "it is joined first"
+    assert to_end([outer]) == [], "it is joined first"
     assert family.take_joinable() is outer
     family.join(outer, [])
-    assert ending([outer]) == [outer]
+    assert to_end([outer]) == [outer]
 
 
 def test_a_thread_beneath_another_that_is_cancelled_too_ends_once(family):
-    assert indices(ending([family.threads[3], family.threads[1], family.threads[0]])) == [3, 2, 0]
+    assert indices(to_end([family.threads[3], family.threads[1], family.threads[0]])) == [3, 2, 0]
 
 
 def test_what_has_ended_and_gets_its_last_kv_is_left_alone(family):
     family.threads[0].end = ThreadEnd.STOP
-    assert ending([family.threads[0]]) == []
+    assert to_end([family.threads[0]]) == []
 
 
 @pytest.mark.parametrize(("index", "is_one"), [(-1, False), (0, True), (3, True), (4, False)])
 def test_a_family_has_the_threads_that_it_started(family, index, is_one):
     assert (thread_at(family, index) is not None) == is_one
-
-
-def test_a_thread_of_a_later_wave_does_not_count_as_having_run():
-    assert end_without_vote(has_started=False) is ThreadEnd.NOT_STARTED
-    assert end_without_vote(has_started=True) is ThreadEnd.CLIENT_CANCELLED

@@ -1,0 +1,140 @@
+"""What a branch has called for, done at the end of the step.
+
+A trigger forks it, a question for a thread's result parks it, a text that it should not write is swapped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forkjoin_scheduler.dialects.dialect import Context, ForkAt
+from forkjoin_scheduler.dialects.patterns import find_all
+from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.machine import cutting, voting
+from forkjoin_scheduler.machine.effects import Effects, Park, SampleAgain, ShareTail, Swap, WillNotJoin
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.fork import ForkPlan, Refusal
+from forkjoin_scheduler.machine.machine import Machine
+from forkjoin_scheduler.machine.piece import injected
+from forkjoin_scheduler.machine.transcript import Transcript
+from forkjoin_scheduler.machine.vote import Vote
+from forkjoin_scheduler.publish.events import Forked, NewThread, Refused
+
+
+@dataclass(frozen=True, eq=False)
+class Fork:
+    """A branch forks behind the first ``num_tokens`` tokens of its context.
+
+    ``since``: how many of them were there before it wrote, or when it forked last. ``num_in_run``: how many
+    of those that it wrote in this step stand before the fork.
+    """
+
+    plan: ForkPlan
+    num_tokens: int
+    since: int
+    num_in_run: int = 0
+
+
+def fork(machine: Machine, branch: Branch, fork: Fork) -> Effects:
+    """Start the threads of ``fork``; ``branch`` stands still first, if its dialect wants that."""
+    plan, dialect = fork.plan, machine.dialect
+    machine.num_planned = max(machine.num_planned - 1, 0)
+    waits = dialect.join.waits
+    if waits:
+        yield Park(branch)
+    fork_len = 0
+    if dialect.thread.context is Context.PARENT:
+        fork_len = fork.num_tokens - dialect.thread.without_trigger
+    context = machine.world.context(branch)
+    threads = machine.family.fork(
+        branch,
+        plan,
+        fork_len,
+        waits=waits,
+        offset=dialect.join.thread_offset(branch.offset, dialect.positions),
+        num_behind=len(context) - fork.num_tokens,
+    )
+    _open_transcripts(machine, branch, threads)
+    _expect_newlines(machine, branch, threads, context[fork.since : fork.num_tokens])
+    machine.clock_fork(branch)
+    yield from voting.start(machine, threads)
+    if waits and dialect.join.keeps_blocks_of(dialect, threads[0]):
+        yield ShareTail(branch)
+    machine.tell(
+        Forked(
+            num_duplicates=plan.num_duplicates,
+            num_later=len(machine.later),
+            shared_tokens=min(machine.world.num_computed(branch), fork_len),
+            parent_index=branch.index,
+            threads=[
+                NewThread(index=t.index, number=p.number, title=p.title)
+                for t, p in zip(threads, plan.threads, strict=True)
+            ],
+        )
+    )
+
+
+def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
+    """``branch`` was refused what it called for, and goes on without, or the request ends."""
+    tell_refused(machine, branch, refusal)
+    if branch is machine.family.root and machine.dialect.fork_at is ForkAt.PROMPT:
+        yield WillNotJoin(branch)
+    if refusal.policy is Policy.END_REQUEST:
+        yield from cutting.end_closed(machine, refused=branch)
+    else:
+        yield SampleAgain(branch)
+
+
+def wait_for(machine: Machine, branch: Branch, number: str) -> Effects:
+    """``branch`` has asked for the result of a thread: it stands still until that has ended."""
+    thread = machine.numbered.get((branch, number))
+    if branch.state is not BranchState.DECODING:
+        return
+    if thread is None:
+        policy = machine.dialect.policies.unknown_thread
+        yield from refuse(machine, branch, Refusal("unknown_thread", policy))
+        return
+    yield Park(branch)
+    machine.family.wait(branch, [thread])
+
+
+def swap(machine: Machine, branch: Branch, keep: int, token_ids: tuple[int, ...]) -> Effects:
+    """Let ``branch`` go on behind what the dialect has in the place of what it wrote behind ``keep``."""
+    if branch.state is not BranchState.DECODING:
+        return
+    machine.tell(Refused(parent_index=branch.index, reason="stray_tag", policy="swap"))
+    branch.take_back(len(machine.world.context(branch)) - keep, token_ids)
+    branch.cut_context(keep)
+    yield Swap(branch, keep, token_ids)
+    machine.transcripts[branch].push(injected(token_ids))
+
+
+def tell_refused(machine: Machine, branch: Branch, refusal: Refusal) -> None:
+    """Tell the front end that ``branch`` was refused what it called for, and what it does then."""
+    policy = refusal.policy.value
+    machine.tell(Refused(parent_index=branch.index, reason=refusal.reason, policy=policy))
+
+
+def _open_transcripts(machine: Machine, branch: Branch, threads: list[Branch]) -> None:
+    join = machine.dialect.join
+    if join.shows_threads:
+        plans = [t.plan for t in threads]
+        headers = [injected(p.joined_header_ids) for p in plans if p is not None]
+        transcripts = machine.transcripts[branch].fork(headers)
+    else:
+        transcripts = [Transcript() for _ in threads]
+    machine.transcripts |= zip(threads, transcripts, strict=True)
+    if machine.vote is None and join.ballot is not None:
+        machine.vote = Vote(join.ballot, machine.world.tokenizer, len(threads))
+    if join.question is not None:
+        machine.numbered |= {(branch, t.plan.number): t for t in threads if t.plan is not None}
+
+
+def _expect_newlines(machine: Machine, branch: Branch, threads: list[Branch], wrote: list[int]) -> None:
+    """Note which newlines the dialect wants where ``branch``, which ``wrote`` this, has forked."""
+    thread, join = machine.dialect.thread, machine.dialect.join
+    after = thread.newlines_after
+    if thread.newlines and (after is None or find_all(after, machine.world.tokenizer.decode(wrote))):
+        machine.newlines |= dict.fromkeys(threads, thread.newlines)
+    if join.newlines_behind:
+        machine.newlines[branch] = join.newlines_behind

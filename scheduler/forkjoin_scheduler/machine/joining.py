@@ -1,0 +1,132 @@
+"""How a branch goes on when its threads have ended, or ends with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from forkjoin_scheduler.joins.joined import JoinPlan, body, written
+from forkjoin_scheduler.machine import cutting, ending
+from forkjoin_scheduler.machine.effects import Effects, EndJoined, How, Resume
+from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.machine.machine import Machine
+from forkjoin_scheduler.machine.piece import Piece, injected
+from forkjoin_scheduler.machine.stitch import joined_offset, num_skipped
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.machine.vote import Vote
+from forkjoin_scheduler.publish.events import Voted
+
+
+def join(machine: Machine, branch: Branch) -> Effects:
+    """Let ``branch``, whose threads have ended, go on or end."""
+    threads = branch.waits_for
+    if machine.stop_reason is not None and any(t.end is ThreadEnd.REQUEST_STOP for t in threads):
+        yield from _end_branch(machine, branch, ThreadEnd.REQUEST_STOP)
+        return
+    if machine.vote is not None:
+        yield from _end_branch(machine, branch, _show_winner(machine, branch, machine.vote))
+        return
+    context = machine.world.context(branch)
+    dialect, tokenizer = machine.dialect, machine.world.tokenizer
+    plan = dialect.join.plan(dialect, threads, context, tokenizer, machine.terms.options.closing)
+    transcript = machine.transcripts[branch]
+    num_tokens = (len(context) if plan.keep is None else plan.keep) + len(plan.token_ids)
+    goes_on, shows_threads = dialect.join.goes_on, dialect.join.shows_threads
+    is_too_long = goes_on and _room_behind(machine, branch, num_tokens) <= 0
+    is_spent = goes_on and plan.end is None and not machine.family.remaining
+    if not shows_threads:
+        transcript.push(injected(plan.token_ids))
+    elif not (is_too_long or is_spent):
+        transcript.push(injected(plan.closing_ids))
+    if is_too_long:
+        yield from cutting.end_at_limit(machine, "joined_too_long", dialect.policies.joined_too_long)
+    elif is_spent:
+        yield from cutting.end_at_budget(machine)
+    elif plan.end is not None or not goes_on:
+        end = plan.end or _end_of_all(branch)
+        if end is not ThreadEnd.LENGTH and branch is machine.family.root:
+            # vLLM keeps the last token of a stopped request out of its text.
+            transcript.push([Piece(_eos_of(machine, branch))])
+        branch.token_ids += plan.token_ids
+        yield from _end_branch(machine, branch, end)
+    else:
+        yield from _go_on(machine, branch, plan, num_tokens)
+
+
+def outgrows(machine: Machine, branch: Branch) -> bool:
+    """Whether the threads of a parked ``branch`` hold more already than its joined context may."""
+    own = sum(len(t.token_ids) for t in branch.waits_for)
+    return branch.waits_for[0].fork_len + own >= machine.world.max_model_len
+
+
+def own_ids(machine: Machine, thread: Branch) -> list[int]:
+    """The tokens of a thread behind its parent's context, as they stand in a stitched one."""
+    assert thread.plan is not None
+    return [*thread.plan.header_ids, *body(machine.dialect, thread, machine.world.tokenizer)]
+
+
+def stitched_len(machine: Machine, threads: Sequence[Branch]) -> int:
+    """Tokens of a context up to the end of the stitched ``threads``."""
+    own = sum(len(own_ids(machine, t)) - num_skipped(t, is_first=t is threads[0]) for t in threads)
+    return threads[0].fork_len + own
+
+
+def offset_behind(machine: Machine, threads: Sequence[Branch]) -> int:
+    """The offset of what follows a stitched join of ``threads``."""
+    lengths = [len(own_ids(machine, t)) for t in threads]
+    return joined_offset(threads, lengths, stitched_len(machine, threads), machine.dialect.positions)
+
+
+def _room_behind(machine: Machine, branch: Branch, num_tokens: int) -> int:
+    moves_kv = machine.dialect.join.moves_kv
+    offset = offset_behind(machine, branch.waits_for) if moves_kv else 0
+    return machine.room(branch, num_tokens, offset)
+
+
+def _end_of_all(branch: Branch) -> ThreadEnd:
+    """How a branch ends that ends with its threads."""
+    ends = [t.end for t in branch.waits_for]
+    return ThreadEnd.STOP if ThreadEnd.STOP in ends else ThreadEnd.LENGTH
+
+
+def _show_winner(machine: Machine, branch: Branch, vote: Vote) -> ThreadEnd:
+    """Let the thread with the most votes out as the answer; returns how that ends."""
+    winner, result = vote.winner(branch.waits_for)
+    for thread in branch.waits_for:
+        transcript = machine.transcripts.pop(thread)
+        if thread is winner:
+            machine.transcripts[branch].push(transcript.release())
+    machine.tell(Voted(index=winner.index, result=result))
+    if winner.end is not ThreadEnd.STOP:
+        return ThreadEnd.LENGTH
+    # vLLM keeps the last token of a stopped request out of its text.
+    machine.transcripts[branch].push([Piece(winner.token_ids[-1])])
+    return ThreadEnd.STOP
+
+
+def _go_on(machine: Machine, branch: Branch, plan: JoinPlan, num_tokens: int) -> Effects:
+    """Let ``branch`` go on behind its threads, ``num_tokens`` tokens into its context."""
+    threads = list(branch.waits_for)
+    if plan.keep is not None:
+        branch.cut_context(plan.keep)
+    machine.family.join(branch, list(plan.token_ids))
+    room = _room_behind(machine, branch, num_tokens)
+    if machine.dialect.join.moves_kv:
+        branch.offset = offset_behind(machine, threads)
+        branch.stitched_len = stitched_len(machine, threads)
+    yield Resume(branch, plan, room)
+
+
+def _eos_of(machine: Machine, branch: Branch) -> int:
+    """The end-of-sequence token that the first thread to write one wrote."""
+    wrote = (t.token_ids[-1] for t in branch.waits_for if not t.forks and written(t) != t.token_ids)
+    return next(wrote, min(machine.world.eos_ids, default=0))
+
+
+def _end_branch(machine: Machine, branch: Branch, end: ThreadEnd) -> Effects:
+    """A parked ``branch`` ends with its threads: the request, or a thread that had forked."""
+    how = How.CAPPED if end is ThreadEnd.LENGTH else How.STOPPED
+    if branch is machine.family.root:
+        yield from ending.end_family(machine, how)
+        return
+    yield EndJoined(branch, how)
+    yield from ending.end_thread(machine, branch, end)

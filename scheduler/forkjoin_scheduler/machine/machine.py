@@ -1,0 +1,193 @@
+"""A machine: what becomes of one family. It is told what happened, and says what is to be done.
+
+It knows neither vLLM nor torch. What happens to it comes as calls of the functions beside it, by subject:
+
+* ``writing``: a branch wrote tokens;
+* ``forking``: a branch forks, is refused to, asks for a thread, or wrote what the dialect swaps;
+* ``ending``: a thread ended, or its KV is all there;
+* ``advancing``: a step has ended; what is due is done (``cancelling``, ``voting``, ``cutting``, ``joining``).
+
+They answer with effects (``effects.py``). The table of transitions (``family.py``) is the only truth of who
+may do what.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.machine.family import Branch, BranchState, Family
+from forkjoin_scheduler.machine.piece import Piece
+from forkjoin_scheduler.machine.pruner import Pruner
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.machine.transcript import Transcript
+from forkjoin_scheduler.machine.vote import Vote
+from forkjoin_scheduler.machine.waits import Waits
+from forkjoin_scheduler.machine.world import World
+from forkjoin_scheduler.publish.events import (
+    Event,
+    FamilyEnded,
+    Forked,
+    ForkLatency,
+    JoinLatency,
+    Progress,
+)
+from forkjoin_scheduler.request.options import CompiledOptions
+
+Counted = TypeVar("Counted", Progress, FamilyEnded)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a request that may fork asked for, and how. Of its own parameters only what machines decide by.
+
+    ``max_tokens``: of one answer. ``wants_logprobs``: whether its client wants those of its tokens.
+    ``is_streamed``: whether its client hears of it as it goes on.
+    """
+
+    options: CompiledOptions
+    spoken: BoundDialect
+    max_tokens: int
+    wants_logprobs: bool = False
+    is_streamed: bool = True
+
+
+@dataclass(eq=False)
+class Machine:
+    """The state of one family: its tree, and what of it waits to leave for the front end."""
+
+    family: Family
+    terms: Terms
+    world: World
+    transcripts: dict[Branch, Transcript[Piece]] = field(default_factory=dict)
+    #: Threads by the number that their parent knows them by, where it asks for them one by one.
+    numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
+    #: Newlines that the next text of a branch is to begin with, in the answer.
+    newlines: dict[Branch, int] = field(default_factory=dict)
+    #: Threads whose end the front end has been told.
+    told: set[Branch] = field(default_factory=set)
+    #: What its client knows of threads that wait; None if it does not want to.
+    waits: Waits | None = field(init=False)
+    #: How many threads it has been told of.
+    num_announced: int = 0
+    #: What its threads vote for, where the answer is that of most.
+    vote: Vote | None = None
+    #: Its threads that have not started, and start if the vote needs them, in outline order.
+    later: list[Branch] = field(default_factory=list)
+    #: Threads that its client has cancelled and that have not ended yet.
+    cancelled: list[Branch] = field(default_factory=list)
+    #: Stops those that are not worth going on with, if the request says so.
+    pruner: Pruner | None = None
+    #: Forks that were planned in this step and not made yet.
+    num_planned: int = 0
+    #: Whether a thread was refused a token: the budget was spent by another in the same step.
+    is_overdrawn: bool = False
+    stop_reason: int | str | None = None
+    #: The stop token of the request's own that a thread wrote: the last of the answer.
+    stop_piece: Piece | None = None
+    #: How the answer ended, as clients are told (``stop``, ``length``): by our decision, and not by vLLM's.
+    finish: str | None = None
+    #: The root's own end, where its threads go on behind it, and the token that it stopped with.
+    own_finish: str | None = None
+    own_stop_piece: Piece | None = None
+    events: list[Event] = field(default_factory=list)
+    #: Whether its answer begins in this step, with or without a token: it has forked behind its prompt.
+    begins: bool = False
+    #: Whether its end is among these, or has left.
+    has_told_end: bool = False
+    #: Since when (``time.monotonic``) a branch has waited, after a fork for a thread's first token, after a
+    #: join for its own, by the event that tells how long.
+    clocks: dict[tuple[type[ForkLatency | JoinLatency], Branch | None], float] = field(default_factory=dict)
+    #: How often each branch was started, or went on behind something that was put into its text.
+    _num_starts: Counter[Branch] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.transcripts[self.family.root] = Transcript()
+        is_told = self.family.include_threads and self.terms.is_streamed
+        self.waits = Waits() if is_told else None
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the family forks and joins."""
+        return self.terms.spoken.dialect
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether the root's own tokens go through the transcript, for threads run beside it."""
+        return not self.dialect.join.waits
+
+    def room(self, branch: Branch, num_tokens: int, offset: int = 0) -> int:
+        """Tokens that a context of ``num_tokens`` can still take, in KV slots and in positions.
+
+        What closes a stitched thread must find room behind them.
+        """
+        num_closing = 0
+        if branch is not self.family.root:
+            num_closing = self.dialect.join.num_closing_tokens(self.dialect, self.world.tokenizer)
+        return self.world.max_model_len - num_tokens - max(offset, 0) - num_closing
+
+    def budget(self, branch: Branch, room: int) -> int:
+        """Tokens that ``branch`` may still generate, ``room`` being left in its context."""
+        own = [self.family.remaining, room]
+        if branch is not self.family.root:
+            limit = self.family.limits.max_tokens_per_thread
+            own += [] if limit is None else [limit - branch.num_generated]
+            own += [self.terms.max_tokens] if self.terms.options.best_of else []
+        return max(min(own), 1)
+
+    def next_salt(self, branch: Branch) -> str:
+        """What sets the noise of ``branch``'s next stretch of text apart from that of all others.
+
+        The same whatever else runs: by its place in the tree, and how often it was started.
+        """
+        self._num_starts[branch] += 1
+        return f"{branch.path}:{self._num_starts[branch]}"
+
+    def parked(self) -> list[Branch]:
+        """The branches that wait for their threads, the root first."""
+        return [b for b in self.family.root.subtree() if b.state is BranchState.PARKED]
+
+    def tell(self, event: Event) -> None:
+        """Note ``event`` for the front end."""
+        self.events.append(event)
+        self.has_told_end |= isinstance(event, FamilyEnded)
+        if isinstance(event, Forked):
+            self.num_announced = len(self.family.threads)
+
+    def clock_fork(self, branch: Branch) -> None:
+        """The trigger of ``branch`` has been sampled."""
+        self.clocks[ForkLatency, branch] = time.monotonic()
+
+    def clock_join(self, branch: Branch) -> None:
+        """The last thread of ``branch`` has ended."""
+        self.clocks[JoinLatency, branch] = time.monotonic()
+
+    def clock_token(self, branch: Branch) -> None:
+        """``branch`` has generated: the first token after a fork or a join tells its latency."""
+        for kind, waited in ((ForkLatency, branch.parent), (JoinLatency, branch)):
+            if (start := self.clocks.pop((kind, waited), None)) is not None:
+                self.tell(kind(seconds=time.monotonic() - start))
+
+    def release(self) -> list[Piece]:
+        """What of the answer may leave now; with its end also the token that it stopped with."""
+        pieces = self.transcripts[self.family.root].release()
+        last = self.stop_piece or self.own_stop_piece
+        if self.finish == "stop" and last is not None:
+            pieces.append(last)
+        self.family.num_shown += len(pieces)
+        return pieces
+
+    def counts(self, kind: type[Counted]) -> Counted:
+        """What the family has come to so far, for the front end."""
+        family = self.family
+        return kind(
+            family=family.request_id,
+            num_threads=sum(t.end is not ThreadEnd.NOT_STARTED for t in family.threads) - len(self.later),
+            total_tokens=family.num_generated,
+            critical_path_tokens=family.num_critical,
+            surplus_tokens=family.num_shown - family.num_generated,
+        )

@@ -1,0 +1,20 @@
+"""One token of a transcript."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of the transcript, with its row of logprobs (as the engine has it) if it was sampled."""
+
+    token_id: int
+    logprobs: Any = None
+
+
+def injected(token_ids: Iterable[int]) -> list[Piece]:
+    """Tokens that the engine wrote, not the model."""
+    return [Piece(token_id) for token_id in token_ids]

@@ -1,0 +1,54 @@
+"""What a branch's text calls for, decided while its tokens are booked and done at the end of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.machine.fork import ForkPlan, Refusal, has_room, plan_fork
+from forkjoin_scheduler.machine.forking import Fork
+from forkjoin_scheduler.machine.machine import Machine
+from forkjoin_scheduler.request.explicit import explicit_plan
+
+
+def plan(
+    machine: Machine, branch: Branch, context: list[int], since: int, planned: Iterable[Fork] = ()
+) -> ForkPlan | Refusal:
+    """What the call at the end of ``context`` does; the request may itself say into what it forks.
+
+    ``since``: tokens of the context that were there before the branch wrote, or when it forked last.
+    ``planned``: its forks that were planned in this step and not made yet.
+    """
+    dialect, limits, world = machine.dialect, machine.family.limits, machine.world
+    if machine.terms.options.forks_at_prompt:
+        asked_for = explicit_plan(machine.terms.options)
+        if limits.max_forks == 0:
+            return Refusal("too_many_forks", dialect.policies.too_many_forks)
+        if not has_room(asked_for.threads, len(context), world.max_model_len):
+            return Refusal("no_room", dialect.policies.no_room)
+        return asked_for
+    offset = dialect.join.thread_offset(branch.offset, dialect.positions)
+    found = plan_fork(
+        dialect,
+        limits,
+        context,
+        world.tokenizer,
+        since=since,
+        num_forks=machine.family.num_forks + machine.num_planned,
+        depth=branch.depth,
+        max_model_len=world.max_model_len - max(offset, 0),
+    )
+    if isinstance(found, ForkPlan):
+        planned = list(planned)
+        if any(is_numbered(machine, branch, t.number, planned) for t in found.threads):
+            return Refusal("duplicate_outline", Policy.SEQUENTIAL)
+    return found
+
+
+def is_numbered(machine: Machine, branch: Branch, number: str, planned: Iterable[Fork] = ()) -> bool:
+    """Whether ``branch`` knows a thread by ``number``, or will when what is ``planned`` has been done."""
+    if machine.dialect.join.question is None:
+        return False
+    told = (thread for fork in planned for thread in fork.plan.threads)
+    return (branch, number) in machine.numbered or any(t.number == number for t in told)

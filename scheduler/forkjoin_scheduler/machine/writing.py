@@ -1,0 +1,131 @@
+"""What a step brought a branch: its tokens go into the transcript, in outline order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from forkjoin_scheduler.machine import ending, forking
+from forkjoin_scheduler.machine.effects import Effects
+from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.machine.forking import Fork
+from forkjoin_scheduler.machine.machine import Machine
+from forkjoin_scheduler.machine.piece import Piece, injected
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.publish.events import Tokens
+
+
+def thread_wrote(
+    machine: Machine,
+    thread: Branch,
+    pieces: list[Piece],
+    end: ThreadEnd | None = None,
+    *,
+    stop_reason: int | str | None = None,
+    likely: Sequence[Sequence[float]] = (),
+    forks: Sequence[Fork] = (),
+) -> Effects | None:
+    """A thread wrote ``pieces`` in a step, and ended if ``end`` says so; None where nothing follows from it.
+
+    ``likely``: of each token the log-probabilities of the most likely ones, for a policy that prunes.
+    ``forks``: where in them the thread forks and goes on.
+    """
+    if thread.state is not BranchState.DECODING:
+        return None
+    assert thread.plan is not None
+    # Several threads end a step together: what is over the budget was never generated.
+    remaining = machine.family.remaining
+    if len(pieces) > remaining:
+        pieces = pieces[:remaining]
+        machine.is_overdrawn = True
+        end = None if end is None else ThreadEnd.LENGTH
+    machine.family.generated(thread, [piece.token_id for piece in pieces])
+    if machine.clocks:
+        machine.clock_token(thread)
+    if machine.pruner is not None:
+        machine.pruner.wrote(thread, likely)
+    if end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None):
+        pieces = pieces[:-1]
+    if machine.family.include_threads and pieces:
+        machine.tell(Tokens(index=thread.index, token_ids=[piece.token_id for piece in pieces]))
+    if end is ThreadEnd.REQUEST_STOP:
+        # The answer may end later than this thread; its stop token leaves with the end.
+        machine.stop_reason = stop_reason
+        machine.stop_piece = pieces.pop() if pieces else None
+    if forks:
+        return _run(machine, thread, pieces, forks, end)
+    _push(machine, thread, pieces)
+    return None if end is None else ending.end_thread(machine, thread, end)
+
+
+def _run(
+    machine: Machine, thread: Branch, pieces: list[Piece], forks: Sequence[Fork], end: ThreadEnd | None
+) -> Effects:
+    yield from _push_run(machine, thread, pieces, forks)
+    if end is not None:
+        yield from ending.end_thread(machine, thread, end)
+
+
+def root_wrote(
+    machine: Machine,
+    pieces: list[Piece],
+    finish: str | None = None,
+    *,
+    stop_reason: int | str | None = None,
+    num_led: int = 0,
+    forks: Sequence[Fork] = (),
+) -> Effects:
+    """The root wrote ``pieces`` where threads run beside it, and ended if ``finish`` says how.
+
+    Its tokens wait for their turn too, but for the first ``num_led``: they have left as any request's, for
+    until its first call nobody could know that it would fork.
+    """
+    root = machine.family.root
+    if finish == "stop":
+        # It leaves with the end of the answer, if no limit is in its way.
+        machine.own_stop_piece = pieces.pop() if pieces else None
+    yield from _push_run(machine, root, pieces, forks, num_led)
+    if finish is not None:
+        machine.own_finish, machine.stop_reason = finish, stop_reason
+        # What was to be had on demand nobody will ask for any more; spliced threads go on.
+        cancels = machine.dialect.join.threads_end_with_parent
+        cancelled = machine.family.end(root, ThreadEnd.STOP, cancels=cancels)
+        yield ending.forget(machine, cancelled)
+
+
+def _push_run(
+    machine: Machine, branch: Branch, pieces: list[Piece], forks: Sequence[Fork], num_led: int = 0
+) -> Effects:
+    """Append what ``branch`` has written in a step, from token ``num_led`` on, and fork it on the way."""
+    at = num_led
+    for fork in forks:
+        if fork.num_in_run > len(pieces):
+            break  # the budget ended before it
+        _push(machine, branch, pieces[at : fork.num_in_run])
+        yield from forking.fork(machine, branch, fork)
+        at = fork.num_in_run
+    _push(machine, branch, pieces[at:])
+
+
+def _push(machine: Machine, branch: Branch, pieces: list[Piece]) -> None:
+    """Append what ``branch`` has written to its transcript, behind the newlines that it should have."""
+    if machine.newlines:
+        pieces = _behind_newlines(machine, branch, pieces)
+    machine.transcripts[branch].push(pieces)
+
+
+def _behind_newlines(machine: Machine, branch: Branch, pieces: list[Piece]) -> list[Piece]:
+    """The same ``pieces``, with those newlines that ``branch`` should have before them and has not."""
+    tokenizer, missing = machine.world.tokenizer, machine.newlines.pop(branch, 0)
+    for at, piece in enumerate(pieces if missing else []):
+        text = tokenizer.decode([piece.token_id])
+        behind = text.lstrip("\n")
+        missing = max(missing - (len(text) - len(behind)), 0)
+        if behind:
+            # the last token of it: some tokenizers begin every text with a space
+            newline = tokenizer.encode("\n")[-1:]
+            pieces = [*pieces[:at], *injected(newline * missing), *pieces[at:]]
+            missing = 0
+            break
+    if missing:
+        machine.newlines[branch] = missing
+    return pieces

@@ -1,0 +1,95 @@
+"""How the request of a parked branch goes on: on KV that is there, the rest prefilled."""
+
+from __future__ import annotations
+
+from vllm.v1.request import Request
+
+from forkjoin_scheduler.machine import effects
+from forkjoin_scheduler.publish.events import Joined
+from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead
+from forkjoin_scheduler.vllm_seam.cache.placing import Placing
+from forkjoin_scheduler.vllm_seam.cache.stitching import Stitching
+from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.starts import queues
+from forkjoin_scheduler.vllm_seam.starts.answers import Answers
+from forkjoin_scheduler.vllm_seam.starts.requests import fold, truncate
+from forkjoin_scheduler.vllm_seam.threads.params import Params
+
+
+class Resuming:
+    """Lets branches go on. Keeps nothing."""
+
+    def __init__(
+        self,
+        core: Core,
+        answers: Answers,
+        placing: Placing,
+        stitching: Stitching,
+        ahead: JoinAhead,
+        params: Params,
+    ) -> None:
+        self._core = core
+        self._answers = answers
+        self._placing = placing
+        self._stitching = stitching
+        self._ahead = ahead
+        self._params = params
+
+    def resume(self, live: LiveFamily, effect: effects.Resume) -> None:
+        """Let a branch go on behind its threads."""
+        branch, plan = effect.branch, effect.plan
+        request = self._core.request_of(branch)
+        if plan.keep is not None:
+            self._rewind(request, plan.keep)
+        params = self._params.behind_join(live, branch, effect.room)
+        num_tokens = request.num_tokens + len(plan.token_ids)
+        num_computed_tokens, moves_kv = request.num_computed_tokens, live.dialect.join.moves_kv
+        if moves_kv:
+            held = {thread: live.held.pop(thread) for thread in branch.waits_for}
+            stitched = self._stitching.stitched(live, held)
+            assert stitched.num_tokens == branch.stitched_len
+            num_computed_tokens = stitched.num_tokens
+            self._placing.start_stitched(request, stitched, ((0, branch.offset),))
+        fold(request, plan.token_ids, params)
+        if branch is live.family.root:
+            shown = live.dialect.join.shows_threads
+            self._answers.joined(request, plan.closing_ids if shown else plan.token_ids)
+        if held_first := self._ahead.prefilled(live, branch):
+            kv.adopt(self._core.kv_cache_manager, request, held_first)
+            num_computed_tokens = held_first.num_tokens
+        self._core.wishes[request.request_id].since = request.num_tokens
+        if not moves_kv:  # the last token is computed once more, where nothing follows it
+            num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1)
+        queues.resume(self._core.scheduler, request, num_computed_tokens)
+        num_prefilled = num_tokens - num_computed_tokens
+        live.tell(Joined(parent_index=branch.index, prefilled_tokens=num_prefilled))
+
+    def swap(self, live: LiveFamily, effect: effects.Swap) -> None:
+        """Let a branch that decodes go on behind other tokens than it wrote."""
+        branch = effect.branch
+        request = self._core.request_of(branch)
+        queues.park(self._core.scheduler, request)
+        self._rewind(request, effect.keep)
+        room = live.room(branch, request.num_tokens + len(effect.token_ids))
+        fold(request, effect.token_ids, self._params.behind_join(live, branch, room))
+        if branch is live.family.root:
+            self._answers.joined(request, effect.token_ids)
+        queues.resume(self._core.scheduler, request, 0)
+
+    def sample_again(self, request: Request) -> None:
+        """Draw the sample anew that was dropped for a fork behind the prompt, if that is where it stands."""
+        if request.num_output_tokens == 0:
+            queues.park(self._core.scheduler, request)
+            # the last token is computed once more, to sample from
+            computed = kv.keep(self._core.kv_cache_manager, request, request.num_tokens - 1)
+            queues.resume(self._core.scheduler, request, computed)
+
+    def _rewind(self, request: Request, num_tokens: int) -> None:
+        """Let a parked ``request`` be as it was behind ``num_tokens`` tokens, to go on otherwise.
+
+        Its blocks go back: they may be hashed by the tokens that are cut off.
+        """
+        truncate(request, num_tokens)
+        request.num_computed_tokens = kv.keep(self._core.kv_cache_manager, request, 0)
