@@ -49,6 +49,8 @@ class Core:
         self.threads: dict[str, tuple[LiveFamily, Branch]] = {}
         #: What requests that fork/join has to do with ask for, by id; of threads, too.
         self.wishes: dict[str, Wish] = {}
+        #: Requests that forked in this step and went on: they may have ended in the same.
+        self.forking: dict[str, Request] = {}
         self.spoken: BoundDialect | None = None
         if settings.dialect is not None:
             model_config = scheduler.vllm_config.model_config
@@ -101,6 +103,7 @@ class Core:
         return live, live.family.root
 
     def request_of(self, branch: Branch | None) -> Request:
-        """The request of a branch that has not ended."""
+        """The request of a branch that has not ended, or ended in this step behind a fork."""
         assert branch is not None
-        return self.requests[branch.request_id]
+        request = self.requests.get(branch.request_id)
+        return self.forking[branch.request_id] if request is None else request

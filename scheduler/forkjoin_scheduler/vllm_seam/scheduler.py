@@ -236,6 +236,7 @@ class ForkJoinScheduler(AsyncScheduler):
             for of_client in result.values():
                 of_client.outputs = fence.sift("take", of_client.outputs, self._taking.take)
         forks.beside.clear()
+        core.forking.clear()
         if forks.triggered:
             fence.each("fork", drained(forks.triggered), forks.try_fork)
         if forks.asking:

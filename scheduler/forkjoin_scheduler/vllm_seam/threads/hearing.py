@@ -181,6 +181,7 @@ class Hearing:
             return False
         since, wish.since = wish.since, request.num_tokens
         fork = Fork(plan, request.num_tokens, since, num_in_run)
+        self._core.forking[request.request_id] = request
         self._forks.beside.setdefault(request.request_id, []).append(fork)
         return True
 
