@@ -71,7 +71,7 @@ def targets() -> list[Target]:
     """All functions that hooks come to, but for the hooks themselves, the fence, and what cleans up."""
     owners: list[Owner] = [ForkJoinScheduler, *PARTS]
     owners += [LiveFamily, Machine, Family, Branch, Transcript, Admission, Vote, Pruner, kv, queues, requests]
-    owners += [advancing, cancelling, cutting, ending, forking, joining, planning, voting, writing]
+    owners += [ahead, advancing, cancelling, cutting, ending, forking, joining, planning, voting, writing]
     return [
         (owner, name)
         for owner in owners

@@ -1,18 +1,12 @@
-"""The progressive join: threads that have ended are prefilled while slower ones still decode.
-
-The joined context of a re-prefill join is a prefix for each thread that has ended, in order. So
-these can be prefilled behind one another before the last one ends, riding in the steps of those
-that decode, a few tokens a step; at the join little is left. The same tokens, the same result.
-"""
+"""The progressive join (``machine/ahead.py``) on KV blocks: a job of slices, as large as steps allow."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from forkjoin_scheduler.dialects.policies import Policy
-from forkjoin_scheduler.joins.joined import end_policy, joined_ids
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.joins.joined import joined_ids
+from forkjoin_scheduler.machine import ahead
+from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.publish.events import JoinedAhead
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
@@ -39,36 +33,32 @@ class JoinAhead:
         """
         if not self._core.settings.join_ahead_tokens or branch in live.ahead:
             return
-        if branch.state is not BranchState.PARKED or not live.dialect.join.prefills_ahead:
-            return
-        if branch.waits_for[0] in live.held and _num_ended(live, branch) > 1:
+        if branch.waits_for and branch.waits_for[0] in live.held and ahead.may_prefill(live, branch):
             job = self._jobs.start(live, partial(self._prefill_ended, live, branch))
             if job in live.jobs:
                 live.ahead[branch] = job
 
     def _prefill_ended(self, live: LiveFamily, branch: Branch, job: Job) -> Work:
         """Go on as long as the next thread has ended and the step has tokens left, slice by slice."""
-        first, *others = branch.waits_for
+        first, most = branch.waits_for[0], self._core.max_model_len
         held = live.held.pop(first)
         parent = self._core.request_of(branch)
         job.last_hashes = parent.block_hashes  # it begins as its parent's
-        context = [
-            *parent._all_token_ids,
-            *joined_ids(live.dialect, first, self._core.tokenizer),
-        ]
-        for number, thread in enumerate(others, 1):
-            context += joined_ids(live.dialect, thread, self._core.tokenizer)
-            if _num_ended(live, branch) <= number or len(context) >= self._core.max_model_len:
+        tokenizer = self._core.tokenizer
+        context = [*parent._all_token_ids, *joined_ids(live.dialect, first, tokenizer)]
+        ends: list[int] = []
+        while True:
+            while len(context) < most and ahead.num_ended(live, branch) > len(ends) + 1:
+                context += joined_ids(live.dialect, branch.waits_for[len(ends) + 1], tokenizer)
+                ends += [len(context)] if len(context) < most else []
+            end = ahead.next_end(
+                held.num_tokens, ends, self._core.settings.join_ahead_tokens - self.num_tokens
+            )
+            if end == held.num_tokens:
                 break
-            while (
-                held.num_tokens < len(context)
-                and (room := self._core.settings.join_ahead_tokens - self.num_tokens) > 0
-            ):
-                end = min(held.num_tokens + room, len(context))
-                held = yield from self._prefill_slice(live, job, context[:end], held)
-            if held.num_tokens < len(context):
-                self.waiting.append((live, branch))
-                break
+            held = yield from self._prefill_slice(live, job, context[:end], held)
+        if ends and held.num_tokens < ends[-1]:
+            self.waiting.append((live, branch))
         live.held[first] = held
         live.ahead.pop(branch, None)
 
@@ -109,15 +99,3 @@ class JoinAhead:
     @staticmethod
     def _start_of(job: Job) -> int:
         return job.fill.start.num_tokens if job.fill is not None and job.fill.start is not None else 0
-
-
-def _num_ended(live: LiveFamily, branch: Branch) -> int:
-    """How many of the threads that ``branch`` waits for, from the first, have ended and may be joined."""
-    ended = 0
-    for thread in branch.waits_for:
-        if thread.is_live or thread.end in (ThreadEnd.REQUEST_STOP, ThreadEnd.CANCELLED):
-            break
-        if end_policy(live.dialect, thread.end) is Policy.END_REQUEST:
-            break
-        ended += 1
-    return ended
