@@ -16,6 +16,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from forkjoin_scheduler.machine import (
     advancing,
+    ahead,
     cancelling,
     cutting,
     ending,
