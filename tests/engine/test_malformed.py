@@ -43,7 +43,7 @@ def speaking(model_of):
 def contexts(monkeypatch):
     """The tokens that branches went on from."""
     from forkjoin_scheduler.vllm_seam.starts import requests
-    from forkjoin_scheduler.vllm_seam.threads import forking, joining
+    from forkjoin_scheduler.vllm_seam.threads import resuming
 
     seen = []
 
@@ -51,8 +51,7 @@ def contexts(monkeypatch):
         requests.fold(request, token_ids, params)
         seen.append(list(request.prompt_token_ids))
 
-    monkeypatch.setattr(joining, "fold", fold)
-    monkeypatch.setattr(forking, "fold", fold)
+    monkeypatch.setattr(resuming, "fold", fold)
     return seen
 
 
