@@ -79,4 +79,4 @@ def simulate(
         router.pick(request, replicas).submit(request)
     for replica in replicas:
         replica.run()
-    return measure((replica.counts for replica in replicas), slo)
+    return measure((replica.core.counts for replica in replicas), slo)

@@ -8,13 +8,13 @@ from itertools import count
 from forkjoin_bench.simulator.blocks import BlockPool
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.results.measures import Counts
-from forkjoin_bench.simulator.sequence import Family, Kv, Role, Sequence, State
+from forkjoin_bench.simulator.sequence import Cause, Family, Kv, Role, Sequence, State
 
 Book = dict[int, list[Sequence]]
 
 
 class Core:
-    """What the layers share: ``joining`` (families), ``pacing`` (policies), ``replica`` (steps)."""
+    """Owns who runs and waits, and the blocks. All parts of a replica share it."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -36,17 +36,20 @@ class Core:
         #: Threads that could run: they run or wait.
         self.threads: dict[Sequence, None] = {}
         self.gate = engine.gate()
+        #: Tokens that the step may still compute, and what it prefills: sequence and tokens.
+        self.budget = 0
+        self.chunks: list[tuple[Sequence, int]] = []
         #: Counts what changes who runs or waits.
         self.version = 0
-        self._grow: Book = {}
-        self._end: Book = {}
+        self.grows: Book = {}
+        self.ends: Book = {}
         self._names = count(1)
-        self._ranks = count()
+        self.ranks = count()
         self._prefixes: dict[int, list[int]] = {}
 
     # ---- who decodes -----------------------------------------------------------------------
 
-    def _begin_decoding(self, sequence: Sequence) -> None:
+    def begin_decoding(self, sequence: Sequence) -> None:
         """Its first token of this stretch was sampled in this step: book what comes."""
         step = self.step
         sequence.state, sequence.since = State.DECODING, step
@@ -62,10 +65,10 @@ class Core:
 
     def _book(self, sequence: Sequence) -> None:
         if sequence.grows_at <= sequence.part_ends_at:
-            self._grow.setdefault(sequence.grows_at, []).append(sequence)
-        self._end.setdefault(sequence.part_ends_at, []).append(sequence)
+            self.grows.setdefault(sequence.grows_at, []).append(sequence)
+        self.ends.setdefault(sequence.part_ends_at, []).append(sequence)
 
-    def _stop_decoding(self, sequence: Sequence, behind: int) -> None:
+    def stop_decoding(self, sequence: Sequence, behind: int) -> None:
         """It decodes no more; ``behind`` was the last step in which it did."""
         num, family = behind - sequence.since, sequence.family
         sequence.tokens += num
@@ -79,7 +82,7 @@ class Core:
         self.num_decoding -= 1
         self.context_decoding -= sequence.tokens
 
-    def _sit_out(self, sequence: Sequence) -> None:
+    def sit_out(self, sequence: Sequence) -> None:
         """It decodes, but did not in the step just made: all that is booked comes a step later."""
         sequence.since += 1
         sequence.family.sum_since += 1
@@ -89,15 +92,15 @@ class Core:
 
     # ---- who holds what --------------------------------------------------------------------
 
-    def _num_blocks(self, tokens: int) -> int:
+    def num_blocks(self, tokens: int) -> int:
         return -(-tokens // self.engine.block_size)
 
-    def _extend(self, kv: Kv, tokens: int) -> None:
+    def extend(self, kv: Kv, tokens: int) -> None:
         """Take the blocks that ``tokens`` tokens of KV need: there are enough."""
-        for _ in range(self._num_blocks(tokens) - len(kv.blocks)):
+        for _ in range(self.num_blocks(tokens) - len(kv.blocks)):
             kv.blocks.append(self.pool.take())
 
-    def _name_full(self, kv: Kv, tokens: int) -> None:
+    def name_full(self, kv: Kv, tokens: int) -> None:
         """Let the full blocks of ``tokens`` tokens be found."""
         for i in range(kv.num_named, min(tokens // self.engine.block_size, len(kv.blocks))):
             if i == len(kv.names):
@@ -105,19 +108,19 @@ class Core:
             self.pool.name(kv.blocks[i], kv.names[i])
             kv.num_named = i + 1
 
-    def _drop(self, kv: Kv) -> None:
+    def drop(self, kv: Kv) -> None:
         """Give the blocks back."""
         self.pool.give_back(kv.blocks)
         kv.blocks, kv.computed, kv.num_named = [], 0, 0
 
-    def _drop_tail(self, kv: Kv) -> None:
+    def drop_tail(self, kv: Kv) -> None:
         """Give the partly filled last block back."""
         num_whole = kv.computed // self.engine.block_size
         self.pool.give_back(kv.blocks[num_whole:])
         del kv.blocks[num_whole:]
         kv.computed = num_whole * self.engine.block_size
 
-    def _findable(self, sequence: Sequence) -> tuple[list[int], int]:
+    def findable(self, sequence: Sequence) -> tuple[list[int], int]:
         """Blocks that ``sequence`` may start on, and the tokens that they save it."""
         parent, size = sequence.parent, self.engine.block_size
         if parent is not None and parent.kv.computed and sequence.role is not Role.AHEAD:
@@ -128,23 +131,49 @@ class Core:
         found = self.pool.find(sequence.kv.names[: (sequence.tokens - 1) // size])
         return found, len(found) * size
 
-    def _prefix_of(self, session: int, tokens: int) -> list[int]:
+    def prefix_of(self, session: int, tokens: int) -> list[int]:
         """The names of the full blocks that a session's requests begin with."""
         names = self._prefixes.setdefault(session, [])
         while len(names) < tokens // self.engine.block_size:
             names.append(next(self._names))
         return names[: tokens // self.engine.block_size]
 
+    def prefill(self, sequence: Sequence, num: int) -> None:
+        kv = sequence.kv
+        self.extend(kv, kv.computed + num)
+        kv.computed += num
+        if not sequence.is_stitched:
+            self.name_full(kv, kv.computed)
+        self.budget -= num
+        self.chunks.append((sequence, num))
+
     # ---- queues ----------------------------------------------------------------------------
 
-    def _leave(self, sequence: Sequence) -> None:
+    def leave(self, sequence: Sequence) -> None:
         """Take it out of those that run."""
         self.version += 1
         self.running.pop(sequence, None)
         self.prefilling.pop(sequence, None)
 
-    def _queue(self, sequence: Sequence) -> None:
+    def queue(self, sequence: Sequence) -> None:
         """It waits to run, before those that hold nothing if it holds KV."""
         self.version += 1
         sequence.state = State.WAITING
         (self.holding if sequence.kv.computed else self.waiting).append(sequence)
+
+    def fill(
+        self, parent: Sequence, position: int, role: Role, cause: Cause, kv: Kv, tokens: int
+    ) -> Sequence:
+        """Compute the KV of ``tokens`` tokens, from ``kv`` on, for a parked ``parent``."""
+        fill = Sequence(parent.family, (1,), tokens, role, parent, position, cause, kv=kv)
+        fill.fork_len = parent.tokens
+        self.version += 1
+        self.holding.append(fill)
+        return fill
+
+    def take_out(self, fill: Sequence) -> None:
+        """End ``fill``, wherever it stands."""
+        self.leave(fill)
+        if fill.state is State.WAITING:
+            (self.waiting if fill.was_preempted else self.holding).remove(fill)
+        fill.state = State.ENDED

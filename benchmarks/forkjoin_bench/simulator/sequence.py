@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from forkjoin_bench.simulator.workload import Body, Request
+from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.machine.machine import Machine
 
 
 class State(Enum):
@@ -64,6 +66,8 @@ class Sequence:
     position: int = 0
     cause: Cause = Cause.PROMPT
     state: State = State.WAITING
+    #: What it is to its family's machine; a fill is nothing to it.
+    branch: Branch = field(default_factory=lambda: Branch(""))
     kv: Kv = field(default_factory=Kv)
     #: Tokens of its context that are its parent's.
     fork_len: int = 0
@@ -82,9 +86,6 @@ class Sequence:
     last_at: float | None = None
     #: Of a parked one: its threads, KV of ended ones by position, and what prefills them ahead.
     threads: list[Sequence] = field(default_factory=list)
-    num_live_threads: int = 0
-    #: Of its forks that are joined, the longest threads' tokens.
-    longest: int = 0
     held: dict[int, Kv] = field(default_factory=dict)
     fill: Sequence | None = None
     #: Whether its KV is stitched: no prefix of it can be found or computed in a row.
@@ -100,6 +101,10 @@ class Sequence:
     def written_at(self, step: int) -> int:
         """What it has written behind ``step``."""
         return self.written + (step - self.since if self.state is State.DECODING else 0)
+
+    def unbooked_at(self, step: int) -> int:
+        """What of that its machine has not been told yet."""
+        return self.written_at(step) - self.branch.num_generated
 
     def written_part(self) -> int:
         """Tokens of the part that it writes."""
@@ -128,6 +133,10 @@ class Family:
     num_decoding: int = 0
     sum_since: int = 0
     num_preempted: int = 0
+    #: From its first fork on.
+    machine: Machine | None = None
+    #: Its branches that have not ended.
+    sequences: dict[Branch, Sequence] = field(default_factory=dict)
 
     def generated(self, step: int) -> int:
         """Tokens written behind ``step``."""
@@ -135,10 +144,7 @@ class Family:
 
     def critical(self, step: int) -> int:
         """Tokens of its critical path so far."""
-        return critical(self.root, step)
-
-
-def critical(sequence: Sequence, step: int) -> int:
-    """Tokens on the longest path through ``sequence`` behind ``step``."""
-    own = sequence.written_at(step) + sequence.longest
-    return own + max((critical(t, step) for t in sequence.threads), default=0)
+        if self.machine is None:
+            return self.root.written_at(step)
+        live = (s.branch.num_critical + s.unbooked_at(step) for s in self.sequences.values())
+        return max(self.machine.family.num_critical, *live)

@@ -71,21 +71,21 @@ GATES = st.sampled_from([Greedy, FamilyAware, lambda: AtMost(2)])
 
 def test_a_plain_request_takes_a_step_for_its_prompt_and_one_for_each_token_behind_the_first():
     replica = ran([Request(100, (5,))])
-    assert replica.counts.num_steps == 5
-    assert replica.counts.num_computed == 100 + 4
-    (family,) = replica.counts.ended
+    assert replica.core.counts.num_steps == 5
+    assert replica.core.counts.num_computed == 100 + 4
+    (family,) = replica.core.counts.ended
     assert (family.first_token_at, family.ended_at) == (1.0, 5.0)
 
 
 def test_a_family_takes_the_steps_of_its_critical_path():
     # 4 steps to the trigger, 5 of the longest thread from the step behind it on, 2 behind the join.
     replica = ran([FAMILY])
-    assert replica.counts.num_steps == num_critical(FAMILY.body) == 11
+    assert replica.core.counts.num_steps == num_critical(FAMILY.body) == 11
 
 
 def test_what_a_family_prefills():
     replica = ran([FAMILY], replace(ENGINE, join_ahead_tokens=0))
-    prefilled = {cause.value: n for cause, n in replica.counts.prefilled.items()}
+    prefilled = {cause.value: n for cause, n in replica.core.counts.prefilled.items()}
     # A header of 5 and the trigger for each thread. At the join: what the first wrote last, which has
     # no KV, the second's shorter header and its tokens, and the text behind the threads.
     assert prefilled == {"prompt": 32, "header": 2 * 6, "join": 1 + (4 + 5) + 1}
@@ -93,8 +93,8 @@ def test_what_a_family_prefills():
 
 def test_threads_that_have_ended_are_prefilled_while_a_slower_one_decodes():
     request = Request(32, (4, Fork(((3,), (3,), (40,))), 2))
-    plain = ran([request], replace(ENGINE, join_ahead_tokens=0)).counts
-    ahead = ran([request]).counts
+    plain = ran([request], replace(ENGINE, join_ahead_tokens=0)).core.counts
+    ahead = ran([request]).core.counts
     prefilled = {cause.value: n for cause, n in ahead.prefilled.items()}
     assert prefilled["ahead"] == 1 + (4 + 3)
     assert prefilled["join"] == (4 + 40) + 1
@@ -103,7 +103,7 @@ def test_threads_that_have_ended_are_prefilled_while_a_slower_one_decodes():
 
 
 def test_a_stitched_join_computes_its_text_and_the_threads_last_tokens():
-    counts = ran([FAMILY], replace(ENGINE, spoken=Spoken(join=2, is_stitched=True))).counts
+    counts = ran([FAMILY], replace(ENGINE, spoken=Spoken(join=2, is_stitched=True))).core.counts
     prefilled = {cause.value: n for cause, n in counts.prefilled.items()}
     assert prefilled == {"prompt": 32, "header": 2 * 6, "close": 2, "join": 2}
     assert counts.num_steps == num_critical(FAMILY.body) + 1  # the last thread's last token gets its KV
@@ -112,25 +112,25 @@ def test_a_stitched_join_computes_its_text_and_the_threads_last_tokens():
 def test_threads_share_the_blocks_of_their_prefix():
     # 1600 of prompt: 100 blocks of 16 and the tail that 8 threads have each of their own.
     request = Request(1600, (1, Fork(tuple((8,) for _ in range(8))), 1))
-    assert ran([request]).counts.peak_blocks <= 100 + 2 * 8 + 8
+    assert ran([request]).core.counts.peak_blocks <= 100 + 2 * 8 + 8
 
 
 def test_a_prompt_is_prefilled_in_chunks_within_the_budget():
     replica = ran([Request(100, (1,))], replace(ENGINE, max_num_seqs=8, max_batched_tokens=40))
-    assert replica.counts.num_steps == 3
+    assert replica.core.counts.num_steps == 3
 
 
 def test_no_more_run_than_there_are_slots():
     replica = ran([Request(16, (10,)) for _ in range(4)], replace(ENGINE, max_num_seqs=2))
-    assert replica.counts.num_steps == 20
-    assert replica.counts.num_rows == 40
+    assert replica.core.counts.num_steps == 20
+    assert replica.core.counts.num_rows == 40
 
 
 def test_the_youngest_gives_way_and_finds_what_is_left_of_its_kv():
     # Two of 4 blocks each in 6: the second loses its blocks and gets them again when the first has ended.
     replica = ran([Request(32, (30,)), Request(32, (30,))], replace(ENGINE, num_blocks=6))
-    first, second = replica.counts.ended
-    assert replica.counts.num_preempted == 1
+    first, second = replica.core.counts.ended
+    assert replica.core.counts.num_preempted == 1
     assert (first.number, first.num_preempted, second.num_preempted) == (0, 0, 1)
     assert first.ended_at == 30.0
 
@@ -143,7 +143,7 @@ def test_a_request_that_fits_nowhere_is_an_error():
 def test_a_gate_keeps_families_waiting_and_lets_plain_requests_pass():
     requests = [FAMILY, FAMILY, replace(FAMILY, may_fork=False)]
     replica = ran(requests, replace(ENGINE, gate=lambda: AtMost(1)))
-    ends = {family.number: family.ended_at for family in replica.counts.ended}
+    ends = {family.number: family.ended_at for family in replica.core.counts.ended}
     assert ends == {0: 11.0, 1: 22.0, 2: 11.0}
 
 
@@ -165,23 +165,31 @@ def test_nothing_is_lost(requests, spoken, gate, policy, room, ahead, slots):
         **({"policy": lambda: policy} if policy else {}),
     )
     replica = ran(requests, engine)
-    counts = replica.counts
-    assert replica.pool.num_free == engine.num_blocks
+    counts = replica.core.counts
+    assert replica.core.pool.num_free == engine.num_blocks
     assert sorted(f.number for f in counts.ended) == list(range(len(requests)))
     for family in counts.ended:
         assert family.done == num_generated(family.request.body)
     assert counts.num_computed == counts.num_decoded + sum(counts.prefilled.values())
     # Each token is the sample of a step that decoded, or of the end of a prefill.
     assert counts.num_decoded < sum(num_generated(r.body) for r in requests)
-    assert not any([replica.running, replica.waiting, replica.holding, replica.threads, replica.admitted])
-    assert (replica.num_decoding, replica.context_decoding) == (0, 0)
+    assert not any(
+        [
+            replica.core.running,
+            replica.core.waiting,
+            replica.core.holding,
+            replica.core.threads,
+            replica.core.admitted,
+        ]
+    )
+    assert (replica.core.num_decoding, replica.core.context_decoding) == (0, 0)
 
 
 @settings(max_examples=30, deadline=None)
 @given(REQUESTS)
 def test_without_pressure_every_gate_and_cap_writes_the_same_in_no_fewer_steps(requests):
-    free = ran(requests, replace(ENGINE, num_blocks=20_000)).counts
-    capped = ran(requests, replace(ENGINE, num_blocks=20_000, policy=lambda: Capped(1))).counts
+    free = ran(requests, replace(ENGINE, num_blocks=20_000)).core.counts
+    capped = ran(requests, replace(ENGINE, num_blocks=20_000, policy=lambda: Capped(1))).core.counts
     assert free.num_preempted == capped.num_preempted == 0
     assert free.num_steps <= capped.num_steps
     assert free.num_steps >= max(num_critical(r.body) for r in requests)
@@ -205,7 +213,10 @@ def test_sitting_out_steps_costs_no_tokens():
         ENGINE, cost=Linear(0.0, 0.01), policy=lambda: Slack(cost, 0.05), slo_itl=0.05, max_num_seqs=64
     )
     request = Request(32, (4, Fork(tuple((20,) for _ in range(12))), 4))
-    paced, eager = ran([request], engine).counts, ran([request], replace(ENGINE, cost=engine.cost)).counts
+    paced, eager = (
+        ran([request], engine).core.counts,
+        ran([request], replace(ENGINE, cost=engine.cost)).core.counts,
+    )
     assert paced.num_decoded == eager.num_decoded
     assert paced.num_steps > eager.num_steps
     assert paced.busy_s / paced.num_steps < eager.busy_s / eager.num_steps
@@ -270,7 +281,7 @@ def test_percentiles_of_values_that_come_several_times():
 
 
 def test_goodput_counts_those_that_keep_both_parts_of_the_slo():
-    counts = ran([Request(10, (11,)), Request(10, (11,))]).counts
+    counts = ran([Request(10, (11,)), Request(10, (11,))]).core.counts
     assert measure([counts], Slo(1.0, 1.0)).num_good == 2
     assert measure([counts], Slo(0.5, 1.0)).num_good == 0
     assert measure([counts], Slo(1.0, 0.9)).num_good == 0
@@ -278,7 +289,7 @@ def test_goodput_counts_those_that_keep_both_parts_of_the_slo():
 
 def test_families_and_plain_requests_are_measured_apart():
     plain = Request(10, (11,), may_fork=False)
-    counts = ran([FAMILY, plain], replace(ENGINE, cost=lambda load: float(load.num_sequences))).counts
+    counts = ran([FAMILY, plain], replace(ENGINE, cost=lambda load: float(load.num_sequences))).core.counts
     result = measure([counts])
     of_family, of_plain = sorted(counts.ended, key=lambda f: f.request is plain)
     assert result.family_latency_s.mean == of_family.ended_at
@@ -289,10 +300,10 @@ def test_families_and_plain_requests_are_measured_apart():
 def test_a_parked_parent_holds_whole_blocks_only_while_its_threads_run():
     # 40 of prompt and one written: two blocks, and a tail that each of two threads has of its own.
     request = Request(40, (1, Fork(((3,), (3,))), 1))
-    assert ran([request]).counts.peak_blocks == 2 + 2
+    assert ran([request]).core.counts.peak_blocks == 2 + 2
     longer = Request(40, (1, Fork(((20,), (20,))), 1))
     # each of 46 + 20 tokens needs five blocks, two of them shared, when the parent's tail is gone
-    assert ran([longer], replace(ENGINE, join_ahead_tokens=0)).counts.peak_blocks == 2 + 2 * 3
+    assert ran([longer], replace(ENGINE, join_ahead_tokens=0)).core.counts.peak_blocks == 2 + 2 * 3
 
 
 def test_a_fit_of_steps_predicts_others():

@@ -1,0 +1,211 @@
+"""Families in a replica: their machines are told what was written, and their effects are performed.
+
+The machines are the scheduler's own (``forkjoin_scheduler.machine``). What the engine does with requests and
+KV blocks for each effect, ``perform`` does with sequences and counted blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from forkjoin_bench.simulator.ahead import Ahead
+from forkjoin_bench.simulator.core import Core
+from forkjoin_bench.simulator.sequence import Cause, Family, Kv, Role, Sequence, State
+from forkjoin_bench.simulator.spoken import bound, plan
+from forkjoin_bench.simulator.stitching import Stitching
+from forkjoin_bench.simulator.workload import Fork, num_critical
+from forkjoin_bench.simulator.world import CountedWorld
+from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.machine import advancing, effects, ending, forking, writing
+from forkjoin_scheduler.machine.effects import Effects
+from forkjoin_scheduler.machine.family import Family as Tree
+from forkjoin_scheduler.machine.machine import Machine, Terms
+from forkjoin_scheduler.machine.piece import Piece
+from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.policy.admission import Need
+from forkjoin_scheduler.request.options import CompiledOptions
+
+_NO_LIMITS = Limits(max_threads_per_fork=None, max_forks=None)
+_TOKEN = Piece(0)
+
+
+class Families:
+    """Runs the families of a replica. Owns the parked sequences that still have their copied block."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.ahead = Ahead(core)
+        self.stitching = Stitching(core)
+        #: Parked sequences whose threads have not all got their copies of its partly filled last block.
+        self._copied_from: list[Sequence] = []
+
+    def part_done(self, sequence: Sequence) -> None:
+        """It has written the last token of a part: it forks, or has ended."""
+        core = self._core
+        core.leave(sequence)
+        sequence.last_at = core.now
+        core.name_full(sequence.kv, sequence.kv.computed)
+        is_last = sequence.part + 1 == len(sequence.body)
+        if sequence.role is Role.ROOT and is_last:
+            self._finish(sequence)
+            return
+        family = sequence.family
+        machine = family.machine or self._begin(family)
+        pieces = [_TOKEN] * (sequence.written - sequence.branch.num_generated)
+        if sequence.role is Role.ROOT:
+            machine.family.generated(sequence.branch, [0] * len(pieces))
+        else:
+            end = ThreadEnd.STOP if is_last else None
+            self._perform(family, writing.thread_wrote(machine, sequence.branch, pieces, end) or iter(()))
+        if not is_last:
+            part = sequence.body[sequence.part + 1]
+            assert isinstance(part, Fork)
+            wanted = plan(core.engine.spoken, len(part.threads))
+            fork = forking.Fork(wanted, sequence.tokens, sequence.tokens)
+            self._perform(family, forking.fork(machine, sequence.branch, fork))
+        self._advance(family, machine)
+
+    def filled(self, fill: Sequence) -> None:
+        """A fill has run; its sample is dropped."""
+        self._core.leave(fill)
+        fill.state, parent, family = State.ENDED, fill.parent, fill.family
+        assert parent is not None
+        assert family.machine is not None
+        if fill.role is Role.AHEAD:
+            self.ahead.filled(fill)
+            return
+        parent.held[fill.position] = fill.kv
+        self._perform(family, ending.closed(family.machine, parent.branch.waits_for[fill.position]))
+        self._advance(family, family.machine)
+
+    def drop_copied_tails(self) -> None:
+        """A parked sequence goes on with its first thread's copy of its partly filled last block."""
+        left, self._copied_from = self._copied_from, []
+        for parent in left:
+            if parent.state is not State.PARKED:
+                continue
+            if any(t.state is State.WAITING and not t.was_preempted for t in parent.threads):
+                self._copied_from.append(parent)
+            else:
+                self._core.drop_tail(parent.kv)
+
+    def _begin(self, family: Family) -> Machine:
+        """The machine of a family that forks for the first time."""
+        spoken = bound(self._core.engine.spoken)
+        tree = Tree(str(family.number), _NO_LIMITS)
+        tree.root, family.root.branch = family.root.branch, family.root.branch
+        world = CountedWorld(self._core, family.sequences)
+        family.machine = Machine(tree, Terms(CompiledOptions(), spoken, tree.max_tokens), world)
+        return family.machine
+
+    def _finish(self, root: Sequence) -> None:
+        core, family = self._core, root.family
+        root.state = State.ENDED
+        core.drop(root.kv)
+        family.ended_at = core.now
+        del core.families[family]
+        if family in core.admitted:
+            del core.admitted[family]
+            core.gate.learn(Need(family.done, family.widest, num_critical(family.request.body)))
+        core.counts.ended.append(family)
+
+    def _advance(self, family: Family, machine: Machine) -> None:
+        """Let the machine do what is due at the end of a step; what it shows and tells nobody reads."""
+        self._perform(family, advancing.advance(machine))
+        machine.release()
+        machine.events.clear()
+        machine.clocks.clear()
+
+    def _perform(self, family: Family, effects: Effects) -> None:
+        for effect in effects:
+            _PERFORMED_BY[type(effect)](self, family, effect)
+
+    # ---- one effect each -------------------------------------------------------------------
+
+    def park(self, family: Family, effect: effects.Park) -> None:
+        parent = family.sequences[effect.branch]
+        parent.state, parent.fill = State.PARKED, None
+        self._core.threads.pop(parent, None)
+
+    def start(self, family: Family, effect: effects.Start) -> None:
+        core, thread = self._core, effect.thread
+        assert thread.parent is not None
+        parent = family.sequences[thread.parent]
+        part = parent.body[parent.part + 1]
+        assert isinstance(part, Fork)
+        names = parent.kv.names[: parent.tokens // core.engine.block_size]
+        sequence = Sequence(
+            family,
+            part.threads[thread.position],
+            parent.tokens + core.engine.spoken.header,
+            Role.THREAD,
+            parent,
+            thread.position,
+            Cause.HEADER,
+            branch=thread,
+            kv=Kv(names=list(names)),
+            fork_len=parent.tokens,
+            last_at=core.now,
+            is_stitched=parent.is_stitched,
+        )
+        family.sequences[thread] = sequence
+        family.widest = max(family.widest, len(part.threads))
+        parent.threads.append(sequence)
+        core.holding.append(sequence)
+        core.threads[sequence] = None
+
+    def share_tail(self, family: Family, effect: effects.ShareTail) -> None:
+        self._copied_from.append(family.sequences[effect.branch])
+
+    def keep(self, family: Family, effect: effects.Keep) -> None:
+        """Keep the KV that the join takes of a thread; a stitched one's last tokens may lack theirs."""
+        core, machine, branch = self._core, family.machine, effect.thread
+        assert machine is not None
+        thread = family.sequences.pop(branch)
+        parent = thread.parent
+        assert parent is not None
+        thread.state = State.ENDED
+        del core.threads[thread]
+        num_lacking = core.engine.spoken.close if machine.dialect.join.moves_kv else 0
+        if num_lacking:
+            tokens = thread.kv.computed + num_lacking
+            core.fill(parent, thread.position, Role.CLOSE, Cause.CLOSE, thread.kv, tokens)
+            return
+        if machine.dialect.join.keeps_blocks_of(machine.dialect, branch):
+            parent.held[thread.position] = thread.kv
+        else:
+            core.drop(thread.kv)
+        self._perform(family, ending.closed(machine, branch))
+
+    def prefill_ahead(self, family: Family, effect: effects.PrefillAhead) -> None:
+        self.ahead.prefill(family.sequences[effect.branch])
+
+    def resume(self, family: Family, effect: effects.Resume) -> None:
+        core, parent, joined = self._core, family.sequences[effect.branch], effect.plan
+        if bound(core.engine.spoken).dialect.join.moves_kv:
+            num_joined = len(joined.token_ids) - len(joined.closing_ids)
+            self.stitching.stitch(parent, num_joined)
+        elif (kv := self.ahead.take(parent)) is not None:
+            core.drop(parent.kv)
+            parent.kv = kv
+        parent.tokens += len(joined.token_ids)
+        parent.threads = []
+        parent.part += 2
+        parent.left = parent.written_part()
+        parent.cause = Cause.JOIN if parent.kv.computed else Cause.RECOMPUTED
+        parent.last_at = core.now
+        if parent.role is Role.THREAD:
+            core.threads[parent] = None
+        core.queue(parent)
+
+
+#: All that well-formed forks without limits, votes and cancels come to.
+_PERFORMED_BY: dict[type[effects.Effect], Callable[[Families, Family, Any], None]] = {
+    effects.Park: Families.park,
+    effects.Start: Families.start,
+    effects.ShareTail: Families.share_tail,
+    effects.Keep: Families.keep,
+    effects.PrefillAhead: Families.prefill_ahead,
+    effects.Resume: Families.resume,
+}

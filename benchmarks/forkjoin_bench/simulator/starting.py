@@ -1,0 +1,95 @@
+"""Which of those that wait start in a step, as vLLM and the admission gate say."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+
+from forkjoin_bench.simulator.core import Core
+from forkjoin_bench.simulator.pacing import Pacing
+from forkjoin_bench.simulator.sequence import Family, Role, Sequence, State
+from forkjoin_scheduler.policy.admission import Need, Room
+
+
+class Starting:
+    """Starts sequences. Owns who could not start for want of blocks, and how many were free then."""
+
+    def __init__(self, core: Core, pacing: Pacing) -> None:
+        self._core, self._pacing = core, pacing
+        self._did_not_fit: tuple[Sequence | None, int] = None, 0
+        self._num_free_then = 0
+
+    def start_waiting(self) -> None:
+        core = self._core
+        skipped: list[tuple[deque[Sequence], Sequence]] = []
+        self._pacing.door.open()
+        while core.budget > 0 and len(core.running) < core.engine.max_num_seqs:
+            queue = core.holding or core.waiting
+            if not queue:
+                break
+            sequence = queue[0]
+            if not self._may_start(sequence):
+                skipped.append((queue, queue.popleft()))
+                if self._pacing.door.is_shut:
+                    break
+            elif self._start(sequence):
+                queue.popleft()
+            else:
+                break
+        for queue, sequence in reversed(skipped):
+            queue.appendleft(sequence)
+
+    def _may_start(self, sequence: Sequence) -> bool:
+        """As ``Admitting`` says."""
+        if sequence in self._pacing.held_back:
+            return False
+        if not self._is_new(sequence):
+            return True
+        may_fork = sequence.family.request.may_fork
+        return self._pacing.door.lets_in(partial(self._is_admitted, sequence), may_fork=may_fork)
+
+    def _is_new(self, sequence: Sequence) -> bool:
+        return (
+            sequence.role is Role.ROOT
+            and not sequence.written
+            and not sequence.was_preempted
+            and sequence.family not in self._core.admitted
+        )
+
+    def _is_admitted(self, root: Sequence) -> bool:
+        found, _ = self._core.findable(root)
+        num_new = self._core.num_blocks(root.tokens) - len(found) + self._core.pool.num_unheld(found)
+        running = (self._come_to(family) for family in self._core.admitted)
+        room = Room(self._core.pool.num_free, self._core.engine.block_size, self._core.engine.max_num_seqs)
+        if not self._core.gate.admits(Need(blocks=num_new), running, len(self._core.admitted), room):
+            return False
+        self._core.admitted[root.family] = num_new
+        return True
+
+    def _come_to(self, family: Family) -> Need:
+        step = self._core.step
+        num_generated = family.generated(step)
+        num_blocks = self._core.admitted[family] + num_generated // self._core.engine.block_size
+        return Need(num_generated, family.widest, family.critical(step), num_blocks)
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Let it run if its whole context fits."""
+        core = self._core
+        if self._did_not_fit == (sequence, core.version) and core.pool.num_free <= self._num_free_then:
+            return False
+        kv, saved = sequence.kv, 0
+        found: list[int] = []
+        if not kv.computed:
+            found, saved = core.findable(sequence)
+        num_wanted = core.num_blocks(sequence.tokens) - len(kv.blocks) - len(found)
+        if num_wanted + core.pool.num_unheld(found) > core.pool.num_free:
+            self._did_not_fit, self._num_free_then = (sequence, core.version), core.pool.num_free
+            return False
+        if not kv.computed:
+            core.pool.share(found)
+            kv.blocks, kv.computed, kv.num_named = found, saved, len(found)
+        sequence.state, sequence.rank = State.PREFILLING, next(core.ranks)
+        core.version += 1
+        core.running[sequence] = core.prefilling[sequence] = None
+        core.prefill(sequence, min(sequence.tokens - kv.computed, core.budget))
+        return True
