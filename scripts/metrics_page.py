@@ -13,7 +13,7 @@ from typing import NamedTuple
 from prometheus_client.metrics import MetricWrapperBase
 
 from forkjoin_scheduler.dialects.policies import Policy
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_server.operate import label_values, metrics
 
 PAGE = Path(__file__).parents[1] / "docs/metrics.md"

@@ -9,8 +9,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.machine.family import Family
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.family import Family
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import FamilyEnded
 from forkjoin_scheduler.vllm_seam.front_end import wire
 

@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from forkjoin_scheduler.families.family import Branch, Family
+from forkjoin_scheduler.families.pruner import Pruner
+from forkjoin_scheduler.families.transcript import Transcript
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.machine import (
     advancing,
     ahead,
@@ -26,11 +30,7 @@ from forkjoin_scheduler.machine import (
     voting,
     writing,
 )
-from forkjoin_scheduler.machine.family import Branch, Family
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.pruner import Pruner
-from forkjoin_scheduler.machine.transcript import Transcript
-from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.policy.admission import Admission
 from forkjoin_scheduler.vllm_seam import scheduler as composing
 from forkjoin_scheduler.vllm_seam.cache import kv

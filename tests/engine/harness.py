@@ -26,10 +26,10 @@ from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.dialects.patterns import fill
+from forkjoin_scheduler.families.family import Family
+from forkjoin_scheduler.families.fork import ForkPlan, plan_fork
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import plan_join
-from forkjoin_scheduler.machine.family import Family
-from forkjoin_scheduler.machine.fork import ForkPlan, plan_fork
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer

@@ -13,8 +13,8 @@ from typing import Any
 from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 

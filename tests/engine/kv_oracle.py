@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.stitch import num_skipped
 from forkjoin_scheduler.machine import joining
-from forkjoin_scheduler.machine.family import Branch
-from forkjoin_scheduler.machine.stitch import num_skipped
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from tests.engine.copies import Work
 from tests.engine.kv_numbers import MASK, move, number, offsets_of, slots_of

@@ -13,9 +13,9 @@ from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.families.family import BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.kinds import make_join
-from forkjoin_scheduler.machine.family import BranchState
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.policy.door import LOOKED_AT
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.cache import kv

@@ -10,9 +10,9 @@ from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import builtin_names, load
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.kinds import make_join
 from forkjoin_scheduler.machine.cancelling import CANCELLING, UNKNOWN, ask
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.request.visits import TENANT
 from tests.server.asking import worksheet
 from tests.tiers import Tier

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from forkjoin_scheduler.dialects.files import load
-from forkjoin_scheduler.machine.family import BranchState
+from forkjoin_scheduler.families.family import BranchState
 from forkjoin_scheduler.vllm_seam.front_end.engine_calls import answer_front_ends
 from forkjoin_scheduler.vllm_seam.starts import overview
 from forkjoin_scheduler.vllm_seam.starts.overview import MAX_FAMILIES

@@ -11,13 +11,13 @@ from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.families.family import Branch, Family
+from forkjoin_scheduler.families.fork import ForkPlan, Refusal, plan_fork
+from forkjoin_scheduler.families.stitch import joined_offset, num_skipped
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.transcript import Transcript
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.joins.joined import JoinPlan, joined_ids
-from forkjoin_scheduler.machine.family import Branch, Family
-from forkjoin_scheduler.machine.fork import ForkPlan, Refusal, plan_fork
-from forkjoin_scheduler.machine.stitch import joined_offset, num_skipped
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.transcript import Transcript
-from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import parse_options

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
-from forkjoin_scheduler.machine import fork, transcript
+from forkjoin_scheduler.families import fork, transcript
 from forkjoin_server.answer import weaver
 from tests.fuzz import dialect_file, field, sequences
 from tests.fuzz.__main__ import random_input, run

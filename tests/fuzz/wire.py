@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import (
     Event,
     FamilyEnded,

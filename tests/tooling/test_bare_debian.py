@@ -86,6 +86,6 @@ def usage_in_readme() -> dict[str, int]:
 
 def test_make_test_runs_tests_with_and_without_an_engine(debian: BareDebian) -> None:
     assert "`make test`" in README
-    some = "tests/unit/scheduler/machine/test_family.py tests/engine/test_exact.py -k 'not two_hundred'"
+    some = "tests/unit/scheduler/families/test_family.py tests/engine/test_exact.py -k 'not two_hundred'"
     said = debian.run(f'make test ARGS="{some}"', timeout=INSTALLS + STARTS)
     assert re.search(r"^=+ \d+ passed, 1 deselected", said, flags=re.M)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("test_id", "tier"),
     [
-        ("tests/unit/scheduler/machine/test_fork.py::test_a", Tier.FIRST),
+        ("tests/unit/scheduler/families/test_fork.py::test_a", Tier.FIRST),
         ("tests/engine/test_matrix.py::test_a[v1-sync]", Tier.CI),
         ("tests/engine/test_matrix_of_others.py::test_a", Tier.FIRST),
     ],

@@ -562,8 +562,8 @@ def test_another_minor_version_of_vllm_is_refused_saying_what_to_install(monkeyp
 
 
 def test_the_blocks_of_a_thread_that_saw_its_header_only_begin_no_joined_context(make_dialect):
-    from forkjoin_scheduler.machine.family import Branch
-    from forkjoin_scheduler.machine.fork import ThreadPlan
+    from forkjoin_scheduler.families.family import Branch
+    from forkjoin_scheduler.families.fork import ThreadPlan
 
     thread = Branch("r#0", plan=ThreadPlan("1", "", (1,), (1,)))
     for context, keeps in [("header", False), ("parent", True)]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from forkjoin_scheduler.dialects.dialect import Answer, Dialect, ForkAt
 from forkjoin_scheduler.dialects.patterns import Match, find_all
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
-from forkjoin_scheduler.machine.fork import ThreadPlan, read_outlines
+from forkjoin_scheduler.families.fork import ThreadPlan, read_outlines
 
 #: Tokens at the end of a text in which a tag is looked for, where tags are text.
 WINDOW_TOKENS = 48

@@ -17,8 +17,8 @@ from forkjoin_scheduler.joins import joined
 if TYPE_CHECKING:
     from forkjoin_scheduler.dialects.dialect import Dialect, Positions
     from forkjoin_scheduler.dialects.tokenizer import Tokenizer
+    from forkjoin_scheduler.families.family import Branch
     from forkjoin_scheduler.joins.joined import JoinPlan
-    from forkjoin_scheduler.machine.family import Branch
 
 
 class Join(Strict):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from forkjoin_scheduler.dialects.patterns import Match, find_all
 from forkjoin_scheduler.dialects.policies import Policy
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.dialects.dialect import Dialect
     from forkjoin_scheduler.dialects.tokenizer import Tokenizer
-    from forkjoin_scheduler.machine.family import Branch
+    from forkjoin_scheduler.families.family import Branch
 
 
 @dataclass(frozen=True)

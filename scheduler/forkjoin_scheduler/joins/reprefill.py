@@ -8,7 +8,7 @@ from forkjoin_scheduler.joins.join import Join
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.dialects.dialect import Dialect
-    from forkjoin_scheduler.machine.family import Branch
+    from forkjoin_scheduler.families.family import Branch
 
 
 class Reprefill(Join):

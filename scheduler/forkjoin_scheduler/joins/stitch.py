@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from forkjoin_scheduler.dialects.patterns import fill
 from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.families.stitch import thread_offset
 from forkjoin_scheduler.joins.join import Join
-from forkjoin_scheduler.machine.stitch import thread_offset
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.dialects.dialect import Dialect, Positions
     from forkjoin_scheduler.dialects.tokenizer import Tokenizer
-    from forkjoin_scheduler.machine.family import Branch
+    from forkjoin_scheduler.families.family import Branch
 
 
 class Stitch(Join):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine import cancelling, cutting, ending, joining, voting
 from forkjoin_scheduler.machine.effects import Effects, How
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 
 
 def advance(machine: Machine, *, root_has_ended: bool = False) -> Effects:

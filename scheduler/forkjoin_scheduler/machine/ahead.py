@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import end_policy
-from forkjoin_scheduler.machine.family import Branch, BranchState
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 
 
 def may_prefill(machine: Machine, branch: Branch) -> bool:

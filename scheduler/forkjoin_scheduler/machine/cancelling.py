@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from forkjoin_scheduler.families.family import Branch, BranchState, Family
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.machine import ending
 from forkjoin_scheduler.machine.effects import Effects
-from forkjoin_scheduler.machine.family import Branch, BranchState, Family
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.vote import Vote
 
 #: What a client hears that wants to cancel a thread, unless it is how the thread has ended.
 Heard = Literal["cancelling", "unknown"]

@@ -8,14 +8,14 @@ ends say.
 from __future__ import annotations
 
 from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.joins.joined import close_block_ids
 from forkjoin_scheduler.machine import ending
 from forkjoin_scheduler.machine.effects import Effects, How
-from forkjoin_scheduler.machine.family import Branch, BranchState
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.piece import injected
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.events import Limited, Voted
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.joins.joined import JoinPlan
-from forkjoin_scheduler.machine.family import Branch
 
 
 class How(Enum):

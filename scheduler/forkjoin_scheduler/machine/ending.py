@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import body, end_policy, written
 from forkjoin_scheduler.machine.effects import Effects, EndFamily, Forget, How, Keep, PrefillAhead, Stop
-from forkjoin_scheduler.machine.family import Branch, BranchState
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.piece import injected
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import ThreadEnded
 
 _FINISH = {How.STOPPED: "stop", How.CAPPED: "length"}

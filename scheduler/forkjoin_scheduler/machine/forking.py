@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from forkjoin_scheduler.dialects.dialect import Context, ForkAt
 from forkjoin_scheduler.dialects.patterns import find_all
 from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.fork import ForkPlan, Refusal
+from forkjoin_scheduler.families.transcript import Transcript
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.machine import cutting, voting
 from forkjoin_scheduler.machine.effects import Effects, Park, SampleAgain, ShareTail, Swap, WillNotJoin
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.piece import injected
-from forkjoin_scheduler.machine.transcript import Transcript
-from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.events import Forked, NewThread, Refused
 
 

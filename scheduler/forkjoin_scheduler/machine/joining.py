@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.stitch import joined_offset, num_skipped
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.joins.joined import JoinPlan, body, written
 from forkjoin_scheduler.machine import cutting, ending
 from forkjoin_scheduler.machine.effects import Effects, EndJoined, How, Resume
-from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.piece import Piece, injected
-from forkjoin_scheduler.machine.stitch import joined_offset, num_skipped
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.publish.events import Voted
 
 

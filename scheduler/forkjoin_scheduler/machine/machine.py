@@ -20,13 +20,13 @@ from typing import TypeVar
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect
-from forkjoin_scheduler.machine.family import Branch, BranchState, Family
+from forkjoin_scheduler.families.family import Branch, BranchState, Family
+from forkjoin_scheduler.families.pruner import Pruner
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.transcript import Transcript
+from forkjoin_scheduler.families.vote import Vote
+from forkjoin_scheduler.families.waits import Waits
 from forkjoin_scheduler.machine.piece import Piece
-from forkjoin_scheduler.machine.pruner import Pruner
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.transcript import Transcript
-from forkjoin_scheduler.machine.vote import Vote
-from forkjoin_scheduler.machine.waits import Waits
 from forkjoin_scheduler.machine.world import World
 from forkjoin_scheduler.publish.events import (
     Event,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from forkjoin_scheduler.dialects.policies import Policy
-from forkjoin_scheduler.machine.family import Branch
-from forkjoin_scheduler.machine.fork import ForkPlan, Refusal, has_room, plan_fork
+from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.fork import ForkPlan, Refusal, has_room, plan_fork
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.request.explicit import explicit_plan

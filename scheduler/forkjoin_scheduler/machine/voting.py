@@ -5,12 +5,12 @@ They end early because they can change nothing any more, or because a pruning po
 
 from __future__ import annotations
 
+from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.pruner import Pruner
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine import ending
 from forkjoin_scheduler.machine.effects import Effects, Start
-from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.pruner import Pruner
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.policy.waves import first_wave, is_decided, num_needed
 from forkjoin_scheduler.publish.events import ThreadsStarted
 

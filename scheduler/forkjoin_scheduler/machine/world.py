@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
-from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.families.family import Branch
 
 if TYPE_CHECKING:
-    from forkjoin_scheduler.machine.pruner import Pruner
-    from forkjoin_scheduler.machine.vote import Vote
+    from forkjoin_scheduler.families.pruner import Pruner
+    from forkjoin_scheduler.families.vote import Vote
 
 
 class World(Protocol):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine import ending, forking
 from forkjoin_scheduler.machine.effects import Effects
-from forkjoin_scheduler.machine.family import Branch, BranchState
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.piece import Piece, injected
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import Tokens
 
 

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, OwnPolicy
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.waits import Wait
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.waits import Wait
 
 #: The index of the request itself, as a parent of threads.
 ROOT = -1

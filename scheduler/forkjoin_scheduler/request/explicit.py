@@ -5,11 +5,11 @@ from __future__ import annotations
 from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt, Thread
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.policies import Policies, Policy
+from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.joins.finish import Finish
 from forkjoin_scheduler.joins.join import Join
 from forkjoin_scheduler.joins.kinds import make_join
 from forkjoin_scheduler.joins.reprefill import Reprefill
-from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.request.options import CompiledOptions
 
 #: A branch that runs out of tokens is left as it is; the others are worth having.

@@ -11,7 +11,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
-from forkjoin_scheduler.machine.family import Branch, Family
+from forkjoin_scheduler.families.family import Branch, Family
 from forkjoin_scheduler.machine.world import World
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of, terms_of

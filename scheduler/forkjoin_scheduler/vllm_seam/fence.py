@@ -27,7 +27,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.errors import EnginePlace, NoGrammar, OwnPolicy, TornState
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import Event, FamilyEnded, InternalError, ThreadEnded
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.job import Job

@@ -11,8 +11,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.lookup import Lookup
-from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.machine.machine import Machine, Terms
 from forkjoin_scheduler.publish.events import Drafted, FamilyEnded, Progress
 from forkjoin_scheduler.vllm_seam.cache import kv

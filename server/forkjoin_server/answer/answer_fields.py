@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from forkjoin_scheduler.machine.waits import Wait
+from forkjoin_scheduler.families.waits import Wait
 
 FinishReason = Literal["stop", "length", "cut", "not_started", "pruned", "cancelled"]
 #: A field that an entry may leave out, and that is never null.

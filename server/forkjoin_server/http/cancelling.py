@@ -11,8 +11,8 @@ import re
 from typing import Any
 
 from forkjoin_scheduler.excerpt import cut
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.cancelling import CANCELLING, UNKNOWN
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_server import own_responses
 from forkjoin_server.answer.thread_ids import ThreadName, name_in
 from forkjoin_server.answer.threads import finish_reason

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from forkjoin_scheduler.dialects.limits import Limits
-from forkjoin_scheduler.machine.waits import Wait
+from forkjoin_scheduler.families.waits import Wait
 
 
 class _Fields(BaseModel):

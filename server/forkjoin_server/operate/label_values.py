@@ -8,7 +8,7 @@ from typing import get_args
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, Limit, OwnPolicy
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.request.explicit import POLICIES
 from forkjoin_scheduler.settings import DraftSource
 

@@ -26,8 +26,8 @@ from forkjoin_scheduler.dialects.files import builtin_names, load, parse
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.patterns import FIELDS, MATCH_TIMEOUT_S
 from forkjoin_scheduler.dialects.policies import Policies, Policy
+from forkjoin_scheduler.families.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.joins.kinds import KINDS
-from forkjoin_scheduler.machine.fork import ForkPlan, plan_fork
 from forkjoin_scheduler.request.options import ExplicitBranch, RequestOptions, parse_options
 from forkjoin_server.doctor import prerequisites
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.joins.joined import joined_ids
 from forkjoin_scheduler.machine import ahead
-from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.publish.events import JoinedAhead
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work

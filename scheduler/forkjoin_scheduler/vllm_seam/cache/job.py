@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.machine.stitch import Offsets
+from forkjoin_scheduler.families.stitch import Offsets
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 

@@ -14,7 +14,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.machine.stitch import Lent, Slots, lay_out, slots
+from forkjoin_scheduler.families.stitch import Lent, Slots, lay_out, slots
 
 _BLOCK_ID = attrgetter("block_id")
 

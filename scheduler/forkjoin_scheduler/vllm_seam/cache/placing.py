@@ -12,8 +12,8 @@ import numpy as np
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.machine.family import Branch
-from forkjoin_scheduler.machine.stitch import Offsets, offset_runs, start_offsets
+from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.stitch import Offsets, offset_runs, start_offsets
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.orders import Int64s, Orders, attach
 from forkjoin_scheduler.vllm_seam.core import Core

@@ -6,7 +6,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.errors import IllegalTransition
-from forkjoin_scheduler.machine.stitch import num_inherited
+from forkjoin_scheduler.families.stitch import num_inherited
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.cache.stitching import Source

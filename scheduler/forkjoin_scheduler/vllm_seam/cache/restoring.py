@@ -10,7 +10,7 @@ from functools import partial
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.machine.family import Branch, BranchState
+from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs

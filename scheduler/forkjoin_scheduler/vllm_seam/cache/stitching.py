@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
-from forkjoin_scheduler.machine import joining
-from forkjoin_scheduler.machine.family import Branch
-from forkjoin_scheduler.machine.stitch import (
+from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.stitch import (
     Offsets,
     num_inherited,
     num_skipped,
     start_offsets,
 )
+from forkjoin_scheduler.machine import joining
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs

@@ -13,8 +13,8 @@ from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialects.dialect import Context
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.lookup import Lookup
-from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.mends.drafting import check_fills_in

@@ -12,7 +12,7 @@ from functools import partial
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.policy.admission import Admission, AdmissionPolicy, Need, Room
 from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.policy.waves import first_wave

@@ -13,8 +13,8 @@ from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.waits import Wait
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.waits import Wait
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.waits import Wait
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.waits import Wait
 from forkjoin_scheduler.publish.events import Waiting
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core

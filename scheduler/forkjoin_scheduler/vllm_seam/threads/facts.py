@@ -5,9 +5,9 @@ from __future__ import annotations
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
-from forkjoin_scheduler.machine.family import Branch
-from forkjoin_scheduler.machine.pruner import Pruner
-from forkjoin_scheduler.machine.vote import Vote
+from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.pruner import Pruner
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.policy.pruning import POLICIES
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core

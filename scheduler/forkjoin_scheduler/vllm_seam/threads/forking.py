@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.joins.joined import cut_last
 from forkjoin_scheduler.machine import forking, planning
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core

@@ -19,8 +19,8 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS
 from forkjoin_scheduler.dialects.dialect import ForkAt
 from forkjoin_scheduler.dialects.policies import Policy
-from forkjoin_scheduler.machine.family import BranchState
-from forkjoin_scheduler.machine.fork import ForkPlan, Refusal
+from forkjoin_scheduler.families.family import BranchState
+from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine.forking import Fork, tell_refused
 from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence

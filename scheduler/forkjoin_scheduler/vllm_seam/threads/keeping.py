@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing

@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.sampling_params import StructuredOutputsParams
 
-from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.answers import own_constraint

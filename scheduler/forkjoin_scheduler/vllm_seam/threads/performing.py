@@ -7,9 +7,9 @@ from typing import Any
 
 from vllm.v1.request import RequestStatus
 
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.machine import effects, ending
 from forkjoin_scheduler.machine.effects import Effect, Effects, How
-from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily

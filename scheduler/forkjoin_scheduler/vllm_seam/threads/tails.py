@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.stitch import num_inherited
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.stitch import num_inherited
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily

@@ -6,10 +6,10 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
 from forkjoin_scheduler.errors import NoGrammar
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine import writing
-from forkjoin_scheduler.machine.family import Branch, BranchState
 from forkjoin_scheduler.machine.piece import Piece
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily

@@ -10,7 +10,7 @@ from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS, BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import DialectError
-from forkjoin_scheduler.machine.fork import ThreadPlan
+from forkjoin_scheduler.families.fork import ThreadPlan
 from tests.unit.conftest import PieceTokenizer
 
 #: Pieces that cut tags anywhere, and characters of several bytes into bytes.

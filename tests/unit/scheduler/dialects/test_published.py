@@ -13,11 +13,11 @@ from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Context, ForkAt
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.families.family import Branch, Family
+from forkjoin_scheduler.families.fork import ForkPlan, plan_fork
+from forkjoin_scheduler.families.stitch import joined_offset, num_skipped, thread_offset
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import joined_ids, plan_join
-from forkjoin_scheduler.machine.family import Branch, Family
-from forkjoin_scheduler.machine.fork import ForkPlan, plan_fork
-from forkjoin_scheduler.machine.stitch import joined_offset, num_skipped, thread_offset
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from tests.unit.conftest import ByteTokenizer
 
 TURNS = ("<B>", "<U>", "<A>")

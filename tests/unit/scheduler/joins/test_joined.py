@@ -8,6 +8,9 @@ import pytest
 from forkjoin_scheduler.dialects import patterns
 from forkjoin_scheduler.dialects.patterns import MATCH_TIMEOUT_S
 from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan, plan_fork
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import (
     body,
     close_block_ids,
@@ -17,9 +20,6 @@ from forkjoin_scheduler.joins.joined import (
     plan_join,
     written,
 )
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan, plan_fork
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 
 
 def _ended(plan: ThreadPlan, token_ids: list[int], *, end=ThreadEnd.STOP, position: int = 0) -> Branch:

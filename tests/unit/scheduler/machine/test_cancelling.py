@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.families.family import Family
+from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.cancelling import thread_at, to_end
-from forkjoin_scheduler.machine.family import Family
-from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 
 
 def plan(num):

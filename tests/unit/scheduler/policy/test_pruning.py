@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.fork import ThreadPlan
-from forkjoin_scheduler.machine.pruner import Confidence, Pruner
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.vote import Vote
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.fork import ThreadPlan
+from forkjoin_scheduler.families.pruner import Confidence, Pruner
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.policy.pruning import (
     POLICIES,
     Agreement,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import doctest
 
 from forkjoin_scheduler.dialects.policies import Policy
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish import spans
 from forkjoin_scheduler.publish.events import (
     ROOT,

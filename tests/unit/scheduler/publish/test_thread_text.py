@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import FamilyEnded, ThreadEnded, Tokens
 from forkjoin_scheduler.publish.thread_text import INCOMPLETE, FamilyTexts
 

@@ -6,10 +6,10 @@ from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import ForkAt
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.joins.joined import plan_join
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.vote import Vote
 from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.explicit import explicit_dialect, explicit_plan
 from forkjoin_scheduler.request.options import parse_options

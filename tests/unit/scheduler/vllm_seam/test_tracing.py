@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import Forked, Joined, NewThread, Progress, ThreadEnded
 from forkjoin_scheduler.vllm_seam.front_end.tracing import REQUEST, THREAD, ThreadTracer
 from forkjoin_scheduler.vllm_seam.front_end.wire import Told

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import asdict, replace
 from openai.lib.streaming._deltas import accumulate_delta
 
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import (
     FamilyEnded,
     Forked,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import FamilyEnded, Forked, NewThread, ThreadEnded, Tokens
 from forkjoin_server.answer.chat import ChatThreads
 from forkjoin_server.answer.responses import ResponseThreads

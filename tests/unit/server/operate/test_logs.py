@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish import event_log
 from forkjoin_scheduler.publish.events import FamilyEnded, Forked, Joined, NewThread, ThreadEnded, Tokens
 from forkjoin_server.operate import logs

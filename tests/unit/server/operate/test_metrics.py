@@ -8,8 +8,8 @@ from prometheus_client import REGISTRY
 
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import EnginePlace, Limit, OwnPolicy
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import end_policy
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import (
     Admission,
     Drafted,

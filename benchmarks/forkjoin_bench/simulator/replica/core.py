@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from itertools import count
 
-from forkjoin_bench.simulator.blocks import BlockPool
 from forkjoin_bench.simulator.engine import Engine
+from forkjoin_bench.simulator.replica.replica.blocks import BlockPool
+from forkjoin_bench.simulator.replica.replica.sequence import Cause, Family, Kv, Role, Sequence, State
 from forkjoin_bench.simulator.results.measures import Counts
-from forkjoin_bench.simulator.sequence import Cause, Family, Kv, Role, Sequence, State
 
 Book = dict[int, list[Sequence]]
 

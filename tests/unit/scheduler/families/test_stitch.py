@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler.dialects.dialect import Positions
 from forkjoin_scheduler.dialects.limits import Limits
-from forkjoin_scheduler.machine.family import Branch, Family
-from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
-from forkjoin_scheduler.machine.stitch import (
+from forkjoin_scheduler.families.family import Branch, Family
+from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.families.stitch import (
     Lent,
     joined_offset,
     lay_out,
@@ -23,7 +23,7 @@ from forkjoin_scheduler.machine.stitch import (
     start_offsets,
     thread_offset,
 )
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 
 
 @dataclass

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.machine.transcript import Transcript
+from forkjoin_scheduler.families.transcript import Transcript
 
 #: A thread's text: letters, and forks into further threads.
 texts = st.recursive(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from forkjoin_scheduler.dialects.patterns import find_linear, program_size
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.joins.joined import result_of, written
-from forkjoin_scheduler.machine.family import Branch
 from forkjoin_scheduler.policy.tally import Tally
 
 #: What the searches of one vote may take: characters read of all threads times instructions of the pattern.

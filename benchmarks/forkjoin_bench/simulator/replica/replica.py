@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from itertools import count
 
-from forkjoin_bench.simulator.core import Core
 from forkjoin_bench.simulator.engine import Engine
-from forkjoin_bench.simulator.families import Families
-from forkjoin_bench.simulator.pacing import Pacing
-from forkjoin_bench.simulator.relief import Relief
-from forkjoin_bench.simulator.sequence import Cause, Family, Sequence, State
-from forkjoin_bench.simulator.starting import Starting
+from forkjoin_bench.simulator.replica.replica.core import Core
+from forkjoin_bench.simulator.replica.replica.families import Families
+from forkjoin_bench.simulator.replica.replica.pacing import Pacing
+from forkjoin_bench.simulator.replica.replica.relief import Relief
+from forkjoin_bench.simulator.replica.replica.sequence import Cause, Family, Sequence, State
+from forkjoin_bench.simulator.replica.replica.starting import Starting
 from forkjoin_bench.simulator.workload import Request
-from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.policy.step_cost import Load
 
 

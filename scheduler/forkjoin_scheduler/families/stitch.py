@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.dialects.dialect import Positions
-    from forkjoin_scheduler.machine.family import Branch
+    from forkjoin_scheduler.families.family import Branch
 
 Slots = npt.NDArray[np.int64]
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import IllegalTransition
-from forkjoin_scheduler.machine.family import TRANSITIONS, Branch, BranchState, Family, Step
-from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.family import TRANSITIONS, Branch, BranchState, Family, Step
+from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 
 
 def _plan(width: int) -> ForkPlan:

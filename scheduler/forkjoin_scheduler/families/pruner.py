@@ -6,8 +6,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from forkjoin_scheduler.machine.family import Branch
-from forkjoin_scheduler.machine.vote import Vote
+from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.policy.pruning import Pruning, ThreadFacts, VoteFacts
 
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from forkjoin_bench.simulator.ahead import Ahead
-from forkjoin_bench.simulator.core import Core
-from forkjoin_bench.simulator.sequence import Cause, Family, Kv, Role, Sequence, State
-from forkjoin_bench.simulator.spoken import bound, plan
-from forkjoin_bench.simulator.stitching import Stitching
+from forkjoin_bench.simulator.replica.replica.ahead import Ahead
+from forkjoin_bench.simulator.replica.replica.core import Core
+from forkjoin_bench.simulator.replica.replica.sequence import Cause, Family, Kv, Role, Sequence, State
+from forkjoin_bench.simulator.replica.replica.spoken import bound, plan
+from forkjoin_bench.simulator.replica.replica.stitching import Stitching
+from forkjoin_bench.simulator.replica.replica.world import CountedWorld
 from forkjoin_bench.simulator.workload import Fork, num_critical
-from forkjoin_bench.simulator.world import CountedWorld
 from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.families.family import Family as Tree
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine import advancing, effects, ending, forking, writing
 from forkjoin_scheduler.machine.effects import Effects
-from forkjoin_scheduler.machine.family import Family as Tree
 from forkjoin_scheduler.machine.machine import Machine, Terms
 from forkjoin_scheduler.machine.piece import Piece
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
 from forkjoin_scheduler.policy.admission import Need
 from forkjoin_scheduler.request.options import CompiledOptions
 

@@ -24,11 +24,11 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from forkjoin_scheduler.errors import IllegalTransition
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.dialects.limits import Limits
-    from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
+    from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan
 
 
 class BranchState(Enum):

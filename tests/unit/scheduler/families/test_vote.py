@@ -9,10 +9,10 @@ import time
 import pytest
 
 from forkjoin_scheduler.dialects.patterns import check_linear, program_size
-from forkjoin_scheduler.machine.family import Branch, BranchState
-from forkjoin_scheduler.machine.fork import ThreadPlan
-from forkjoin_scheduler.machine.thread_end import ThreadEnd
-from forkjoin_scheduler.machine.vote import Vote, num_vote_chars
+from forkjoin_scheduler.families.family import Branch, BranchState
+from forkjoin_scheduler.families.fork import ThreadPlan
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.families.vote import Vote, num_vote_chars
 from forkjoin_scheduler.request.options import MAX_BRANCHES
 
 

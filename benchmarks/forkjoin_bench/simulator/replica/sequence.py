@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from forkjoin_bench.simulator.workload import Body, Request
-from forkjoin_scheduler.machine.family import Branch
+from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.machine.machine import Machine
 
 

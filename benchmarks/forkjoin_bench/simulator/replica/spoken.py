@@ -7,8 +7,8 @@ from functools import cache
 from forkjoin_bench.simulator.workload import Spoken
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect, Thread
+from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.joins.kinds import make_join
-from forkjoin_scheduler.machine.fork import ForkPlan, ThreadPlan
 
 _END = "</thread>"
 

@@ -6,7 +6,7 @@ from forkjoin_scheduler.dialects.dialect import Outline
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.policies import Policy
-from forkjoin_scheduler.machine.fork import (
+from forkjoin_scheduler.families.fork import (
     Announced,
     ForkPlan,
     Refusal,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forkjoin_scheduler.machine.waits import TOLD_AFTER, Waits
+from forkjoin_scheduler.families.waits import TOLD_AFTER, Waits
 
 
 def told(*waits, has_begun=False):
