@@ -8,7 +8,7 @@ from itertools import count
 from typing import Protocol
 
 from forkjoin_bench.simulator.engine import Engine
-from forkjoin_bench.simulator.replica.replica.replica import Replica
+from forkjoin_bench.simulator.replica.replica import Replica
 from forkjoin_bench.simulator.results.measures import Result, Slo, measure
 from forkjoin_bench.simulator.workload import Request
 

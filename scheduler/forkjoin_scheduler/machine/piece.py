@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 
-@dataclass(frozen=True)
-class Piece:
+
+class Piece(Struct, frozen=True, gc=False):
     """One token of the transcript, with its row of logprobs (as the engine has it) if it was sampled."""
 
     token_id: int
@@ -17,4 +17,4 @@ class Piece:
 
 def injected(token_ids: Iterable[int]) -> list[Piece]:
     """Tokens that the engine wrote, not the model."""
-    return [Piece(token_id) for token_id in token_ids]
+    return list(map(Piece, token_ids))

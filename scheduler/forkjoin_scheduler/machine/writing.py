@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
@@ -13,48 +14,62 @@ from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.piece import Piece, injected
 from forkjoin_scheduler.publish.events import Tokens
 
+#: What is asked of each token. Looked up here: in an enum that takes as long as a call.
+_DECODING = BranchState.DECODING
+
 
 def thread_wrote(
     machine: Machine,
     thread: Branch,
-    pieces: list[Piece],
+    token_ids: list[int],
     end: ThreadEnd | None = None,
     *,
     stop_reason: int | str | None = None,
+    rows: Sequence[Any] | None = None,
     likely: Sequence[Sequence[float]] = (),
     forks: Sequence[Fork] = (),
 ) -> Effects | None:
-    """A thread wrote ``pieces`` in a step, and ended if ``end`` says so; None where nothing follows from it.
+    """A thread wrote ``token_ids`` in a step, and ended if ``end`` says so; None where nothing follows.
 
+    This is called for each token of each thread: what few of them need is asked of few.
+
+    ``rows``: of each token its row of logprobs, as the engine has it; None: nobody wants those.
     ``likely``: of each token the log-probabilities of the most likely ones, for a policy that prunes.
     ``forks``: where in them the thread forks and goes on.
     """
-    if thread.state is not BranchState.DECODING:
+    if thread.state is not _DECODING:
         return None
-    assert thread.plan is not None
     # Several threads end a step together: what is over the budget was never generated.
-    remaining = machine.family.remaining
-    if len(pieces) > remaining:
-        pieces = pieces[:remaining]
+    wrote, token_ids = token_ids, token_ids[: machine.family.remaining]
+    if len(token_ids) < len(wrote):
         machine.is_overdrawn = True
         end = None if end is None else ThreadEnd.LENGTH
-    machine.family.generated(thread, [piece.token_id for piece in pieces])
+    machine.family.generated(thread, token_ids)
     if machine.clocks:
         machine.clock_token(thread)
     if machine.pruner is not None:
         machine.pruner.wrote(thread, likely)
-    if end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None):
-        pieces = pieces[:-1]
-    if machine.family.include_threads and pieces:
-        machine.tell(Tokens(index=thread.index, token_ids=[piece.token_id for piece in pieces]))
-    if end is ThreadEnd.REQUEST_STOP:
+    if end is not None and _is_by_eos(thread, end):
+        token_ids = token_ids[:-1]
+    if machine.family.include_threads and token_ids:
+        machine.tell(Tokens(index=thread.index, token_ids=token_ids))
+    pieces = list(map(Piece, token_ids) if rows is None else map(Piece, token_ids, rows))
+    if end is not None and end is ThreadEnd.REQUEST_STOP:
         # The answer may end later than this thread; its stop token leaves with the end.
         machine.stop_reason = stop_reason
         machine.stop_piece = pieces.pop() if pieces else None
     if forks:
         return _run(machine, thread, pieces, forks, end)
-    _push(machine, thread, pieces)
+    if machine.newlines:
+        pieces = _behind_newlines(machine, thread, pieces)
+    machine.transcripts[thread].push(pieces)
     return None if end is None else ending.end_thread(machine, thread, end)
+
+
+def _is_by_eos(thread: Branch, end: ThreadEnd) -> bool:
+    """Whether ``thread`` has ended in an end of sequence, which is not shown."""
+    assert thread.plan is not None
+    return end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
 
 
 def _run(

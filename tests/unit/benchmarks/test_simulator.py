@@ -6,8 +6,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from forkjoin_bench.simulator.replica.replica.blocks import BlockPool
-from forkjoin_bench.simulator.replica.replica.replica import Replica
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +13,8 @@ from forkjoin_bench.simulator.cluster import LeastLoaded, RoundRobin, SessionAff
 from forkjoin_bench.simulator.costs import Linear, fitted
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
+from forkjoin_bench.simulator.replica.blocks import BlockPool
+from forkjoin_bench.simulator.replica.replica import Replica
 from forkjoin_bench.simulator.results.measures import Slo, measure, spread, weighted_spread
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.workload import (

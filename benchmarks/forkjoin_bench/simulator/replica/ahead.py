@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from forkjoin_bench.simulator.replica.replica.core import Core
-from forkjoin_bench.simulator.replica.replica.sequence import Cause, Kv, Role, Sequence, State
+from forkjoin_bench.simulator.replica.core import Core
+from forkjoin_bench.simulator.replica.sequence import Cause, Kv, Role, Sequence, State
 from forkjoin_scheduler.joins.joined import joined_ids
 from forkjoin_scheduler.machine import ahead
 

@@ -6,8 +6,8 @@ from collections import deque
 from itertools import count
 
 from forkjoin_bench.simulator.engine import Engine
-from forkjoin_bench.simulator.replica.replica.blocks import BlockPool
-from forkjoin_bench.simulator.replica.replica.sequence import Cause, Family, Kv, Role, Sequence, State
+from forkjoin_bench.simulator.replica.blocks import BlockPool
+from forkjoin_bench.simulator.replica.sequence import Cause, Family, Kv, Role, Sequence, State
 from forkjoin_bench.simulator.results.measures import Counts
 
 Book = dict[int, list[Sequence]]

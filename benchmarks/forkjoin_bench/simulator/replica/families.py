@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from forkjoin_bench.simulator.replica.replica.ahead import Ahead
-from forkjoin_bench.simulator.replica.replica.core import Core
-from forkjoin_bench.simulator.replica.replica.sequence import Cause, Family, Kv, Role, Sequence, State
-from forkjoin_bench.simulator.replica.replica.spoken import bound, plan
-from forkjoin_bench.simulator.replica.replica.stitching import Stitching
-from forkjoin_bench.simulator.replica.replica.world import CountedWorld
+from forkjoin_bench.simulator.replica.ahead import Ahead
+from forkjoin_bench.simulator.replica.core import Core
+from forkjoin_bench.simulator.replica.sequence import Cause, Family, Kv, Role, Sequence, State
+from forkjoin_bench.simulator.replica.spoken import bound, plan
+from forkjoin_bench.simulator.replica.stitching import Stitching
+from forkjoin_bench.simulator.replica.world import CountedWorld
 from forkjoin_bench.simulator.workload import Fork, num_critical
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.families.family import Family as Tree
@@ -22,12 +22,10 @@ from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine import advancing, effects, ending, forking, writing
 from forkjoin_scheduler.machine.effects import Effects
 from forkjoin_scheduler.machine.machine import Machine, Terms
-from forkjoin_scheduler.machine.piece import Piece
 from forkjoin_scheduler.policy.admission import Need
 from forkjoin_scheduler.request.options import CompiledOptions
 
 _NO_LIMITS = Limits(max_threads_per_fork=None, max_forks=None)
-_TOKEN = Piece(0)
 
 
 class Families:
@@ -52,12 +50,12 @@ class Families:
             return
         family = sequence.family
         machine = family.machine or self._begin(family)
-        pieces = [_TOKEN] * (sequence.written - sequence.branch.num_generated)
+        wrote = [0] * (sequence.written - sequence.branch.num_generated)
         if sequence.role is Role.ROOT:
-            machine.family.generated(sequence.branch, [0] * len(pieces))
+            machine.family.generated(sequence.branch, wrote)
         else:
             end = ThreadEnd.STOP if is_last else None
-            self._perform(family, writing.thread_wrote(machine, sequence.branch, pieces, end) or iter(()))
+            self._perform(family, writing.thread_wrote(machine, sequence.branch, wrote, end) or iter(()))
         if not is_last:
             part = sequence.body[sequence.part + 1]
             assert isinstance(part, Fork)

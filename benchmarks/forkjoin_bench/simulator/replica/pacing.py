@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from forkjoin_bench.simulator.replica.replica.core import Core
-from forkjoin_bench.simulator.replica.replica.sequence import Role, Sequence, State
+from forkjoin_bench.simulator.replica.core import Core
+from forkjoin_bench.simulator.replica.sequence import Role, Sequence, State
 from forkjoin_scheduler.policy.deadlines import Deadlines
 from forkjoin_scheduler.policy.door import Door
 from forkjoin_scheduler.policy.step_cost import Load

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from forkjoin_bench.simulator.replica.replica.core import Core
-from forkjoin_bench.simulator.replica.replica.families import Families
-from forkjoin_bench.simulator.replica.replica.sequence import Cause, Family, Role, Sequence, State
+from forkjoin_bench.simulator.replica.core import Core
+from forkjoin_bench.simulator.replica.families import Families
+from forkjoin_bench.simulator.replica.sequence import Cause, Family, Role, Sequence, State
 from forkjoin_scheduler.policy.eviction import FamilyFacts, LastCome
 
 

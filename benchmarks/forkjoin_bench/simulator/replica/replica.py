@@ -9,12 +9,12 @@ from __future__ import annotations
 from itertools import count
 
 from forkjoin_bench.simulator.engine import Engine
-from forkjoin_bench.simulator.replica.replica.core import Core
-from forkjoin_bench.simulator.replica.replica.families import Families
-from forkjoin_bench.simulator.replica.replica.pacing import Pacing
-from forkjoin_bench.simulator.replica.replica.relief import Relief
-from forkjoin_bench.simulator.replica.replica.sequence import Cause, Family, Sequence, State
-from forkjoin_bench.simulator.replica.replica.starting import Starting
+from forkjoin_bench.simulator.replica.core import Core
+from forkjoin_bench.simulator.replica.families import Families
+from forkjoin_bench.simulator.replica.pacing import Pacing
+from forkjoin_bench.simulator.replica.relief import Relief
+from forkjoin_bench.simulator.replica.sequence import Cause, Family, Sequence, State
+from forkjoin_bench.simulator.replica.starting import Starting
 from forkjoin_bench.simulator.workload import Request
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.policy.step_cost import Load

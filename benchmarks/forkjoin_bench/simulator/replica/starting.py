@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from functools import partial
 
-from forkjoin_bench.simulator.replica.replica.core import Core
-from forkjoin_bench.simulator.replica.replica.pacing import Pacing
-from forkjoin_bench.simulator.replica.replica.sequence import Family, Role, Sequence, State
+from forkjoin_bench.simulator.replica.core import Core
+from forkjoin_bench.simulator.replica.pacing import Pacing
+from forkjoin_bench.simulator.replica.sequence import Family, Role, Sequence, State
 from forkjoin_scheduler.policy.admission import Need, Room
 
 

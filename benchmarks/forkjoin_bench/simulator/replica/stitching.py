@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from forkjoin_bench.simulator.replica.replica.core import Core
-from forkjoin_bench.simulator.replica.replica.sequence import Kv, Sequence, State
+from forkjoin_bench.simulator.replica.core import Core
+from forkjoin_bench.simulator.replica.sequence import Kv, Sequence, State
 
 
 class Stitching:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from forkjoin_bench.simulator.replica.replica.sequence import State
-from forkjoin_bench.simulator.replica.replica.spoken import TOKENIZER
+from forkjoin_bench.simulator.replica.sequence import State
+from forkjoin_bench.simulator.replica.spoken import TOKENIZER
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.families.pruner import Pruner
 from forkjoin_scheduler.families.vote import Vote
 
 if TYPE_CHECKING:
-    from forkjoin_bench.simulator.replica.replica.core import Core
-    from forkjoin_bench.simulator.replica.replica.sequence import Sequence
+    from forkjoin_bench.simulator.replica.core import Core
+    from forkjoin_bench.simulator.replica.sequence import Sequence
 
 
 class CountedWorld:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from forkjoin_bench.simulator.replica.replica.sequence import Cause, Family
+from forkjoin_bench.simulator.replica.sequence import Cause, Family
 from forkjoin_bench.simulator.workload import num_critical, num_generated
 
 

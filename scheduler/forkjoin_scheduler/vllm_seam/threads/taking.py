@@ -51,14 +51,17 @@ class Taking:
             raise NoGrammar(
                 f"{thread.request_id}: expected a grammar that compiles and allows a next token, got another"
             )
-        # threads may have logprobs that only a pruning policy wants
-        logprobs = output.new_logprobs if live.terms.wants_logprobs else None
+        token_ids, rows = output.new_token_ids, None
+        if output.new_logprobs is not None and live.terms.wants_logprobs:
+            # threads may have logprobs that only a pruning policy wants
+            rows = _rows(len(token_ids), output.new_logprobs)
         effects = writing.thread_wrote(
             live,
             thread,
-            _pieces(output.new_token_ids, logprobs),
+            token_ids,
             None if output.finish_reason is None else self._end_of(live, thread, output),
             stop_reason=output.stop_reason,
+            rows=rows,
             likely=() if live.pruner is None else self._likely(live, output),
             forks=self._forks.beside.pop(output.request_id, ()) if self._forks.beside else (),
         )
@@ -117,14 +120,13 @@ class Taking:
         return ThreadEnd.REQUEST_STOP
 
 
-def _is_by_eos(thread: Branch, end: ThreadEnd) -> bool:
-    """Whether ``thread`` has ended in an end of sequence, which is not shown."""
-    assert thread.plan is not None
-    return end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
+def _rows(num_tokens: int, logprobs: LogprobsLists) -> list[LogprobsLists]:
+    """The row of each token."""
+    return [logprobs.slice_request(i, 1) for i in range(num_tokens)]
 
 
 def _pieces(token_ids: list[int], logprobs: LogprobsLists | None) -> list[Piece]:
-    """What goes into a transcript of tokens, each with its row of ``logprobs``."""
+    """What goes into a transcript of tokens."""
     if logprobs is None:
         return list(map(Piece, token_ids))
-    return [Piece(token_id, logprobs.slice_request(i, 1)) for i, token_id in enumerate(token_ids)]
+    return list(map(Piece, token_ids, _rows(len(token_ids), logprobs)))
