@@ -57,6 +57,33 @@ def test_no_rooms_of_the_server_import_each_other_in_a_circle() -> None:
         pytest.fail(f"expected rooms that can be read one after the other, got {error.args[1]}")
 
 
+#: The packages that ``tests/unit`` mirrors.
+MIRRORED = {
+    "scheduler": "scheduler/forkjoin_scheduler",
+    "server": "server/forkjoin_server",
+    "benchmarks": "benchmarks/forkjoin_bench",
+}
+#: Tests of what no one module does, and of what.
+OF_NO_MODULE = {
+    "tests/unit/scheduler/dialects/test_published.py": "the dialect files that come with the package"
+}
+
+
+def has_its_module(test: Path) -> bool:
+    """Whether ``test``, a path below ``tests/unit``, has the name and place of a module, or of a whole room."""
+    package, *rooms = test.relative_to(ROOT / "tests/unit").parent.parts
+    name = test.stem.removeprefix("test_")
+    place = ROOT.joinpath(MIRRORED[package], *rooms)
+    return (place / f"{name}.py").exists() or (place / name).is_dir() or name == place.name
+
+
+def test_each_unit_test_stands_where_its_module_stands() -> None:
+    tests = [path for package in MIRRORED for path in (ROOT / "tests/unit" / package).rglob("test_*.py")]
+    assert len(tests) > 50
+    lost = {path.relative_to(ROOT).as_posix() for path in tests if not has_its_module(path)}
+    assert lost == OF_NO_MODULE.keys()
+
+
 def files_by_folder() -> Counter[str]:
     """How many files each folder holds itself."""
     listed = subprocess.run(
