@@ -16,17 +16,42 @@ SHAPES = ROOT / "configs/sizing"
 #: The page's examples, by the name of the model's config.
 MODELS = ("1.5b-qwen2.5", "4b-qwen3", "7b-llama-2", "8b-qwen3", "14b-qwen3", "32b-qwen2.5")
 
-
-def page() -> str:
-    """The text of the page."""
-    return f"""<!-- Made by `make sizing-page`: change scripts/sizing_page.py. -->
+BEGINNING = """<!-- Made by `make sizing-page`: change scripts/sizing_page.py. -->
 # Sizing for GPUs
 
 How many requests that fork fit one GPU? The KV cache decides it. `forkjoin doctor sizing` works it out from
 a model's `config.json`, without a GPU and without the weights. **No GPU has confirmed these numbers**: this
-project has been run on CPUs only.
+project has been run on CPUs only."""
 
-## One model
+FLAGS = """## From families to flags
+
+- `--max-num-seqs`: as many as the threads that fit, but no more than a step of your GPU decodes at the
+  speed that you want. A parked parent takes no slot.
+- `--max-model-len`: a prompt with all its threads, joined. A lower limit does not make more room; it only
+  refuses longer requests.
+- Requests beyond what fits wait (`--admission family`), or are refused ([Configuration](configuration.md)).
+- A dialect with a stitched join needs room for twice `--max-model-len`.
+
+Then watch `vllm:kv_cache_usage_perc` and `forkjoin:threads_waiting` ([Tuning](tuning.md))."""
+
+LIMITS = """## What can't be worked out
+
+The command refuses, and says so, for models whose layers do not all look back equally far (Gemma 3,
+gpt-oss), with state space layers, with an indexer (DeepSeek V3.2), and for quantised weights unless their
+files are beside the config or `--weights-gib` gives their size. A window that all layers share is counted."""
+
+
+def page() -> str:
+    """The text of the page."""
+    sections = (
+        BEGINNING, _one_model(), _model_sizes(), _shared_prompts(), _several_gpus(), FLAGS, LIMITS
+    )  # fmt: skip
+    return "\n\n".join(sections) + "\n"
+
+
+def _one_model() -> str:
+    """What the command says of one model, and what that means."""
+    return f"""## One model
 
 The folder [configs/sizing](../configs/sizing) has the shapes of published models. Give your own folder or
 `config.json` in their place:
@@ -42,9 +67,12 @@ The folder [configs/sizing](../configs/sizing) has the shapes of published model
 - `unshared` is what you get from one request for each thread: each holds the prompt again.
 
 vLLM also needs memory for each step (activations, CUDA graphs), which it measures when it starts. The
-estimate does not subtract it: expect fewer blocks.
+estimate does not subtract it: expect fewer blocks."""
 
-## Model sizes
+
+def _model_sizes() -> str:
+    """The families that fit, by model."""
+    return f"""## Model sizes
 
 Families of 1,000 tokens of prompt and 8 threads of 500 tokens, on one GPU of 80 GiB:
 
@@ -58,42 +86,30 @@ Each row is this command with the row's config:
   model takes less than a third of the bytes.
 - A smaller model gains twice: its weights leave more room, and its tokens are smaller.
 - With `--kv-cache-dtype fp8`, a token takes half the bytes. A stitched join does not run on it
-  ([Dialects](dialects.md)).
+  ([Dialects](dialects.md))."""
 
-## Prompts that threads share
+
+def _shared_prompts() -> str:
+    """What sharing saves, by the length of the prompt."""
+    return f"""## Prompts that threads share
 
 The longer the prompt, the more sharing saves. The 8B model, 8 threads of 500 tokens:
 
 {_prompts()}
 
-Each row is the command above with `--prompt-tokens`.
+Each row is the command above with `--prompt-tokens`."""
 
-## Several GPUs
+
+def _several_gpus() -> str:
+    """The families that fit, by the number of GPUs."""
+    return f"""## Several GPUs
 
 Tensor parallelism splits the weights and the KV heads. The 32B model:
 
 {_gpus()}
 
 Each row is the command above with `--tensor-parallel-size`. With more GPUs than KV heads, several GPUs hold
-the same head, and the gain ends. MLA has one vector for all heads: each GPU holds all of it.
-
-## From families to flags
-
-- `--max-num-seqs`: as many as the threads that fit, but no more than a step of your GPU decodes at the
-  speed that you want. A parked parent takes no slot.
-- `--max-model-len`: a prompt with all its threads, joined. A lower limit does not make more room; it only
-  refuses longer requests.
-- Requests beyond what fits wait (`--admission family`), or are refused ([Configuration](configuration.md)).
-- A dialect with a stitched join needs room for twice `--max-model-len`.
-
-Then watch `vllm:kv_cache_usage_perc` and `forkjoin:threads_waiting` ([Tuning](tuning.md)).
-
-## What can't be worked out
-
-The command refuses, and says so, for models whose layers do not all look back equally far (Gemma 3,
-gpt-oss), with state space layers, with an indexer (DeepSeek V3.2), and for quantised weights unless their
-files are beside the config or `--weights-gib` gives their size. A window that all layers share is counted.
-"""
+the same head, and the gain ends. MLA has one vector for all heads: each GPU holds all of it."""
 
 
 def _command(num_threads: int, model: str, *more: str) -> str:

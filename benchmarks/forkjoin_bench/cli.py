@@ -6,12 +6,15 @@ import argparse
 import asyncio
 import importlib
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from forkjoin_bench.results import add_out
 from forkjoin_scheduler.errors import UsageError
 
 ROUNDS, QUICK_ROUNDS = 5, 2
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: list[str]) -> None:
@@ -28,17 +31,30 @@ def main(argv: list[str]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """What reads the arguments of ``forkjoin bench``."""
-    from forkjoin_bench import scheduler_cost
-    from forkjoin_bench.comparison.scenarios import DEFAULT, MAKERS
-    from forkjoin_bench.drafted import command as drafted
-    from forkjoin_bench.inputs.models import MODELS
-    from forkjoin_bench.overload import command as overload
-    from forkjoin_bench.votes import command as votes
-
     whole = argparse.ArgumentParser(prog="forkjoin bench", description="Run benchmarks (docs/benchmarks.md).")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_of_results(commands, "report", "Make tables and plots of saved results.", _report)
+    _add_single(commands)
+    _add_of_results(commands, "targets", "Compare saved results with the targets.", _targets)
+    commands.add_parser("simulate", help="Run the scheduler in virtual time (docs/simulator.md).")
+    return whole
 
+
+def _add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="Measure, and write JSON, tables and plots.")
+    _add_what(run)
+    _add_how_often(run)
+    _add_engines(run)
+    add_out(run)
+    run.set_defaults(run=_run)
+
+
+def _add_what(run: argparse.ArgumentParser) -> None:
+    """Add what is measured."""
+    from forkjoin_bench.comparison.scenarios import DEFAULT, MAKERS
+    from forkjoin_bench.inputs.models import MODELS
+
     run.add_argument(
         "--model", choices=MODELS, default="embedded", help="Model that is measured. Default: %(default)s."
     )
@@ -70,6 +86,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="Traces of the scenario that run. Default: all of them.",
     )
+
+
+def _add_how_often(run: argparse.ArgumentParser) -> None:
+    """Add how much of it, and how often."""
     run.add_argument(
         "--quick", action="store_true", help="Run fewer rounds, traces and requests, which takes minutes."
     )
@@ -89,6 +109,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--seed", type=int, default=1, metavar="N", help="Seed of the traces. Default: %(default)s."
     )
+
+
+def _add_engines(run: argparse.ArgumentParser) -> None:
+    """Add what the engines are like, and how long they may take."""
     run.add_argument(
         "--block-size",
         type=int,
@@ -108,37 +132,35 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="Seconds that one answer may take. Default: %(default)s.",
     )
-    add_out(run)
-    run.set_defaults(run=_run)
 
-    report = commands.add_parser("report", help="Make tables and plots of saved results.")
-    report.add_argument("results", type=Path, nargs="+", metavar="JSON", help="Files of saved results.")
-    report.set_defaults(run=_report)
+
+def _add_of_results(
+    commands: Commands, name: str, what: str, do: Callable[[argparse.Namespace], None]
+) -> None:
+    """Add a command that reads what ``run`` has saved."""
+    command = commands.add_parser(name, help=what)
+    command.add_argument("results", type=Path, nargs="+", metavar="JSON", help="Files of saved results.")
+    command.set_defaults(run=do)
+
+
+def _add_single(commands: Commands) -> None:
+    """Add the commands that measure one thing each, and have their arguments in their own modules."""
+    from forkjoin_bench import scheduler_cost
+    from forkjoin_bench.drafted import command as drafted
+    from forkjoin_bench.overload import command as overload
+    from forkjoin_bench.votes import command as votes
 
     abacus = commands.add_parser("abacus", help="Measure the embedded model, forked and sequential.")
     _add_of_checkout(abacus, "abacus")
-
-    drafting = commands.add_parser("drafted", help="Measure speculative decoding, with and without forks.")
-    drafted.add_arguments(drafting)
-    drafting.set_defaults(run=drafted.main)
-
-    scheduler = commands.add_parser("scheduler", help="Measure the scheduler's CPU time per step.")
-    scheduler_cost.add_arguments(scheduler)
-    scheduler.set_defaults(run=scheduler_cost.main)
-
-    overloaded = commands.add_parser("overload", help="Send more requests than there is room for.")
-    overload.add_arguments(overloaded)
-    overloaded.set_defaults(run=overload.main)
-
-    voting = commands.add_parser("votes", help="Measure votes that end early.")
-    votes.add_arguments(voting)
-    voting.set_defaults(run=votes.main)
-
-    targets = commands.add_parser("targets", help="Compare saved results with the targets.")
-    targets.add_argument("results", type=Path, nargs="+", metavar="JSON", help="Files of saved results.")
-    targets.set_defaults(run=_targets)
-    commands.add_parser("simulate", help="Run the scheduler in virtual time (docs/simulator.md).")
-    return whole
+    for name, module, what in (
+        ("drafted", drafted, "Measure speculative decoding, with and without forks."),
+        ("scheduler", scheduler_cost, "Measure the scheduler's CPU time per step."),
+        ("overload", overload, "Send more requests than there is room for."),
+        ("votes", votes, "Measure votes that end early."),
+    ):
+        command = commands.add_parser(name, help=what)
+        module.add_arguments(command)
+        command.set_defaults(run=module.main)
 
 
 def _add_of_checkout(parser: argparse.ArgumentParser, name: str) -> None:
