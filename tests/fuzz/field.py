@@ -16,7 +16,7 @@ from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.explicit import explicit_dialect, explicit_plan
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.http.middleware import Bodies
+from forkjoin_server.http.bodies import Bodies
 from forkjoin_server.request.field import count_answers, prepare
 from forkjoin_server.routes import PATHS
 from tests.fuzz.source import Source

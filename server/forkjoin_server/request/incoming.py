@@ -161,3 +161,17 @@ class Counted:
         """Raise BodyTooLarge if more has come than the limit."""
         if self._num_bytes > self._max_bytes:
             raise BodyTooLarge(self._max_bytes)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that yields ``body`` once, then what the connection says (disconnects)."""
+    sent = False
+
+    async def received() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return received

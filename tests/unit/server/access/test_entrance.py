@@ -199,9 +199,9 @@ def test_whatever_becomes_of_a_request_it_waits_no_more():
 
 
 def test_of_a_burst_a_few_bodies_are_parsed_at_a_time(monkeypatch):
-    from forkjoin_server.http import middleware
+    from forkjoin_server.http import generating
 
-    parsed, may_end, make = [], asyncio.Event(), middleware.prepare
+    parsed, may_end, make = [], asyncio.Event(), generating.prepare
 
     def prepare(given, *args, **more):
         parsed.append(given)
@@ -225,7 +225,7 @@ def test_of_a_burst_a_few_bodies_are_parsed_at_a_time(monkeypatch):
         await asyncio.gather(*tasks)
         assert [client.status for client in clients] == [200] * len(clients)
 
-    monkeypatch.setattr(middleware, "prepare", prepare)
+    monkeypatch.setattr(generating, "prepare", prepare)
     monkeypatch.setattr(preparing, "LONGEST_S", 600.0)  # however long this takes
     BACKLOG.bounds = Bounds()
     asyncio.run(run())

@@ -10,8 +10,8 @@ import pytest
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_scheduler.request.visits import VISIT
-from forkjoin_server.http import middleware
-from forkjoin_server.http.middleware import Bodies
+from forkjoin_server.http import generating
+from forkjoin_server.http.bodies import Bodies
 from forkjoin_server.routes import RESPONSES, STORED
 from tests.unit.server.http.test_middleware import ENDED, FORKED
 
@@ -53,7 +53,7 @@ class Store:
 @pytest.fixture
 def ask(monkeypatch):
     """Asks a middleware that stands around a store."""
-    monkeypatch.setattr(middleware, "stores_responses", lambda: True)
+    monkeypatch.setattr(generating, "stores_responses", lambda: True)
     monkeypatch.setattr(FEEDS, "_queues", {})  # a response that is stored keeps its feed
 
     def make(store):
@@ -90,7 +90,7 @@ def test_a_stored_response_is_fetched_as_it_was_answered(ask, shown):
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 def test_a_response_is_fetched_right_as_soon_as_its_end_is_told(monkeypatch, streams):
     """For a moment its usage was vLLM's."""
-    monkeypatch.setattr(middleware, "stores_responses", lambda: True)
+    monkeypatch.setattr(generating, "stores_responses", lambda: True)
     store, fetched = Store(late=False, streams=streams), []
     bodies = Bodies(store)
 

@@ -11,8 +11,9 @@ import pytest
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.request.visits import VISIT
 from forkjoin_server.answer.thread_ids import ThreadName, name_in, thread_id
+from forkjoin_server.http.bodies import Bodies
 from forkjoin_server.http.cancelling import asked_at
-from forkjoin_server.http.middleware import Bodies, ForkJoinMiddleware
+from forkjoin_server.http.middleware import ForkJoinMiddleware
 
 KEY = "fj" + "0123456789abcdef" * 2
 THREAD = thread_id(KEY, 3)

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from forkjoin_server.http.bodies import Bodies
 from forkjoin_server.http.error_bodies import MAX_CHARS, MAX_GIVEN, ErrorBodies, bounded, texts
-from forkjoin_server.http.middleware import Bodies
 from forkjoin_server.routes import CHAT
 
 LONG = "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt."  # fmt: skip

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI, Request, UploadFile
 
-from forkjoin_server.http.middleware import Bodies
+from forkjoin_server.http.bodies import Bodies
 from forkjoin_server.request.incoming import MIB, BodyStalled, read
 from forkjoin_server.routes import CHAT, INVOCATIONS, MESSAGES, PATHS
 
