@@ -61,6 +61,45 @@ def test_a_sibling_that_ends_with_the_one_that_is_waited_for_makes_no_second_joi
     hand.finish()
 
 
+def _syncs():
+    """AsyncThink's threads, all of which one text waits for."""
+    dialect = load("asyncthink")
+    return dialect.model_copy(update={"join": make_join(kind="sync", sync="<SYNC>")})
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("first", ["r#0", "r#1"])
+def test_a_sync_waits_for_all_that_was_started_since_the_last(drive, first, is_async):
+    hand = drive(_syncs(), is_async=is_async)
+    hand.add("r", "q")
+    hand.say("r", "<FORK-1>do</FORK-1>and<FORK-2>do</FORK-2>meanwhile<SYNC>")
+    hand.steps_until(lambda: hand.scheduler.num_waiting_for_streaming_input == 1)
+    hand.say(first, "<RETURN>7</RETURN>")
+    hand.steps_until(lambda: len(hand.events("thread_ended")) == 1)
+    assert not hand.events("joined")
+    hand.say("r#0" if first == "r#1" else "r#1", "<RETURN>7</RETURN>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "on<FORK-3>do</FORK-3><SYNC>")
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    hand.say("r#2", "<RETURN>8</RETURN>")
+    hand.steps_until(lambda: len(hand.events("joined")) == 2 and hand.decodes("r"))
+    hand.say("r", "done<|end|>")
+    hand.finish()
+    started = "<FORK-1>do</FORK-1>and<FORK-2>do</FORK-2>meanwhile<SYNC>"
+    joined = "7</JOIN-1>7</JOIN-2>on<FORK-3>do</FORK-3><SYNC>8</JOIN-3>done"
+    assert hand.text("r").removesuffix("<|end|>").replace("x", "") == started + joined
+
+
+def test_a_sync_for_which_nothing_is_open_is_refused(drive):
+    hand = drive(_syncs())
+    hand.add("r", "q")
+    hand.say("r", "<SYNC>on<FORK-1>do</FORK-1>")
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    assert [e["reason"] for e in hand.events("refused")] == ["unknown_thread"]
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
 # ---- what can't be computed in a row ----------------------------------------------------------
 
 

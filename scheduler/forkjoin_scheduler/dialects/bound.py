@@ -65,11 +65,11 @@ class BoundDialect:
         return self.dialect.outline is not None and bool(read_outlines(self.dialect.outline, text))
 
     def asked_for(self, token_ids: Sequence[int]) -> str | None:
-        """The number of the thread that the last of ``token_ids`` asks for, if it does."""
+        """Which thread the last of ``token_ids`` asks for, by number; "": for all; None: for none."""
         if self.dialect.join.question is None:
             return None
         found = self._completes(self.dialect.join.question, token_ids)
-        return None if found is None else found["number"]
+        return None if found is None else found.groupdict().get("number", "")
 
     def written_itself(self, token_ids: Sequence[int]) -> str | None:
         """The text of ``swaps`` that the last of ``token_ids`` completes, if it does."""

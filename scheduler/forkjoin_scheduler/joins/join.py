@@ -6,7 +6,7 @@ fields, and what it does otherwise, stands there and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from forkjoin_scheduler.dialects.dialect import Dialect, Positions
     from forkjoin_scheduler.dialects.tokenizer import Tokenizer
     from forkjoin_scheduler.families.family import Branch
+    from forkjoin_scheduler.families.fork import ThreadPlan
     from forkjoin_scheduler.joins.joined import JoinPlan
 
 
@@ -53,7 +54,7 @@ class Join(Strict):
 
     @property
     def question(self) -> str | None:
-        """The regex of what asks for one thread, by its number; None: a branch asks for none."""
+        """The regex of what asks for threads, with their ``number`` if for one; None: nothing does."""
         return None
 
     @property
@@ -87,6 +88,19 @@ class Join(Strict):
         ``closing_ids``: what the request itself wants behind them, in the place of the dialect's own text.
         """
         return joined.plan_join(dialect, threads, tokenizer, closing_ids)
+
+    def asked_for(
+        self, branch: Branch, number: str, numbered: Mapping[tuple[Branch, str], Branch]
+    ) -> list[Branch]:
+        """The threads that ``branch`` waits for, which has asked for ``number``; none: it knows of none.
+
+        ``numbered``: the threads of the family, by parent and number.
+        """
+        return []
+
+    def is_planned(self, number: str, planned: Iterable[ThreadPlan]) -> bool:
+        """Whether it will know of some when the threads that are ``planned`` in this step have started."""
+        return False
 
     def keeps_blocks_of(self, dialect: Dialect, thread: Branch) -> bool:
         """Whether the join takes the KV blocks of ``thread``, which has ended, as they are."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, TypeAdapter
@@ -13,6 +15,7 @@ from forkjoin_scheduler.joins.reprefill import Reprefill
 from forkjoin_scheduler.joins.rewrite import Rewrite
 from forkjoin_scheduler.joins.splice import Splice
 from forkjoin_scheduler.joins.stitch import Stitch
+from forkjoin_scheduler.joins.sync import Sync
 from forkjoin_scheduler.joins.vote import VoteJoin
 
 KINDS: dict[str, type[Join]] = {
@@ -21,6 +24,7 @@ KINDS: dict[str, type[Join]] = {
     "rewrite": Rewrite,
     "splice": Splice,
     "on_demand": OnDemand,
+    "sync": Sync,
     "finish": Finish,
     "vote": VoteJoin,
 }
@@ -45,12 +49,8 @@ def _named(value: Any) -> Any:
 if TYPE_CHECKING:
     AnyJoin = Join
 else:
-    AnyJoin = Annotated[
-        Annotated[
-            Reprefill | Stitch | Rewrite | Splice | OnDemand | Finish | VoteJoin, Field(discriminator="kind")
-        ],
-        BeforeValidator(_named),
-    ]
+    _OneOf = reduce(or_, KINDS.values())
+    AnyJoin = Annotated[Annotated[_OneOf, Field(discriminator="kind")], BeforeValidator(_named)]
 
 _ANY: TypeAdapter[Join] = TypeAdapter(AnyJoin)
 

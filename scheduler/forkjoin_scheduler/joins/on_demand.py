@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from forkjoin_scheduler.dialects.patterns import check_regex
 from forkjoin_scheduler.joins.join import Join
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.families.family import Branch
+    from forkjoin_scheduler.families.fork import ThreadPlan
 
 
 def _asks(value: str) -> str:
@@ -28,3 +33,13 @@ class OnDemand(Join):
     @property
     def question(self) -> str | None:
         return self.ask
+
+    def asked_for(
+        self, branch: Branch, number: str, numbered: Mapping[tuple[Branch, str], Branch]
+    ) -> list[Branch]:
+        """The one of that number."""
+        thread = numbered.get((branch, number))
+        return [] if thread is None else [thread]
+
+    def is_planned(self, number: str, planned: Iterable[ThreadPlan]) -> bool:
+        return any(thread.number == number for thread in planned)

@@ -86,16 +86,16 @@ def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
 
 
 def wait_for(machine: Machine, branch: Branch, number: str) -> Effects:
-    """``branch`` has asked for the result of a thread: it stands still until that has ended."""
-    thread = machine.numbered.get((branch, number))
+    """``branch`` has asked for what threads return: it stands still until they have ended."""
+    threads = machine.dialect.join.asked_for(branch, number, machine.numbered)
     if branch.state is not BranchState.DECODING:
         return
-    if thread is None:
+    if not threads:
         policy = machine.dialect.policies.unknown_thread
         yield from refuse(machine, branch, Refusal("unknown_thread", policy))
         return
     yield Park(branch)
-    machine.family.wait(branch, [thread])
+    machine.family.wait(branch, threads)
 
 
 def swap(machine: Machine, branch: Branch, keep: int, token_ids: tuple[int, ...]) -> Effects:

@@ -119,12 +119,19 @@ def test_the_table_of_built_in_dialects_is_that_of_their_files():
 
 def test_the_table_of_joins_says_who_waits(make_dialect):
     needs = {"rewrite": {"opens": "<C>"}, "on_demand": {"ask": "(?P<number>.)"}, "vote": {"result": "x"}}
+    needs["sync"] = {"sync": "<S>"}
     rows = _rows("## Joins")
     assert list(rows) == list(KINDS)
     for kind, (waits, goes_on) in rows.items():
         join = make_dialect(join={"kind": kind} | needs.get(kind, {})).join
         assert (waits == "the parent") is join.waits
         assert join.goes_on or goes_on.startswith("nothing: the answer is the")
+
+
+def test_the_kind_that_is_shown_as_an_example_is_the_one_that_runs():
+    shown = re.search(r"```python\n(.*?)```", GUIDE, flags=re.S)
+    assert shown is not None
+    assert shown[1] == (ROOT / "scheduler/forkjoin_scheduler/joins/sync.py").read_text()
 
 
 def test_the_table_of_policies_gives_each_its_default_first_and_all_others():

@@ -35,9 +35,9 @@ class Forks:
         """What the call at the end of ``context`` does."""
         return planning.plan(live, branch, context, since, self.beside.get(branch.request_id, ()))
 
-    def is_numbered(self, live: LiveFamily, branch: Branch, number: str) -> bool:
-        """Whether ``branch`` knows a thread by ``number``, or will at the end of this step."""
-        return planning.is_numbered(live, branch, number, self.beside.get(branch.request_id, ()))
+    def can_ask(self, live: LiveFamily, branch: Branch, number: str) -> bool:
+        """Whether ``branch`` has threads to ask for by ``number``, or will at the end of this step."""
+        return planning.can_ask(live, branch, number, self.beside.get(branch.request_id, ()))
 
     def plan_swap(self, request: Request, text: str) -> Swap | None:
         """What takes the place of ``text``, which ``request`` has just written; None if there is no room."""

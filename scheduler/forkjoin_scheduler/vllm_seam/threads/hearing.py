@@ -157,7 +157,7 @@ class Hearing:
         wrote = request._all_token_ids[max(wish.since, request.num_tokens - WINDOW_TOKENS) :]
         if wrote and wish.spoken.triggers(wrote):
             return self._hear_trigger(request, wish, num_in_run)
-        if wrote and (number := wish.spoken.asked_for(wrote)):
+        if wrote and (number := wish.spoken.asked_for(wrote)) is not None:
             return self._hear_question(request, number)
         if text := wish.spoken.written_itself(request._all_token_ids):
             return self._hear_stray(request, text)
@@ -190,7 +190,7 @@ class Hearing:
         if branch.state is not BranchState.DECODING:
             return True
         policy = live.dialect.policies.unknown_thread
-        if self._forks.is_numbered(live, branch, number) or policy is Policy.END_REQUEST:
+        if self._forks.can_ask(live, branch, number) or policy is Policy.END_REQUEST:
             self._forks.asking.append((request, number))
             return False
         tell_refused(live, branch, Refusal("unknown_thread", policy))
