@@ -70,9 +70,10 @@ def test_a_request_with_a_thinking_budget_decodes_in_one_row(engine):
 
     params = engine.params(thinking_token_budget=10)
     request = Request("r", engine.prompt("q"), params, None)
-    assert engine.scheduler._wishes.of(request, CompiledOptions()) is None
+    limits = engine.scheduler._core.settings.limits
+    assert engine.scheduler._wishes.of(request, CompiledOptions(), limits) is None
     params.thinking_token_budget = -1
-    assert engine.scheduler._wishes.of(request, CompiledOptions()) is not None
+    assert engine.scheduler._wishes.of(request, CompiledOptions(), limits) is not None
 
 
 # ---- options, checked once -----------------------------------------------------------------

@@ -7,6 +7,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import ForkAt
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.request.compiled import check_and_compile
@@ -32,10 +33,10 @@ class Wishes:
         """Note what ``request`` asks of fork/join, and what that means for it from its start."""
         options = self._options(request)
         # Whether it forks or not; one that does counts all its threads.
-        cap = options.limits(self._core.settings.limits).max_total_tokens
-        request.max_tokens = min(request.max_tokens, cap or request.max_tokens)
+        limits = options.limits(self._core.settings.limits)
+        request.max_tokens = min(request.max_tokens, limits.max_total_tokens or request.max_tokens)
         self._await_answer(request, options)
-        wish = self.of(request, options)
+        wish = self.of(request, options, limits)
         if wish is None:
             if request.use_structured_output:
                 self._answers.did_not_join(request)
@@ -44,7 +45,7 @@ class Wishes:
             wish.params = request.sampling_params = without_banned(wish.params, banned)
         self._core.wishes[request.request_id] = wish
 
-    def of(self, request: Request, options: CompiledOptions) -> Wish | None:
+    def of(self, request: Request, options: CompiledOptions, limits: Limits) -> Wish | None:
         """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""
         assert self._core.spoken is not None
         params = request.sampling_params
@@ -57,7 +58,6 @@ class Wishes:
             or params.thinking_token_budget not in (None, -1)
         ):
             return None
-        limits = options.limits(self._core.settings.limits)
         spoken, at_prompt = self._core.spoken, self._core.spoken.dialect.fork_at is ForkAt.PROMPT
         if options.forks_at_prompt:
             spoken, at_prompt = (
