@@ -11,7 +11,6 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import NoReturn
 
-from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.errors import ForkJoinError, UsageError
 from forkjoin_scheduler.excerpt import cut
@@ -22,10 +21,10 @@ from forkjoin_server.operate.interrupts import killing, leave_to_the_parent
 from forkjoin_server.operate.leaving import leave
 from forkjoin_server.operate.orphans import die_with_the_parent
 from forkjoin_server.operate.output import never_fail
+from forkjoin_server.start import dialect_commands
 from forkjoin_server.start.benchmarks import benchmarks
 from forkjoin_server.start.configuration import resolve
 from forkjoin_server.start.effective import Given, effective, lines
-from forkjoin_server.start.fit import found
 from forkjoin_server.start.flags import add_flags
 from forkjoin_server.start.nearest import nearest_ones
 
@@ -39,6 +38,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin doctor sizing [--gpu-gib N] [--threads N] … [MODEL]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
+       forkjoin dialects test DIALECT FILE
        forkjoin keys new NAME
        forkjoin chat|top [URL]
        forkjoin trace FILE|ID [URL] [--svg FILE] [--png FILE]
@@ -54,7 +54,7 @@ COMMANDS = (
     "--version",
 )  # fmt: skip
 #: What stands behind those commands that have commands themselves.
-_SUBCOMMANDS = {"dialects": "nothing or check MODEL DIALECT", "keys": "new NAME"}
+_SUBCOMMANDS = {"dialects": "nothing, check MODEL DIALECT or test DIALECT FILE", "keys": "new NAME"}
 
 _KEY_SEEN = (
     "--api-key: whoever may list this machine's processes can read it there: set VLLM_API_KEY, or use "
@@ -85,7 +85,9 @@ def main(argv: list[str] | None = None) -> None:
         elif argv[:2] == ["keys", "new"]:
             make_key(argv[2:])
         elif argv[:2] == ["dialects", "check"]:
-            check_dialect(argv[2:])
+            dialect_commands.check(argv[2:])
+        elif argv[:2] == ["dialects", "test"]:
+            dialect_commands.test(argv[2:])
         elif argv == ["dialects"]:
             for name in builtin_names():
                 print(f"{name}\t{load(name).source}")
@@ -247,20 +249,6 @@ def make_key(argv: list[str]) -> None:
     key = keys.new_key()
     print(keys.line_of(argv[0], key), flush=True)
     print(f"The key of {argv[0]}, which is shown this once and kept nowhere: {key}", file=sys.stderr)
-
-
-def check_dialect(argv: list[str]) -> None:
-    """Say whether the tokenizer of a model has what a dialect needs.
-
-    Raises DialectError naming what it lacks, UsageError if there is no such model.
-    """
-    if len(argv) != 2:
-        raise UsageError(f"dialects check: expected MODEL and DIALECT, got {' '.join(argv) or 'nothing'}")
-    from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
-
-    model, dialect = argv[0], load(argv[1])
-    bound = BoundDialect.bind(dialect, tokenizer_of(model))
-    print(f"{model} fits {dialect.name}: {'; '.join(found(dialect, bound.dialect))}")
 
 
 if __name__ == "__main__":

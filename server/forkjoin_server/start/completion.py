@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     check = dialects.add_parser("check", help="Check a model against a dialect.")
     check.add_argument("model", metavar="MODEL|FILE")
     check.add_argument("dialect", choices=builtin_names())
+    test = dialects.add_parser("test", help="Replay a transcript through a dialect.")
+    test.add_argument("dialect", choices=builtin_names())
+    test.add_argument("transcript", metavar="FILE")
     new = (
         commands.add_parser("keys", help="Manage API keys.")
         .add_subparsers()

@@ -255,6 +255,38 @@ def test_an_error_is_one_sentence_and_exit_status_2(capsys):
     )
 
 
+def test_a_transcript_is_tested_line_by_line_and_a_difference_is_an_exit_status(tmp_path, capsys):
+    path = tmp_path / "said.txt"
+    right = "<Outlines><Outline>1: a</Outline></Outlines>\n<Thread>\n1: b</Thread>\n</Parallel>"
+    path.write_text(right)
+    main(["dialects", "test", "threadweaver", str(path)])
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"{path}:1: fork: 1 threads: 1 'a'"
+    assert last == "1 forks, 1 joins, 0 forks refused, 0 differences"
+    path.write_text(right.replace("\n1:", "1:"))
+    with pytest.raises(SystemExit) as ended:
+        main(["dialects", "test", "threadweaver", str(path)])
+    assert ended.value.code == 1
+    assert "differs: before thread 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["threadweaver"], "expected DIALECT and the FILE of a transcript, got threadweaver"),
+        (["threadweaver", "/nowhere"], "expected a readable text in UTF-8, got /nowhere"),
+        (["apr", __file__], "dialect 'apr': expected one that forks at a trigger"),
+        (["nope", __file__], "or the path of a YAML file, got 'nope'"),
+    ],
+    ids=["no_file", "nowhere", "not_shown", "no_dialect"],
+)
+def test_what_can_not_be_tested_is_said_in_a_sentence(argv, sentence, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["dialects", "test", *argv])
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_the_dialects_are_listed_with_their_sources(capsys):
     main(["dialects"])
     assert capsys.readouterr().out.splitlines() == [f"{n}\t{load(n).source}" for n in builtin_names()]
@@ -274,7 +306,10 @@ def test_no_command_shows_the_usage(capsys):
         (["--verison"], "expected a command, got --verison: the nearest are --version, "),
         (["x" * 1000], f"expected a command, got {'x' * 29}...: "),
         (["keys"], "keys: expected new NAME, got nothing\n"),
-        (["dialects", "chekc", "m"], "dialects: expected nothing or check MODEL DIALECT, got chekc m\n"),
+        (
+            ["dialects", "chekc", "m"],
+            "dialects: expected nothing, check MODEL DIALECT or test DIALECT FILE, got chekc m\n",
+        ),
     ],
     ids=["command", "flag", "long", "nothing_behind", "wrong_behind"],
 )
