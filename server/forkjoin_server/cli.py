@@ -53,11 +53,11 @@ COMMANDS = (
     "serve", "doctor", "dialects", "keys", "chat", "top", "trace", "bench", "completion", "--help",
     "--version",
 )  # fmt: skip
-#: What stands behind those commands that have commands themselves.
+#: What follows a command that has commands of its own.
 _SUBCOMMANDS = {"dialects": "nothing, check MODEL DIALECT or test DIALECT FILE", "keys": "new NAME"}
 
 _KEY_SEEN = (
-    "--api-key: whoever may list this machine's processes can read it there: set VLLM_API_KEY, or use "
+    "--api-key: every user who can list this machine's processes can read it: set VLLM_API_KEY, or use "
     "--api-key-file, which holds hashes"
 )
 
@@ -158,7 +158,7 @@ def doctor(argv: list[str]) -> None:
     Raises UsageError and DialectError for what `forkjoin serve` refuses before it looks at anything.
     """
     _help_first(argv)
-    # What vLLM logs on the way is told by the checks, and must not get into the JSON.
+    # The checks report what vLLM would log. Its log lines must not get into the JSON.
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
     from forkjoin_server.doctor.examine import as_json, examine, installed, is_well
 

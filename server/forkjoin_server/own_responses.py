@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from forkjoin_server.asgi import Json, Send
 from forkjoin_server.routes import MESSAGES
 
-#: By status: what OpenAI's clients are told that it is, as vLLM writes it, and what Anthropic's are.
+#: By status: the error type for OpenAI's clients, as vLLM writes it, and the one for Anthropic's.
 _KINDS = {
     400: ("BadRequestError", "invalid_request_error"),
     401: ("AuthenticationError", "authentication_error"),

@@ -98,7 +98,7 @@ def test_where_the_accounts_do_not_agree_behind_an_error_the_engine_ends(
         raise RuntimeError("torn")
 
     monkeypatch.setattr(joining, "join", tear)
-    with pytest.raises(TornState, match="expected the accounts to agree behind the eviction of r"):
+    with pytest.raises(TornState, match="expected the accounts to agree after the eviction of r"):
         drive.run()
     assert len(errors) == 1
 

@@ -80,7 +80,7 @@ def test_a_branch_must_fit_beside_the_prompt_on_every_route(server, path, body, 
     answer = httpx.post(f"{server}{path}", json=asked, timeout=60)
     assert answer.status_code == 400
     assert "forkjoin.branches[0].text: expected at most" in answer.text
-    assert "tokens behind a prompt of" in answer.text
+    assert "tokens after a prompt of" in answer.text
 
 
 @pytest.mark.parametrize(

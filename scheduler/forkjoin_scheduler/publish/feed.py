@@ -90,7 +90,7 @@ class Feeds:
 
         It is not to reach vLLM's output handler: that would be every client's end.
         """
-        LOG.error("an error in fork/join code (%s): going on without", where, exc_info=error)
+        LOG.error("an error in fork/join code (%s): the server continues without it", where, exc_info=error)
         for observe in self.observers:
             with contextlib.suppress(Exception):  # it may be the one that has failed
                 observe(InternalError(where=where), None)

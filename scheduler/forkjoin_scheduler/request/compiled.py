@@ -36,7 +36,7 @@ def check_chars(options: RequestOptions, room: Room) -> None:
     for name, text in _texts(options):
         if len(text) > room.max_chars:
             raise BadRequestOptions(
-                f"{name}: expected at most {room.max_chars} characters, for the context holds "
+                f"{name}: expected at most {room.max_chars} characters: the context holds "
                 f"{room.max_tokens} tokens of at most {room.max_chars_per_token}, got {len(text)}"
             )
 
@@ -85,12 +85,12 @@ def _no_format(response_format: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_room(options: CompiledOptions, num_prompt_tokens: int, max_model_len: int) -> None:
-    """Raise BadRequestOptions naming what does not fit the context behind a prompt of so many tokens.
+    """Raise BadRequestOptions naming what does not fit the context after a prompt of so many tokens.
 
     A branch must find room beside the prompt, and a closing beside the prompt and all branches, with a
     token to write.
     """
-    behind = f"behind a prompt of {num_prompt_tokens} tokens in a context of {max_model_len}"
+    behind = f"after a prompt of {num_prompt_tokens} tokens in a context of {max_model_len}"
     room = max_model_len - num_prompt_tokens - 1
     for n, branch in enumerate(options.branches or ()):
         if len(branch.token_ids) > room:

@@ -137,7 +137,9 @@ class Fence:
         request_id = root_id(of)
         if request_id is None:
             self._count_nobodys(where)
-            logger.error("an error in fork/join code (%s): going on without", where, exc_info=error)
+            logger.error(
+                "an error in fork/join code (%s): the engine continues without it", where, exc_info=error
+            )
         elif request_id in self._failed:
             return
         elif isinstance(error, NoGrammar):
@@ -168,7 +170,7 @@ class Fence:
         self._obituaries.append(Obituary("", 0, [InternalError(where=where)], ends=False))
 
     def evict_failed(self) -> None:
-        """Evict all families that failed. Raises TornState if the accounts do not agree behind that."""
+        """Evict all families that failed. Raises TornState if the accounts do not agree after that."""
         while self._failed:
             request_id = next(iter(self._failed))
             self._obituaries.append(self._obituary(request_id))
@@ -228,7 +230,7 @@ class Fence:
         )
         if wrong:
             raise TornState(
-                f"expected the accounts to agree behind the eviction of {request_id}, found {wrong}: "
+                f"expected the accounts to agree after the eviction of {request_id}, found {wrong}: "
                 "other requests may be hurt, so the engine ends"
             )
 

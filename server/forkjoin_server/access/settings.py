@@ -1,4 +1,4 @@
-"""Flags of the front end about who may ask, and how much may wait. The engine core is told none."""
+"""Flags of the front end about who may ask, and how much may wait. The engine core gets none of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPEN_ROUTES = "/health,/ready,/ping,/version,/metrics,/playground"
 
 
 class AccessSettings(BaseModel):
-    """What ``forkjoin serve`` was told of keys."""
+    """The settings of API keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +49,7 @@ class AccessSettings(BaseModel):
 
 
 class OverloadSettings(BaseModel):
-    """How much ``forkjoin serve`` was told to let wait."""
+    """The settings of overload: how much may wait."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

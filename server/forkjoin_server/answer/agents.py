@@ -99,7 +99,7 @@ class AgentThreads(ResponseThreads):
         self._has_extras = has_extras
         self._calls: dict[Slot, Json] = {}
         self._names: dict[int, str] = {}
-        #: The first thread of each fork whose join was told.
+        #: The first thread of each fork whose join was emitted.
         self._joined: set[int] = set()
 
     def pass_on(self, chunk: Json) -> list[Json]:

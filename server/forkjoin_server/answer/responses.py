@@ -120,7 +120,7 @@ class ResponseThreads:
                 yield from items if holder == i else ()
 
     def _told_behind(self) -> Iterator[tuple[str, list[Json]]]:
-        """Our items in a whole answer, in their order, with the text behind whose item they stand."""
+        """Our items in a whole answer, in their order, each with the text whose item it follows."""
         for thread in self._log.threads:
             yield thread["content"], [self._item(thread)]
 

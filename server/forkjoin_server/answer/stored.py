@@ -84,7 +84,7 @@ class StoredResponses:
     def keep(self, body: Json, weaver: Weaver, present: Callable[[ThreadLog], Presenter]) -> bool:
         """Keep what a response says of threads, and how, if vLLM stores it; returns whether it does.
 
-        For the first time before its client is told of its end, who may fetch it at once.
+        For the first time before its client learns of its end, and may fetch it at once.
         """
         is_stored = weaver.status == 200 and bool(body.get("store", True))
         if is_stored:

@@ -40,7 +40,7 @@ NOTHING = "nothing"
 
 
 def finish_reason(reason: ThreadEnd) -> str:
-    """What clients are told of a thread that ended for this ``reason`` of the engine's."""
+    """The ``finish_reason`` that clients get for the engine's ``reason``."""
     return _CUT_SHORT.get(reason, "stop")
 
 
@@ -58,7 +58,7 @@ class ThreadLog:
     num_answers: int = 1
     #: How many of them each prompt has.
     num_choices: int = 1
-    #: Whether the client asked for the threads: then it is told that there were none, too.
+    #: Whether the client asked for the threads: then it also learns that there were none.
     is_wanted: bool = False
     #: Whether an entry holds token ids beside its text.
     has_token_ids: bool = False
@@ -78,7 +78,7 @@ class ThreadLog:
 
     @property
     def has_news(self) -> bool:
-        """Whether the response is to be told anything that vLLM's own does not say."""
+        """Whether the response gets anything that vLLM's own does not have."""
         return self.is_wanted or bool(self.families)
 
     def delta(self, event: Event) -> list[Json]:
@@ -156,7 +156,7 @@ class ThreadLog:
             return usage
         counts = self._sum(f for name, f in self.families.items() if answer in (None, self._answer_of(name)))
         # vLLM leaves out what a stop string cut off; the families know all that was generated. And it knows
-        # of answers that did not fork, and of tokens behind what a family has said last: one step each.
+        # of answers that did not fork, and of tokens after what a family has said last: one step each.
         generated = max(counts["total_tokens"], usage[word] - counts.pop("surplus_tokens"))
         counts["critical_path_tokens"] += generated - counts["total_tokens"]
         counts["total_tokens"] = generated

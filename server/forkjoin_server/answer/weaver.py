@@ -21,7 +21,7 @@ from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.asgi import Json, Message, Send
 from forkjoin_server.routes import FINAL_EVENTS
 
-#: In the JSON of a chunk; in its text a quotation mark stands behind a backslash.
+#: In the JSON of a chunk; in its text a quotation mark follows a backslash.
 _USAGE = re.compile(rb'"usage":\s*\{')
 
 
@@ -98,7 +98,7 @@ class Weaver:
     async def pump(self) -> None:
         """Write thread events that come while vLLM has nothing to say."""
         while True:
-            # Kept in order: whoever holds the lock may write it before this task gets there.
+            # Kept in order: the holder of the lock may write it before this task does.
             self._pending.append(await self.queue.get())
             async with self._lock:
                 await self._emit_due()
@@ -122,7 +122,7 @@ class Weaver:
         return not (self.log.has_news or self._pending or not self.queue.empty() or self._buffer)
 
     async def _whole(self, message: Message) -> None:
-        """Gather a JSON response; correct it if the request forked, or its client asked to be told."""
+        """Gather a JSON response; correct it if the request forked, or its client asked for it."""
         self._buffer += message.get("body", b"")
         if message.get("more_body"):
             return
@@ -143,7 +143,7 @@ class Weaver:
         await self.raw_send({"type": "http.response.body", "body": body})
 
     async def _stream(self, message: Message) -> None:
-        """Hand on complete server-sent events, each behind the thread events that precede it."""
+        """Hand on complete server-sent events, each after the thread events that precede it."""
         self._buffer += message.get("body", b"")
         *complete, self._buffer = self._buffer.split(b"\n\n")
         for event in complete:
@@ -219,6 +219,6 @@ def _is_end(chunk: Json) -> bool:
 
 
 def _sse(chunk: Json) -> bytes:
-    """``chunk`` as a server-sent event; whoever types chunks names events by the type."""
+    """``chunk`` as a server-sent event; a route whose chunks have a type names its events by it."""
     name = f"event: {chunk['type']}\n" if "type" in chunk else ""
     return f"{name}data: {json.dumps(chunk)}\n\n".encode()

@@ -22,7 +22,7 @@ def drafts(vllm_config: Any) -> Check:
 def answers(vllm_config: Any, dialect: Dialect) -> Check:
     """From where a grammar holds that a request asks for; in front of it the reasoning forks."""
     if parser := vllm_config.structured_outputs_config.reasoning_parser:
-        return ok("answers", f"JSON and forced tools hold behind the reasoning, by parser {parser}")
+        return ok("answers", f"JSON and forced tools hold after the reasoning, by parser {parser}")
     if dialect.answer is not None:
         return ok("answers", 'JSON and forced tools hold for the answer with {"structured": "answer"}')
     return ok("answers", "JSON and forced tools hold from the first token: such requests do not fork")

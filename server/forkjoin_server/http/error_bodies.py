@@ -1,4 +1,4 @@
-"""What an error's body repeats of its request: at most 200 characters, whoever wrote the error.
+"""What an error's body repeats of its request: at most 200 characters, also if vLLM wrote the error.
 
 vLLM's own errors repeat values, names and whole lists of a request.
 """

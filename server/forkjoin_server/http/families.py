@@ -1,6 +1,6 @@
 """``GET /v1/forkjoin/families``: what each engine does at the moment, for an operator to see.
 
-An engine core answers between two steps. There is one question at a time, whoever asks, and its answer is
+An engine core answers between two steps. There is one question at a time, for all who ask, and its answer is
 good for a second: so however often clients ask, engines are asked once a second at most, and a stopped engine
 finds one question when it goes on. Nobody waits longer than ``LIMIT_S``.
 """
@@ -25,7 +25,7 @@ GOOD_FOR_S = 1.0
 PATIENCE_S = 60.0
 #: See the scheduler's ``engine_calls.py``.
 _QUESTION = "forkjoin_overview"
-#: What vLLM puts behind the id that an answer and the log have.
+#: What vLLM appends to the id that an answer and the log have.
 _RANDOM = re.compile(r"-[0-9a-f]{8}\Z")
 
 
@@ -34,7 +34,7 @@ class NoAnswer(Exception):
 
 
 class Families:
-    """Asks the engines behind ``core``, the engine core client of vLLM's AsyncLLM."""
+    """Asks the engines of ``core``, the engine core client of vLLM's AsyncLLM."""
 
     def __init__(self, core: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._core, self._clock = core, clock

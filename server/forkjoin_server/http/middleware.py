@@ -109,7 +109,7 @@ class ForkJoinMiddleware:
         way = Entrance(visit, path, send)
         try:
             await self._in_time(path, scope, receive, way.send)
-        except Exception:  # whatever vLLM makes of a refusal: its client is told of that
+        except Exception:  # whatever vLLM makes of a refusal: its client gets the refusal
             if visit.refused is None:
                 raise
         finally:

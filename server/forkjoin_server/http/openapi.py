@@ -73,7 +73,7 @@ _CANCEL: Json = {
                 "name": "thread_id",
                 "in": "path",
                 "required": True,
-                "description": "as `include_threads` told it: `th_…`",
+                "description": "as `include_threads` gave it: `th_…`",
                 "schema": {"type": "string"},
             }
         ],

@@ -26,7 +26,7 @@ _QUESTION = "is_scheduler_paused"
 
 
 class WatchSettings(BaseModel):
-    """What ``forkjoin serve`` was told of engines that do not answer.
+    """The settings of engines that do not answer.
 
     A step that prefills 32k tokens takes a few seconds; vLLM itself gives up a worker after 300 s.
     """
@@ -58,7 +58,7 @@ class WatchSettings(BaseModel):
 
 
 class EngineWatch:
-    """Watches the engines behind ``client``, vLLM's AsyncLLM. Made while these run."""
+    """Watches the engines of ``client``, vLLM's AsyncLLM. Made while these run."""
 
     def __init__(self, client: Any) -> None:
         self._client, self._core = client, client.engine_core

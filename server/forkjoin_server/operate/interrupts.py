@@ -25,7 +25,7 @@ def killing() -> Iterator[None]:
 def exit_at_a_signal() -> None:
     """From now on the first of these signals raises SystemExit, with status 0.
 
-    Any other is ignored then: it would interrupt what ends the engine, and leave it behind.
+    Any other is ignored then: it would interrupt what ends the engine, which would stay.
     """
     for number in _SIGNALS:
         signal.signal(number, _exit)

@@ -1,4 +1,4 @@
-"""JSON logs (``--log-format json``): one object a line on standard output, whoever writes.
+"""JSON logs (``--log-format json``): one object a line on standard output, from every writer.
 
 Loggers are configured in every process by vLLM's own means, a file in the format of ``dictConfig``
 that it hands to all that it starts (``written``). What is not logged but printed (native

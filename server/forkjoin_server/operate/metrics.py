@@ -84,7 +84,7 @@ ADMITTED = Histogram(
 )
 SHARED = Counter(
     f"{_PREFIX}prefix_tokens_shared",
-    "Tokens of their prefix that threads did not compute, for they share its KV.",
+    "Tokens of their prefix that threads did not compute, because they share its KV.",
     _OF_ENGINE,
 )
 PREFILLED = Counter(f"{_PREFIX}join_prefilled_tokens", "Tokens prefilled at joins.", _OF_ENGINE)

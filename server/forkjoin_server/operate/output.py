@@ -41,7 +41,7 @@ class Output:
         while True:
             try:
                 return os.write(self._fd, data)
-            except BlockingIOError:  # a pipe that whoever made it had not block, and that is full
+            except BlockingIOError:  # a full pipe that its maker opened as non-blocking
                 select.select([], [self._fd], [])
 
 

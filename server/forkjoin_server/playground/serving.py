@@ -47,7 +47,7 @@ _TYPES = {".js": "text/javascript", ".html": "text/html", ".css": "text/css", ".
 
 
 class PlaygroundSettings(BaseModel):
-    """What ``forkjoin serve`` was told of the playground."""
+    """The settings of the playground."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -29,7 +29,7 @@ from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
 
-#: A sign of the Phaistos disc. A hieroglyph behind it says which tag is meant, that the client wrote it
+#: A sign of the Phaistos disc. A hieroglyph after it says which tag is meant, that the client wrote it
 #: itself, or that it is a seam. Templates that write lists as Python or JSON does leave both as they are,
 #: for they are printable.
 _MARK = "\U000101d0"
@@ -185,7 +185,7 @@ def check_has_none(
 
 
 def refusal(where: str, tag: str) -> BadRequestOptions:
-    """What a client is told that spells ``tag`` in its text ``where``, and may not."""
+    """The error for a client that spells ``tag`` in its text ``where``, and may not."""
     return BadRequestOptions(
         f"{where}: expected no control token of the model's dialect in it, got {cut(tag)}: leave it out"
     )

@@ -144,7 +144,7 @@ def _check_threads_can_be_shown(body: Json, path: str) -> None:
         raise BadRequestOptions(f"include_threads: expected n = 1, got n = {excerpt(n)}: ask for one choice")
     if path == RESPONSES and body.get("background"):
         raise BadRequestOptions(
-            "include_threads: expected background = false, for what is fetched later has no threads"
+            "include_threads: expected background = false: what is fetched later has no threads"
         )
 
 
@@ -170,7 +170,7 @@ def _prepare_responses(body: Json, key: str) -> None:
         body["request_id"] = f"{given}_{key}"
     elif isinstance(given, str) and key_in(given):
         # A response in the background is fetched and cancelled by the id that the client gave. So our
-        # key can't be put behind it, and its threads would be told of to the request that has this one.
+        # key can't be appended, and events of its threads would reach the request that has this key.
         raise BadRequestOptions(
             "request_id: expected a new id for a response in the background, got a used one"
         )

@@ -117,7 +117,7 @@ class Trials:
         self._end()
 
     def _block_error(self, tenant: str, num_before: int) -> Overloaded | None:
-        """Why a grammar may not wait behind ``num_before`` of ``tenant``; None if it may."""
+        """Why a grammar may not wait after ``num_before`` of ``tenant``; None if it may."""
         waits_s = num_before * self._expected_s[tenant]
         if waits_s <= MAX_WAITING_S:
             return None
@@ -214,7 +214,7 @@ def block_reason(verdicts: Sequence[Verdict]) -> str | None:
         return None
     return (
         f"expected {expected}, got {got}: say it with fewer different lengths and repetitions, fewer fields, "
-        "or fewer parts behind each other that take the same characters"
+        "or fewer parts after each other that take the same characters"
     )
 
 

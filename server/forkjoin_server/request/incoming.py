@@ -15,12 +15,12 @@ from forkjoin_scheduler.errors import Overloaded
 from forkjoin_server.asgi import Message, Receive, Send
 
 MIB = 1 << 20
-#: Of a body that takes longer than a stall; a client behind the slowest modem sends more.
+#: Of a body that takes longer than a stall; a client with the slowest modem sends more.
 MIN_BYTES_PER_S = 500
 
 
 class BodySettings(BaseModel):
-    """What ``forkjoin serve`` was told of bodies."""
+    """The settings of request bodies."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

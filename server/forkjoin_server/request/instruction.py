@@ -1,4 +1,4 @@
-"""Asks a model that was not trained to fork to do so: its dialect's instruction, behind the question."""
+"""Asks a model that was not trained to fork to do so: its dialect's instruction, after the question."""
 
 from __future__ import annotations
 

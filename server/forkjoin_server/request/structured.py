@@ -24,18 +24,18 @@ def is_structured(body: Json) -> bool:
 def block_reason(options: RequestOptions | CompiledOptions, reasons: bool) -> str | None:
     """Why a structured request will not fork, None if it may.
 
-    ``reasons``: whether the server has a reasoning parser, behind whose reasoning vLLM's grammars begin.
+    ``reasons``: whether the server has a reasoning parser; vLLM's grammars begin after the reasoning.
     """
     if options.best_of is not None:  # each thread is an answer
         return None
     if options.branches is not None and options.closing is None:
-        return "structured output and no closing, behind which the answer would begin"
+        return "structured output and no closing, after which the answer would begin"
     return None if reasons or options.structured is not None else _AT_ONCE
 
 
 def check_place(options: RequestOptions, dialect: Dialect | None) -> None:
     """Raise BadRequestOptions if nobody knows where the answer begins for which a grammar is to hold."""
-    if options.structured is None or options.branches is not None:  # an answer stands behind the closing
+    if options.structured is None or options.branches is not None:  # the answer follows the closing
         return
     if dialect is None:
         raise BadRequestOptions(

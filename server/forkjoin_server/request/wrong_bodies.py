@@ -12,7 +12,7 @@ from pydantic_core import SchemaValidator
 
 from forkjoin_scheduler.excerpt import cut
 
-#: Kinds of pydantic's schemas that go on behind an item that is wrong, unless they fail fast.
+#: Kinds of pydantic's schemas that continue after a wrong item, unless they fail fast.
 _LISTS = ("list", "tuple", "set", "frozenset")
 
 

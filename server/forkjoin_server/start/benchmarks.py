@@ -10,7 +10,7 @@ from forkjoin_scheduler.errors import UsageError
 
 
 class Benchmarks(Protocol):
-    """The module behind the entry point."""
+    """The module of the entry point."""
 
     def main(self, argv: list[str]) -> None:
         """Run ``forkjoin bench ARGV``."""

@@ -18,7 +18,7 @@ from forkjoin_server.start.nearest import nearest
 
 
 def read(path: str, called: str) -> dict[str, Any]:
-    """The values in the file at ``path`` by flag, without the dots behind it.
+    """The values in the file at ``path`` by flag, without the dots after it.
 
     Raises UsageError, in which the file is ``called`` what it was given by, if it can't be read, is
     no mapping, or has a key twice.

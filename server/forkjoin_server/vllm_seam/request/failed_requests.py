@@ -21,7 +21,7 @@ def name_failed_requests() -> None:
 
 
 def failure_of(request_id: str) -> str:
-    """What a client is told whose request failed in the engine."""
+    """The error for a client whose request failed in the engine."""
     return (
         f"Internal server error: the request {request_id} failed in the engine, and no other; the server's "
         "log says why. Ask again, or report it with this id"

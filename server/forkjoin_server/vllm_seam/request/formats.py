@@ -10,7 +10,7 @@ from forkjoin_scheduler.wrong_fields import expected_and_got, place
 
 
 def constraint_of(client: Any, response_format: dict[str, Any]) -> dict[str, Any] | None:
-    """What the engine is told of ``response_format``: fields of its structured outputs, and the ``backend``.
+    """What the engine gets for ``response_format``: fields of its structured outputs, and the ``backend``.
 
     None for plain text. Takes as long as to make a grammar of it. Raises ValueError saying what is wrong.
     """

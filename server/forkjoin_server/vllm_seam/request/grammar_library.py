@@ -1,4 +1,4 @@
-"""The one library that compiles grammars, and what a client is told of a grammar that it does not take."""
+"""The one library that compiles grammars, and the errors for grammars that it does not take."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _known(renderer: type) -> str:
     )
 
 
-# ---- renderers that write text, which is tokenised behind them ----------------------------------
+# ---- renderers that write text, which is tokenised after them ----------------------------------
 
 
 def _hf(renderer: Any, policy: Policy) -> None:

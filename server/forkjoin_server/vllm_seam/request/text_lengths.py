@@ -30,7 +30,7 @@ def bound_texts(client: Any) -> None:
         room = Room(max_model_len, tokenizer.max_chars_per_token)
         if num_chars > room.max_chars:
             raise BadRequestOptions(
-                f"the prompt: expected at most {room.max_chars} characters, for the context holds "
+                f"the prompt: expected at most {room.max_chars} characters: the context holds "
                 f"{room.max_tokens} tokens of at most {room.max_chars_per_token}, got {num_chars}: send "
                 "less, also where it is to be truncated"
             )

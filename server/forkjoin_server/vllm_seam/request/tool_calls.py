@@ -76,7 +76,7 @@ def _pieces(parser: Any, text: str, token_ids: Sequence[int], request: Any) -> l
 
 
 def _together(deltas: list[Any]) -> Any:
-    """One delta that says what ``deltas`` say, one behind the other; None if there are none."""
+    """One delta that says what ``deltas`` say, one after the other; None if there are none."""
     if not deltas:
         return None
     first, *others = deltas

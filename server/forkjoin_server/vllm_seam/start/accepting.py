@@ -18,7 +18,7 @@ def accept_in_bursts() -> None:
     Patch: ``NoSignalServer.startup`` listens at so many copies of each socket, which
     ``shutdown`` closes.
     Symptom without it: libuv accepts one connection of a socket in a turn. A turn in which a hundred streams
-    write takes 15 ms; so of 2,000 clients who come at once the last, and ``/health`` behind them, wait for
+    write takes 15 ms; so of 2,000 clients who come at once the last, and ``/health`` after them, wait for
     half a minute until anybody reads what they want.
     Upstream: so in stock ``vllm serve``, too. Remove when vLLM or uvloop accepts more.
     """

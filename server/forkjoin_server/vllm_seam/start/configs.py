@@ -54,7 +54,7 @@ def check_configs() -> None:
     Patch: ``AsyncEngineArgs.create_engine_config`` also calls ``check_at_start``.
     Symptom without it: the engine core, a process of its own, refuses what can't be: 40 lines of
     traceback, and another for the front end that waits for it. A config made only to be checked
-    would take the seconds that this one takes, and do anew what it does on the side.
+    would take the seconds that this one takes, and repeat its side effects.
     Upstream: nothing is called between the config and the start of the engine. Remove when it is.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs

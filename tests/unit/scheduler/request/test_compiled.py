@@ -73,7 +73,7 @@ TWO = {"branches": [{"text": "aaa"}, {"text": "aaaaa"}]}
 @pytest.mark.parametrize(
     ("value", "max_model_len", "named"),
     [
-        (TWO, 25, r"branches\[1\]\.text: expected at most 4 tokens behind a prompt of 20 .* of 25, got 5"),
+        (TWO, 25, r"branches\[1\]\.text: expected at most 4 tokens after a prompt of 20 .* of 25, got 5"),
         (TWO, 21, r"branches\[0\]\.text: expected at most 0 tokens"),
         (TWO, 20, r"branches\[0\]\.text: expected at most 0 tokens"),
         (TWO | {"closing": "so"}, 30, r"closing: expected at most 1 tokens .* of 30, with branches of 8"),

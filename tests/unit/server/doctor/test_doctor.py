@@ -271,7 +271,7 @@ def test_who_drafts_is_said(draft_from, said):
 @pytest.mark.parametrize(
     ("parser", "dialect", "said"),
     [
-        ("qwen3", "npr", "behind the reasoning, by parser qwen3"),
+        ("qwen3", "npr", "after the reasoning, by parser qwen3"),
         ("", "threadweaver", '{"structured": "answer"}'),
         ("", "npr", "from the first token: such requests do not fork"),
     ],
