@@ -22,7 +22,7 @@ class ThreadEnd(StrEnum):
     NOT_STARTED = "not_started"
     #: A pruning policy stopped it, as its request had asked for.
     PRUNED = "pruned"
-    #: Its request ended, or an earlier sibling ended the answer.
+    #: Its request ended, or a thread before it ended the answer.
     CANCELLED = "cancelled"
     #: The client cancelled it, or a thread above it; the answer goes on without.
     CLIENT_CANCELLED = "client_cancelled"

@@ -107,9 +107,10 @@ def _tell_end(machine: Machine, thread: Branch, policy: Policy | None = None) ->
 
 
 def _cut_behind(machine: Machine, thread: Branch) -> Effects:
-    """The answer ends in ``thread``: cancel its later siblings and all beneath them."""
-    assert thread.parent is not None
-    siblings = next(fork for fork in thread.parent.forks if thread in fork)
-    for sibling in siblings[thread.position + 1 :]:
-        if sibling.is_live:
-            yield from cancel(machine, sibling, ThreadEnd.CANCELLED)
+    """The answer ends in ``thread``: cancel all that stands behind it, also behind the threads around it."""
+    while thread.parent is not None:
+        siblings = next(fork for fork in thread.parent.forks if thread in fork)
+        for sibling in siblings[thread.position + 1 :]:
+            if sibling.is_live:
+                yield from cancel(machine, sibling, ThreadEnd.CANCELLED)
+        thread = thread.parent
