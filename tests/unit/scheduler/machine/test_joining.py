@@ -1,0 +1,310 @@
+"""Each kind of join, played by hand: what is done when, and what of the answer leaves when."""
+
+from __future__ import annotations
+
+import pytest
+
+from forkjoin_scheduler.publish.events import ForkLatency, JoinLatency, Progress, Tokens
+from tests.unit.scheduler.machine.stepping import Play
+
+TAGGED = {"header": "<T>{n}:", "end": "</T>"}
+FORKS = ["Park root", "Start t0", "Start t1"]
+JOINED = "<T>1:uv</T><T>2:xy</T><J>"
+
+
+@pytest.mark.parametrize("kind", ["reprefill", "stitch"])
+def test_threads_stand_in_the_answer_and_in_the_context_in_outline_order(make_dialect, kind):
+    play = Play(make_dialect(thread=TAGGED, join={"kind": kind, "text": "<J>"}))
+    play.step(root="ab<F>")
+    assert play.done() == [*FORKS, "ShareTail root"]
+    assert play.answer == "ab<F><T>1:"
+    play.step(t1="xy</T>", t0="u")
+    assert play.done() == ["Keep t1", "PrefillAhead root"]
+    assert play.answer == "ab<F><T>1:u", "the second waits for its turn"
+    play.step(t0="v</T>")
+    assert play.done() == ["Keep t0", "PrefillAhead root", f"Resume root {JOINED}"]
+    assert play.text(play.root) == f"Qab<F>{JOINED}"
+    play.step(root="c\0")
+    assert play.done() == []
+    assert (play.answer, play.finish) == (f"ab<F>{JOINED}c\0", "stop")
+    assert [(e.index, play.tokenizer.decode(e.token_ids)) for e in play.told(Tokens)] == [
+        (1, "xy</T>"),
+        (0, "u"),
+        (0, "v</T>"),
+    ]
+
+
+def test_a_reprefill_holds_no_blocks_where_the_joined_context_does_not_begin_with_the_first_thread(
+    make_dialect,
+):
+    play = Play(make_dialect(thread=TAGGED, join={"kind": "reprefill", "text": "<J>", "opened": "<O>"}))
+    play.step(root="ab<F>")
+    assert play.done() == FORKS
+    play.step(t0="u</T>", t1="v</T>")
+    assert play.done()[-1] == "Resume root <O><T>1:u</T><T>2:v</T><J>"
+
+
+def test_a_stitched_join_waits_until_the_kv_that_closes_its_threads_is_there(make_dialect):
+    dialect = make_dialect(thread=TAGGED, join={"kind": "stitch"})
+    play = Play(dialect, is_late=True)
+    play.step(root="ab<F>")
+    play.step(t0="u</T>", t1="v</T>", closes=False)
+    assert play.done()[-2:] == ["Keep t0", "Keep t1"]
+    play.step(closes=False)
+    assert play.done() == []
+    assert play.answer == "ab<F><T>1:u</T><T>2:v</T>", "what they wrote has left"
+    play.step()
+    assert play.done() == ["PrefillAhead root", "PrefillAhead root", "Resume root <T>1:u</T><T>2:v</T><J>"]
+
+
+def test_positions_go_on_from_the_longest_of_stitched_threads(make_dialect):
+    dialect = make_dialect(
+        thread=TAGGED, join={"kind": "stitch"}, positions={"fork_gap": 3, "join_gap": 2}, max_depth=2
+    )
+    play = Play(dialect)
+    play.step(root="ab<F>")  # 4 tokens, so the last has position 3
+    assert [t.offset for t in play.machine.family.threads] == [2, 2]
+    play.step(t0="u</T>", t1="vwx</T>")
+    # of the second thread, headers of 5: its 9 tokens lie at 6 to 14; the next token is at 16, in slot 20
+    assert play.root.stitched_len == 4 + 7 + 9
+    assert play.root.offset == 16 - 20
+
+
+def test_a_rewrite_puts_what_returns_in_the_place_of_the_call(make_dialect):
+    thread = {"header": "do {n}:", "context": "header", "end": "</T>", "returns": "[0-9]+"}
+    thread |= {"joined_header": "{n}=", "first_joined_header": "1=", "failed_header": "{n}?"}
+    play = Play(make_dialect(thread=thread, join={"kind": "rewrite", "opens": "call", "text": "<J>"}))
+    play.step(root="a call<F>")
+    assert play.done() == FORKS
+    assert [play.text(t) for t in play.machine.family.threads] == ["do 1:", "do 2:"]
+    assert play.answer == "a call<F>"
+    play.step(t0="x42y</T>", t1="no</T>")
+    assert play.done() == [
+        *("Keep t0", "PrefillAhead root", "Keep t1", "PrefillAhead root"),
+        "Resume root 3 1=422?<J>",
+    ]
+    assert play.text(play.root) == "Qa 1=422?<J>", "the call is no more"
+    assert play.answer == "a call<F>1=422?<J>"
+    play.step(root="c\0")
+    assert play.finish == "stop"
+
+
+def test_a_parent_whose_threads_are_spliced_goes_on_beside_them(make_dialect):
+    play = Play(make_dialect(thread=TAGGED, join={"kind": "splice"}))
+    play.step(root="a<F>b")
+    assert play.done() == ["Start t0", "Start t1"], "it does not stand still"
+    assert play.answer == "a<F><T>1:"
+    play.step(root="c<F>d", t1="y</T>")
+    assert play.done() == ["Start t2", "Start t3", "Keep t1", "PrefillAhead root"]
+    play.step(t2="p</T>", t0="x</T>", root="e\0")
+    assert play.done() == ["Keep t2", "PrefillAhead root", "Keep t0", "PrefillAhead root", "Forget"]
+    assert play.answer == "a<F><T>1:x</T><T>2:y</T>bc<F><T>1:p</T><T>2:"
+    assert play.finish is None, "the root has ended, and a thread has not"
+    play.step(t3="q</T>")
+    assert play.done() == ["Keep t3", "PrefillAhead root"]
+    assert play.answer == "a<F><T>1:x</T><T>2:y</T>bc<F><T>1:p</T><T>2:q</T>de\0"
+    assert play.finish == "stop"
+
+
+def test_a_spliced_thread_does_not_see_the_trigger_where_it_is_trained_without(make_dialect):
+    thread = {"header": "<C>", "without_trigger": True}
+    play = Play(make_dialect(thread=thread, width=1, join={"kind": "splice"}))
+    play.step(root="a<F>b")
+    assert play.text(play.machine.family.threads[0]) == "Qa<C>"
+    assert play.text(play.root) == "Qa<F>b"
+
+
+def test_a_spliced_thread_forks_and_ends_in_one_step(make_dialect):
+    play = Play(make_dialect(thread=TAGGED, width=1, join={"kind": "splice"}, max_depth=2))
+    play.step(root="a<F>b\0")
+    play.done()
+    play.step(t0="u<F>v</T>")
+    assert play.done() == ["Start t1", "Keep t0", "PrefillAhead root"]
+    assert play.finish is None
+    play.step(t1="x</T>")
+    assert (play.answer, play.finish) == ("a<F><T>1:u<F><T>1:x</T>v</T>b\0", "stop")
+
+
+def test_spliced_text_begins_with_newlines_in_the_answer_and_not_in_a_context(make_dialect):
+    thread = {"header": "<T>", "newlines": 1, "newlines_after": "[0-9][.]"}
+    play = Play(make_dialect(thread=thread, width=1, join={"kind": "splice", "newlines": 2}))
+    play.step(root="1.<F>\nb")
+    play.step(t0="x\0", root="c<F>\n")
+    play.step(t1="y\0")
+    play.step(root="\nd\0")
+    # the model wrote one of the two newlines the first time, and both the second; no number before the second fork
+    assert play.answer == "1.<F><T>\nx\n\nbc<F><T>y\n\nd\0"
+    surplus = len("<T>\n\n") + len("<T>") - len("\0") - len("\0")
+    assert play.machine.counts(Progress).surplus_tokens == surplus
+
+
+ON_DEMAND = {
+    "tags_are": "text",
+    "trigger": "<F[0-9]>",
+    "outline": {"pattern": "<F(?P<number>[0-9])>"},
+    "thread": {
+        "context": "header",
+        "header": "do {n}:",
+        "first_joined_header": "",
+        "end": "</R>",
+        "returns": "(?P<result>[^<]*)</R>",
+        "returned_end": "</W{n}>",
+    },
+    "join": {"kind": "on_demand", "ask": "<W(?P<number>[0-9])>", "close_block": "</P>"},
+}
+
+
+def test_a_branch_waits_for_a_thread_from_when_it_asks_for_it(make_dialect):
+    play = Play(make_dialect(**ON_DEMAND))
+    play.step(root="a<F1>b<F2>")
+    assert play.done() == ["Start t0", "Start t1"]
+    assert play.answer == "a<F1>b<F2>"
+    play.step(root="c<W2>never heard")
+    assert play.done() == ["Park root"]
+    play.step(t0="x</R>")
+    assert play.done() == ["Keep t0", "PrefillAhead root"], "it has not been asked for"
+    play.step(t1="y</R>")
+    assert play.done() == ["Keep t1", "PrefillAhead root", "Resume root y</W2>"]
+    assert play.text(play.root) == "Qa<F1>b<F2>c<W2>y</W2>"
+    play.step(root="<W1>")
+    assert play.done() == ["Park root", "Resume root x</W1>"], "it had ended before"
+    play.step(root="d\0")
+    assert play.done() == ["Forget"]
+    assert (play.answer, play.finish) == ("a<F1>b<F2>c<W2>y</W2><W1>x</W1>d\0", "stop")
+
+
+def test_a_branch_joins_once_where_a_sibling_of_the_thread_it_asked_for_ends_in_the_same_step(make_dialect):
+    play = Play(make_dialect(**ON_DEMAND))
+    play.step(root="<F1><F2><W1>")
+    play.done()
+    play.step(t0="x</R>", t1="y</R>")
+    assert play.done() == [
+        *("Keep t0", "PrefillAhead root", "Keep t1", "PrefillAhead root"),
+        "Resume root x</W1>",
+    ]
+
+
+def test_threads_that_nobody_asked_for_end_with_their_parent(make_dialect):
+    play = Play(make_dialect(**ON_DEMAND))
+    play.step(root="a<F1>")
+    play.done()
+    play.step(t0="x", root="b\0")
+    assert play.done() == ["Forget t0"]
+    assert (play.answer, play.finish) == ("a<F1>b\0", "stop")
+
+
+@pytest.mark.parametrize(
+    ("policy", "effects", "answer", "finish"),
+    [
+        ("sequential", [], "a<F1><W2>b", None),
+        ("end_request", ["EndFamily length t0"], "a<F1><W2></P>", "length"),
+    ],
+)
+def test_a_thread_that_there_is_not_is_asked_for(make_dialect, policy, effects, answer, finish):
+    play = Play(make_dialect(**ON_DEMAND, policies={"unknown_thread": policy}))
+    play.step(root="a<F1>")
+    play.done()
+    play.step(root="<W2>b")
+    assert (play.done(), play.answer, play.finish) == (effects, answer, finish)
+
+
+def test_a_finish_ends_the_answer_behind_the_threads(make_dialect):
+    play = Play(make_dialect(join={"kind": "finish", "text": "<J>"}))
+    play.step(root="ab<F>")
+    assert play.done() == FORKS
+    play.step(t1="y\0")
+    play.step(t0="x\0")
+    assert play.done()[-3:] == ["Keep t0", "PrefillAhead root", "EndFamily stop"]
+    assert (play.answer, play.finish) == ("ab<F><T>1:x<T>2:y<J>\0", "stop")
+
+
+def test_a_finish_of_threads_that_all_ran_out_of_tokens_is_cut(make_dialect):
+    limits = {"max_tokens_per_thread": 2}
+    policies = {"thread_length": "close_thread"}
+    play = Play(make_dialect(join={"kind": "finish"}, limits=limits, policies=policies))
+    play.step(root="ab<F>")
+    play.step(t1="uvw", t0="xyz")
+    assert play.done()[-1] == "EndFamily length"
+    assert (play.answer, play.finish) == ("ab<F><T>1:xy<T>2:uv", "length")
+
+
+# ---- threads that fork ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["reprefill", "stitch"])
+def test_a_thread_that_forks_stands_still_and_goes_on_behind_its_own(make_dialect, kind):
+    dialect = make_dialect(thread=TAGGED, join={"kind": kind, "text": "<J>"}, max_depth=2)
+    play = Play(dialect)
+    play.step(root="<F>")
+    play.step(t0="a<F>")
+    assert play.done()[4:] == ["Park t0", "Start t2", "Start t3", "ShareTail t0"]
+    play.step(t1="b</T>", t3="d</T>", t2="c</T>")
+    assert play.done()[-1] == "Resume t0 <T>1:c</T><T>2:d</T><J>"
+    assert play.answer == "<F><T>1:a<F><T>1:c</T><T>2:d</T><J>"
+    play.step(t0="e</T>")
+    inner = "a<F><T>1:c</T><T>2:d</T><J>e</T>"
+    assert play.done() == ["Keep t0", "PrefillAhead root", f"Resume root <T>1:{inner}<T>2:b</T><J>"]
+    assert play.answer == f"<F><T>1:{inner}<T>2:b</T><J>"
+
+
+def test_a_thread_ends_with_its_threads_where_nothing_follows_them(make_dialect):
+    play = Play(make_dialect(join={"kind": "finish"}, max_depth=2))
+    play.step(root="<F>")
+    play.step(t0="a<F>", t1="b\0")
+    play.done()
+    play.step(t2="c\0", t3="d\0")
+    assert play.done()[-4:] == ["EndJoined t0 stop", "Keep t0 whole", "PrefillAhead root", "EndFamily stop"]
+    assert (play.answer, play.finish) == ("<F><T>1:a<F><T>1:c<T>2:d<T>2:b\0", "stop")
+
+
+def test_a_second_fork_sees_what_was_joined_of_the_first(make_dialect):
+    play = Play(make_dialect(thread=TAGGED, join={"kind": "stitch"}))
+    for first in (0, 2):
+        play.step(root="a<F>")
+        play.step(**{f"t{first}": "x</T>", f"t{first + 1}": "y</T>"})
+    joined = "a<F><T>1:x</T><T>2:y</T><J>"
+    assert play.text(play.root) == "Q" + 2 * joined
+    assert play.answer == 2 * joined
+    assert play.machine.family.threads[2].fork_len == len(play.tokenizer.encode(f"Q{joined}a<F>"))
+
+
+# ---- what is told and counted ---------------------------------------------------------------
+
+
+def test_the_first_token_behind_a_fork_and_behind_a_join_tells_how_long_that_took(make_dialect):
+    play = Play(make_dialect(thread=TAGGED, join={"kind": "reprefill"}))
+    seen = []
+    for wrote in [{"root": "a<F>"}, {"t1": "x"}, {"t0": "u"}, {"t0": "</T>", "t1": "</T>"}, {"root": "b"}]:
+        play.step(**wrote)
+        seen.append((len(play.told(ForkLatency)), len(play.told(JoinLatency))))
+    play.step(root="c")
+    assert [*seen, (len(play.told(ForkLatency)), len(play.told(JoinLatency)))] == [
+        *[(0, 0), (1, 0), (1, 0), (1, 0), (1, 1), (1, 1)]
+    ]
+
+
+def test_the_longest_path_goes_through_the_longest_thread(make_dialect):
+    play = Play(make_dialect(thread=TAGGED, join={"kind": "reprefill"}))
+    play.step(root="a<F>")
+    play.step(t0="uvw</T>", t1="x</T>")
+    play.step(root="bc")
+    counts = play.machine.counts(Progress)
+    assert (counts.num_threads, counts.total_tokens, counts.critical_path_tokens) == (2, 10, 2 + 4 + 2)
+
+
+def test_a_thread_that_starts_in_the_middle_of_a_step_has_the_path_up_to_there(make_dialect):
+    play = Play(make_dialect(thread=TAGGED, width=1, join={"kind": "splice"}))
+    play.step(root="ab<F>cdef")
+    assert [t.num_critical for t in play.machine.family.threads] == [3]
+    play.step(root="g", t0="u")
+    assert play.machine.family.num_critical == 8
+
+
+def test_no_two_stretches_of_text_have_the_same_noise(make_dialect):
+    play = Play(make_dialect(thread=TAGGED, join={"kind": "reprefill"}, max_depth=2))
+    play.step(root="<F>")
+    play.step(t0="<F>", t1="<F>")
+    branches = list(play.root.subtree())
+    assert len(branches) == 7
+    salts = [play.machine.next_salt(branch) for branch in 2 * branches]
+    assert len(set(salts)) == 14
