@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -46,14 +47,73 @@ def test_only_the_seam_imports_vllm_and_torch(path):
         assert not _imports(path) & {"vllm", "torch"}
 
 
-def test_what_policies_import_brings_no_vllm_and_no_torch_either():
+@pytest.mark.parametrize("room", ["policy", "machine", "joins", "families"])
+def test_what_decides_imports_neither_vllm_nor_torch_nor_a_seam(room):
     """In a process of its own, for here both may have been imported already."""
-    modules = sorted(p.stem for p in ROOT.glob("scheduler/forkjoin_scheduler/policy/*.py"))
-    script = "".join(f"import forkjoin_scheduler.policy.{m}\n" for m in modules if m != "__init__")
-    script += "import sys; print(sorted({m.partition('.')[0] for m in sys.modules} & {'vllm', 'torch'}))"
+    modules = sorted(p.stem for p in ROOT.glob(f"scheduler/forkjoin_scheduler/{room}/*.py"))
+    script = "".join(f"import forkjoin_scheduler.{room}.{m}\n" for m in modules if m != "__init__")
+    script += "import sys; print(sorted(m for m in sys.modules if {'vllm', 'torch', 'vllm_seam'} & {*m.split('.')}))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert len(modules) > 10
+    assert len(modules) > 8
     assert found.stdout.strip() == "[]"
+
+
+# ---- machines --------------------------------------------------------------------------------
+
+MACHINE = ROOT / "scheduler/forkjoin_scheduler/machine"
+SEAM_OF_ENGINE = ROOT / "scheduler/forkjoin_scheduler/vllm_seam"
+PERFORMING = SEAM_OF_ENGINE / "threads/performing.py"
+
+
+def test_every_effect_is_performed_in_one_place_by_a_method_of_its_own():
+    from forkjoin_scheduler.machine.effects import Effect
+    from forkjoin_scheduler.vllm_seam.threads.performing import _PERFORMED_BY
+
+    assert set(_PERFORMED_BY) == set(get_args(Effect))
+    assert len(set(_PERFORMED_BY.values())) == len(_PERFORMED_BY)
+
+
+def test_nobody_else_of_the_engine_asks_which_effect_it_has():
+    """Parts that are handed one say so in what they take, and nowhere else."""
+    from forkjoin_scheduler.machine.effects import Effect
+
+    names = {f"effects.{effect.__name__}" for effect in get_args(Effect)}
+    for path in SEAM_OF_ENGINE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        if path == PERFORMING:
+            continue
+        taken = [ast.unparse(a.annotation) for m in _methods(tree) for a in m.args.args if a.annotation]
+        named = [unparsed for a in _attributes(path) if (unparsed := ast.unparse(a)) in names]
+        assert sorted(named) == sorted(name for name in taken if name in names), path.name
+        imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        assert not any((n.module or "").endswith("machine.effects") for n in imported), path.name
+
+
+def test_no_part_of_a_machine_drops_what_another_wants_done():
+    """Of a generator that is called and not gone through nothing is done, and nothing is said."""
+    trees = {path: ast.parse(path.read_text()) for path in MACHINE.glob("*.py")}
+    wanting = {
+        name
+        for path, tree in trees.items()
+        for method in _methods(tree)
+        if method.returns is not None and re.search(r"\b(Effects|Forget)\b", ast.unparse(method.returns))
+        for name in (method.name, f"{path.stem}.{method.name}")
+    }
+    num_calls = 0
+    for path, tree in trees.items():
+        handed_on = [
+            n.value
+            for n in ast.walk(tree)
+            if isinstance(n, ast.YieldFrom | ast.Yield | ast.Return) and n.value
+        ]
+        handed_on += [part for n in handed_on if isinstance(n, ast.IfExp) for part in (n.body, n.orelse)]
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in wanting:
+                num_calls += 1
+                assert call in handed_on, (
+                    f"{path.name}:{call.lineno}: expected yield from {ast.unparse(call)}"
+                )
+    assert num_calls > 30
 
 
 def test_policies_import_nothing_but_each_other_and_errors():
@@ -100,7 +160,6 @@ def test_all_others_ask_the_kv_cache_manager_for_nothing_but_to_free_a_request()
 
 # ---- the scheduler and its parts -------------------------------------------------------------
 
-SEAM_OF_ENGINE = ROOT / "scheduler/forkjoin_scheduler/vllm_seam"
 OURS = SEAM_OF_ENGINE / "scheduler.py"
 MAX_METHODS = 25
 
