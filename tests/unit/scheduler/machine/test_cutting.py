@@ -235,6 +235,44 @@ def test_an_answer_whose_last_thread_was_refused_a_token_is_cut(play_of):
     assert (play.answer, play.finish) == ("a<F><T>1:u<T>2:x", "length")
 
 
+def test_a_thread_whose_end_was_told_is_not_told_of_again_where_its_last_kv_never_comes(play_of):
+    play = play_of(request={"max_tokens": 5, "is_late": True}, join=JOIN | {"kind": "stitch"})
+    play.step(root="a<F>")
+    play.done()
+    play.step(t0="u</T>", closes=False)
+    assert play.done() == ["Keep t0"]
+    play.step(t1="x", closes=False)
+    assert play.done() == ["EndFamily length t0 t1"]
+    assert ends(play) == [(0, "stop", None), (1, "cancelled", None)]
+
+
+def test_a_thread_that_spends_the_budget_ends_a_parent_that_would_go_on(play_of):
+    play = play_of(request={"max_tokens": 7}, join={"kind": "splice"}, width=1)
+    play.step(root="a<F>bc")
+    play.done()
+    play.step(t0="uv</T>")
+    assert play.done() == ["Keep t0", "PrefillAhead root", "EndFamily length"]
+    assert (play.answer, play.finish) == ("a<F><T>1:uv</T>bc", "length")
+
+
+def test_an_answer_that_a_thread_ends_with_the_last_token_of_the_budget_is_not_cut(play_of):
+    play = play_of(request={"max_tokens": 6}, policies={"thread_eos": "end_request"})
+    play.step(root="a<F>")
+    play.step(t0="u\0")
+    play.step(t1="x</T>")
+    assert play.done()[-1] == "EndFamily stop"
+    assert (play.answer, play.finish) == ("a<F><T>1:u</T><T>2:x</T></P>\0", "stop")
+
+
+def test_a_stop_token_goes_before_a_budget_that_is_spent_in_the_same_step(play_of):
+    play = play_of(request={"max_tokens": 5, "stop": "!"}, join={"kind": "splice"})
+    play.step(root="a<F>b")
+    play.done()
+    play.step(t1="!", t0="xy")
+    assert play.done() == ["Keep t1 whole", "PrefillAhead root", *ENDED_FIRST, "EndFamily stop"]
+    assert (play.answer, play.finish) == ("a<F><T>1:x</T><T>2:!", "stop")
+
+
 def test_a_budget_binds_where_nobody_waits_for_threads(play_of):
     play = play_of(request={"max_tokens": 6}, join={"kind": "splice"})
     play.step(root="a<F>b")

@@ -89,6 +89,14 @@ def test_a_rewrite_puts_what_returns_in_the_place_of_the_call(make_dialect):
     assert play.finish == "stop"
 
 
+def test_threads_share_no_more_with_their_parent_than_a_rewrite_has_left(make_dialect):
+    play = Play(make_dialect(thread=TAGGED, join={"kind": "rewrite", "opens": "call", "text": "<J>"}))
+    play.step(root="a call<F>")
+    play.step(t0="u</T>", t1="x</T>")
+    assert play.text(play.root) == "Qa <T>1:u</T><T>2:x</T><J>"
+    assert [t.fork_len for t in play.machine.family.threads] == [3, 3]
+
+
 def test_a_parent_whose_threads_are_spliced_goes_on_beside_them(make_dialect):
     play = Play(make_dialect(thread=TAGGED, join={"kind": "splice"}))
     play.step(root="a<F>b")
@@ -206,6 +214,32 @@ def test_a_thread_that_there_is_not_is_asked_for(make_dialect, policy, effects, 
     play.done()
     play.step(root="<W2>b")
     assert (play.done(), play.answer, play.finish) == (effects, answer, finish)
+
+
+SYNC = {
+    "tags_are": "text",
+    "trigger": "<F[0-9]>",
+    "outline": {"pattern": "<F(?P<number>[0-9])>"},
+    "thread": {"context": "header", "header": "do {n}:", "first_joined_header": "{n}=", "end": "</R>"},
+    "join": {"kind": "sync", "sync": "<W>", "text": "<J>"},
+}
+
+
+def test_a_sync_waits_for_all_threads_that_were_started_since_the_last(make_dialect):
+    play = Play(make_dialect(**SYNC))
+    play.step(root="a<F1>b<F2>c<W>never heard")
+    assert play.done() == ["Start t0", "Start t1", "Park root"]
+    play.step(t1="y</R>")
+    assert play.done() == ["Keep t1", "PrefillAhead root"]
+    play.step(t0="x</R>")
+    assert play.done() == ["Keep t0", "PrefillAhead root", "Resume root 1=x</R>2=y</R><J>"]
+    play.step(root="<F3><W>")
+    play.step(t2="z</R>")
+    assert play.done()[-1] == "Resume root 3=z</R><J>", "those before it have returned"
+    play.step(root="<W>d\0")
+    assert play.done() == ["Forget"], "there is nothing to wait for"
+    joined = "a<F1>b<F2>c<W>1=x</R>2=y</R><J><F3><W>3=z</R><J>"
+    assert (play.answer, play.finish) == (f"{joined}<W>d\0", "stop")
 
 
 def test_a_finish_ends_the_answer_behind_the_threads(make_dialect):
