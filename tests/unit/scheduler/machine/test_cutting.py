@@ -228,7 +228,8 @@ def test_a_budget_that_is_spent_with_the_last_threads_end_leaves_none_to_go_on_w
 
 
 def test_an_answer_whose_last_thread_was_refused_a_token_is_cut(play_of):
-    play = play_of(request={"max_tokens": 5}, join={"kind": "finish"}, thread={"header": "<T>{n}:"})
+    fields = {"join": {"kind": "finish"}, "thread": {"header": "<T>{n}:"}}
+    play = play_of(request={"max_tokens": 5}, policies={"thread_length": "close_thread"}, **fields)
     play.step(root="a<F>")
     play.step(t0="u\0", t1="xy\0")
     assert play.done()[-1] == "EndFamily length"
