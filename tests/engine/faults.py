@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -112,7 +112,17 @@ def raising(target: Target, number: int, *, is_behind: bool) -> Iterator[set[str
         if calls != number or not inside or hooks:
             return call()
         if is_behind:
-            call()
+            result = call()
+            if inspect.isgenerator(result) and inspect.ismodule(target[0]):  # effects: what it does comes yet
+                return behind(result)
+        fail()
+        return None
+
+    def behind(effects: Iterator[Any]) -> Iterator[Any]:
+        yield from effects
+        fail()
+
+    def fail() -> NoReturn:
         frame = sys._getframe()
         while frame is not None:
             hooks.update({frame.f_code.co_name} & HOOKS)

@@ -5,6 +5,8 @@ Each step checks the engine's invariants (``invariants.py``) and the KV that is 
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from forkjoin_scheduler.dialects.dialect import Dialect
@@ -88,6 +90,20 @@ def test_a_sync_waits_for_all_that_was_started_since_the_last(drive, first, is_a
     started = "<FORK-1>do</FORK-1>and<FORK-2>do</FORK-2>meanwhile<SYNC>"
     joined = "7</JOIN-1>7</JOIN-2>on<FORK-3>do</FORK-3><SYNC>8</JOIN-3>done"
     assert hand.text("r").removesuffix("<|end|>").replace("x", "") == started + joined
+
+
+def test_threads_that_a_sync_waits_for_may_have_one_number(drive):
+    hand = drive(_syncs())
+    hand.add("r", "q")
+    for thread in ("r#0", "r#1"):
+        hand.say("r", "<FORK-1>do</FORK-1><SYNC>")
+        hand.steps_until(partial(hand.decodes, thread))
+        hand.say(thread, "<RETURN>7</RETURN>")
+        hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert len(hand.events("joined")) == 2
+    assert not hand.events("refused")
 
 
 def test_a_sync_for_which_nothing_is_open_is_refused(drive):

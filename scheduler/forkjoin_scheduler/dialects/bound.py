@@ -69,7 +69,9 @@ class BoundDialect:
         if self.dialect.join.question is None:
             return None
         found = self._completes(self.dialect.join.question, token_ids)
-        return None if found is None else found.groupdict().get("number", "")
+        if found is None:
+            return None
+        return (found["number"] or None) if self.dialect.join.asks_by_number else ""
 
     def written_itself(self, token_ids: Sequence[int]) -> str | None:
         """The text of ``swaps`` that the last of ``token_ids`` completes, if it does."""

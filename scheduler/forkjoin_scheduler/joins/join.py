@@ -35,6 +35,8 @@ class Join(Strict):
     threads_are_answers: ClassVar[bool] = False
     #: Whether threads end with the branch that forked, where that did not wait for them.
     threads_end_with_parent: ClassVar[bool] = True
+    #: Whether what asks for threads asks for one, by its number.
+    asks_by_number: ClassVar[bool] = False
     #: Whether joins move the threads' KV instead of computing it.
     moves_kv: ClassVar[bool] = False
     #: Whether threads that have ended may be prefilled behind one another while slower ones run.

@@ -24,6 +24,7 @@ class OnDemand(Join):
 
     waits: ClassVar[bool] = False
     shows_threads: ClassVar[bool] = False
+    asks_by_number: ClassVar[bool] = True
 
     kind: Literal["on_demand"]
     ask: Annotated[str, AfterValidator(_asks)] = Field(

@@ -17,11 +17,10 @@ from forkjoin_scheduler.joins.joined import JoinPlan
 
 
 class How(Enum):
-    """How a request ends that its machine ends: ``stop`` and ``length`` to clients, or not told at all."""
+    """How a request ends that its machine ends: ``stop`` or ``length`` to clients."""
 
     STOPPED = auto()
     CAPPED = auto()
-    ABORTED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +78,12 @@ class Stop:
 class Keep:
     """``thread`` has ended: keep what its join needs of its KV, and compute what is missing of that.
 
-    When all is there, now or later, the machine is to be told (``ending.closed``). ``may_lack_end``: whether
-    tokens that close it may have no KV yet.
+    When all is there, now or later, the machine is to be told (``ending.closed``). ``may_lack_kv``: whether
+    the join needs the KV of all its tokens, and the last may have none yet.
     """
 
     thread: Branch
-    may_lack_end: bool
+    may_lack_kv: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ def end_thread(machine: Machine, thread: Branch, end: ThreadEnd) -> Effects:
     elif end is not ThreadEnd.CUT:
         machine.vote.read(thread)
     _tell_end(machine, thread, policy)
-    yield Keep(thread, may_lack_end=end is not ThreadEnd.REQUEST_STOP and wrote_it_itself)
+    is_joined = end is not ThreadEnd.REQUEST_STOP and wrote_it_itself
+    yield Keep(thread, may_lack_kv=is_joined and machine.dialect.join.moves_kv)
 
 
 def closed(machine: Machine, thread: Branch) -> Effects:
@@ -65,14 +66,14 @@ def stop(machine: Machine, thread: Branch, end: ThreadEnd) -> Effects:
 
 def cancel(machine: Machine, thread: Branch, end: ThreadEnd) -> Effects:
     """End ``thread`` from outside, in this way, and all beneath it."""
-    yield forget(machine, [thread, *machine.family.end(thread, end)])
+    yield from forget(machine, [thread, *machine.family.end(thread, end)])
 
 
-def forget(machine: Machine, threads: list[Branch]) -> Forget:
+def forget(machine: Machine, threads: list[Branch]) -> Effects:
     """Tell of the end of ``threads``, which were cancelled."""
     for thread in threads:
         _tell_end(machine, thread)
-    return Forget(threads)
+    yield Forget(threads)
 
 
 def end_family(machine: Machine, how: How) -> Effects:

@@ -35,16 +35,16 @@ class Fork:
     num_in_run: int = 0
 
 
-def fork(machine: Machine, branch: Branch, fork: Fork) -> Effects:
-    """Start the threads of ``fork``; ``branch`` stands still first, if its dialect wants that."""
-    plan, dialect = fork.plan, machine.dialect
+def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
+    """Start the threads that are ``planned``; ``branch`` stands still first, if its dialect wants that."""
+    plan, dialect = planned.plan, machine.dialect
     machine.num_planned = max(machine.num_planned - 1, 0)
     waits = dialect.join.waits
     if waits:
         yield Park(branch)
     fork_len = 0
     if dialect.thread.context is Context.PARENT:
-        fork_len = fork.num_tokens - dialect.thread.without_trigger
+        fork_len = planned.num_tokens - dialect.thread.without_trigger
     context = machine.world.context(branch)
     threads = machine.family.fork(
         branch,
@@ -52,10 +52,10 @@ def fork(machine: Machine, branch: Branch, fork: Fork) -> Effects:
         fork_len,
         waits=waits,
         offset=dialect.join.thread_offset(branch.offset, dialect.positions),
-        num_behind=len(context) - fork.num_tokens,
+        num_behind=len(context) - planned.num_tokens,
     )
     _open_transcripts(machine, branch, threads)
-    _expect_newlines(machine, branch, threads, context[fork.since : fork.num_tokens])
+    _expect_newlines(machine, branch, threads, context[planned.since : planned.num_tokens])
     machine.clock_fork(branch)
     yield from voting.start(machine, threads)
     if waits and dialect.join.keeps_blocks_of(dialect, threads[0]):
@@ -98,15 +98,16 @@ def wait_for(machine: Machine, branch: Branch, number: str) -> Effects:
     machine.family.wait(branch, threads)
 
 
-def swap(machine: Machine, branch: Branch, keep: int, token_ids: tuple[int, ...]) -> Effects:
-    """Let ``branch`` go on behind what the dialect has in the place of what it wrote behind ``keep``."""
+def swap(machine: Machine, wanted: Swap) -> Effects:
+    """Let a branch go on behind what the dialect has in the place of what it wrote."""
+    branch = wanted.branch
     if branch.state is not BranchState.DECODING:
         return
     machine.tell(Refused(parent_index=branch.index, reason="stray_tag", policy="swap"))
-    branch.take_back(len(machine.world.context(branch)) - keep, token_ids)
-    branch.cut_context(keep)
-    yield Swap(branch, keep, token_ids)
-    machine.transcripts[branch].push(injected(token_ids))
+    branch.take_back(len(machine.world.context(branch)) - wanted.keep, wanted.token_ids)
+    branch.cut_context(wanted.keep)
+    yield wanted
+    machine.transcripts[branch].push(injected(wanted.token_ids))
 
 
 def tell_refused(machine: Machine, branch: Branch, refusal: Refusal) -> None:
@@ -126,7 +127,7 @@ def _open_transcripts(machine: Machine, branch: Branch, threads: list[Branch]) -
     machine.transcripts |= zip(threads, transcripts, strict=True)
     if machine.vote is None and join.ballot is not None:
         machine.vote = Vote(join.ballot, machine.world.tokenizer, len(threads))
-    if join.question is not None:
+    if join.asks_by_number:
         machine.numbered |= {(branch, t.plan.number): t for t in threads if t.plan is not None}
 
 

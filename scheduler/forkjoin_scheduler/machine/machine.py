@@ -2,18 +2,18 @@
 
 It knows neither vLLM nor torch. What happens to it comes as calls of the functions beside it, by subject:
 
+* ``planning``: what a call in its text comes to, and ``ahead``: what may be prefilled (these only say);
 * ``writing``: a branch wrote tokens;
 * ``forking``: a branch forks, is refused to, asks for a thread, or wrote what the dialect swaps;
 * ``ending``: a thread ended, or its KV is all there;
 * ``advancing``: a step has ended; what is due is done (``cancelling``, ``voting``, ``cutting``, ``joining``).
 
-They answer with effects (``effects.py``). The table of transitions (``family.py``) is the only truth of who
-may do what.
+They answer with effects (``effects.py``). The table of transitions (``families/family.py``) is the only truth
+of who may do what.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -95,11 +95,9 @@ class Machine:
     own_finish: str | None = None
     own_stop_piece: Piece | None = None
     events: list[Event] = field(default_factory=list)
-    #: Whether its answer begins in this step, with or without a token: it has forked behind its prompt.
-    begins: bool = False
     #: Whether its end is among these, or has left.
     has_told_end: bool = False
-    #: Since when (``time.monotonic``) a branch has waited, after a fork for a thread's first token, after a
+    #: Since when (``World.now``) a branch has waited, after a fork for a thread's first token, after a
     #: join for its own, by the event that tells how long.
     clocks: dict[tuple[type[ForkLatency | JoinLatency], Branch | None], float] = field(default_factory=dict)
     #: How often each branch was started, or went on behind something that was put into its text.
@@ -160,17 +158,17 @@ class Machine:
 
     def clock_fork(self, branch: Branch) -> None:
         """The trigger of ``branch`` has been sampled."""
-        self.clocks[ForkLatency, branch] = time.monotonic()
+        self.clocks[ForkLatency, branch] = self.world.now()
 
     def clock_join(self, branch: Branch) -> None:
         """The last thread of ``branch`` has ended."""
-        self.clocks[JoinLatency, branch] = time.monotonic()
+        self.clocks[JoinLatency, branch] = self.world.now()
 
     def clock_token(self, branch: Branch) -> None:
         """``branch`` has generated: the first token after a fork or a join tells its latency."""
         for kind, waited in ((ForkLatency, branch.parent), (JoinLatency, branch)):
             if (start := self.clocks.pop((kind, waited), None)) is not None:
-                self.tell(kind(seconds=time.monotonic() - start))
+                self.tell(kind(seconds=self.world.now() - start))
 
     def release(self) -> list[Piece]:
         """What of the answer may leave now; with its end also the token that it stopped with."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from forkjoin_scheduler.dialects.policies import Policy
-from forkjoin_scheduler.families.family import Branch
+from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal, has_room, plan_fork
+from forkjoin_scheduler.joins.joined import cut_last
+from forkjoin_scheduler.machine.effects import Swap
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.request.explicit import explicit_plan
@@ -48,7 +50,7 @@ def plan(
 
 def is_numbered(machine: Machine, branch: Branch, number: str, planned: Iterable[Fork] = ()) -> bool:
     """Whether ``branch`` knows a thread by ``number``, or will when what is ``planned`` has been done."""
-    if machine.dialect.join.question is None:
+    if not machine.dialect.join.asks_by_number:
         return False
     told = (thread for fork in planned for thread in fork.plan.threads)
     return (branch, number) in machine.numbered or any(t.number == number for t in told)
@@ -59,3 +61,12 @@ def can_ask(machine: Machine, branch: Branch, number: str, planned: Iterable[For
     join = machine.dialect.join
     told = (thread for fork in planned for thread in fork.plan.threads)
     return bool(join.asked_for(branch, number, machine.numbered)) or join.is_planned(number, told)
+
+
+def swap(machine: Machine, branch: Branch, text: str) -> Swap | None:
+    """What takes the place of ``text``, which ``branch`` has just written; None if there is no room."""
+    tokenizer = machine.world.tokenizer
+    keep, before = cut_last(text, machine.world.context(branch), tokenizer)
+    token_ids = (*before, *tokenizer.encode(machine.dialect.swaps[text]))
+    has_room = machine.room(branch, keep + len(token_ids)) > 0
+    return Swap(branch, keep, token_ids) if has_room and branch.state is BranchState.DECODING else None

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class World(Protocol):
-    """An engine, or a simulated one. Of a branch that has not ended it knows the request."""
+    """An engine, or a simulated one.
+
+    It is asked of branches that have not ended, or ended in this step behind a fork.
+    """
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -28,6 +31,10 @@ class World(Protocol):
     @property
     def max_model_len(self) -> int:
         """Tokens, and positions, that a context may have."""
+        ...
+
+    def now(self) -> float:
+        """Seconds, from any point on."""
         ...
 
     def context(self, branch: Branch) -> list[int]:

@@ -31,6 +31,8 @@ def thread_wrote(
 ) -> Effects | None:
     """A thread wrote ``token_ids`` in a step, and ended if ``end`` says so; None where nothing follows.
 
+    The tokens are booked by the call itself; what follows from them, by the effects.
+
     This is called for each token of each thread: what few of them need is asked of few.
 
     ``rows``: of each token its row of logprobs, as the engine has it; None: nobody wants those.
@@ -104,7 +106,7 @@ def root_wrote(
         # What was to be had on demand nobody will ask for any more; spliced threads go on.
         cancels = machine.dialect.join.threads_end_with_parent
         cancelled = machine.family.end(root, ThreadEnd.STOP, cancels=cancels)
-        yield ending.forget(machine, cancelled)
+        yield from ending.forget(machine, cancelled)
 
 
 def _push_run(

@@ -28,6 +28,9 @@ class TextWorld:
         self.closing: dict[Branch, tuple[int, ...]] = {}
         self.has_ended = False
 
+    def now(self) -> float:
+        return 0.0
+
     def context(self, branch: Branch) -> list[int]:
         return self.contexts[branch]
 

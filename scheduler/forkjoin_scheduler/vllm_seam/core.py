@@ -49,7 +49,7 @@ class Core:
         self.threads: dict[str, tuple[LiveFamily, Branch]] = {}
         #: What requests that fork/join has to do with ask for, by id; of threads, too.
         self.wishes: dict[str, Wish] = {}
-        #: Requests that forked in this step and went on: they may have ended in the same.
+        #: Requests with a fork planned in this step beside which they go on: they may have ended since.
         self.forking: dict[str, Request] = {}
         self.spoken: BoundDialect | None = None
         if settings.dialect is not None:

@@ -65,6 +65,8 @@ class LiveFamily(Machine):
     #: Tokens that were drafted for it, and those of them that were right, by whose drafts they were.
     drafted: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
+    #: Whether its answer begins in this step, with or without a token: it has forked behind its prompt.
+    begins: bool = False
     #: Tokens of the root's output of this step that leave as any request's: the family was not yet.
     num_led: int = 0
 

@@ -4,9 +4,9 @@ A fork, step by step: a branch samples the trigger (``hearing.py``); at the end 
 parked, still holding its KV blocks, and its threads are queued before all waiting requests
 (``forking.py``, ``starting.py``); in the next step each starts on its parent's blocks, by reference
 (``prefixes.py``), and computes its header only. Their tokens leave as the request's, in outline order
-(``taking.py``). When the last has ended (``ending.py``), the branch adopts the first thread's blocks and
-is resumed to prefill the others' tokens (``joining.py``), or has their KV moved behind its own
-(``stitching.py``).
+(``taking.py``). When the last has ended (``keeping.py``), the branch adopts the first thread's blocks and is
+resumed to prefill the others' tokens (``resuming.py``), or has their KV moved behind its own
+(``stitching.py``). What happens when, machines decide (``machine/``); ``performing.py`` does it.
 
 Fork/join code that vLLM's calls come to runs inside a fence (``fence.py``); vLLM's own does not.
 

@@ -26,7 +26,7 @@ STRAY_TAG = ("stray_tag", "swap")
 def malformed(dialect: Dialect) -> Iterable[tuple[str, str]]:
     """What can be malformed in forks, by ``dialect`` or as a request defines them, and what is done then."""
     found = {(kind, policy.value) for policies in (dialect.policies, POLICIES) for kind, policy in policies}
-    if dialect.join.question is not None:
+    if dialect.join.asks_by_number:
         # a thread whose number an earlier fork has given
         found.add(("duplicate_outline", Policy.SEQUENTIAL.value))
     if dialect.swaps:

@@ -92,7 +92,7 @@ class Families:
         """The machine of a family that forks for the first time."""
         spoken = bound(self._core.engine.spoken)
         tree = Tree(str(family.number), _NO_LIMITS)
-        tree.root, family.root.branch = family.root.branch, family.root.branch
+        tree.root = family.root.branch
         world = CountedWorld(self._core, family.sequences)
         family.machine = Machine(tree, Terms(CompiledOptions(), spoken, tree.max_tokens), world)
         return family.machine
@@ -113,10 +113,9 @@ class Families:
         self._perform(family, advancing.advance(machine))
         machine.release()
         machine.events.clear()
-        machine.clocks.clear()
 
-    def _perform(self, family: Family, effects: Effects) -> None:
-        for effect in effects:
+    def _perform(self, family: Family, wanted: Effects) -> None:
+        for effect in wanted:
             _PERFORMED_BY[type(effect)](self, family, effect)
 
     # ---- one effect each -------------------------------------------------------------------
@@ -165,7 +164,7 @@ class Families:
         assert parent is not None
         thread.state = State.ENDED
         del core.threads[thread]
-        num_lacking = core.engine.spoken.close if machine.dialect.join.moves_kv else 0
+        num_lacking = core.engine.spoken.close if effect.may_lack_kv else 0
         if num_lacking:
             tokens = thread.kv.computed + num_lacking
             core.fill(parent, thread.position, Role.CLOSE, Cause.CLOSE, thread.kv, tokens)

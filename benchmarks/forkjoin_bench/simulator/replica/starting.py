@@ -40,7 +40,7 @@ class Starting:
             queue.appendleft(sequence)
 
     def _may_start(self, sequence: Sequence) -> bool:
-        """As ``Admitting`` says."""
+        """As ``AdmissionGate`` says."""
         if sequence in self._pacing.held_back:
             return False
         if not self._is_new(sequence):

@@ -31,6 +31,9 @@ class CountedWorld:
     def tokenizer(self) -> Tokenizer:
         return TOKENIZER
 
+    def now(self) -> float:
+        return self._core.now
+
     def context(self, branch: Branch) -> list[int]:
         return [0] * self._sequences[branch].tokens
 

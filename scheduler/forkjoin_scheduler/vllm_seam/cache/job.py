@@ -3,7 +3,7 @@
 A job is a generator. It yields a ``Fill`` (these tokens, starting from that KV) and is sent the
 blocks that hold them. Three things need it: the tokens that close a stitched thread, a stitched
 context that lost its blocks and is computed anew (``stitching.py``), and threads of a re-prefill
-join that are prefilled while their siblings still decode (``joining.py``).
+join that are prefilled while their siblings still decode (``ahead.py``).
 
 Blocks of a job are in the name of its fill's request, or in ``Job.loose``; a job that loses its
 fill to preemption is started again from nothing. Invariant: whatever way a job ends, ``loose`` is

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
@@ -31,6 +33,9 @@ class Facts:
     @property
     def max_model_len(self) -> int:
         return self._core.max_model_len
+
+    def now(self) -> float:
+        return time.monotonic()
 
     def context(self, branch: Branch) -> list[int]:
         return self._core.request_of(branch)._all_token_ids

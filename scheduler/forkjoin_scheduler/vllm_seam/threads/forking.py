@@ -6,14 +6,13 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
-from forkjoin_scheduler.joins.joined import cut_last
 from forkjoin_scheduler.machine import forking, planning
+from forkjoin_scheduler.machine.effects import Swap
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.threads.performing import Performing
-from forkjoin_scheduler.vllm_seam.threads.planned import Swap
 
 
 class Forks:
@@ -39,14 +38,6 @@ class Forks:
         """Whether ``branch`` has threads to ask for by ``number``, or will at the end of this step."""
         return planning.can_ask(live, branch, number, self.beside.get(branch.request_id, ()))
 
-    def plan_swap(self, request: Request, text: str) -> Swap | None:
-        """What takes the place of ``text``, which ``request`` has just written; None if there is no room."""
-        live, branch = self._core.branch_of(request)
-        keep, before = cut_last(text, request._all_token_ids, self._core.tokenizer)
-        swap = Swap(keep, (*before, *self._core.tokenizer.encode(live.dialect.swaps[text])))
-        has_room = live.room(branch, swap.num_tokens) > 0
-        return swap if has_room and branch.state is BranchState.DECODING else None
-
     def try_fork(self, request: Request, plan: ForkPlan | Refusal | None) -> None:
         """Fork ``request``, which has come to where it forks, unless something speaks against it."""
         if request.is_finished():
@@ -66,11 +57,11 @@ class Forks:
         fork = Fork(plan, request.num_tokens, since)
         self._performing.perform(live, forking.fork(live, branch, fork))
 
-    def swap(self, request: Request, swap: Swap) -> None:
+    def swap(self, request: Request, wanted: Swap) -> None:
         """``request`` has written what the dialect has another text for."""
         if not request.is_finished():
-            live, branch = self._core.branch_of(request)
-            self._performing.perform(live, forking.swap(live, branch, swap.keep, swap.token_ids))
+            live, _ = self._core.branch_of(request)
+            self._performing.perform(live, forking.swap(live, wanted))
 
     def wait_for(self, request: Request, number: str) -> None:
         """``request`` has asked for the result of a thread."""

@@ -21,7 +21,8 @@ from forkjoin_scheduler.dialects.dialect import ForkAt
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
-from forkjoin_scheduler.machine.forking import Fork, tell_refused
+from forkjoin_scheduler.machine import forking, planning
+from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
@@ -139,7 +140,7 @@ class Hearing:
         live, branch = self._core.branch_of(request)
         plan = self._forks.plan(live, branch, context, wish.since)
         if isinstance(plan, Refusal):
-            tell_refused(live, branch, plan)
+            forking.tell_refused(live, branch, plan)
             return None
         if is_first and branch is live.family.root:
             live.family.num_shown -= 1  # the end of sequence does not leave
@@ -173,7 +174,7 @@ class Hearing:
                 self._forks.triggered.append((request, plan))
                 return False
             wish.since = request.num_tokens
-            tell_refused(live, branch, plan)
+            forking.tell_refused(live, branch, plan)
             return True
         live.num_planned += 1
         if live.dialect.join.waits:
@@ -193,11 +194,11 @@ class Hearing:
         if self._forks.can_ask(live, branch, number) or policy is Policy.END_REQUEST:
             self._forks.asking.append((request, number))
             return False
-        tell_refused(live, branch, Refusal("unknown_thread", policy))
+        forking.tell_refused(live, branch, Refusal("unknown_thread", policy))
         return True
 
     def _hear_stray(self, request: Request, text: str) -> bool:
-        swap = self._forks.plan_swap(request, text)
+        swap = planning.swap(*self._core.branch_of(request), text)
         if swap is not None:
             self._forks.swapping.append((request, swap))
         return swap is None

@@ -49,14 +49,14 @@ class Keeping:
         live: LiveFamily,
         thread: Branch,
         *,
-        may_lack_end: bool,
+        may_lack_kv: bool,
         closed: Callable[[LiveFamily, Branch], None],
     ) -> None:
         """Keep what the join of ``thread`` needs; ``closed`` is called when all of it is there."""
         held = live.held.pop(thread, None)
         if held is not None:
             self._trim(live, thread, held)
-        if live.dialect.join.moves_kv and may_lack_end:
+        if may_lack_kv:
             if not self._stitching.close_kv(live, thread, held, closed):
                 return
         elif held is not None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.families.family import Branch
@@ -23,7 +20,7 @@ from forkjoin_scheduler.vllm_seam.threads.resuming import Resuming
 from forkjoin_scheduler.vllm_seam.threads.starting import Starting
 from forkjoin_scheduler.vllm_seam.threads.tails import Tails
 
-_STATUS = {How.STOPPED: STOPPED, How.CAPPED: CAPPED, How.ABORTED: RequestStatus.FINISHED_ABORTED}
+_STATUS = {How.STOPPED: STOPPED, How.CAPPED: CAPPED}
 
 
 class Performing:
@@ -51,10 +48,10 @@ class Performing:
         self._starting = starting
         self._tails = tails
 
-    def perform(self, live: LiveFamily, effects: Effects) -> None:
-        """Perform ``effects``, each before the machine says the next."""
-        for effect in effects:
-            _PERFORMED_BY[type(effect)](self, live, effect)
+    def perform(self, live: LiveFamily, wanted: Effects) -> None:
+        """Perform what is ``wanted``, each effect before the machine says the next."""
+        for effect in wanted:
+            getattr(self, _PERFORMED_BY[type(effect)])(live, effect)
 
     def closed(self, live: LiveFamily, thread: Branch) -> None:
         """All KV of ``thread``, which has ended, is there: its machine goes on."""
@@ -105,7 +102,7 @@ class Performing:
         thread = effect.thread
         self._core.threads.pop(thread.request_id, None)
         self._placing.offsets.pop(thread.request_id, None)
-        self._keeping.keep(live, thread, may_lack_end=effect.may_lack_end, closed=self.closed)
+        self._keeping.keep(live, thread, may_lack_kv=effect.may_lack_kv, closed=self.closed)
 
     def forget(self, live: LiveFamily, effect: effects.Forget) -> None:
         ids = self._drop(live, effect.threads)
@@ -129,18 +126,19 @@ class Performing:
         self._core.scheduler.end_requests(ids, _STATUS[effect.how])
 
 
-_PERFORMED_BY: dict[type[Effect], Callable[[Performing, LiveFamily, Any], None]] = {
-    effects.Park: Performing.park,
-    effects.Start: Performing.start,
-    effects.ShareTail: Performing.share_tail,
-    effects.SampleAgain: Performing.sample_again,
-    effects.WillNotJoin: Performing.will_not_join,
-    effects.Swap: Performing.swap,
-    effects.Stop: Performing.stop,
-    effects.Keep: Performing.keep,
-    effects.Forget: Performing.forget,
-    effects.PrefillAhead: Performing.prefill_ahead,
-    effects.Resume: Performing.resume,
-    effects.EndJoined: Performing.end_joined,
-    effects.EndFamily: Performing.end_family,
+#: Which method performs which effect.
+_PERFORMED_BY: dict[type[Effect], str] = {
+    effects.Park: "park",
+    effects.Start: "start",
+    effects.ShareTail: "share_tail",
+    effects.SampleAgain: "sample_again",
+    effects.WillNotJoin: "will_not_join",
+    effects.Swap: "swap",
+    effects.Stop: "stop",
+    effects.Keep: "keep",
+    effects.Forget: "forget",
+    effects.PrefillAhead: "prefill_ahead",
+    effects.Resume: "resume",
+    effects.EndJoined: "end_joined",
+    effects.EndFamily: "end_family",
 }

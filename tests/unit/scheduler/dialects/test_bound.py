@@ -182,6 +182,12 @@ def test_nobody_asks_where_results_are_not_on_demand(byte_tokenizer):
     assert BoundDialect.bind(_in_text(), byte_tokenizer([])).asked_for(list(b"<join 1>")) is None
 
 
+def test_a_question_without_a_number_asks_for_none(byte_tokenizer, make_dialect):
+    join = {"kind": "on_demand", "ask": "<J(?P<number>[0-9]*)>"}
+    bound = BoundDialect.bind(make_dialect(join=join, trigger="<F>", tags_are="text"), byte_tokenizer([]))
+    assert (bound.asked_for(list(b"<J>")), bound.asked_for(list(b"<J2>"))) == (None, "2")
+
+
 # ---- ends of threads -----------------------------------------------------------------------
 
 
