@@ -222,6 +222,18 @@ def test_a_policy_is_asked_about_those_that_run_and_not_about_those_that_may_sta
     assert play.machine.later == play.machine.family.threads[4:], "one vote decides now"
 
 
+def test_a_policy_is_asked_each_time_those_that_run_have_written_so_much():
+    policy = Stops()
+    policy.ask_every = 2
+    play = vote(5, policy=policy, confidence=1.0)
+    play.step(t0="ab", t1="cd", t2="e")
+    assert policy.seen == []
+    play.step(t2="f")
+    assert len(policy.seen) == 1, "each of three"
+    play.step(t0="g", t1="hi", t2="jk")
+    assert len(policy.seen) == 1
+
+
 def test_a_policy_that_raises_is_asked_no_more():
     class Broken(Pruning):
         ask_every = 0
