@@ -106,6 +106,7 @@ class Stage:
         self.left[branch] = self.machine.budget(
             branch, self.machine.room(branch, len(self.contexts[branch]), branch.offset)
         )
+        assert self.left[branch] > 0, "no engine takes a request for no token"
 
     def _park(self, effect: do.Park) -> None:
         assert self.context(effect.branch) is self.contexts[effect.branch]

@@ -192,6 +192,17 @@ def test_a_stitched_thread_leaves_room_for_what_closes_it(play_of):
         assert play.stage.left[play.machine.family.threads[0]] == 30 - 3 - header - num_closing
 
 
+def test_a_stitched_fork_finds_room_in_positions_too(play_of):
+    # 3 tokens, a header of 5, one to write, and 2 to close; 9 positions are left out behind the fork
+    for max_model_len, is_refused in ((19, True), (20, False)):
+        positions = {"fork_gap": 10}
+        play = play_of(
+            request={"max_model_len": max_model_len}, join=JOIN | {"kind": "stitch"}, positions=positions
+        )
+        play.step(root="a<F>")
+        assert refused(play) == ([(-1, "no_room", "sequential")] if is_refused else [])
+
+
 # ---- the budget -----------------------------------------------------------------------------
 
 
@@ -263,6 +274,19 @@ def test_an_answer_that_a_thread_ends_with_the_last_token_of_the_budget_is_not_c
     play.step(t1="x</T>")
     assert play.done()[-1] == "EndFamily stop"
     assert (play.answer, play.finish) == ("a<F><T>1:u</T><T>2:x</T></P>\0", "stop")
+
+
+def test_a_fork_in_the_step_in_which_another_spends_the_budget_ends_with_all(play_of):
+    play = play_of(request={"max_tokens": 4}, max_depth=2)
+    play.step(root="<F>")
+    play.done()
+    play.step(t0="x<F>", t1="y")
+    assert play.done() == [
+        *("Park t0", "Start t2", "Start t3", "ShareTail t0"),
+        "EndFamily length t0 t2 t3 t1",
+    ]
+    inner = "<T>1:</T><T>2:</T></P>"
+    assert (play.answer, play.finish) == (f"<F><T>1:x<F>{inner}</T><T>2:y</T></P>", "length")
 
 
 def test_a_stop_token_goes_before_a_budget_that_is_spent_in_the_same_step(play_of):

@@ -220,6 +220,14 @@ def test_a_stop_token_of_the_root_is_the_answers_last_where_threads_go_on(play_o
     assert play.machine.stop_reason == ord("!")
 
 
+def test_a_stop_token_of_a_thread_stands_before_that_of_the_root(play_of):
+    play = play_of(join={"kind": "splice"}, request={"stop": "!?"})
+    play.step(root="a<F>b!")
+    play.step(t0="u?")
+    assert (play.answer, play.finish) == ("a<F><T>1:u?", "stop")
+    assert play.machine.stop_reason == ord("?")
+
+
 def test_a_limit_that_ends_the_answer_before_its_stop_token_is_due_hides_it(play_of):
     play = play_of(join={"kind": "splice"}, request={"stop": "!", "max_tokens": 5})
     play.step(root="a<F>b!")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.publish.events import Forked, Refused
 from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions
 from tests.unit.scheduler.machine.stepping import Play
@@ -66,6 +67,13 @@ def test_a_closing_text_of_the_request_is_what_its_answer_goes_on_from(make_dial
     assert play.answer == "a=1b=2so "
     play.step(root="3\0")
     assert (play.answer, play.finish) == ("a=1b=2so 3\0", "stop")
+
+
+def test_a_prompt_whose_branches_may_not_start_is_answered_in_a_row():
+    play = Play(options=branches("a=", "b="), limits=Limits(max_forks=0))
+    play.step(root="dropped")
+    assert play.done() == ["WillNotJoin root", "SampleAgain root"]
+    assert [e.reason for e in play.told(Refused)] == ["too_many_forks"]
 
 
 @pytest.mark.parametrize(("max_model_len", "is_refused"), [(6, False), (5, True)])

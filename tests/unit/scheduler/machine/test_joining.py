@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.publish.events import ForkLatency, JoinLatency, Progress, Tokens
+from forkjoin_scheduler.publish.events import ForkLatency, JoinLatency, Progress, Refused, Tokens
 from tests.unit.scheduler.machine.stepping import Play
 
 TAGGED = {"header": "<T>{n}:", "end": "</T>"}
@@ -199,6 +199,16 @@ def test_threads_that_nobody_asked_for_end_with_their_parent(make_dialect):
     play.step(t0="x", root="b\0")
     assert play.done() == ["Forget t0"]
     assert (play.answer, play.finish) == ("a<F1>b\0", "stop")
+
+
+@pytest.mark.parametrize("steps", [["<F1>a<F1>b"], ["<F1>a", "<F1>b"]])
+def test_a_thread_of_a_number_that_there_is_already_is_not_started(make_dialect, steps):
+    play = Play(make_dialect(**ON_DEMAND))
+    for wrote in steps:
+        play.step(root=wrote)
+    assert play.done() == ["Start t0"]
+    assert [(e.reason, e.policy) for e in play.told(Refused)] == [("duplicate_outline", "sequential")]
+    assert play.answer == "<F1>a<F1>b"
 
 
 @pytest.mark.parametrize(
