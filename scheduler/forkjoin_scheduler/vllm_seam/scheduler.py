@@ -213,8 +213,7 @@ class ForkJoinScheduler(AsyncScheduler):
         core, fence = self._core, self._fence
         fence.fenced("pace", None, self._pacer.step_scheduled, output)
         fence.evict_failed()
-        if self._gate.let_in:
-            fence.fenced("admit", None, self._gate.take_in_started)
+        fence.fenced("admit", None, self._gate.take_in_started)
         if not core.live:
             return
         if self._tails.copied_from:
