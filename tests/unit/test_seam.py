@@ -82,7 +82,9 @@ def test_nobody_else_of_the_engine_asks_which_effect_it_has():
         tree = ast.parse(path.read_text())
         if path == PERFORMING:
             continue
-        taken = [ast.unparse(a.annotation) for m in _methods(tree) for a in m.args.args if a.annotation]
+        said = [n.annotation for n in ast.walk(tree) if isinstance(n, ast.arg | ast.AnnAssign)]
+        parts = (part for annotation in said if annotation for part in ast.walk(annotation))
+        taken = [ast.unparse(part) for part in parts if isinstance(part, ast.Attribute)]
         named = [unparsed for a in _attributes(path) if (unparsed := ast.unparse(a)) in names]
         assert sorted(named) == sorted(name for name in taken if name in names), path.name
         imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]

@@ -6,8 +6,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
-from forkjoin_scheduler.machine import forking, planning
-from forkjoin_scheduler.machine.effects import Swap
+from forkjoin_scheduler.machine import effects, forking, planning
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
@@ -26,7 +25,7 @@ class Forks:
         #: Requests that ask for the result of a thread, by its number.
         self.asking: list[tuple[Request, str]] = []
         #: Requests that have written what the dialect swaps, and where.
-        self.swapping: list[tuple[Request, Swap]] = []
+        self.swapping: list[tuple[Request, effects.Swap]] = []
         #: Forks in what a request wrote in this step, in order, where it goes on beside its threads.
         self.beside: dict[str, list[Fork]] = {}
 
@@ -57,7 +56,7 @@ class Forks:
         fork = Fork(plan, request.num_tokens, since)
         self._performing.perform(live, forking.fork(live, branch, fork))
 
-    def swap(self, request: Request, wanted: Swap) -> None:
+    def swap(self, request: Request, wanted: effects.Swap) -> None:
         """``request`` has written what the dialect has another text for."""
         if not request.is_finished():
             live, _ = self._core.branch_of(request)
