@@ -20,7 +20,7 @@ from forkjoin_scheduler.policy.pruning import Pruning
 from forkjoin_scheduler.publish.events import Forked, ThreadEnded
 
 EOS = 0
-_HOW = {How.STOPPED: "stop", How.CAPPED: "length", How.ABORTED: "abort"}
+_HOW = {How.STOPPED: "stop", How.CAPPED: "length"}
 
 
 class Stage:
@@ -56,6 +56,9 @@ class Stage:
         self.prune_policy: Pruning | None = None
 
     # ---- what the machine may ask --------------------------------------------------------------
+
+    def now(self) -> float:
+        return float(len(self.log))
 
     def context(self, branch: Branch) -> list[int]:
         return self.forking[branch] if branch not in self.contexts else self.contexts[branch]
@@ -156,7 +159,8 @@ class Stage:
         assert thread not in self.closing
         assert (thread in self.held) == dialect.join.keeps_blocks_of(dialect, thread)
         self.closing.append(thread)
-        if not (self.is_late and dialect.join.moves_kv and effect.may_lack_end):
+        assert dialect.join.moves_kv or not effect.may_lack_kv
+        if not (self.is_late and effect.may_lack_kv):
             self.close(thread)
 
     def _forget(self, effect: do.Forget) -> None:
@@ -267,8 +271,9 @@ class Stage:
         match effect:
             case do.Start(thread=b) | do.Stop(thread=b):
                 return f"{type(effect).__name__} {name(b)}"
-            case do.Keep(thread=b, may_lack_end=may_lack_end):
-                return f"Keep {name(b)}" + ("" if may_lack_end else " whole")
+            case do.Keep(thread=b, may_lack_kv=may_lack_kv):
+                is_whole = self.machine.dialect.join.moves_kv and not may_lack_kv
+                return f"Keep {name(b)}" + (" whole" if is_whole else "")
             case do.Forget(threads=threads):
                 return " ".join(["Forget", *map(name, threads)])
             case do.Swap(branch=b, keep=keep, token_ids=ids):

@@ -16,7 +16,6 @@ from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState, Family
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.families.thread_end import ThreadEnd
-from forkjoin_scheduler.joins.joined import cut_last
 from forkjoin_scheduler.machine import advancing, cancelling, forking, planning, writing
 from forkjoin_scheduler.machine.effects import Effects
 from forkjoin_scheduler.machine.forking import Fork
@@ -207,11 +206,9 @@ class Play:
             self.calls.append(forking.wait_for(self.machine, branch, number))
             return False
         if text := spoken.written_itself(context):
-            keep, before = cut_last(text, context, self.tokenizer)
-            ids = (*before, *self.tokenizer.encode(spoken.dialect.swaps[text]))
             self.is_family = True
-            if self.machine.room(branch, keep + len(ids)) > 0:
-                self.calls.append(forking.swap(self.machine, branch, keep, ids))
+            if swap := planning.swap(self.machine, branch, text):
+                self.calls.append(forking.swap(self.machine, swap))
                 return False
         return True
 

@@ -75,7 +75,7 @@ def test_a_nested_thread_that_did_not_end_ends_all_that_wait_for_it(play_of):
     play.step(root="<F>")
     play.step(t0="a<F>")
     play.step(t1="b</T>", t2="c\0", t3="d</T>")
-    assert play.done()[-4:] == ["EndJoined t0 stop", "Keep t0 whole", "PrefillAhead root", "EndFamily stop"]
+    assert play.done()[-4:] == ["EndJoined t0 stop", "Keep t0", "PrefillAhead root", "EndFamily stop"]
     assert play.answer == "<F><T>1:a<F><T>1:c</T><T>2:d</T></P></T><T>2:b</T></P>\0"
     assert ends(play)[-1] == (0, "eos", "end_request")
 
@@ -294,7 +294,7 @@ def test_a_stop_token_goes_before_a_budget_that_is_spent_in_the_same_step(play_o
     play.step(root="a<F>b")
     play.done()
     play.step(t1="!", t0="xy")
-    assert play.done() == ["Keep t1 whole", "PrefillAhead root", *ENDED_FIRST, "EndFamily stop"]
+    assert play.done() == ["Keep t1", "PrefillAhead root", *ENDED_FIRST, "EndFamily stop"]
     assert (play.answer, play.finish) == ("a<F><T>1:x</T><T>2:!", "stop")
 
 

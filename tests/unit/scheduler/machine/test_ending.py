@@ -166,7 +166,7 @@ def test_a_stop_token_in_a_thread_ends_the_answer_there(play_of):
     play.step(root="a<F>")
     play.done()
     play.step(t1="x!", t2="never", t0="u")
-    assert play.done() == ["Forget t2", "Keep t1 whole", "PrefillAhead root"]
+    assert play.done() == ["Forget t2", "Keep t1", "PrefillAhead root"]
     assert play.finish is None, "the thread before it is not done"
     assert ends(play) == {2: "cancelled", 1: "request_stop"}
     play.step(t0="v</T>")
@@ -182,10 +182,22 @@ def test_a_stop_token_in_a_nested_thread_ends_the_answer_there(play_of):
     play.done()
     play.step(t2="c!")
     assert play.done() == [
+        *("Forget t3", "Forget t1", "Keep t2", "PrefillAhead t0"),
+        *("EndJoined t0 stop", "Keep t0", "PrefillAhead root", "EndFamily stop"),
+    ]
+    assert (play.answer, play.finish) == ("<F><T>1:a<F><T>1:c!", "stop")
+
+
+def test_a_stitched_thread_behind_which_nothing_follows_needs_no_more_kv(play_of):
+    play = play_of(max_depth=2, request={"stop": "!", "is_late": True}, join=JOIN | {"kind": "stitch"})
+    play.step(root="<F>")
+    play.step(t0="a<F>", t1="b</T>")
+    assert "Keep t1" in play.done()
+    play.step(t2="c!", closes=False)
+    assert play.done() == [
         *("Forget t3", "Forget t1", "Keep t2 whole", "PrefillAhead t0"),
         *("EndJoined t0 stop", "Keep t0 whole", "PrefillAhead root", "EndFamily stop"),
     ]
-    assert (play.answer, play.finish) == ("<F><T>1:a<F><T>1:c!", "stop")
 
 
 @pytest.mark.parametrize("first", ["t1", "t3"])
@@ -207,7 +219,7 @@ def test_a_stop_token_in_a_spliced_thread_ends_all_at_once(play_of):
     play.step(root="a<F>b")
     play.done()
     play.step(t0="u!", root="c")
-    assert play.done() == ["Forget t1", "Keep t0 whole", "PrefillAhead root", "EndFamily stop"]
+    assert play.done() == ["Forget t1", "Keep t0", "PrefillAhead root", "EndFamily stop"]
     assert (play.answer, play.finish) == ("a<F><T>1:u!", "stop")
 
 

@@ -297,7 +297,7 @@ def test_a_thread_ends_with_its_threads_where_nothing_follows_them(make_dialect)
     play.step(t0="a<F>", t1="b\0")
     play.done()
     play.step(t2="c\0", t3="d\0")
-    assert play.done()[-4:] == ["EndJoined t0 stop", "Keep t0 whole", "PrefillAhead root", "EndFamily stop"]
+    assert play.done()[-4:] == ["EndJoined t0 stop", "Keep t0", "PrefillAhead root", "EndFamily stop"]
     assert (play.answer, play.finish) == ("<F><T>1:a<F><T>1:c<T>2:d<T>2:b\0", "stop")
 
 
