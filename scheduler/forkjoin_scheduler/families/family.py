@@ -40,6 +40,10 @@ class BranchState(Enum):
     ENDED = auto()
 
 
+#: Asked of each token: looked up in the enum it takes as long as a call.
+_DECODING = BranchState.DECODING
+
+
 class Step(Enum):
     """What can happen to a branch."""
 
@@ -260,7 +264,7 @@ class Family:
 
     def generated(self, branch: Branch, token_ids: list[int]) -> None:
         """``branch`` generated ``token_ids``. Raises IllegalTransition unless it decodes."""
-        if branch.state is not BranchState.DECODING:
+        if branch.state is not _DECODING:
             raise _not_decoding(branch, "generated tokens")
         if branch is not self.root:
             branch.token_ids += token_ids
