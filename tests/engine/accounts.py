@@ -16,7 +16,7 @@ def check_accounts(scheduler: Any) -> None:
 
 def check_begun_first(scheduler: Any) -> None:
     """Nothing that has begun waits behind something that has not."""
-    if scheduler._core.spoken is None:
+    if scheduler._core.bound_dialect is None:
         return
     begun = [r.request_id for r in scheduler.waiting if scheduler._holds_kv_blocks(r)]
     assert not begun, f"these have begun, and wait among those that have not: {begun}"
@@ -47,7 +47,7 @@ def _num_freed_with(scheduler: Any, request_id: str) -> int:
                 owned.update(b.block_id for b in blocks)
     held = [h for i, s in scheduler._placing.to_stitch.items() if root_id(i) == request_id for h in s.rest]
     if live := scheduler._core.live.get(request_id):
-        held += [*live.held.values(), *(h for job in live.jobs for h in job.loose)]
+        held += [*live.held.values(), *(h for job in live.jobs for h in job.unclaimed_blocks)]
     owned.update(b.block_id for h in held for blocks in h.blocks for b in blocks)
     return sum(
         b.ref_cnt == owned[b.block_id]

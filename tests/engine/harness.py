@@ -154,14 +154,14 @@ class Engine:
     def speaking(self, dialect: Dialect) -> Iterator[Engine]:
         """Speak another dialect for a while, in the tokens that the model has."""
         scheduler = self.scheduler
-        before = self.dialect, scheduler._core.settings, scheduler._core.spoken
+        before = self.dialect, scheduler._core.settings, scheduler._core.bound_dialect
         self.dialect = dialect
         scheduler._core.settings = Settings.of(dialect, {}, join_ahead_tokens=before[1].join_ahead_tokens)
-        scheduler._core.spoken = BoundDialect.bind(dialect, self.tokenizer)
+        scheduler._core.bound_dialect = BoundDialect.bind(dialect, self.tokenizer)
         try:
             yield self
         finally:
-            self.dialect, scheduler._core.settings, scheduler._core.spoken = before
+            self.dialect, scheduler._core.settings, scheduler._core.bound_dialect = before
 
     def snapshot(self) -> dict[str, int]:
         """What must be the same before and after any traffic."""
@@ -298,7 +298,7 @@ def snapshot(scheduler: Any) -> dict[str, int]:
         "requests": len(scheduler.requests),
         "queued": len(scheduler.running) + len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
         "parked": scheduler.num_waiting_for_streaming_input,
-        "families": len(scheduler._core.live) + len(scheduler._core.threads) + len(scheduler._jobs.fills),
+        "families": len(scheduler._core.live) + len(scheduler._core.threads) + len(scheduler._jobs.prefills),
         "stitches": len(scheduler._placing.to_stitch) + len(scheduler._placing.offsets),
     }
 

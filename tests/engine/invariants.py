@@ -213,7 +213,7 @@ def _held(scheduler: Any) -> Iterable[kv.HeldBlocks]:
     for live in scheduler._core.live.values():
         yield from live.held.values()
         for job in live.jobs:
-            yield from job.loose
+            yield from job.unclaimed_blocks
     for stitched in scheduler._placing.to_stitch.values():
         yield from stitched.rest
 

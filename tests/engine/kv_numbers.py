@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from forkjoin_scheduler.vllm_seam.cache.orders import Orders, orders_of
+from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import WorkerStepMetadata, metadata_of
 
 MASK = (1 << 64) - 1
 
@@ -25,16 +25,16 @@ def number(token_id: int, position: int, seen: int) -> int:
     return word ^ (word >> 31)
 
 
-def move(kv: np.ndarray, output: Any, block_size: int) -> Orders:
-    """Copy blocks and slots of ``kv`` as the step ``output`` says; returns its orders.
+def move(kv: np.ndarray, output: Any, block_size: int) -> WorkerStepMetadata:
+    """Copy blocks and slots of ``kv`` as the step ``output`` says; returns its metadata.
 
     Workers do so before they compute any token of the step.
     """
-    orders, blocks = orders_of(output), kv.reshape(-1, block_size)
+    metadata, blocks = metadata_of(output), kv.reshape(-1, block_size)
     for copy in output.kv_cache_block_copies or ():
         blocks[copy.dst_block_id] = blocks[copy.src_block_id]
-    kv[orders.slot_copies[:, 1]] = kv[orders.slot_copies[:, 0]]
-    return orders
+    kv[metadata.slot_copies[:, 1]] = kv[metadata.slot_copies[:, 0]]
+    return metadata
 
 
 def slots_of(block_ids: Sequence[int], num_tokens: int, block_size: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def slots_of(block_ids: Sequence[int], num_tokens: int, block_size: int) -> np.n
     return np.array(block_ids)[places // block_size] * block_size + places % block_size
 
 
-def offsets_of(orders: Orders, request_id: str, num_tokens: int) -> list[int]:
+def offsets_of(metadata: WorkerStepMetadata, request_id: str, num_tokens: int) -> list[int]:
     """What a step with these ``orders`` adds to the positions of the ``num_tokens`` of a request."""
-    offsets = orders.token_offsets([request_id], np.array([num_tokens]))
+    offsets = metadata.token_offsets([request_id], np.array([num_tokens]))
     return [0] * num_tokens if offsets is None else offsets.tolist()

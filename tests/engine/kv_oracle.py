@@ -58,10 +58,10 @@ class KVOracle:
 
         Raises AssertionError if a request reads KV that is not that of its context.
         """
-        orders = move(self._slots, output, self._size)
+        metadata = move(self._slots, output, self._size)
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self._scheduler.requests[request_id]
-            self._compute(request, works[request_id], offsets_of(orders, request_id, num_tokens))
+            self._compute(request, works[request_id], offsets_of(metadata, request_id, num_tokens))
 
     def _compute(self, request: Request, work: Work, offsets: list[int]) -> None:
         context, first = work.tokens, work.first
@@ -82,7 +82,7 @@ class KVOracle:
 
     def _compare(self, request: Request, context: list[int], first: int, read: int) -> None:
         request_id = request.request_id
-        if request_id in self._scheduler._jobs.fills:
+        if request_id in self._scheduler._jobs.prefills:
             return  # what it computes is read by others
         live, branch = self._branch(request_id)
         if live is None or branch is None or not live.dialect.join.moves_kv:
@@ -161,7 +161,7 @@ class KVOracle:
         context = [*before, *joining.own_ids(live, thread)]
         seen, at, offset = start, thread.fork_len, thread.start_offset
         left_out = 0
-        first_kept = thread.fork_len + num_skipped(thread, is_first=thread.position == 0)
+        first_kept = thread.fork_len + num_skipped(thread, is_first=thread.sibling_index == 0)
         for threads in [*thread.joined_forks, None]:
             for i in range(at, len(context) if threads is None else threads[0].fork_len):
                 written = number(context[i], i + offset, seen)

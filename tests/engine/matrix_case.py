@@ -109,7 +109,7 @@ class Fickle(Pruning):
 
     def stop(self, facts: VoteFacts) -> set[int]:
         """Some of those that run."""
-        return {t.position for t in facts.running if self._random.random() < 0.05}
+        return {t.sibling_index for t in facts.running if self._random.random() < 0.05}
 
 
 def _run_restless(engine: Any, prompts: list[list[int]]) -> list[list[int]]:

@@ -612,7 +612,7 @@ class Drive:
             scheduler._ahead.waiting,
             scheduler._eviction.evicted,
             scheduler._restoring.lost,
-            scheduler._leaving.parting,
+            scheduler._leaving.aborted_pending_flush,
         )
         return snapshot(scheduler) | {
             "ahead": scheduler._ahead.num_tokens,

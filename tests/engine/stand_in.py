@@ -78,7 +78,7 @@ class StandIn:
 
         Raises AssertionError if a request samples at one place twice, and from another context.
         """
-        orders = move(self._kv, output, self._block_size)
+        metadata = move(self._kv, output, self._block_size)
         self._copies.step(output)
         sampled: dict[str, list[int]] = {}
         rows: list[list[tuple[int, int]]] = []
@@ -86,7 +86,7 @@ class StandIn:
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request, table = self._scheduled[request_id]
             work = self._copies.work(output, request)
-            values = self._compute(table, work, offsets_of(orders, request_id, num_tokens))
+            values = self._compute(table, work, offsets_of(metadata, request_id, num_tokens))
             if request_id not in self._scheduler.requests:  # its family has failed
                 sampled[request_id] = [0]
             else:
@@ -105,7 +105,7 @@ class StandIn:
         return set(rows_in(logprobs_of([rows])))
 
     def _compute(self, block_ids: list[int], work: Work, offsets: list[int]) -> list[int]:
-        """Fill the slots of the tokens of ``work``, which have these; returns what they hold then."""
+        """PrefillRequest the slots of the tokens of ``work``, which have these; returns what they hold then."""
         slots = slots_of(block_ids, len(work.tokens), self._block_size)
         seen, values = int(self._kv[slots[: work.first]].sum()), []
         for place, offset in enumerate(offsets, work.first):
@@ -180,4 +180,4 @@ def _path_of(branch: Any) -> Path:
     if parent is None:
         return (branch.request_id,)
     fork = next(i for i, threads in enumerate(parent.forks) if branch in threads)
-    return (*_path_of(parent), fork, branch.position)
+    return (*_path_of(parent), fork, branch.sibling_index)

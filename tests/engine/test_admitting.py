@@ -16,7 +16,7 @@ from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.families.family import BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.kinds import make_join
-from forkjoin_scheduler.policy.door import LOOKED_AT
+from forkjoin_scheduler.policy.step_admission import LOOKED_AT
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.cache import kv
 from tests.engine.accounts import check_begun_first
@@ -315,8 +315,8 @@ def test_a_spliced_family_stays_in_the_accounts_until_its_last_thread_has_ended(
     live = fed.scheduler._core.live["r0"]
     spliced = make_join(**live.dialect.join.model_dump() | {"kind": "splice"})
     dialect = live.dialect.model_copy(update={"join": spliced})
-    live.terms = replace(live.terms, spoken=BoundDialect.bind(dialect, fed.scheduler._core.tokenizer))
-    assert live.takes_over
+    live.terms = replace(live.terms, bound_dialect=BoundDialect.bind(dialect, fed.scheduler._core.tokenizer))
+    assert live.buffers_parent_output
     live.request.status = RequestStatus.FINISHED_STOPPED
     fed.scheduler._gate.ended(live.request)
     assert "r0" in fed.scheduler._gate.admitted

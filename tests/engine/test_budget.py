@@ -71,9 +71,9 @@ def test_a_request_with_a_thinking_budget_decodes_in_one_row(engine):
     params = engine.params(thinking_token_budget=10)
     request = Request("r", engine.prompt("q"), params, None)
     limits = engine.scheduler._core.settings.limits
-    assert engine.scheduler._wishes.of(request, CompiledOptions(), limits) is None
+    assert engine.scheduler._params_reader.of(request, CompiledOptions(), limits) is None
     params.thinking_token_budget = -1
-    assert engine.scheduler._wishes.of(request, CompiledOptions(), limits) is not None
+    assert engine.scheduler._params_reader.of(request, CompiledOptions(), limits) is not None
 
 
 # ---- options, checked once -----------------------------------------------------------------
@@ -109,18 +109,20 @@ def _asking(engine, extra_args):
 def test_what_comes_without_a_server_is_checked_by_the_engine_and_decodes_in_one_row(
     engine, monkeypatch, asked, sentence
 ):
-    from forkjoin_scheduler.vllm_seam.starts import wishes
+    from forkjoin_scheduler.vllm_seam.starts import params_reader
 
     warned = []
-    monkeypatch.setattr(wishes, "_warn", lambda request, message: warned.append(message))
-    assert engine.scheduler._wishes._options(_asking(engine, {KEY: asked})) == CompiledOptions(enabled=False)
+    monkeypatch.setattr(params_reader, "_warn", lambda request, message: warned.append(message))
+    assert engine.scheduler._params_reader._options(_asking(engine, {KEY: asked})) == CompiledOptions(
+        enabled=False
+    )
     (message,) = warned
     assert sentence in message
     assert message.endswith("; decoding sequentially")
 
 
 def test_what_comes_without_a_server_may_be_what_the_http_api_takes(engine):
-    options = engine.scheduler._wishes._options(
+    options = engine.scheduler._params_reader._options(
         _asking(engine, {KEY: {"branches": [{"text": "a:"}], "closing": "so"}})
     )
     encode = engine.tokenizer.encode
@@ -129,5 +131,5 @@ def test_what_comes_without_a_server_may_be_what_the_http_api_takes(engine):
 
 def test_what_an_api_process_has_checked_is_not_checked_again(engine):
     sent = CompiledOptions(**TOO_WIDE)
-    assert engine.scheduler._wishes._options(_asking(engine, {COMPILED: to_builtins(sent)})) == sent
-    assert engine.scheduler._wishes._options(_asking(engine, None)) == CompiledOptions()
+    assert engine.scheduler._params_reader._options(_asking(engine, {COMPILED: to_builtins(sent)})) == sent
+    assert engine.scheduler._params_reader._options(_asking(engine, None)) == CompiledOptions()

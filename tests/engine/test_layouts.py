@@ -1,4 +1,4 @@
-"""How KV moves in each named layout, what orders look like, and what is refused.
+"""How KV moves in each named layout, what metadata look like, and what is refused.
 
 These tests import vLLM and torch but start no engine. What the CPU kernels keep in a block is asked of
 vLLM's own op; views for the GPU backends are made by vLLM's own code, in CPU memory.
@@ -38,7 +38,12 @@ from forkjoin_scheduler.vllm_seam.cache.layouts import (
     refusal,
     slot_copier,
 )
-from forkjoin_scheduler.vllm_seam.cache.orders import NOTHING, Orders, attach, orders_of
+from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import (
+    NOTHING,
+    WorkerStepMetadata,
+    attach,
+    metadata_of,
+)
 from forkjoin_scheduler.vllm_seam.worker import OffsetPositions
 
 HEADS, BLOCKS = 2, 8
@@ -300,39 +305,41 @@ def test_a_layout_that_is_not_named_has_no_copier(layout):
     assert slot_copier(*layout) is None
 
 
-# ---- orders --------------------------------------------------------------------------------
+# ---- metadata --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "offsets", [{}, {"a": [(1, 0)]}, {"not in the batch": [(1, 5)]}], ids=["none", "zero", "other's"]
 )
 def test_offsets_that_are_all_zero_are_none(offsets):
-    assert Orders(position_offsets=offsets).token_offsets(["a", "b"], np.array([1, 2])) is None
+    assert WorkerStepMetadata(position_offsets=offsets).token_offsets(["a", "b"], np.array([1, 2])) is None
 
 
 def test_the_offsets_of_a_request_are_those_of_its_tokens_in_their_order():
-    orders = Orders(position_offsets={"c": [(2, 7)], "a": [(1, 0), (2, -2)]})
-    offsets = orders.token_offsets(["a", "b", "c"], np.array([3, 1, 2]))
+    metadata = WorkerStepMetadata(position_offsets={"c": [(2, 7)], "a": [(1, 0), (2, -2)]})
+    offsets = metadata.token_offsets(["a", "b", "c"], np.array([3, 1, 2]))
     assert offsets.tolist() == [0, -2, -2, 0, 7, 7]
 
 
 def test_counts_behind_those_of_the_batch_have_no_offset():
-    orders = Orders(position_offsets={"a": [(2, 4)]})
-    assert orders.token_offsets(["a"], np.array([2, 9, 9], dtype=np.int32)).tolist() == [4, 4]
+    metadata = WorkerStepMetadata(position_offsets={"a": [(2, 4)]})
+    assert metadata.token_offsets(["a"], np.array([2, 9, 9], dtype=np.int32)).tolist() == [4, 4]
 
 
 def test_orders_stay_on_a_scheduler_output_that_is_pickled():
     output = SchedulerOutput.make_empty()
-    attach(output, Orders(slot_copies=np.array([[3, 40], [4, 41]]), position_offsets={"a": [(1, 5)]}))
-    orders = orders_of(pickle.loads(pickle.dumps(output)))
-    assert orders.slot_copies.tolist() == [[3, 40], [4, 41]]
-    assert orders.slot_copies.dtype == np.int64
-    assert orders.position_offsets == {"a": [(1, 5)]}
+    attach(
+        output, WorkerStepMetadata(slot_copies=np.array([[3, 40], [4, 41]]), position_offsets={"a": [(1, 5)]})
+    )
+    metadata = metadata_of(pickle.loads(pickle.dumps(output)))
+    assert metadata.slot_copies.tolist() == [[3, 40], [4, 41]]
+    assert metadata.slot_copies.dtype == np.int64
+    assert metadata.position_offsets == {"a": [(1, 5)]}
 
 
 def test_a_scheduler_output_without_orders_has_nothing_to_obey():
     output = pickle.loads(pickle.dumps(SchedulerOutput.make_empty()))
-    assert orders_of(output) is NOTHING
+    assert metadata_of(output) is NOTHING
     assert NOTHING.slot_copies.shape == (0, 2)
     assert NOTHING.position_offsets == {}
 
@@ -495,7 +502,9 @@ BATCH = SimpleNamespace(
 
 def _step(state, **offsets):
     num_tokens = dict(zip(BATCH.req_ids, BATCH.num_scheduled_tokens.tolist(), strict=True))
-    state.orders = Orders(position_offsets={i: [(num_tokens[i], offset)] for i, offset in offsets.items()})
+    state.metadata = WorkerStepMetadata(
+        position_offsets={i: [(num_tokens[i], offset)] for i, offset in offsets.items()}
+    )
     return state.prepare_inputs(BATCH, None)["positions"]
 
 

@@ -47,11 +47,11 @@ def contexts(monkeypatch):
 
     seen = []
 
-    def fold(request, token_ids, params):
-        requests.fold(request, token_ids, params)
+    def rebase_prompt(request, token_ids, params):
+        requests.rebase_prompt(request, token_ids, params)
         seen.append(list(request.prompt_token_ids))
 
-    monkeypatch.setattr(resuming, "fold", fold)
+    monkeypatch.setattr(resuming, "rebase_prompt", rebase_prompt)
     return seen
 
 

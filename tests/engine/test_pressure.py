@@ -120,7 +120,7 @@ def test_an_aborted_family_reports_its_threads_as_cancelled(engine):
     request_id = engine.add(engine.prompt("q"), params)
     engine.step_until(lambda: any(t.endswith("#1") for t in engine.scheduler.requests))
     engine.core.abort_request([request_id])
-    ended = [e for live in engine.scheduler._leaving.parting for e in live.events]
+    ended = [e for live in engine.scheduler._leaving.aborted_pending_flush for e in live.events]
     assert [(e.index, e.reason) for e in ended if isinstance(e, ThreadEnded)] == [
         (0, "cancelled"),
         (1, "cancelled"),

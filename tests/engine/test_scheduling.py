@@ -108,7 +108,7 @@ def test_a_family_that_needs_more_than_there_is_still_runs_alone(under):
 
 
 def test_a_request_that_cannot_fork_passes_one_that_waits_for_room_but_not_for_ever(under):
-    from forkjoin_scheduler.policy.door import MAX_OVERTAKEN
+    from forkjoin_scheduler.policy.step_admission import MAX_OVERTAKEN
 
     engine = under(admission="family")
     engine.scheduler._gate.admission.tokens = fixed(1e6)

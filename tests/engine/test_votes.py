@@ -254,7 +254,7 @@ class StopsAll(Pruning):
     ask_every = 0
 
     def stop(self, facts):
-        return {t.position for t in facts.running}
+        return {t.sibling_index for t in facts.running}
 
 
 @MODES
@@ -357,7 +357,7 @@ def test_on_a_model_a_policy_hears_how_sure_threads_are_and_answers_show_nothing
             self.told.append(facts)
             if len(facts.running) < 4 or any(t.written < 8 for t in facts.running):
                 return set()
-            return {min(facts.running, key=lambda t: t.confidence).position}
+            return {min(facts.running, key=lambda t: t.confidence).sibling_index}
 
     monkeypatch.setitem(POLICIES, "confidence", Told)
     engine = Engine(load("explicit"), max_num_seqs=8, max_model_len=1024)

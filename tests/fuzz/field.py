@@ -16,7 +16,7 @@ from forkjoin_scheduler.request.compiled import compile_options
 from forkjoin_scheduler.request.explicit import explicit_dialect, explicit_plan
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.http.bodies import Bodies
+from forkjoin_server.http.bodies import BodyMiddleware
 from forkjoin_server.request.field import count_answers, prepare
 from forkjoin_server.routes import PATHS
 from tests.fuzz.source import Source
@@ -178,7 +178,7 @@ async def _ask(
         await send({"type": "http.response.body", "body": json.dumps(ANSWER).encode()})
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    await Bodies(app)(scope, receive, send)
+    await BodyMiddleware(app)(scope, receive, send)
     return sent, seen
 
 

@@ -19,7 +19,7 @@ from forkjoin_scheduler.publish.events import (
 from forkjoin_server.answer.chat import ChatThreads
 from forkjoin_server.answer.responses import ResponseThreads
 from forkjoin_server.answer.threads import ThreadLog
-from forkjoin_server.answer.weaver import Unseen, Weaver
+from forkjoin_server.answer.weaver import PassThrough, Weaver
 from tests.fuzz.source import Source
 
 START = {"type": "http.response.start", "status": 200}
@@ -69,7 +69,7 @@ async def _weave(source: Source, presenter: Any, start: dict[str, Any], raw: byt
 
     queue: asyncio.Queue[Any] = asyncio.Queue()
     log = ThreadLog("k", source.below(2) + 1, is_wanted=presenter is not None)
-    weaver = Weaver(send, queue, log, Unseen() if presenter is None else presenter(log))
+    weaver = Weaver(send, queue, log, PassThrough() if presenter is None else presenter(log))
     events = Events(source)
     await weaver.send(start)
     while raw:

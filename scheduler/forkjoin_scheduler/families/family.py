@@ -44,7 +44,7 @@ class BranchState(Enum):
 _DECODING = BranchState.DECODING
 
 
-class Step(Enum):
+class Transition(Enum):
     """What can happen to a branch."""
 
     PARK = auto()
@@ -53,13 +53,13 @@ class Step(Enum):
     END = auto()
 
 
-TRANSITIONS: dict[tuple[BranchState, Step], BranchState] = {
-    (BranchState.DECODING, Step.PARK): BranchState.PARKED,
-    (BranchState.PARKED, Step.LAST_THREAD_ENDED): BranchState.JOINABLE,
-    (BranchState.JOINABLE, Step.JOIN): BranchState.DECODING,
-    (BranchState.DECODING, Step.END): BranchState.ENDED,
-    (BranchState.PARKED, Step.END): BranchState.ENDED,
-    (BranchState.JOINABLE, Step.END): BranchState.ENDED,
+TRANSITIONS: dict[tuple[BranchState, Transition], BranchState] = {
+    (BranchState.DECODING, Transition.PARK): BranchState.PARKED,
+    (BranchState.PARKED, Transition.LAST_THREAD_ENDED): BranchState.JOINABLE,
+    (BranchState.JOINABLE, Transition.JOIN): BranchState.DECODING,
+    (BranchState.DECODING, Transition.END): BranchState.ENDED,
+    (BranchState.PARKED, Transition.END): BranchState.ENDED,
+    (BranchState.JOINABLE, Transition.END): BranchState.ENDED,
 }
 
 
@@ -77,7 +77,7 @@ class Branch:
     #: Dense over the family; -1 for the root.
     index: int = -1
     #: Place among its siblings, in outline order.
-    position: int = 0
+    sibling_index: int = 0
     #: How many forks its parent had made before the one that started it.
     fork_number: int = 0
     #: Tokens of its parent's context at the fork; fewer, where the parent has cut some of them off since.
@@ -125,7 +125,7 @@ class Branch:
         """Its place in the tree, whatever else the family has started meanwhile."""
         if self.parent is None:
             return ""
-        return f"{self.parent.path}/{self.fork_number}.{self.position}"
+        return f"{self.parent.path}/{self.fork_number}.{self.sibling_index}"
 
     @property
     def depth(self) -> int:
@@ -149,11 +149,11 @@ class Branch:
         for thread in (t for fork in self.forks for t in fork):
             thread.fork_len = min(thread.fork_len, num_tokens)
 
-    def go(self, step: Step) -> None:
-        """Take ``step``. Raises IllegalTransition, and changes nothing, where the table has none."""
-        after = TRANSITIONS.get((self.state, step))
+    def go(self, transition: Transition) -> None:
+        """Take ``transition``. Raises IllegalTransition, and changes nothing, where the table has none."""
+        after = TRANSITIONS.get((self.state, transition))
         if after is None:
-            raise IllegalTransition(f"{self.request_id}: {step.name} in state {self.state.name}")
+            raise IllegalTransition(f"{self.request_id}: {transition.name} in state {self.state.name}")
         self.state = after
 
 
@@ -225,7 +225,7 @@ class Family:
         Raises IllegalTransition unless it decodes.
         """
         if waits:
-            branch.go(Step.PARK)
+            branch.go(Transition.PARK)
         elif branch.state is not BranchState.DECODING:
             raise _not_decoding(branch, "forked")
         first = len(self.threads)
@@ -258,7 +258,7 @@ class Family:
 
         Raises IllegalTransition unless it decodes.
         """
-        branch.go(Step.PARK)
+        branch.go(Transition.PARK)
         branch.waits_for = list(threads)
         self._check_waiting(branch)
 
@@ -278,7 +278,7 @@ class Family:
 
         Raises IllegalTransition unless every thread that it waited for has ended.
         """
-        branch.go(Step.JOIN)
+        branch.go(Transition.JOIN)
         branch.num_joined = len(branch.forks)
         branch.num_critical = max([branch.num_critical, *(t.num_critical for t in branch.waits_for)])
         if branch is not self.root:
@@ -290,13 +290,13 @@ class Family:
         Without ``cancels``, those go on by themselves. Raises IllegalTransition if it had ended
         before.
         """
-        branch.go(Step.END)
+        branch.go(Transition.END)
         branch.end = end
         self.num_live -= 1
         branch.waits_for = branch.waits_for if cancels else []
         cancelled = [b for b in branch.subtree() if b.is_live] if cancels else []
         for thread in cancelled:
-            thread.go(Step.END)
+            thread.go(Transition.END)
             thread.end = ThreadEnd.CANCELLED
         self.num_live -= len(cancelled)
         for thread in (branch, *cancelled):
@@ -314,7 +314,7 @@ class Family:
     def _check_waiting(self, branch: Branch) -> None:
         """Let ``branch`` become joinable if it waits for nothing any more."""
         if branch.state is BranchState.PARKED and not any(t.is_live for t in branch.waits_for):
-            branch.go(Step.LAST_THREAD_ENDED)
+            branch.go(Transition.LAST_THREAD_ENDED)
             self._joinable.append(branch)
 
     def check_integrity(self) -> None:

@@ -95,21 +95,21 @@ class Pruner:
         tally = self._vote.tally(threads)
         facts = VoteFacts(
             [self._facts(t, holds_kv=holds_kv(t)) for t in threads if t in running],
-            [self._facts(t) for t in threads if t.position in tally.results],
+            [self._facts(t) for t in threads if t.sibling_index in tally.results],
             tally,
             len(threads),
             free,
         )
-        positions = {t.position for t in running}
+        positions = {t.sibling_index for t in running}
         stopped = self.policy.stop(facts) & positions
         if stopped == tally.open and tally.leader is None:
-            stopped.discard(max(facts.running, key=lambda t: (t.written, -t.position)).position)
+            stopped.discard(max(facts.running, key=lambda t: (t.written, -t.sibling_index)).sibling_index)
         return stopped
 
     def _facts(self, thread: Branch, *, holds_kv: bool = False) -> ThreadFacts:
         confidence = self._confidence.get(thread)
         return ThreadFacts(
-            thread.position,
+            thread.sibling_index,
             thread.num_generated,
             None if confidence is None else confidence.now,
             None if confidence is None else confidence.least,

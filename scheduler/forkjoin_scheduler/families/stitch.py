@@ -107,7 +107,7 @@ def slots(block_ids: Sequence[int], block_size: int, tokens: Slots) -> Slots:
 
 
 @dataclass(frozen=True)
-class Lent:
+class BlockSpan:
     """A block whose slots ``first`` to ``end`` (exclusive) hold KV of a context that is put together.
 
     ``is_ours``: whether the other slots may be written. ``is_again``: whether the context has that block
@@ -135,28 +135,28 @@ class Layout:
     holes: Slots
 
 
-def lay_out(lent: Sequence[Lent], block_size: int, *, keeps_first: bool = False) -> Layout:
+def lay_out(spans: Sequence[BlockSpan], block_size: int, *, keeps_first: bool = False) -> Layout:
     """The layout with the fewest blocks, and of these one with few moves.
 
     ``keeps_first``: the KV of the first lent block, which begins it, stays first and in its order. If
     that block is not ours, all is moved, to new blocks.
     """
-    lengths = [b.end - b.first for b in lent]
+    lengths = [b.end - b.first for b in spans]
     num_tokens = sum(lengths)
     num_blocks = -(-num_tokens // block_size)
     kept = [0] if keeps_first else []
-    free = [i for i, b in enumerate(lent) if not b.is_again and i not in kept]
+    free = [i for i, b in enumerate(spans) if not b.is_again and i not in kept]
     kept += [i for i in free if lengths[i] == block_size]
-    parts = [i for i in free if lent[i].is_ours and lengths[i] < block_size]
+    parts = [i for i in free if spans[i].is_ours and lengths[i] < block_size]
     kept += sorted(parts, key=lambda i: -lengths[i])[: num_blocks - len(kept)]
-    if keeps_first and not lent[0].is_ours:
+    if keeps_first and not spans[0].is_ours:
         kept = []
     is_taken = np.zeros(num_blocks * block_size, dtype=bool)
     for at, i in enumerate(kept):
-        is_taken[at * block_size + lent[i].first : at * block_size + lent[i].end] = True
+        is_taken[at * block_size + spans[i].first : at * block_size + spans[i].end] = True
     behind = num_tokens + np.flatnonzero(is_taken[num_tokens:])
-    sources = [slots([lent[i].block_id for i in kept], block_size, behind)]
+    sources = [slots([spans[i].block_id for i in kept], block_size, behind)]
     sources += [
-        b.block_id * block_size + np.arange(b.first, b.end) for i, b in enumerate(lent) if i not in kept
+        b.block_id * block_size + np.arange(b.first, b.end) for i, b in enumerate(spans) if i not in kept
     ]
     return Layout(kept, np.concatenate(sources), np.flatnonzero(~is_taken[:num_tokens]))

@@ -58,8 +58,8 @@ class Vote:
     def tally(self, threads: Sequence[Branch]) -> Tally:
         """Where the vote of ``threads`` stands."""
         return Tally(
-            {t.position: self._results[t] for t in threads if t in self._results},
-            frozenset(t.position for t in threads if t.is_live),
+            {t.sibling_index: self._results[t] for t in threads if t in self._results},
+            frozenset(t.sibling_index for t in threads if t.is_live),
         )
 
     def winner(self, threads: Sequence[Branch]) -> tuple[Branch, str | None]:
@@ -68,7 +68,7 @@ class Vote:
         Of one that was stopped nothing is the answer, unless there is no other.
         """
         tally = self.tally(threads)
-        return next((t for t in threads if t.position == tally.winner), threads[0]), tally.leader
+        return next((t for t in threads if t.sibling_index == tally.winner), threads[0]), tally.leader
 
 
 def num_vote_chars(pattern: str, num_threads: int) -> int:

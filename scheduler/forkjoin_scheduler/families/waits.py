@@ -21,7 +21,7 @@ class Waits:
     """What the client of a family knows of its threads that wait, by their index."""
 
     def __init__(self) -> None:
-        self._told: dict[int, Wait] = {}
+        self._emitted: dict[int, Wait] = {}
         self._num_steps: Counter[int] = Counter()
 
     def see(self, index: int, wait: Wait | None, *, has_begun: bool) -> bool:
@@ -31,12 +31,12 @@ class Waits:
         """
         if wait is None:
             del self._num_steps[index]
-            return self._told.pop(index, None) is not None
+            return self._emitted.pop(index, None) is not None
         self._num_steps[index] += 1
         if has_begun and self._num_steps[index] < TOLD_AFTER:
             return False
-        before = self._told.get(index)
+        before = self._emitted.get(index)
         if before == wait or before not in (None, "wave"):
             return False
-        self._told[index] = wait
+        self._emitted[index] = wait
         return True

@@ -23,7 +23,7 @@ class Reprefill(Join):
         plan = thread.plan
         assert plan is not None
         return (
-            thread.position == 0
+            thread.sibling_index == 0
             and dialect.thread.context == "parent"
             and dialect.thread.returns is None
             and not self.opened

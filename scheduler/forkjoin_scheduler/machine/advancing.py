@@ -16,7 +16,7 @@ def advance(machine: Machine, *, root_has_ended: bool = False) -> Effects:
     if root_has_ended and family.root.is_live:
         family.end(family.root, ThreadEnd.STOP)
         return
-    if machine.takes_over and machine.stop_piece is not None and family.is_live:
+    if machine.buffers_parent_output and machine.stop_piece is not None and family.is_live:
         yield from ending.end_family(machine, How.STOPPED)
     is_spent = machine.is_overdrawn or (family.has_live_threads and not family.remaining)
     if is_spent and machine.finish is None:

@@ -15,13 +15,13 @@ from forkjoin_scheduler.joins.joined import close_block_ids
 from forkjoin_scheduler.machine import ending
 from forkjoin_scheduler.machine.effects import Effects, How
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.piece import injected
+from forkjoin_scheduler.machine.output_token import injected
 from forkjoin_scheduler.publish.events import Limited, Voted
 
 
 def end_at_limit(machine: Machine, reason: str, policy: Policy) -> Effects:
     """End the request at the limit that ``reason`` names."""
-    machine.tell(Limited(reason=reason, policy=policy))
+    machine.emit(Limited(reason=reason, policy=policy))
     yield from end_closed(machine)
 
 
@@ -62,4 +62,4 @@ def _show_first_vote(machine: Machine, vote: Vote) -> None:
         return
     winner, result = vote.winner(voters)
     machine.transcripts[machine.family.root].push(machine.transcripts[winner].release())
-    machine.tell(Voted(index=winner.index, result=result if complete else None))
+    machine.emit(Voted(index=winner.index, result=result if complete else None))

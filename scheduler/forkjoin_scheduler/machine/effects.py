@@ -94,7 +94,7 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillAhead:
+class PrefillFinishedThreads:
     """Threads of ``branch`` have ended: what its join will prefill of them may be prefilled now."""
 
     branch: Branch
@@ -136,7 +136,7 @@ Effect = (
     | Stop
     | Keep
     | Forget
-    | PrefillAhead
+    | PrefillFinishedThreads
     | Resume
     | EndJoined
     | EndFamily

@@ -6,9 +6,17 @@ from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import body, end_policy, written
-from forkjoin_scheduler.machine.effects import Effects, EndFamily, Forget, How, Keep, PrefillAhead, Stop
+from forkjoin_scheduler.machine.effects import (
+    Effects,
+    EndFamily,
+    Forget,
+    How,
+    Keep,
+    PrefillFinishedThreads,
+    Stop,
+)
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.piece import injected
+from forkjoin_scheduler.machine.output_token import injected
 from forkjoin_scheduler.publish.events import ThreadEnded
 
 _FINISH = {How.STOPPED: "stop", How.CAPPED: "length"}
@@ -31,7 +39,7 @@ def end_thread(machine: Machine, thread: Branch, end: ThreadEnd) -> Effects:
         machine.transcripts.pop(thread)
     elif end is not ThreadEnd.CUT:
         machine.vote.read(thread)
-    _tell_end(machine, thread, policy)
+    _emit_end(machine, thread, policy)
     is_joined = end is not ThreadEnd.REQUEST_STOP and wrote_it_itself
     yield Keep(thread, may_lack_kv=is_joined and machine.dialect.join.moves_kv)
 
@@ -41,7 +49,7 @@ def closed(machine: Machine, thread: Branch) -> Effects:
     assert thread.parent is not None
     assert thread.end is not None
     machine.family.end(thread, thread.end, cancels=machine.dialect.join.waits)
-    yield PrefillAhead(thread.parent)
+    yield PrefillFinishedThreads(thread.parent)
 
 
 def cut_slower(machine: Machine) -> Effects:
@@ -72,7 +80,7 @@ def cancel(machine: Machine, thread: Branch, end: ThreadEnd) -> Effects:
 def forget(machine: Machine, threads: list[Branch]) -> Effects:
     """Tell of the end of ``threads``, which were cancelled."""
     for thread in threads:
-        _tell_end(machine, thread)
+        _emit_end(machine, thread)
     yield Forget(threads)
 
 
@@ -94,24 +102,24 @@ def end_tree(machine: Machine) -> list[Branch]:
         if thread.is_live:
             cancelled += [thread, *family.end(thread, ThreadEnd.CANCELLED)]
     for thread in cancelled:
-        _tell_end(machine, thread)
+        _emit_end(machine, thread)
     return cancelled
 
 
-def _tell_end(machine: Machine, thread: Branch, policy: Policy | None = None) -> None:
-    if thread in machine.told:
+def _emit_end(machine: Machine, thread: Branch, policy: Policy | None = None) -> None:
+    if thread in machine.emitted_ends:
         return  # cancelled while its last tokens got their KV
     assert thread.end is not None
     num_tokens = thread.num_generated
-    machine.tell(ThreadEnded(index=thread.index, reason=thread.end, num_tokens=num_tokens, policy=policy))
-    machine.told.add(thread)
+    machine.emit(ThreadEnded(index=thread.index, reason=thread.end, num_tokens=num_tokens, policy=policy))
+    machine.emitted_ends.add(thread)
 
 
 def _cut_behind(machine: Machine, thread: Branch) -> Effects:
     """The answer ends in ``thread``: cancel all that stands behind it, also behind the threads around it."""
     while thread.parent is not None:
         siblings = next(fork for fork in thread.parent.forks if thread in fork)
-        for sibling in siblings[thread.position + 1 :]:
+        for sibling in siblings[thread.sibling_index + 1 :]:
             if sibling.is_live:
                 yield from cancel(machine, sibling, ThreadEnd.CANCELLED)
         thread = thread.parent

@@ -17,7 +17,7 @@ from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.machine import cutting, voting
 from forkjoin_scheduler.machine.effects import Effects, Park, SampleAgain, ShareTail, Swap, WillNotJoin
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.piece import injected
+from forkjoin_scheduler.machine.output_token import injected
 from forkjoin_scheduler.publish.events import Forked, NewThread, Refused
 
 
@@ -60,7 +60,7 @@ def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
     yield from voting.start(machine, threads)
     if waits and dialect.join.keeps_blocks_of(dialect, threads[0]):
         yield ShareTail(branch)
-    machine.tell(
+    machine.emit(
         Forked(
             num_duplicates=plan.num_duplicates,
             num_later=len(machine.later),
@@ -76,7 +76,7 @@ def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
 
 def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
     """``branch`` was refused what it called for, and goes on without, or the request ends."""
-    tell_refused(machine, branch, refusal)
+    emit_refused(machine, branch, refusal)
     if branch is machine.family.root and machine.dialect.fork_at is ForkAt.PROMPT:
         yield WillNotJoin(branch)
     if refusal.policy is Policy.END_REQUEST:
@@ -103,17 +103,17 @@ def swap(machine: Machine, wanted: Swap) -> Effects:
     branch = wanted.branch
     if branch.state is not BranchState.DECODING:
         return
-    machine.tell(Refused(parent_index=branch.index, reason="stray_tag", policy="swap"))
+    machine.emit(Refused(parent_index=branch.index, reason="stray_tag", policy="swap"))
     branch.take_back(len(machine.world.context(branch)) - wanted.keep, wanted.token_ids)
     branch.cut_context(wanted.keep)
     yield wanted
     machine.transcripts[branch].push(injected(wanted.token_ids))
 
 
-def tell_refused(machine: Machine, branch: Branch, refusal: Refusal) -> None:
+def emit_refused(machine: Machine, branch: Branch, refusal: Refusal) -> None:
     """Tell the front end that ``branch`` was refused what it called for, and what it does then."""
     policy = refusal.policy.value
-    machine.tell(Refused(parent_index=branch.index, reason=refusal.reason, policy=policy))
+    machine.emit(Refused(parent_index=branch.index, reason=refusal.reason, policy=policy))
 
 
 def _open_transcripts(machine: Machine, branch: Branch, threads: list[Branch]) -> None:

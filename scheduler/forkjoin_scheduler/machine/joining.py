@@ -12,7 +12,7 @@ from forkjoin_scheduler.joins.joined import JoinPlan, body, written
 from forkjoin_scheduler.machine import cutting, ending
 from forkjoin_scheduler.machine.effects import Effects, EndJoined, How, Resume
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.piece import Piece, injected
+from forkjoin_scheduler.machine.output_token import OutputToken, injected
 from forkjoin_scheduler.publish.events import Voted
 
 
@@ -45,7 +45,7 @@ def join(machine: Machine, branch: Branch) -> Effects:
         end = plan.end or _end_of_all(branch)
         if end is not ThreadEnd.LENGTH and branch is machine.family.root:
             # vLLM keeps the last token of a stopped request out of its text.
-            transcript.push([Piece(_eos_of(machine, branch))])
+            transcript.push([OutputToken(_eos_of(machine, branch))])
         branch.token_ids += plan.token_ids
         yield from _end_branch(machine, branch, end)
     else:
@@ -95,11 +95,11 @@ def _show_winner(machine: Machine, branch: Branch, vote: Vote) -> ThreadEnd:
         transcript = machine.transcripts.pop(thread)
         if thread is winner:
             machine.transcripts[branch].push(transcript.release())
-    machine.tell(Voted(index=winner.index, result=result))
+    machine.emit(Voted(index=winner.index, result=result))
     if winner.end is not ThreadEnd.STOP:
         return ThreadEnd.LENGTH
     # vLLM keeps the last token of a stopped request out of its text.
-    machine.transcripts[branch].push([Piece(winner.token_ids[-1])])
+    machine.transcripts[branch].push([OutputToken(winner.token_ids[-1])])
     return ThreadEnd.STOP
 
 

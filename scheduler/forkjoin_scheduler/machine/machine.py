@@ -26,7 +26,7 @@ from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.transcript import Transcript
 from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.families.waits import Waits
-from forkjoin_scheduler.machine.piece import Piece
+from forkjoin_scheduler.machine.output_token import OutputToken
 from forkjoin_scheduler.machine.world import World
 from forkjoin_scheduler.publish.events import (
     Event,
@@ -50,7 +50,7 @@ class Terms:
     """
 
     options: CompiledOptions
-    spoken: BoundDialect
+    bound_dialect: BoundDialect
     max_tokens: int
     wants_logprobs: bool = False
     is_streamed: bool = True
@@ -63,13 +63,13 @@ class Machine:
     family: Family
     terms: Terms
     world: World
-    transcripts: dict[Branch, Transcript[Piece]] = field(default_factory=dict)
+    transcripts: dict[Branch, Transcript[OutputToken]] = field(default_factory=dict)
     #: Threads by the number that their parent knows them by, where it asks for them one by one.
     numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
     #: Newlines that the next text of a branch is to begin with, in the answer.
     newlines: dict[Branch, int] = field(default_factory=dict)
     #: Threads whose end the front end has been told.
-    told: set[Branch] = field(default_factory=set)
+    emitted_ends: set[Branch] = field(default_factory=set)
     #: What its client knows of threads that wait; None if it does not want to.
     waits: Waits | None = field(init=False)
     #: How many threads it has been told of.
@@ -88,15 +88,15 @@ class Machine:
     is_overdrawn: bool = False
     stop_reason: int | str | None = None
     #: The stop token of the request's own that a thread wrote: the last of the answer.
-    stop_piece: Piece | None = None
+    stop_piece: OutputToken | None = None
     #: How the answer ended, as clients are told (``stop``, ``length``): by our decision, and not by vLLM's.
     finish: str | None = None
     #: The root's own end, where its threads go on behind it, and the token that it stopped with.
     own_finish: str | None = None
-    own_stop_piece: Piece | None = None
+    own_stop_piece: OutputToken | None = None
     events: list[Event] = field(default_factory=list)
     #: Whether its end is among these, or has left.
-    has_told_end: bool = False
+    has_emitted_end: bool = False
     #: Since when (``World.now``) a branch has waited, after a fork for a thread's first token, after a
     #: join for its own, by the event that tells how long.
     clocks: dict[tuple[type[ForkLatency | JoinLatency], Branch | None], float] = field(default_factory=dict)
@@ -111,10 +111,10 @@ class Machine:
     @property
     def dialect(self) -> Dialect:
         """How the family forks and joins."""
-        return self.terms.spoken.dialect
+        return self.terms.bound_dialect.dialect
 
     @property
-    def takes_over(self) -> bool:
+    def buffers_parent_output(self) -> bool:
         """Whether the root's own tokens go through the transcript, for threads run beside it."""
         return not self.dialect.join.waits
 
@@ -149,10 +149,10 @@ class Machine:
         """The branches that wait for their threads, the root first."""
         return [b for b in self.family.root.subtree() if b.state is BranchState.PARKED]
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Note ``event`` for the front end."""
         self.events.append(event)
-        self.has_told_end |= isinstance(event, FamilyEnded)
+        self.has_emitted_end |= isinstance(event, FamilyEnded)
         if isinstance(event, Forked):
             self.num_announced = len(self.family.threads)
 
@@ -168,9 +168,9 @@ class Machine:
         """``branch`` has generated: the first token after a fork or a join tells its latency."""
         for kind, waited in ((ForkLatency, branch.parent), (JoinLatency, branch)):
             if (start := self.clocks.pop((kind, waited), None)) is not None:
-                self.tell(kind(seconds=self.world.now() - start))
+                self.emit(kind(seconds=self.world.now() - start))
 
-    def release(self) -> list[Piece]:
+    def release(self) -> list[OutputToken]:
         """What of the answer may leave now; with its end also the token that it stopped with."""
         pieces = self.transcripts[self.family.root].release()
         last = self.stop_piece or self.own_stop_piece

@@ -52,15 +52,15 @@ def is_numbered(machine: Machine, branch: Branch, number: str, planned: Iterable
     """Whether ``branch`` knows a thread by ``number``, or will when what is ``planned`` has been done."""
     if not machine.dialect.join.asks_by_number:
         return False
-    told = (thread for fork in planned for thread in fork.plan.threads)
-    return (branch, number) in machine.numbered or any(t.number == number for t in told)
+    threads = (thread for fork in planned for thread in fork.plan.threads)
+    return (branch, number) in machine.numbered or any(t.number == number for t in threads)
 
 
 def can_ask(machine: Machine, branch: Branch, number: str, planned: Iterable[Fork] = ()) -> bool:
     """Whether ``branch`` has threads to ask for by ``number``, or will when the ``planned`` have started."""
     join = machine.dialect.join
-    told = (thread for fork in planned for thread in fork.plan.threads)
-    return bool(join.asked_for(branch, number, machine.numbered)) or join.is_planned(number, told)
+    threads = (thread for fork in planned for thread in fork.plan.threads)
+    return bool(join.asked_for(branch, number, machine.numbered)) or join.is_planned(number, threads)
 
 
 def swap(machine: Machine, branch: Branch, text: str) -> Swap | None:

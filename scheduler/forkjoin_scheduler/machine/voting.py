@@ -72,7 +72,7 @@ def _to_prune(machine: Machine, pruner: Pruner) -> list[Branch]:
         world.blame(machine.terms.options.prune, error)
         machine.pruner = None
         return []
-    return [thread for thread in threads if thread.position in stopped]
+    return [thread for thread in threads if thread.sibling_index in stopped]
 
 
 def _cut(machine: Machine, branch: Branch) -> Effects:
@@ -93,7 +93,7 @@ def _start_more(machine: Machine, branch: Branch, num: int) -> Effects:
     for thread in starting:
         thread.num_critical = begun
         yield Start(thread)
-    machine.tell(
+    machine.emit(
         ThreadsStarted(
             parent_index=branch.index,
             threads=[t.index for t in starting],

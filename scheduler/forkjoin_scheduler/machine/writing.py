@@ -11,7 +11,7 @@ from forkjoin_scheduler.machine import ending, forking
 from forkjoin_scheduler.machine.effects import Effects
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine
-from forkjoin_scheduler.machine.piece import Piece, injected
+from forkjoin_scheduler.machine.output_token import OutputToken, injected
 from forkjoin_scheduler.publish.events import Tokens
 
 #: What is asked of each token. Looked up here: in an enum that takes as long as a call.
@@ -54,8 +54,8 @@ def thread_wrote(
     if end is not None and _is_by_eos(thread, end):
         token_ids = token_ids[:-1]
     if machine.family.include_threads and token_ids:
-        machine.tell(Tokens(index=thread.index, token_ids=token_ids))
-    pieces = list(map(Piece, token_ids) if rows is None else map(Piece, token_ids, rows))
+        machine.emit(Tokens(index=thread.index, token_ids=token_ids))
+    pieces = list(map(OutputToken, token_ids) if rows is None else map(OutputToken, token_ids, rows))
     if end is not None and end is ThreadEnd.REQUEST_STOP:
         # The answer may end later than this thread; its stop token leaves with the end.
         machine.stop_reason = stop_reason
@@ -75,7 +75,7 @@ def _is_by_eos(thread: Branch, end: ThreadEnd) -> bool:
 
 
 def _run(
-    machine: Machine, thread: Branch, pieces: list[Piece], forks: Sequence[Fork], end: ThreadEnd | None
+    machine: Machine, thread: Branch, pieces: list[OutputToken], forks: Sequence[Fork], end: ThreadEnd | None
 ) -> Effects:
     yield from _push_run(machine, thread, pieces, forks)
     if end is not None:
@@ -84,7 +84,7 @@ def _run(
 
 def root_wrote(
     machine: Machine,
-    pieces: list[Piece],
+    pieces: list[OutputToken],
     finish: str | None = None,
     *,
     stop_reason: int | str | None = None,
@@ -110,7 +110,7 @@ def root_wrote(
 
 
 def _push_run(
-    machine: Machine, branch: Branch, pieces: list[Piece], forks: Sequence[Fork], num_led: int = 0
+    machine: Machine, branch: Branch, pieces: list[OutputToken], forks: Sequence[Fork], num_led: int = 0
 ) -> Effects:
     """Append what ``branch`` has written in a step, from token ``num_led`` on, and fork it on the way."""
     at = num_led
@@ -123,14 +123,14 @@ def _push_run(
     _push(machine, branch, pieces[at:])
 
 
-def _push(machine: Machine, branch: Branch, pieces: list[Piece]) -> None:
+def _push(machine: Machine, branch: Branch, pieces: list[OutputToken]) -> None:
     """Append what ``branch`` has written to its transcript, behind the newlines that it should have."""
     if machine.newlines:
         pieces = _behind_newlines(machine, branch, pieces)
     machine.transcripts[branch].push(pieces)
 
 
-def _behind_newlines(machine: Machine, branch: Branch, pieces: list[Piece]) -> list[Piece]:
+def _behind_newlines(machine: Machine, branch: Branch, pieces: list[OutputToken]) -> list[OutputToken]:
     """The same ``pieces``, with those newlines that ``branch`` should have before them and has not."""
     tokenizer, missing = machine.world.tokenizer, machine.newlines.pop(branch, 0)
     for at, piece in enumerate(pieces if missing else []):

@@ -17,7 +17,7 @@ from forkjoin_scheduler.policy.tally import Tally
 class ThreadFacts:
     """A thread of a vote that has started, by its position in outline order."""
 
-    position: int
+    sibling_index: int
     #: Tokens that it has written.
     written: int = 0
     #: How sure it was of its last tokens (``Confidence``), and the least that this ever was. None: not known.
@@ -84,7 +84,7 @@ class LowConfidence(Pruning):
             return set()
         threshold = percentile(lowest, 1 - self.keep)
         return {
-            t.position
+            t.sibling_index
             for t in facts.running
             if t.confidence is not None and t.written >= self.window and t.confidence < threshold
         }
@@ -105,7 +105,7 @@ class Agreement(Pruning):
 
     def stop(self, facts: VoteFacts) -> set[int]:
         """Those that have deviated for as long as the others agree, and those that agree in vain."""
-        recent = {t.position: t.probes[-self.patience :] for t in facts.running}
+        recent = {t.sibling_index: t.probes[-self.patience :] for t in facts.running}
         steady = {
             position: probes[0]
             for position, probes in recent.items()
@@ -150,7 +150,7 @@ class MemoryPressure(Pruning):
         holding = [t for t in facts.running if t.holds_kv and t.confidence is not None]
         if facts.free >= self.ask_below or len(holding) < 2:
             return set()
-        return {min(holding, key=lambda t: (t.confidence, -t.position)).position}
+        return {min(holding, key=lambda t: (t.confidence, -t.sibling_index)).sibling_index}
 
 
 def percentile(values: Sequence[float], share: float) -> float:

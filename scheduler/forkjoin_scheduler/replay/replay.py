@@ -52,7 +52,7 @@ def replay(dialect: Dialect, transcript: str) -> list[Found]:
 class _Replay:
     def __init__(self, dialect: Dialect, transcript: str) -> None:
         tokenizer = Characters(dialect.control_tokens)
-        self._spoken = BoundDialect.bind(dialect, tokenizer)
+        self._bound_dialect = BoundDialect.bind(dialect, tokenizer)
         self._tokenizer = tokenizer
         self._ids = tokenizer.encode(transcript)
         self._at = 0
@@ -61,7 +61,7 @@ class _Replay:
         self._world = TextWorld(tokenizer)
         family = Family("transcript", dialect.limits)
         self._machine = Machine(
-            family, Terms(CompiledOptions(), self._spoken, family.max_tokens), self._world
+            family, Terms(CompiledOptions(), self._bound_dialect, family.max_tokens), self._world
         )
         self._since = {family.root: 0}
         self._world.contexts[family.root] = []
@@ -88,13 +88,15 @@ class _Replay:
             self._machine.family.generated(branch, [token_id])
         else:
             window = [*branch.token_ids[-WINDOW_TOKENS:], token_id]
-            is_end = token_id == self._spoken.end_id(branch.plan) or self._spoken.ends(branch.plan, window)
+            is_end = token_id == self._bound_dialect.end_id(branch.plan) or self._bound_dialect.ends(
+                branch.plan, window
+            )
             end = ThreadEnd.STOP if is_end else None
             wrote = writing.thread_wrote(self._machine, branch, [token_id], end)
             if wrote is not None:
                 self._world.perform(self._machine, wrote)
         wrote_since = context[max(self._since[branch], len(context) - WINDOW_TOKENS) :]
-        if end is None and self._spoken.triggers(wrote_since):
+        if end is None and self._bound_dialect.triggers(wrote_since):
             self._fork(branch)
         return end is not None
 
@@ -128,12 +130,12 @@ class _Replay:
         self._inject(list(thread.plan.joined_header_ids), f"before thread {number}")
         while self._at < len(self._ids) and not self._world.has_ended:
             if self._write(thread):
-                behind = body(self._spoken.dialect, thread, self._tokenizer)[len(written(thread)) :]
+                behind = body(self._bound_dialect.dialect, thread, self._tokenizer)[len(written(thread)) :]
                 self._inject(behind, f"behind thread {number}")
                 self._note("end", f"thread {number} has its end tag")
                 return
         if not self._world.has_ended:
-            end = self._spoken.dialect.policies.thread_eos.value
+            end = self._bound_dialect.dialect.policies.thread_eos.value
             self._note("differs", f"thread {number} has no end tag; the policy thread_eos is {end}")
             wrote = writing.thread_wrote(self._machine, thread, [0], ThreadEnd.EOS)
             self._world.perform(self._machine, wrote or iter(()))

@@ -15,7 +15,7 @@ from forkjoin_scheduler.families.family import Branch, Family
 from forkjoin_scheduler.machine.world import World
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of, terms_of
-from forkjoin_scheduler.vllm_seam.starts.wish import Wish
+from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
 
@@ -29,7 +29,7 @@ class Core:
     """Owns the families that run, and which request is of which thread.
 
     ``scheduler`` is vLLM's, with the parts in it. ``tokenizer`` and ``eos_ids`` are there where a dialect is
-    ``spoken``.
+    ``bound_dialect``.
     """
 
     tokenizer: EngineTokenizer
@@ -48,15 +48,15 @@ class Core:
         #: The requests of threads that decode, by id.
         self.threads: dict[str, tuple[LiveFamily, Branch]] = {}
         #: What requests that fork/join has to do with ask for, by id; of threads, too.
-        self.wishes: dict[str, Wish] = {}
+        self.fj_params: dict[str, ForkJoinParams] = {}
         #: Requests with a fork planned in this step beside which they go on: they may have ended since.
         self.forking: dict[str, Request] = {}
-        self.spoken: BoundDialect | None = None
+        self.bound_dialect: BoundDialect | None = None
         if settings.dialect is not None:
             model_config = scheduler.vllm_config.model_config
             self.tokenizer = EngineTokenizer.from_model_config(model_config)
             self.eos_ids = frozenset(end_of_sequence_ids(model_config))
-            self.spoken = BoundDialect.bind(settings.dialect, self.tokenizer)
+            self.bound_dialect = BoundDialect.bind(settings.dialect, self.tokenizer)
 
     @property
     def requests(self) -> dict[str, Request]:
@@ -70,7 +70,7 @@ class Core:
 
     def forget(self, request_id: str) -> None:
         """Keep nothing of a request that vLLM has forgotten."""
-        self.wishes.pop(request_id, None)
+        self.fj_params.pop(request_id, None)
 
     def turn(self, request: Request) -> tuple[int, float]:
         """Whose turn it is to run: the more urgent first, where the policy is by priority, then the older."""
@@ -88,17 +88,17 @@ class Core:
             return entry
         live = self.live.get(request.request_id)
         if live is None:
-            wish = self.wishes[request.request_id]
+            fj_params = self.fj_params[request.request_id]
             family = Family(
                 request.request_id,
-                wish.limits,
-                max_tokens=max_tokens_of(request, wish),
-                include_threads=wish.options.include_threads,
+                fj_params.limits,
+                max_tokens=max_tokens_of(request, fj_params),
+                include_threads=fj_params.options.include_threads,
             )
             family.generated(family.root, list(request.output_token_ids))
             family.num_shown = family.num_generated
-            terms = terms_of(request, wish)
-            live = LiveFamily(family, terms, self.world, request=request, wish=wish)
+            terms = terms_of(request, fj_params)
+            live = LiveFamily(family, terms, self.world, request=request, fj_params=fj_params)
             self.live[request.request_id] = live
         return live, live.family.root
 

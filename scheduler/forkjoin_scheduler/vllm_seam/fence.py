@@ -30,7 +30,7 @@ from forkjoin_scheduler.errors import EnginePlace, NoGrammar, OwnPolicy, TornSta
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import Event, FamilyEnded, InternalError, ThreadEnded
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.job import Job
+from forkjoin_scheduler.vllm_seam.cache.kv_job import KVJob
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -209,7 +209,7 @@ class Fence:
 
     def _evict_family(self, request_id: str) -> None:
         """Drop whatever names the family of ``request_id``; all that it held returns to the pool."""
-        jobs = [job for job in self._named(Job) if root_id(job.live) == request_id]
+        jobs = [job for job in self._named(KVJob) if root_id(job.live) == request_id]
         jobs += [j for live in self._families() if live.family.request_id == request_id for j in live.jobs]
         for job in jobs:
             if job.work is not None:
@@ -262,7 +262,7 @@ class Fence:
         held = [h for stitched in self._named(kv.Stitched) for h in stitched.rest]
         for live in self._families():
             held += live.held.values()
-            held += [h for job in live.jobs for h in job.loose]
+            held += [h for job in live.jobs for h in job.unclaimed_blocks]
         owned = Counter(b.block_id for h in held for blocks in h.blocks for b in blocks)
         owned.update(b.block_id for _, blocks in self._core.scheduler.deferred_frees for b in blocks)
         return owned
@@ -300,10 +300,10 @@ def _last_events(live: LiveFamily) -> list[Event]:
     """What was noted of the family and has not left, and the ends of all threads that it has told of."""
     noted = {event.index for event in live.events if isinstance(event, ThreadEnded)}
     for thread in live.family.threads[: live.num_announced]:
-        if thread not in live.told and thread.index not in noted:
-            live.told.add(thread)
+        if thread not in live.emitted_ends and thread.index not in noted:
+            live.emitted_ends.add(thread)
             num_tokens = thread.num_generated
-            live.tell(ThreadEnded(index=thread.index, reason=ThreadEnd.CANCELLED, num_tokens=num_tokens))
-    if not live.has_told_end:
-        live.tell(live.counts(FamilyEnded))
+            live.emit(ThreadEnded(index=thread.index, reason=ThreadEnd.CANCELLED, num_tokens=num_tokens))
+    if not live.has_emitted_end:
+        live.emit(live.counts(FamilyEnded))
     return live.events

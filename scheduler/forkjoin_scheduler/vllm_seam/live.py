@@ -18,46 +18,46 @@ from forkjoin_scheduler.publish.events import Drafted, FamilyEnded, Progress
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.front_end.outputs import to_outputs
-from forkjoin_scheduler.vllm_seam.starts.wish import Wish
+from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
 
 if TYPE_CHECKING:
-    from forkjoin_scheduler.vllm_seam.cache.job import Job
+    from forkjoin_scheduler.vllm_seam.cache.kv_job import KVJob
 
 #: vLLM's ends, by what clients are told of them.
 _REASONS = {str(reason): reason for reason in FinishReason}
 
 
-def max_tokens_of(request: Request, wish: Wish) -> int:
+def max_tokens_of(request: Request, fj_params: ForkJoinParams) -> int:
     """The budget of a family: of the request and all its threads."""
     # Each thread of a vote is an answer with as many tokens as one.
-    wanted = request.max_tokens * (wish.options.best_of or 1)
-    cap = wish.limits.max_total_tokens
+    wanted = request.max_tokens * (fj_params.options.best_of or 1)
+    cap = fj_params.limits.max_total_tokens
     return wanted if cap is None else min(wanted, cap)
 
 
-def terms_of(request: Request, wish: Wish) -> Terms:
+def terms_of(request: Request, fj_params: ForkJoinParams) -> Terms:
     """What the machine of ``request`` decides by."""
     return Terms(
-        wish.options,
-        wish.spoken,
+        fj_params.options,
+        fj_params.bound_dialect,
         request.max_tokens,
-        wants_logprobs=wish.params.num_logprobs is not None,
-        is_streamed=wish.params.output_kind != RequestOutputKind.FINAL_ONLY,
+        wants_logprobs=fj_params.sampling_params.num_logprobs is not None,
+        is_streamed=fj_params.sampling_params.output_kind != RequestOutputKind.FINAL_ONLY,
     )
 
 
 @dataclass(eq=False, kw_only=True)
 class LiveFamily(Machine):
-    """``request`` is the root's, ``wish`` what the client asked for with it."""
+    """``request`` is the root's, ``fj_params`` what the client asked for with it."""
 
     request: Request
-    wish: Wish
+    fj_params: ForkJoinParams
     #: Blocks of threads that have ended, until their join.
     held: dict[Branch, kv.HeldBlocks] = field(default_factory=dict)
     #: KV that is computed beside the decoding.
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[KVJob] = field(default_factory=list)
     #: Those of them that prefill ended threads behind one another, by the branch that waits for these.
-    ahead: dict[Branch, Job] = field(default_factory=dict)
+    ahead: dict[Branch, KVJob] = field(default_factory=dict)
     #: Threads that have ended and whose last tokens a job gives their KV.
     closing: set[Branch] = field(default_factory=set)
     #: What its branches have written, to draft from (``family_drafts.py``).
@@ -81,10 +81,10 @@ class LiveFamily(Machine):
         """
         family, pieces = self.family, self.release()
         for source in () if family.is_live else sorted(self.drafted):
-            self.tell(Drafted(source=source, num=self.drafted[source], num_right=self.accepted[source]))
+            self.emit(Drafted(source=source, num=self.drafted[source], num_right=self.accepted[source]))
         # A stop string ends the request in the front end, which needs the counts of that very step.
-        if self.events or self.wish.params.stop or not family.is_live:
-            self.tell(self.counts(Progress) if family.is_live else self.counts(FamilyEnded))
+        if self.events or self.fj_params.sampling_params.stop or not family.is_live:
+            self.emit(self.counts(Progress) if family.is_live else self.counts(FamilyEnded))
         told = [wire.pack(family.request_id, self.events, engine)] if self.events else []
         finish_reason = None if self.finish is None else _REASONS[self.finish]
         # A limit may have ended the answer before what has stopped was its turn.

@@ -32,9 +32,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam import compat
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead
+from forkjoin_scheduler.vllm_seam.cache.ahead import EagerJoinPrefill
 from forkjoin_scheduler.vllm_seam.cache.eviction import Eviction
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.cache.prefixes import Prefixes
 from forkjoin_scheduler.vllm_seam.cache.restoring import Restoring
@@ -48,9 +48,9 @@ from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
 from forkjoin_scheduler.vllm_seam.starts.load_report import LoadReport
 from forkjoin_scheduler.vllm_seam.starts.overview import Overview, Row
+from forkjoin_scheduler.vllm_seam.starts.params_reader import ParamsReader
 from forkjoin_scheduler.vllm_seam.starts.thread_pacer import ThreadPacer
 from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters
-from forkjoin_scheduler.vllm_seam.starts.wishes import Wishes
 from forkjoin_scheduler.vllm_seam.threads.cancelling import Cancelling
 from forkjoin_scheduler.vllm_seam.threads.facts import Facts
 from forkjoin_scheduler.vllm_seam.threads.forking import Forks
@@ -89,9 +89,9 @@ class ForkJoinScheduler(AsyncScheduler):
         self._core = core = Core(self, settings)
         self._fence = fence = Fence(core)
         self._placing = placing = Placing(core, fence)
-        self._jobs = jobs = Jobs(core, placing)
+        self._jobs = jobs = KVJobs(core, placing)
         self._answers = answers = Answers(self.structured_output_manager)
-        self._wishes = Wishes(core, answers)
+        self._params_reader = ParamsReader(core, answers)
         # who starts, who runs, and what is told of it
         self._gate = gate = AdmissionGate(core, fence, placing)
         self._waits = waits = Waiters(core, jobs)
@@ -104,7 +104,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._params = params = Params(core)
         self._prefixes = Prefixes(core, jobs)
         self._stitching = stitching = Stitching(core, jobs)
-        self._ahead = ahead = JoinAhead(core, jobs)
+        self._ahead = ahead = EagerJoinPrefill(core, jobs)
         self._keeping = keeping = Keeping(core, placing, jobs, stitching)
         self._resuming = resuming = Resuming(core, answers, placing, stitching, ahead, params)
         self._starting = starting = Starting(core, answers, placing, params)
@@ -124,10 +124,10 @@ class ForkJoinScheduler(AsyncScheduler):
         self._victims = victims = Victims(core, fence, gate)
         self._eviction = Eviction(core, fence, jobs, restoring, victims)
         fence.look_through([part for part in vars(self).values() if _is_ours(part) and part is not fence])
-        if core.spoken is not None:
+        if core.bound_dialect is not None:
             self.kv_holding_waiting = queues.BegunQueue(self.policy)
             self.waiting = gate.queue
-            if core.spoken.dialect.join.moves_kv:
+            if core.bound_dialect.dialect.join.moves_kv:
                 kv.guard_hashing(
                     self.kv_cache_manager, lambda r: fence.answer("hash", r, placing.may_be_hashed, False)
                 )
@@ -136,8 +136,12 @@ class ForkJoinScheduler(AsyncScheduler):
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        if self._core.spoken is not None and request.sampling_params is not None and not request.resumable:
-            self._fence.fenced("add", request, self._wishes.note, request)
+        if (
+            self._core.bound_dialect is not None
+            and request.sampling_params is not None
+            and not request.resumable
+        ):
+            self._fence.fenced("add", request, self._params_reader.attach, request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         # Parked branches are counted as active, though they need no slot of the runner: without
@@ -148,7 +152,7 @@ class ForkJoinScheduler(AsyncScheduler):
             if not self._fence.fenced("pace", None, self._pacer.choose):
                 self._pacer.stop()
         pause_state, is_bound = self._pause_state, self.prefill_capacity_bound
-        self._gate.door.open()
+        self._gate.step_admission.open()
         self._prefixes.started.clear()
         begun_only = throttle_prefills and len(self.kv_holding_waiting) > self.num_waiting_for_streaming_input
         if begun_only:  # --prefill-schedule-interval holds prompts back: not what a family goes on with
@@ -219,12 +223,12 @@ class ForkJoinScheduler(AsyncScheduler):
         if self._tails.copied_from:
             fence.each("fork", drained(self._tails.copied_from), self._tails.drop)
         if placed := (*self._placing.to_stitch, *self._placing.offsets):
-            fence.fenced("stitch", placed, self._placing.give_orders, output)
+            fence.fenced("stitch", placed, self._placing.attach_metadata, output)
         if self._restoring.lost:
             self._restoring.restore_all()
         is_idle = not (output.total_num_scheduled_tokens or self.running)
         if listened_to := [(live,) for live in core.live.values() if live.waits is not None]:
-            fence.each("waits", listened_to, self._waits.tell)
+            fence.each("waits", listened_to, self._waits.emit)
         if core.live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
             fence.fenced("evict", next(reversed(core.live.values())), self._eviction.relieve)
 
@@ -244,15 +248,15 @@ class ForkJoinScheduler(AsyncScheduler):
             fence.each("swap", drained(forks.swapping), forks.swap)
         if self._ahead.waiting:
             fence.each("ahead", drained(self._ahead.waiting), self._ahead.go_on)
-        num_live, parting = len(core.live), list(self._leaving.parting)
-        if moving := [(live, result) for live in (*core.live.values(), *parting)]:
+        num_live, aborted_pending_flush = len(core.live), list(self._leaving.aborted_pending_flush)
+        if moving := [(live, result) for live in (*core.live.values(), *aborted_pending_flush)]:
             fence.each("advance", moving, self._leaving.move_on)
-            self._leaving.parting.clear()
-        has_ended = parting or fence.has_obituaries or len(core.live) < num_live
+            self._leaving.aborted_pending_flush.clear()
+        has_ended = aborted_pending_flush or fence.has_obituaries or len(core.live) < num_live
         if has_ended and (waiting := self._eviction.evicted):
             fence.fenced("restore", waiting[0], self._eviction.restore_next)
-        if core.spoken is not None:
-            fence.fenced("load", None, self._report.tell, result)
+        if core.bound_dialect is not None:
+            fence.fenced("load", None, self._report.emit, result)
         if fence.has_obituaries:
             fence.publish_obituaries(result)
 
@@ -265,14 +269,14 @@ class ForkJoinScheduler(AsyncScheduler):
         lost its blocks has begun all the same: behind requests that wait for room it might stand for
         ever, for the room that they wait for is its own.
         """
-        if self._core.spoken is None or super()._holds_kv_blocks(request):
+        if self._core.bound_dialect is None or super()._holds_kv_blocks(request):
             return super()._holds_kv_blocks(request)
         request_id = request.request_id
         return (
             request.status in _ONCE_RAN
             or request_id in self._core.threads
             or request_id in self._core.live
-            or request_id in self._jobs.fills
+            or request_id in self._jobs.prefills
         )
 
     def get_num_unfinished_requests(self) -> int:
@@ -292,12 +296,12 @@ class ForkJoinScheduler(AsyncScheduler):
 
     def _may_start(self, request: Request) -> bool:
         """Whether there is room for what ``request`` will need; threads and what has run always may."""
-        if self._core.spoken is None or self._holds_kv_blocks(request):
+        if self._core.bound_dialect is None or self._holds_kv_blocks(request):
             return True
-        lets_in = self._gate.lets_in(request)
-        if self._gate.door.is_shut:
+        try_admit = self._gate.try_admit(request)
+        if self._gate.step_admission.is_shut:
             self._stop_looking()
-        return lets_in
+        return try_admit
 
     def _stop_looking(self) -> None:
         """Let vLLM look at no more new requests in this step: as if it were paused for them."""
@@ -320,16 +324,16 @@ class ForkJoinScheduler(AsyncScheduler):
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         core, append = self._core, super()._update_request_with_output
-        wish = core.wishes.get(request.request_id)
-        if wish is None or not new_token_ids:
+        fj_params = core.fj_params.get(request.request_id)
+        if fj_params is None or not new_token_ids:
             return append(request, new_token_ids, is_stale)
-        calls = wish.spoken.calls
-        calls_for_nothing = calls is not None and calls.isdisjoint(new_token_ids) and not wish.at_prompt
+        calls = fj_params.bound_dialect.calls
+        calls_for_nothing = calls is not None and calls.isdisjoint(new_token_ids) and not fj_params.at_prompt
         if (
             calls_for_nothing and request.request_id not in core.live
         ):  # most tokens: no call more than must be
             return append(request, new_token_ids, is_stale)
-        return self._hearing.book(request, wish, new_token_ids, is_stale, append)
+        return self._hearing.book(request, fj_params, new_token_ids, is_stale, append)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         restoring = self._restoring
@@ -346,7 +350,7 @@ class ForkJoinScheduler(AsyncScheduler):
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        if self._core.spoken is not None:
+        if self._core.bound_dialect is not None:
             self._fence.answer("learn", request, self._gate.ended, None)
         freed = super()._free_request(request, delay_free_blocks)
         self._fence.answer("finish", request, self._forget, None)

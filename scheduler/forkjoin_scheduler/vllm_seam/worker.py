@@ -1,13 +1,13 @@
-"""The workers' side of the stitched join: vLLM's own worker, whose model runner also obeys orders.
+"""The workers' side of the stitched join: vLLM's own worker, whose model runner also obeys metadata.
 
 ``--worker-cls forkjoin_scheduler.vllm_seam.worker.ForkJoinWorker``
 
 A step of a model runner, with what is ours marked ``*``:
 
 1. zero new blocks, copy blocks that are shared in part
-2. ``*`` copy slots (``Orders.slot_copies``)
+2. ``*`` copy slots (``WorkerStepMetadata.slot_copies``)
 3. positions = slot index, slot mapping from them, attention metadata
-4. ``*`` positions += offset (``Orders.position_offsets``)
+4. ``*`` positions += offset (``WorkerStepMetadata.position_offsets``)
 5. forward pass, sampling
 
 Why this order holds:
@@ -17,7 +17,7 @@ Why this order holds:
 - 2 before 5: the parent's tokens read the destinations.
 - 2 among the steps: all are queued on one stream. So the forward pass in flight (async scheduling) has
   written the sources, and who gets their blocks in a later step writes them later. In this step nobody
-  may: 1 would clear them. That is the scheduler's part (``Orders.slot_copies``).
+  may: 1 would clear them. That is the scheduler's part (``WorkerStepMetadata.slot_copies``).
 - 4 behind 3: the KV of a token is written where the slot mapping says, which must stay the index.
   Attention's mask counts by slots (``seq_lens``), so only the rotation sees the offset.
 
@@ -44,7 +44,12 @@ from forkjoin_scheduler.vllm_seam.cache.layouts import (
     refusal,
     slot_copier,
 )
-from forkjoin_scheduler.vllm_seam.cache.orders import NOTHING, Int64s, Orders, orders_of
+from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import (
+    NOTHING,
+    Int64s,
+    WorkerStepMetadata,
+    metadata_of,
+)
 
 #: The base classes, to the type checker: which they are is the platform's choice.
 Runner: Any = object
@@ -86,14 +91,14 @@ class ObeysOrdersV1(CopiesSlots):
 
     def _update_states(self, scheduler_output: Any) -> Any:
         corrections = super()._update_states(scheduler_output)
-        self._copy_slots(orders_of(scheduler_output).slot_copies)
+        self._copy_slots(metadata_of(scheduler_output).slot_copies)
         return corrections
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: npt.NDArray[Any]) -> Any:
         """Offset the positions in vLLM's own buffer, which graphs read and each step writes anew."""
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        orders = orders_of(scheduler_output)
-        _offset(self.positions, orders, self.input_batch.req_ids, num_scheduled_tokens, self.max_model_len)
+        metadata = metadata_of(scheduler_output)
+        _offset(self.positions, metadata, self.input_batch.req_ids, num_scheduled_tokens, self.max_model_len)
         return prepared
 
 
@@ -108,9 +113,9 @@ class ObeysOrdersV2(CopiesSlots):
 
     def update_requests(self, scheduler_output: Any) -> None:
         super().update_requests(scheduler_output)
-        orders = orders_of(scheduler_output)
-        self._copy_slots(orders.slot_copies)
-        self.model_state.orders = orders
+        metadata = metadata_of(scheduler_output)
+        self._copy_slots(metadata.slot_copies)
+        self.model_state.metadata = metadata
 
 
 class OffsetPositions:
@@ -118,7 +123,7 @@ class OffsetPositions:
 
     vLLM's buffer must keep the slot index: the sampler seeds its noise and counts ``min_tokens`` by it.
     Graphs are captured on a buffer, not on its values, so ours is given in the dummy inputs of the
-    capture too, and filled in every step, orders or not. Padding is copied with the rest: as valid as
+    capture too, and filled in every step, metadata or not. Padding is copied with the rest: as valid as
     vLLM's.
     """
 
@@ -126,7 +131,7 @@ class OffsetPositions:
         self._inner, self._max_model_len = inner, max_model_len
         self._positions = torch.zeros_like(like)
         #: Those of the step that is being executed. A dummy run's request ids are in none.
-        self.orders: Orders = NOTHING
+        self.metadata: WorkerStepMetadata = NOTHING
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -135,7 +140,7 @@ class OffsetPositions:
         inputs = self._inner.prepare_inputs(input_batch, req_states)
         positions = self._positions[: input_batch.num_tokens_after_padding].copy_(input_batch.positions)
         ids, num_tokens = input_batch.req_ids, input_batch.num_scheduled_tokens
-        _offset(positions, self.orders, ids, num_tokens, self._max_model_len)
+        _offset(positions, self.metadata, ids, num_tokens, self._max_model_len)
         return {**inputs, "positions": positions}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
@@ -145,7 +150,7 @@ class OffsetPositions:
 
 def _offset(
     positions: torch.Tensor,
-    orders: Orders,
+    metadata: WorkerStepMetadata,
     request_ids: list[str],
     num_tokens: npt.NDArray[Any],
     max_model_len: int,
@@ -154,7 +159,7 @@ def _offset(
 
     Drafts of tokens that would find no room come to the last position: rotations are known up to there.
     """
-    offsets = orders.token_offsets(request_ids, num_tokens)
+    offsets = metadata.token_offsets(request_ids, num_tokens)
     if offsets is not None:
         moved = positions[: len(offsets)]
         moved += async_tensor_h2d(offsets, device=positions.device)
@@ -162,7 +167,7 @@ def _offset(
 
 
 class ForkJoinWorker(PlatformWorker):
-    """The platform's worker with a model runner that obeys orders."""
+    """The platform's worker with a model runner that obeys metadata."""
 
     def init_device(self) -> None:
         """Build the runner and put our methods in front of its class.

@@ -18,7 +18,7 @@ from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.publish.events import Event
 from forkjoin_scheduler.publish.feed import FEEDS, key_in
 from forkjoin_server.answer.threads import ThreadLog
-from forkjoin_server.answer.weaver import Presenter, Unseen, Weaver
+from forkjoin_server.answer.weaver import PassThrough, Presenter, Weaver
 from forkjoin_server.asgi import Json, Send
 from forkjoin_server.routes import RESPONSES, STORED
 
@@ -110,7 +110,7 @@ class StoredResponses:
         kept = self._kept.get(_response_id(path))
         if kept is None:
             return None
-        presenter = kept.present(kept.log) if kept.log.is_wanted else Unseen()
+        presenter = kept.present(kept.log) if kept.log.is_wanted else PassThrough()
         return Weaver(send, kept.queue, kept.log, presenter)
 
 

@@ -46,7 +46,7 @@ class Presenter(Protocol):
         ...
 
 
-class Unseen:
+class PassThrough:
     """The client did not ask for its threads."""
 
     is_ready = True
@@ -165,7 +165,9 @@ class Weaver:
     def _is_concerned_by(self, event: bytes) -> bool:
         """Whether an event of vLLM's may have to change: to read each takes longer than to pass it on."""
         return (
-            not isinstance(self.presenter, Unseen) or _USAGE.search(event) is not None or has_injected(event)
+            not isinstance(self.presenter, PassThrough)
+            or _USAGE.search(event) is not None
+            or has_injected(event)
         )
 
     async def _emit_due(self) -> None:

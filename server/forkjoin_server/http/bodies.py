@@ -28,7 +28,7 @@ _CLOSE = [(b"connection", b"close")]
 _WITH_BODY = ("POST", "PUT", "PATCH")
 
 
-class Bodies:
+class BodyMiddleware:
     """Reads each body, answers what is ours to answer, and lets ``app`` answer the rest."""
 
     def __init__(self, app: App) -> None:

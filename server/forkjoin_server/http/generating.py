@@ -21,7 +21,7 @@ from forkjoin_server.answer.responses import ResponseThreads
 from forkjoin_server.answer.stored import AnothersResponse, StoredResponses, feed_of
 from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.answer.tokens import TokenThreads
-from forkjoin_server.answer.weaver import Presenter, Unseen, Weaver
+from forkjoin_server.answer.weaver import PassThrough, Presenter, Weaver
 from forkjoin_server.asgi import App, Json, Message, Receive, Send
 from forkjoin_server.http.app_state import client_of, vllm_config_of
 from forkjoin_server.http.hangup import noticing
@@ -87,7 +87,7 @@ class Generating:
         feed = feed_of(of.body, path, of.key)
         queue = FEEDS.subscribe(feed)
         receive, send = noticing(receive, send, request_id)
-        weaver = Weaver(send, queue, of.log, of.present(of.log) if of.is_wanted else Unseen())
+        weaver = Weaver(send, queue, of.log, of.present(of.log) if of.is_wanted else PassThrough())
         if is_stored:
             weaver.at_end = partial(self._stored.keep, of.body, weaver, of.present)
         pump = asyncio.create_task(weaver.pump())

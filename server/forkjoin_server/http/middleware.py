@@ -24,7 +24,7 @@ from forkjoin_server.access.entrance import Entrance
 from forkjoin_server.access.guard import NotAllowed, refuse, route_path
 from forkjoin_server.asgi import App, Json, Message, Receive, Send
 from forkjoin_server.http import cancelling
-from forkjoin_server.http.bodies import Bodies
+from forkjoin_server.http.bodies import BodyMiddleware
 from forkjoin_server.http.cut import Answer
 from forkjoin_server.http.starting import equip
 from forkjoin_server.operate import metrics, scrapes
@@ -46,7 +46,7 @@ class ForkJoinMiddleware:
     def __init__(self, app: App) -> None:
         app, digests = without_authentication(app)
         self.access = Access(digests)
-        self.app = _with_innermost(app, Bodies)
+        self.app = _with_innermost(app, BodyMiddleware)
         self.lifecycle = Lifecycle()
         self._starting: asyncio.Task[None] | None = None
         self._scrapes = scrapes.Scrapes()

@@ -10,7 +10,7 @@ from forkjoin_scheduler.joins.joined import joined_ids
 from forkjoin_scheduler.machine import ahead
 
 
-class Ahead:
+class EagerJoinPrefill:
     """Prefills for joins to come. Owns how many tokens of that are under way, and who waits to have some."""
 
     def __init__(self, core: Core) -> None:

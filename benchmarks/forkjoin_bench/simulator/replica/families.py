@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from forkjoin_bench.simulator.replica.ahead import Ahead
+from forkjoin_bench.simulator.replica.ahead import EagerJoinPrefill
 from forkjoin_bench.simulator.replica.core import Core
 from forkjoin_bench.simulator.replica.sequence import Cause, Family, Kv, Role, Sequence, State
 from forkjoin_bench.simulator.replica.spoken import bound, plan
@@ -33,7 +33,7 @@ class Families:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self.ahead = Ahead(core)
+        self.ahead = EagerJoinPrefill(core)
         self.stitching = Stitching(core)
         #: Parked sequences whose threads have not all got their copies of its partly filled last block.
         self._copied_from: list[Sequence] = []
@@ -73,8 +73,8 @@ class Families:
         if fill.role is Role.AHEAD:
             self.ahead.filled(fill)
             return
-        parent.held[fill.position] = fill.kv
-        self._perform(family, ending.closed(family.machine, parent.branch.waits_for[fill.position]))
+        parent.held[fill.sibling_index] = fill.kv
+        self._perform(family, ending.closed(family.machine, parent.branch.waits_for[fill.sibling_index]))
         self._advance(family, family.machine)
 
     def drop_copied_tails(self) -> None:
@@ -134,11 +134,11 @@ class Families:
         names = parent.kv.names[: parent.tokens // core.engine.block_size]
         sequence = Sequence(
             family,
-            part.threads[thread.position],
+            part.threads[thread.sibling_index],
             parent.tokens + core.engine.spoken.header,
             Role.THREAD,
             parent,
-            thread.position,
+            thread.sibling_index,
             Cause.HEADER,
             branch=thread,
             kv=Kv(names=list(names)),
@@ -167,15 +167,15 @@ class Families:
         num_lacking = core.engine.spoken.close if effect.may_lack_kv else 0
         if num_lacking:
             tokens = thread.kv.computed + num_lacking
-            core.fill(parent, thread.position, Role.CLOSE, Cause.CLOSE, thread.kv, tokens)
+            core.fill(parent, thread.sibling_index, Role.CLOSE, Cause.CLOSE, thread.kv, tokens)
             return
         if machine.dialect.join.keeps_blocks_of(machine.dialect, branch):
-            parent.held[thread.position] = thread.kv
+            parent.held[thread.sibling_index] = thread.kv
         else:
             core.drop(thread.kv)
         self._perform(family, ending.closed(machine, branch))
 
-    def prefill_ahead(self, family: Family, effect: effects.PrefillAhead) -> None:
+    def prefill_finished_threads(self, family: Family, effect: effects.PrefillFinishedThreads) -> None:
         self.ahead.prefill(family.sequences[effect.branch])
 
     def resume(self, family: Family, effect: effects.Resume) -> None:
@@ -203,6 +203,6 @@ _PERFORMED_BY: dict[type[effects.Effect], Callable[[Families, Family, Any], None
     effects.Start: Families.start,
     effects.ShareTail: Families.share_tail,
     effects.Keep: Families.keep,
-    effects.PrefillAhead: Families.prefill_ahead,
+    effects.PrefillFinishedThreads: Families.prefill_finished_threads,
     effects.Resume: Families.resume,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from forkjoin_bench.simulator.replica.core import Core
 from forkjoin_bench.simulator.replica.sequence import Role, Sequence, State
 from forkjoin_scheduler.policy.deadlines import Deadlines
-from forkjoin_scheduler.policy.door import Door
+from forkjoin_scheduler.policy.step_admission import StepAdmission
 from forkjoin_scheduler.policy.step_cost import Load
 from forkjoin_scheduler.policy.threads import Eager, StepFacts, ThreadFacts
 
@@ -21,16 +21,16 @@ class Pacing:
         self.sitting: set[Sequence] = set()
         self.held_back: set[Sequence] = set()
         #: What it kept waiting in the step before counts here.
-        self.door = Door()
+        self.step_admission = StepAdmission()
         self._chosen_for = -1, 0
 
     def choose(self) -> None:
         """Ask who runs in the step to come, where the answer may differ from the last."""
         core = self._core
         is_eager = isinstance(self.policy, Eager)
-        if is_eager and self._chosen_for == (core.version, self.door.num_kept):
+        if is_eager and self._chosen_for == (core.version, self.step_admission.num_kept):
             return  # nothing has changed: the choice neither
-        self._chosen_for = core.version, self.door.num_kept
+        self._chosen_for = core.version, self.step_admission.num_kept
         self.sitting, self.held_back = set(), set()
         if not core.threads or (is_eager and not self._could_be_kept()):
             return
@@ -41,7 +41,7 @@ class Pacing:
                 self._load_of_others(),
                 self._slack(),
                 core.engine.max_num_seqs,
-                self.door.num_could_start(self._num_others_waiting()),
+                self.step_admission.num_could_start(self._num_others_waiting()),
             )
         )
         for key, thread in by_key.items():

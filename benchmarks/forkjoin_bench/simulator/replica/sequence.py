@@ -63,7 +63,7 @@ class Sequence:
     role: Role = Role.ROOT
     parent: Sequence | None = None
     #: Its place among its siblings.
-    position: int = 0
+    sibling_index: int = 0
     cause: Cause = Cause.PROMPT
     state: State = State.WAITING
     #: What it is to its family's machine; a fill is nothing to it.

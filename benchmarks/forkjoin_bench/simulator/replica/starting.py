@@ -22,7 +22,7 @@ class Starting:
     def start_waiting(self) -> None:
         core = self._core
         skipped: list[tuple[deque[Sequence], Sequence]] = []
-        self._pacing.door.open()
+        self._pacing.step_admission.open()
         while core.budget > 0 and len(core.running) < core.engine.max_num_seqs:
             queue = core.holding or core.waiting
             if not queue:
@@ -30,7 +30,7 @@ class Starting:
             sequence = queue[0]
             if not self._may_start(sequence):
                 skipped.append((queue, queue.popleft()))
-                if self._pacing.door.is_shut:
+                if self._pacing.step_admission.is_shut:
                     break
             elif self._start(sequence):
                 queue.popleft()
@@ -46,7 +46,7 @@ class Starting:
         if not self._is_new(sequence):
             return True
         may_fork = sequence.family.request.may_fork
-        return self._pacing.door.lets_in(partial(self._is_admitted, sequence), may_fork=may_fork)
+        return self._pacing.step_admission.try_admit(partial(self._is_admitted, sequence), may_fork=may_fork)
 
     def _is_new(self, sequence: Sequence) -> bool:
         return (

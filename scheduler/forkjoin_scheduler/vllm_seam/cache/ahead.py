@@ -9,17 +9,17 @@ from forkjoin_scheduler.joins.joined import joined_ids
 from forkjoin_scheduler.machine import ahead
 from forkjoin_scheduler.publish.events import JoinedAhead
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_job import KVJob, PrefillRequest, Work
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.stitching import Part
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
 
-class JoinAhead:
+class EagerJoinPrefill:
     """Prefills for joins to come, within ``Settings.join_ahead_tokens`` a step."""
 
-    def __init__(self, core: Core, jobs: Jobs) -> None:
+    def __init__(self, core: Core, jobs: KVJobs) -> None:
         self._core = core
         self._jobs = jobs
         #: Tokens that are being prefilled ahead, and the branches that wait to have some.
@@ -38,7 +38,7 @@ class JoinAhead:
             if job in live.jobs:
                 live.ahead[branch] = job
 
-    def _prefill_ended(self, live: LiveFamily, branch: Branch, job: Job) -> Work:
+    def _prefill_ended(self, live: LiveFamily, branch: Branch, job: KVJob) -> Work:
         """Go on as long as the next thread has ended and the step has tokens left, slice by slice."""
         first, most = branch.waits_for[0], self._core.max_model_len
         held = live.held.pop(first)
@@ -62,14 +62,14 @@ class JoinAhead:
         live.held[first] = held
         live.ahead.pop(branch, None)
 
-    def _prefill_slice(self, live: LiveFamily, job: Job, token_ids: list[int], held: kv.HeldBlocks) -> Part:
+    def _prefill_slice(self, live: LiveFamily, job: KVJob, token_ids: list[int], held: kv.HeldBlocks) -> Part:
         num_tokens = len(token_ids) - held.num_tokens
         self.num_tokens += num_tokens
         try:
-            held = job.take((yield Fill(token_ids, held, known_hashes=job.last_hashes)))
+            held = job.take((yield PrefillRequest(token_ids, held, known_hashes=job.last_hashes)))
         finally:
             self.num_tokens -= num_tokens
-        live.tell(JoinedAhead(prefilled_tokens=num_tokens))
+        live.emit(JoinedAhead(prefilled_tokens=num_tokens))
         return held
 
     def go_on(self, live: LiveFamily, branch: Branch) -> None:
@@ -83,13 +83,13 @@ class JoinAhead:
             held = self._take_over(job)
             if held is not None:
                 num_tokens = max(held.num_tokens - self._start_of(job), 0)
-                live.tell(JoinedAhead(prefilled_tokens=num_tokens))
+                live.emit(JoinedAhead(prefilled_tokens=num_tokens))
             self._jobs.clear(job)
             live.jobs.remove(job)
             return held
         return live.held.pop(branch.waits_for[0], None)
 
-    def _take_over(self, job: Job) -> kv.HeldBlocks | None:
+    def _take_over(self, job: KVJob) -> kv.HeldBlocks | None:
         """What the fill of ``job`` has computed so far; None if vLLM has preempted it."""
         request, fill = job.request, job.fill
         if request is None or fill is None or not request.num_computed_tokens:
@@ -97,5 +97,5 @@ class JoinAhead:
         return kv.hold(self._core.kv_cache_manager, request, len(fill.token_ids))
 
     @staticmethod
-    def _start_of(job: Job) -> int:
+    def _start_of(job: KVJob) -> int:
         return job.fill.start.num_tokens if job.fill is not None and job.fill.start is not None else 0

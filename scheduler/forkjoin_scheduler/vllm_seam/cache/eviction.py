@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.restoring import Restoring
 from forkjoin_scheduler.vllm_seam.cache.victims import Victims
 from forkjoin_scheduler.vllm_seam.core import Core, logger
@@ -17,7 +17,9 @@ from forkjoin_scheduler.vllm_seam.starts import queues
 class Eviction:
     """Takes back the blocks of families, and gives them back. Owns who waits for theirs."""
 
-    def __init__(self, core: Core, fence: Fence, jobs: Jobs, restoring: Restoring, victims: Victims) -> None:
+    def __init__(
+        self, core: Core, fence: Fence, jobs: KVJobs, restoring: Restoring, victims: Victims
+    ) -> None:
         self._core = core
         self._fence = fence
         self._jobs = jobs

@@ -14,7 +14,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.families.stitch import Lent, Slots, lay_out, slots
+from forkjoin_scheduler.families.stitch import BlockSpan, Slots, lay_out, slots
 
 _BLOCK_ID = attrgetter("block_id")
 
@@ -32,7 +32,7 @@ class HeldBlocks:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class KVSpan:
     """The KV of the tokens ``first`` to ``end`` (exclusive) of what ``held`` holds."""
 
     held: HeldBlocks
@@ -92,7 +92,7 @@ def release(manager: KVCacheManager, *all_held: HeldBlocks) -> None:
             manager.block_pool.free_blocks(reversed(blocks))
 
 
-def adopt(manager: KVCacheManager, request: Request, held: HeldBlocks) -> None:
+def transfer_blocks(manager: KVCacheManager, request: Request, held: HeldBlocks) -> None:
     """Give ``request`` the held blocks in place of its own, which return to the pool."""
     manager.free(request)
     for single, blocks, num_cached in zip(
@@ -151,7 +151,7 @@ def drop_tail(manager: KVCacheManager, request: Request, *, needed: int) -> int:
     return keep(manager, request, num_whole * single.block_size)
 
 
-def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> Stitched:
+def stitch(manager: KVCacheManager, start: KVSpan, others: Sequence[KVSpan]) -> Stitched:
     """Let the KV of ``others`` follow that of ``start``, which begins at token 0, in their own blocks.
 
     Of the only KV cache group. Blocks that somebody else holds, or could find, are not written.
@@ -160,9 +160,9 @@ def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> St
     size = single.block_size
     blocks = start.held.blocks[0]
     num_whole = start.end // size
-    pieces = [Piece(start.held, num_whole * size, start.end), *others]
+    pieces = [KVSpan(start.held, num_whole * size, start.end), *others]
     has = {block.block_id for block in blocks[:num_whole]}
-    found = [found for piece in pieces for found in _lent(piece, size, has)]
+    found = [found for piece in pieces for found in _block_spans(piece, size, has)]
     layout = lay_out([lent for _, lent in found], size, keeps_first=start.end % size > 0)
     table = [*blocks[:num_whole], *(found[i][0] for i in layout.kept)]
     num_tokens = start.end + sum(piece.end - piece.first for piece in others)
@@ -175,7 +175,7 @@ def stitch(manager: KVCacheManager, start: Piece, others: Sequence[Piece]) -> St
     return Stitched(held, layout.sources, num_whole * size + layout.holes, rest)
 
 
-def _lent(piece: Piece, size: int, has: set[int]) -> Iterator[tuple[KVCacheBlock, Lent]]:
+def _block_spans(piece: KVSpan, size: int, has: set[int]) -> Iterator[tuple[KVCacheBlock, BlockSpan]]:
     """The blocks that a piece lies in. ``has``: those that the context has already, to which they are added.
 
     Two threads may have found the same block, of what they begin with in common.
@@ -184,7 +184,7 @@ def _lent(piece: Piece, size: int, has: set[int]) -> Iterator[tuple[KVCacheBlock
         block = piece.held.blocks[0][i]
         is_ours = block.ref_cnt == 1 and block.block_hash is None
         first, end = max(piece.first - i * size, 0), min(piece.end - i * size, size)
-        yield block, Lent(block.block_id, first, end, is_ours, block.block_id in has)
+        yield block, BlockSpan(block.block_id, first, end, is_ours, block.block_id in has)
         has.add(block.block_id)
 
 

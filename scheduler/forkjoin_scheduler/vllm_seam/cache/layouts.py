@@ -24,7 +24,7 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.kv_cache_interface import KVQuantMode
 
-from forkjoin_scheduler.vllm_seam.cache.orders import Int64s
+from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import Int64s
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_with_kv
 
 #: (cache view of a layer, source slots, destination slots on its device): moves them in place.

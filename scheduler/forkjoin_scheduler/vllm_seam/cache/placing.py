@@ -15,7 +15,7 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.families.stitch import Offsets, offset_runs, start_offsets
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.orders import Int64s, Orders, attach
+from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import Int64s, WorkerStepMetadata, attach
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 
@@ -58,7 +58,7 @@ class Placing:
 
     def start_stitched(self, request: Request, stitched: kv.Stitched, offsets: Offsets) -> None:
         """Give ``request`` the KV that is put together when it is scheduled next."""
-        kv.adopt(self._core.kv_cache_manager, request, stitched.held)
+        kv.transfer_blocks(self._core.kv_cache_manager, request, stitched.held)
         self.never_hash(request)
         self.to_stitch[request.request_id] = stitched
         self.offsets[request.request_id] = offsets
@@ -68,7 +68,7 @@ class Placing:
         if stitched := self.to_stitch.pop(request_id, None):
             kv.release(self._core.kv_cache_manager, *stitched.rest)
 
-    def give_orders(self, output: SchedulerOutput) -> None:
+    def attach_metadata(self, output: SchedulerOutput) -> None:
         """Tell the workers what to move in this step, and whose positions are off their slots."""
         scheduled = output.num_scheduled_tokens
         offsets = {i: self._runs_of(i, n) for i, n in scheduled.items() if i in self.offsets}
@@ -76,7 +76,7 @@ class Placing:
         self._fence.each("stitch", [(i, moves) for i in self.to_stitch if i in scheduled], self._order_move)
         if moves or offsets:
             copies = np.concatenate(moves) if moves else np.empty((0, 2), dtype=np.int64)
-            attach(output, Orders(copies, offsets))
+            attach(output, WorkerStepMetadata(copies, offsets))
 
     def _runs_of(self, request_id: str, num_tokens: int) -> list[tuple[int, int]]:
         """The offsets of the tokens of a request that this step computes."""

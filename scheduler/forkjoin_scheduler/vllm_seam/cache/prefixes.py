@@ -8,7 +8,7 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.errors import IllegalTransition
 from forkjoin_scheduler.families.stitch import num_inherited
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.stitching import Source
 from forkjoin_scheduler.vllm_seam.core import Core
 
@@ -16,7 +16,7 @@ from forkjoin_scheduler.vllm_seam.core import Core
 class Prefixes:
     """Finds the blocks that new requests of families share. Owns which of them started in this step."""
 
-    def __init__(self, core: Core, jobs: Jobs) -> None:
+    def __init__(self, core: Core, jobs: KVJobs) -> None:
         self._core = core
         self._jobs = jobs
         #: Requests that started in this step, on KV of others.
@@ -47,7 +47,7 @@ class Prefixes:
     def _check_shared(self, request: Request, shared: int) -> None:
         """Raise IllegalTransition where stitched tokens would be computed in a row, silently wrong."""
         needed = 0
-        if job := self._jobs.fills.get(request.request_id):
+        if job := self._jobs.prefills.get(request.request_id):
             needed = job.fill.num_needed if job.fill is not None else 0
         elif entry := self._core.threads.get(request.request_id):
             needed = num_inherited(entry[1]) if entry[0].dialect.join.moves_kv else 0
@@ -58,7 +58,7 @@ class Prefixes:
 
     def _source_of(self, request: Request) -> tuple[Source, int]:
         """Whose first tokens ``request`` shares, and how many."""
-        if job := self._jobs.fills.get(request.request_id):
+        if job := self._jobs.prefills.get(request.request_id):
             assert job.fill is not None
             source = job.fill.source
             is_there = not isinstance(source, str) or source in self._core.requests

@@ -12,8 +12,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_job import KVJob, PrefillRequest, Work
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.cache.stitching import Source, Stitching
 from forkjoin_scheduler.vllm_seam.core import Core
@@ -31,7 +31,7 @@ class Restoring:
         core: Core,
         fence: Fence,
         placing: Placing,
-        jobs: Jobs,
+        jobs: KVJobs,
         stitching: Stitching,
         performing: Performing,
     ) -> None:
@@ -51,7 +51,7 @@ class Restoring:
 
         What is in flight for such a one would end it, or fork it, without its KV.
         """
-        return request.request_id in self._jobs.fills or not self._placing.may_be_hashed(request)
+        return request.request_id in self._jobs.prefills or not self._placing.may_be_hashed(request)
 
     def forget(self, request_id: str) -> None:
         """Keep nothing of a request that vLLM has forgotten."""
@@ -61,7 +61,7 @@ class Restoring:
         """Let ``request``, which vLLM has preempted, wait where it belongs; later it is restored, if lost."""
         if is_lost:
             self.lost.append(request)
-        if self._core.spoken is not None:
+        if self._core.bound_dialect is not None:
             queues.requeue(self._core.scheduler, request)
 
     def restore_all(self) -> None:
@@ -72,7 +72,7 @@ class Restoring:
         """See to it that a ``request`` that vLLM has preempted is computed as it was, not in a row."""
         if request.is_finished():
             return
-        if job := self._jobs.fills.get(request.request_id):
+        if job := self._jobs.prefills.get(request.request_id):
             # A linear one vLLM computes again by itself.
             if job.fill is not None and not job.fill.is_linear:
                 self._jobs.restart(job)
@@ -113,13 +113,13 @@ class Restoring:
         self._resume_as[request.request_id] = request.status
         queues.suspend(self._core.scheduler, request)
 
-    def _restored(self, live: LiveFamily, branch: Branch, job: Job) -> Work:
+    def _restored(self, live: LiveFamily, branch: Branch, job: KVJob) -> Work:
         parent = branch.parent
         yield from self._restore(job, live, branch, None if parent is None else parent.request_id)
 
     def _restore(
-        self, job: Job, live: LiveFamily, branch: Branch, source: Source
-    ) -> Generator[Fill, kv.HeldBlocks, None]:
+        self, job: KVJob, live: LiveFamily, branch: Branch, source: Source
+    ) -> Generator[PrefillRequest, kv.HeldBlocks, None]:
         """Compute anew what a suspended ``branch`` has lost, and all beneath it.
 
         While it does, a branch that has gone on may end the answer, and with it cancel or cut one that is
@@ -141,8 +141,8 @@ class Restoring:
         return not request.num_computed_tokens
 
     def _restore_own(
-        self, job: Job, live: LiveFamily, branch: Branch, source: Source
-    ) -> Generator[Fill, kv.HeldBlocks, None]:
+        self, job: KVJob, live: LiveFamily, branch: Branch, source: Source
+    ) -> Generator[PrefillRequest, kv.HeldBlocks, None]:
         """Let ``branch`` run again on the KV behind its last join, or wait with all of it."""
         request = self._core.request_of(branch)
         context = list(request._all_token_ids)
@@ -165,12 +165,12 @@ class Restoring:
         if not self._lacks_kv(branch):
             kv.release(self._core.kv_cache_manager, held)
             return
-        kv.adopt(self._core.kv_cache_manager, request, held)
+        kv.transfer_blocks(self._core.kv_cache_manager, request, held)
         queues.repark(self._core.scheduler, request, len(context))
 
     def _restore_ended(
-        self, job: Job, live: LiveFamily, branch: Branch
-    ) -> Generator[Fill, kv.HeldBlocks, None]:
+        self, job: KVJob, live: LiveFamily, branch: Branch
+    ) -> Generator[PrefillRequest, kv.HeldBlocks, None]:
         """Compute the threads of a parked ``branch`` that have ended.
 
         Before any that has not goes on: when that one ends, the branch may have to join.

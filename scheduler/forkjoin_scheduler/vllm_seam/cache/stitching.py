@@ -21,8 +21,8 @@ from forkjoin_scheduler.families.stitch import (
 )
 from forkjoin_scheduler.machine import joining
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.job import Fill, Job, Work
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_job import KVJob, PrefillRequest, Work
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
@@ -30,13 +30,13 @@ Source = str | kv.HeldBlocks | None
 
 
 #: A part of a job's work that comes to a result.
-Part = Generator[Fill, kv.HeldBlocks, kv.HeldBlocks]
+Part = Generator[PrefillRequest, kv.HeldBlocks, kv.HeldBlocks]
 
 
 class Stitching:
     """Closes the KV of threads that have ended, stitches it, and replays it. Keeps nothing."""
 
-    def __init__(self, core: Core, jobs: Jobs) -> None:
+    def __init__(self, core: Core, jobs: KVJobs) -> None:
         self._core = core
         self._jobs = jobs
 
@@ -65,9 +65,11 @@ class Stitching:
             return False
         first = [] if held is None else [held]
 
-        def work(job: Job) -> Work:
+        def work(job: KVJob) -> Work:
             if first:
-                computed = yield Fill(context, first.pop(), offsets=((0, thread.offset),), is_linear=False)
+                computed = yield PrefillRequest(
+                    context, first.pop(), offsets=((0, thread.offset),), is_linear=False
+                )
             else:
                 computed = yield from self.replay(
                     job, live, thread, context, self._core.request_of(thread.parent).request_id
@@ -84,7 +86,7 @@ class Stitching:
     def stitched(self, live: LiveFamily, held: dict[Branch, kv.HeldBlocks]) -> kv.Stitched:
         """The context behind a join of the threads (in outline order) whose blocks are handed over."""
         start, *others = (
-            kv.Piece(
+            kv.KVSpan(
                 blocks,
                 t.fork_len + num_skipped(t, is_first=False) if i else 0,
                 t.fork_len + len(joining.own_ids(live, t)),
@@ -93,7 +95,7 @@ class Stitching:
         )
         return kv.stitch(self._core.kv_cache_manager, start, others)
 
-    def taken_for(self, branch: Branch, job: Job, computed: kv.HeldBlocks) -> kv.HeldBlocks | None:
+    def taken_for(self, branch: Branch, job: KVJob, computed: kv.HeldBlocks) -> kv.HeldBlocks | None:
         """What ``job`` has computed; None, and it is released, if ``branch`` was cancelled meanwhile."""
         held = job.take(computed)
         if branch.is_live:
@@ -101,14 +103,16 @@ class Stitching:
         kv.release(self._core.kv_cache_manager, held)
         return None
 
-    def replay(self, job: Job, live: LiveFamily, thread: Branch, context: list[int], source: Source) -> Part:
+    def replay(
+        self, job: KVJob, live: LiveFamily, thread: Branch, context: list[int], source: Source
+    ) -> Part:
         """The KV of the ``context`` of a thread that has ended, on ``source``."""
         start, offsets = yield from self.replay_forks(job, live, thread, context, source)
         return (yield self.fill(context, start, source, thread, offsets))
 
     def replay_forks(
-        self, job: Job, live: LiveFamily, branch: Branch, context: list[int], source: Source
-    ) -> Generator[Fill, kv.HeldBlocks, tuple[kv.Stitched | None, Offsets]]:
+        self, job: KVJob, live: LiveFamily, branch: Branch, context: list[int], source: Source
+    ) -> Generator[PrefillRequest, kv.HeldBlocks, tuple[kv.Stitched | None, Offsets]]:
         """The KV up to behind the last join of ``branch`` (None: it has none), and the offsets there."""
         start, offsets = None, start_offsets(branch)
         for threads in branch.joined_forks:
@@ -126,8 +130,10 @@ class Stitching:
     @staticmethod
     def fill(
         context: list[int], start: kv.Stitched | None, source: Source, branch: Branch, offsets: Offsets
-    ) -> Fill:
+    ) -> PrefillRequest:
         if start is not None:
-            return Fill(context, start, offsets=offsets, is_linear=False)
+            return PrefillRequest(context, start, offsets=offsets, is_linear=False)
         needed = num_inherited(branch) if isinstance(source, str) else 0
-        return Fill(context, None, source, branch.fork_len, needed, offsets, is_linear=source is None)
+        return PrefillRequest(
+            context, None, source, branch.fork_len, needed, offsets, is_linear=source is None
+        )

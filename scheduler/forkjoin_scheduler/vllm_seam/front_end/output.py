@@ -30,7 +30,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
     """Publishes the thread events to ``FEEDS``, and knows what waits; everything else is vLLM's.
 
     It is where every request passes on its way to the engine, whatever route it came by: so it is
-    counted here, refused if too much waits, and told whose it is.
+    counted here, refused if too much waits, and batch whose it is.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -82,17 +82,17 @@ class ForkJoinOutputProcessor(OutputProcessor):
     ) -> OutputProcessorOutput:
         plain = []
         for output in engine_core_outputs:
-            told = None
+            batch = None
             try:
-                told = wire.unpack(output)
-                if told is None:
+                batch = wire.unpack(output)
+                if batch is None:
                     BACKLOG.has_begun(output.request_id)
             except Exception as error:
                 FEEDS.contain("events", error)
-            if told is None:
+            if batch is None:
                 plain.append(output)  # also what could not be read: vLLM drops outputs of nobody
             else:
-                self._publish(told)
+                self._publish(batch)
         return super().process_outputs(plain, *args, **kwargs)
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
@@ -118,16 +118,16 @@ class ForkJoinOutputProcessor(OutputProcessor):
         with ending:
             super().do_tracing(engine_core_output, req_state, iteration_stats)
 
-    def _publish(self, told: wire.Told) -> None:
-        """Hand on what was told to all who want to know; an error of one keeps it from no other."""
-        state = self.request_states.get(told.request_id)
+    def _publish(self, batch: wire.EventBatch) -> None:
+        """Hand on what was batch to all who want to know; an error of one keeps it from no other."""
+        state = self.request_states.get(batch.request_id)
         try:
-            events = self._with_text(told)
+            events = self._with_text(batch)
         except Exception as error:
             FEEDS.contain("text", error)
-            events = [e for e in told.events if not isinstance(e, Tokens)]
-        told = wire.Told(told.request_id, events, told.time_ns, told.engine)
-        readers: dict[FrontEndPlace, Callable[[wire.Told, RequestState | None], None]] = {
+            events = [e for e in batch.events if not isinstance(e, Tokens)]
+        batch = wire.EventBatch(batch.request_id, events, batch.time_ns, batch.engine)
+        readers: dict[FrontEndPlace, Callable[[wire.EventBatch, RequestState | None], None]] = {
             "tracing": self._trace,
             "backlog": self._note_load,
             "event_log": self._log,
@@ -135,37 +135,37 @@ class ForkJoinOutputProcessor(OutputProcessor):
         }
         for where, hand_on in readers.items():
             try:
-                hand_on(told, state)
+                hand_on(batch, state)
             except Exception as error:
                 FEEDS.contain(where, error)
 
-    def _with_text(self, told: wire.Told) -> list[Event]:
-        texts = self._texts.pop(told.request_id, None) or FamilyTexts()
+    def _with_text(self, batch: wire.EventBatch) -> list[Event]:
+        texts = self._texts.pop(batch.request_id, None) or FamilyTexts()
         assert self.tokenizer is not None  # without one nothing forks
-        events = texts.read(self.tokenizer, told.events)
+        events = texts.read(self.tokenizer, batch.events)
         if texts.has_any:
-            self._texts[told.request_id] = texts
+            self._texts[batch.request_id] = texts
         return events
 
-    def _trace(self, told: wire.Told, state: RequestState | None) -> None:
+    def _trace(self, batch: wire.EventBatch, state: RequestState | None) -> None:
         if self._tracer is not None:
             if state is not None:
-                self._tracer.hear(told)
+                self._tracer.hear(batch)
             else:
-                self._tracer.forget(told.request_id)
+                self._tracer.forget(batch.request_id)
 
-    def _note_load(self, told: wire.Told, _: RequestState | None) -> None:
-        for event in told.events:
+    def _note_load(self, batch: wire.EventBatch, _: RequestState | None) -> None:
+        for event in batch.events:
             if isinstance(event, Load):
                 BACKLOG.expected = Expected(event.expected_tokens, event.expected_threads)
 
-    def _log(self, told: wire.Told, state: RequestState | None) -> None:
+    def _log(self, batch: wire.EventBatch, state: RequestState | None) -> None:
         if event_log.LOG.isEnabledFor(logging.INFO):
-            for event in told.events:
-                event_log.log(_external_id(state) or told.request_id, event)
+            for event in batch.events:
+                event_log.log(_external_id(state) or batch.request_id, event)
 
-    def _feed(self, told: wire.Told, state: RequestState | None) -> None:
-        FEEDS.publish(_external_id(state), told.events, told.engine)
+    def _feed(self, batch: wire.EventBatch, state: RequestState | None) -> None:
+        FEEDS.publish(_external_id(state), batch.events, batch.engine)
 
 
 def _external_id(state: RequestState | None) -> str | None:

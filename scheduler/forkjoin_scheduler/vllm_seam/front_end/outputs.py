@@ -7,13 +7,13 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 from vllm.v1.request import Request
 
-from forkjoin_scheduler.machine.piece import Piece
+from forkjoin_scheduler.machine.output_token import OutputToken
 from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
 
 
 def to_outputs(
     parent: Request,
-    pieces: list[Piece],
+    pieces: list[OutputToken],
     finish_reason: FinishReason | None,
     stop_reason: int | str | None,
     *,
@@ -45,7 +45,7 @@ def to_outputs(
     return outputs
 
 
-def _certain(piece: Piece) -> LogprobsLists:
+def _certain(piece: OutputToken) -> LogprobsLists:
     """An injected token was not sampled: its probability is 1 (marked), and it has no alternatives."""
     return LogprobsLists(
         np.array([[piece.token_id]], dtype=np.int32),

@@ -42,11 +42,11 @@ class ThreadTracer(SpanProcessor):
         self._tracer = provider.get_tracer("forkjoin")
         provider.add_span_processor(self)
 
-    def hear(self, told: wire.Told) -> None:
+    def hear(self, batch: wire.EventBatch) -> None:
         """Take in what was told of a family whose request has not ended."""
-        family = self._families.setdefault(told.request_id, FamilySpans())
-        for event in told.events:
-            family.hear(event, told.time_ns)
+        family = self._families.setdefault(batch.request_id, FamilySpans())
+        for event in batch.events:
+            family.hear(event, batch.time_ns)
 
     def forget(self, request_id: str) -> None:
         """The request has been aborted."""

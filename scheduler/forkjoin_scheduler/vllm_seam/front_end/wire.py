@@ -23,7 +23,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(list[Event])
 
 
-class Told(NamedTuple):
+class EventBatch(NamedTuple):
     """Events of the family of ``request_id``, and when they left the engine core (ns since the epoch).
 
     ``engine`` is the number of that engine core, from 0.
@@ -48,10 +48,10 @@ def pack(request_id: str, events: list[Event], engine: int) -> EngineCoreOutput:
     )
 
 
-def unpack(output: EngineCoreOutput) -> Told | None:
+def unpack(output: EngineCoreOutput) -> EventBatch | None:
     """What ``output`` tells, None if it is one of vLLM's."""
     if not output.request_id.endswith(SUFFIX) or output.kv_transfer_params is None:
         return None
     told = output.kv_transfer_params
     events = _DECODER.decode(told[_EVENTS])
-    return Told(output.request_id.removesuffix(SUFFIX), events, told["time_ns"], told["engine"])
+    return EventBatch(output.request_id.removesuffix(SUFFIX), events, told["time_ns"], told["engine"])

@@ -1,4 +1,4 @@
-"""Which waiting requests may start: see ``policy/admission.py`` and ``policy/door.py``.
+"""Which waiting requests may start: see ``policy/admission.py`` and ``policy/step_admission.py``.
 
 Threads and what has run always may.
 """
@@ -14,7 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.policy.admission import Admission, AdmissionPolicy, Need, Room
-from forkjoin_scheduler.policy.door import Door
+from forkjoin_scheduler.policy.step_admission import StepAdmission
 from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
@@ -59,7 +59,7 @@ class AdmissionGate:
         #: Of requests that ended by themselves: the most blocks that each held, over those expected of it;
         #: until they are told (``load_report.py``).
         self.peak_ratios: list[float] = []
-        self.door = Door()
+        self.step_admission = StepAdmission()
         #: The step in which one that was refused is asked for again.
         self._asked_next = 0
         #: What has not begun, each API key's in turn.
@@ -69,12 +69,12 @@ class AdmissionGate:
 
     # ---- starts ----------------------------------------------------------------------------
 
-    def lets_in(self, request: Request) -> bool:
+    def try_admit(self, request: Request) -> bool:
         """Whether a new ``request`` may start in this step: there is room for what it will need."""
         if self._core.settings.admission == "greedy":
             return True
-        return self.door.lets_in(
-            partial(self._is_admitted, request), may_fork=request.request_id in self._core.wishes
+        return self.step_admission.try_admit(
+            partial(self._is_admitted, request), may_fork=request.request_id in self._core.fj_params
         )
 
     def _expected_cost(self, request: Request) -> float:
@@ -96,15 +96,15 @@ class AdmissionGate:
         scheduler, manager = self._core.scheduler, self._core.kv_cache_manager
         blocks = kv.num_new_blocks(manager, request)
         ahead = (scheduler.num_spec_tokens + scheduler.num_lookahead_tokens) / kv.block_size(manager)
-        wish = self._core.wishes.get(request.request_id)
-        if wish is None:
+        fj_params = self._core.fj_params.get(request.request_id)
+        if fj_params is None:
             return Need(blocks=blocks, max_tokens=request.max_tokens, ahead=ahead)
-        asked = wish.options.width or 0
-        confidence = wish.options.confidence
+        asked = fj_params.options.width or 0
+        confidence = fj_params.options.confidence
         abreast = 0 if confidence is None else first_wave(asked, confidence)
         return Need(
             blocks=blocks,
-            max_tokens=max_tokens_of(request, wish),
+            max_tokens=max_tokens_of(request, fj_params),
             asked=asked,
             abreast=abreast,
             ahead=ahead,
@@ -159,7 +159,7 @@ class AdmissionGate:
             requests = [self._core.requests[b.request_id] for b in branches]
             own = [r.num_tokens - b.fork_len for r, b in zip(requests, branches, strict=True)]
             requests += [job.request for job in live.jobs if job.request is not None]
-            held = [*live.held.values(), *(h for job in live.jobs for h in job.loose)]
+            held = [*live.held.values(), *(h for job in live.jobs for h in job.unclaimed_blocks)]
         ids = [request.request_id for request in requests]
         held += [h for i in ids if i in self._placing.to_stitch for h in self._placing.to_stitch[i].rest]
         lost = sum(n for n, r in zip(own, requests, strict=False) if not kv.has_blocks(manager, r))
@@ -175,7 +175,7 @@ class AdmissionGate:
         self.queue.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
         live = self._core.live.get(request.request_id)
         goes_on = live is not None and (live.family.has_live_threads or live.num_planned > 0)
-        if live is None or not live.takes_over or not goes_on:
+        if live is None or not live.buffers_parent_output or not goes_on:
             self.leave(request, request.status in (STOPPED, CAPPED) or self.has_stop_string(request))
 
     def _note_peak(self, live: LiveFamily, thread: Branch) -> None:

@@ -45,20 +45,20 @@ _NO_REASONING = cast(type[ReasoningParser], NoReasoning)
 class DialectReasoner:
     """Tells vLLM's structured outputs where ``answer`` begins in the text of one request."""
 
-    def __init__(self, spoken: BoundDialect, answer: Answer) -> None:
-        self.spoken, self.answer = spoken, answer
+    def __init__(self, bound_dialect: BoundDialect, answer: Answer) -> None:
+        self.bound_dialect, self.answer = bound_dialect, answer
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
         """Whether a prompt ends with what begins the answer; earlier turns may have ended theirs."""
         after = self.answer.after
-        tail = self.spoken.tokenizer.decode(list(input_ids[-WINDOW_TOKENS:]))
+        tail = self.bound_dialect.tokenizer.decode(list(input_ids[-WINDOW_TOKENS:]))
         return after is not None and tail.rstrip().endswith(after)
 
     def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
         """Whether one of ``delta_ids``, the last of ``input_ids``, begins the answer."""
         num = len(list(delta_ids))
         ids = list(input_ids[-(WINDOW_TOKENS + num) :])
-        return any(self.spoken.begins_answer(self.answer, ids[: len(ids) - i]) for i in range(num))
+        return any(self.bound_dialect.begins_answer(self.answer, ids[: len(ids) - i]) for i in range(num))
 
 
 class Answers:
@@ -67,7 +67,9 @@ class Answers:
     def __init__(self, manager: StructuredOutputManager) -> None:
         self._manager = manager
 
-    def await_answer(self, request: Request, spoken: BoundDialect, answer: Answer, joins: bool) -> None:
+    def await_answer(
+        self, request: Request, bound_dialect: BoundDialect, answer: Answer, joins: bool
+    ) -> None:
         """Hold the grammar of ``request`` back until its ``answer`` begins.
 
         ``joins``: whether it may come to a join; if not, one that begins behind a join begins at once.
@@ -80,7 +82,7 @@ class Answers:
             return
         if self._manager.reasoner_cls is None:
             self._manager.reasoner_cls = _NO_REASONING  # without one vLLM asks no request's own
-        reasoner = DialectReasoner(spoken, answer)
+        reasoner = DialectReasoner(bound_dialect, answer)
         structured.reasoner = cast(ReasoningParser, reasoner)  # what vLLM calls of one
         structured.reasoning_ended = reasoner.is_reasoning_end(request.prompt_token_ids or ())
 
@@ -100,7 +102,7 @@ class Answers:
         reasoner = self._manager._get_reasoner(request)
         if isinstance(reasoner, DialectReasoner):
             after = reasoner.answer.after
-            return [] if after is None else [reasoner.spoken.answer_ids(after)]
+            return [] if after is None else [reasoner.bound_dialect.answer_ids(after)]
         return reasoning_ends(reasoner, tokenizer)
 
     def has_begun(self, request: Request) -> bool:
@@ -169,11 +171,11 @@ def reasoning_ends(reasoner: Any, tokenizer: Tokenizer) -> Rows | None:
     return [tokenizer.encode(text)] if text else None
 
 
-def place_of_answer(spoken: BoundDialect, options: CompiledOptions) -> Answer | None:
-    """Where the answer of a request begins that leaves this to ``spoken``, the dialect of the server."""
+def place_of_answer(bound_dialect: BoundDialect, options: CompiledOptions) -> Answer | None:
+    """Where the answer of a request begins that leaves this to the dialect of the server."""
     if options.branches is not None:
         return Answer(behind_join=True) if options.closing is not None else None
-    return spoken.dialect.answer
+    return bound_dialect.dialect.answer
 
 
 def own_constraint(branch: CompiledBranch) -> StructuredOutputsParams | None:

@@ -19,31 +19,31 @@ class LoadReport:
         self._core, self._gate, self._waits = core, gate, waits
         self._num_front_ends = num_front_ends
         self._seen = self._facts()
-        self._told = _load(*self._seen)
+        self._last_emitted_load = _load(*self._seen)
 
-    def tell(self, result: dict[int, EngineCoreOutputs]) -> None:
+    def emit(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Put into ``result``, by front end, what has changed in this step."""
         if (facts := self._facts()) != self._seen:
             self._seen = facts
-            self._tell_load(_load(*facts), result)
+            self._emit_load(_load(*facts), result)
         if self._gate.peak_ratios:
-            self._tell_peaks(result)
+            self._emit_peaks(result)
 
     def _facts(self) -> tuple[int, int, float, float, float]:
         """What ``_load`` is made of: most steps change nothing of it."""
         admission = self._gate.admission
         return *self._waits.count(), admission.tokens.mean, admission.forks.mean, admission.width.mean
 
-    def _tell_load(self, load: Load, result: dict[int, EngineCoreOutputs]) -> None:
+    def _emit_load(self, load: Load, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell the front ends the load: each refuses by it what would wait too long."""
-        if load == self._told:
+        if load == self._last_emitted_load:
             return
-        self._told = load
+        self._last_emitted_load = load
         packed = wire.pack("", [load], self._core.engine)
         for front_end in range(self._num_front_ends):
             result.setdefault(front_end, EngineCoreOutputs()).outputs.append(packed)
 
-    def _tell_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
+    def _emit_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Tell one front end what admission expected of the requests that have ended, against what came."""
         peaks = Admission(peak_ratios=drained(self._gate.peak_ratios))
         result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [peaks], self._core.engine))

@@ -16,7 +16,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.waits import Wait
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 class Overview:
     """Tells what runs and what waits. Keeps nothing."""
 
-    def __init__(self, core: Core, fence: Fence, jobs: Jobs, gate: AdmissionGate, waits: Waiters) -> None:
+    def __init__(self, core: Core, fence: Fence, jobs: KVJobs, gate: AdmissionGate, waits: Waiters) -> None:
         self._core, self._fence, self._jobs, self._gate, self._waits = core, fence, jobs, gate, waits
 
     def now(self) -> Row:
@@ -63,7 +63,7 @@ class Overview:
             "waiting": {
                 "requests": num_requests,
                 "threads": num_threads,
-                "for_room": self._gate.door.num_kept,
+                "for_room": self._gate.step_admission.num_kept,
             },
             "expected": {
                 "tokens": round(admission.tokens.mean, 1),
@@ -79,7 +79,7 @@ class Overview:
         """The requests of clients that have begun, whether they run, wait or are parked."""
         roots = {live.family.request_id: live.request for live in self._core.live.values()}
         for request in (*self._core.scheduler.running, *self._core.scheduler.kv_holding_waiting):
-            if request.request_id not in self._core.threads and request.request_id not in self._jobs.fills:
+            if request.request_id not in self._core.threads and request.request_id not in self._jobs.prefills:
                 roots[request.request_id] = request
         return sorted(roots.values(), key=lambda request: request.arrival_time)
 

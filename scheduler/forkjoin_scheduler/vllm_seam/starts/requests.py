@@ -40,7 +40,7 @@ def new_request(
     return request
 
 
-def fold(request: Request, token_ids: Sequence[int], params: SamplingParams) -> None:
+def rebase_prompt(request: Request, token_ids: Sequence[int], params: SamplingParams) -> None:
     """Append ``token_ids`` and make all that stands before the next token the prompt.
 
     The V1 runner builds a resumed request from its prompt alone, so the outputs so far become

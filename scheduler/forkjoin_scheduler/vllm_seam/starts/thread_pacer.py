@@ -20,7 +20,7 @@ from forkjoin_scheduler.policy.threads import (
     ThreadPolicy,
     within,
 )
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
@@ -30,7 +30,7 @@ from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters, could_run
 class ThreadPacer:
     """Asks the policy before each step, and learns from each what a step takes. Owns what it has learnt."""
 
-    def __init__(self, core: Core, fence: Fence, jobs: Jobs, gate: AdmissionGate, waits: Waiters) -> None:
+    def __init__(self, core: Core, fence: Fence, jobs: KVJobs, gate: AdmissionGate, waits: Waiters) -> None:
         self._core, self._fence, self._jobs, self._gate, self._waits = core, fence, jobs, gate, waits
         self.cost = StepCost()
         self.deadlines: Deadlines | None = None
@@ -107,7 +107,7 @@ class ThreadPacer:
         return {
             live.family.request_id: cap
             for live in self._core.live.values()
-            if (cap := live.wish.options.max_threads_running) is not None
+            if (cap := live.fj_params.options.max_threads_running) is not None
             and sum(thread.is_live for thread in live.family.threads) > cap
         }
 
@@ -150,7 +150,7 @@ class ThreadPacer:
 
     def _num_others_waiting(self) -> int:
         """Requests that wait for a slot and could start, as far as is known."""
-        return self._gate.door.num_could_start(self._waits.count()[1])
+        return self._gate.step_admission.num_could_start(self._waits.count()[1])
 
     def _slack(self) -> float | None:
         """Seconds until the first stream is late."""
@@ -159,7 +159,7 @@ class ThreadPacer:
         others = [
             r
             for r in self._core.scheduler.running
-            if r.request_id not in self._core.threads and r.request_id not in self._jobs.fills
+            if r.request_id not in self._core.threads and r.request_id not in self._jobs.prefills
         ]
         streams = {r.request_id: r for r in (*others, *(a.request for a in self._gate.admitted.values()))}
         written = {i: self._gate.written(r)[2] for i, r in streams.items()}

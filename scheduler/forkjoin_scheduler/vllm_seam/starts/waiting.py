@@ -9,7 +9,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.waits import Wait
 from forkjoin_scheduler.publish.events import Waiting
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
@@ -28,7 +28,7 @@ def could_run(request: Request) -> bool:
 class Waiters:
     """Counts what waits, and says for what. Owns ``held_back``: which threads wait for their turn."""
 
-    def __init__(self, core: Core, jobs: Jobs) -> None:
+    def __init__(self, core: Core, jobs: KVJobs) -> None:
         self._core, self._jobs = core, jobs
         #: Threads that the policy does not let run in this step (``thread_pacer.py``).
         self.held_back: set[str] = set()
@@ -60,7 +60,7 @@ class Waiters:
         if not (num := self.num()):
             return 0, 0
         num_threads = self.num_of(self._core.threads)
-        return num_threads, num - num_threads - self.num_of(self._jobs.fills)
+        return num_threads, num - num_threads - self.num_of(self._jobs.prefills)
 
     def wait_of(self, thread: Branch) -> Wait | None:
         """What ``thread``, which decodes or is to, waits for in this step; None if it runs."""
@@ -74,11 +74,11 @@ class Waiters:
         is_compiled = request.status != RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
         return "room" if is_compiled else "grammar"
 
-    def tell(self, live: LiveFamily) -> None:
+    def emit(self, live: LiveFamily) -> None:
         """Tell the client of a family, who listens, which threads wait in this step or no longer do."""
         assert live.waits is not None
         for thread in live.family.threads:
             if thread.end is None and thread.state is BranchState.DECODING:
                 wait = self.wait_of(thread)
                 if live.waits.see(thread.index, wait, has_begun=thread.num_generated > 0):
-                    live.tell(Waiting(index=thread.index, waits_for=wait))
+                    live.emit(Waiting(index=thread.index, waits_for=wait))

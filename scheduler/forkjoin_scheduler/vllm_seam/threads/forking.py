@@ -44,9 +44,9 @@ class Forks:
         live, branch = self._core.branch_of(request)
         if branch.state is not BranchState.DECODING:
             return
-        wish = self._core.wishes[request.request_id]
-        plan = plan or self.plan(live, branch, request._all_token_ids, wish.since)
-        since, wish.since = wish.since, request.num_tokens
+        fj_params = self._core.fj_params[request.request_id]
+        plan = plan or self.plan(live, branch, request._all_token_ids, fj_params.since)
+        since, fj_params.since = fj_params.since, request.num_tokens
         if isinstance(plan, Refusal):
             self._performing.perform(live, forking.refuse(live, branch, plan))
             return

@@ -26,8 +26,8 @@ from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
+from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
 from forkjoin_scheduler.vllm_seam.starts.requests import truncate
-from forkjoin_scheduler.vllm_seam.starts.wish import Wish
 from forkjoin_scheduler.vllm_seam.threads.forking import Forks
 
 #: What vLLM's ``_update_request_with_output`` is: of a request, tokens, and whether they are out of date.
@@ -44,15 +44,20 @@ class Hearing:
         self._forks = forks
 
     def book(
-        self, request: Request, wish: Wish, new_token_ids: list[int], is_stale: bool, append: Append
+        self,
+        request: Request,
+        fj_params: ForkJoinParams,
+        new_token_ids: list[int],
+        is_stale: bool,
+        append: Append,
     ) -> tuple[list[int], bool]:
         """Take in what ``request`` wrote in a step; returns what of it counts, and whether it has ended.
 
         ``append``: vLLM's own, which takes the next tokens of a request.
         """
-        if wish.at_prompt:
+        if fj_params.at_prompt:
             # It forks before it writes: the sample is dropped, and the placeholder of it goes at the fork.
-            wish.at_prompt = False
+            fj_params.at_prompt = False
             self._forks.triggered.append((request, None))
             return append(request, [], is_stale)
         booked: list[int] = []
@@ -63,7 +68,7 @@ class Hearing:
             _, stopped = append(request, [token_id], is_stale)
             booked.append(token_id)
             try:
-                goes_on = self._hear(request, wish, booked, stopped, before, is_answer)
+                goes_on = self._hear(request, fj_params, booked, stopped, before, is_answer)
             except Exception as error:
                 self._fence.contain("hear", error, request)
                 goes_on = False
@@ -78,7 +83,7 @@ class Hearing:
     def _hear(
         self,
         request: Request,
-        wish: Wish,
+        fj_params: ForkJoinParams,
         booked: list[int],
         stopped: bool,
         before: RequestStatus,
@@ -94,18 +99,20 @@ class Hearing:
         token_id, plan, may_call = booked[-1], None, False
         if stopped:
             goes_on, may_call = False, not is_answer
-            if may_call and (plan := self._plan_instead_of_ending(request, wish, before)):
+            if may_call and (plan := self._plan_instead_of_ending(request, fj_params, before)):
                 self._forks.triggered.append((request, plan))
                 booked.pop()
-        elif wish.spoken.dialect.tags_are != "tokens" and self._completes_end(request, wish, booked):
+        elif fj_params.bound_dialect.dialect.tags_are != "tokens" and self._completes_end(
+            request, fj_params, booked
+        ):
             goes_on = False
         else:
-            calls = wish.spoken.calls
+            calls = fj_params.bound_dialect.calls
             may_call = not is_answer and (calls is None or token_id in calls)
-            goes_on = not may_call or self._listen(request, wish, len(booked))
+            goes_on = not may_call or self._detect_triggers(request, fj_params, len(booked))
         if live is not None:
             live.family.generated(live.family.root, [token_id])
-            if not live.takes_over and plan is None:
+            if not live.buffers_parent_output and plan is None:
                 live.family.num_shown += 1
             live.clock_token(live.family.root)
             goes_on = goes_on and live.family.remaining > 0
@@ -113,34 +120,39 @@ class Hearing:
             new.num_led = len(booked)
         return goes_on
 
-    def _completes_end(self, request: Request, wish: Wish, booked: list[int]) -> bool:
+    def _completes_end(self, request: Request, fj_params: ForkJoinParams, booked: list[int]) -> bool:
         """Whether ``request`` is a thread that has written the text of its end tag; it is stopped then."""
         if request.request_id not in self._core.threads:
             return False
         _, thread = self._core.threads[request.request_id]
         assert thread.plan is not None
-        if not wish.spoken.ends(thread.plan, [*thread.token_ids[-WINDOW_TOKENS:], *booked]):
+        if not fj_params.bound_dialect.ends(thread.plan, [*thread.token_ids[-WINDOW_TOKENS:], *booked]):
             return False
         request.status, request.stop_reason = STOPPED, thread.plan.end
         return True
 
-    def _plan_instead_of_ending(self, request: Request, wish: Wish, before: RequestStatus) -> ForkPlan | None:
+    def _plan_instead_of_ending(
+        self, request: Request, fj_params: ForkJoinParams, before: RequestStatus
+    ) -> ForkPlan | None:
         """The fork that a turn which ends here calls for; its end of sequence is taken back then.
 
         ``before``: its status before it ended. It may have been preempted with that token in flight.
         """
-        if wish.spoken.dialect.fork_at is not ForkAt.END or request.status != RequestStatus.FINISHED_STOPPED:
+        if (
+            fj_params.bound_dialect.dialect.fork_at is not ForkAt.END
+            or request.status != RequestStatus.FINISHED_STOPPED
+        ):
             return None
         if request.stop_reason is not None and request.stop_reason not in self._core.eos_ids:
             return None
         context = request._all_token_ids[:-1]
-        if not wish.spoken.ends_turn_with_fork(context[wish.since :]):
+        if not fj_params.bound_dialect.ends_turn_with_fork(context[fj_params.since :]):
             return None
         is_first = request.request_id not in self._core.live
         live, branch = self._core.branch_of(request)
-        plan = self._forks.plan(live, branch, context, wish.since)
+        plan = self._forks.plan(live, branch, context, fj_params.since)
         if isinstance(plan, Refusal):
-            forking.tell_refused(live, branch, plan)
+            forking.emit_refused(live, branch, plan)
             return None
         if is_first and branch is live.family.root:
             live.family.num_shown -= 1  # the end of sequence does not leave
@@ -149,38 +161,38 @@ class Hearing:
         truncate(request, len(context))
         return plan
 
-    def _listen(self, request: Request, wish: Wish, num_in_run: int) -> bool:
+    def _detect_triggers(self, request: Request, fj_params: ForkJoinParams, num_in_run: int) -> bool:
         """Plan what the token that ``request`` wrote last calls for; returns whether it goes on behind it.
 
         ``num_in_run``: tokens that it has written in this step. A prompt that ends in the middle of a tag
         calls for nothing: only what was written since does.
         """
-        wrote = request._all_token_ids[max(wish.since, request.num_tokens - WINDOW_TOKENS) :]
-        if wrote and wish.spoken.triggers(wrote):
-            return self._hear_trigger(request, wish, num_in_run)
-        if wrote and (number := wish.spoken.asked_for(wrote)) is not None:
+        wrote = request._all_token_ids[max(fj_params.since, request.num_tokens - WINDOW_TOKENS) :]
+        if wrote and fj_params.bound_dialect.triggers(wrote):
+            return self._hear_trigger(request, fj_params, num_in_run)
+        if wrote and (number := fj_params.bound_dialect.asked_for(wrote)) is not None:
             return self._hear_question(request, number)
-        if text := wish.spoken.written_itself(request._all_token_ids):
+        if text := fj_params.bound_dialect.written_itself(request._all_token_ids):
             return self._hear_stray(request, text)
         return True
 
-    def _hear_trigger(self, request: Request, wish: Wish, num_in_run: int) -> bool:
+    def _hear_trigger(self, request: Request, fj_params: ForkJoinParams, num_in_run: int) -> bool:
         live, branch = self._core.branch_of(request)
         if branch.state is not BranchState.DECODING:
             return True
-        plan = self._forks.plan(live, branch, request._all_token_ids, wish.since)
+        plan = self._forks.plan(live, branch, request._all_token_ids, fj_params.since)
         if isinstance(plan, Refusal):
             if plan.policy is Policy.END_REQUEST:
                 self._forks.triggered.append((request, plan))
                 return False
-            wish.since = request.num_tokens
-            forking.tell_refused(live, branch, plan)
+            fj_params.since = request.num_tokens
+            forking.emit_refused(live, branch, plan)
             return True
         live.num_planned += 1
         if live.dialect.join.waits:
             self._forks.triggered.append((request, plan))
             return False
-        since, wish.since = wish.since, request.num_tokens
+        since, fj_params.since = fj_params.since, request.num_tokens
         fork = Fork(plan, request.num_tokens, since, num_in_run)
         self._core.forking[request.request_id] = request
         self._forks.beside.setdefault(request.request_id, []).append(fork)
@@ -194,7 +206,7 @@ class Hearing:
         if self._forks.can_ask(live, branch, number) or policy is Policy.END_REQUEST:
             self._forks.asking.append((request, number))
             return False
-        forking.tell_refused(live, branch, Refusal("unknown_thread", policy))
+        forking.emit_refused(live, branch, Refusal("unknown_thread", policy))
         return True
 
     def _hear_stray(self, request: Request, text: str) -> bool:

@@ -9,7 +9,7 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.cache.stitching import Stitching
 from forkjoin_scheduler.vllm_seam.core import Core
@@ -19,7 +19,7 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 class Keeping:
     """Holds back the blocks of requests that have ended. What it holds is in ``LiveFamily.held``."""
 
-    def __init__(self, core: Core, placing: Placing, jobs: Jobs, stitching: Stitching) -> None:
+    def __init__(self, core: Core, placing: Placing, jobs: KVJobs, stitching: Stitching) -> None:
         self._core = core
         self._placing = placing
         self._jobs = jobs
@@ -27,9 +27,11 @@ class Keeping:
 
     def hold_back(self, request: Request) -> bool:
         """Hold the blocks of a ``request`` that has ended, if a join or a job needs them."""
-        if job := self._jobs.fills.get(request.request_id):
+        if job := self._jobs.prefills.get(request.request_id):
             assert job.fill is not None
-            job.loose.append(kv.hold(self._core.kv_cache_manager, request, len(job.fill.token_ids)))
+            job.unclaimed_blocks.append(
+                kv.hold(self._core.kv_cache_manager, request, len(job.fill.token_ids))
+            )
             return True
         if request.request_id in self._placing.to_stitch:  # its KV was not put together, and will not be now
             self._placing.unstitch(request.request_id)

@@ -21,7 +21,7 @@ class Leaving:
         self._gate = gate
         self._performing = performing
         #: Aborted families whose last events have not left yet.
-        self.parting: list[LiveFamily] = []
+        self.aborted_pending_flush: list[LiveFamily] = []
 
     def move_on(self, live: LiveFamily, result: dict[int, EngineCoreOutputs]) -> None:
         """Do what is due in a family at the end of a step, and let out what it has to say."""
@@ -47,4 +47,4 @@ class Leaving:
         self._gate.leave(live.request, by_itself=self._gate.has_stop_string(live.request))
         ids += self._performing.drop_family(live, ending.end_tree(live))
         live.transcripts[live.family.root].release()
-        self.parting.append(self._core.live.pop(live.family.request_id))
+        self.aborted_pending_flush.append(self._core.live.pop(live.family.request_id))

@@ -24,7 +24,7 @@ class Params:
         if branch is not live.family.root:
             return self.of_thread(live, branch, room)
         return resumed_params(
-            live.wish.params,
+            live.fj_params.sampling_params,
             live.dialect.sampling.after_join,
             max_tokens=live.budget(branch, room),
             generated=live.family.num_generated,
@@ -35,14 +35,14 @@ class Params:
         """Those of a ``thread`` with ``room`` tokens left in its context."""
         assert thread.plan is not None
         params = thread_params(
-            live.wish.params,
+            live.fj_params.sampling_params,
             live.dialect.sampling.thread,
-            end_id=live.wish.spoken.end_id(thread.plan),
+            end_id=live.fj_params.bound_dialect.end_id(thread.plan),
             max_tokens=live.budget(thread, room),
             generated=live.family.num_generated,
             salt=live.next_salt(thread),
             structured=self._structured_of(live, thread),
-            not_written=live.wish.not_in_threads,
+            not_written=live.fj_params.not_in_threads,
         )
         if live.pruner is not None:
             with_logprobs(
@@ -55,7 +55,7 @@ class Params:
     @staticmethod
     def _structured_of(live: LiveFamily, thread: Branch) -> StructuredOutputsParams | None:
         """What the text of a thread is to obey."""
-        if branches := live.wish.options.branches:
-            return own_constraint(branches[thread.position])
+        if branches := live.fj_params.options.branches:
+            return own_constraint(branches[thread.sibling_index])
         is_answer = live.dialect.join.threads_are_answers
-        return live.wish.params.structured_outputs if is_answer else None
+        return live.fj_params.sampling_params.structured_outputs if is_answer else None

@@ -8,8 +8,8 @@ from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.machine import effects, ending
 from forkjoin_scheduler.machine.effects import Effect, Effects, How
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.vllm_seam.cache.ahead import EagerJoinPrefill
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -31,8 +31,8 @@ class Performing:
         core: Core,
         answers: Answers,
         placing: Placing,
-        jobs: Jobs,
-        ahead: JoinAhead,
+        jobs: KVJobs,
+        ahead: EagerJoinPrefill,
         keeping: Keeping,
         resuming: Resuming,
         starting: Starting,
@@ -108,7 +108,7 @@ class Performing:
         ids = self._drop(live, effect.threads)
         self._core.scheduler.end_requests(ids, RequestStatus.FINISHED_ABORTED)
 
-    def prefill_ahead(self, live: LiveFamily, effect: effects.PrefillAhead) -> None:
+    def prefill_finished_threads(self, live: LiveFamily, effect: effects.PrefillFinishedThreads) -> None:
         self._ahead.prefill(live, effect.branch)
 
     def resume(self, live: LiveFamily, effect: effects.Resume) -> None:
@@ -137,7 +137,7 @@ _PERFORMED_BY: dict[type[Effect], str] = {
     effects.Stop: "stop",
     effects.Keep: "keep",
     effects.Forget: "forget",
-    effects.PrefillAhead: "prefill_ahead",
+    effects.PrefillFinishedThreads: "prefill_finished_threads",
     effects.Resume: "resume",
     effects.EndJoined: "end_joined",
     effects.EndFamily: "end_family",

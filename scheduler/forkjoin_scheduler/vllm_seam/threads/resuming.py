@@ -7,14 +7,14 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.machine import effects
 from forkjoin_scheduler.publish.events import Joined
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.ahead import JoinAhead
+from forkjoin_scheduler.vllm_seam.cache.ahead import EagerJoinPrefill
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.cache.stitching import Stitching
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts import queues
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
-from forkjoin_scheduler.vllm_seam.starts.requests import fold, truncate
+from forkjoin_scheduler.vllm_seam.starts.requests import rebase_prompt, truncate
 from forkjoin_scheduler.vllm_seam.threads.params import Params
 
 
@@ -27,7 +27,7 @@ class Resuming:
         answers: Answers,
         placing: Placing,
         stitching: Stitching,
-        ahead: JoinAhead,
+        ahead: EagerJoinPrefill,
         params: Params,
     ) -> None:
         self._core = core
@@ -52,19 +52,19 @@ class Resuming:
             assert stitched.num_tokens == branch.stitched_len
             num_computed_tokens = stitched.num_tokens
             self._placing.start_stitched(request, stitched, ((0, branch.offset),))
-        fold(request, plan.token_ids, params)
+        rebase_prompt(request, plan.token_ids, params)
         if branch is live.family.root:
             shown = live.dialect.join.shows_threads
             self._answers.joined(request, plan.closing_ids if shown else plan.token_ids)
         if held_first := self._ahead.prefilled(live, branch):
-            kv.adopt(self._core.kv_cache_manager, request, held_first)
+            kv.transfer_blocks(self._core.kv_cache_manager, request, held_first)
             num_computed_tokens = held_first.num_tokens
-        self._core.wishes[request.request_id].since = request.num_tokens
+        self._core.fj_params[request.request_id].since = request.num_tokens
         if not moves_kv:  # the last token is computed once more, where nothing follows it
             num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1)
         queues.resume(self._core.scheduler, request, num_computed_tokens)
         num_prefilled = num_tokens - num_computed_tokens
-        live.tell(Joined(parent_index=branch.index, prefilled_tokens=num_prefilled))
+        live.emit(Joined(parent_index=branch.index, prefilled_tokens=num_prefilled))
 
     def swap(self, live: LiveFamily, effect: effects.Swap) -> None:
         """Let a branch that decodes go on behind other tokens than it wrote."""
@@ -73,7 +73,7 @@ class Resuming:
         queues.park(self._core.scheduler, request)
         self._rewind(request, effect.keep)
         room = live.room(branch, request.num_tokens + len(effect.token_ids))
-        fold(request, effect.token_ids, self._params.behind_join(live, branch, room))
+        rebase_prompt(request, effect.token_ids, self._params.behind_join(live, branch, room))
         if branch is live.family.root:
             self._answers.joined(request, effect.token_ids)
         queues.resume(self._core.scheduler, request, 0)

@@ -33,10 +33,10 @@ class Starting:
         params = self._params.of_thread(live, thread, live.room(thread, len(token_ids), thread.offset))
         hashes = parent.block_hashes[: thread.fork_len // self._core.scheduler.hash_block_size]
         request = new_request(live.request, thread.request_id, token_ids, params, hashes)
-        self._answers.begin_thread(request, live.request, has_own=live.wish.options.branches is not None)
+        self._answers.begin_thread(request, live.request, has_own=live.fj_params.options.branches is not None)
         self._core.threads[request.request_id] = (live, thread)
-        wish = replace(live.wish, since=len(token_ids), at_prompt=False)
-        self._core.wishes[request.request_id] = wish
+        fj_params = replace(live.fj_params, since=len(token_ids), at_prompt=False)
+        self._core.fj_params[request.request_id] = fj_params
         if live.dialect.join.moves_kv:
             self._placing.start_thread(request, thread, parent)
         queues.start(self._core.scheduler, request)

@@ -9,8 +9,8 @@ from forkjoin_scheduler.errors import NoGrammar
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine import writing
-from forkjoin_scheduler.machine.piece import Piece
-from forkjoin_scheduler.vllm_seam.cache.jobs import Jobs
+from forkjoin_scheduler.machine.output_token import OutputToken
+from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.threads.forking import Forks
@@ -23,7 +23,7 @@ _DECODING, _ERROR = BranchState.DECODING, FinishReason.ERROR
 class Taking:
     """Takes the outputs that are not for the front end as they are. Keeps nothing."""
 
-    def __init__(self, core: Core, jobs: Jobs, forks: Forks, performing: Performing) -> None:
+    def __init__(self, core: Core, jobs: KVJobs, forks: Forks, performing: Performing) -> None:
         self._core = core
         self._jobs = jobs
         self._forks = forks
@@ -36,12 +36,12 @@ class Taking:
             live, thread = self._core.threads[request_id]
             self._take_thread(live, thread, output)
             return True
-        if request_id in self._jobs.fills:
+        if request_id in self._jobs.prefills:
             if output.finished:
-                self._jobs.done(self._jobs.fills[request_id])
+                self._jobs.done(self._jobs.prefills[request_id])
             return True
         root = self._core.live.get(request_id)
-        return root is not None and root.takes_over and self._take_root(root, output)
+        return root is not None and root.buffers_parent_output and self._take_root(root, output)
 
     def _take_thread(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> None:
         """This runs for each token of each thread: what few of them need is asked of few."""
@@ -76,7 +76,7 @@ class Taking:
         """
         assert live.pruner is not None
         num, logprobs = live.pruner.policy.num_logprobs, output.new_logprobs
-        if not num or logprobs is None or live.wish.params.logprob_token_ids:
+        if not num or logprobs is None or live.fj_params.sampling_params.logprob_token_ids:
             return []
         rows: list[list[float]] = logprobs.logprobs[:, 1 : num + 1].tolist()  # behind the sampled one's
         return rows
@@ -107,9 +107,9 @@ class Taking:
         assert thread.plan is not None
         if output.finish_reason is not FinishReason.STOP:
             return ThreadEnd.LENGTH
-        end_id = live.wish.spoken.end_id(thread.plan)
+        end_id = live.fj_params.bound_dialect.end_id(thread.plan)
         # Also one that ends threads ends the request, if its client says so: as in vLLM.
-        is_clients = output.stop_reason in (live.wish.params.stop_token_ids or ())
+        is_clients = output.stop_reason in (live.fj_params.sampling_params.stop_token_ids or ())
         if thread.plan.end is not None and output.stop_reason == thread.plan.end:
             return ThreadEnd.STOP
         if end_id is not None and output.stop_reason == end_id and not is_clients:
@@ -125,8 +125,8 @@ def _rows(num_tokens: int, logprobs: LogprobsLists) -> list[LogprobsLists]:
     return [logprobs.slice_request(i, 1) for i in range(num_tokens)]
 
 
-def _pieces(token_ids: list[int], logprobs: LogprobsLists | None) -> list[Piece]:
+def _pieces(token_ids: list[int], logprobs: LogprobsLists | None) -> list[OutputToken]:
     """What goes into a transcript of tokens."""
     if logprobs is None:
-        return list(map(Piece, token_ids))
-    return list(map(Piece, token_ids, _rows(len(token_ids), logprobs)))
+        return list(map(OutputToken, token_ids))
+    return list(map(OutputToken, token_ids, _rows(len(token_ids), logprobs)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import IllegalTransition
-from forkjoin_scheduler.families.family import TRANSITIONS, Branch, BranchState, Family, Step
+from forkjoin_scheduler.families.family import TRANSITIONS, Branch, BranchState, Family, Transition
 from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 
@@ -180,7 +180,7 @@ def test_waiting_for_a_thread_that_has_ended_takes_no_time():
 def test_threads_know_where_they_forked_and_at_which_offset():
     family = Family("r", Limits())
     threads = family.fork(family.root, _plan(2), 11, offset=-3)
-    assert [(t.fork_len, t.offset, t.start_offset, t.position) for t in threads] == [
+    assert [(t.fork_len, t.offset, t.start_offset, t.sibling_index) for t in threads] == [
         (11, -3, -3, 0),
         (11, -3, -3, 1),
     ]
@@ -259,14 +259,14 @@ def _in_state(state: BranchState) -> tuple[Family, Branch]:
 
 
 @pytest.mark.parametrize("state", BranchState)
-@pytest.mark.parametrize("step", [Step.PARK, Step.JOIN, Step.END])
+@pytest.mark.parametrize("step", [Transition.PARK, Transition.JOIN, Transition.END])
 def test_a_step_is_taken_exactly_where_the_table_allows_it(state, step):
     family, root = _in_state(state)
     before = _facts(family)
     take = {
-        Step.PARK: lambda: family.fork(root, _plan(2)),
-        Step.JOIN: lambda: family.join(root, []),
-        Step.END: lambda: family.end(root, ThreadEnd.STOP),
+        Transition.PARK: lambda: family.fork(root, _plan(2)),
+        Transition.JOIN: lambda: family.join(root, []),
+        Transition.END: lambda: family.end(root, ThreadEnd.STOP),
     }[step]
     if after := TRANSITIONS.get((state, step)):
         take()

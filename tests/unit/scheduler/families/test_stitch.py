@@ -14,7 +14,7 @@ from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.families.family import Branch, Family
 from forkjoin_scheduler.families.fork import ForkPlan, ThreadPlan
 from forkjoin_scheduler.families.stitch import (
-    Lent,
+    BlockSpan,
     joined_offset,
     lay_out,
     num_skipped,
@@ -205,7 +205,7 @@ def lent_blocks(draw):
     lent = []
     for block_id in draw(st.permutations(range(8)))[: draw(st.integers(0, 8))]:
         first = draw(st.integers(0, size - 1))
-        lent.append(Lent(block_id, first, draw(st.integers(first + 1, size)), draw(st.booleans())))
+        lent.append(BlockSpan(block_id, first, draw(st.integers(first + 1, size)), draw(st.booleans())))
     return size, lent
 
 
@@ -255,7 +255,7 @@ def test_a_layout_takes_no_more_blocks_than_its_tokens_need(case):
 def test_what_begins_a_context_stays_first_in_its_order(case, is_ours):
     """An outer join may leave the first tokens out, by their number."""
     size, lent = case
-    lent = [Lent(8, 0, size - 1 or 1, is_ours), *lent]
+    lent = [BlockSpan(8, 0, size - 1 or 1, is_ours), *lent]
     layout = lay_out(lent, size, keeps_first=True)
     table, memory = moved(size, lent, layout)
     num_tokens = sum(b.end - b.first for b in lent)
@@ -266,14 +266,18 @@ def test_what_begins_a_context_stays_first_in_its_order(case, is_ours):
 
 def test_whole_blocks_stay_and_the_fullest_are_filled_up():
     """Blocks of 4: 3 tokens fill up with the one of a block that is returned."""
-    lent = [Lent(5, 0, 3), Lent(7, 0, 4), Lent(6, 2, 3)]
+    lent = [BlockSpan(5, 0, 3), BlockSpan(7, 0, 4), BlockSpan(6, 2, 3)]
     layout = lay_out(lent, 4)
     assert (layout.kept, layout.sources.tolist(), layout.holes.tolist()) == ([1, 0], [26], [7])
 
 
 def test_a_block_that_is_lent_twice_stands_once_and_is_copied():
     """Two threads may have found the same one; it is nobody's own then."""
-    lent = [Lent(5, 0, 4, is_ours=False), Lent(7, 0, 2), Lent(5, 0, 4, is_ours=False, is_again=True)]
+    lent = [
+        BlockSpan(5, 0, 4, is_ours=False),
+        BlockSpan(7, 0, 2),
+        BlockSpan(5, 0, 4, is_ours=False, is_again=True),
+    ]
     layout = lay_out(lent, 4)
     assert layout.kept == [0, 1]
     assert (layout.sources.tolist(), layout.holes.tolist()) == ([20, 21, 22, 23], [6, 7, 8, 9])

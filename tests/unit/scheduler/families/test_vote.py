@@ -29,7 +29,7 @@ def _ended(tokenizer, *texts: str, end: ThreadEnd = ThreadEnd.STOP) -> list[Bran
             f"r#{i}",
             plan=ThreadPlan(str(i), "", (), ()),
             index=i,
-            position=i,
+            sibling_index=i,
             state=BranchState.ENDED,
             end=end,
             token_ids=[*tokenizer.encode(text), *own],

@@ -28,7 +28,7 @@ def _ended(plan: ThreadPlan, token_ids: list[int], *, end=ThreadEnd.STOP, positi
         f"r#{position}",
         plan=plan,
         index=position,
-        position=position,
+        sibling_index=position,
         state=BranchState.ENDED,
         end=end,
         token_ids=token_ids,

@@ -170,7 +170,7 @@ class Stage:
             for branch in thread.subtree():
                 self._let_go(branch)
 
-    def _prefillahead(self, effect: do.PrefillAhead) -> None:
+    def _prefillfinishedthreads(self, effect: do.PrefillFinishedThreads) -> None:
         assert any(not t.is_live for fork in effect.branch.forks for t in fork)
 
     def _resume(self, effect: do.Resume) -> None:

@@ -158,7 +158,7 @@ class Playing:
             return self.case.script
         forks = self.script(branch.parent).forks
         fork = forks[branch.fork_number] if branch.fork_number < len(forks) else []
-        return fork[branch.position] if branch.position < len(fork) else Script("")
+        return fork[branch.sibling_index] if branch.sibling_index < len(fork) else Script("")
 
     def runnable(self) -> list[Branch]:
         """The branches that may write, in outline order."""

@@ -20,7 +20,7 @@ from forkjoin_scheduler.machine import advancing, cancelling, forking, planning,
 from forkjoin_scheduler.machine.effects import Effects
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine, Terms
-from forkjoin_scheduler.machine.piece import Piece
+from forkjoin_scheduler.machine.output_token import OutputToken
 from forkjoin_scheduler.publish.events import Event
 from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import CompiledOptions
@@ -165,7 +165,7 @@ class Play:
             stage.left[branch] -= 1
             run.token_ids.append(token_id)
             run.num_heard += 1
-            goes_on = self._listen(run, token_id)
+            goes_on = self._detect_triggers(run, token_id)
             if branch is self.root:
                 self.machine.family.generated(branch, [token_id])
                 self.machine.clock_token(branch)
@@ -178,7 +178,7 @@ class Play:
             stage.end_request(branch)
         return run
 
-    def _listen(self, run: Run, token_id: int) -> bool:
+    def _detect_triggers(self, run: Run, token_id: int) -> bool:
         """Hear the token written last; returns whether its branch goes on behind it."""
         branch, spoken, context = run.branch, self.spoken, self.stage.contexts[run.branch]
         run.end, run.stop_reason = self._end_of(branch, token_id, run.token_ids)
@@ -188,7 +188,7 @@ class Play:
             if by_itself and spoken.ends_turn_with_fork(context[since:-1]):
                 plan = self._plan(branch, context[:-1], since)
                 if isinstance(plan, Refusal):
-                    forking.tell_refused(self.machine, branch, plan)
+                    forking.emit_refused(self.machine, branch, plan)
                 else:
                     del context[-1], run.token_ids[-1]
                     run.end = None
@@ -201,7 +201,7 @@ class Play:
             if not planning.can_ask(self.machine, branch, number, run.forks):
                 policy = self.machine.dialect.policies.unknown_thread
                 if policy is not Policy.END_REQUEST:
-                    forking.tell_refused(self.machine, branch, Refusal("unknown_thread", policy))
+                    forking.emit_refused(self.machine, branch, Refusal("unknown_thread", policy))
                     return True
             self.calls.append(forking.wait_for(self.machine, branch, number))
             return False
@@ -237,7 +237,7 @@ class Play:
                 self.calls.append(self._fork(branch, plan))
                 return False
             self.stage.since[branch] = len(context)
-            forking.tell_refused(self.machine, branch, plan)
+            forking.emit_refused(self.machine, branch, plan)
             return True
         if self.machine.dialect.join.waits:
             self.calls.append(self._fork(branch, plan))
@@ -283,12 +283,12 @@ class Play:
         finish = None
         if run.end is not None:
             finish = "length" if run.end is ThreadEnd.LENGTH else "stop"
-        if self.is_family and self.machine.takes_over:
+        if self.is_family and self.machine.buffers_parent_output:
             self._leave(run.token_ids[: run.num_led])
             self.stage.perform(
                 writing.root_wrote(
                     self.machine,
-                    [Piece(token_id) for token_id in run.token_ids],
+                    [OutputToken(token_id) for token_id in run.token_ids],
                     finish,
                     stop_reason=run.stop_reason,
                     num_led=run.num_led,

@@ -10,7 +10,7 @@ from tests.unit.scheduler.machine.stepping import Play
 THREAD = {"header": "<T>{n}:", "end": "</T>", "close": "</T>"}
 JOIN = {"kind": "reprefill", "text": "<J>", "close_block": "</P>"}
 #: What is still to be done with two threads of which the first has ended.
-ENDED_FIRST = ["Keep t0", "PrefillAhead root"]
+ENDED_FIRST = ["Keep t0", "PrefillFinishedThreads root"]
 
 
 @pytest.fixture
@@ -45,7 +45,11 @@ def test_a_thread_that_did_not_end_is_closed_and_joined(play_of, end):
     text = "uv" if end == "eos" else "uvw"
     assert play.answer == f"a<F><T>1:{text}</T><T>2:"
     play.step(t1="x</T>")
-    assert play.done() == ["Keep t1", "PrefillAhead root", f"Resume root <T>1:{text}</T><T>2:x</T><J>"]
+    assert play.done() == [
+        "Keep t1",
+        "PrefillFinishedThreads root",
+        f"Resume root <T>1:{text}</T><T>2:x</T><J>",
+    ]
     assert ends(play) == [(0, end, "close_thread"), (1, "stop", None)]
 
 
@@ -56,7 +60,7 @@ def test_a_thread_that_did_not_end_ends_the_request_behind_its_siblings(play_of)
     play.step(t0="u\0")
     assert play.done() == ENDED_FIRST
     play.step(t1="x</T>")
-    assert play.done() == ["Keep t1", "PrefillAhead root", "EndFamily stop"]
+    assert play.done() == ["Keep t1", "PrefillFinishedThreads root", "EndFamily stop"]
     assert (play.answer, play.finish) == ("a<F><T>1:u</T><T>2:x</T></P>\0", "stop")
     assert ends(play) == [(0, "eos", "end_request"), (1, "stop", None)]
 
@@ -66,7 +70,7 @@ def test_a_thread_that_ran_out_of_tokens_cuts_the_request_behind_its_siblings(pl
     play.step(root="a<F>")
     play.done()
     play.step(t0="uv", t1="x</T>")
-    assert play.done() == [*ENDED_FIRST, "Keep t1", "PrefillAhead root", "EndFamily length"]
+    assert play.done() == [*ENDED_FIRST, "Keep t1", "PrefillFinishedThreads root", "EndFamily length"]
     assert (play.answer, play.finish) == ("a<F><T>1:uv</T><T>2:x</T></P>", "length")
 
 
@@ -75,7 +79,12 @@ def test_a_nested_thread_that_did_not_end_ends_all_that_wait_for_it(play_of):
     play.step(root="<F>")
     play.step(t0="a<F>")
     play.step(t1="b</T>", t2="c\0", t3="d</T>")
-    assert play.done()[-4:] == ["EndJoined t0 stop", "Keep t0", "PrefillAhead root", "EndFamily stop"]
+    assert play.done()[-4:] == [
+        "EndJoined t0 stop",
+        "Keep t0",
+        "PrefillFinishedThreads root",
+        "EndFamily stop",
+    ]
     assert play.answer == "<F><T>1:a<F><T>1:c</T><T>2:d</T></P></T><T>2:b</T></P>\0"
     assert ends(play)[-1] == (0, "eos", "end_request")
 
@@ -234,7 +243,7 @@ def test_a_budget_that_is_spent_with_the_last_threads_end_leaves_none_to_go_on_w
     play.done()
     play.step(t0="u</T>")
     play.step(t1="x</T>")
-    assert play.done() == [*ENDED_FIRST, "Keep t1", "PrefillAhead root", "EndFamily length"]
+    assert play.done() == [*ENDED_FIRST, "Keep t1", "PrefillFinishedThreads root", "EndFamily length"]
     assert (play.answer, play.finish) == ("a<F><T>1:u</T><T>2:x</T></P>", "length")
 
 
@@ -263,7 +272,7 @@ def test_a_thread_that_spends_the_budget_ends_a_parent_that_would_go_on(play_of)
     play.step(root="a<F>bc")
     play.done()
     play.step(t0="uv</T>")
-    assert play.done() == ["Keep t0", "PrefillAhead root", "EndFamily length"]
+    assert play.done() == ["Keep t0", "PrefillFinishedThreads root", "EndFamily length"]
     assert (play.answer, play.finish) == ("a<F><T>1:uv</T>bc", "length")
 
 
@@ -294,7 +303,7 @@ def test_a_stop_token_goes_before_a_budget_that_is_spent_in_the_same_step(play_o
     play.step(root="a<F>b")
     play.done()
     play.step(t1="!", t0="xy")
-    assert play.done() == ["Keep t1", "PrefillAhead root", *ENDED_FIRST, "EndFamily stop"]
+    assert play.done() == ["Keep t1", "PrefillFinishedThreads root", *ENDED_FIRST, "EndFamily stop"]
     assert (play.answer, play.finish) == ("a<F><T>1:x</T><T>2:!", "stop")
 
 

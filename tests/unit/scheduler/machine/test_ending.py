@@ -10,7 +10,7 @@ from tests.unit.scheduler.machine.stepping import Play
 THREAD = {"header": "<T>{n}:", "end": "</T>", "close": "</T>"}
 JOIN = {"kind": "reprefill", "text": "<J>", "close_block": "</P>"}
 FIRST = {"kind": "reprefill", "text": "<J>", "when": "first"}
-ENDED_FIRST = ["Keep t0", "PrefillAhead root"]
+ENDED_FIRST = ["Keep t0", "PrefillFinishedThreads root"]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_of_a_cancelled_thread_that_has_forked_the_leaves_end_first(play_of):
     play.cancel(0)
     play.step()
     joined = "<T>1:c</T><T>2:d</T><J>"
-    assert play.done() == ["Stop t3", "Keep t3", "PrefillAhead t0", f"Resume t0 {joined}"]
+    assert play.done() == ["Stop t3", "Keep t3", "PrefillFinishedThreads t0", f"Resume t0 {joined}"]
     play.step(t1="e</T>")
     assert play.done()[2:] == ["Stop t0", *ENDED_FIRST, f"Resume root <T>1:a<F>{joined}</T><T>2:be</T><J>"]
     assert ends(play) == {2: "stop", 3: "client_cancelled", 1: "stop", 0: "client_cancelled"}
@@ -104,7 +104,15 @@ def test_the_first_thread_to_end_cuts_the_others_where_they_are(play_of):
     play.done()
     play.step(t0="u", t1="x</T>", t2="yz")
     assert play.done() == [
-        *("Keep t1", "PrefillAhead root", "Stop t0", *ENDED_FIRST, "Stop t2", "Keep t2", "PrefillAhead root"),
+        *(
+            "Keep t1",
+            "PrefillFinishedThreads root",
+            "Stop t0",
+            *ENDED_FIRST,
+            "Stop t2",
+            "Keep t2",
+            "PrefillFinishedThreads root",
+        ),
         "Resume root <T>1:u<T>2:x</T><T>3:yz<J>",
     ]
     assert play.answer == "a<F><T>1:u<T>2:x</T><T>3:yz<J>", "what is cut is not closed"
@@ -130,7 +138,14 @@ def test_one_that_has_forked_is_cut_from_its_leaves(play_of):
     play.step(t1="b</T>")
     joined = "<T>1:c<T>2:d<J>"
     assert play.done()[2:] == [
-        *("Stop t2", "Keep t2", "PrefillAhead t0", "Stop t3", "Keep t3", "PrefillAhead t0"),
+        *(
+            "Stop t2",
+            "Keep t2",
+            "PrefillFinishedThreads t0",
+            "Stop t3",
+            "Keep t3",
+            "PrefillFinishedThreads t0",
+        ),
         f"Resume t0 {joined}",
     ]
     play.step()
@@ -155,7 +170,11 @@ def test_a_thread_that_is_cut_while_the_first_ones_last_kv_is_computed_is_cut_on
     play.step(closes=False)
     assert play.done() == []
     play.step()
-    assert play.done() == ["PrefillAhead root", "PrefillAhead root", "Resume root <T>1:u</T><T>2:<J>"]
+    assert play.done() == [
+        "PrefillFinishedThreads root",
+        "PrefillFinishedThreads root",
+        "Resume root <T>1:u</T><T>2:<J>",
+    ]
 
 
 # ---- a stop token of the request's own ------------------------------------------------------
@@ -166,7 +185,7 @@ def test_a_stop_token_in_a_thread_ends_the_answer_there(play_of):
     play.step(root="a<F>")
     play.done()
     play.step(t1="x!", t2="never", t0="u")
-    assert play.done() == ["Forget t2", "Keep t1", "PrefillAhead root"]
+    assert play.done() == ["Forget t2", "Keep t1", "PrefillFinishedThreads root"]
     assert play.finish is None, "the thread before it is not done"
     assert ends(play) == {2: "cancelled", 1: "request_stop"}
     play.step(t0="v</T>")
@@ -182,8 +201,8 @@ def test_a_stop_token_in_a_nested_thread_ends_the_answer_there(play_of):
     play.done()
     play.step(t2="c!")
     assert play.done() == [
-        *("Forget t3", "Forget t1", "Keep t2", "PrefillAhead t0"),
-        *("EndJoined t0 stop", "Keep t0", "PrefillAhead root", "EndFamily stop"),
+        *("Forget t3", "Forget t1", "Keep t2", "PrefillFinishedThreads t0"),
+        *("EndJoined t0 stop", "Keep t0", "PrefillFinishedThreads root", "EndFamily stop"),
     ]
     assert (play.answer, play.finish) == ("<F><T>1:a<F><T>1:c!", "stop")
 
@@ -195,8 +214,8 @@ def test_a_stitched_thread_behind_which_nothing_follows_needs_no_more_kv(play_of
     assert "Keep t1" in play.done()
     play.step(t2="c!", closes=False)
     assert play.done() == [
-        *("Forget t3", "Forget t1", "Keep t2 whole", "PrefillAhead t0"),
-        *("EndJoined t0 stop", "Keep t0 whole", "PrefillAhead root", "EndFamily stop"),
+        *("Forget t3", "Forget t1", "Keep t2 whole", "PrefillFinishedThreads t0"),
+        *("EndJoined t0 stop", "Keep t0 whole", "PrefillFinishedThreads root", "EndFamily stop"),
     ]
 
 
@@ -219,7 +238,7 @@ def test_a_stop_token_in_a_spliced_thread_ends_all_at_once(play_of):
     play.step(root="a<F>b")
     play.done()
     play.step(t0="u!", root="c")
-    assert play.done() == ["Forget t1", "Keep t0", "PrefillAhead root", "EndFamily stop"]
+    assert play.done() == ["Forget t1", "Keep t0", "PrefillFinishedThreads root", "EndFamily stop"]
     assert (play.answer, play.finish) == ("a<F><T>1:u!", "stop")
 
 

@@ -19,10 +19,10 @@ def test_threads_stand_in_the_answer_and_in_the_context_in_outline_order(make_di
     assert play.done() == [*FORKS, "ShareTail root"]
     assert play.answer == "ab<F><T>1:"
     play.step(t1="xy</T>", t0="u")
-    assert play.done() == ["Keep t1", "PrefillAhead root"]
+    assert play.done() == ["Keep t1", "PrefillFinishedThreads root"]
     assert play.answer == "ab<F><T>1:u", "the second waits for its turn"
     play.step(t0="v</T>")
-    assert play.done() == ["Keep t0", "PrefillAhead root", f"Resume root {JOINED}"]
+    assert play.done() == ["Keep t0", "PrefillFinishedThreads root", f"Resume root {JOINED}"]
     assert play.text(play.root) == f"Qab<F>{JOINED}"
     play.step(root="c\0")
     assert play.done() == []
@@ -54,7 +54,11 @@ def test_a_stitched_join_waits_until_the_kv_that_closes_its_threads_is_there(mak
     assert play.done() == []
     assert play.answer == "ab<F><T>1:u</T><T>2:v</T>", "what they wrote has left"
     play.step()
-    assert play.done() == ["PrefillAhead root", "PrefillAhead root", "Resume root <T>1:u</T><T>2:v</T><J>"]
+    assert play.done() == [
+        "PrefillFinishedThreads root",
+        "PrefillFinishedThreads root",
+        "Resume root <T>1:u</T><T>2:v</T><J>",
+    ]
 
 
 def test_positions_go_on_from_the_longest_of_stitched_threads(make_dialect):
@@ -80,7 +84,7 @@ def test_a_rewrite_puts_what_returns_in_the_place_of_the_call(make_dialect):
     assert play.answer == "a call<F>"
     play.step(t0="x42y</T>", t1="no</T>")
     assert play.done() == [
-        *("Keep t0", "PrefillAhead root", "Keep t1", "PrefillAhead root"),
+        *("Keep t0", "PrefillFinishedThreads root", "Keep t1", "PrefillFinishedThreads root"),
         "Resume root 3 1=422?<J>",
     ]
     assert play.text(play.root) == "Qa 1=422?<J>", "the call is no more"
@@ -103,13 +107,19 @@ def test_a_parent_whose_threads_are_spliced_goes_on_beside_them(make_dialect):
     assert play.done() == ["Start t0", "Start t1"], "it does not stand still"
     assert play.answer == "a<F><T>1:"
     play.step(root="c<F>d", t1="y</T>")
-    assert play.done() == ["Start t2", "Start t3", "Keep t1", "PrefillAhead root"]
+    assert play.done() == ["Start t2", "Start t3", "Keep t1", "PrefillFinishedThreads root"]
     play.step(t2="p</T>", t0="x</T>", root="e\0")
-    assert play.done() == ["Keep t2", "PrefillAhead root", "Keep t0", "PrefillAhead root", "Forget"]
+    assert play.done() == [
+        "Keep t2",
+        "PrefillFinishedThreads root",
+        "Keep t0",
+        "PrefillFinishedThreads root",
+        "Forget",
+    ]
     assert play.answer == "a<F><T>1:x</T><T>2:y</T>bc<F><T>1:p</T><T>2:"
     assert play.finish is None, "the root has ended, and a thread has not"
     play.step(t3="q</T>")
-    assert play.done() == ["Keep t3", "PrefillAhead root"]
+    assert play.done() == ["Keep t3", "PrefillFinishedThreads root"]
     assert play.answer == "a<F><T>1:x</T><T>2:y</T>bc<F><T>1:p</T><T>2:q</T>de\0"
     assert play.finish == "stop"
 
@@ -127,7 +137,7 @@ def test_a_spliced_thread_forks_and_ends_in_one_step(make_dialect):
     play.step(root="a<F>b\0")
     play.done()
     play.step(t0="u<F>v</T>")
-    assert play.done() == ["Start t1", "Keep t0", "PrefillAhead root"]
+    assert play.done() == ["Start t1", "Keep t0", "PrefillFinishedThreads root"]
     assert play.finish is None
     play.step(t1="x</T>")
     assert (play.answer, play.finish) == ("a<F><T>1:u<F><T>1:x</T>v</T>b\0", "stop")
@@ -170,9 +180,9 @@ def test_a_branch_waits_for_a_thread_from_when_it_asks_for_it(make_dialect):
     play.step(root="c<W2>never heard")
     assert play.done() == ["Park root"]
     play.step(t0="x</R>")
-    assert play.done() == ["Keep t0", "PrefillAhead root"], "it has not been asked for"
+    assert play.done() == ["Keep t0", "PrefillFinishedThreads root"], "it has not been asked for"
     play.step(t1="y</R>")
-    assert play.done() == ["Keep t1", "PrefillAhead root", "Resume root y</W2>"]
+    assert play.done() == ["Keep t1", "PrefillFinishedThreads root", "Resume root y</W2>"]
     assert play.text(play.root) == "Qa<F1>b<F2>c<W2>y</W2>"
     play.step(root="<W1>")
     assert play.done() == ["Park root", "Resume root x</W1>"], "it had ended before"
@@ -187,7 +197,7 @@ def test_a_branch_joins_once_where_a_sibling_of_the_thread_it_asked_for_ends_in_
     play.done()
     play.step(t0="x</R>", t1="y</R>")
     assert play.done() == [
-        *("Keep t0", "PrefillAhead root", "Keep t1", "PrefillAhead root"),
+        *("Keep t0", "PrefillFinishedThreads root", "Keep t1", "PrefillFinishedThreads root"),
         "Resume root x</W1>",
     ]
 
@@ -240,9 +250,9 @@ def test_a_sync_waits_for_all_threads_that_were_started_since_the_last(make_dial
     play.step(root="a<F1>b<F2>c<W>never heard")
     assert play.done() == ["Start t0", "Start t1", "Park root"]
     play.step(t1="y</R>")
-    assert play.done() == ["Keep t1", "PrefillAhead root"]
+    assert play.done() == ["Keep t1", "PrefillFinishedThreads root"]
     play.step(t0="x</R>")
-    assert play.done() == ["Keep t0", "PrefillAhead root", "Resume root 1=x</R>2=y</R><J>"]
+    assert play.done() == ["Keep t0", "PrefillFinishedThreads root", "Resume root 1=x</R>2=y</R><J>"]
     play.step(root="<F3><W>")
     play.step(t2="z</R>")
     assert play.done()[-1] == "Resume root 3=z</R><J>", "those before it have returned"
@@ -258,7 +268,7 @@ def test_a_finish_ends_the_answer_behind_the_threads(make_dialect):
     assert play.done() == FORKS
     play.step(t1="y\0")
     play.step(t0="x\0")
-    assert play.done()[-3:] == ["Keep t0", "PrefillAhead root", "EndFamily stop"]
+    assert play.done()[-3:] == ["Keep t0", "PrefillFinishedThreads root", "EndFamily stop"]
     assert (play.answer, play.finish) == ("ab<F><T>1:x<T>2:y<J>\0", "stop")
 
 
@@ -287,7 +297,7 @@ def test_a_thread_that_forks_stands_still_and_goes_on_behind_its_own(make_dialec
     assert play.answer == "<F><T>1:a<F><T>1:c</T><T>2:d</T><J>"
     play.step(t0="e</T>")
     inner = "a<F><T>1:c</T><T>2:d</T><J>e</T>"
-    assert play.done() == ["Keep t0", "PrefillAhead root", f"Resume root <T>1:{inner}<T>2:b</T><J>"]
+    assert play.done() == ["Keep t0", "PrefillFinishedThreads root", f"Resume root <T>1:{inner}<T>2:b</T><J>"]
     assert play.answer == f"<F><T>1:{inner}<T>2:b</T><J>"
 
 
@@ -297,7 +307,12 @@ def test_a_thread_ends_with_its_threads_where_nothing_follows_them(make_dialect)
     play.step(t0="a<F>", t1="b\0")
     play.done()
     play.step(t2="c\0", t3="d\0")
-    assert play.done()[-4:] == ["EndJoined t0 stop", "Keep t0", "PrefillAhead root", "EndFamily stop"]
+    assert play.done()[-4:] == [
+        "EndJoined t0 stop",
+        "Keep t0",
+        "PrefillFinishedThreads root",
+        "EndFamily stop",
+    ]
     assert (play.answer, play.finish) == ("<F><T>1:a<F><T>1:c<T>2:d<T>2:b\0", "stop")
 
 

@@ -32,7 +32,7 @@ def voted(play: Play) -> list[tuple[int, str | None]]:
 
 def kept(*threads: int) -> list[str]:
     """What is done about threads that end by themselves."""
-    return [effect for i in threads for effect in (f"Keep t{i}", "PrefillAhead root")]
+    return [effect for i in threads for effect in (f"Keep t{i}", "PrefillFinishedThreads root")]
 
 
 def test_a_vote_that_is_decided_cuts_the_others_and_shows_the_first_with_its_result():
@@ -186,7 +186,7 @@ class Stops(Pruning):
 
     def stop(self, facts):
         self.seen.append(facts)
-        return {t.position for t in facts.running if t.written} & self._positions
+        return {t.sibling_index for t in facts.running if t.written} & self._positions
 
 
 def test_a_policy_stops_threads_and_the_vote_goes_on_without():
@@ -195,7 +195,7 @@ def test_a_policy_stops_threads_and_the_vote_goes_on_without():
     play.step(t0="x", t1="y")
     assert play.done()[4:] == ["Forget t1"]
     assert ends(play) == {1: "pruned"}
-    assert [(t.position, t.written, t.confidence) for t in policy.seen[-1].running] == [
+    assert [(t.sibling_index, t.written, t.confidence) for t in policy.seen[-1].running] == [
         (0, 1, 1.0),
         (1, 1, 1.0),
         (2, 0, None),
@@ -217,7 +217,7 @@ def test_a_policy_is_asked_about_those_that_run_and_not_about_those_that_may_sta
     play = vote(5, policy=policy, confidence=1.0)
     play.done()
     play.step(t0="x", t1="y", t2="z")
-    assert [t.position for t in policy.seen[0].running] == [0, 1, 2]
+    assert [t.sibling_index for t in policy.seen[0].running] == [0, 1, 2]
     assert play.done() == ["Forget t0", "Forget t1", "Forget t2", "Start t3"]
     assert play.machine.later == play.machine.family.threads[4:], "one vote decides now"
 

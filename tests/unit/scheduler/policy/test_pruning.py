@@ -49,7 +49,7 @@ def _probed(*probes: str, results: dict[int, str | None] | None = None) -> VoteF
 THREADS = st.lists(
     st.builds(
         ThreadFacts,
-        position=st.just(0),
+        sibling_index=st.just(0),
         written=st.integers(0, 200),
         confidence=st.none() | st.floats(0, 20),
         lowest=st.none() | st.floats(0, 20),
@@ -67,10 +67,10 @@ def test_no_policy_stops_a_thread_that_does_not_run(running, ended, free):
         for p, t in enumerate([*running, *ended])
     ]
     running, ended = numbered[: len(running)], numbered[len(running) :]
-    tally = Tally({t.position: "a" for t in ended}, frozenset(t.position for t in running))
+    tally = Tally({t.sibling_index: "a" for t in ended}, frozenset(t.sibling_index for t in running))
     facts = VoteFacts(running, ended, tally, len(numbered), free)
     for policy in (Pruning, *POLICIES.values()):
-        assert policy().stop(facts) <= {t.position for t in running}
+        assert policy().stop(facts) <= {t.sibling_index for t in running}
     assert Pruning().stop(facts) == set()
 
 
@@ -197,7 +197,7 @@ class Recorded(Pruning):
 @pytest.fixture
 def threads():
     plan = ThreadPlan("1", "", (), ())
-    return [Branch(f"r#{p}", plan=plan, index=p, position=p) for p in range(3)]
+    return [Branch(f"r#{p}", plan=plan, index=p, sibling_index=p) for p in range(3)]
 
 
 def _write(thread: Branch, pruner: Pruner, text: str) -> None:
@@ -223,7 +223,7 @@ def test_a_policy_hears_what_threads_wrote_and_would_vote_for(byte_tokenizer, th
     assert (first.written, first.confidence, first.lowest) == (8, 2.0, 2.0)
     assert (first.probes, first.holds_kv) == (("=1", "=2"), True)
     assert (last.written, last.confidence, last.probes, last.holds_kv) == (0, None, (), False)
-    assert [t.position for t in policy.facts.ended] == [1]
+    assert [t.sibling_index for t in policy.facts.ended] == [1]
     assert (policy.facts.tally.votes, policy.facts.num_threads, policy.facts.free) == ({"=3": 1}, 3, 0.25)
 
 

@@ -25,7 +25,7 @@ def _of(value: dict):
 
 def _ended(plan, texts: list[bytes], end: ThreadEnd) -> list[Branch]:
     return [
-        Branch(f"r#{i}", plan=p, position=i, state=BranchState.ENDED, end=end, token_ids=list(text))
+        Branch(f"r#{i}", plan=p, sibling_index=i, state=BranchState.ENDED, end=end, token_ids=list(text))
         for i, (p, text) in enumerate(zip(plan.threads, texts, strict=True))
     ]
 

@@ -11,7 +11,7 @@ from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_scheduler.request.visits import VISIT
 from forkjoin_server.http import generating
-from forkjoin_server.http.bodies import Bodies
+from forkjoin_server.http.bodies import BodyMiddleware
 from forkjoin_server.routes import RESPONSES, STORED
 from tests.unit.server.http.test_middleware import ENDED, FORKED
 
@@ -57,7 +57,7 @@ def ask(monkeypatch):
     monkeypatch.setattr(FEEDS, "_queues", {})  # a response that is stored keeps its feed
 
     def make(store):
-        bodies = Bodies(store)
+        bodies = BodyMiddleware(store)
 
         def call(method, path, body=b""):
             sent = []
@@ -92,7 +92,7 @@ def test_a_response_is_fetched_right_as_soon_as_its_end_is_told(monkeypatch, str
     """For a moment its usage was vLLM's."""
     monkeypatch.setattr(generating, "stores_responses", lambda: True)
     store, fetched = Store(late=False, streams=streams), []
-    bodies = Bodies(store)
+    bodies = BodyMiddleware(store)
 
     async def ask(method, path, send):
         body = json.dumps({"input": "x", "stream": streams}).encode()

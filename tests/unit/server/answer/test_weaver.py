@@ -8,7 +8,7 @@ from forkjoin_scheduler.publish.events import FamilyEnded, Forked, NewThread, Th
 from forkjoin_server.answer.chat import ChatThreads
 from forkjoin_server.answer.responses import ResponseThreads
 from forkjoin_server.answer.threads import ThreadLog
-from forkjoin_server.answer.weaver import Unseen, Weaver
+from forkjoin_server.answer.weaver import PassThrough, Weaver
 
 FORKED = Forked(parent_index=-1, threads=[NewThread(index=0, number="1", title="x"), NewThread(index=1, number="2", title="")], shared_tokens=0)  # fmt: skip
 ENDED = FamilyEnded(family="r", num_threads=2, critical_path_tokens=5, total_tokens=8, surplus_tokens=3)  # fmt: skip
@@ -22,7 +22,7 @@ def _weaver(send, queue, present):
 
 
 def _unseen(log):
-    return Unseen()
+    return PassThrough()
 
 
 def _weave(messages, events, present=ChatThreads):

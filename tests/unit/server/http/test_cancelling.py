@@ -11,7 +11,7 @@ import pytest
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
 from forkjoin_scheduler.request.visits import VISIT
 from forkjoin_server.answer.thread_ids import ThreadName, name_in, thread_id
-from forkjoin_server.http.bodies import Bodies
+from forkjoin_server.http.bodies import BodyMiddleware
 from forkjoin_server.http.cancelling import asked_at
 from forkjoin_server.http.middleware import ForkJoinMiddleware
 
@@ -64,7 +64,7 @@ def test_the_engine_that_runs_the_thread_is_told_whose_it_is_to_be():
     engines = Engines("unknown", "cancelling")
     VISIT.set(Visit(Tenant("alice")))
     try:
-        answer = ask(Bodies(vllm), engines, THREAD)
+        answer = ask(BodyMiddleware(vllm), engines, THREAD)
     finally:
         VISIT.set(None)
     assert answer == (202, {"id": THREAD, "object": "forkjoin.thread", "status": "cancelling"})

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from forkjoin_server.http.bodies import Bodies
+from forkjoin_server.http.bodies import BodyMiddleware
 from forkjoin_server.http.error_bodies import MAX_CHARS, MAX_GIVEN, ErrorBodies, bounded, texts
 from forkjoin_server.routes import CHAT
 
@@ -115,7 +115,7 @@ def test_what_vllm_repeats_is_cut_on_every_route(path, raw):
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": []}
-    asyncio.run(Bodies(app)(scope, receive, send))
+    asyncio.run(BodyMiddleware(app)(scope, receive, send))
     assert len(json.loads(sent[1]["body"])["error"]["message"]) == 200
 
 

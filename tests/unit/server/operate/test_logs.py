@@ -198,12 +198,12 @@ def test_nothing_is_logged_of_them_unasked():
 
 
 def test_the_engine_names_the_request_that_it_warns_of(kept):
-    from forkjoin_scheduler.vllm_seam.starts import wishes
+    from forkjoin_scheduler.vllm_seam.starts import params_reader
 
     logger = logging.getLogger("vllm.forkjoin.engine")
     records, level = kept(logger), logger.level
     logger.setLevel(logging.WARNING)  # other tests may have set vLLM's
-    wishes._warn(SimpleNamespace(request_id="r"), "decoding sequentially")
+    params_reader._warn(SimpleNamespace(request_id="r"), "decoding sequentially")
     logger.setLevel(level)
     (record,) = records
     assert (record.getMessage(), record.forkjoin) == ("r: decoding sequentially", {"request_id": "r"})

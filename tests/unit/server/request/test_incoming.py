@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI, Request, UploadFile
 
-from forkjoin_server.http.bodies import Bodies
+from forkjoin_server.http.bodies import BodyMiddleware
 from forkjoin_server.request.incoming import MIB, BodyStalled, read
 from forkjoin_server.routes import CHAT, INVOCATIONS, MESSAGES, PATHS
 
@@ -52,7 +52,7 @@ def _ask(app, path, parts, *headers):
         "query_string": b"",
         "app": app,
     }
-    asyncio.run(Bodies(app)(scope, receive, send))
+    asyncio.run(BodyMiddleware(app)(scope, receive, send))
     assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
     return sent[0], json.loads(sent[1]["body"]), len(parts) - len(left)
 
@@ -169,7 +169,7 @@ def test_the_bodies_of_all_requests_have_a_limit_together(path):
     async def run():
         app = _app()
         app.state.args.forkjoin_max_body_mib, app.state.args.forkjoin_max_bodies_mib = 2, 1
-        bodies = Bodies(app)
+        bodies = BodyMiddleware(app)
         first, second = (Sender(bodies, app, size, path) for size in (MIB + 1, MIB // 2))
         task = asyncio.create_task(first.ask)  # alone it may be larger than all together
         await _settled()
@@ -193,7 +193,7 @@ def test_who_sends_no_more_of_a_body_holds_no_place(path, kind):
     async def run():
         app = _app()
         app.state.args.forkjoin_client_stall_s = 0
-        stalled = Sender(Bodies(app), app, 100, path)
+        stalled = Sender(BodyMiddleware(app), app, 100, path)
         await stalled.ask
         assert stalled.status == 408
         assert (b"connection", b"close") in stalled.sent[0]["headers"]

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import Forked, Joined, NewThread, Progress, ThreadEnded
 from forkjoin_scheduler.vllm_seam.front_end.tracing import REQUEST, THREAD, ThreadTracer
-from forkjoin_scheduler.vllm_seam.front_end.wire import Told
+from forkjoin_scheduler.vllm_seam.front_end.wire import EventBatch
 
 KEY = "fj" + "0" * 32
 NOW = time.time_ns()
@@ -41,7 +41,7 @@ def make():
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         tracer = ThreadTracer(provider)
         for at, event in TOLD:
-            tracer.hear(Told("r", [event], NOW + at, 0))
+            tracer.hear(EventBatch("r", [event], NOW + at, 0))
 
         def end(request_id="r"):
             with tracer.ending(request_id, f"chatcmpl-{KEY}"):

@@ -1,6 +1,6 @@
 """What a stitched join asks of the workers in one step; it rides on vLLM's ``SchedulerOutput``.
 
-Orders are an extra attribute of the output. vLLM hands the object itself to a worker in the same
+They are an extra attribute of the output. vLLM hands the object itself to a worker in the same
 process and pickles it, with its ``__dict__``, to those in others. It makes a copy without the
 attribute in one place, n-gram speculation on a GPU (``ngram_gpu``), which is refused at start.
 """
@@ -25,7 +25,7 @@ def _no_copies() -> Int64s:
 
 
 @dataclass(frozen=True, eq=False)
-class Orders:
+class WorkerStepMetadata:
     """The orders of one step; not to be changed once attached."""
 
     #: [n, 2]: source slot, destination slot. A slot is block id * block size + offset in the block,
@@ -56,15 +56,15 @@ class Orders:
         return np.repeat(np.array(offsets, dtype=np.int64), counts) if any(offsets) else None
 
 
-NOTHING = Orders()
+NOTHING = WorkerStepMetadata()
 
 
-def attach(scheduler_output: SchedulerOutput, orders: Orders) -> None:
+def attach(scheduler_output: SchedulerOutput, metadata: WorkerStepMetadata) -> None:
     """Let ``orders`` be obeyed by the workers when they execute ``scheduler_output``."""
-    setattr(scheduler_output, ATTRIBUTE, orders)
+    setattr(scheduler_output, ATTRIBUTE, metadata)
 
 
-def orders_of(scheduler_output: SchedulerOutput) -> Orders:
-    """The orders attached to ``scheduler_output``, empty if there are none."""
-    attached: Mapping[str, Orders] = vars(scheduler_output)
+def metadata_of(scheduler_output: SchedulerOutput) -> WorkerStepMetadata:
+    """The metadata attached to ``scheduler_output``, empty if there are none."""
+    attached: Mapping[str, WorkerStepMetadata] = vars(scheduler_output)
     return attached.get(ATTRIBUTE, NOTHING)

@@ -16,38 +16,40 @@ from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import COMPILED, KEY
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers, place_of_answer
-from forkjoin_scheduler.vllm_seam.starts.wish import Wish
+from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
 from forkjoin_scheduler.vllm_seam.threads.sampling import can_ban, without_banned
 
 _MAX_WARNING_CHARS = 300
 
 
-class Wishes:
-    """Reads the options of new requests, and notes what they come to (``wish.py``). Keeps nothing."""
+class ParamsReader:
+    """Reads the options of new requests, and notes the result (``forkjoin_params.py``). Keeps nothing."""
 
     def __init__(self, core: Core, answers: Answers) -> None:
         self._core = core
         self._answers = answers
 
-    def note(self, request: Request) -> None:
+    def attach(self, request: Request) -> None:
         """Note what ``request`` asks of fork/join, and what that means for it from its start."""
         options = self._options(request)
         # Whether it forks or not; one that does counts all its threads.
         limits = options.limits(self._core.settings.limits)
         request.max_tokens = min(request.max_tokens, limits.max_total_tokens or request.max_tokens)
         self._await_answer(request, options)
-        wish = self.of(request, options, limits)
-        if wish is None:
+        fj_params = self.of(request, options, limits)
+        if fj_params is None:
             if request.use_structured_output:
                 self._answers.did_not_join(request)
             return
-        if banned := wish.spoken.banned_ids():
-            wish.params = request.sampling_params = without_banned(wish.params, banned)
-        self._core.wishes[request.request_id] = wish
+        if banned := fj_params.bound_dialect.banned_ids():
+            fj_params.sampling_params = request.sampling_params = without_banned(
+                fj_params.sampling_params, banned
+            )
+        self._core.fj_params[request.request_id] = fj_params
 
-    def of(self, request: Request, options: CompiledOptions, limits: Limits) -> Wish | None:
+    def of(self, request: Request, options: CompiledOptions, limits: Limits) -> ForkJoinParams | None:
         """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""
-        assert self._core.spoken is not None
+        assert self._core.bound_dialect is not None
         params = request.sampling_params
         assert params is not None
         if (
@@ -58,28 +60,35 @@ class Wishes:
             or params.thinking_token_budget not in (None, -1)
         ):
             return None
-        spoken, at_prompt = self._core.spoken, self._core.spoken.dialect.fork_at is ForkAt.PROMPT
+        bound_dialect, at_prompt = (
+            self._core.bound_dialect,
+            self._core.bound_dialect.dialect.fork_at is ForkAt.PROMPT,
+        )
         if options.forks_at_prompt:
-            spoken, at_prompt = (
+            bound_dialect, at_prompt = (
                 BoundDialect(explicit_dialect(options, limits), self._core.tokenizer, None),
                 True,
             )
         if at_prompt and params.prompt_logprobs is not None:
             _warn(request, "prompt_logprobs with a fork behind the prompt: decoding sequentially")
             return None
-        not_in_threads = self._kept_for_answer(request, spoken)
+        not_in_threads = self._kept_for_answer(request, bound_dialect)
         if not_in_threads is None:
             return None
-        return Wish(options, limits, spoken, params, request.num_prompt_tokens, at_prompt, not_in_threads)
+        return ForkJoinParams(
+            options, limits, bound_dialect, params, request.num_prompt_tokens, at_prompt, not_in_threads
+        )
 
-    def _kept_for_answer(self, request: Request, spoken: BoundDialect) -> list[list[int]] | None:
+    def _kept_for_answer(self, request: Request, bound_dialect: BoundDialect) -> list[list[int]] | None:
         """The rows of tokens that no thread of ``request`` may write: they would begin its answer.
 
         None: it can't fork, for its grammar holds for what would.
         """
-        if not request.use_structured_output or spoken.dialect.join.threads_are_answers:
+        if not request.use_structured_output or bound_dialect.dialect.join.threads_are_answers:
             return []
-        if not spoken.dialect.join.goes_on or not self._answers.comes_later(request, spoken.dialect):
+        if not bound_dialect.dialect.join.goes_on or not self._answers.comes_later(
+            request, bound_dialect.dialect
+        ):
             return None
         rows, params = self._answers.openings(request, self._core.tokenizer), request.sampling_params
         return rows if rows is not None and params is not None and can_ban(params, rows) else None
@@ -88,10 +97,10 @@ class Wishes:
         """Hold back the grammar of a structured ``request`` whose dialect says where its answer begins."""
         if options.structured is None or not request.use_structured_output:
             return
-        assert self._core.spoken is not None
-        if answer := place_of_answer(self._core.spoken, options):
+        assert self._core.bound_dialect is not None
+        if answer := place_of_answer(self._core.bound_dialect, options):
             self._answers.await_answer(
-                request, self._core.spoken, answer, joins=options.enabled and options.best_of is None
+                request, self._core.bound_dialect, answer, joins=options.enabled and options.best_of is None
             )
 
     def _options(self, request: Request) -> CompiledOptions:

@@ -1,12 +1,12 @@
 """Jobs: KV that is computed beside the decoding, by requests whose one sample is dropped.
 
-A job is a generator. It yields a ``Fill`` (these tokens, starting from that KV) and is sent the
+A job is a generator. It yields a ``PrefillRequest`` (these tokens, starting from that KV) and is sent the
 blocks that hold them. Three things need it: the tokens that close a stitched thread, a stitched
 context that lost its blocks and is computed anew (``stitching.py``), and threads of a re-prefill
 join that are prefilled while their siblings still decode (``ahead.py``).
 
-Blocks of a job are in the name of its fill's request, or in ``Job.loose``; a job that loses its
-fill to preemption is started again from nothing. Invariant: whatever way a job ends, ``loose`` is
+Blocks of a job are in the name of its fill's request, or in ``KVJob.unclaimed_blocks``; a job that loses its
+fill to preemption is started again from nothing. Invariant: whatever way a job ends, ``unclaimed_blocks`` is
 empty and no request of its is left.
 """
 
@@ -24,7 +24,7 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
 
 @dataclass(frozen=True)
-class Fill:
+class PrefillRequest:
     """The KV of ``token_ids``: from ``start``, or sharing the first ``num_shared`` tokens of ``source``.
 
     ``num_needed``: how many of these it can't compute. ``is_linear``: whether it may be found by, and taken
@@ -41,24 +41,24 @@ class Fill:
     known_hashes: Sequence[BlockHash] = ()
 
 
-Work = Generator[Fill, kv.HeldBlocks, None]
+Work = Generator[PrefillRequest, kv.HeldBlocks, None]
 
 
 @dataclass(eq=False)
-class Job:
+class KVJob:
     """One generator at work. ``make`` starts it anew, with nothing of its blocks left."""
 
     live: LiveFamily
-    make: Callable[[Job], Work]
+    make: Callable[[KVJob], Work]
     work: Work | None = None
-    fill: Fill | None = None
+    fill: PrefillRequest | None = None
     request: Request | None = None
     #: Blocks that the generator has been sent and not handed on yet.
-    loose: list[kv.HeldBlocks] = field(default_factory=list)
+    unclaimed_blocks: list[kv.HeldBlocks] = field(default_factory=list)
     #: Of the blocks of its last fill.
     last_hashes: Sequence[BlockHash] = ()
 
     def take(self, held: kv.HeldBlocks) -> kv.HeldBlocks:
         """Hand on ``held``: whoever takes it answers for it."""
-        self.loose.remove(held)
+        self.unclaimed_blocks.remove(held)
         return held

@@ -12,8 +12,8 @@ from forkjoin_scheduler.request.options import CompiledOptions
 
 
 @dataclass
-class Wish:
-    """``params`` are as the client gave them.
+class ForkJoinParams:
+    """``sampling_params`` are as the client gave them.
 
     ``since``: tokens of the context that were there before the request wrote, or when it forked
     last, or was refused to. ``at_prompt``: whether it is still to fork behind its prompt. ``not_in_threads``:
@@ -22,8 +22,8 @@ class Wish:
 
     options: CompiledOptions
     limits: Limits
-    spoken: BoundDialect
-    params: SamplingParams
+    bound_dialect: BoundDialect
+    sampling_params: SamplingParams
     since: int
     at_prompt: bool
     not_in_threads: list[list[int]] = field(default_factory=list)

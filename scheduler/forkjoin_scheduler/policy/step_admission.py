@@ -14,7 +14,7 @@ MAX_OVERTAKEN = 32
 LOOKED_AT = 16
 
 
-class Door:
+class StepAdmission:
     """Asked for each new request in the order in which they wait; ``open`` begins a step."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Door:
         """How many of ``num_waiting`` requests could have started in the last step, as far as is known."""
         return 0 if self.is_shut else max(num_waiting - self.num_kept, 0)
 
-    def lets_in(self, has_room: Callable[[], bool], *, may_fork: bool) -> bool:
+    def try_admit(self, has_room: Callable[[], bool], *, may_fork: bool) -> bool:
         """Whether the next request may start; ``has_room`` is asked for the first that may fork, at most."""
         if self.num_kept == 0 and (not may_fork or has_room()):
             if may_fork:
