@@ -62,15 +62,15 @@ def worksheets(num: int, *, seed: int = 7, max_long: int = 6) -> list[Worksheet]
 
 @pytest.fixture
 def events(monkeypatch):
-    """The events of a kind that an engine's families told during the test."""
+    """The events of a kind that an engine's families emitted during the test."""
     from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
-    told: list[dict] = []
-    tell = LiveFamily.tell
+    emitted: list[dict] = []
+    emit = LiveFamily.emit
 
     def heard(self, event):
-        told.append(to_builtins(event))
-        tell(self, event)
+        emitted.append(to_builtins(event))
+        emit(self, event)
 
-    monkeypatch.setattr(LiveFamily, "tell", heard)
-    return lambda kind: [e for e in told if e["type"] == kind]
+    monkeypatch.setattr(LiveFamily, "emit", heard)
+    return lambda kind: [e for e in emitted if e["type"] == kind]

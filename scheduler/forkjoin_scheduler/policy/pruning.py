@@ -58,7 +58,7 @@ class Pruning:
     ask_below: float = 2.0
 
     def stop(self, facts: VoteFacts) -> set[int]:
-        """The positions of the running threads that are stopped now."""
+        """The sibling indices of the running threads that are stopped now."""
         return set()
 
 
