@@ -31,7 +31,8 @@ def join(machine: Machine, branch: Branch) -> Effects:
     transcript = machine.transcripts[branch]
     num_tokens = (len(context) if plan.keep is None else plan.keep) + len(plan.token_ids)
     goes_on, shows_threads = dialect.join.goes_on, dialect.join.shows_threads
-    is_too_long = goes_on and _room_behind(machine, branch, num_tokens) <= 0
+    room = _room_behind(machine, branch, num_tokens) if goes_on else 0
+    is_too_long = goes_on and room <= 0
     is_spent = goes_on and plan.end is None and not machine.family.remaining
     if not shows_threads:
         transcript.push(injected(plan.token_ids))
@@ -49,7 +50,7 @@ def join(machine: Machine, branch: Branch) -> Effects:
         branch.token_ids += plan.token_ids
         yield from _end_branch(machine, branch, end)
     else:
-        yield from _go_on(machine, branch, plan, num_tokens)
+        yield from _go_on(machine, branch, plan, room)
 
 
 def outgrows(machine: Machine, branch: Branch) -> bool:
@@ -64,16 +65,17 @@ def own_ids(machine: Machine, thread: Branch) -> list[int]:
     return [*thread.plan.header_ids, *body(machine.dialect, thread, machine.world.tokenizer)]
 
 
-def stitched_len(machine: Machine, threads: Sequence[Branch]) -> int:
-    """Tokens of a context up to the end of the stitched ``threads``."""
-    own = sum(len(own_ids(machine, t)) - num_skipped(t, is_first=t is threads[0]) for t in threads)
-    return threads[0].fork_len + own
+def stitched_end(machine: Machine, threads: Sequence[Branch]) -> tuple[int, int]:
+    """Tokens of a context up to the end of the stitched ``threads``, and the offset of what follows."""
+    lengths = [len(own_ids(machine, t)) for t in threads]
+    num_left_out = sum(num_skipped(t, is_first=t is threads[0]) for t in threads)
+    stitched_len = threads[0].fork_len + sum(lengths) - num_left_out
+    return stitched_len, joined_offset(threads, lengths, stitched_len, machine.dialect.positions)
 
 
 def offset_behind(machine: Machine, threads: Sequence[Branch]) -> int:
     """The offset of what follows a stitched join of ``threads``."""
-    lengths = [len(own_ids(machine, t)) for t in threads]
-    return joined_offset(threads, lengths, stitched_len(machine, threads), machine.dialect.positions)
+    return stitched_end(machine, threads)[1]
 
 
 def _room_behind(machine: Machine, branch: Branch, num_tokens: int) -> int:
@@ -103,16 +105,13 @@ def _show_winner(machine: Machine, branch: Branch, vote: Vote) -> ThreadEnd:
     return ThreadEnd.STOP
 
 
-def _go_on(machine: Machine, branch: Branch, plan: JoinPlan, num_tokens: int) -> Effects:
-    """Let ``branch`` go on behind its threads, ``num_tokens`` tokens into its context."""
-    threads = list(branch.waits_for)
+def _go_on(machine: Machine, branch: Branch, plan: JoinPlan, room: int) -> Effects:
+    """Let ``branch`` go on after its threads, with ``room`` tokens left in its context."""
     if plan.keep is not None:
         branch.cut_context(plan.keep)
     machine.family.join(branch, list(plan.token_ids))
-    room = _room_behind(machine, branch, num_tokens)
     if machine.dialect.join.moves_kv:
-        branch.offset = offset_behind(machine, threads)
-        branch.stitched_len = stitched_len(machine, threads)
+        branch.stitched_len, branch.offset = stitched_end(machine, branch.waits_for)
     yield Resume(branch, plan, room)
 
 
