@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState
@@ -15,7 +15,7 @@ from forkjoin_scheduler.request.explicit import explicit_plan
 
 
 def plan(
-    machine: Machine, branch: Branch, context: list[int], since: int, planned: Iterable[Fork] = ()
+    machine: Machine, branch: Branch, context: list[int], since: int, planned: Sequence[Fork] = ()
 ) -> ForkPlan | Refusal:
     """What the call at the end of ``context`` does; the request may itself say into what it forks.
 
@@ -41,22 +41,19 @@ def plan(
         depth=branch.depth,
         max_model_len=world.max_model_len - max(offset, 0),
     )
-    if isinstance(found, ForkPlan):
-        planned = list(planned)
-        if any(is_numbered(machine, branch, t.number, planned) for t in found.threads):
-            return Refusal("duplicate_outline", Policy.SEQUENTIAL)
+    if isinstance(found, ForkPlan) and any(
+        is_numbered(machine, branch, t.number, planned) for t in found.threads
+    ):
+        return Refusal("duplicate_outline", Policy.SEQUENTIAL)
     return found
 
 
-def is_numbered(machine: Machine, branch: Branch, number: str, planned: Iterable[Fork] = ()) -> bool:
+def is_numbered(machine: Machine, branch: Branch, number: str, planned: Sequence[Fork] = ()) -> bool:
     """Whether ``branch`` knows a thread by ``number``, or will when what is ``planned`` has been done."""
-    if not machine.dialect.join.asks_by_number:
-        return False
-    threads = (thread for fork in planned for thread in fork.plan.threads)
-    return (branch, number) in machine.numbered or any(t.number == number for t in threads)
+    return machine.dialect.join.asks_by_number and can_ask(machine, branch, number, planned)
 
 
-def can_ask(machine: Machine, branch: Branch, number: str, planned: Iterable[Fork] = ()) -> bool:
+def can_ask(machine: Machine, branch: Branch, number: str, planned: Sequence[Fork] = ()) -> bool:
     """Whether ``branch`` has threads to ask for by ``number``, or will when the ``planned`` have started."""
     join = machine.dialect.join
     threads = (thread for fork in planned for thread in fork.plan.threads)
