@@ -33,20 +33,27 @@ class JoinPlan:
 
 def body(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> list[int]:
     """The text of ``thread`` behind its header, closed as the dialect closes it."""
+    return written(thread) + closing_ids_of(dialect, thread, tokenizer)
+
+
+def closing_ids_of(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> list[int]:
+    """What the engine writes after the text of ``thread``, which has ended."""
     assert thread.plan is not None
     if thread.end is ThreadEnd.CUT:
-        return list(thread.token_ids)
+        return []
     ends_itself = thread.end is ThreadEnd.STOP and thread.plan.end is not None
-    return written(thread) + tokenizer.encode(
-        ("" if ends_itself else dialect.thread.close) + dialect.thread.tail
-    )
+    return tokenizer.encode(("" if ends_itself else dialect.thread.close) + dialect.thread.tail)
 
 
 def written(thread: Branch) -> list[int]:
     """What ``thread`` has written of its text: all but an end of sequence."""
+    return thread.token_ids[:-1] if is_by_eos(thread, thread.end) else list(thread.token_ids)
+
+
+def is_by_eos(thread: Branch, end: ThreadEnd | None) -> bool:
+    """Whether ``thread``, if it ended in this way, wrote an end of sequence, which is not shown."""
     assert thread.plan is not None
-    by_eos = thread.end is ThreadEnd.EOS or (thread.end is ThreadEnd.STOP and thread.plan.end is None)
-    return thread.token_ids[:-1] if by_eos else list(thread.token_ids)
+    return end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
 
 
 def joined_ids(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
-from forkjoin_scheduler.joins.joined import body, end_policy, written
+from forkjoin_scheduler.joins.joined import closing_ids_of, end_policy
 from forkjoin_scheduler.machine.effects import (
     Effects,
     EndFamily,
@@ -32,8 +32,7 @@ def end_thread(machine: Machine, thread: Branch, end: ThreadEnd) -> Effects:
         transcript.cut()
         yield from _cut_behind(machine, thread)
     else:
-        injected_ids = body(machine.dialect, thread, machine.world.tokenizer)[len(written(thread)) :]
-        transcript.push(injected(injected_ids))
+        transcript.push(injected(closing_ids_of(machine.dialect, thread, machine.world.tokenizer)))
     transcript.close()
     if machine.vote is None:
         machine.transcripts.pop(thread)

@@ -7,6 +7,7 @@ from typing import Any
 
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.joins.joined import is_by_eos
 from forkjoin_scheduler.machine import ending, forking
 from forkjoin_scheduler.machine.effects import Effects
 from forkjoin_scheduler.machine.forking import Fork
@@ -51,7 +52,7 @@ def thread_wrote(
         machine.clock_token(thread)
     if machine.pruner is not None:
         machine.pruner.wrote(thread, likely)
-    if end is not None and _is_by_eos(thread, end):
+    if end is not None and is_by_eos(thread, end):
         token_ids = token_ids[:-1]
     if machine.family.include_threads and token_ids:
         machine.emit(Tokens(index=thread.index, token_ids=token_ids))
@@ -66,12 +67,6 @@ def thread_wrote(
         pieces = _behind_newlines(machine, thread, pieces)
     machine.transcripts[thread].push(pieces)
     return None if end is None else ending.end_thread(machine, thread, end)
-
-
-def _is_by_eos(thread: Branch, end: ThreadEnd) -> bool:
-    """Whether ``thread`` has ended in an end of sequence, which is not shown."""
-    assert thread.plan is not None
-    return end is ThreadEnd.EOS or (end is ThreadEnd.STOP and thread.plan.end is None)
 
 
 def _run(

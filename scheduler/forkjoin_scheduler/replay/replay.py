@@ -16,7 +16,7 @@ from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.families.family import Branch, Family
 from forkjoin_scheduler.families.fork import Refusal
 from forkjoin_scheduler.families.thread_end import ThreadEnd
-from forkjoin_scheduler.joins.joined import body, written
+from forkjoin_scheduler.joins.joined import closing_ids_of
 from forkjoin_scheduler.machine import advancing, forking, planning, writing
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine, Terms
@@ -130,8 +130,8 @@ class _Replay:
         self._inject(list(thread.plan.joined_header_ids), f"before thread {number}")
         while self._at < len(self._ids) and not self._world.has_ended:
             if self._write(thread):
-                behind = body(self._bound_dialect.dialect, thread, self._tokenizer)[len(written(thread)) :]
-                self._inject(behind, f"behind thread {number}")
+                closing = closing_ids_of(self._bound_dialect.dialect, thread, self._tokenizer)
+                self._inject(closing, f"behind thread {number}")
                 self._note("end", f"thread {number} has its end tag")
                 return
         if not self._world.has_ended:
