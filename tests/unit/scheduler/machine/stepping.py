@@ -28,6 +28,11 @@ from tests.unit.conftest import ByteTokenizer
 from tests.unit.scheduler.machine.playing import EOS, Stage, named
 
 TURNS = ("<B>", "<U>", "<A>")
+#: How threads and joins of a plain dialect are written.
+THREAD = {"header": "<T>{n}:", "end": "</T>", "close": "</T>"}
+JOIN = {"kind": "reprefill", "text": "<J>", "close_block": "</P>"}
+#: What is still to be done with two threads of which the first has ended.
+ENDED_FIRST = ["Keep t0", "PrefillFinishedThreads root"]
 
 
 @dataclass(eq=False)

@@ -5,22 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.publish.events import Forked, Limited, Refused, ThreadEnded
-from tests.unit.scheduler.machine.stepping import Play
-
-THREAD = {"header": "<T>{n}:", "end": "</T>", "close": "</T>"}
-JOIN = {"kind": "reprefill", "text": "<J>", "close_block": "</P>"}
-#: What is still to be done with two threads of which the first has ended.
-ENDED_FIRST = ["Keep t0", "PrefillFinishedThreads root"]
-
-
-@pytest.fixture
-def play_of(make_dialect):
-    """A request of a plain dialect with these fields, and with these of the request."""
-
-    def make(*, request: dict | None = None, **fields) -> Play:
-        return Play(make_dialect(**{"thread": THREAD, "join": JOIN} | fields), **request or {})
-
-    return make
+from tests.unit.scheduler.machine.stepping import ENDED_FIRST, JOIN, Play
 
 
 def refused(play: Play) -> list[tuple[int, str, str]]:

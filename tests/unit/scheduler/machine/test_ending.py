@@ -5,20 +5,9 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.publish.events import Refused, ThreadEnded
-from tests.unit.scheduler.machine.stepping import Play
+from tests.unit.scheduler.machine.stepping import ENDED_FIRST, JOIN, Play
 
-THREAD = {"header": "<T>{n}:", "end": "</T>", "close": "</T>"}
-JOIN = {"kind": "reprefill", "text": "<J>", "close_block": "</P>"}
 FIRST = {"kind": "reprefill", "text": "<J>", "when": "first"}
-ENDED_FIRST = ["Keep t0", "PrefillFinishedThreads root"]
-
-
-@pytest.fixture
-def play_of(make_dialect):
-    def make(*, request: dict | None = None, **fields) -> Play:
-        return Play(make_dialect(**{"thread": THREAD, "join": JOIN} | fields), **request or {})
-
-    return make
 
 
 def ends(play: Play) -> dict[int, str]:
