@@ -147,7 +147,6 @@ class Families:
             is_stitched=parent.is_stitched,
         )
         family.sequences[thread] = sequence
-        family.widest = max(family.widest, len(part.threads))
         parent.threads.append(sequence)
         core.holding.append(sequence)
         core.threads[sequence] = None
@@ -180,7 +179,8 @@ class Families:
 
     def resume(self, family: Family, effect: effects.Resume) -> None:
         core, parent, joined = self._core, family.sequences[effect.branch], effect.plan
-        if bound(core.engine.spoken).dialect.join.moves_kv:
+        assert family.machine is not None
+        if family.machine.dialect.join.moves_kv:
             num_joined = len(joined.token_ids) - len(joined.closing_ids)
             self.stitching.stitch(parent, num_joined)
         elif (kv := self.ahead.take(parent)) is not None:

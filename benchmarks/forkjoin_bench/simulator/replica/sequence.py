@@ -127,7 +127,6 @@ class Family:
     root: Sequence = field(init=False)
     first_token_at: float | None = None
     ended_at: float | None = None
-    widest: int = 0
     #: Tokens written, but for those that the decoding ones have written since they began.
     done: int = 0
     num_decoding: int = 0
@@ -137,6 +136,11 @@ class Family:
     machine: Machine | None = None
     #: Its branches that have not ended.
     sequences: dict[Branch, Sequence] = field(default_factory=dict)
+
+    @property
+    def widest(self) -> int:
+        """Threads of its widest fork so far."""
+        return 0 if self.machine is None else self.machine.family.widest
 
     def generated(self, step: int) -> int:
         """Tokens written behind ``step``."""
