@@ -314,6 +314,73 @@ def parallel_r1() -> Iterator[tuple[str, Case]]:
     yield "joined_too_long", Case(script, shown, ends("12", "stop"), counted, "length", room=200)
 
 
+# ---- titled branches: ASPD -----------------------------------------------------------------------
+
+
+def aspd() -> Iterator[tuple[str, Case]]:
+    end, close = "<|/branch|>", "<|/para|>"
+
+    def announced(titles: str) -> str:
+        return "".join(f"<|title|>{title}<|/title|>" for title in titles) + "<|para|>"
+
+    def shown(root: str, branches: Mapping[str, str]) -> str:
+        return root + "".join(f"<|branch|>{title}: {text}" for title, text in branches.items())
+
+    def case(
+        root: str,
+        wrote: Mapping[str, str],
+        how: str = "",
+        *,
+        after: str = "so",
+        goes_on: bool = True,
+        **more: Any,
+    ) -> Case:
+        """``how`` branches end: each by its own end tag, if nothing is said."""
+        hows = how.split() if how else ["stop"] * len(wrote)
+        threads = tuple(f"{title} {how}" for title, how in zip(wrote, hows, strict=True))
+        script = {"": root, f"{end}{close}\n": after} | {
+            f"<|branch|>{t}: ": text for t, text in wrote.items()
+        }
+        closed = more.pop("closed", wrote)
+        answer = shown(root, closed) + close + (f"\n{after}" if goes_on else "")
+        return Case(script, answer, threads, finish="stop" if goes_on else "length", **more)
+
+    def refused(root: str, reason: str, **more: Any) -> Case:
+        counted = {f"{reason}/sequential": 1}
+        return Case({"": f"{root}on"}, f"{root}on", (), counted, **more)
+
+    two, three = announced("ab"), announced("abc")
+    well = {"a": f"aa{end}", "b": f"b{end}"}
+    for root in ("<|para|>", "x<|title|>a<|para|>"):
+        yield "no_outline", Case({"": f"{root}on"}, root + close, (), {"no_outline/end_request": 1}, "length")
+    yield "duplicates", case(announced("abab"), well, counted={"duplicate_outline/drop": 2})
+    yield "too_many_threads", refused(three, "too_many_threads", forkjoin={"max_threads_per_fork": 2})
+    eos = {"counted": {"thread_eos/close_thread": 1}, "closed": {"a": f"x{end}", "b": f"b{end}"}}
+    yield "thread_eos", case(two, {"a": "x", "b": f"b{end}"}, "eos stop", **eos)
+    length = {"counted": {"thread_length/close_thread": 1}, "forkjoin": {"max_tokens_per_thread": 7}}
+    long = {"a": "a" * 30 + end, "b": f"b{end}"}
+    yield "thread_length", case(two, long, "length stop", closed=well | {"a": "a" * 7 + end}, **length)
+    # an announcement that does not end is none
+    yield "missing_tags", case("<|title|>x<|title|>a<|/title|><|title|>b<|/title|><|para|>", well)
+    stray = {"a": f"x<|title|><|branch|>y{end}", "b": f"b{end}"}
+    yield "stray_tags", case(f"{end}{close}<|/title|>{two}", stray, after=f"{end}{close}on")
+    nested = {"a": f"x{announced('q')}y{end}", "b": f"b{end}"}
+    yield "nested_fork", case(two, nested, counted={"nested_fork/sequential": 1})
+    again = {"counted": {"too_many_forks/sequential": 1}, "forkjoin": {"max_forks": 1}}
+    yield "max_forks", case(two, well, after=f"{announced('c')}on", **again)
+    yield "max_forks", refused(two, "too_many_forks", forkjoin={"max_forks": 0})
+    long = dict.fromkeys("abc", "a" * 90 + end)
+    for kind, num, more in (("total_tokens", 4, {"spend": 12}), ("joined_too_long", 67, {"room": 200})):
+        cut = dict.fromkeys("abc", "a" * num + end)
+        counted = {f"{kind}/end_request": 1}
+        how = "cancelled " * 3
+        yield kind, case(three, long, how, closed=cut, goes_on=False, counted=counted, **more)
+    # the branches would fit, but for what stands around them
+    long = dict.fromkeys("abc", "a" * 62 + end)
+    counted = {"joined_too_long/end_request": 1}
+    yield "joined_too_long", case(three, long, goes_on=False, counted=counted, room=200)
+
+
 SUMMARY = "<summary>By analyzing multiple reasoning processes above, I concluded that: The final answer is"
 
 
@@ -668,6 +735,7 @@ CASES = _table(
     npr=NPR.cases(),
     parallel_r1=parallel_r1(),
     parathinker=parathinker(),
+    aspd=aspd(),
     apr=apr(),
     apar=apar(),
     hpd=hpd(),
@@ -695,6 +763,7 @@ EXCLUDED: dict[tuple[str, str], str] = {
     ("asyncthink", "too_many_threads"): "each closing tag starts one thread, and no limit is lower",
     **{(name, "missing_tags"): "neither token closes what the other opened" for name in ("apar", "hpd")},
     **{(name, "joined_too_long"): "nothing is joined to any context" for name in ("apar", "hpd")},
+    ("aspd", "gaps"): "nothing is numbered",
     ("parathinker", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
     ("explicit", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
 }  # fmt: skip

@@ -96,6 +96,14 @@ PHRASES: dict[str, tuple[str, ...]] = {
         *("</step>", "</step>"),
         END,
     ),
+    "aspd": (
+        *TEXT,
+        "<|title|>a<|/title|><|title|>b<|/title|><|para|>",
+        "<|title|>a<|/title|><|title|>a<|/title|><|para|>",
+        "<|para|>",
+        *("<|/branch|>", "<|/branch|>"),
+        END,
+    ),
     "apr": (
         "x",
         "Moving to Node #0\nCurrent State: 5:[1, 2], Operations: []\n",

@@ -24,6 +24,10 @@ PARALLEL_R1 = {
 }  # fmt: skip
 APAR = {"<Thread>": "[SplitMask]", "</Thread>": "[SplitSop]"}
 HPD = {"<Thread>": "<FORK>", "</Thread>": "<CHILD>"}
+ASPD = {
+    "<Outline>": "<|title|>", "</Outline>": "<|/title|>", "<Thread>": "<|branch|>", "</Thread>": "<|/branch|>",
+    "</Outlines>": "<|para|>", "<Outlines>": "<|/para|>",
+}  # fmt: skip
 PARATHINKER = {
     "<Thread>": "<think1>", "</Thread>": "</think1>", "<Outlines>": "<think2>", "</Outlines>": "</think2>",
     "<Outline>": "<think3>", "</Outline>": "</think3>", "<Conclusion>": "<summary>", "</Conclusion>": "</summary>",
@@ -35,6 +39,7 @@ FOR_DIALECT = {
     "npr": NPR,
     "parallel-r1": PARALLEL_R1,
     "parathinker": PARATHINKER,
+    "aspd": ASPD,
     "apar": APAR,
     "hpd": HPD,
 }

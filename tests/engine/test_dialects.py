@@ -13,7 +13,7 @@ import pytest
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from tests.engine.malformed_cases import TRACE, call
-from tests.engine.renamed import APAR, HPD, NPR, PARALLEL_R1, dialect_for, with_tokens
+from tests.engine.renamed import APAR, ASPD, HPD, NPR, PARALLEL_R1, dialect_for, with_tokens
 
 pytestmark = pytest.mark.engine
 
@@ -190,6 +190,30 @@ def test_parathinkers_weights_are_refused_without_a_class_that_adds_its_embeddin
 
     with pytest.raises(DialectError, match=r"seg_embeddings.*LlamaForCausalLM has none"):
         compat.check_model(load("parathinker"), parathinker.scheduler.vllm_config.model_config)
+
+
+# ---- ASPD --------------------------------------------------------------------------------------
+
+
+def test_what_follows_branches_of_aspd_has_the_positions_of_a_text_in_a_row(tmp_path_factory):
+    from tests.engine.harness import Engine
+
+    engine = Engine(load("aspd"), with_tokens(tmp_path_factory.mktemp("aspd"), ASPD))
+    root = "Two: <|title|>Cats<|/title|><|title|>Dogs<|/title|><|para|>"
+    branches = {"<|branch|>Cats: ": "purr and sleep<|/branch|>", "<|branch|>Dogs: ": "bark<|/branch|>"}
+    offsets = []
+    begin = engine.scheduler._placing.start_stitched
+
+    def noted(request, stitched, of_slots):
+        offsets.append(of_slots)
+        begin(request, stitched, of_slots)
+
+    engine.scheduler._placing.start_stitched = noted
+    answer = run(engine, {"": root, "<|/branch|><|/para|>\n": "That is all."} | branches)
+    shown = "".join(header + text for header, text in branches.items())
+    assert answer.text == f"{root}{shown}<|/para|>\nThat is all."
+    assert offsets == [((0, 0),)]
+    assert engine.snapshot() == engine.baseline
 
 
 # ---- APAR and HPD ------------------------------------------------------------------------------

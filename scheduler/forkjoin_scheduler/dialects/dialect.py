@@ -58,12 +58,14 @@ class Outline(Strict):
         description="token or text behind whose last occurrence the outlines are read; none: all that the "
         "branch wrote since its prompt, or since it forked last",
     )
-    pattern: str = Field(description="regex: group 'number' and, optionally, 'title' and 'message'")
+    pattern: str = Field(
+        description="regex: group 'number' (none: titles are numbers) and, optionally, 'title' and 'message'"
+    )
 
     @field_validator("pattern")
     @classmethod
-    def _names_a_number(cls, value: str) -> str:
-        return check_regex(value, needs="number")
+    def _names_threads(cls, value: str) -> str:
+        return check_regex(value, needs=("number", "title"))
 
 
 class Thread(Strict):
@@ -113,8 +115,10 @@ class Positions(Strict):
     """Stitched joins: how positions go on, counted from the token before (1: no gap)."""
 
     fork_gap: int = Field(default=1, ge=0, description="from the trigger to the first token of each header")
-    join_gap: int = Field(
-        default=1, ge=0, description="from the furthest token of any thread to what follows the join"
+    join_gap: int = Field(default=1, ge=0, description="from the token before to what follows the join")
+    join_from: Literal["furthest", "last"] = Field(
+        default="furthest",
+        description="that token: the furthest of any thread, or the last, as if threads stood in a row",
     )
 
 

@@ -80,8 +80,8 @@ _COUNTS = re.compile(r"\{([0-9]*),?([0-9]*)\}")
 _OTHER_BRACE = re.compile(r"(?<!\\)(?:\\\\)*\{(?![0-9]*,?[0-9]*\})")
 
 
-def check_regex(value: str, *, needs: str | None = None) -> str:
-    """``value``, if it is a regular expression that searches end in, with the group ``needs``.
+def check_regex(value: str, *, needs: tuple[str, ...] = ()) -> str:
+    """``value``, if it is a regular expression that searches end in, with one of the groups ``needs``.
 
     Raises ValueError saying what was expected.
     """
@@ -99,8 +99,8 @@ def check_regex(value: str, *, needs: str | None = None) -> str:
             regex.compile(value)
     except (re.error, regex.error, OverflowError, RecursionError, Warning) as error:
         raise ValueError(f"not a regular expression: {error}") from error
-    if needs is not None and needs not in groups:
-        raise ValueError(f"expected a group named {needs!r}")
+    if needs and groups.keys().isdisjoint(needs):
+        raise ValueError(f"expected a group named {' or '.join(map(repr, needs))}")
     return value
 
 

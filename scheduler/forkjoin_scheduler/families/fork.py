@@ -67,12 +67,14 @@ def read_outlines(outline: Outline, text: str) -> list[Announced]:
         _, opened, text = text.rpartition(outline.opens)
         if not opened:
             return []
-    return [_announced(match) for match in find_all(outline.pattern, text) if match["number"]]
+    return [one for match in find_all(outline.pattern, text) if (one := _announced(match)).number]
 
 
 def _announced(match: Match) -> Announced:
+    """A thread; where threads have no numbers, its title is its number."""
     groups = match.groupdict()
-    return Announced(match["number"], (groups.get("title") or "").strip(), groups.get("message") or "")
+    title = (groups.get("title") or "").strip()
+    return Announced(groups.get("number", title) or "", title, groups.get("message") or "")
 
 
 def plan_fork(

@@ -46,6 +46,8 @@ def joined_offset(
     ``lengths``: tokens that each has behind the fork in its own context, ``joined_len``: those of
     the joined context.
     """
+    if positions.join_from == "last":
+        return threads[0].offset - positions.fork_gap + positions.join_gap
     last = max(t.fork_len + n - 1 + t.offset for t, n in zip(threads, lengths, strict=True))
     return last + positions.join_gap - joined_len
 

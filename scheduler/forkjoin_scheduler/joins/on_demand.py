@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _asks(value: str) -> str:
-    return check_regex(value, needs="number")
+    return check_regex(value, needs=("number",))
 
 
 class OnDemand(Join):

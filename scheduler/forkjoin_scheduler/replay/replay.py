@@ -108,7 +108,9 @@ class _Replay:
             self._note("refused", f"no fork: {plan.reason}; the policy is {plan.policy.value}")
             self._world.perform(self._machine, forking.refuse(self._machine, branch, plan))
             return
-        titles = ", ".join(f"{t.number} {t.title!r}" if t.title else t.number for t in plan.threads)
+        titles = ", ".join(
+            f"{t.number} {t.title!r}" if t.title not in ("", t.number) else t.number for t in plan.threads
+        )
         more = f"; {plan.num_duplicates} repeated outlines dropped" if plan.num_duplicates else ""
         self._note("fork", f"{len(plan.threads)} threads: {titles}{more}")
         fork = Fork(plan, len(context), since)

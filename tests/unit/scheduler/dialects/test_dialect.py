@@ -33,9 +33,9 @@ def test_an_unknown_key_is_refused_naming_it(dialect):
         parse(text, "mine.yaml")
 
 
-def test_a_pattern_without_a_number_is_refused(dialect):
-    text = dialect.model_dump_json().replace("?P<number>", "?P<nr>")
-    with pytest.raises(DialectError, match="number"):
+def test_a_pattern_with_neither_a_number_nor_a_title_is_refused(dialect):
+    text = dialect.model_dump_json().replace("?P<number>", "?P<nr>").replace("?P<title>", "?P<name>")
+    with pytest.raises(DialectError, match="expected a group named 'number' or 'title'"):
         parse(text, "mine.yaml")
 
 
@@ -184,7 +184,10 @@ WRONG = {
     ),
     "empty_tag": ({"tags": ["<X>", ""]}, "at least 1 character"),
     "trigger_no_regex": ({"trigger": "(", "tags_are": "text"}, "not a regular expression"),
-    "no_outline_number": ({"outline": {"pattern": "(?P<nr>.)"}}, "expected a group named 'number'"),
+    "no_outline_number": (
+        {"outline": {"pattern": "(?P<nr>.)"}},
+        "expected a group named 'number' or 'title'",
+    ),
     "header_alone_is_empty": (
         {"thread": {"header": "", "context": "header"}},
         "expected a header, for it is all that a thread sees",

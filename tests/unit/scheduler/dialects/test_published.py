@@ -46,6 +46,7 @@ THREADWEAVER = (
 )
 MULTIVERSE = "<Parallel>\n<Goal>\n<Outline>1: even</Outline>\n<Outline>2.1: odd</Outline>\n<Outline>10: 0</Outline>\n</Goal>"
 NPR = "<guideline>\n<plan>1: even</plan>\n<plan>2: odd</plan>\n</guideline>"
+ASPD = "Two:\n<|title|>Cats<|/title|><|title|>1 < 2<|/title|><|title|>Cats<|/title|><|para|>"
 PARATHINKER = "<B>How many?<A><think>"
 SUMMARY = "<summary>By analyzing multiple reasoning processes above, I concluded that: The final answer is"
 APR_ROOT = "Moving to Node #0\nCurrent State: 39:[36, 50, 25, 2], Operations: []"
@@ -104,6 +105,14 @@ PUBLISHED = {
         sees=[f"Q{NPR}\n<step>\n1:", f"Q{NPR}\n<step>\n2:"],
         threads=[(" ab</step>", STOP), (" c</step>", STOP)],
         joined=f"Q{NPR}\n<step>\n1: ab</step>\n<step>\n2: c</step>\n<takeaway>\n",
+    ),
+    # A branch has no number but its title.
+    "aspd": Published(
+        prompt="Q",
+        wrote=ASPD,
+        sees=[f"Q{ASPD}<|branch|>{title}: " for title in ("Cats", "1 < 2")],
+        threads=[("purr<|/branch|>", STOP), ("so\0", EOS)],
+        joined=(f"Q{ASPD}<|branch|>Cats: purr<|/branch|><|branch|>1 < 2: so<|/branch|><|/para|>\n"),
     ),
     # The first path to end has its own end tag, the others are cut off where they are.
     "parathinker": Published(
@@ -357,6 +366,12 @@ def test_paths_of_parathinker_begin_at_one_position_and_its_summary_behind_the_l
     assert [p for p, t in at if t.startswith("<think")] == [1] * 4
     assert [p for p, t in at if t == "</think2>"] == [4]
     assert [p for p, t in at if t == "<summary>"] == [5]
+
+
+def test_branches_of_aspd_share_positions_and_what_follows_stands_as_if_they_stood_in_a_row():
+    at = _positions(_spoken("aspd"))
+    assert [p for p, t in at if t == "<|branch|>"] == [1, 1]
+    assert at[-2:] == [(len(at) - 1, "<|/para|>"), (len(at), "\n")]
 
 
 # ---- headers that a stitched join can't shorten --------------------------------------------

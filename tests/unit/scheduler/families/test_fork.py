@@ -50,6 +50,16 @@ def test_duplicates_are_dropped_and_counted_and_the_first_title_stays(dialect, t
     assert ([t.title for t in plan.threads], plan.num_duplicates) == (["a"], 1)
 
 
+def test_where_threads_have_no_numbers_their_titles_tell_them_apart(make_dialect, byte_tokenizer):
+    outline = {"pattern": "<T>(?P<title>[^<]*)</T>"}
+    dialect = make_dialect(outline=outline, trigger="<G>", thread={"header": "{n}: "})
+    text = "<T>cats</T><T></T><T> dogs </T><T>cats</T><G>"
+    plan = _plan(dialect, byte_tokenizer(["<T>", "</T>", "<G>"]), text)
+    assert isinstance(plan, ForkPlan)
+    assert [(t.number, t.title) for t in plan.threads] == [("cats", "cats"), ("dogs", "dogs")]
+    assert plan.num_duplicates == 1
+
+
 @pytest.mark.parametrize(
     ("text", "limits", "num_forks", "reason"),
     [

@@ -58,6 +58,7 @@ SPEECHES = {
     "threadweaver": Speech(_outlines("<Outlines>", "<Outline>{}: a</Outline>", "</Outlines>"), (1, 3)),
     "multiverse": Speech(_outlines("<Goal>", "<Outline>{}: a</Outline>", "</Goal>"), (1, 3), depth=3),
     "npr": Speech(_outlines("<guideline>", "<plan>{}: a</plan>", "</guideline>"), (1, 3)),
+    "aspd": Speech(_outlines("", "<|title|>{}<|/title|>", "<|para|>"), (1, 3)),
     "parallel-r1": Speech(lambda *_: "<Parallel>", (2, 2)),
     "apar": Speech(lambda *_: "[SplitMask]", (1, 1), max_forks=3, depth=3),
     "hpd": Speech(lambda *_: "<FORK>", (1, 1), max_forks=3),

@@ -17,7 +17,7 @@ def kinds(dialect, transcript):
     return [found.kind for found in replay(load(dialect), transcript)]
 
 
-@pytest.mark.parametrize("name", ["threadweaver", "parallel-r1", "multiverse", "npr"])
+@pytest.mark.parametrize("name", ["threadweaver", "parallel-r1", "multiverse", "npr", "aspd"])
 def test_a_published_transcript_is_what_the_engine_would_write(name):
     published = PUBLISHED[name]
     seen = kinds(name, published.joined[len(published.prompt) :])
