@@ -648,6 +648,62 @@ def asyncthink() -> Iterator[tuple[str, Case]]:
     yield "joined_too_long", Case(script, answer, ends("1", "stop"), counted, "length", room=200)
 
 
+def pasta() -> Iterator[tuple[str, Case]]:
+    def promise(topic: str) -> str:
+        return f'<promise topic="{topic}" tokens="9"/>'
+
+    def kept(topic: str, text: str) -> str:
+        return f"{promise(topic)}<async>{text}</async>"
+
+    def thread(topic: str, text: str) -> dict[str, str]:
+        return {f"{promise(topic)}<async>": text}
+
+    one, two = promise("a"), promise("a") + promise("b")
+    a, long = thread("a", "A</async>"), thread("a", "h" * 90)
+    script = {"": f"{one}x<sync/>", "<sync/>": "end"}
+    well = f"{kept('a', 'A')}x<sync/>end"
+    none = {"no_outline/sequential": 1}
+    for root in ('<promise tokens="9"/>on', '<promise topic=""/>on'):
+        yield "no_outline", Case({"": root}, root, (), none)
+    answer = f"{kept('a', 'A')}{kept('a', 'A')}<sync/>end"
+    yield "duplicates", Case(script | {"": f"{one}{one}<sync/>"} | a, answer, ends("aa", "stop"))
+    counted = {"thread_eos/close_thread": 1}
+    yield "thread_eos", Case(script | thread("a", "A"), well, ends("a", "eos"), counted)
+    counted, limit = {"thread_length/close_thread": 1}, {"max_tokens_per_thread": 6}
+    answer = f"{kept('a', 'h' * 6)}x<sync/>end"
+    yield "thread_length", Case(script | long, answer, ends("a", "length"), counted, forkjoin=limit)
+    root = '<promise topic="a" tokens="9">on'
+    yield "missing_tags", Case({"": root}, root)
+    # what nobody waits for is written all the same
+    yield "missing_tags", Case({"": f"{one}end"} | a, f"{kept('a', 'A')}end", ends("a", "stop"))
+    unknown = {"unknown_thread/sequential": 1}
+    stray = "</async><async><sync/>on"
+    yield "stray_tags", Case({"": stray}, stray, (), unknown)
+    inside = thread("a", "<sync/>A</async>")
+    answer = f"{kept('a', '<sync/>A')}x<sync/>end"
+    yield (
+        "stray_tags",
+        Case({"": f"{one}x<sync/>", "x<sync/>": "end"} | inside, answer, ends("a", "stop"), unknown),
+    )
+    inside = thread("a", f"{promise('b')}A</async>")
+    answer = f"{kept('a', promise('b') + 'A')}x<sync/>end"
+    yield "nested_fork", Case(script | inside, answer, ends("a", "stop"), {"nested_fork/sequential": 1})
+    counted, answer = {"too_many_forks/sequential": 1}, f"{kept('a', 'A')}{promise('b')}<sync/>end"
+    limit = {"max_forks": 1}
+    yield (
+        "max_forks",
+        Case(script | {"": f"{two}<sync/>"} | a, answer, ends("a", "stop"), counted, forkjoin=limit),
+    )
+    counted, answer = {"total_tokens/end_request": 1}, f"{kept('a', 'h' * 30)}x<sync/>"
+    yield "total_tokens", Case(script | long, answer, ends("a", "cancelled"), counted, "length", spend=30)
+    texts = {"a": "a" * 120, "b": "b" * 120}
+    both = thread("a", f"{texts['a']}</async>") | thread("b", f"{texts['b']}</async>")
+    counted = {"joined_too_long/end_request": 1}
+    answer = "".join(kept(topic, text) for topic, text in texts.items()) + "<sync/>"
+    script = {"": f"{two}<sync/>"} | both
+    yield "joined_too_long", Case(script, answer, ends("ab", "stop"), counted, "length", room=200)
+
+
 # ---- any model: skeleton, explicit ---------------------------------------------------------------
 
 
@@ -740,6 +796,7 @@ CASES = _table(
     apar=apar(),
     hpd=hpd(),
     asyncthink=asyncthink(),
+    pasta=pasta(),
     skeleton=skeleton(),
     explicit=explicit(),
 )
@@ -761,6 +818,8 @@ EXCLUDED: dict[tuple[str, str], str] = {
     **{(name, kind): _NO_TAGS for name in ("skeleton", "explicit") for kind in ("missing_tags", "stray_tags")},
     **{(name, "too_many_threads"): "a fork starts one thread, and no limit is lower" for name in ("apar", "hpd")},
     ("asyncthink", "too_many_threads"): "each closing tag starts one thread, and no limit is lower",
+    ("pasta", "too_many_threads"): "each promise starts one thread, and no limit is lower",
+    ("pasta", "gaps"): "promises have topics, no numbers",
     **{(name, "missing_tags"): "neither token closes what the other opened" for name in ("apar", "hpd")},
     **{(name, "joined_too_long"): "nothing is joined to any context" for name in ("apar", "hpd")},
     ("aspd", "gaps"): "nothing is numbered",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 from forkjoin_scheduler.joins.finish import Finish
+from forkjoin_scheduler.joins.in_place import InPlace
 from forkjoin_scheduler.joins.join import Join
 from forkjoin_scheduler.joins.on_demand import OnDemand
 from forkjoin_scheduler.joins.reprefill import Reprefill
@@ -25,6 +26,7 @@ KINDS: dict[str, type[Join]] = {
     "splice": Splice,
     "on_demand": OnDemand,
     "sync": Sync,
+    "in_place": InPlace,
     "finish": Finish,
     "vote": VoteJoin,
 }
@@ -38,11 +40,12 @@ def _named(value: Any) -> Any:
     own = KINDS.get(str(fields["kind"]))
     if own is None:
         return fields
-    for kind, join in KINDS.items():
+    for join in KINDS.values():
         for name in join.model_fields.keys() - Join.model_fields:
             is_wanted = join is own and join.model_fields[name].is_required()
             if (is_wanted and name not in fields) or (name in fields and name not in own.model_fields):
-                raise ValueError(f"expected join.{name} with the kind {kind}, and with no other")
+                kinds = " or ".join(kind for kind, other in KINDS.items() if name in other.model_fields)
+                raise ValueError(f"expected join.{name} with the kind {kinds}, and with no other")
     return fields
 
 

@@ -47,6 +47,7 @@ def join(machine: Machine, branch: Branch) -> Effects:
         if end is not ThreadEnd.LENGTH and branch is machine.family.root:
             # vLLM keeps the last token of a stopped request out of its text.
             transcript.push([OutputToken(_eos_of(machine, branch))])
+        _cut_off(machine, branch, plan)
         branch.token_ids += plan.token_ids
         yield from _end_branch(machine, branch, end)
     else:
@@ -107,12 +108,18 @@ def _show_winner(machine: Machine, branch: Branch, vote: Vote) -> ThreadEnd:
 
 def _go_on(machine: Machine, branch: Branch, plan: JoinPlan, room: int) -> Effects:
     """Let ``branch`` go on after its threads, with ``room`` tokens left in its context."""
-    if plan.keep is not None:
-        branch.cut_context(plan.keep)
+    _cut_off(machine, branch, plan)
     machine.family.join(branch, list(plan.token_ids))
     if machine.dialect.join.moves_kv:
         branch.stitched_len, branch.offset = stitched_end(machine, branch.waits_for)
     yield Resume(branch, plan, room)
+
+
+def _cut_off(machine: Machine, branch: Branch, plan: JoinPlan) -> None:
+    """Forget what of the context of ``branch`` the ``plan`` says again, or otherwise."""
+    if plan.keep is not None:
+        branch.take_back(len(machine.world.context(branch)) - plan.keep, ())
+        branch.cut_context(plan.keep)
 
 
 def _eos_of(machine: Machine, branch: Branch) -> int:

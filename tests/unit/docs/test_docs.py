@@ -119,7 +119,7 @@ def test_the_table_of_built_in_dialects_is_that_of_their_files():
 
 def test_the_table_of_joins_says_who_waits(make_dialect):
     needs = {"rewrite": {"opens": "<C>"}, "on_demand": {"ask": "(?P<number>.)"}, "vote": {"result": "x"}}
-    needs["sync"] = {"sync": "<S>"}
+    needs["sync"] = needs["in_place"] = {"sync": "<S>"}
     rows = _rows("## Joins")
     assert list(rows) == list(KINDS)
     for kind, (waits, goes_on) in rows.items():

@@ -229,7 +229,15 @@ WRONG = {
     ),
     "empty_opens": ({"join": {"kind": "rewrite", "opens": ""}}, "at least 1 character"),
     "opens_without_rewrite": ({"join": {"opens": "<C>"}}, "expected join.opens with the kind rewrite"),
-    "sync_without_sync": ({"join": {"kind": "sync"}}, "expected join.sync with the kind sync"),
+    "sync_without_sync": ({"join": {"kind": "sync"}}, "expected join.sync with the kind sync or in_place"),
+    "sync_in_a_header_of_its_own": (
+        {"join": {"kind": "in_place", "sync": "<S>"}, "thread": {"header": "<T>", "context": "header"}},
+        "expected threads that see their parent, trigger included",
+    ),
+    "a_part_in_place": (
+        {"join": {"kind": "in_place", "sync": "<S>"}, "thread": {"header": "<T>", "returns": "x"}},
+        "with no returns or opened",
+    ),
     "on_demand_without_ask": ({"join": {"kind": "on_demand"}}, "expected join.ask with the kind on_demand"),
     "ask_without_on_demand": (
         {"join": {"ask": "(?P<number>.)"}},
@@ -266,6 +274,7 @@ def test_fields_that_do_not_go_together_are_refused_with_what_was_expected(make_
         {"join": {"kind": "rewrite", "opens": "<C>", "opened": "<D>"}},
         {"join": {"kind": "on_demand", "ask": "<J (?P<number>.)>"}},
         {"join": {"kind": "sync", "sync": "<S>"}},
+        {"join": {"kind": "in_place", "sync": "<S>"}},
         {"join": {"kind": "vote", "result": "x"}},
         {"join": {"kind": "splice"}},
         {"join": {"kind": "splice", "newlines": 2}, "thread": {"header": "", "newlines": 1}},
@@ -282,6 +291,7 @@ def test_fields_that_do_not_go_together_are_refused_with_what_was_expected(make_
             "rewrite",
             "on_demand",
             "sync",
+            "in_place",
             "vote",
             "splice",
             "newlines",
@@ -305,13 +315,14 @@ def test_each_way_to_fork_and_to_join_can_be_said_and_survives_the_way_to_the_en
         ("splice", False, True),
         ("on_demand", False, True),
         ("sync", False, True),
+        ("in_place", False, True),
         ("finish", True, False),
         ("vote", True, False),
     ],
 )
 def test_the_kind_of_a_join_says_who_waits_and_who_goes_on(make_dialect, kind, waits, goes_on):
     needs = {"rewrite": {"opens": "<C>"}, "on_demand": {"ask": "(?P<number>.)"}, "vote": {"result": "x"}}
-    needs["sync"] = {"sync": "<S>"}
+    needs["sync"] = needs["in_place"] = {"sync": "<S>"}
     join = make_dialect(join={"kind": kind} | needs.get(kind, {})).join
     assert (join.waits, join.goes_on) == (waits, goes_on)
 

@@ -66,6 +66,7 @@ APR_PATH = (
     "Moving to Node #0,0\nCurrent State: 39:[50, 2, 11], Operations: ['36-25=11']\n"
     "Exploring Operation: 50-11=39, Resulting Numbers: [2, 39]\n39,39 equal: Goal Reached"
 )
+PROMISE = '<promise topic="length" tokens="20"/>'
 
 PUBLISHED = {
     "threadweaver": Published(
@@ -172,6 +173,15 @@ PUBLISHED = {
         joined=("Q<FORK-1>a</FORK-1> mm <FORK-2>How many {cats}?\nNow.</FORK-2> so <JOIN-2>\ntwo\n</JOIN-2>"),
         meanwhile=" so <JOIN-2>",
     ),
+    # A promise's text stands where it was made; the thread has seen the promises before its own.
+    "pasta": Published(
+        prompt="<B>Q<A>",
+        wrote=f"{PROMISE} and {PROMISE.replace('length', 'ends')}",
+        sees=[f"<B>Q<A>{PROMISE} and {PROMISE.replace('length', 'ends')}<async>"],
+        threads=[("(4, 4)</async>", STOP)],
+        joined=f"<B>Q<A>{PROMISE} and {PROMISE.replace('length', 'ends')}<async>(4, 4)</async> so<sync/>",
+        meanwhile=" so<sync/>",
+    ),
     "skeleton": Published(
         prompt="<B>Tell.<A>",
         wrote="1. Two cats\n2) Dogs \n",
@@ -188,6 +198,7 @@ PUBLISHED = {
 FORKED_BEFORE = {
     "apar": "1. Cats[SplitMask]",
     "asyncthink": "<FORK-1>a</FORK-1>",
+    "pasta": PROMISE,
     "threadweaver": THREADWEAVER[1],
 }
 
@@ -270,8 +281,9 @@ def test_what_is_joined_is_what_the_model_was_trained_to_go_on_from(spoken):
     elif kind == "on_demand":
         ids = [*spoken.context, *meanwhile, *joined_ids(spoken.dialect, threads[0], tokenizer)]
     else:
-        plan = spoken.dialect.join.plan(spoken.dialect, threads, spoken.context, tokenizer)
-        ids = [*spoken.context[: plan.keep], *plan.token_ids]
+        context = [*spoken.context, *meanwhile]
+        plan = spoken.dialect.join.plan(spoken.dialect, threads, context, tokenizer)
+        ids = [*context[: plan.keep], *plan.token_ids]
     assert tokenizer.decode(ids) == spoken.text.joined
 
 
@@ -295,6 +307,23 @@ def test_an_organizer_asks_for_a_thread_by_its_number():
     ids = spoken.tokenizer.encode(spoken.text.meanwhile)
     asked = [spoken.bound.asked_for(ids[:n]) for n in range(1, len(ids) + 1)]
     assert asked == [None] * (len(ids) - 1) + ["2"]
+
+
+def test_a_sync_asks_for_all_that_was_promised():
+    spoken = _spoken("pasta")
+    ids = spoken.tokenizer.encode(spoken.text.meanwhile)
+    asked = [spoken.bound.asked_for(ids[:n]) for n in range(1, len(ids) + 1)]
+    assert asked == [None] * (len(ids) - 1) + [""]
+
+
+def test_a_promise_says_its_topic_among_other_attributes_in_any_order():
+    spoken = _spoken("pasta")
+    for promise in ('<promise tokens="20" topic="a b"/>', '<promise\ntopic="a b" />'):
+        context = spoken.tokenizer.encode(f"so {promise}")
+        assert spoken.bound.triggers(context)
+        plan = plan_fork(spoken.dialect, spoken.dialect.limits, context, spoken.tokenizer)
+        assert isinstance(plan, ForkPlan)
+        assert [t.title for t in plan.threads] == ["a b"]
 
 
 def test_of_a_call_that_names_an_unknown_node_the_others_are_searched():

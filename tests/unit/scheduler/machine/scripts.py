@@ -64,6 +64,7 @@ SPEECHES = {
     "hpd": Speech(lambda *_: "<FORK>", (1, 1), max_forks=3),
     "asyncthink": Speech(lambda number, _: f"<FORK-{number}>q</FORK-{number}>", (1, 1), max_forks=3),
     "apr": Speech(_APR_CALL, (1, 3), prompt=_APR_PROMPT),
+    "pasta": Speech(lambda number, _: f'<promise topic="{number}" tokens="9"/>', (1, 1), max_forks=3),
     "skeleton": Speech(_outlines("\n", "{}. point\n", "\0"), (2, 3), max_forks=1),
     "parathinker": Speech(None, (4, 4)),
     "branches": Speech(
@@ -125,6 +126,8 @@ def cases(draw, names=tuple(SPEECHES)) -> Case:
             forks.append(threads(here, depth - 1))
             if name == "asyncthink" and draw(st.booleans()):
                 text += f"<JOIN-{draw(st.integers(1, fork))}>" + draw(words)
+            if name == "pasta" and draw(st.booleans()):
+                text += "<sync/>" + draw(words)
         if name == "apr" and draw(st.integers(0, 4)) == 0:
             text += "<Sub Searches>" + draw(words)
         if number == 0:

@@ -262,6 +262,46 @@ def test_a_sync_waits_for_all_threads_that_were_started_since_the_last(make_dial
     assert (play.answer, play.finish) == (f"{joined}<W>d\0", "stop")
 
 
+IN_PLACE = SYNC | {
+    "thread": {"header": "[", "end": "]", "close": "]"},
+    "join": {"kind": "in_place", "sync": "<W>"},
+}
+
+
+def test_behind_a_sync_in_place_each_thread_stands_where_it_was_started(make_dialect):
+    play = Play(make_dialect(**IN_PLACE))
+    play.step(root="a<F1>b<F2>c<W>never heard")
+    assert play.done() == ["Start t0", "Start t1", "Park root"]
+    play.step(t1="y]")
+    assert play.answer == "a<F1>[", "the answer has them in their places, too"
+    play.step(t0="x]")
+    assert play.done()[-1] == "Resume root 6 [x]b<F2>[y]c<W>"
+    play.step(root="d<F3>e<W>")
+    play.step(t2="z]")
+    assert play.done()[-1] == "Resume root 26 [z]e<W>", "what was joined before stays"
+    play.step(root="f\0")
+    assert (play.answer, play.finish) == ("a<F1>[x]b<F2>[y]c<W>d<F3>[z]e<W>f\0", "stop")
+
+
+def test_what_no_sync_waits_for_goes_on_behind_the_end_of_its_parent(make_dialect):
+    play = Play(make_dialect(**IN_PLACE))
+    play.step(root="a<F1>b\0")
+    assert (play.answer, play.finish) == ("a<F1>[", None)
+    play.step(t0="x]")
+    assert (play.answer, play.finish) == ("a<F1>[x]b\0", "stop")
+
+
+def test_a_thread_that_syncs_in_place_returns_its_text_with_its_own_threads_in_it(make_dialect):
+    play = Play(make_dialect(**IN_PLACE, max_depth=2))
+    play.step(root="a<F1>")
+    play.step(root="b<W>", t0="c<F2>d<W>")
+    play.step(t1="x]")
+    assert play.done()[-1] == "Resume t0 12 [x]d<W>"
+    play.step(t0="e]")
+    assert play.done()[-1] == "Resume root 6 [c<F2>[x]d<W>e]b<W>"
+    assert play.answer == "a<F1>[c<F2>[x]d<W>e]b<W>"
+
+
 def test_a_finish_ends_the_answer_behind_the_threads(make_dialect):
     play = Play(make_dialect(join={"kind": "finish", "text": "<J>"}))
     play.step(root="ab<F>")
