@@ -21,7 +21,7 @@ from forkjoin_server.operate.interrupts import killing, leave_to_the_parent
 from forkjoin_server.operate.leaving import leave
 from forkjoin_server.operate.orphans import die_with_the_parent
 from forkjoin_server.operate.output import never_fail
-from forkjoin_server.start import dialect_commands
+from forkjoin_server.start import dialect_commands, dialect_evidence
 from forkjoin_server.start.benchmarks import benchmarks
 from forkjoin_server.start.configuration import resolve
 from forkjoin_server.start.effective import Given, effective, lines
@@ -39,6 +39,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
        forkjoin dialects test DIALECT FILE
+       forkjoin dialects infer MODEL|FILE [DIALECT…]
        forkjoin keys new NAME
        forkjoin chat|top [URL]
        forkjoin trace FILE|ID [URL] [--svg FILE] [--png FILE]
@@ -54,7 +55,10 @@ COMMANDS = (
     "--version",
 )  # fmt: skip
 #: What follows a command that has commands of its own.
-_SUBCOMMANDS = {"dialects": "nothing, check MODEL DIALECT or test DIALECT FILE", "keys": "new NAME"}
+_SUBCOMMANDS = {
+    "dialects": "nothing, check MODEL DIALECT, test DIALECT FILE or infer MODEL|FILE",
+    "keys": "new NAME",
+}
 
 _KEY_SEEN = (
     "--api-key: every user who can list this machine's processes can read it: set VLLM_API_KEY, or use "
@@ -88,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
             dialect_commands.check(argv[2:])
         elif argv[:2] == ["dialects", "test"]:
             dialect_commands.test(argv[2:])
+        elif argv[:2] == ["dialects", "infer"]:
+            dialect_evidence.infer(argv[2:])
         elif argv == ["dialects"]:
             for name in builtin_names():
                 print(f"{name}\t{load(name).source}")
@@ -129,6 +135,8 @@ def serve(argv: list[str]) -> NoReturn:
                 logs.start_relay()
             log_as(args, lambda *how: stack.enter_context(logs.written(logs.config(*how))))
         print("\n".join(lines(effective(given))), file=sys.stderr, flush=True)
+        if given.choice is not None:
+            print(f"forkjoin: {given.choice}", file=sys.stderr, flush=True)
         if given.origins.get("api_key") == "flag":
             print(f"forkjoin: {_KEY_SEEN}", file=sys.stderr, flush=True)
         if args.forkjoin_api_key_file is not None:

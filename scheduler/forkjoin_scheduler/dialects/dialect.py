@@ -29,6 +29,9 @@ from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.joins.kinds import AnyJoin
 from forkjoin_scheduler.joins.reprefill import Reprefill
 
+#: The texts around a thread that may have the turns of a chat template in them.
+_SPOKEN = ("header", "joined_header", "first_joined_header", "failed_header", "end")
+
 
 class ForkAt(StrEnum):
     """When a branch forks."""
@@ -163,6 +166,10 @@ class Dialect(Strict):
 
     name: str
     source: str
+    #: A regex, in any case, of what models that speak it are called: their names, their architectures.
+    model_names: Regex | None = None
+    #: Another dialect of the same models, which they are recognised to speak.
+    variant_of: NonEmpty | None = None
     fork_at: ForkAt = ForkAt.TRIGGER
     #: Whether tags are tokens of the vocabulary, or text that may be tokenised in any way.
     tags_are: Literal["tokens", "text"] = "tokens"
@@ -230,6 +237,12 @@ class Dialect(Strict):
         named = [t for t in (self.trigger, opens) if t is not None]
         return tuple(dict.fromkeys((*named, *ends, *own)))
 
+    @property
+    def speaks_in_turns(self) -> bool:
+        """Whether turns of the model's chat template stand in its texts."""
+        texts = [*(getattr(self.thread, name) for name in _SPOKEN), self.join.text]
+        return any(found[1] in TURNS for text in texts if text for found in BRACES.finditer(text))
+
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise DialectError naming each control token that the tokenizer splits or lacks."""
         missing = [t for t in self.control_tokens if tokenizer.token_id(t) is None]
@@ -245,11 +258,8 @@ class Dialect(Strict):
 
         Raises DialectError if it has such fields and the tokenizer no chat template.
         """
-        names = ("header", "joined_header", "first_joined_header", "failed_header", "end")
-        templates = [getattr(self.thread, name) for name in names] + [self.join.text]
-        fields = {found[1] for t in templates if t is not None for found in BRACES.finditer(t)}
         turns: dict[str, str] = {}
-        if not fields.isdisjoint(TURNS):
+        if self.speaks_in_turns:
             written = tokenizer.turns()
             if written is None:
                 raise DialectError(
@@ -257,7 +267,7 @@ class Dialect(Strict):
                     "give one with --chat-template, or choose another dialect"
                 )
             turns = dict(zip(TURNS, written, strict=True))
-        thread = {name: fill_turns(getattr(self.thread, name), turns) for name in names}
+        thread = {name: fill_turns(getattr(self.thread, name), turns) for name in _SPOKEN}
         return self.model_copy(
             update={
                 "thread": self.thread.model_copy(update=thread),

@@ -38,9 +38,14 @@ class Found:
     text: str
 
 
+def is_shown(dialect: Dialect) -> bool:
+    """Whether a transcript shows where ``dialect`` forks, and all threads before it goes on."""
+    return dialect.fork_at is ForkAt.TRIGGER and dialect.join.waits and dialect.join.shows_threads
+
+
 def replay(dialect: Dialect, transcript: str) -> list[Found]:
     """What the engine would have done where. Raises DialectError for a dialect whose forks no text shows."""
-    if dialect.fork_at is not ForkAt.TRIGGER or not (dialect.join.waits and dialect.join.shows_threads):
+    if not is_shown(dialect):
         raise DialectError(
             f"dialect {dialect.name!r}: expected one that forks at a trigger, and whose answer shows all "
             f"threads before it goes on; got fork_at {dialect.fork_at.value} and joins of kind "

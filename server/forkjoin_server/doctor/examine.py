@@ -14,6 +14,7 @@ from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, warn
 from forkjoin_server.doctor.dialect import dialect
 from forkjoin_server.doctor.engine import engine, stitching
+from forkjoin_server.start.dialect_choice import Choice
 from forkjoin_server.start.effective import Given, Value
 from forkjoin_server.vllm_seam.start.configs import engine_config
 
@@ -50,15 +51,15 @@ def examine(given: Given) -> Iterator[Check]:
         return
     if here.kind == "cpu":
         yield environment.preload(os.environ)
-    yield from _served(vllm_config, models.weight_bytes(name), here)
+    yield from _served(vllm_config, models.weight_bytes(name), here, given.choice)
 
 
-def _served(vllm_config: Any, weight_bytes: int, here: Any) -> Iterator[Check]:
+def _served(vllm_config: Any, weight_bytes: int, here: Any, choice: Choice | None = None) -> Iterator[Check]:
     from forkjoin_scheduler.vllm_seam.cache import estimate
 
     wanted = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
     yield models.model(vllm_config, weight_bytes)
-    yield dialect(vllm_config, wanted)
+    yield dialect(vllm_config, wanted, choice)
     yield (options := engine(vllm_config, wanted))
     if wanted is not None and options.status is Status.OK:
         yield beside.drafts(vllm_config)

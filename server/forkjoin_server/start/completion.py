@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     test = dialects.add_parser("test", help="Replay a transcript through a dialect.")
     test.add_argument("dialect", choices=builtin_names())
     test.add_argument("transcript", metavar="FILE")
+    infer = dialects.add_parser("infer", help="Say which dialect a model or a transcript speaks.")
+    infer.add_argument("of", metavar="MODEL|FILE")
+    infer.add_argument("dialects", metavar="FILE", nargs="*")
     new = (
         commands.add_parser("keys", help="Manage API keys.")
         .add_subparsers()

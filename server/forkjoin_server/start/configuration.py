@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from forkjoin_scheduler.errors import UsageError
+from forkjoin_server.flag_values import dest_of
 from forkjoin_server.start import config_file, environment
+from forkjoin_server.start.dialect_choice import choose
 from forkjoin_server.start.effective import Given
 from forkjoin_server.start.flags import add_flags, check_value, configure, own_flags
 from forkjoin_server.vllm_seam.start.command_line import ServeParser
@@ -43,8 +45,10 @@ def resolve(argv: list[str], environ: Mapping[str, str]) -> Given:
     model = None if "model" in from_flags else variables.get("model")
     line = _one_line(flags, model, {name: variables[name] for name in own.keys() & variables.keys()})
     args = parser.parse([*line, *(["--config", path] if path is not None else [])], EMBEDDED_NAME)
+    if (choice := choose(args)) is not None:
+        origins[dest_of("dialect")] = choice.origin
     configure(args)
-    return Given(args, origins)
+    return Given(args, origins, choice)
 
 
 def _without_config(argv: list[str]) -> tuple[list[str], str | None]:

@@ -10,6 +10,7 @@ from typing import Any
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.redact import shown
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_server.start.dialect_choice import Choice
 from forkjoin_server.start.flags import own_flags
 
 
@@ -20,6 +21,8 @@ class Given:
     args: argparse.Namespace
     #: By destination of the argument: "flag", the variable, or the file.
     origins: Mapping[str, str]
+    #: The dialect, where it was not given.
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

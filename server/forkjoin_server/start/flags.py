@@ -24,6 +24,7 @@ from forkjoin_server.operate import logs
 from forkjoin_server.operate.engine_watch import WatchSettings
 from forkjoin_server.playground.serving import PlaygroundSettings
 from forkjoin_server.request.incoming import BodySettings
+from forkjoin_server.start.dialect_choice import DEFAULT
 
 SCHEDULER = "forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler"
 MIDDLEWARE = "forkjoin_server.http.middleware.ForkJoinMiddleware"
@@ -46,10 +47,10 @@ def add_flags(parser: Any) -> None:
     group.add_argument(
         "--dialect",
         dest=dest_of("dialect"),
-        default="threadweaver",
         metavar="NAME|FILE|none",
         help=f"How the model was trained to fork: {', '.join(builtin_names())}, or a YAML file. none "
-        "switches fork/join off. Default: threadweaver.",
+        f"switches fork/join off. Default: the one that fits the model's files, or {DEFAULT} if none or "
+        "several fit.",
     )
     group.add_argument(
         logs.FLAG,

@@ -308,7 +308,7 @@ def test_no_command_shows_the_usage(capsys):
         (["keys"], "keys: expected new NAME, got nothing\n"),
         (
             ["dialects", "chekc", "m"],
-            "dialects: expected nothing, check MODEL DIALECT or test DIALECT FILE, got chekc m\n",
+            "dialects: expected nothing, check MODEL DIALECT, test DIALECT FILE or infer MODEL|FILE, got chekc",
         ),
     ],
     ids=["command", "flag", "long", "nothing_behind", "wrong_behind"],

@@ -13,6 +13,7 @@ import pytest
 import torch
 from vllm.platforms import CpuArchEnum, current_platform
 
+from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_scheduler.vllm_seam.cache.estimate import Cache, bytes_needed, cache_of, stitching_refusal
@@ -21,7 +22,9 @@ from forkjoin_server.doctor import beside, environment, examine, kv_budget, port
 from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, ok, size, warn
 from forkjoin_server.doctor.engine import engine, stitching
+from forkjoin_server.start.dialect_choice import Choice
 from forkjoin_server.start.effective import Value
+from tests.unit.conftest import ByteTokenizer
 
 GIB = 1 << 30
 CPU = Machine("cpu", "x86", 1, 8 * GIB, 4 * GIB, 2, ("avx2", "avx512f"))
@@ -351,11 +354,26 @@ def test_this_machine_can_be_asked():
 
 
 def test_a_model_whose_cache_cannot_be_worked_out_is_a_warning(monkeypatch):
-    monkeypatch.setattr(examine, "dialect", lambda config, wanted: ok("dialect", "seen"))
+    monkeypatch.setattr(examine, "dialect", lambda config, wanted, choice: ok("dialect", "seen"))
     config = _config(get_head_size=None)
     config.additional_config = {}
     *_, last = examine._served(config, GIB, CPU)
     assert (last.name, last.status) == ("kv_budget", Status.WARN)
+
+
+def test_a_dialect_that_nobody_named_is_shown_with_the_reason(monkeypatch):
+    from forkjoin_scheduler.vllm_seam import compat
+    from forkjoin_server.doctor import dialect
+
+    spoken = BoundDialect(load("threadweaver"), ByteTokenizer([]), None)
+    monkeypatch.setattr(dialect, "bind_to_model", lambda wanted, config: spoken)
+    monkeypatch.setattr(compat, "check_model", lambda wanted, config: None)
+    choice = Choice("threadweaver", "the default: no dialect fits the model", "default")
+    check = dialect.dialect(_config(), load("threadweaver"), choice)
+    assert check.seen.startswith(
+        "threadweaver, the default: no dialect fits the model: each of </Outlines>, "
+    )
+    assert dialect.dialect(_config(), load("threadweaver")).seen.startswith("threadweaver: each of ")
 
 
 @pytest.mark.parametrize("error", [OSError("no tokenizer.json\nmore"), TypeError("None")], ids=["os", "type"])
