@@ -291,6 +291,7 @@ def snapshot(scheduler: Any) -> dict[str, int]:
     """What of ``scheduler`` must be the same before and after any traffic."""
     pool = scheduler.kv_cache_manager.block_pool
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    placing = scheduler._placing
     return {
         "free_blocks": pool.get_num_free_blocks(),
         "referenced": sum(b.ref_cnt > 0 for b in pool.blocks if not b.is_null),
@@ -299,7 +300,7 @@ def snapshot(scheduler: Any) -> dict[str, int]:
         "queued": len(scheduler.running) + len(scheduler.waiting) + len(scheduler.kv_holding_waiting),
         "parked": scheduler.num_waiting_for_streaming_input,
         "families": len(scheduler._core.live) + len(scheduler._core.threads) + len(scheduler._jobs.prefills),
-        "stitches": len(scheduler._placing.to_stitch) + len(scheduler._placing.offsets),
+        "stitches": sum(map(len, (placing.to_stitch, placing.offsets, placing.paths))),
     }
 
 

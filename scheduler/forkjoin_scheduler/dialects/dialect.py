@@ -31,6 +31,8 @@ from forkjoin_scheduler.joins.reprefill import Reprefill
 
 #: The texts around a thread that may have the turns of a chat template in them.
 _SPOKEN = ("header", "joined_header", "first_joined_header", "failed_header", "end")
+#: The attribute of model classes that add a learned embedding of its path to each token's keys and values.
+PATH_EMBEDDINGS = "seg_embeddings"
 
 
 class ForkAt(StrEnum):
@@ -222,8 +224,18 @@ class Dialect(Strict):
             )
         if self.thread.context is Context.HEADER and not self.thread.header:
             raise ValueError("expected a header, for it is all that a thread sees")
+        if self.embeds_paths and not (self.join.moves_kv and self.width and self.max_depth == 1):
+            raise ValueError(
+                f"expected {PATH_EMBEDDINGS} only with the kind stitch, a width and max_depth 1: other joins "
+                "compute a thread's tokens again as its parent's, and other threads have no number of a path"
+            )
         self.join.check(self)
         return self
+
+    @property
+    def embeds_paths(self) -> bool:
+        """Whether the model is told of which path each token is."""
+        return self.needs_model_attribute == PATH_EMBEDDINGS
 
     @property
     def control_tokens(self) -> tuple[str, ...]:

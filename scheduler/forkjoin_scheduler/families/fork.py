@@ -34,6 +34,7 @@ class ThreadPlan:
 
     ``end``: the text of the tag that ends it; None: end of sequence. ``failed_header_ids``: the
     header once joined if nothing returns. ``returned_end_ids``: what stands behind what returns.
+    ``path``: whose embedding the model adds to the keys and values of its tokens; 0: as outside threads.
     """
 
     number: str
@@ -43,6 +44,7 @@ class ThreadPlan:
     end: str | None = None
     failed_header_ids: tuple[int, ...] | None = None
     returned_end_ids: tuple[int, ...] = ()
+    path: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def _plan_thread(dialect: Dialect, one: Announced, is_first: bool, tokenizer: To
         None if thread.end is None else fill(thread.end, **one.fields),
         None if thread.failed_header is None else ids(thread.failed_header),
         ids(thread.returned_end),
+        int(one.number) if dialect.embeds_paths else 0,
     )
 
 

@@ -83,6 +83,12 @@ def offset_runs(offsets: Offsets, first: int, num_tokens: int) -> list[tuple[int
     return runs
 
 
+def path_parts(branch: Branch) -> Offsets:
+    """Which path's embedding the tokens of ``branch`` have, by parts as offsets: none (0) up to its fork."""
+    path = 0 if branch.plan is None else branch.plan.path
+    return ((0, 0), (branch.fork_len, path)) if path else ((0, 0),)
+
+
 def num_inherited(thread: Branch) -> int:
     """How many tokens of its parent's context a thread has to take the KV of, for it can't compute them.
 

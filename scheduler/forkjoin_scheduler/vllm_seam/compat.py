@@ -14,6 +14,7 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_as_tested
+from forkjoin_scheduler.vllm_seam.models.registering import NUM_ROWS
 
 SUPPORTED = "0.32."
 #: The worker class that stitched joins need.
@@ -62,6 +63,7 @@ def check_engine(dialect: Dialect, vllm_config: VllmConfig, kv_cache_config: KVC
     check_config(vllm_config)
     check_cache(kv_cache_config)
     check_model(dialect, vllm_config.model_config)
+    check_paths(dialect, vllm_config)
     if dialect.join.moves_kv:
         check_stitching(vllm_config, kv_cache_config.num_blocks - 1)  # one is vLLM's null block
 
@@ -132,6 +134,23 @@ def check_model(dialect: Dialect, model_config: ModelConfig) -> None:
             f"dialect {dialect.name!r} needs a model class with the attribute {name!r}, which does in its "
             f"forward pass what these weights were trained with; {model.__name__} has none: register a class "
             "that has it with vLLM's ModelRegistry, or choose another dialect"
+        )
+
+
+def check_paths(dialect: Dialect, vllm_config: VllmConfig) -> None:
+    """Raise an error unless each path of ``dialect`` has an embedding, and reads it in each forward pass."""
+    if not dialect.embeds_paths:
+        return
+    rows = getattr(vllm_config.model_config.hf_config, NUM_ROWS, None)
+    if rows is not None and dialect.width is not None and dialect.width >= rows:
+        raise DialectError(
+            f"dialect {dialect.name!r}: expected a width of at most {rows - 1}, the paths that the model has "
+            f"embeddings for, got {dialect.width}: lower the width"
+        )
+    if vllm_config.parallel_config.use_ubatching:
+        raise UnsupportedEngine(
+            f"dialect {dialect.name!r} can't be combined with --enable-dbo: the halves of a batch would read "
+            "the same path embeddings. Drop the option, or serve with --dialect none"
         )
 
 

@@ -29,6 +29,7 @@ def register() -> None:
     from forkjoin_scheduler.vllm_seam.front_end.token_texts import decode_alternatives_once
     from forkjoin_scheduler.vllm_seam.mends.drafted_temperatures import spread_temperatures_over_drafts
     from forkjoin_scheduler.vllm_seam.mends.seeded import keep_seeds_of_partial_prompts
+    from forkjoin_scheduler.vllm_seam.models.registering import register_parathinker
     from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
@@ -40,6 +41,7 @@ def register() -> None:
     spread_temperatures_over_drafts()
     decode_alternatives_once()
     answer_front_ends()
+    register_parathinker()
     _allow_amx()
 
 

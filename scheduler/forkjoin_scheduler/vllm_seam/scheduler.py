@@ -222,8 +222,9 @@ class ForkJoinScheduler(AsyncScheduler):
             return
         if self._tails.copied_from:
             fence.each("fork", drained(self._tails.copied_from), self._tails.drop)
-        if placed := (*self._placing.to_stitch, *self._placing.offsets):
-            fence.fenced("stitch", placed, self._placing.attach_metadata, output)
+        placing = self._placing
+        if placed := (*placing.to_stitch, *placing.offsets, *placing.paths):
+            fence.fenced("stitch", placed, placing.attach_metadata, output)
         if self._restoring.lost:
             self._restoring.restore_all()
         is_idle = not (output.total_num_scheduled_tokens or self.running)

@@ -7,7 +7,8 @@ A step of a model runner, with what is ours marked ``*``:
 1. zero new blocks, copy blocks that are shared in part
 2. ``*`` copy slots (``WorkerStepMetadata.slot_copies``)
 3. positions = slot index, slot mapping from them, attention metadata
-4. ``*`` positions += offset (``WorkerStepMetadata.position_offsets``)
+4. ``*`` positions += offset (``WorkerStepMetadata.position_offsets``); a model with path embeddings is told
+   the path of each token (``WorkerStepMetadata.paths``)
 5. forward pass, sampling
 
 Why this order holds:
@@ -58,11 +59,37 @@ PlatformWorker: Any = resolve_obj_by_qualname(
 )
 
 
+class PathIds:
+    """Writes the path of each token of a step to where ``model`` reads it.
+
+    That is a buffer of the model (``path_ids``): graphs are captured on it, and read what was written last. A
+    model without this buffer is told nothing. Padding keeps a path of an earlier step, which is valid.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._buffer: torch.Tensor | None = getattr(model, "path_ids", None)
+        #: Whether the buffer has any path but 0.
+        self._has_paths = False
+
+    def write(self, metadata: WorkerStepMetadata, ids: list[str], num_tokens: npt.NDArray[Any]) -> None:
+        """Queue the write on the current stream, after the forward pass in flight."""
+        if self._buffer is None:
+            return
+        paths = metadata.token_paths(ids, num_tokens)
+        if paths is not None:
+            self._buffer[: len(paths)] = async_tensor_h2d(paths, device=self._buffer.device)
+        elif self._has_paths:
+            self._buffer.zero_()
+        self._has_paths = paths is not None
+
+
 class CopiesSlots(Runner):
     """What both model runners need to move KV."""
 
     #: Layers and what moves their KV. Not the caches: these must not outlive vLLM's own references.
     _stitched: tuple[tuple[Copier, Any], ...] = ()
+    #: Tells the model the path of each token.
+    _paths = PathIds(None)
 
     def learn_layouts(self) -> None:
         """Find out how to move the KV of each layer.
@@ -81,6 +108,7 @@ class CopiesSlots(Runner):
                 assert copier is not None, "refusal() knows the same table"
                 found.append((copier, layer))
         self._stitched = tuple(found)
+        self._paths = PathIds(self.get_model())
 
     def _copy_slots(self, slot_copies: Int64s) -> None:
         copy_slots(((copier, layer.kv_cache) for copier, layer in self._stitched), slot_copies)
@@ -97,8 +125,9 @@ class ObeysOrdersV1(CopiesSlots):
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: npt.NDArray[Any]) -> Any:
         """Offset the positions in vLLM's own buffer, which graphs read and each step writes anew."""
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        metadata = metadata_of(scheduler_output)
-        _offset(self.positions, metadata, self.input_batch.req_ids, num_scheduled_tokens, self.max_model_len)
+        metadata, ids = metadata_of(scheduler_output), self.input_batch.req_ids
+        _offset(self.positions, metadata, ids, num_scheduled_tokens, self.max_model_len)
+        self._paths.write(metadata, ids, num_scheduled_tokens)
         return prepared
 
 
@@ -110,6 +139,10 @@ class ObeysOrdersV2(CopiesSlots):
         self.model_state: Any = OffsetPositions(
             self.model_state, self.input_buffers.positions, self.max_model_len
         )
+
+    def learn_layouts(self) -> None:
+        super().learn_layouts()
+        self.model_state.paths = self._paths
 
     def update_requests(self, scheduler_output: Any) -> None:
         super().update_requests(scheduler_output)
@@ -132,6 +165,7 @@ class OffsetPositions:
         self._positions = torch.zeros_like(like)
         #: Those of the step that is being executed. A dummy run's request ids are in none.
         self.metadata: WorkerStepMetadata = NOTHING
+        self.paths = PathIds(None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -141,6 +175,7 @@ class OffsetPositions:
         positions = self._positions[: input_batch.num_tokens_after_padding].copy_(input_batch.positions)
         ids, num_tokens = input_batch.req_ids, input_batch.num_scheduled_tokens
         _offset(positions, self.metadata, ids, num_tokens, self._max_model_len)
+        self.paths.write(self.metadata, ids, num_tokens)
         return {**inputs, "positions": positions}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:

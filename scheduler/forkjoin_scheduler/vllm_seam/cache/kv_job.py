@@ -37,6 +37,7 @@ class PrefillRequest:
     num_shared: int = 0
     num_needed: int = 0
     offsets: Offsets = ((0, 0),)
+    paths: Offsets = ((0, 0),)
     is_linear: bool = True
     known_hashes: Sequence[BlockHash] = ()
 

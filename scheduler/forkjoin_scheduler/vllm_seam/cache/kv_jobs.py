@@ -64,6 +64,7 @@ class KVJobs:
         if not fill.is_linear:
             self._placing.never_hash(request)
         self._placing.set_offsets(request, fill.offsets)
+        self._placing.set_paths(request, fill.paths)
         if fill.start is not None:
             held = fill.start
             if isinstance(held, kv.Stitched):
@@ -77,7 +78,7 @@ class KVJobs:
         """The request of ``job`` has computed its KV, which is ``unclaimed_blocks`` now."""
         assert job.request is not None
         self.prefills.pop(job.request.request_id)
-        self._placing.offsets.pop(job.request.request_id, None)
+        self._placing.ended(job.request.request_id)
         job.last_hashes = job.request.block_hashes
         job.request = job.fill = None
         self._step(job, job.unclaimed_blocks[-1])
@@ -87,7 +88,7 @@ class KVJobs:
         if job.request is not None:
             request_id, job.request = job.request.request_id, None
             self.prefills.pop(request_id, None)
-            self._placing.offsets.pop(request_id, None)
+            self._placing.ended(request_id)
             if request_id in self._core.requests:
                 self._core.scheduler.end_requests([request_id], RequestStatus.FINISHED_ABORTED)
             self._placing.unstitch(request_id)

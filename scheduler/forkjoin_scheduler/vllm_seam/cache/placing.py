@@ -1,4 +1,4 @@
-"""KV that is not that of tokens in a row: which slots the workers move, and which positions are off.
+"""KV that is not that of tokens in a row: which slots the workers move, which positions are off, and paths.
 
 The orders of the step in which a request is scheduled next tell the workers what to move, for no gap to be
 left in its KV.
@@ -13,15 +13,15 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.family import Branch
-from forkjoin_scheduler.families.stitch import Offsets, offset_runs, start_offsets
+from forkjoin_scheduler.families.stitch import Offsets, offset_runs, path_parts, start_offsets
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import Int64s, WorkerStepMetadata, attach
+from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import Int64s, Runs, WorkerStepMetadata, attach
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 
 
 class Placing:
-    """Owns what is put together when its request is scheduled next, and the positions off their slots."""
+    """Owns what is put together when its request is scheduled next, positions off their slots, and paths."""
 
     def __init__(self, core: Core, fence: Fence) -> None:
         self._core = core
@@ -32,6 +32,8 @@ class Placing:
         self.unhashed: set[str] = set()
         #: Positions less slots, of the requests where they differ.
         self.offsets: dict[str, Offsets] = {}
+        #: The path of each token, by parts as in offsets, of requests with tokens in a path.
+        self.paths: dict[str, Offsets] = {}
 
     def never_hash(self, request: Request) -> None:
         """Keep the KV that ``request`` writes from now on out of the prefix cache."""
@@ -50,9 +52,25 @@ class Placing:
         if any(offset for _, offset in offsets):
             self.offsets[request.request_id] = offsets
 
+    def set_paths(self, request: Request, paths: Offsets) -> None:
+        """Let the model add the embeddings of ``paths`` to the tokens of ``request``.
+
+        The prefix cache knows a block by its tokens only: it must neither take nor give this KV.
+        """
+        if any(path for _, path in paths):
+            self.paths[request.request_id] = paths
+            self.never_hash(request)
+            request.skip_reading_prefix_cache = True
+
+    def ended(self, request_id: str) -> None:
+        """Forget the positions and paths of a request that computes nothing more."""
+        self.offsets.pop(request_id, None)
+        self.paths.pop(request_id, None)
+
     def start_thread(self, request: Request, thread: Branch, parent: Request) -> None:
-        """Positions and hashing of the request of a new thread in a stitched dialect."""
+        """Positions, path and hashing of the request of a new thread in a stitched dialect."""
         self.set_offsets(request, start_offsets(thread))
+        self.set_paths(request, path_parts(thread))
         if thread.offset or not self.may_be_hashed(parent):
             self.never_hash(request)
 
@@ -69,19 +87,23 @@ class Placing:
             kv.release(self._core.kv_cache_manager, *stitched.rest)
 
     def attach_metadata(self, output: SchedulerOutput) -> None:
-        """Tell the workers what to move in this step, and whose positions are off their slots."""
+        """Tell the workers what to move in this step, whose positions are off their slots, and of paths."""
         scheduled = output.num_scheduled_tokens
-        offsets = {i: self._runs_of(i, n) for i, n in scheduled.items() if i in self.offsets}
+        offsets, paths = self._runs(self.offsets, scheduled), self._runs(self.paths, scheduled)
         moves: list[Int64s] = []
         self._fence.each("stitch", [(i, moves) for i in self.to_stitch if i in scheduled], self._order_move)
-        if moves or offsets:
+        if moves or offsets or paths:
             copies = np.concatenate(moves) if moves else np.empty((0, 2), dtype=np.int64)
-            attach(output, WorkerStepMetadata(copies, offsets))
+            attach(output, WorkerStepMetadata(copies, offsets, paths))
 
-    def _runs_of(self, request_id: str, num_tokens: int) -> list[tuple[int, int]]:
-        """The offsets of the tokens of a request that this step computes."""
-        first = self._core.requests[request_id].num_computed_tokens - num_tokens
-        return offset_runs(self.offsets[request_id], first, num_tokens)
+    def _runs(self, parts: dict[str, Offsets], scheduled: dict[str, int]) -> dict[str, Runs]:
+        """Of the requests with ``parts``, those of the tokens that this step computes."""
+        requests = self._core.requests
+        return {
+            i: offset_runs(parts[i], requests[i].num_computed_tokens - n, n)
+            for i, n in scheduled.items()
+            if i in parts
+        }
 
     def _order_move(self, request_id: str, moves: list[Int64s]) -> None:
         stitched = self.to_stitch.pop(request_id)

@@ -17,6 +17,7 @@ from forkjoin_scheduler.families.stitch import (
     Offsets,
     num_inherited,
     num_skipped,
+    path_parts,
     start_offsets,
 )
 from forkjoin_scheduler.machine import joining
@@ -67,8 +68,9 @@ class Stitching:
 
         def work(job: KVJob) -> Work:
             if first:
+                offsets, paths = ((0, thread.offset),), path_parts(thread)
                 computed = yield PrefillRequest(
-                    context, first.pop(), offsets=((0, thread.offset),), is_linear=False
+                    context, first.pop(), offsets=offsets, paths=paths, is_linear=False
                 )
             else:
                 computed = yield from self.replay(
@@ -131,9 +133,10 @@ class Stitching:
     def fill(
         context: list[int], start: kv.Stitched | None, source: Source, branch: Branch, offsets: Offsets
     ) -> PrefillRequest:
+        paths = path_parts(branch)
         if start is not None:
-            return PrefillRequest(context, start, offsets=offsets, is_linear=False)
+            return PrefillRequest(context, start, offsets=offsets, paths=paths, is_linear=False)
         needed = num_inherited(branch) if isinstance(source, str) else 0
         return PrefillRequest(
-            context, None, source, branch.fork_len, needed, offsets, is_linear=source is None
+            context, None, source, branch.fork_len, needed, offsets, paths, is_linear=source is None
         )

@@ -18,6 +18,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 ATTRIBUTE = "forkjoin"
 
 Int64s = npt.NDArray[np.int64]
+#: Of how many consecutive tokens something is true, and what: an offset, a path.
+Runs = list[tuple[int, int]]
 
 
 def _no_copies() -> Int64s:
@@ -35,7 +37,9 @@ class WorkerStepMetadata:
     slot_copies: Int64s = field(default_factory=_no_copies)
     #: Request id -> of how many of its tokens computed in this step, in their order, what is added to their
     #: positions. Every position must stay in [0, max_model_len), but for drafts, which may be past its end.
-    position_offsets: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    position_offsets: dict[str, Runs] = field(default_factory=dict)
+    #: Request id -> of how many of its tokens, in the same order, the path whose embedding the model adds.
+    paths: dict[str, Runs] = field(default_factory=dict)
 
     def token_offsets(self, request_ids: list[str], num_tokens: npt.NDArray[Any]) -> Int64s | None:
         """The offset of each token of a batch, or None if all are zero.
@@ -45,15 +49,24 @@ class WorkerStepMetadata:
             num_tokens: how many tokens of each are computed in this step.
 
         """
-        if not self.position_offsets:
-            return None
-        runs = [
-            run
-            for request_id, num in zip(request_ids, num_tokens.tolist(), strict=False)
-            for run in self.position_offsets.get(request_id) or [(num, 0)]
-        ]
-        counts, offsets = zip(*runs, strict=True) if runs else ((), ())
-        return np.repeat(np.array(offsets, dtype=np.int64), counts) if any(offsets) else None
+        return _of_tokens(self.position_offsets, request_ids, num_tokens)
+
+    def token_paths(self, request_ids: list[str], num_tokens: npt.NDArray[Any]) -> Int64s | None:
+        """The path of each token of a batch, or None if all are of none."""
+        return _of_tokens(self.paths, request_ids, num_tokens)
+
+
+def _of_tokens(known: dict[str, Runs], request_ids: list[str], num_tokens: npt.NDArray[Any]) -> Int64s | None:
+    """What is ``known`` of each token of a batch, 0 where nothing is; None if that is all."""
+    if not known:
+        return None
+    runs = [
+        run
+        for request_id, num in zip(request_ids, num_tokens.tolist(), strict=False)
+        for run in known.get(request_id) or [(num, 0)]
+    ]
+    counts, values = zip(*runs, strict=True) if runs else ((), ())
+    return np.repeat(np.array(values, dtype=np.int64), counts) if any(values) else None
 
 
 NOTHING = WorkerStepMetadata()

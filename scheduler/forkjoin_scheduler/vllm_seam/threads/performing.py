@@ -62,7 +62,7 @@ class Performing:
         self._jobs.drop(live)
         kv.release(self._core.kv_cache_manager, *live.take_held(list(live.held)))
         self._placing.unstitch(live.family.request_id)
-        self._placing.offsets.pop(live.family.request_id, None)
+        self._placing.ended(live.family.request_id)
         return self._drop(live, threads)
 
     def _drop(self, live: LiveFamily, threads: list[Branch]) -> list[str]:
@@ -71,7 +71,7 @@ class Performing:
         kv.release(self._core.kv_cache_manager, *held)
         for thread in threads:
             self._core.threads.pop(thread.request_id, None)
-            self._placing.offsets.pop(thread.request_id, None)
+            self._placing.ended(thread.request_id)
             self._placing.unstitch(thread.request_id)
         return [thread.request_id for thread in threads]
 
@@ -101,7 +101,7 @@ class Performing:
     def keep(self, live: LiveFamily, effect: effects.Keep) -> None:
         thread = effect.thread
         self._core.threads.pop(thread.request_id, None)
-        self._placing.offsets.pop(thread.request_id, None)
+        self._placing.ended(thread.request_id)
         self._keeping.keep(live, thread, may_lack_kv=effect.may_lack_kv, closed=self.closed)
 
     def forget(self, live: LiveFamily, effect: effects.Forget) -> None:

@@ -1,0 +1,1 @@
+"""Classes of models that vLLM has none for."""
