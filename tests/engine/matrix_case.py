@@ -1,7 +1,7 @@
 """One cell of {V1, V2 runner} x {sync, async scheduling}, in a process of its own.
 
 ``python -m tests.engine.matrix_case v2 async 1 stitch`` prints a JSON line (1: tensor parallel size; stitch
-or reprefill: the kind of join). What GPUs run by default (V2, async) runs here on the CPU: V2 under Triton's
+or reprefill: the kind of join; paths: a stitch with path embeddings). What GPUs run by default (V2, async) runs here on the CPU: V2 under Triton's
 interpreter, async with CUDA's streams stubbed.
 """
 
@@ -13,6 +13,7 @@ import random
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,17 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
         force_async()
     from forkjoin_scheduler.dialects.files import load
     from tests.engine.harness import THREADWEAVER, Engine
+    from tests.engine.path_model import path_dialect, path_model
     from tests.engine.renamed import MULTIVERSE, with_tokens
 
-    is_stitched = join == "stitch"
-    with tempfile.TemporaryDirectory() as folder:
-        spoken = (
-            (load("multiverse"), with_tokens(Path(folder), MULTIVERSE)) if is_stitched else (THREADWEAVER,)
-        )
+    is_stitched = join != "reprefill"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        spoken: tuple[Any, ...] = (THREADWEAVER,)
+        if join == "stitch":
+            spoken = load("multiverse"), with_tokens(folder, MULTIVERSE)
+        elif join == "paths":
+            spoken = path_dialect(), path_model(folder)
         engine = Engine(
             *spoken,
             max_num_seqs=16,
@@ -53,17 +58,19 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
             reasoning_parser="" if is_stitched else "deepseek_r1",
             tensor_parallel_size=tensor_parallel_size,
         )
+        compare = {"stitch": _stitched, "reprefill": _linear}.get(join) or _paths(spoken[1])
     executor = engine.core.engine_core.engine_core.model_executor
     (runner_name,) = set(executor.collective_rpc(runner_of))
     texts = ["a=48*36, b=57*18", "a=12*34, b=7*8, c=56*78"] + ["a=482*731, b=64*28, c=91*73"] * (
         runner == "v1"
     )
     prompts = [engine.prompt(t) for t in texts[: 2 if is_stitched else None]]
-    params = engine.params(max_tokens=500 if is_stitched else 900, logprobs=0)
+    limits = {"forkjoin": {"max_tokens_per_thread": 40}, "ignore_eos": True} if join == "paths" else {}
+    params = engine.params(max_tokens=500 if is_stitched else 900, logprobs=0, **limits)
     engine.steps.clear()
     answers = engine.run(prompts, params)
     steps = list(engine.steps)
-    found = _stitched(engine, prompts, params, answers) if is_stitched else _linear(engine, prompts, answers)
+    found = compare(engine, prompts, params, answers)
     request_id = engine.add(prompts[0], engine.params())
     engine.step_until(lambda: any("#" in i for i in engine.scheduler.requests))
     engine.core.abort_request([request_id])
@@ -78,7 +85,7 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
     }
 
 
-def _linear(engine: Any, prompts: list[list[int]], answers: list[Any]) -> dict[str, Any]:
+def _linear(engine: Any, prompts: list[list[int]], params: Any, answers: list[Any]) -> dict[str, Any]:
     exact = [a.token_ids for a in answers] == engine.reference(prompts)
     return {
         "exact": exact and _explicit_is_exact(engine, prompts[0]),
@@ -153,6 +160,24 @@ def _structured_is_exact(engine: Any, prompt: list[int], plain: list[int]) -> bo
     return bool(re.fullmatch(regex, text) and ask(prompt) == [*reasoning, *behind])
 
 
+def _paths(model: Path) -> Callable[..., dict[str, Any]]:
+    """Against the reference in transformers with path embeddings; and again, losing blocks on the way."""
+    from tests.engine.path_model import PathReference, take_apart
+
+    reference = PathReference(model)
+
+    def compare(engine: Any, prompts: list[list[int]], params: Any, answers: list[Any]) -> dict[str, Any]:
+        told = [take_apart(engine, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        errors = [t.errors(reference.logprobs(t.context)) for t in told]
+        return {
+            "exact": not any(others for _, others in errors),
+            "max_delta": max(off for off, _ in errors),
+            "restored": _restored(engine, prompts, params, answers, (10, 20, 15)),
+        }
+
+    return compare
+
+
 def _stitched(engine: Any, prompts: list[list[int]], params: Any, answers: list[Any]) -> dict[str, Any]:
     """Against the reference in transformers; and again, each family losing its blocks on the way."""
     from tests.engine.stitched_cases import compare
@@ -165,8 +190,16 @@ def _stitched(engine: Any, prompts: list[list[int]], params: Any, answers: list[
         right = compare(load_model(), context, continuation, own[-len(continuation) :])
         deltas.append(right.max_delta)
         exact &= right.same_tokens
+    restored = _restored(engine, prompts, params, answers, (90, 150, 30))
+    return {"exact": exact, "max_delta": max(deltas), "restored": restored}
+
+
+def _restored(
+    engine: Any, prompts: list[list[int]], params: Any, answers: list[Any], steps: tuple[int, ...]
+) -> bool:
+    """Whether the answers are the same when each family loses its blocks after these numbers of steps."""
     ids = [engine.add(prompt, params) for prompt in prompts]
-    for num_steps in (90, 150, 30):
+    for num_steps in steps:
         for _ in range(num_steps):
             engine.step()
         for live in list(engine.scheduler._core.live.values()):
@@ -174,8 +207,7 @@ def _stitched(engine: Any, prompts: list[list[int]], params: Any, answers: list[
         while engine.scheduler._eviction.evicted:
             engine.scheduler._eviction.restore_next()
     again = engine.drain()
-    restored = [again[i].token_ids for i in ids] == [a.token_ids for a in answers]
-    return {"exact": exact, "max_delta": max(deltas), "restored": restored}
+    return [again[i].token_ids for i in ids] == [a.token_ids for a in answers]
 
 
 def _context(engine: Any, prompt: list[int], token_ids: list[int]) -> tuple[list[Any], list[int]]:

@@ -31,9 +31,10 @@ def path_dialect(**changes: Any) -> Dialect:
 def path_model(folder: Path) -> Path:
     """A checkpoint in ``folder`` as the published one is: a Qwen2, with further weights and one key in its config.
 
-    The rows are large, so that what takes a wrong one is seen.
+    The rows are large, so that a wrong one shows. The model never chooses a tag, so that answers can be read.
     """
     model = with_tokens(folder, PARATHINKER)
+    tags = [token["id"] for token in json.loads((model / "tokenizer.json").read_text())["added_tokens"]]
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -43,6 +44,7 @@ def path_model(folder: Path) -> Path:
     )  # fmt: skip
     Qwen2ForCausalLM(config).save_pretrained(model)
     weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"][tags] = 0
     for layer in range(config.num_hidden_layers):
         weights[_table(layer)] = torch.randn(NUM_ROWS, config.hidden_size // config.num_attention_heads)
     save_file(weights, model / "model.safetensors", {"format": "pt"})

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.engine
 CASES = [("v1", "sync", 1), ("v1", "async", 1), ("v2", "sync", 1), ("v2", "async", 1), ("v1", "sync", 2)]
 #: Its workers are told more than those of a re-prefill join: what to move, in steps that are in flight.
 STITCHED = [*CASES, ("v1", "async", 2)]
+PATHS = [("v2", "async", 1), ("v1", "async", 2)]
 
 
 def run_case(runner, mode, ranks, join):
@@ -51,3 +52,12 @@ def test_a_stitched_join_is_what_transformers_computes_and_is_restored_when_lost
     assert case["restored"]
     # "\n<Path>\n1:" has 5 tokens
     assert case["first_thread_step_tokens"] == (5 if mode == "async" else 6)
+
+
+@pytest.mark.parametrize(("runner", "mode", "ranks"), PATHS, ids=lambda v: str(v))
+def test_path_embeddings_are_what_transformers_computes_and_are_restored_when_lost(runner, mode, ranks):
+    case = run_case(runner, mode, ranks, "paths")
+    assert case["max_delta"] <= 1e-4
+    assert case["restored"]
+    # "<think1>"
+    assert case["first_thread_step_tokens"] == 1
