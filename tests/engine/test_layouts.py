@@ -44,7 +44,7 @@ from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import (
     attach,
     metadata_of,
 )
-from forkjoin_scheduler.vllm_seam.worker import OffsetPositions
+from forkjoin_scheduler.vllm_seam.worker import OffsetPositions, PathIds
 
 HEADS, BLOCKS = 2, 8
 GUARD = 256  # bytes in front of the layers and behind them, which no copy may touch
@@ -321,6 +321,13 @@ def test_the_offsets_of_a_request_are_those_of_its_tokens_in_their_order():
     assert offsets.tolist() == [0, -2, -2, 0, 7, 7]
 
 
+def test_the_paths_of_a_batch_are_told_as_offsets_are():
+    metadata = WorkerStepMetadata(paths={"b": [(2, 0), (1, 3)]})
+    assert metadata.token_paths(["a", "b"], np.array([1, 3])).tolist() == [0, 0, 0, 3]
+    assert metadata.token_paths(["a"], np.array([1])) is None
+    assert metadata.token_offsets(["a", "b"], np.array([1, 3])) is None
+
+
 def test_counts_behind_those_of_the_batch_have_no_offset():
     metadata = WorkerStepMetadata(position_offsets={"a": [(2, 4)]})
     assert metadata.token_offsets(["a"], np.array([2, 9, 9], dtype=np.int32)).tolist() == [4, 4]
@@ -329,12 +336,18 @@ def test_counts_behind_those_of_the_batch_have_no_offset():
 def test_orders_stay_on_a_scheduler_output_that_is_pickled():
     output = SchedulerOutput.make_empty()
     attach(
-        output, WorkerStepMetadata(slot_copies=np.array([[3, 40], [4, 41]]), position_offsets={"a": [(1, 5)]})
+        output,
+        WorkerStepMetadata(
+            slot_copies=np.array([[3, 40], [4, 41]]),
+            position_offsets={"a": [(1, 5)]},
+            paths={"b": [(2, 1)]},
+        ),
     )
     metadata = metadata_of(pickle.loads(pickle.dumps(output)))
     assert metadata.slot_copies.tolist() == [[3, 40], [4, 41]]
     assert metadata.slot_copies.dtype == np.int64
     assert metadata.position_offsets == {"a": [(1, 5)]}
+    assert metadata.paths == {"b": [(2, 1)]}
 
 
 def test_a_scheduler_output_without_orders_has_nothing_to_obey():
@@ -539,3 +552,32 @@ def test_all_else_is_the_inner_states(state):
     assert state.name == "inner"
     assert state.prepare_inputs(BATCH, None)["ids"] == "real"
     assert state.prepare_dummy_inputs(1, 4)["ids"] == "dummy"
+
+
+# ---- paths ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def buffer(state):
+    model = SimpleNamespace(path_ids=torch.zeros(8, dtype=torch.long))
+    state.paths = PathIds(model)
+    return model.path_ids
+
+
+def test_the_models_own_buffer_holds_the_path_of_each_token_of_the_step(state, buffer):
+    for paths, held in [({"b": [(1, 0), (2, 4)]}, [0, 0, 0, 4, 4]), ({"a": [(2, 1)]}, [1, 1, 0, 0, 0])]:
+        state.metadata = WorkerStepMetadata(paths=paths)
+        state.prepare_inputs(BATCH, None)
+        assert buffer[:5].tolist() == held
+
+
+def test_a_path_does_not_last_into_a_step_without_paths(state, buffer):
+    state.metadata = WorkerStepMetadata(paths={"b": [(3, 4)]})
+    state.prepare_inputs(BATCH, None)
+    state.metadata = NOTHING
+    state.prepare_inputs(BATCH, None)
+    assert not buffer.any()
+
+
+def test_a_model_without_path_embeddings_is_told_nothing():
+    PathIds(SimpleNamespace()).write(WorkerStepMetadata(paths={"a": [(1, 1)]}), ["a"], np.array([1]))

@@ -174,13 +174,9 @@ def test_branches_of_a_request_have_no_path(engine, reference):
     assert [int(rows[n - 1].argmax()) for n in range(start, len(first))] == first[start:]
 
 
-def test_more_paths_than_embeddings_are_refused(engine):
+def test_the_published_dialect_is_served_by_the_class(engine):
     from forkjoin_scheduler.dialects.files import load
-    from forkjoin_scheduler.errors import DialectError
     from forkjoin_scheduler.vllm_seam import compat
 
-    wide = load("parathinker").model_copy(update={"width": 6})
-    with pytest.raises(DialectError, match=r"a width of at most 5, .* got 6: lower the width"):
-        compat.check_paths(wide, engine.core.vllm_config)
-    compat.check_paths(load("parathinker"), engine.core.vllm_config)
     compat.check_model(load("parathinker"), engine.core.vllm_config.model_config)
+    compat.check_paths(load("parathinker"), engine.core.vllm_config)

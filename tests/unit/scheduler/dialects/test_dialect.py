@@ -213,6 +213,14 @@ WRONG = {
         {"join": {"kind": "stitch"}, "swaps": {"<X>": "<Y>"}},
         "expected swaps only where the context stands in a row",
     ),
+    "path_embeddings_of_a_join_that_prefills": (
+        {"needs_model_attribute": "seg_embeddings"},
+        "expected seg_embeddings only with the kind stitch",
+    ),
+    "path_embeddings_of_nested_threads": (
+        {"needs_model_attribute": "seg_embeddings", "join": {"kind": "stitch"}, "max_depth": 2},
+        "other threads have no number of a path",
+    ),
     "newlines_that_would_be_joined": (
         {"thread": {"header": "x", "newlines": 1}},
         "expected newlines only with the kind splice",

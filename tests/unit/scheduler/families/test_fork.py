@@ -33,6 +33,13 @@ def test_each_outline_becomes_a_thread_with_its_title_and_headers(dialect, token
     assert joined == ["\n<Thread>\n1:", "<Thread>\n2:"]
 
 
+@pytest.mark.parametrize(("name", "paths"), [("parathinker", [1, 2, 3, 4]), ("parallel-r1", [0, 0])])
+def test_only_a_dialect_with_path_embeddings_numbers_paths(byte_tokenizer, name, paths):
+    dialect = load(name)
+    plan = _plan(dialect, byte_tokenizer(list(dialect.control_tokens)), "q")
+    assert [thread.path for thread in plan.threads] == paths
+
+
 @pytest.mark.parametrize("wrote", ["</Outlines>", "so</Outlines>", "<Outline>1: x</Outline></Outlines>"])
 def test_outlines_are_read_only_from_what_the_branch_wrote(dialect, tokenizer, wrote):
     prompt = BLOCK.removesuffix("</Outlines>")

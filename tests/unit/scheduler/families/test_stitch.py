@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from forkjoin_scheduler.families.stitch import (
     lay_out,
     num_skipped,
     offset_runs,
+    path_parts,
     slots,
     start_offsets,
     thread_offset,
@@ -130,6 +131,15 @@ def test_behind_a_join_a_thread_starts_on_the_positions_behind_it():
     family.root.offset = -4
     (thread,) = family.fork(family.root, ForkPlan((_thread(1, 0),), 0), 20, offset=-4)
     assert start_offsets(thread) == ((0, -4),)
+
+
+def test_a_thread_is_in_its_path_from_its_fork_on_and_its_parent_in_none():
+    family = Family("r", Limits())
+    plans = (replace(_thread(1, 0), path=0), replace(_thread(2, 0), path=2))
+    without, within = family.fork(family.root, ForkPlan(plans, 0), 10)
+    assert path_parts(family.root) == path_parts(without) == ((0, 0),)
+    assert offset_runs(path_parts(within), 8, 5) == [(2, 0), (3, 2)]
+    assert offset_runs(path_parts(within), 11, 2) == [(2, 2)]
 
 
 def _two(offset: int = 0, *, skipped: int = 0) -> list[Branch]:

@@ -22,7 +22,8 @@ from vllm.v1.kv_cache_interface import (
     UniformTypeKVCacheSpecs,
 )
 
-from forkjoin_scheduler.errors import UnsupportedEngine
+from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
 from forkjoin_scheduler.vllm_seam import compat
 
 
@@ -97,6 +98,19 @@ def test_the_facts_that_the_checks_read_are_a_real_configs():
         source = inspect.getsource(cls)
         assert all(re.search(rf"\b{name}\b *[:=(]", source) for name in vars(getattr(config, section)))
     assert set(vars(config)) <= set(VllmConfig.__dataclass_fields__)
+
+
+def test_path_embeddings_are_read_by_whole_batches_only_and_each_path_has_one():
+    model, spoken = Facts(hf_config=Facts(max_segments=5)), load("parathinker")
+    config = Facts(model_config=model, parallel_config=Facts(use_ubatching=False))
+    compat.check_paths(spoken, config)
+    config.parallel_config.use_ubatching = True
+    compat.check_paths(load("multiverse"), config)
+    with pytest.raises(UnsupportedEngine, match="can't be combined with --enable-dbo"):
+        compat.check_paths(spoken, config)
+    model.hf_config.max_segments = 4
+    with pytest.raises(DialectError, match=r"a width of at most 3, .* got 4: lower the width"):
+        compat.check_paths(spoken, config)
 
 
 @pytest.mark.parametrize("num_blocks", [12, 13])
