@@ -59,6 +59,11 @@ LATER: dict[str, Later] = {
         for test in _MATRIX
         for case in ("v1-sync-1", "v1-async-1", "v1-sync-2", "v2-sync-1")
     },
+    "tests/engine/test_matrix.py::test_path_embeddings_are_what_transformers_computes_and_are_restored_when_lost"
+    "[v1-async-2]": Later(Tier.ALL, "30 s; v2-async-1 has steps in flight, and the stitched case two ranks"),
+    "tests/engine/test_paths.py": Later(
+        Tier.CI, "an engine of its own, 25 s; test_layouts has what the model is told of paths"
+    ),
     "tests/engine/test_speculation.py": Later(
         Tier.CI,
         "a process with two engines for each of four cases; test_drafts has each rule without a model",
