@@ -140,6 +140,9 @@ LATER: dict[str, Later] = {
         Tier.CI, "six answers on the shared server; unit/server/answer/test_agents has each event and item"
     ),
     "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
+    "tests/server/test_way.py::test_each_file_of_the_path_runs_for_a_request": Later(
+        Tier.ALL, "a server that traces all functions; unit/docs has that each file is there"
+    ),
     "tests/server/test_structured.py": Later(
         Tier.CI, "a server with a reasoning parser; test_explicit has grammars too"
     ),

@@ -13,16 +13,22 @@ from forkjoin.terminal.drawing import Theme, figure
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 #: The steps that the engine core does; the API process does the others.
 IN_ENGINE = range(4, 11)
-_FILES = 2
+#: How many files of a step the figure shows.
+_SHOWN = 2
 
 
 @dataclass(frozen=True)
 class Step:
-    """A line of ARCHITECTURE.md: its number, its name, and the first files that it names."""
+    """A line of ARCHITECTURE.md: its number, its name, and the files (or rooms) that it names."""
 
     number: int
     name: str
     files: tuple[str, ...]
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The files that the figure has room for, without their rooms."""
+        return tuple(re.sub(r".*/(?=\w)", "", file) for file in self.files[:_SHOWN])
 
 
 def steps() -> list[Step]:
@@ -30,7 +36,7 @@ def steps() -> list[Step]:
     section = ARCHITECTURE.read_text().partition("## The path of a request")[2].partition("\n## ")[0]
     lines = re.findall(r"^(\d+)\. \*\*(\w+)\.\*\* (.*)$", section, flags=re.M)
     return [
-        Step(int(number), name, tuple(dict.fromkeys(re.findall(r"`([\w/]+\.py|\w+/)`", text)))[:_FILES])
+        Step(int(number), name, tuple(dict.fromkeys(re.findall(r"`([\w/]+\.py|\w+/)`", text))))
         for number, name, text in lines
     ]
 
@@ -66,7 +72,7 @@ def _box(axes: Any, x: float, y: float, step: Step, colour: str, theme: Theme) -
         FancyBboxPatch((x - 0.43, y - 0.36), 0.86, 0.72, boxstyle=style, facecolor="none", edgecolor=colour)
     )
     axes.text(x, y + 0.18, f"{step.number} {step.name}", color=theme.ink, ha="center", va="center")
-    for n, file in enumerate(step.files):
+    for n, file in enumerate(step.shown):
         axes.text(x, y - 0.06 - 0.2 * n, file, color=theme.faint, ha="center", va="center", fontsize=7)
 
 

@@ -226,4 +226,4 @@ def test_a_requests_way_is_told_in_twelve_lines_and_the_figure_shows_them(figure
     assert [step.number for step in told] == list(range(1, 13))
     shown = re.findall(r">([^<>]+)</text>", (ROOT / "docs" / figure).read_text())
     assert [f"{s.number} {s.name}" for s in told] == [text for text in shown if re.match(r"\d+ ", text)]
-    assert {file for step in told for file in step.files} <= set(shown)
+    assert {file for step in told for file in step.shown} <= set(shown)

@@ -6,6 +6,7 @@ from collections import deque
 from itertools import count
 
 from forkjoin_bench.simulator.engine import Engine
+from forkjoin_bench.simulator.replica.begun import BegunQueue
 from forkjoin_bench.simulator.replica.blocks import BlockPool
 from forkjoin_bench.simulator.replica.sequence import Cause, Family, Kv, Role, Sequence, State
 from forkjoin_bench.simulator.results.measures import Counts
@@ -26,8 +27,8 @@ class Core:
         self.running: dict[Sequence, None] = {}
         self.prefilling: dict[Sequence, None] = {}
         self.waiting: deque[Sequence] = deque()
-        #: Those that hold KV, and new threads: before all that wait to start.
-        self.holding: deque[Sequence] = deque()
+        #: Those that have begun: before all that wait to start.
+        self.begun = BegunQueue()
         self.num_decoding, self.context_decoding = 0, 0
         #: Families whose requests may fork and were let in, until they end, and what their prompts took.
         self.admitted: dict[Family, int] = {}
@@ -156,10 +157,10 @@ class Core:
         self.prefilling.pop(sequence, None)
 
     def queue(self, sequence: Sequence) -> None:
-        """It waits to run, before those that hold nothing if it holds KV."""
+        """It has begun, and waits to run."""
         self.version += 1
         sequence.state = State.WAITING
-        (self.holding if sequence.kv.computed else self.waiting).append(sequence)
+        self.begun.append(sequence)
 
     def fill(
         self, parent: Sequence, position: int, role: Role, cause: Cause, kv: Kv, tokens: int
@@ -168,12 +169,12 @@ class Core:
         fill = Sequence(parent.family, (1,), tokens, role, parent, position, cause, kv=kv)
         fill.fork_len = parent.tokens
         self.version += 1
-        self.holding.append(fill)
+        self.begun.append(fill)
         return fill
 
     def take_out(self, fill: Sequence) -> None:
         """End ``fill``, wherever it stands."""
         self.leave(fill)
         if fill.state is State.WAITING:
-            (self.waiting if fill.was_preempted else self.holding).remove(fill)
+            self.begun.remove(fill)
         fill.state = State.ENDED

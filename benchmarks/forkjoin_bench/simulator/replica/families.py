@@ -148,7 +148,7 @@ class Families:
         )
         family.sequences[thread] = sequence
         parent.threads.append(sequence)
-        core.holding.append(sequence)
+        core.begun.append(sequence)
         core.threads[sequence] = None
 
     def share_tail(self, family: Family, effect: effects.ShareTail) -> None:

@@ -51,7 +51,7 @@ class Pacing:
     def _could_be_kept(self) -> bool:
         """Whether slots are short and threads want one: those that have one keep it."""
         core = self._core
-        is_short = len(core.running) + len(core.waiting) + len(core.holding) > core.engine.max_num_seqs
+        is_short = len(core.running) + len(core.waiting) + len(core.begun) > core.engine.max_num_seqs
         return is_short and any(t not in core.running for t in core.threads)
 
     def _facts(self, key: str, thread: Sequence) -> ThreadFacts:
@@ -68,7 +68,7 @@ class Pacing:
         return Load(len(others), min(num_tokens, core.engine.max_batched_tokens), context)
 
     def _num_others_waiting(self) -> int:
-        waiting = len(self._core.waiting) + len(self._core.holding)
+        waiting = len(self._core.waiting) + len(self._core.begun)
         return waiting - sum(t not in self._core.running for t in self._core.threads)
 
     def _slack(self) -> float | None:

@@ -21,7 +21,7 @@ class Relief:
         """
         core = self._core
         core.counts.num_evicted += 1
-        closing = [s for s in core.holding if s.role is Role.CLOSE and s.kv.computed]
+        closing = [s for s in core.begun if s.role is Role.CLOSE and s.kv.computed]
         holding = {f: _holders(f.root) + [s for s in closing if s.family is f] for f in core.families}
         by_key = {str(f.number): f for f, holders in holding.items() if holders}
         if not by_key:
@@ -44,7 +44,7 @@ class Relief:
                 core.drop(kv)
             sequence.held.clear()
             if sequence.state is State.WAITING:
-                core.holding.remove(sequence)
+                core.begun.remove(sequence)
                 sequence.cause = Cause.RECOMPUTED
                 core.queue(sequence)
 

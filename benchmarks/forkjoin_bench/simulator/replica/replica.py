@@ -205,7 +205,7 @@ class Replica:
         self.core.drop(victim.kv)
         victim.family.num_preempted += 1
         victim.state, victim.was_preempted, victim.cause = State.WAITING, True, Cause.RECOMPUTED
-        self.core.waiting.appendleft(victim)
+        self.core.begun.append(victim)
 
 
 def _turn(sequence: Sequence, is_spared: bool) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from functools import partial
 
+from forkjoin_bench.simulator.replica.begun import BegunQueue
 from forkjoin_bench.simulator.replica.core import Core
 from forkjoin_bench.simulator.replica.pacing import Pacing
 from forkjoin_bench.simulator.replica.sequence import Family, Role, Sequence, State
@@ -21,10 +22,10 @@ class Starting:
 
     def start_waiting(self) -> None:
         core = self._core
-        skipped: list[tuple[deque[Sequence], Sequence]] = []
+        skipped: list[tuple[deque[Sequence] | BegunQueue, Sequence]] = []
         self._pacing.step_admission.open()
         while core.budget > 0 and len(core.running) < core.engine.max_num_seqs:
-            queue = core.holding or core.waiting
+            queue = core.begun or core.waiting
             if not queue:
                 break
             sequence = queue[0]
