@@ -66,7 +66,7 @@ class _Placing:
             found = text.find(thread.content, read) if thread.content else -1
             between = text[read:found] if found >= 0 else ""
             if not forks or (thread.title and thread.title in between):
-                forks.append([])  # its outline stands behind the threads before it
+                forks.append([])  # its outline stands after the threads before it
             forks[-1].append(thread)
             read = found + len(thread.content) if found >= 0 else read
         return forks

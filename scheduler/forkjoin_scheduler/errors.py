@@ -86,4 +86,4 @@ class NoGrammar(ForkJoinError):
 
 
 class TornState(ForkJoinError):
-    """Behind an error the scheduler's accounts do not agree: it can't be trusted with the other requests."""
+    """After an error the scheduler's accounts do not agree: it can't be trusted with the other requests."""

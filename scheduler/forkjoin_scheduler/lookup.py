@@ -1,4 +1,4 @@
-"""Drafts looked up in what a family has written: the text behind the same few tokens, somewhere else.
+"""Drafts looked up in what a family has written: the text after the same few tokens, somewhere else.
 
 Threads that do alike work write alike text. What one has written may be a draft of what another is about
 to write; it costs nothing to try, for the model verifies drafts anyway.
@@ -13,7 +13,7 @@ _LOOKED_AT = 8
 
 
 class Lookup:
-    """The texts of a family, by writer. Tokens behind ``min_n`` to ``max_n`` equal ones are drafts.
+    """The texts of a family, by writer. Tokens after ``min_n`` to ``max_n`` equal ones are drafts.
 
     >>> lookup = Lookup(2, 3)
     >>> lookup.follow("a", [1, 2, 3, 4])
@@ -24,12 +24,12 @@ class Lookup:
     def __init__(self, min_n: int, max_n: int) -> None:
         self._lengths = range(max_n, min_n - 1, -1)
         self._texts: dict[Hashable, list[int]] = {}
-        #: Where each n-gram stands first and last with a token behind it: the text, and that token's place.
+        #: Where each n-gram stands first and last with a token after it: the text, and that token's place.
         self._first: dict[tuple[int, ...], tuple[list[int], int]] = {}
         self._last: dict[tuple[int, ...], tuple[list[int], int]] = {}
 
     def follow(self, writer: Hashable, token_ids: Sequence[int], start: int = 0) -> None:
-        """``writer`` has come to ``token_ids``, of which those from ``start`` on are its own.
+        """``writer`` has written up to ``token_ids``, of which those from ``start`` on are its own.
 
         Where that does not go on what it wrote before, it begins another text.
         """
@@ -51,7 +51,7 @@ class Lookup:
     def find(self, token_ids: Sequence[int], max_drafts: int) -> list[int]:
         """What may follow ``token_ids``: at most so many tokens; none where nothing fits.
 
-        Behind the most tokens that are the same, and where more is written of it: who writes in step with
+        After the most tokens that are the same, and where more is written of it: who writes in step with
         another has nothing to give.
         """
         for n in self._lengths:

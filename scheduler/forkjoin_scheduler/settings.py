@@ -1,4 +1,4 @@
-"""What the server tells the engine core at start: the dialect and the server's limits."""
+"""What the engine core gets at start: the dialect and the server's limits."""
 
 from __future__ import annotations
 

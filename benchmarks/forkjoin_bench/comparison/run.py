@@ -34,7 +34,7 @@ SETTLE_S = 0.05
 class Plan:
     """What to run: ``rounds`` of each scenario; ``systems``, if any, in the place of the scenarios' own.
 
-    ``starts``: how often, each time with engines that are started anew, another one first.
+    ``starts``: how often, each time with engines that are started again, another one first.
     """
 
     model: Model

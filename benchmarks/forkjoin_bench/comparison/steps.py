@@ -35,7 +35,7 @@ class Counts:
     steps: int = 0
     decoded: int = 0
     prefilled: Counter[str] = field(default_factory=Counter)
-    #: Seconds in steps; of them in the scheduler, before and behind the model.
+    #: Seconds in steps; of them in the scheduler, before and after the model.
     busy_s: float = 0.0
     scheduler_s: float = 0.0
     peak_blocks: int = 0
@@ -113,7 +113,7 @@ def _attribute(counts: Counts, request: _Tracked, start: int, end: int, block_si
 def _causes(request: _Tracked, block_size: int) -> list[tuple[str, int, int]]:
     """Why each part of a request's prompt would have to be computed, as (cause, from, to)."""
     length, context = request.prompt_len, request.context
-    if context is None:  # a job of ours: it computes joined contexts, ahead of the join or anew
+    if context is None:  # a job of ours: it computes joined contexts, ahead of the join or recomputed
         return [("join", 0, length)]
     if context.kind == "prompt":
         return [("prompt", 0, length)]

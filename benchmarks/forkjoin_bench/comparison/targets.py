@@ -307,7 +307,7 @@ def _of_scheduler(result: dict[str, Any]) -> str:
 
 
 def _tables(title: str, judged: Sequence[tuple[str, Bound, dict[str, float], str]]) -> str:
-    """A row a target, of its worst case; behind them every case."""
+    """A row a target, of its worst case; after them every case."""
     rows, cases = [], []
     for name, bound, measured, command in judged:
         if not measured:

@@ -43,7 +43,7 @@ def _worksheet(chance: random.Random, width: int) -> Asked:
 
 
 def _passage(chance: random.Random, width: int) -> Asked:
-    """Branches that tell of parts of a passage, and a sentence behind them; else as many tokens in a row."""
+    """Branches that tell of parts of a passage, and a sentence after them; else as many tokens in a row."""
     if width > len(TOPICS):
         raise UsageError(f"--problems: expected at most {len(TOPICS)} for this model, got {width}")
     passage = PASSAGE.format(

@@ -1,7 +1,7 @@
 """A family as tokens: from every context that a system may send, what is to be written next.
 
 Contexts are the prompt, a thread's (its parent's context, then its header), and the joined one
-behind a fork. From each the continuation is what stands behind it in the linear transcript, up to
+after a fork. From each the continuation is what stands after it in the linear transcript, up to
 the end of its branch: a system that stops at a trigger or an end tag takes the beginning of it, one
 that decodes sequentially all of it. A context is known by the digest of its tokens, so no request
 needs to say which it is.
@@ -21,7 +21,7 @@ from forkjoin_bench.inputs.traces import Body, Family, Fork, Thread
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 
 TRIGGER, THREAD_END, JOIN_TEXT = "</Outlines>", "</Thread>", "\n"
-#: What the model itself writes first behind a join.
+#: What the model itself writes first after a join.
 BLOCK_END = "</Parallel>"
 
 Kind = Literal["prompt", "thread", "join"]
@@ -77,7 +77,7 @@ class ForkFacts:
 
 @dataclass
 class Compiled:
-    """A family in tokens: ``text`` is the linear transcript behind the prompt, up to the end of sequence."""
+    """A family in tokens: ``text`` is the linear transcript after the prompt, up to the end of sequence."""
 
     family: Family
     prompt_ids: list[int]
@@ -125,9 +125,9 @@ class Compiler:
     def _branch(
         self, out: Compiled, start: list[int], body: Body, end: str, kind: Kind, fork: int
     ) -> list[int]:
-        """Note the contexts of a branch that begins behind ``start``; the tokens of it."""
+        """Note the contexts of a branch that begins after ``start``; the tokens of it."""
         written: list[int] = []
-        #: Where in ``written`` it goes on behind each of its forks.
+        #: Where in ``written`` it goes on after each of its forks.
         joins: list[tuple[int, int]] = []
         within = forked_from = digest(start)
         for part in body:

@@ -131,7 +131,7 @@ def _nested(author: Author) -> Body:
 
 
 def _eight_by_64(author: Author) -> Body:
-    """The shape of the measured table: 8 threads of 64 tokens, 32 more behind the join."""
+    """The shape of the measured table: 8 threads of 64 tokens, 32 more after the join."""
     return (author.text(10), author.fork([64] * 8), author.text(32))
 
 

@@ -58,7 +58,7 @@ def _session(port: int) -> aiohttp.ClientSession:
 
 
 async def _ask(session: aiohttp.ClientSession, asked: dict[str, Any], cancel_after: int | None) -> Told:
-    """Stream one answer; hang up behind ``cancel_after`` of its events."""
+    """Stream one answer; hang up after ``cancel_after`` of its events."""
     told, began = Told(), time.monotonic()
     try:
         async with session.post("/v1/chat/completions", json=asked) as response:

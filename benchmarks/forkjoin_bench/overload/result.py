@@ -54,8 +54,8 @@ def problems(plan: Plan, result: Result) -> list[str]:
         if memory["peak"] - memory["before"] > MAX_GROWTH_MIB:
             found.append(f"expected {name} to grow by at most {MAX_GROWTH_MIB} MiB, got {memory}")
     if not result.left:
-        found.append("expected the server to answer behind it, but it had ended")
-    found += [f"expected {name} to be 0 behind it, got {n:g}" for name, n in result.left.items() if n]
+        found.append("expected the server to answer after it, but it had ended")
+    found += [f"expected {name} to be 0 after it, got {n:g}" for name, n in result.left.items() if n]
     return found
 
 

@@ -39,7 +39,7 @@ def fork_heavy(rng: random.Random) -> Request:
 
 
 def tight(rng: random.Random) -> Request:
-    """The load of the measured tables: one fork into 2-6 threads of 16-96 tokens behind 400 of prompt."""
+    """The load of the measured tables: one fork into 2-6 threads of 16-96 tokens after 400 of prompt."""
     return Request(400, _forks(rng, 1, (2, 3, 4, 5, 6), (16, 96), (4, 24)))
 
 

@@ -86,7 +86,7 @@ def peak_tokens(request: Request, spoken: Spoken = THREADWEAVER) -> int:
 
 
 def _peak(body: Body, spoken: Spoken) -> tuple[int, int]:
-    """Tokens behind the start of ``body``: at its widest, and at its end."""
+    """Tokens after the start of ``body``: at its widest, and at its end."""
     peak = length = 0
     for part in body:
         if isinstance(part, int):

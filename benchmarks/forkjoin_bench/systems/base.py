@@ -81,7 +81,7 @@ class System(Protocol):
         """What answers; systems may share one."""
 
     async def text_of(self, family: Compiled, answer: Answer) -> str:
-        """The transcript behind the prompt; notes in ``answer`` when text came in."""
+        """The transcript after the prompt; notes in ``answer`` when text came in."""
 
 
 async def ask(system: System, family: Compiled, timeout_s: float) -> Answer:
@@ -104,4 +104,4 @@ def _difference(got: str, wanted: str) -> str:
     pairs = enumerate(zip(got, wanted, strict=False))
     same = next((i for i, (a, b) in pairs if a != b), min(len(got), len(wanted)))
     before = got[max(same - 40, 0) : same]
-    return f"{got[same : same + 40]!r} behind {before!r}, not {wanted[same : same + 40]!r}"
+    return f"{got[same : same + 40]!r} after {before!r}, not {wanted[same : same + 40]!r}"

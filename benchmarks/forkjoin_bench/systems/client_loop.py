@@ -1,11 +1,11 @@
 """A client that forks and joins, as ThreadWeaver publishes it, against an engine that does not.
 
 Ask until the trigger; ask for all threads at once, each from the whole context and its header, until
-their end tag; put them one behind the other; ask again. On text over HTTP, or on token ids in
+their end tag; put them one after the other; ask again. On text over HTTP, or on token ids in
 process: ``Completer`` is either.
 
 This is the client at its best: it streams only what its own client is to see (its first request and
-those behind a join), and threads that fork themselves are clients in turn.
+those after a join), and threads that fork themselves are clients in turn.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ClientLoop(Generic[Text]):
     async def _branch(
         self, start: Text, max_tokens: int, stops: Sequence[str], answer: Answer | None
     ) -> Text:
-        """All that a branch writes behind ``start``, its threads in it."""
+        """All that a branch writes after ``start``, its threads in it."""
         completer = self._completer
         written = completer.encode("")
         while True:

@@ -27,7 +27,7 @@ def _script() -> tuple[int, dict[str, list[int]]]:
 
 
 class Replay(AdapterLogitsProcessor):
-    """Forces the next token of the script; behind its end, the end of sequence."""
+    """Forces the next token of the script; after its end, the end of sequence."""
 
     def is_argmax_invariant(self) -> bool:
         return False

@@ -42,7 +42,7 @@ class ForkAt(StrEnum):
     TRIGGER = "trigger"
     #: When it ends its turn, if what it wrote ends with the trigger or, without one, announces threads.
     END = "end"
-    #: Behind the prompt, before anything is generated.
+    #: After the prompt, before anything is generated.
     PROMPT = "prompt"
 
 
@@ -60,7 +60,7 @@ class Outline(Strict):
 
     opens: NonEmpty | None = Field(
         default=None,
-        description="token or text behind whose last occurrence the outlines are read; none: all that the "
+        description="token or text after whose last occurrence the outlines are read; none: all that the "
         "branch wrote since its prompt, or since it forked last",
     )
     pattern: str = Field(
@@ -89,7 +89,7 @@ class Thread(Strict):
         default=None, description="the token (or text) that ends a thread; none: end of sequence"
     )
     close: str = Field(default="", description="injected when a thread ends without its end token")
-    tail: str = Field(default="", description="injected behind every thread, however it ended")
+    tail: str = Field(default="", description="injected after every thread, however it ended")
     without_trigger: bool = Field(
         default=False, description="whether a thread sees its parent up to before the trigger only"
     )
@@ -102,7 +102,7 @@ class Thread(Strict):
         "returns; none: all of it",
     )
     returned_end: Template = Field(
-        default="", description="injected behind what returns of a thread, where `returns` cuts it out"
+        default="", description="injected after what returns of a thread, where `returns` cuts it out"
     )
     failed_header: Template | None = Field(
         default=None, description="the joined header of a thread in which `returns` finds nothing"
@@ -128,12 +128,12 @@ class Positions(Strict):
 
 
 class Answer(Strict):
-    """Where the answer begins, behind the reasoning: for structured output that is to hold for the answer."""
+    """Where the answer begins, after the reasoning: for structured output that is to hold for the answer."""
 
     after: NonEmpty | None = Field(
-        default=None, description="the text behind which the answer begins, whoever writes it"
+        default=None, description="the text after which the answer begins, written or injected"
     )
-    behind_join: bool = Field(default=False, description="whether it begins behind the first join")
+    behind_join: bool = Field(default=False, description="whether it begins after the first join")
 
     @model_validator(mode="after")
     def _is_one_place(self) -> Answer:
@@ -155,7 +155,7 @@ class SamplingOverrides(Strict):
 
 
 class Sampling(Strict):
-    """Sampling overrides by phase: inside threads, and in the request itself behind a join."""
+    """Sampling overrides by phase: inside threads, and in the request itself after a join."""
 
     thread: SamplingOverrides = SamplingOverrides()
     after_join: SamplingOverrides = SamplingOverrides()

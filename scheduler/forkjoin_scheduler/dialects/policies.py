@@ -13,13 +13,13 @@ from forkjoin_scheduler.dialects.strict import Strict
 class Policy(StrEnum):
     """What happens at a limit, or on malformed output."""
 
-    #: No fork: the model goes on decoding behind its own text, in which the trigger is ordinary.
+    #: No fork: the model goes on decoding after its own text, in which the trigger is ordinary.
     SEQUENTIAL = "sequential"
     #: The repeated outline starts no thread; the others fork.
     DROP = "drop"
     #: The thread gets its end tag and the family joins and goes on.
     CLOSE_THREAD = "close_thread"
-    #: What is open is closed (thread, block), and the request ends behind it.
+    #: What is open is closed (thread, block), and the request ends after it.
     END_REQUEST = "end_request"
 
 

@@ -67,7 +67,7 @@ TRANSITIONS: dict[tuple[BranchState, Transition], BranchState] = {
 class Branch:
     """The request itself, or one of its threads.
 
-    ``token_ids``: what stands behind its header in its own context: what it generated and, where
+    ``token_ids``: what stands after its header in its own context: what it generated and, where
     it forked, the joined threads. Empty for the root, whose tokens vLLM keeps.
     """
 
@@ -117,7 +117,7 @@ class Branch:
 
     @property
     def joined_forks(self) -> list[list[Branch]]:
-        """The forks that it has gone on behind, in order."""
+        """The forks that it has gone on after, in order."""
         return self.forks[: self.num_joined]
 
     @property
@@ -145,7 +145,7 @@ class Branch:
             self.token_ids[max(len(self.token_ids) - num_tokens, 0) :] = instead
 
     def cut_context(self, num_tokens: int) -> None:
-        """Its context is cut off behind ``num_tokens`` tokens: its threads share no more with it."""
+        """Its context is cut off after ``num_tokens`` tokens: its threads share no more with it."""
         for thread in (t for fork in self.forks for t in fork):
             thread.fork_len = min(thread.fork_len, num_tokens)
 
@@ -221,7 +221,7 @@ class Family:
         """Start the threads of ``plan`` in ``branch``, ``context_len`` tokens into its context.
 
         ``offset``: their positions less their slots. ``num_behind``: tokens that the branch, which does not
-        wait, has generated behind the fork in the same step.
+        wait, has generated after the fork in the same step.
         Raises IllegalTransition unless it decodes.
         """
         if waits:

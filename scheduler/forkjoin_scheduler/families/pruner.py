@@ -1,4 +1,4 @@
-"""What a pruning policy is told of the threads of a vote, gathered as they write."""
+"""What a pruning policy knows of the threads of a vote, gathered as they write."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Pruner:
         self._asked_at = 0
 
     def is_due(self, num_generated: int, num_running: int, free: float) -> bool:
-        """Whether the policy is to be asked after a step, behind so many tokens of all threads."""
+        """Whether the policy is to be asked after a step, after so many tokens of all threads."""
         is_due = (
             num_generated - self._asked_at >= self.policy.ask_every * num_running
             and free < self.policy.ask_below
@@ -73,7 +73,7 @@ class Pruner:
     def wrote(self, thread: Branch, logprobs: Iterable[Sequence[float]]) -> None:
         """``thread`` wrote tokens. ``logprobs``: of each of them those of the most likely ones, if known.
 
-        -inf stands for what could not be sampled, and where vLLM tells none.
+        -inf stands for what could not be sampled, and where vLLM returns none.
         """
         policy = self.policy
         confidence = self._confidence.setdefault(thread, Confidence(policy.window))

@@ -8,7 +8,7 @@ differ from its slots by an ``offset``, constant between two joins::
     text       prompt | thread 1    | thread 2          | what follows
     positions  0 .. 9 | 10 11 12 13 | 10 11 12 13 14 15 | 16 17        offset 16 - 20 = -4
 
-In which order the threads' KV lies behind the fork is all the same: positions are in the keys, and
+In which order the threads' KV lies after the fork is all the same: positions are in the keys, and
 what follows sees all of it. What is before the fork stays where it is, for an outer join may leave
 some of it out. So a join takes the threads' blocks as they are, and moves only what fills
 the gaps in them: it needs no block beyond those that the threads have, but for one that two of them share.
@@ -41,7 +41,7 @@ def thread_offset(parent_offset: int, positions: Positions) -> int:
 def joined_offset(
     threads: Sequence[Branch], lengths: Sequence[int], joined_len: int, positions: Positions
 ) -> int:
-    """The offset behind a join of ``threads``.
+    """The offset after a join of ``threads``.
 
     ``lengths``: tokens that each has behind the fork in its own context, ``joined_len``: those of
     the joined context.
@@ -55,7 +55,7 @@ def joined_offset(
 def start_offsets(branch: Branch) -> Offsets:
     """The offsets of ``branch`` up to its first join, its parent's context among them.
 
-    Of what was joined in that context only the offset behind it is told: nobody computes threads in a row.
+    Of what was joined in that context only the offset after it is known: nobody computes threads in a row.
     The parent must still wait for it.
     """
     parent = branch.parent
@@ -134,7 +134,7 @@ class Layout:
     """How lent blocks become a context without a gap.
 
     ``kept``: the blocks that it takes, in order, as indices of the lent ones. ``sources``: slots in
-    others, or behind its end. ``holes``: where these go, counted in tokens from its first block on; it
+    others, or after its end. ``holes``: where these go, counted in tokens from its first block on; it
     may take blocks beyond the kept ones.
     """
 

@@ -44,7 +44,7 @@ class Transcript(Generic[Piece]):
         self._is_closed = True
 
     def cut(self) -> None:
-        """The whole transcript ends in this branch: nothing behind it is ever released."""
+        """The whole transcript ends in this branch: nothing after it is ever released."""
         self._is_last = True
 
     def release(self) -> list[Piece]:

@@ -1,7 +1,7 @@
-"""Why a thread does not run, and when its client is told so.
+"""Why a thread does not run, and when its client hears of it.
 
-One that has not begun is told of at once. One that has may sit out a step and run in the next: policies let
-threads take turns. Of such a wait its client is told when it has lasted some steps.
+A wait before a thread's first step is emitted at once. A later one is emitted when it has lasted some steps:
+policies let threads take turns, so a thread may sit out one step and run in the next.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Waits:
         self._num_steps: Counter[int] = Counter()
 
     def see(self, index: int, wait: Wait | None, *, has_begun: bool) -> bool:
-        """Note what a thread waits for in a step, None if it runs. Returns whether its client is to be told.
+        """Note what a thread waits for in a step, None if it runs. Returns whether to emit it.
 
-        What it is told stands until the thread runs; but the start of its wave is told.
+        What was emitted stands until the thread runs; but the start of its wave is emitted too.
         """
         if wait is None:
             del self._num_steps[index]

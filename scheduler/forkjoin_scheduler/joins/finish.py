@@ -1,4 +1,4 @@
-"""The answer is the threads' text one behind the other, and ends there."""
+"""The answer is the threads' text one after the other, and ends there."""
 
 from __future__ import annotations
 

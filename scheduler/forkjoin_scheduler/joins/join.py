@@ -27,9 +27,9 @@ class Join(Strict):
 
     #: Whether the branch that forked stands still until its threads have ended.
     waits: ClassVar[bool] = True
-    #: Whether the answer shows the threads as they run; otherwise only what they come to.
+    #: Whether the answer shows the threads as they run; otherwise only what they return.
     shows_threads: ClassVar[bool] = True
-    #: Whether the branch that forked decodes on behind its threads.
+    #: Whether the branch that forked decodes on after its threads.
     goes_on: ClassVar[bool] = True
     #: Whether each thread is an answer of its own, with all that a request asks of its answer.
     threads_are_answers: ClassVar[bool] = False
@@ -39,12 +39,12 @@ class Join(Strict):
     asks_by_number: ClassVar[bool] = False
     #: Whether joins move the threads' KV instead of computing it.
     moves_kv: ClassVar[bool] = False
-    #: Whether threads that have ended may be prefilled behind one another while slower ones run.
+    #: Whether threads that have ended may be prefilled one after another while slower ones run.
     prefills_ahead: ClassVar[bool] = False
 
     kind: str
     when: Literal["all", "first"] = Field(
-        default="all", description="whether all threads come to their end, or the first cuts the others off"
+        default="all", description="whether all threads run to their end, or the first cuts the others off"
     )
     text: str = Field(
         default="", description="injected after the last thread; in a file, a template of the turns only"
@@ -87,7 +87,7 @@ class Join(Strict):
     ) -> JoinPlan:
         """How a branch with this ``context`` goes on behind ``threads`` (in outline order, all ended).
 
-        ``closing_ids``: what the request itself wants behind them, in the place of the dialect's own text.
+        ``closing_ids``: what the request itself wants after them, in the place of the dialect's own text.
         """
         return joined.plan_join(dialect, threads, tokenizer, closing_ids)
 
@@ -109,7 +109,7 @@ class Join(Strict):
         return False
 
     def num_closing_tokens(self, dialect: Dialect, tokenizer: Tokenizer) -> int:
-        """Tokens that a thread's context must still hold behind what it writes."""
+        """Tokens that a thread's context must still hold after what it writes."""
         return 0
 
     def thread_offset(self, parent_offset: int, positions: Positions) -> int:

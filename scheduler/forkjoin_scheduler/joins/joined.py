@@ -22,7 +22,7 @@ class JoinPlan:
 
     ``token_ids`` are appended to its context, of which a call that is rewritten has been cut off
     behind ``keep`` tokens; ``closing_ids`` are those of them behind the last thread. ``end``: if
-    set, the branch ends behind the block, for this reason of a thread.
+    set, the branch ends after the block, for this reason of a thread.
     """
 
     token_ids: tuple[int, ...]
@@ -32,7 +32,7 @@ class JoinPlan:
 
 
 def body(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> list[int]:
-    """The text of ``thread`` behind its header, closed as the dialect closes it."""
+    """The text of ``thread`` after its header, closed as the dialect closes it."""
     return written(thread) + closing_ids_of(dialect, thread, tokenizer)
 
 
@@ -106,7 +106,7 @@ def plan_join(
 ) -> JoinPlan:
     """Join ``threads`` (in outline order, all ended).
 
-    ``closing_ids``: what the request itself wants behind them, in the place of the dialect's own text.
+    ``closing_ids``: what the request itself wants after them, in the place of the dialect's own text.
     """
     token_ids: list[int] = tokenizer.encode(dialect.join.opened)
     for thread in threads:

@@ -24,7 +24,7 @@ class Rewrite(Join):
     shows_threads: ClassVar[bool] = False
 
     kind: Literal["rewrite"]
-    opens: NonEmpty = Field(description="the text that begins the call; it and all behind it are replaced")
+    opens: NonEmpty = Field(description="the text that begins the call; it and all after it are replaced")
 
     def plan(
         self,

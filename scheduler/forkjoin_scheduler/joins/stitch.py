@@ -58,7 +58,7 @@ class Stitch(Join):
         return True
 
     def num_closing_tokens(self, dialect: Dialect, tokenizer: Tokenizer) -> int:
-        """The tokens that close a thread have to get their KV behind what it wrote."""
+        """The tokens that close a thread have to get their KV after what it wrote."""
         return len(tokenizer.encode(dialect.thread.close + dialect.thread.tail)) + 1
 
     def thread_offset(self, parent_offset: int, positions: Positions) -> int:

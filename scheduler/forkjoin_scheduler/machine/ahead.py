@@ -1,7 +1,7 @@
 """The progressive join, decided: threads that have ended are prefilled while slower ones still decode.
 
 The joined context of a re-prefill join is a prefix for each thread that has ended, in order. So these can be
-prefilled behind one another before the last one ends, riding in the steps of those that decode, a few tokens
+prefilled one after another before the last one ends, riding in the steps of those that decode, a few tokens
 a step; at the join little is left. The same tokens, the same result.
 """
 

@@ -38,7 +38,7 @@ def ask(machine: Machine, index: int) -> str:
 def advance(machine: Machine) -> Effects:
     """End what of the cancelled threads decodes.
 
-    One whose KV is computed anew ends when that is done: its siblings that have ended get theirs before
+    One whose KV is recomputed ends when that is done: its siblings that have ended get theirs before
     it, and their parent would join without.
     """
     for thread in to_end(machine.cancelled):

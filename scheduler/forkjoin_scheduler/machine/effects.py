@@ -1,6 +1,6 @@
-"""What a machine wants done: it decides, and whoever runs it performs.
+"""What a machine wants done: it decides, its caller performs.
 
-Machines (``machine.py``) are told what happened by calls, and answer by a generator of effects. Each is to be
+Callers report what happened to a machine (``machine.py``), which answers with a generator of effects. Each is
 performed before the next is asked for, so that what the machine reads of the world (``world.py``) is as its
 last effect left it. In the engine ``vllm_seam/threads/performing.py`` performs them, on paged KV;
 the simulator does it on counted blocks.
@@ -46,14 +46,14 @@ class ShareTail:
 
 @dataclass(frozen=True, slots=True)
 class SampleAgain:
-    """A fork behind the prompt was refused: ``branch`` draws the sample that was dropped for it."""
+    """A fork after the prompt was refused: ``branch`` draws the sample that was dropped for it."""
 
     branch: Branch
 
 
 @dataclass(frozen=True, slots=True)
 class WillNotJoin:
-    """What was to begin behind the first join of ``branch`` begins now: there will be none."""
+    """What was to begin after the first join of ``branch`` begins now: there will be none."""
 
     branch: Branch
 
@@ -78,7 +78,7 @@ class Stop:
 class Keep:
     """``thread`` has ended: keep what its join needs of its KV, and compute what is missing of that.
 
-    When all is there, now or later, the machine is to be told (``ending.closed``). ``may_lack_kv``: whether
+    When all is there, now or later, call ``ending.closed``. ``may_lack_kv``: whether
     the join needs the KV of all its tokens, and the last may have none yet.
     """
 
@@ -102,7 +102,7 @@ class PrefillFinishedThreads:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """``branch`` goes on as ``plan`` says, behind the threads that it waited for."""
+    """``branch`` goes on as ``plan`` says, after the threads that it waited for."""
 
     branch: Branch
     plan: JoinPlan
@@ -112,7 +112,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class EndJoined:
-    """The parked ``branch``, a thread itself, ends with its threads; its end tag is told by itself."""
+    """The parked ``branch``, a thread itself, ends with its threads; its end tag is emitted by itself."""
 
     branch: Branch
     how: How

@@ -1,4 +1,4 @@
-"""How threads and families end: what is told of it, and what is kept of their KV."""
+"""How threads and families end: the events, and what is kept of their KV."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FINISH = {How.STOPPED: "stop", How.CAPPED: "length"}
 
 
 def end_thread(machine: Machine, thread: Branch, end: ThreadEnd) -> Effects:
-    """Tell of the end of ``thread`` and let its successors into the transcript."""
+    """Emit the end of ``thread`` and let its successors into the transcript."""
     wrote_it_itself = thread.state is BranchState.DECODING
     thread.end = end
     transcript = machine.transcripts[thread]
@@ -77,7 +77,7 @@ def cancel(machine: Machine, thread: Branch, end: ThreadEnd) -> Effects:
 
 
 def forget(machine: Machine, threads: list[Branch]) -> Effects:
-    """Tell of the end of ``threads``, which were cancelled."""
+    """Emit the end of ``threads``, which were cancelled."""
     for thread in threads:
         _emit_end(machine, thread)
     yield Forget(threads)
@@ -93,7 +93,7 @@ def end_family(machine: Machine, how: How) -> Effects:
 
 
 def end_tree(machine: Machine) -> list[Branch]:
-    """End what lives of the family's tree; returns the threads among it, of whose end is told."""
+    """End what lives of the family's tree; returns the threads among it, whose ends are emitted."""
     family, cancelled = machine.family, []
     if family.root.is_live:
         cancelled = family.end(family.root, ThreadEnd.CANCELLED)
@@ -115,7 +115,7 @@ def _emit_end(machine: Machine, thread: Branch, policy: Policy | None = None) ->
 
 
 def _cut_behind(machine: Machine, thread: Branch) -> Effects:
-    """The answer ends in ``thread``: cancel all that stands behind it, also behind the threads around it."""
+    """The answer ends in ``thread``: cancel all that stands after it, also after the threads around it."""
     while thread.parent is not None:
         siblings = next(fork for fork in thread.parent.forks if thread in fork)
         for sibling in siblings[thread.sibling_index + 1 :]:

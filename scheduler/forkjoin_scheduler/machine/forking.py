@@ -23,7 +23,7 @@ from forkjoin_scheduler.publish.events import Forked, NewThread, Refused
 
 @dataclass(frozen=True, eq=False)
 class Fork:
-    """A branch forks behind the first ``num_tokens`` tokens of its context.
+    """A branch forks after the first ``num_tokens`` tokens of its context.
 
     ``since``: how many of them were there before it wrote, or when it forked last. ``num_in_run``: how many
     of those that it wrote in this step stand before the fork.
@@ -99,7 +99,7 @@ def wait_for(machine: Machine, branch: Branch, number: str) -> Effects:
 
 
 def swap(machine: Machine, wanted: Swap) -> Effects:
-    """Let a branch go on behind what the dialect has in the place of what it wrote."""
+    """Let a branch go on after what the dialect has in the place of what it wrote."""
     branch = wanted.branch
     if branch.state is not BranchState.DECODING:
         return
@@ -111,7 +111,7 @@ def swap(machine: Machine, wanted: Swap) -> Effects:
 
 
 def emit_refused(machine: Machine, branch: Branch, refusal: Refusal) -> None:
-    """Tell the front end that ``branch`` was refused what it called for, and what it does then."""
+    """Emit that ``branch`` was refused what it called for, and what it does then."""
     policy = refusal.policy.value
     machine.emit(Refused(parent_index=branch.index, reason=refusal.reason, policy=policy))
 

@@ -61,7 +61,7 @@ def outgrows(machine: Machine, branch: Branch) -> bool:
 
 
 def own_ids(machine: Machine, thread: Branch) -> list[int]:
-    """The tokens of a thread behind its parent's context, as they stand in a stitched one."""
+    """The tokens of a thread after its parent's context, as they stand in a stitched one."""
     assert thread.plan is not None
     return [*thread.plan.header_ids, *body(machine.dialect, thread, machine.world.tokenizer)]
 

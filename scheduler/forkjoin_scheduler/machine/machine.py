@@ -1,8 +1,8 @@
-"""A machine: what becomes of one family. It is told what happened, and says what is to be done.
+"""A machine: what becomes of one family. Its caller reports what happened, it says what to do.
 
 It knows neither vLLM nor torch. What happens to it comes as calls of the functions beside it, by subject:
 
-* ``planning``: what a call in its text comes to, and ``ahead``: what may be prefilled (these only say);
+* ``planning``: what a call in its text does, and ``ahead``: what may be prefilled (these only say);
 * ``writing``: a branch wrote tokens;
 * ``forking``: a branch forks, is refused to, asks for a thread, or wrote what the dialect swaps;
 * ``ending``: a thread ended, or its KV is all there;
@@ -68,11 +68,11 @@ class Machine:
     numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
     #: Newlines that the next text of a branch is to begin with, in the answer.
     newlines: dict[Branch, int] = field(default_factory=dict)
-    #: Threads whose end the front end has been told.
+    #: Threads whose end was emitted.
     emitted_ends: set[Branch] = field(default_factory=set)
     #: What its client knows of threads that wait; None if it does not want to.
     waits: Waits | None = field(init=False)
-    #: How many threads it has been told of.
+    #: How many threads were emitted.
     num_announced: int = 0
     #: What its threads vote for, where the answer is that of most.
     vote: Vote | None = None
@@ -89,18 +89,18 @@ class Machine:
     stop_reason: int | str | None = None
     #: The stop token of the request's own that a thread wrote: the last of the answer.
     stop_piece: OutputToken | None = None
-    #: How the answer ended, as clients are told (``stop``, ``length``): by our decision, and not by vLLM's.
+    #: How the answer ended, as clients see it (``stop``, ``length``): by our decision, and not by vLLM's.
     finish: str | None = None
-    #: The root's own end, where its threads go on behind it, and the token that it stopped with.
+    #: The root's own end, where its threads go on after it, and the token that it stopped with.
     own_finish: str | None = None
     own_stop_piece: OutputToken | None = None
     events: list[Event] = field(default_factory=list)
     #: Whether its end is among these, or has left.
     has_emitted_end: bool = False
     #: Since when (``World.now``) a branch has waited, after a fork for a thread's first token, after a
-    #: join for its own, by the event that tells how long.
+    #: join for its own, by the event that says how long.
     clocks: dict[tuple[type[ForkLatency | JoinLatency], Branch | None], float] = field(default_factory=dict)
-    #: How often each branch was started, or went on behind something that was put into its text.
+    #: How often each branch was started, or went on after something that was put into its text.
     _num_starts: Counter[Branch] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class Machine:
     def room(self, branch: Branch, num_tokens: int, offset: int = 0) -> int:
         """Tokens that a context of ``num_tokens`` can still take, in KV slots and in positions.
 
-        What closes a stitched thread must find room behind them.
+        What closes a stitched thread must find room after them.
         """
         num_closing = 0
         if branch is not self.family.root:
@@ -165,7 +165,7 @@ class Machine:
         self.clocks[JoinLatency, branch] = self.world.now()
 
     def clock_token(self, branch: Branch) -> None:
-        """``branch`` has generated: the first token after a fork or a join tells its latency."""
+        """``branch`` has generated: the first token after a fork or a join ends its latency."""
         for kind, waited in ((ForkLatency, branch.parent), (JoinLatency, branch)):
             if (start := self.clocks.pop((kind, waited), None)) is not None:
                 self.emit(kind(seconds=self.world.now() - start))
@@ -180,7 +180,7 @@ class Machine:
         return pieces
 
     def counts(self, kind: type[Counted]) -> Counted:
-        """What the family has come to so far, for the front end."""
+        """What the family has used so far, for the front end."""
         family = self.family
         return kind(
             family=family.request_id,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class World(Protocol):
     """An engine, or a simulated one.
 
-    It is asked of branches that have not ended, or ended in this step behind a fork.
+    It is asked of branches that have not ended, or ended in this step after a fork.
     """
 
     @property
@@ -50,7 +50,7 @@ class World(Protocol):
         ...
 
     def is_standing(self, branch: Branch) -> bool:
-        """Whether ``branch`` stands still, parked or until its KV is computed anew."""
+        """Whether ``branch`` stands still, parked or until its KV is recomputed."""
         ...
 
     def holds_kv(self, thread: Branch) -> bool:

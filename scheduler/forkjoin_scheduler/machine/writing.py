@@ -119,7 +119,7 @@ def _push_run(
 
 
 def _push(machine: Machine, branch: Branch, pieces: list[OutputToken]) -> None:
-    """Append what ``branch`` has written to its transcript, behind the newlines that it should have."""
+    """Append what ``branch`` has written to its transcript, after the newlines that it should have."""
     if machine.newlines:
         pieces = _behind_newlines(machine, branch, pieces)
     machine.transcripts[branch].push(pieces)

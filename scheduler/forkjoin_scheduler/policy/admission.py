@@ -4,7 +4,7 @@ A family grows long after it has started: its threads, then the context that the
 Admitted greedily, families take each other's blocks and run in steps that are nearly empty. So a
 request waits until it will fit; what runs is finished rather than more started.
 
-Not all come to their widest at once, and what ends gives its blocks back. So the future is looked
+Not all reach their widest at once, and what ends gives its blocks back. So the future is looked
 at: each request is expected to grow evenly up to its end and to free what it holds there. Most is
 in use right before one of these ends; where that is no more than there is, the request fits. (The
 idea is that of the Past-Future scheduler, arXiv 2507.10150, for requests that are one sequence.)
@@ -37,7 +37,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Need:
-    """What a request has come to: tokens generated, the widest fork, tokens of its critical path.
+    """What a request has used so far: tokens generated, the widest fork, tokens of its critical path.
 
     ``blocks``: KV blocks that return to the pool when it ends, which nobody else holds; of a new one,
     those that it takes when it starts. ``lost``: blocks that it has been robbed of, and will take again.
@@ -84,7 +84,7 @@ class AdmissionPolicy(Protocol):
         ...
 
     def learn(self, need: Need) -> None:
-        """A request has ended by itself; it came to ``need``."""
+        """A request has ended by itself; it used ``need``."""
 
 
 class Admission:
@@ -113,7 +113,7 @@ class Admission:
         return new.asked > 0 or self.forks.mean > self.RARELY
 
     def learn(self, need: Need) -> None:
-        """A request has ended by itself. What it asked for tells nothing of the model's forks."""
+        """A request has ended by itself. What it asked for says nothing about the model's forks."""
         if need.asked:
             self.thread_tokens.see(need.generated / need.asked)
             return

@@ -3,8 +3,8 @@
 A front end knows what of its own waits: from the door on until the engine sends a first token. One
 request of eight threads is more than one of two tokens; so each is counted by what the engine has
 learnt of those that have ended (``policy/admission.py``), or by what it asks for itself. Past a bound a
-request is refused at once, and told when to come back: by then as much is expected to have ended as
-is too much now. Those that are refused meanwhile line up behind it, so they don't come back together.
+request is refused at once, with the time to come back: by then as much is expected to have ended as
+is too much now. Those that are refused meanwhile line up after it, so they don't come back together.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from forkjoin_scheduler.errors import BadRequestOptions, Limit, Overloaded
 from forkjoin_scheduler.policy.admission import Admission
 
-#: Seconds that a client is told to stay away, at least and at most (OpenAI's clients wait no longer).
+#: Seconds of Retry-After, at least and at most (OpenAI's clients wait no longer).
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
-#: Told before anything has ended.
+#: Retry-After before anything has ended.
 FIRST_RETRY_S = 10
 #: What has ended longer ago hardly counts.
 HORIZON_S = 20.0
@@ -86,7 +86,7 @@ class Tenant:
 class Visit:
     """One HTTP request on its way to the engine, where it becomes ``num_families``.
 
-    It is let in, or refused, as one: when the first of these families comes to the engine.
+    It is admitted, or refused, as one: when the first of these families comes to the engine.
     """
 
     tenant: Tenant
@@ -95,7 +95,7 @@ class Visit:
     width: int | None = None
     refused: Overloaded | BadRequestOptions | None = None
     is_in: bool = False
-    #: Called once, when it is let in or refused.
+    #: Called once, when it is admitted or refused.
     decided: Callable[[], None] = lambda: None
 
 
@@ -148,7 +148,7 @@ class Backlog:
     _tenants: dict[str, _OfTenant] = field(default_factory=dict)
     _rate: Rate = field(default_factory=Rate)
     _at: float | None = None
-    #: Until when who is refused has been told to stay away, by the tenant whose limit it was ("": all).
+    #: Until when refused clients were asked to stay away, by the tenant whose limit it was ("": all).
     _promised: dict[str, float] = field(default_factory=dict)
 
     # ---- from the door to the engine ----------------------------------------------------------
@@ -281,7 +281,7 @@ class Backlog:
             )
 
     def _retry_after(self, whose: str, unit: str, too_much: float, size: float) -> int:
-        """Seconds until ``too_much`` has ended, or ``size`` more than what ends for who was told before."""
+        """Seconds until ``too_much`` has ended, or ``size`` more than what ends for those refused before."""
         self._pass_time()
         now = self.clock()
         if (takes := self._rate.seconds_for(1, unit)) is None:
@@ -292,7 +292,7 @@ class Backlog:
         return max(math.ceil(at - now), MIN_RETRY_S)
 
     def retry_after_s(self) -> int:
-        """What a client is to be told that vLLM refuses: until one family has ended."""
+        """Retry-After for a client that vLLM refuses: until one family has ended."""
         return self._retry_after("vllm", "families", 1, 1)
 
 

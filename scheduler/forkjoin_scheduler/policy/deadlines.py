@@ -1,8 +1,8 @@
 """When each stream's next token is due, for a target of seconds a token.
 
-The n-th token behind the first is due n targets after it. What a stream gains by fast steps it may
+The n-th token after the first is due n targets after it. What a stream gains by fast steps it may
 spend on slow ones; what it loses is forgotten beyond one target, or one bad moment would call for
-haste for ever.
+haste forever.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which family gives its KV blocks back where nothing runs, and nothing can start for want of them.
 
 A family whose threads wait with blocks is no victim of vLLM's preemption: a pool full of such blocks would
-wait for ever. What a family gives back is computed anew when it runs again; its answer is the same.
+wait forever. What a family gives back is recomputed when it runs again; its answer is the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """In which order new requests may start, where some have to wait for room.
 
-One that has to wait keeps those behind it waiting that may fork, too: what is big starts in its turn.
-Requests that will not fork pass it, but not for ever.
+One that has to wait keeps those after it waiting that may fork, too: what is big starts in its turn.
+Requests that will not fork pass it, but not forever.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 #: Requests that do not fork may start before one that waits for room, so many times.
 MAX_OVERTAKEN = 32
-#: So many waiting requests are looked at in a step behind one that has to wait: each costs some microseconds.
+#: So many waiting requests are looked at in a step after one that has to wait: each costs some microseconds.
 LOOKED_AT = 16
 
 

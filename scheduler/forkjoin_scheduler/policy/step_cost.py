@@ -3,7 +3,7 @@
 seconds = base + a * sequences + b * tokens + c * context, fitted by least squares that forgets: what
 the machine did a thousand steps ago counts for little. ``tokens`` are all that the step computes,
 ``context`` is the KV that it reads, in tokens. No coefficient is negative: more work never takes less
-time. One that would be is left out of the fit, which then finds the others anew: sequences and
+time. One that would be is left out of the fit, which then finds the others again: sequences and
 context grow together, and with one of them merely cut off at zero the other would count for both.
 """
 
@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _FORGET = 0.995
-#: Holds coefficients that no step has told apart near zero.
+#: Holds coefficients near zero until steps have distinguished them.
 _RIDGE = 1e-4
-#: A step in which something else ran (a compilation, a pause) tells nothing of what the next will take.
+#: A step in which something else ran (a compilation, a pause) says nothing about the next one's time.
 _OUTLIER = 5.0
-#: So many of them one behind the other are no accident.
+#: So many of them one after the other are no accident.
 _OUTLIERS_IN_A_ROW = 8
 _WARM_UP = 16
 

@@ -57,7 +57,7 @@ class Tally:
         if leader is None or min(self.open) < self.first[leader]:
             return False
         own = self.votes[leader]
-        # The open ones together may bring up a new result. It stands behind the leader's.
+        # The open ones together may bring up a new result. It stands after the leader's.
         return num_open <= own and all(
             votes + num_open < own or (votes + num_open == own and self.first[leader] < self.first[result])
             for result, votes in self.votes.items()

@@ -30,7 +30,7 @@ class ThreadFacts:
     context: int = 0
     #: Whether it has a slot already.
     has_slot: bool = False
-    #: Tokens that its step computes: the one that comes next, and drafts of those behind it.
+    #: Tokens that its step computes: the one that comes next, and drafts of those after it.
     computes: int = 1
 
 

@@ -6,7 +6,7 @@ the whole of it would have the same leader with a probability of ``confidence``;
 
 The probability is that of adaptive consistency (arXiv 2305.11860, section 3.2), for a vote that has an
 end. Of the two results that lead, the share p of the first is unknown, Beta(1, 1) before anybody votes; so
-it is Beta(a + 1, b + 1) behind a and b votes, and of the votes to come, beta-binomially many go to the first.
+it is Beta(a + 1, b + 1) after a and b votes, and of the votes to come, beta-binomially many go to the first.
 The paper asks whether p > 1/2, which is the same for endlessly many threads.
 """
 
@@ -47,7 +47,7 @@ def chance(tally: Tally) -> float:
         return 0.0
     own, num_open = tally.votes[leader], len(tally.open)
     others = [r for r in tally.votes if r != leader]
-    # Of several with as many votes the one that stands first; a new one would stand behind the leader.
+    # Of several with as many votes the one that stands first; a new one would stand after the leader.
     rival = max(others, key=tally.votes.__getitem__, default=None)
     against = 0 if rival is None else tally.votes[rival]
     wins_ties = rival is None or tally.first[leader] < tally.first[rival]

@@ -1,1 +1,1 @@
-"""What is told of families: typed events, and what the log, the spans and the streams are made of."""
+"""The events of families, typed, and the log, spans and texts made of them."""

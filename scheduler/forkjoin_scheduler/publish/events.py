@@ -1,6 +1,6 @@
-"""What happens to families, as the scheduler tells it: to metrics, spans, the log, streams and clients.
+"""What happens to families, as the scheduler emits it: to metrics, spans, the log, streams and clients.
 
-One class an event. They are encoded where they leave the engine core and decoded once, where they come to an
+One class an event. They are encoded where they leave the engine core and decoded once, where they reach an
 API server (``vllm_seam/wire.py``). ``index`` is a thread's, ``parent_index`` that of the branch that forked:
 ``ROOT`` for the request itself.
 """
@@ -100,7 +100,7 @@ class JoinedAhead(_Event, frozen=True, kw_only=True):
 
 
 class Joined(_Event, frozen=True, kw_only=True):
-    """A branch goes on behind its threads, with so many tokens prefilled."""
+    """A branch goes on after its threads, with so many tokens prefilled."""
 
     parent_index: int
     prefilled_tokens: int
@@ -149,7 +149,7 @@ class JoinLatency(_Event, frozen=True, kw_only=True):
 
 
 class Counts(_Event, frozen=True, kw_only=True):
-    """What the ``family`` of this request id has come to.
+    """What the ``family`` of this request id has used so far.
 
     ``surplus_tokens``: how many more its answer shows than were generated (injected text; negative where
     some is not shown).

@@ -1,6 +1,6 @@
 """Where the front end's two halves meet: thread events in, one feed a request out.
 
-The output processor publishes what the engine core says of a family; whoever serves the request
+The output processor publishes a family's events; the code that serves the request
 over HTTP has subscribed to it. Both run in the API server's event loop.
 """
 
@@ -37,7 +37,7 @@ def new_key() -> str:
 def key_in(request_id: str) -> str | None:
     """The key of the request that has this id, None without one.
 
-    The last, for ours stands behind the id that the client gave, which may hold a key itself: that
+    The last, for ours stands after the id that the client gave, which may hold a key itself: that
     of the response that the client asks about again, say.
     """
     keys = _KEY.findall(request_id)
@@ -73,7 +73,7 @@ class Feeds:
     def publish(self, external_request_id: str | None, events: list[Event], engine: int) -> None:
         """Hand on ``events`` of ``engine``; the request's id is None where it is gone already."""
         known_by = external_request_id or ""
-        # An id without a key, of a response in the background, vLLM counts turns behind.
+        # An id without a key, of a response in the background, ends in vLLM's count of turns.
         names = [key] if (key := key_in(known_by)) else [known_by, known_by.rpartition("_")[0]]
         queue = next((self._queues[name] for name in names if name in self._queues), None)
         for event in events:

@@ -1,4 +1,4 @@
-"""The spans of a request's threads, worked out from what is told of its family.
+"""The spans of a request's threads, computed from its family's events.
 
 Pure: no clock, no OpenTelemetry. ``vllm_seam/front_end/tracing.py`` makes real spans of these, beneath the
 one that vLLM makes of the request.
@@ -41,7 +41,7 @@ class BranchSpan:
 
 @dataclass
 class FamilySpans:
-    """What has been told of one family. Threads by index: a parent always stands before its threads.
+    """What is known of one family. Threads by index: a parent always stands before its threads.
 
     >>> spans = FamilySpans()
     >>> thread = NewThread(index=0, number="1", title="x")

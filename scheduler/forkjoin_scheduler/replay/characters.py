@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-#: Behind all characters.
+#: After all characters.
 _FIRST_ID = 0x110000
 #: What stands for a chat template's turns where there is none: nothing that a transcript could have.
 _TURNS = ("\ue000begin\ue000", "\ue000user\ue000", "\ue000assistant\ue000")

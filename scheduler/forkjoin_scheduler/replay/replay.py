@@ -1,8 +1,8 @@
 """Reads a transcript as the engine would have written it: forks, injected texts, ends of threads, joins.
 
 A transcript is the linear text that stock clients see: each thread's joined header and text stand where its
-parent forked, in outline order. What the model wrote is taken from it and told to the dialect's machine; what
-the engine would inject is compared with what stands there.
+parent forked, in outline order. What the model wrote is taken from it and reported to the dialect's machine;
+what the engine would inject is compared with what stands there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from forkjoin_scheduler.replay.characters import Characters
 from forkjoin_scheduler.replay.world import TextWorld
 from forkjoin_scheduler.request.options import CompiledOptions
 
-#: How far behind a text that differs the next known one is sought, in characters.
+#: How far after a text that differs the next known one is sought, in characters.
 _RESYNC = 200
 
 
@@ -126,7 +126,7 @@ class _Replay:
         if not self._world.has_ended:
             self._since[branch] = len(self._world.contexts[branch])
             closing = self._world.closing.pop(branch, ())
-            self._inject(list(closing), "behind the last thread")
+            self._inject(list(closing), "after the last thread")
             self._note("join", "all threads have ended: the parent goes on")
 
     def _thread(self, thread: Branch) -> None:
@@ -138,7 +138,7 @@ class _Replay:
         while self._at < len(self._ids) and not self._world.has_ended:
             if self._write(thread):
                 closing = closing_ids_of(self._bound_dialect.dialect, thread, self._tokenizer)
-                self._inject(closing, f"behind thread {number}")
+                self._inject(closing, f"after thread {number}")
                 self._note("end", f"thread {number} has its end tag")
                 return
         if not self._world.has_ended:
@@ -148,7 +148,7 @@ class _Replay:
             self._world.perform(self._machine, wrote or iter(()))
 
     def _inject(self, expected: list[int], where: str) -> None:
-        """Compare what the engine would inject with what stands here, and go on behind that."""
+        """Compare what the engine would inject with what stands here, and go on after that."""
         here = self._ids[self._at : self._at + len(expected)]
         if here == expected:
             self._at += len(expected)

@@ -24,7 +24,7 @@ class TextWorld:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.contexts: dict[Branch, list[int]] = {}
-        #: What joins put behind threads, by the branch that goes on behind it.
+        #: What joins put after threads, by the branch that goes on after it.
         self.closing: dict[Branch, tuple[int, ...]] = {}
         self.has_ended = False
 

@@ -48,7 +48,7 @@ def compile_options(
 ) -> CompiledOptions:
     """``options`` with tokens in the place of texts; takes as long as to tokenise these.
 
-    ``constrain``: what the engine is told of a ``response_format``; raises ValueError where that is wrong.
+    ``constrain``: makes the engine's parameters of a ``response_format``; raises ValueError if that is wrong.
     """
     token_ids = {name: encode(text) for name, text in _texts(options)}
     for name, ids in token_ids.items():

@@ -1,4 +1,4 @@
-"""Forks that a request asks for by itself, behind its prompt, of any model: branches, best of N."""
+"""Forks that a request asks for by itself, after its prompt, of any model: branches, best of N."""
 
 from __future__ import annotations
 

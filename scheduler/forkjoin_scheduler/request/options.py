@@ -72,7 +72,7 @@ class ExplicitBranch(BaseModel):
 
 
 class _AtPrompt:
-    """What options ask to be forked behind the prompt, whether they have texts or tokens."""
+    """What options ask to be forked after the prompt, whether they have texts or tokens."""
 
     __slots__ = ()
 
@@ -88,12 +88,12 @@ class _AtPrompt:
 
     @property
     def width(self) -> int | None:
-        """Into how many threads the request itself forks behind its prompt, None if it does not."""
+        """Into how many threads the request itself forks after its prompt, None if it does not."""
         return self.best_of if self.branches is None else len(self.branches)
 
     @property
     def forks_at_prompt(self) -> bool:
-        """Whether the request itself asks for a fork behind its prompt."""
+        """Whether the request itself asks for a fork after its prompt."""
         return self.width is not None
 
 

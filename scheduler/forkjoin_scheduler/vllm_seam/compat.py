@@ -47,7 +47,7 @@ KNOWN_SPECS = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "Ch
 
 
 def settings_of(vllm_config: VllmConfig) -> Settings:
-    """What an engine was told of fork/join. Raises UnsupportedEngine if it was told nothing."""
+    """An engine's settings of fork/join. Raises UnsupportedEngine if it has none."""
     config = vllm_config.additional_config
     if not isinstance(config, dict) or KEY not in config:
         raise UnsupportedEngine(

@@ -103,7 +103,7 @@ class Core:
         return live, live.family.root
 
     def request_of(self, branch: Branch | None) -> Request:
-        """The request of a branch that has not ended, or ended in this step behind a fork."""
+        """The request of a branch that has not ended, or ended in this step after a fork."""
         assert branch is not None
         request = self.requests.get(branch.request_id)
         return self.forking[branch.request_id] if request is None else request

@@ -40,7 +40,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Named = TypeVar("Named")
 
-#: What stands behind a request's id in those of its threads and fills.
+#: What stands after a request's id in those of its threads and fills.
 _OF_FAMILY = re.compile(r"#(?:fill)?\d+\Z")
 #: What follows when a policy of the user's own has raised, where the built-in one does not take its place.
 _AND_THEN = {"prune_policy": "this vote continues without it"}
@@ -48,7 +48,7 @@ _AND_THEN = {"prune_policy": "this vote continues without it"}
 
 @dataclass(frozen=True)
 class Obituary:
-    """What the front end is to be told of a family that failed.
+    """What the front end hears of a family that failed.
 
     ``ends``: whether its request still waits for an end.
     """
@@ -77,7 +77,7 @@ class Fence:
 
     @property
     def has_obituaries(self) -> bool:
-        """Whether the front end is still to be told of a family that failed."""
+        """Whether the front end has yet to hear of a family that failed."""
         return bool(self._obituaries)
 
     # ---- what hooks call -------------------------------------------------------------------
@@ -297,7 +297,7 @@ def _purge(container: Any, request_id: str) -> None:
 
 
 def _last_events(live: LiveFamily) -> list[Event]:
-    """What was noted of the family and has not left, and the ends of all threads that it has told of."""
+    """What was noted of the family and has not left, and the ends of all threads that it has emitted."""
     noted = {event.index for event in live.events if isinstance(event, ThreadEnded)}
     for thread in live.family.threads[: live.num_announced]:
         if thread not in live.emitted_ends and thread.index not in noted:

@@ -23,7 +23,7 @@ from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.cache.kv_job import KVJob
 
-#: vLLM's ends, by what clients are told of them.
+#: vLLM's ends, by what clients see of them.
 _REASONS = {str(reason): reason for reason in FinishReason}
 
 
@@ -56,7 +56,7 @@ class LiveFamily(Machine):
     held: dict[Branch, kv.HeldBlocks] = field(default_factory=dict)
     #: KV that is computed beside the decoding.
     jobs: list[KVJob] = field(default_factory=list)
-    #: Those of them that prefill ended threads behind one another, by the branch that waits for these.
+    #: Those of them that prefill ended threads one after another, by the branch that waits for these.
     ahead: dict[Branch, KVJob] = field(default_factory=dict)
     #: Threads that have ended and whose last tokens a job gives their KV.
     closing: set[Branch] = field(default_factory=set)
@@ -65,19 +65,19 @@ class LiveFamily(Machine):
     #: Tokens that were drafted for it, and those of them that were right, by whose drafts they were.
     drafted: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
-    #: Whether its answer begins in this step, with or without a token: it has forked behind its prompt.
+    #: Whether its answer begins in this step, with or without a token: it has forked after its prompt.
     begins: bool = False
     #: Tokens of the root's output of this step that leave as any request's: the family was not yet.
     num_led: int = 0
 
     def take_held(self, threads: Iterable[Branch]) -> list[kv.HeldBlocks]:
-        """Hand on the blocks that are held of ``threads``: whoever takes them answers for them."""
+        """Hand on the blocks that are held of ``threads``: the caller owns them then."""
         return [self.held.pop(thread) for thread in list(threads) if thread in self.held]
 
     def leaving(self, engine: int) -> tuple[list[EngineCoreOutput], list[EngineCoreOutput]]:
         """What the family sends from ``engine`` to the front end in this step: its events, and its tokens.
 
-        The events are still noted then, for whoever sends them to forget.
+        The events are still noted then, for their sender to forget.
         """
         family, pieces = self.family, self.release()
         for source in () if family.is_live else sorted(self.drafted):

@@ -5,10 +5,10 @@ parked, still holding its KV blocks, and its threads are queued before all waiti
 (``forking.py``, ``starting.py``); in the next step each starts on its parent's blocks, by reference
 (``prefixes.py``), and computes its header only. Their tokens leave as the request's, in outline order
 (``taking.py``). When the last has ended (``keeping.py``), the branch adopts the first thread's blocks and is
-resumed to prefill the others' tokens (``resuming.py``), or has their KV moved behind its own
+resumed to prefill the others' tokens (``resuming.py``), or has their KV moved after its own
 (``stitching.py``). What happens when, machines decide (``machine/``); ``performing.py`` does it.
 
-Fork/join code that vLLM's calls come to runs inside a fence (``fence.py``); vLLM's own does not.
+Fork/join code that vLLM calls runs inside a fence (``fence.py``); vLLM's own does not.
 
 Invariants (pinned by tests): a parked branch is in no queue that runs; every block that a family
 holds is in the name of a live request, in ``LiveFamily.held`` or in a job; each request ends
@@ -92,7 +92,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._jobs = jobs = KVJobs(core, placing)
         self._answers = answers = Answers(self.structured_output_manager)
         self._params_reader = ParamsReader(core, answers)
-        # who starts, who runs, and what is told of it
+        # who starts, who runs, and what is emitted
         self._gate = gate = AdmissionGate(core, fence, placing)
         self._waits = waits = Waiters(core, jobs)
         self._pacer = ThreadPacer(core, fence, jobs, gate, waits)
@@ -267,7 +267,7 @@ class ForkJoinScheduler(AsyncScheduler):
         """Whether ``request`` has begun: it has run before, or is of a family that has.
 
         vLLM asks so for what holds blocks, and lets that wait before all that does not. One that has
-        lost its blocks has begun all the same: behind requests that wait for room it might stand for
+        lost its blocks has begun all the same: after requests that wait for room it might stand for
         ever, for the room that they wait for is its own.
         """
         if self._core.bound_dialect is None or super()._holds_kv_blocks(request):
@@ -317,7 +317,7 @@ class ForkJoinScheduler(AsyncScheduler):
         super()._update_after_schedule(scheduler_output)
         if self.num_spec_tokens and not self.scheduler_config.async_scheduling:
             # vLLM's scheduler for async leaves placeholders, which the workers fill in. Without async, drafts
-            # come behind the step, or not at all.
+            # come after the step, or not at all.
             for request_id in scheduler_output.num_scheduled_tokens:
                 self.requests[request_id].spec_token_ids = []
 

@@ -23,7 +23,7 @@ class SchedulerView(Protocol):
     deferred_waiting: set[Request]
     #: Parked and suspended requests: they wait in a queue, and for nothing that a step could give.
     num_waiting_for_streaming_input: int
-    #: Of requests that the V2 runner forgets, and is told of anew.
+    #: Of requests that the V2 runner forgets and then adds again.
     reset_preempted_req_ids: set[str]
     kv_cache_manager: KVCacheManager
     deferred_frees: deque[Any]

@@ -13,13 +13,13 @@ A step of a model runner, with what is ours marked ``*``:
 
 Why this order holds:
 
-- 2 behind 1: a destination may be a block allocated in this step, which 1 clears, or a copy made in
+- 2 after 1: a destination may be a block allocated in this step, which 1 clears, or a copy made in
   it, whose tail 1 would overwrite. A source is never cleared: it was computed, so it is not new.
 - 2 before 5: the parent's tokens read the destinations.
 - 2 among the steps: all are queued on one stream. So the forward pass in flight (async scheduling) has
   written the sources, and who gets their blocks in a later step writes them later. In this step nobody
   may: 1 would clear them. That is the scheduler's part (``WorkerStepMetadata.slot_copies``).
-- 4 behind 3: the KV of a token is written where the slot mapping says, which must stay the index.
+- 4 after 3: the KV of a token is written where the slot mapping says, which must stay the index.
   Attention's mask counts by slots (``seq_lens``), so only the rotation sees the offset.
 
 Never met a GPU: whether FULL CUDA graphs, captured with our buffers, replay with offsets; and that
@@ -123,7 +123,7 @@ class ObeysOrdersV1(CopiesSlots):
         return corrections
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: npt.NDArray[Any]) -> Any:
-        """Offset the positions in vLLM's own buffer, which graphs read and each step writes anew."""
+        """Offset the positions in vLLM's own buffer, which graphs read and each step writes again."""
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         metadata, ids = metadata_of(scheduler_output), self.input_batch.req_ids
         _offset(self.positions, metadata, ids, num_scheduled_tokens, self.max_model_len)

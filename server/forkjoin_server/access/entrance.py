@@ -1,4 +1,4 @@
-"""One HTTP request's way to the engine: let in, or refused at once, which its client is told either way.
+"""One HTTP request's way to the engine: admitted, or refused at once, which its client is told either way.
 
 vLLM begins a stream before the request has come to the engine, some with events. So a stream is held back
 until then: a refusal still has a status of its own.

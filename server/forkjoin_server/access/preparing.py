@@ -25,7 +25,7 @@ class Preparing:
 
     @contextlib.asynccontextmanager
     async def of(self, visit: Visit) -> AsyncIterator[None]:
-        """Wait for a turn, which is over when ``visit`` is let in or refused, or after ``LONGEST_S``."""
+        """Wait for a turn, which is over when ``visit`` is admitted or refused, or after ``LONGEST_S``."""
         await self._free.acquire()
         release = _once(self._free.release)
         before = visit.decided

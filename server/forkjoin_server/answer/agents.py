@@ -1,4 +1,4 @@
-"""Threads on ``/v1/responses`` as OpenAI's beta for several agents tells them.
+"""Threads on ``/v1/responses`` as OpenAI's beta for several agents shows them.
 
 A request asks for it by ``multi_agent: {"enabled": true}``. A fork is a ``multi_agent_call`` ``spawn_agent``
 for each thread, a join one ``wait_agent``, each followed by its output. A thread's text is a ``reasoning``

@@ -24,7 +24,7 @@ from forkjoin_server.asgi import Json
 #: What the families of a response add up to.
 _COUNTS = ("num_threads", "critical_path_tokens", "total_tokens", "surplus_tokens")
 #: Of a family's id what says which answer it is of: vLLM numbers choices before a request's id, prompts
-#: behind it (which ours ends), where there are several.
+#: after it (which ours ends), where there are several.
 _CHOICE, _PROMPT = re.compile(r"(\d+)_"), re.compile(r"[-_](\d+)(?:-[0-9a-f]{8})?\Z")
 #: How a thread ends that has not come to its own end, and what its entry says of that; else "stop".
 _CUT_SHORT = {

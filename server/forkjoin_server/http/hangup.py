@@ -15,7 +15,7 @@ LOG = logging.getLogger("vllm.forkjoin.server")
 def noticing(receive: Receive, send: Send, request_id: str) -> tuple[Receive, Send]:
     """``receive`` and ``send`` of a request, which log if its client hangs up before its answer is whole.
 
-    Behind an answer, ``http.disconnect`` says only that there is no more to receive. vLLM listens for it no
+    After an answer, ``http.disconnect`` says only that there is no more to receive. vLLM listens for it no
     longer than until it has its answer.
     """
     is_over = False

@@ -36,7 +36,7 @@ class Lifecycle:
 
     vLLM shuts its engine down as soon as SIGTERM comes, and the HTTP server behind it. The engine
     client's ``shutdown`` is wrapped, so that what is in flight is answered first. What then is left is
-    cut: without an engine it would never end, and the HTTP server would wait for it for ever.
+    cut: without an engine it would never end, and the HTTP server would wait for it forever.
 
     A server whose engine has died ends with status 1, on whichever way it comes to its end: vLLM's own
     ends it with 0, once each request in flight has been answered, if ever.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Pulse:
     """The signs of life of a server's engines: answers to questions, and outputs that are taken.
 
-    Every engine has to have answered: requests to one that does not would wait for ever.
+    Every engine has to have answered: requests to one that does not would wait forever.
     """
 
     started_s: float

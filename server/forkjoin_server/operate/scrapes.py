@@ -1,7 +1,7 @@
 """Metrics are written out for one scrape at a time, so that many at once do not make one long turn.
 
 Writing them holds the event loop for milliseconds. A hundred connections that ask for them held it for a
-hundred times as long, and ``/health`` behind them.
+hundred times as long, and ``/health`` after them.
 """
 
 from __future__ import annotations

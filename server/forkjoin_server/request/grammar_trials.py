@@ -145,7 +145,7 @@ class Trials:
             if verdict is None:
                 verdict = self._try(asked.grammar, asked.digest)
                 self._charge(ticket.tenant, verdict.cost_s)
-        except Exception as error:  # nobody may wait for ever
+        except Exception as error:  # nobody may wait forever
             asked.verdict.set_exception(error)
         else:
             asked.verdict.set_result(verdict)

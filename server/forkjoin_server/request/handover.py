@@ -128,7 +128,7 @@ def _check_integers(sampling_params: Any) -> None:
     """Raise BadRequestOptions for a number that can't be sent to an engine.
 
     vLLM bounds most of them. One that it does not, ``top_k`` say, would fail when it is sent, and the request
-    stay in its books for ever.
+    stay in its books forever.
     """
     # What grammars hold has been measured (grammars.py), and is more.
     names = [name for name in sampling_params.__struct_fields__ if name != "structured_outputs"]

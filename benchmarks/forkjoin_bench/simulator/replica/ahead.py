@@ -19,7 +19,7 @@ class EagerJoinPrefill:
         self._waiting: list[Sequence] = []
 
     def prefill(self, parent: Sequence) -> None:
-        """Prefill threads that have ended behind the first, as far as the step has tokens left."""
+        """Prefill threads that have ended after the first, as far as the step has tokens left."""
         family, branch = parent.family, parent.branch
         most, machine = self._core.engine.join_ahead_tokens, family.machine
         assert machine is not None
@@ -30,7 +30,7 @@ class EagerJoinPrefill:
         held, room = parent.held[0], most - self._num_tokens
         ended = branch.waits_for[: ahead.num_ended(machine, branch)]
         lengths = [len(joined_ids(machine.dialect, t, machine.world.tokenizer)) for t in ended]
-        ends = list(accumulate(lengths, initial=parent.tokens))[2:]  # behind the first it begins
+        ends = list(accumulate(lengths, initial=parent.tokens))[2:]  # after the first it begins
         end = ahead.next_end(held.computed, ends, room)
         if end > held.computed:
             parent.fill = self._core.fill(parent, 0, Role.AHEAD, Cause.AHEAD, parent.held.pop(0), end)

@@ -8,7 +8,7 @@ from itertools import count
 
 from forkjoin_bench.simulator.replica.sequence import Sequence
 
-#: Whether it has no KV, its family, whether it is a fill, the length of its name, its name, and which came first.
+#: Whether it has no KV, its family, whether it is a fill, its name's length, its name, and which came first.
 _Rank = tuple[bool, int, bool, int, str, int]
 
 

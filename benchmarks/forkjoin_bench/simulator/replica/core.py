@@ -30,7 +30,7 @@ class Core:
         #: Those that have begun: before all that wait to start.
         self.begun = BegunQueue()
         self.num_decoding, self.context_decoding = 0, 0
-        #: Families whose requests may fork and were let in, until they end, and what their prompts took.
+        #: Families whose requests may fork and were admitted, until they end, and what their prompts took.
         self.admitted: dict[Family, int] = {}
         #: Requests that have not ended.
         self.families: dict[Family, None] = {}

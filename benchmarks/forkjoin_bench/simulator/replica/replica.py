@@ -166,7 +166,7 @@ class Replica:
         ]
         for sequence in sorted(due, key=lambda s: _turn(s, is_spared)):
             if sequence in self._pacing.sitting:
-                self._book_growth(sequence, core.step)  # it is booked anew when the step has run
+                self._book_growth(sequence, core.step)  # it is booked again when the step has run
             elif sequence.state is State.DECODING and sequence.grows_at == core.step:
                 tokens = sequence.tokens_at(core.step - 1)
                 if self._make_room(sequence, tokens, is_spared):

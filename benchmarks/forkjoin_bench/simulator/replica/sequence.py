@@ -95,11 +95,11 @@ class Sequence:
         self.left = self.written_part()
 
     def tokens_at(self, step: int) -> int:
-        """Its context behind ``step``."""
+        """Its context after ``step``."""
         return self.tokens + (step - self.since if self.state is State.DECODING else 0)
 
     def written_at(self, step: int) -> int:
-        """What it has written behind ``step``."""
+        """What it has written after ``step``."""
         return self.written + (step - self.since if self.state is State.DECODING else 0)
 
     def unbooked_at(self, step: int) -> int:
@@ -143,7 +143,7 @@ class Family:
         return 0 if self.machine is None else self.machine.family.widest
 
     def generated(self, step: int) -> int:
-        """Tokens written behind ``step``."""
+        """Tokens written after ``step``."""
         return self.done + self.num_decoding * step - self.sum_since
 
     def critical(self, step: int) -> int:

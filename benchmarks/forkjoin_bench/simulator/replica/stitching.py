@@ -14,7 +14,7 @@ class Stitching:
         self._moving: dict[Sequence, list[Kv]] = {}
 
     def stitch(self, parent: Sequence, num_joined: int) -> None:
-        """Put the threads' KV together in their own blocks; if some of it was lost all is computed anew."""
+        """Put the threads' KV together in their own blocks; if some of it was lost all is recomputed."""
         core, held = self._core, parent.held
         parent.held, parent.is_stitched = {}, True
         core.drop(parent.kv)

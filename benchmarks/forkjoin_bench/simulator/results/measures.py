@@ -40,7 +40,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Slo:
-    """What a request is to keep: seconds to the first token, and mean seconds a critical token behind it."""
+    """What a request is to keep: seconds to the first token, and mean seconds a critical token after it."""
 
     ttft_s: float = 2.0
     token_s: float = 0.05
@@ -55,7 +55,7 @@ class Result:
     latency_s: Spread
     #: Of those that may fork.
     family_latency_s: Spread
-    #: Mean seconds a token behind the first, of those that may not.
+    #: Mean seconds a token after the first, of those that may not.
     plain_token_s: Spread
     ttft_s: Spread
     itl_s: Spread
@@ -125,7 +125,7 @@ def _is_good(family: Family, slo: Slo) -> bool:
 
 
 def _token_s(family: Family) -> float:
-    """Mean seconds a token of the critical path, behind the first."""
+    """Mean seconds a token of the critical path, after the first."""
     assert family.ended_at is not None
     assert family.first_token_at is not None
     num_behind = max(num_critical(family.request.body) - 1, 1)

@@ -1,1 +1,1 @@
-"""What touches the KV cache: blocks taken, held, moved, computed anew and given back."""
+"""What touches the KV cache: blocks taken, held, moved, recomputed and given back."""

@@ -27,7 +27,7 @@ class EagerJoinPrefill:
         self.waiting: list[tuple[LiveFamily, Branch]] = []
 
     def prefill(self, live: LiveFamily, branch: Branch) -> None:
-        """Prefill threads that have ended, in order, behind the first while slower ones decode.
+        """Prefill threads that have ended, in order, after the first while slower ones decode.
 
         Riding in their steps it costs little, and leaves little to do when the last one ends.
         """
@@ -78,7 +78,7 @@ class EagerJoinPrefill:
             self.prefill(live, branch)
 
     def prefilled(self, live: LiveFamily, branch: Branch) -> kv.HeldBlocks | None:
-        """The blocks that hold the beginning of the joined context, taken from whoever has them."""
+        """The blocks that hold the beginning of the joined context, taken from whatever holds them."""
         if job := live.ahead.pop(branch, None):
             held = self._take_over(job)
             if held is not None:

@@ -29,7 +29,7 @@ class Eviction:
         self.evicted: list[LiveFamily] = []
 
     def spare_the_oldest(self) -> None:
-        """Let whoever vLLM preempts first, the last in its list, be of the family whose turn comes last.
+        """Sort the running so that vLLM first preempts a request of the family whose turn comes last.
 
         What runs is to be finished; a thread of an old family may have started a moment ago.
         """
@@ -42,7 +42,7 @@ class Eviction:
         """Nothing runs and nothing could be started: take back a family's blocks.
 
         What waits with blocks is no victim of vLLM's preemption, so a pool full of them would wait
-        for ever. What a family shared is computed anew.
+        forever. What a family shared is recomputed.
         """
         if self._has_uncompiled():
             return
@@ -65,7 +65,7 @@ class Eviction:
         return [r for r in waiting if kv.has_blocks(self._core.kv_cache_manager, r)]
 
     def evict(self, live: LiveFamily) -> None:
-        """Take back all blocks of a family; what it has computed is computed anew."""
+        """Take back all blocks of a family; what it has computed is recomputed."""
         request_id = live.family.request_id
         logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
         if live.dialect.join.moves_kv:
@@ -83,7 +83,7 @@ class Eviction:
         """Let the evicted family whose turn comes first have its KV again.
 
         Not before another has ended, or none holds blocks: two that take each other's blocks would
-        do so for ever.
+        do so forever.
         """
         self.evicted = [live for live in self.evicted if live.family.request_id in self._core.live]
         if self.evicted:

@@ -44,7 +44,7 @@ class KVSpan:
 class Stitched:
     """KV that is put together: ``held``, once ``sources`` (slots) are moved to its ``holes`` (tokens).
 
-    ``rest``: what is to be released behind that.
+    ``rest``: what is to be released after that.
     """
 
     held: HeldBlocks
@@ -103,7 +103,7 @@ def transfer_blocks(manager: KVCacheManager, request: Request, held: HeldBlocks)
 
 
 def is_there(manager: KVCacheManager, source: str | HeldBlocks, num_tokens: int) -> bool:
-    """Whether the source has all blocks that the token behind its first ``num_tokens`` ones attends to.
+    """Whether the source has all blocks that the token after its first ``num_tokens`` ones attends to.
 
     A request that went on gives blocks back as they leave its sliding window.
     """

@@ -2,7 +2,7 @@
 
 A job is a generator. It yields a ``PrefillRequest`` (these tokens, starting from that KV) and is sent the
 blocks that hold them. Three things need it: the tokens that close a stitched thread, a stitched
-context that lost its blocks and is computed anew (``stitching.py``), and threads of a re-prefill
+context that lost its blocks and is recomputed (``stitching.py``), and threads of a re-prefill
 join that are prefilled while their siblings still decode (``ahead.py``).
 
 Blocks of a job are in the name of its fill's request, or in ``KVJob.unclaimed_blocks``; a job that loses its
@@ -47,7 +47,7 @@ Work = Generator[PrefillRequest, kv.HeldBlocks, None]
 
 @dataclass(eq=False)
 class KVJob:
-    """One generator at work. ``make`` starts it anew, with nothing of its blocks left."""
+    """One generator at work. ``make`` starts it again, with nothing of its blocks left."""
 
     live: LiveFamily
     make: Callable[[KVJob], Work]
@@ -60,6 +60,6 @@ class KVJob:
     last_hashes: Sequence[BlockHash] = ()
 
     def take(self, held: kv.HeldBlocks) -> kv.HeldBlocks:
-        """Hand on ``held``: whoever takes it answers for it."""
+        """Hand on ``held``: the caller owns it then."""
         self.unclaimed_blocks.remove(held)
         return held

@@ -38,7 +38,7 @@ class KVJobs:
         return job
 
     def restart(self, job: KVJob) -> None:
-        """Begin ``job`` anew, with nothing of its blocks left."""
+        """Begin ``job`` again, with nothing of its blocks left."""
         self.clear(job)
         job.work = job.make(job)
         self._step(job, None)
@@ -99,7 +99,7 @@ class KVJobs:
         job.unclaimed_blocks.clear()
 
     def drop(self, live: LiveFamily) -> None:
-        """End all jobs of a family, whatever they have come to."""
+        """End all jobs of a family, however far they are."""
         for job in live.jobs:
             self.clear(job)
         live.jobs.clear()

@@ -41,7 +41,7 @@ def _copy_rows(cache: torch.Tensor, source: torch.Tensor, destination: torch.Ten
 
 
 def _copy_columns(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
-    """Each head's K of a block as [head size, block size], behind it V as [block size, head size]."""
+    """Each head's K of a block as [head size, block size], after it V as [block size, head size]."""
     _, _, size, content = cache.shape
     halves = cache.view(*cache.shape[:2], 2, size * content // 2)
     keys = halves[:, :, 0].unflatten(-1, (content // 2, size))

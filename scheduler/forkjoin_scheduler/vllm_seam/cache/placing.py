@@ -1,6 +1,6 @@
 """KV that is not that of tokens in a row: which slots the workers move, which positions are off, and paths.
 
-The orders of the step in which a request is scheduled next tell the workers what to move, for no gap to be
+The orders of the step in which a request is scheduled next say what the workers move, for no gap to be
 left in its KV.
 
 Invariant (pinned by tests): blocks that are moved from stay held until the step that moves them is scheduled.
@@ -109,5 +109,5 @@ class Placing:
         stitched = self.to_stitch.pop(request_id)
         holes = kv.request_slots(self._core.kv_cache_manager, request_id, stitched.holes)
         moves.append(np.stack([stitched.sources, holes], axis=1))
-        # Whoever gets these blocks gets them in a later step, and writes them behind this one.
+        # Whoever gets these blocks gets them in a later step, and writes them after this one.
         kv.release(self._core.kv_cache_manager, *stitched.rest)

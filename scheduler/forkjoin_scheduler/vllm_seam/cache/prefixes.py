@@ -23,7 +23,7 @@ class Prefixes:
         self.started: set[str] = set()
 
     def shared_with_source(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool] | None:
-        """What vLLM is told that its prefix cache has of ``request``; None where it is to look itself."""
+        """What vLLM's prefix cache answers for ``request``; None where it is to look itself."""
         self.started.add(request.request_id)
         source, limit = self._source_of(request)
         shared = 0 if source is None else self._num_shared(source, min(limit, request.num_tokens - 1))

@@ -83,7 +83,7 @@ class Restoring:
             self._jobs.start(live, partial(self._restored, live, branch))
 
     def suspend_family(self, live: LiveFamily) -> None:
-        """Take all KV of a stitched family back; ``regain_family`` lets it be computed anew."""
+        """Take all KV of a stitched family back; ``regain_family`` lets it be recomputed."""
         self._jobs.drop(live)
         kv.release(self._core.kv_cache_manager, *live.take_held(list(live.held)))
         for branch in live.family.root.subtree():
@@ -92,7 +92,7 @@ class Restoring:
         self.lost = [r for r in self.lost if r.status == RequestStatus.PREEMPTED]
 
     def regain_family(self, live: LiveFamily) -> None:
-        """Let all KV of a suspended family be computed anew."""
+        """Let all KV of a suspended family be recomputed."""
         self._jobs.start(live, partial(self._restored, live, live.family.root))
 
     def _suspend(self, request: Request) -> None:
@@ -109,7 +109,7 @@ class Restoring:
             self._set_aside(request)
 
     def _set_aside(self, request: Request) -> None:
-        """Let a waiting ``request``, which holds no blocks, wait on until its KV is computed anew."""
+        """Let a waiting ``request``, which holds no blocks, wait on until its KV is recomputed."""
         self._resume_as[request.request_id] = request.status
         queues.suspend(self._core.scheduler, request)
 
@@ -120,7 +120,7 @@ class Restoring:
     def _restore(
         self, job: KVJob, live: LiveFamily, branch: Branch, source: Source
     ) -> Generator[PrefillRequest, kv.HeldBlocks, None]:
-        """Compute anew what a suspended ``branch`` has lost, and all beneath it.
+        """Recompute what a suspended ``branch`` has lost, and all beneath it.
 
         While it does, a branch that has gone on may end the answer, and with it cancel or cut one that is
         still waited for. And it may be started again at any place: what has its KV is left alone.
@@ -134,7 +134,7 @@ class Restoring:
             yield from self._restore(job, live, thread, branch.request_id)
 
     def _lacks_kv(self, branch: Branch) -> bool:
-        """Whether a branch that has not ended waits for its KV to be computed anew."""
+        """Whether a branch that has not ended waits for its KV to be recomputed."""
         request = self._core.requests.get(branch.request_id)
         if request is None or request.status != RequestStatus.WAITING_FOR_STREAMING_REQ:
             return False
@@ -143,7 +143,7 @@ class Restoring:
     def _restore_own(
         self, job: KVJob, live: LiveFamily, branch: Branch, source: Source
     ) -> Generator[PrefillRequest, kv.HeldBlocks, None]:
-        """Let ``branch`` run again on the KV behind its last join, or wait with all of it."""
+        """Let ``branch`` run again on the KV after its last join, or wait with all of it."""
         request = self._core.request_of(branch)
         context = list(request._all_token_ids)
         start, offsets = yield from self._stitching.replay_forks(job, live, branch, context, source)

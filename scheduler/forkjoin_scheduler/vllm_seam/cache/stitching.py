@@ -1,4 +1,4 @@
-"""Stitched joins: the KV of threads put behind one another, and computed anew where it was lost.
+"""Stitched joins: the KV of threads put one after another, and recomputed where it was lost.
 
 The KV of a stitched context can't be computed from its tokens in a row: each thread saw only
 itself. So every thread's blocks are kept until the join, when the branch adopts them. A stitched
@@ -30,7 +30,7 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 Source = str | kv.HeldBlocks | None
 
 
-#: A part of a job's work that comes to a result.
+#: A part of a job's work that has a result.
 Part = Generator[PrefillRequest, kv.HeldBlocks, kv.HeldBlocks]
 
 
@@ -86,7 +86,7 @@ class Stitching:
         return False
 
     def stitched(self, live: LiveFamily, held: dict[Branch, kv.HeldBlocks]) -> kv.Stitched:
-        """The context behind a join of the threads (in outline order) whose blocks are handed over."""
+        """The context after a join of the threads (in outline order) whose blocks are handed over."""
         start, *others = (
             kv.KVSpan(
                 blocks,
@@ -115,7 +115,7 @@ class Stitching:
     def replay_forks(
         self, job: KVJob, live: LiveFamily, branch: Branch, context: list[int], source: Source
     ) -> Generator[PrefillRequest, kv.HeldBlocks, tuple[kv.Stitched | None, Offsets]]:
-        """The KV up to behind the last join of ``branch`` (None: it has none), and the offsets there."""
+        """The KV up to after the last join of ``branch`` (None: it has none), and the offsets there."""
         start, offsets = None, start_offsets(branch)
         for threads in branch.joined_forks:
             fork_len = threads[0].fork_len

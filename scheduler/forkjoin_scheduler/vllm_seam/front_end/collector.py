@@ -51,7 +51,7 @@ class PieceCollector(RequestOutputCollector):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Behind ``output``, in their order.
+        #: After ``output``, in their order.
         self._later: deque[RequestOutput] = deque()
 
     def put(self, output: Any) -> None:

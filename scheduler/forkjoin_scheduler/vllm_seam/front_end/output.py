@@ -96,7 +96,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
         return super().process_outputs(plain, *args, **kwargs)
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
-        """Abort requests, also by the ids that their clients gave, which our key stands behind."""
+        """Abort requests, also by the ids that their clients gave, which our key stands after."""
         ids = list(request_ids)
         if not internal:
             given = set(ids)

@@ -21,7 +21,7 @@ def to_outputs(
 ) -> list[EngineCoreOutput]:
     """``pieces`` as outputs of ``parent``: one, or one a token where logprobs are wanted.
 
-    ``begins``: the answer begins, even without a token: a stream can't tell of threads before it has.
+    ``begins``: the answer begins, even without a token: a stream can't show threads before it has.
     """
     params = parent.sampling_params
     wants_logprobs = params is not None and params.num_logprobs is not None
@@ -37,7 +37,7 @@ def to_outputs(
         )
         for group in groups
     ]
-    # What vLLM has noted of the request and, as it has let out nothing itself, not told yet.
+    # What vLLM has noted of the request and, as it has let out nothing itself, not sent yet.
     outputs[0].prefill_stats = parent.take_prefill_stats()
     outputs[0].events = parent.take_events()
     outputs[-1].finish_reason = finish_reason

@@ -2,7 +2,7 @@
 
 vLLM makes a request's span (``llm_request``) when the request ends, with the time that it began. It
 hands it to nobody; but a span processor hears of each span that starts. So while vLLM traces the
-end of a request whose family has been told of, ours takes the span that starts: it gets the
+end of a request whose family emitted events, ours takes the span that starts: it gets the
 family's events, and the spans of the threads become its children. Of requests that are aborted vLLM
 makes no span, nor then do their threads have any; likewise where the sampler drops the request's.
 
@@ -31,7 +31,7 @@ THREAD = "llm_thread"
 
 
 class ThreadTracer(SpanProcessor):
-    """Gathers what is told of families, and makes spans of it when their requests end."""
+    """Gathers the events of families, and makes spans of them when their requests end."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         """``provider``: by default the one that vLLM has set in this process."""
@@ -43,7 +43,7 @@ class ThreadTracer(SpanProcessor):
         provider.add_span_processor(self)
 
     def hear(self, batch: wire.EventBatch) -> None:
-        """Take in what was told of a family whose request has not ended."""
+        """Take in an event of a family whose request has not ended."""
         family = self._families.setdefault(batch.request_id, FamilySpans())
         for event in batch.events:
             family.hear(event, batch.time_ns)

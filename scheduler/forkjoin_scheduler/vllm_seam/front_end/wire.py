@@ -49,7 +49,7 @@ def pack(request_id: str, events: list[Event], engine: int) -> EngineCoreOutput:
 
 
 def unpack(output: EngineCoreOutput) -> EventBatch | None:
-    """What ``output`` tells, None if it is one of vLLM's."""
+    """The events in ``output``, None if it is one of vLLM's."""
     if not output.request_id.endswith(SUFFIX) or output.kv_transfer_params is None:
         return None
     told = output.kv_transfer_params

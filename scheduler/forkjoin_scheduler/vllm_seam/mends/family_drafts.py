@@ -62,7 +62,7 @@ class FamilyDrafts:
                     self._of_family.add(request_id)
 
     def _followed(self, live: LiveFamily, branch: Branch, request: Request) -> Lookup:
-        """The texts of a family, with what ``branch`` has come to, but for what drafters see anyway."""
+        """The texts of a family, with what ``branch`` has written, but for what drafters see anyway."""
         if live.lookup is None:
             live.lookup = Lookup(self._min_n, self._max_n)
         is_seen = live.dialect.thread.context is Context.PARENT and live.dialect.join.waits

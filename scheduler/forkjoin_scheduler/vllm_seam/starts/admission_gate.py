@@ -31,7 +31,7 @@ WRITTEN_BEHIND_STOP = 64
 
 @dataclass
 class Admitted:
-    """A request that may fork and was let in, and what it needed then."""
+    """A request that may fork and was admitted, and what it needed then."""
 
     request: Request
     need: Need
@@ -44,20 +44,20 @@ class Admitted:
 class AdmissionGate:
     """Keeps requests that may fork waiting until there is room for what they will need.
 
-    Owns what is expected of requests, who was let in, and the queue of those that have not begun.
+    Owns what is expected of requests, who was admitted, and the queue of those that have not begun.
     """
 
     def __init__(self, core: Core, fence: Fence, placing: Placing) -> None:
         self._core, self._fence, self._placing = core, fence, placing
-        #: What requests have come to, and the policy where the user brings none.
+        #: What requests have used, and the policy where the user brings none.
         self.admission = Admission()
         self._own: AdmissionPolicy | None = core.settings.policy("admission_policy")
         #: By the id of their requests, until they end.
         self.admitted: dict[str, Admitted] = {}
-        #: Let in in this step.
+        #: Admitted in this step.
         self.let_in: list[Admitted] = []
         #: Of requests that ended by themselves: the most blocks that each held, over those expected of it;
-        #: until they are told (``load_report.py``).
+        #: until they hear of them (``load_report.py``).
         self.peak_ratios: list[float] = []
         self.step_admission = StepAdmission()
         #: The step in which one that was refused is asked for again.
@@ -111,7 +111,7 @@ class AdmissionGate:
         )
 
     def take_in_started(self) -> None:
-        """What was let in has begun, unless there were no blocks for it after all: that is asked again."""
+        """What was admitted has begun, unless there were no blocks for it after all: that is asked again."""
         let_in, self.let_in = self.let_in, []
         for admitted in let_in:
             if admitted.request.status == RequestStatus.RUNNING:
@@ -121,7 +121,7 @@ class AdmissionGate:
         """Whether one more that needs ``need`` may start. One that would run alone always may."""
         beside = (*self.admitted.values(), *self.let_in)
         if not beside or (self._own is None and not self.admission.is_due(need)):
-            return True  # without counting what the others have come to
+            return True  # without counting what the others use
         manager = self._core.kv_cache_manager
         room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._core.num_slots)
         running = [self.come_to(admitted) for admitted in beside]
@@ -140,7 +140,7 @@ class AdmissionGate:
             self._own = None
 
     def come_to(self, admitted: Admitted) -> Need:
-        """What it needed at its start, and what it has come to since."""
+        """What it needed at its start, and what it has used since."""
         generated, widest, critical = self.written(admitted.request)
         blocks, lost = self.holds(admitted.request)
         admitted.peak_blocks = max(admitted.peak_blocks, blocks)
@@ -186,7 +186,7 @@ class AdmissionGate:
             self.come_to(admitted)
 
     def leave(self, request: Request, by_itself: bool) -> None:
-        """The family of ``request`` is done: if by itself, what it came to is to be expected of others."""
+        """The family of ``request`` is done: if by itself, what it used is to be expected of others."""
         admitted = self.admitted.get(request.request_id)
         if admitted is None:
             return

@@ -35,7 +35,7 @@ class NoReasoning:
         pass
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-        """Whether the answer begins behind a prompt: it does."""
+        """Whether the answer begins after a prompt: it does."""
         return True
 
 
@@ -72,7 +72,7 @@ class Answers:
     ) -> None:
         """Hold the grammar of ``request`` back until its ``answer`` begins.
 
-        ``joins``: whether it may come to a join; if not, one that begins behind a join begins at once.
+        ``joins``: whether it may reach a join; if not, one that begins after a join begins at once.
         """
         structured = request.structured_output_request
         if structured is None or structured.reasoning_ended:
@@ -89,7 +89,7 @@ class Answers:
     def comes_later(self, request: Request, dialect: Dialect) -> bool:
         """Whether ``request`` writes anything before its answer, and it is known where that begins.
 
-        A reasoning parser does not see an answer of ``dialect`` that begins behind a join.
+        A reasoning parser does not see an answer of ``dialect`` that begins after a join.
         """
         if self._manager._get_constraint_bounds(request, ()).constraint_start == 0:
             return False
@@ -111,7 +111,7 @@ class Answers:
         return structured is not None and structured.reasoning_ended is True
 
     def has_begun_in(self, request: Request, token_ids: list[int]) -> bool:
-        """Whether it does so behind ``token_ids``, the last that ``request`` wrote, all in one step."""
+        """Whether it does so after ``token_ids``, the last that ``request`` wrote, all in one step."""
         structured = request.structured_output_request
         if structured is None or structured.reasoning_ended or not token_ids:
             return self.has_begun(request)
@@ -121,7 +121,7 @@ class Answers:
     def joined(self, request: Request, token_ids: Sequence[int]) -> None:
         """A join, or a swap, has written ``token_ids`` at the end of the context of ``request``.
 
-        If they begin the answer, the grammar goes on behind them; it begins there, where they don't obey it.
+        If they begin the answer, the grammar goes on after them; it begins there, where they don't obey it.
         """
         structured = request.structured_output_request
         if structured is None or structured.reasoning_ended or not token_ids:
@@ -139,7 +139,7 @@ class Answers:
             grammar.accept_tokens(request.request_id, rest)
 
     def did_not_join(self, request: Request) -> None:
-        """The fork behind which the answer was to begin will not be: it begins here."""
+        """The fork after which the answer was to begin will not be: it begins here."""
         structured = request.structured_output_request
         reasoner = None if structured is None else structured.reasoner
         if structured is not None and isinstance(reasoner, DialectReasoner) and reasoner.answer.after is None:

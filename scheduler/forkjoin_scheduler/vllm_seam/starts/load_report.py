@@ -1,4 +1,4 @@
-"""What an engine tells its front ends of itself: its load, and how well admission foresees."""
+"""What an engine reports to its front ends: its load, and how well admission foresees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters
 
 
 class LoadReport:
-    """Owns what was told last, for what has not changed is not told again."""
+    """Owns what was sent last: it sends changes only."""
 
     def __init__(self, core: Core, gate: AdmissionGate, waits: Waiters, num_front_ends: int) -> None:
         self._core, self._gate, self._waits = core, gate, waits
@@ -35,7 +35,7 @@ class LoadReport:
         return *self._waits.count(), admission.tokens.mean, admission.forks.mean, admission.width.mean
 
     def _emit_load(self, load: Load, result: dict[int, EngineCoreOutputs]) -> None:
-        """Tell the front ends the load: each refuses by it what would wait too long."""
+        """Send the front ends the load: each refuses by it what would wait too long."""
         if load == self._last_emitted_load:
             return
         self._last_emitted_load = load
@@ -44,7 +44,7 @@ class LoadReport:
             result.setdefault(front_end, EngineCoreOutputs()).outputs.append(packed)
 
     def _emit_peaks(self, result: dict[int, EngineCoreOutputs]) -> None:
-        """Tell one front end what admission expected of the requests that have ended, against what came."""
+        """Send one front end what admission expected of the requests that have ended, against what came."""
         peaks = Admission(peak_ratios=drained(self._gate.peak_ratios))
         result.setdefault(0, EngineCoreOutputs()).outputs.append(wire.pack("", [peaks], self._core.engine))
 

@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 class Overview:
-    """Tells what runs and what waits. Keeps nothing."""
+    """Says what runs and what waits. Keeps nothing."""
 
     def __init__(self, core: Core, fence: Fence, jobs: KVJobs, gate: AdmissionGate, waits: Waiters) -> None:
         self._core, self._fence, self._jobs, self._gate, self._waits = core, fence, jobs, gate, waits

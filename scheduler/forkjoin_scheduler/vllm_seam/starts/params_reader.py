@@ -70,7 +70,7 @@ class ParamsReader:
                 True,
             )
         if at_prompt and params.prompt_logprobs is not None:
-            _warn(request, "prompt_logprobs with a fork behind the prompt: decoding sequentially")
+            _warn(request, "prompt_logprobs with a fork after the prompt: decoding sequentially")
             return None
         not_in_threads = self._kept_for_answer(request, bound_dialect)
         if not_in_threads is None:

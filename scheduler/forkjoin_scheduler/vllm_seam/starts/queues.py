@@ -24,7 +24,7 @@ _Rank = tuple[bool, int, float, int, str]
 class BegunQueue(RequestQueue):
     """Waiting requests that have begun: those that hold blocks first, then the most urgent, then the oldest.
 
-    One whose allocation fails ends vLLM's scan: behind it must be none that could run on blocks it has.
+    One whose allocation fails ends vLLM's scan: after it must be none that could run on blocks it has.
     """
 
     def __init__(self, policy: SchedulingPolicy) -> None:
@@ -89,18 +89,18 @@ def park(scheduler: SchedulerView, request: Request) -> None:
         dequeue(scheduler, request)
     scheduler._inflight_prefills.discard(request)
     _enqueue_parked(scheduler, request)
-    # The V2 runner frees its slot; it is added anew at the join.
+    # The V2 runner frees its slot; it is added again at the join.
     scheduler.reset_preempted_req_ids.add(request.request_id)
 
 
 def suspend(scheduler: SchedulerView, request: Request) -> None:
-    """Let a waiting ``request``, which holds no blocks, wait on until its KV is computed anew."""
+    """Let a waiting ``request``, which holds no blocks, wait on until its KV is recomputed."""
     dequeue(scheduler, request)
     _enqueue_parked(scheduler, request)
 
 
 def _enqueue_parked(scheduler: SchedulerView, request: Request) -> None:
-    """Whoever is parked has no sample in flight: it would end a request that vLLM counts as parked."""
+    """A parked request has no sample in flight: it would end a request that vLLM counts as parked."""
     forget_in_flight(request)
     request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
     scheduler.num_waiting_for_streaming_input += 1
@@ -123,7 +123,7 @@ def _unpark(
     scheduler: SchedulerView, request: Request, num_computed_tokens: int, status: RequestStatus
 ) -> None:
     scheduler.num_waiting_for_streaming_input -= 1
-    request.spec_token_ids = []  # drafts of what it wrote last may have come behind its parking
+    request.spec_token_ids = []  # drafts of what it wrote last may have come after its parking
     request.num_computed_tokens = num_computed_tokens
     request.status = status
     requeue(scheduler, request)

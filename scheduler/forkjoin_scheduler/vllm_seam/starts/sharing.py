@@ -25,7 +25,7 @@ def cost(num_prompt_tokens: float, num_generated: float) -> float:
 class SharedQueue(RequestQueue):
     """vLLM's queue of waiting requests. Popping one charges its tenant; putting it back pays that back.
 
-    So the scan of one step is fair, too: who had a request let in is asked last for the next.
+    So the scan of one step is fair, too: who had a request admitted is asked last for the next.
     """
 
     def __init__(self, policy: SchedulingPolicy, cost: Callable[[Request], float]) -> None:
@@ -42,7 +42,7 @@ class SharedQueue(RequestQueue):
         return Ticket(urgency, number, tenant_of(request)[0], request)
 
     def add_request(self, request: Request) -> None:
-        """Let ``request`` wait behind its tenant's others."""
+        """Let ``request`` wait after its tenant's others."""
         self._queue.add(self._ticket(request))
 
     def peek_request(self) -> Request:

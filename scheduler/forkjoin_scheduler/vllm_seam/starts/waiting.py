@@ -37,7 +37,7 @@ class Waiters:
         """Let a thread sit the next step out."""
         self.held_back.add(request.request_id)
         if request.status == RequestStatus.RUNNING:
-            # vLLM's own means for microbatches: not eligible before the step behind the next.
+            # vLLM's own means for microbatches: not eligible before the step after the next.
             request.next_decode_eligible_step = self._core.scheduler.current_step + 2
 
     def let_all_run(self) -> None:
@@ -75,7 +75,7 @@ class Waiters:
         return "room" if is_compiled else "grammar"
 
     def emit(self, live: LiveFamily) -> None:
-        """Tell the client of a family, who listens, which threads wait in this step or no longer do."""
+        """Emit, for a client that listens, which threads wait in this step or no longer do."""
         assert live.waits is not None
         for thread in live.family.threads:
             if thread.end is None and thread.state is BranchState.DECODING:

@@ -1,4 +1,4 @@
-"""What requests have called for in a step: their machines are told of it at the end of the step."""
+"""Reports what requests have called for in a step to their machines, at the end of the step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Forks:
         return planning.can_ask(live, branch, number, self.beside.get(branch.request_id, ()))
 
     def try_fork(self, request: Request, plan: ForkPlan | Refusal | None) -> None:
-        """Fork ``request``, which has come to where it forks, unless something speaks against it."""
+        """Fork ``request``, which has reached its fork, unless something speaks against it."""
         if request.is_finished():
             return
         live, branch = self._core.branch_of(request)

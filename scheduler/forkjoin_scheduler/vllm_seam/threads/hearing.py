@@ -1,11 +1,11 @@
 """What branches write is heard token by token: what it calls for, and where a branch ends or stands still.
 
 A step may bring several tokens of a branch, where drafts of them were right (speculative decoding). They are
-booked one behind the other, up to the first that ends or parks the branch. What stands behind that is dropped
+booked one after the other, up to the first that ends or parks the branch. What stands after that is dropped
 before it is appended or hashed: without drafts it would never have been sampled.
 
 Whether a branch stands still is therefore decided here, by a plan; what is planned is done at the end of the
-step. One that goes on keeps its whole run: the workers hold it already, and would go on behind it.
+step. One that goes on keeps its whole run: the workers hold it already, and would go on after it.
 
 Invariant (pinned by tests): a branch whose run was cut is parked or has ended before the next step.
 """
@@ -89,7 +89,7 @@ class Hearing:
         before: RequestStatus,
         is_answer: bool,
     ) -> bool:
-        """Take in the token booked last; returns whether ``request`` goes on behind it in this step.
+        """Take in the token booked last; returns whether ``request`` goes on after it in this step.
 
         ``booked``: all that it wrote in this step, from which an end of sequence that forks is taken back.
         ``before``: its status before it wrote the last. ``is_answer``: whether that is of an answer that
@@ -162,7 +162,7 @@ class Hearing:
         return plan
 
     def _detect_triggers(self, request: Request, fj_params: ForkJoinParams, num_in_run: int) -> bool:
-        """Plan what the token that ``request`` wrote last calls for; returns whether it goes on behind it.
+        """Plan what the token that ``request`` wrote last calls for; returns whether it goes on after it.
 
         ``num_in_run``: tokens that it has written in this step. A prompt that ends in the middle of a tag
         calls for nothing: only what was written since does.

@@ -29,12 +29,12 @@ class Leaving:
         self._performing.perform(live, advancing.advance(live, root_has_ended=has_ended))
         live.num_planned = 0
         told, leaving = live.leaving(self._core.engine)
-        if not live.family.is_live:  # before its end is told: behind that it can't fail any more
+        if not live.family.is_live:  # before its end is emitted: after that it can't fail any more
             self._gate.leave(live.request, by_itself=True)
         if told or leaving:
             outputs = result.setdefault(live.request.client_index, EngineCoreOutputs()).outputs
             # The front end takes them in slices (VLLM_V1_OUTPUT_PROC_CHUNK_SIZE) and answers in between:
-            # what is told behind the slice that ends a request would find nobody.
+            # events after the slice that ends a request would find nobody.
             outputs[:0] = told
             outputs += leaving
             live.events = []

@@ -38,7 +38,7 @@ class Resuming:
         self._params = params
 
     def resume(self, live: LiveFamily, effect: effects.Resume) -> None:
-        """Let a branch go on behind its threads."""
+        """Let a branch go on after its threads."""
         branch, plan = effect.branch, effect.plan
         request = self._core.request_of(branch)
         if plan.keep is not None:
@@ -67,7 +67,7 @@ class Resuming:
         live.emit(Joined(parent_index=branch.index, prefilled_tokens=num_prefilled))
 
     def swap(self, live: LiveFamily, effect: effects.Swap) -> None:
-        """Let a branch that decodes go on behind other tokens than it wrote."""
+        """Let a branch that decodes go on after other tokens than it wrote."""
         branch = effect.branch
         request = self._core.request_of(branch)
         queues.park(self._core.scheduler, request)
@@ -79,7 +79,7 @@ class Resuming:
         queues.resume(self._core.scheduler, request, 0)
 
     def sample_again(self, request: Request) -> None:
-        """Draw the sample anew that was dropped for a fork behind the prompt, if that is where it stands."""
+        """Draw the sample again that was dropped for a fork after the prompt, if that is where it stands."""
         if request.num_output_tokens == 0:
             queues.park(self._core.scheduler, request)
             # the last token is computed once more, to sample from

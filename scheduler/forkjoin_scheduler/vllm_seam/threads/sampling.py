@@ -14,7 +14,7 @@ _DEFAULTS = SamplingParams()
 
 
 def without_banned(params: SamplingParams, banned: list[list[int]]) -> SamplingParams:
-    """``params`` under which the last token of each row in ``banned`` is never sampled behind the others.
+    """``params`` under which the last token of each row in ``banned`` is never sampled after the others.
 
     vLLM has so many places for a request's bad words, and ends where there are more: the request's
     own come first.
@@ -58,7 +58,7 @@ def thread_params(
     if end_id is not None:
         params.stop_token_ids = [*(original.stop_token_ids or ()), end_id]
         # min_tokens would forbid the end tag: on its way to the workers vLLM counts it among the stop
-        # tokens. What the request owes is owed behind the join.
+        # tokens. What the request owes is owed after the join.
         params.min_tokens = 0
     return params
 
@@ -71,14 +71,14 @@ def resumed_params(
     generated: int,
     salt: str,
 ) -> SamplingParams:
-    """The request's ``original`` parameters for going on behind a join.
+    """The request's ``original`` parameters for going on after a join.
 
     What is left of min_tokens counts on; a seed is derived from the request's, if that has one,
     and ``salt``, so that no two branches draw the same numbers. ``overrides`` take the place of
     vLLM's defaults, not of what the request asked for.
     """
     params = copy(original)
-    # Of what it holds this alone is changed in place: in each process that it comes to.
+    # Of what it holds this alone is changed in place: in each process that it reaches.
     params._all_stop_token_ids = set(original._all_stop_token_ids)
     params.max_tokens = max_tokens
     params.min_tokens = min(max(original.min_tokens - generated, 0), max_tokens)
@@ -92,9 +92,9 @@ def resumed_params(
 
 
 def with_logprobs(params: SamplingParams, num: int, most: int) -> None:
-    """Let the sampler tell the logprobs of ``num`` alternatives at least, or of the ``most`` that it may.
+    """Let the sampler return the logprobs of ``num`` alternatives at least, or of the ``most`` that it may.
 
-    Of requests that name the tokens whose logprobs they want, it tells those alone. -1: of all tokens.
+    Of requests that name the tokens whose logprobs they want, it returns those alone. -1: of all tokens.
     """
     num = num if most == -1 else min(num, most)
     if num and not params.logprob_token_ids and params.logprobs != -1:

@@ -30,8 +30,8 @@ class Tails:
     def drop(self, live: LiveFamily, branch: Branch) -> None:
         """Let go of what a parked branch holds in vain: it goes on with the first thread's copy of it.
 
-        The copies are made in the step just scheduled: whoever gets the block writes it in a later one.
-        One thread that lost its copy, and one whose first thread lost it, compute these tokens anew; where
+        The copies are made in the step just scheduled: the block's next owner writes it in a later one.
+        One thread that lost its copy, and one whose first thread lost it, compute these tokens again; where
         they can't, for threads were stitched in that block, the branch keeps it.
         """
         if branch.state is not BranchState.PARKED:

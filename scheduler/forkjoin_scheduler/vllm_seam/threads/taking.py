@@ -1,4 +1,4 @@
-"""What a step brought families, as vLLM puts it out: their machines are told."""
+"""Reports a step's outputs to the machines of their families."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Taking:
         num, logprobs = live.pruner.policy.num_logprobs, output.new_logprobs
         if not num or logprobs is None or live.fj_params.sampling_params.logprob_token_ids:
             return []
-        rows: list[list[float]] = logprobs.logprobs[:, 1 : num + 1].tolist()  # behind the sampled one's
+        rows: list[list[float]] = logprobs.logprobs[:, 1 : num + 1].tolist()  # after the sampled one's
         return rows
 
     def _take_root(self, live: LiveFamily, output: EngineCoreOutput) -> bool:

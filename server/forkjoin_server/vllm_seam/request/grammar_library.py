@@ -105,7 +105,7 @@ def try_grammars(client: Any) -> Trials | None:
             try:
                 for grammar in grammars:
                     verdicts.append(await asyncio.wrap_future(trials.of(grammar, tenant)))
-                    _check(verdicts)  # not behind all: a request may have hundreds
+                    _check(verdicts)  # not after the last: a request may have hundreds
             except (BadRequestOptions, Overloaded) as error:
                 refuse(error)
                 raise

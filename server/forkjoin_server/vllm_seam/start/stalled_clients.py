@@ -13,7 +13,7 @@ def disconnect_stalled(seconds: int) -> None:
 
     Patch: ``create_server_socket`` sets TCP_USER_TIMEOUT on the socket that the server listens on; each
     connection inherits it.
-    Symptom without it: who never reads keeps its connection, and what was written for it, for ever.
+    Symptom without it: who never reads keeps its connection, and what was written for it, forever.
     Upstream: uvicorn has no timeout of writes. Remove when it has one. Linux only; elsewhere, and on Unix
     sockets, nothing happens.
     """

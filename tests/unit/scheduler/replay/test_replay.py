@@ -60,7 +60,7 @@ def test_threads_that_fork_are_read_within_their_parents():
         ),
         (
             THREADS.rstrip("\n"),
-            r"behind the last thread: the engine writes '\n', the transcript has '</Parallel>'",
+            r"after the last thread: the engine writes '\n', the transcript has '</Parallel>'",
         ),
     ],
     ids=["header", "between", "join"],
