@@ -38,6 +38,7 @@ def files() -> dict[str, list[str]]:
         env = importable(INSIDE) | {"TRACED_FUNCTIONS": name}
         with start_server(folder / "log", env=env) as (address, _):
             _ask(address)  # what the first request does once is not its way
+            time.sleep(IDLE_S)  # what it leaves to do after its last chunk is over by then
             _ran_since(folder, 0)
             time.sleep(IDLE_S)
             idle = _ran_since(folder, 1)

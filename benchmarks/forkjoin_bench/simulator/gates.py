@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,8 @@ from forkjoin_scheduler.policy.admission import Admission, Need, Room
 class Gate(Protocol):
     """Keeps requests that may fork waiting."""
 
-    def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
-        """Whether one more may start beside ``running``."""
+    def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
+        """Whether one more may start beside ``running``, which counts them."""
         ...
 
     def learn(self, need: Need) -> None:
@@ -23,7 +23,7 @@ class Gate(Protocol):
 class Greedy:
     """All, as vLLM does."""
 
-    def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
         """Always."""
         return True
 
@@ -37,7 +37,7 @@ class AtMost(Greedy):
 
     num_families: int
 
-    def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
         """As long as there are fewer."""
         return num_running < self.num_families
 
@@ -49,6 +49,6 @@ class FamilyAware:
         self.admission = admission or Admission()
         self.learn = self.admission.learn
 
-    def admits(self, new: Need, running: Iterable[Need], num_running: int, room: Room) -> bool:
-        """What the policy says."""
-        return self.admission.admits(new, list(running), room)
+    def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
+        """What the policy says; it counts nothing where that does not matter."""
+        return not num_running or not self.admission.is_due(new) or self.admission.admits(new, running(), room)

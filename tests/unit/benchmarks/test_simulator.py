@@ -177,7 +177,7 @@ def test_nothing_is_lost(requests, spoken, gate, policy, room, ahead, slots):
         [
             replica.core.running,
             replica.core.waiting,
-            replica.core.holding,
+            replica.core.begun,
             replica.core.threads,
             replica.core.admitted,
         ]

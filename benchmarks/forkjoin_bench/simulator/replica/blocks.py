@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 _NAMELESS = 0
 
@@ -67,6 +68,10 @@ class BlockPool:
                 break
             found.append(block)
         return found
+
+    def num_freed_with(self, tables: Iterable[Sequence[int]]) -> int:
+        """Blocks that return to the pool when the holders of these ``tables`` let go: nobody else's."""
+        return sum(num == self._refs[block] for block, num in Counter(chain.from_iterable(tables)).items())
 
     def num_unheld(self, blocks: Sequence[int]) -> int:
         """How many of ``blocks`` nobody holds."""

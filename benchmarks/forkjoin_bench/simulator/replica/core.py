@@ -30,8 +30,10 @@ class Core:
         #: Those that have begun: before all that wait to start.
         self.begun = BegunQueue()
         self.num_decoding, self.context_decoding = 0, 0
-        #: Families whose requests may fork and were admitted, until they end, and what their prompts took.
-        self.admitted: dict[Family, int] = {}
+        #: Families whose requests may fork and were admitted, until they end.
+        self.admitted: dict[Family, None] = {}
+        #: The step in which a request that was not admitted is asked for again.
+        self.asked_next = 0
         #: Requests that have not ended.
         self.families: dict[Family, None] = {}
         #: Threads that could run: they run or wait.

@@ -7,9 +7,14 @@ from functools import partial
 
 from forkjoin_bench.simulator.replica.begun import BegunQueue
 from forkjoin_bench.simulator.replica.core import Core
+from forkjoin_bench.simulator.replica.needs import needs
 from forkjoin_bench.simulator.replica.pacing import Pacing
-from forkjoin_bench.simulator.replica.sequence import Family, Role, Sequence, State
+from forkjoin_bench.simulator.replica.sequence import Role, Sequence, State
 from forkjoin_scheduler.policy.admission import Need, Room
+
+
+#: As the engine's gate: steps between two looks at a request that did not fit.
+ASKED_EVERY = 4
 
 
 class Starting:
@@ -58,20 +63,17 @@ class Starting:
         )
 
     def _is_admitted(self, root: Sequence) -> bool:
-        found, _ = self._core.findable(root)
-        num_new = self._core.num_blocks(root.tokens) - len(found) + self._core.pool.num_unheld(found)
-        running = (self._come_to(family) for family in self._core.admitted)
-        room = Room(self._core.pool.num_free, self._core.engine.block_size, self._core.engine.max_num_seqs)
-        if not self._core.gate.admits(Need(blocks=num_new), running, len(self._core.admitted), room):
+        core = self._core
+        if core.step < core.asked_next:
             return False
-        self._core.admitted[root.family] = num_new
+        found, _ = core.findable(root)
+        num_new = core.num_blocks(root.tokens) - len(found) + core.pool.num_unheld(found)
+        room = Room(core.pool.num_free, core.engine.block_size, core.engine.max_num_seqs)
+        if not core.gate.admits(Need(blocks=num_new), partial(needs, core), len(core.admitted), room):
+            core.asked_next = core.step + ASKED_EVERY
+            return False
+        core.admitted[root.family] = None
         return True
-
-    def _come_to(self, family: Family) -> Need:
-        step = self._core.step
-        num_generated = family.generated(step)
-        num_blocks = self._core.admitted[family] + num_generated // self._core.engine.block_size
-        return Need(num_generated, family.widest, family.critical(step), num_blocks)
 
     def _start(self, sequence: Sequence) -> bool:
         """Let it run if its whole context fits."""
