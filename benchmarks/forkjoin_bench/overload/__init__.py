@@ -2,5 +2,5 @@
 
 Every request forks. Some clients hang up in the middle, some never read. What must hold: each request
 is accounted for, ``/health`` answers throughout, memory is bounded in every process, and nothing is left
-behind. ``--stock`` then puts the same to ``vllm serve``, which answers without forking.
+after. ``--stock`` then puts the same to ``vllm serve``, which answers without forking.
 """

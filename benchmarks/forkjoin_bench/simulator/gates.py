@@ -51,4 +51,6 @@ class FamilyAware:
 
     def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
         """What the policy says; it counts nothing where that does not matter."""
-        return not num_running or not self.admission.is_due(new) or self.admission.admits(new, running(), room)
+        return (
+            not num_running or not self.admission.is_due(new) or self.admission.admits(new, running(), room)
+        )

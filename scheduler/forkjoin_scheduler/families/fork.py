@@ -33,7 +33,7 @@ class ThreadPlan:
     """One thread to start: its outline number and title, and the texts around it as token ids.
 
     ``end``: the text of the tag that ends it; None: end of sequence. ``failed_header_ids``: the
-    header once joined if nothing returns. ``returned_end_ids``: what stands behind what returns.
+    header once joined if nothing returns. ``returned_end_ids``: what stands after what returns.
     ``path``: whose embedding the model adds to the keys and values of its tokens; 0: as outside threads.
     """
 
@@ -182,7 +182,7 @@ def _resolved(rule: str, announced: list[Announced], text: str) -> list[Announce
 
 
 def _since_opening(opens: str, trigger: str | None, context: list[int], tokenizer: Tokenizer) -> list[int]:
-    """What stands behind the last opening tag; nothing where another trigger lies in between."""
+    """What stands after the last opening tag; nothing where another trigger lies in between."""
     opening = tokenizer.token_id(opens)
     triggering = None if trigger is None else tokenizer.token_id(trigger)
     for index in range(len(context) - 2, -1, -1):

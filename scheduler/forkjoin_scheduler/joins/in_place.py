@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class InPlace(Sync):
-    """A sync of all, behind which the parent's context is its own text with the threads' in their places.
+    """A sync of all, after which the parent's context is its own text with the threads' in their places.
 
     That is the answer, too. Threads that nothing waits for go on when their parent has ended.
     """

@@ -12,7 +12,6 @@ from forkjoin_bench.simulator.replica.pacing import Pacing
 from forkjoin_bench.simulator.replica.sequence import Role, Sequence, State
 from forkjoin_scheduler.policy.admission import Need, Room
 
-
 #: As the engine's gate: steps between two looks at a request that did not fit.
 ASKED_EVERY = 4
 
