@@ -46,6 +46,8 @@ class Case:
     room: int | None = None
     #: What stands behind the prompt in each context that a branch goes on from; none: the answer so far.
     contexts: tuple[str, ...] | None = None
+    #: The token that ended the answer, which is not shown; none: end of sequence.
+    stop: str | None = None
 
 
 def ends(numbers: Any, how: str) -> tuple[str, ...]:
@@ -70,11 +72,18 @@ class Block:
     close: str
     no_outline: str
     unclosed: str
-    #: More than ``min_room``, and three threads of ``long`` tokens don't fit in it.
+    #: Three threads of ``long`` tokens don't fit in it.
     room: int
     long: int
     is_stitched: bool
-    is_flat: bool = True
+    #: Levels of forks; of one, what stands deeper is text.
+    max_depth: int = 1
+    #: Threads that a fork may start, if not any number.
+    widest: int | None = None
+    #: Whether a second outline of one number starts a thread, too.
+    keeps_duplicates: bool = False
+    #: Whether a trigger that follows no opening tag of its own forks into the outlines before it once more.
+    rereads: bool = False
 
     def root(self, *numbers: Any) -> str:
         return f"{self.opens}\n" + "".join(self.outline.format(n) for n in numbers) + self.trigger
@@ -131,29 +140,16 @@ class Block:
             self.trigger,
         ):
             yield "no_outline", self.refused(root, "no_outline", self.no_outline)
-        # the outlines of a block that has been joined are not read again
-        again = self.shown(one, self.well(1)) + self.join + self.trigger
-        ended = self.no_outline == "end_request"
-        yield (
-            "no_outline",
-            Case(
-                self.script(one, self.well(1), f"{self.trigger}on"),
-                again + (self.close if ended else "on"),
-                ends("1", "stop"),
-                {f"no_outline/{self.no_outline}": 1},
-                "length" if ended else "stop",
-            ),
-        )
-        dropped = {"duplicate_outline/drop": 2}
-        yield "duplicates", self.joined(self.root(1, 4, 1, 1), self.well(1, 4), counted=dropped)
+        yield "no_outline", self._again(one)
+        yield "duplicates", self._duplicates()
         yield "gaps", self.joined(self.root(2, 7), self.well(2, 7))
         yield "gaps", self.joined(self.root(3, 1), self.well(3, 1))
         limit = {"max_threads_per_fork": 2}
         too_many = self.no_outline  # the same of either, in all three
         yield "too_many_threads", self.refused(three, "too_many_threads", too_many, forkjoin=limit)
-        most = 5 if self.is_stitched and self.is_flat else 50  # NPR's own, and that of the others
-        many = self.root(*range(1, most + 2))
-        yield "too_many_threads", self.refused(many, "too_many_threads", too_many)
+        if self.widest is not None:
+            many = self.root(*range(1, self.widest + 2))
+            yield "too_many_threads", self.refused(many, "too_many_threads", too_many)
         yield "thread_eos", self.unclosed_thread("eos", "stop", {1: "aa", 2: b, 3: ""}, 99)
         long = {1: "a" * 30 + self.end, 2: b}
         for texts in (long, {1: b, 2: "a" * 30 + self.end}):
@@ -164,11 +160,11 @@ class Block:
         yield "missing_tags", self.joined(unclosed, self.well(1, 2))
         stray = {1: f"x{self.thread}{self.opens}y{self.end}", 2: b}
         yield "stray_tags", self.joined(f"{self.end}{self.thread}{two}", stray, f"{self.end}{self.close}on")
-        if self.is_flat:
+        if self.max_depth == 1:
             nested = {1: f"a{self.root('1.1')}b{self.end}", 2: b}
             yield "nested_fork", self.joined(two, nested, counted={"nested_fork/sequential": 1})
         else:
-            yield "nested_fork", self._sixth_level()
+            yield "nested_fork", self._too_deep()
         too_many_forks = {"too_many_forks/sequential": 1}
         once = {"max_forks": 1}
         yield (
@@ -204,21 +200,46 @@ class Block:
         script = self.script(root, threads)
         return Case(script, answer, ends(threads, "stop"), counted, "length", room=self.room)
 
-    def _sixth_level(self) -> Case:
-        levels = [".".join("1" * depth) for depth in range(1, 7)]
+    def _again(self, root: str) -> Case:
+        """Behind a block that has been joined, a trigger by itself: the block's outlines, or none."""
+        block = self.shown(root, self.well(1)) + self.join
+        if self.rereads:
+            counted = {"unopened_outline/reread": 1, "too_many_forks/sequential": 1}
+            answer = block + self.shown(self.trigger, self.well(1)) + self.join + f"{self.trigger}on"
+            threads, limit = ends("11", "stop"), {"max_forks": 2}
+        else:
+            counted = {f"no_outline/{self.no_outline}": 1}
+            answer = block + self.trigger + (self.close if self.no_outline == "end_request" else "on")
+            threads, limit = ends("1", "stop"), {}
+        finish = "stop" if answer.endswith("on") else "length"
+        script = self.script(root, self.well(1), f"{self.trigger}on")
+        return Case(script, answer, threads, counted, finish, limit)
+
+    def _duplicates(self) -> Case:
+        root, well = self.root(1, 4, 1, 1), self.well(1, 4)
+        if not self.keeps_duplicates:
+            return self.joined(root, well, counted={"duplicate_outline/drop": 2})
+        again = "".join(f"{self.thread}\n1:{well[1]}{self.tail}" for _ in range(2))
+        answer = f"{self.shown(root, well)}{again}{self.join}end"
+        counted = {"duplicate_outline/keep": 2}
+        return Case(self.script(root, well), answer, ends("1411", "stop"), counted)
+
+    def _too_deep(self) -> Case:
+        most = self.max_depth
+        levels = [".".join("1" * depth) for depth in range(1, most + 2)]
         script = self.script(self.root(1), {}, after=f"e{self.end}")
-        answer = plain = f"p{self.root(levels[5])}p{self.end}"
-        for depth in range(5, 0, -1):
-            text = f"l{self.root(levels[depth])}" if depth < 5 else plain
+        answer = plain = f"p{self.root(levels[most])}p{self.end}"
+        for depth in range(most, 0, -1):
+            text = f"l{self.root(levels[depth])}" if depth < most else plain
             script[f"{self.thread}\n{levels[depth - 1]}:"] = text
-            inner = answer if depth == 5 else f"l{answer}"
+            inner = answer if depth == most else f"l{answer}"
             answer = (
                 self.shown(self.root(levels[depth - 1]), {levels[depth - 1]: inner})
                 + self.join
                 + f"e{self.end}"
             )
         counted = {"nested_fork/sequential": 1}
-        return Case(script, answer, ends(levels[:5], "stop"), counted)
+        return Case(script, answer, ends(levels[:most], "stop"), counted)
 
 
 THREADWEAVER = Block(
@@ -236,6 +257,7 @@ THREADWEAVER = Block(
     room=200,
     long=90,
     is_stitched=False,
+    rereads=True,
 )
 MULTIVERSE = Block(
     opens="<Goal>",
@@ -252,7 +274,8 @@ MULTIVERSE = Block(
     room=200,
     long=90,
     is_stitched=True,
-    is_flat=False,
+    max_depth=6,
+    widest=50,
 )
 NPR = Block(
     opens="<guideline>",
@@ -269,6 +292,9 @@ NPR = Block(
     room=1100,
     long=400,
     is_stitched=True,
+    max_depth=6,
+    widest=5,
+    keeps_duplicates=True,
 )
 
 # ---- paths of a fixed width: Parallel-R1, ParaThinker --------------------------------------------
@@ -282,6 +308,9 @@ def parallel_r1() -> Iterator[tuple[str, Case]]:
     ) -> Case:
         script = {"": f"{root}<Parallel>", "<Path>": path, join: after}
         answer = f"{root}<Parallel>" + f"<Path>{shown}" * num + join + after
+        if "</Summary>" not in after:  # it ends by an end of sequence, and the model goes on, to another
+            answer += "</Summary>"
+            more["counted"] = dict(more.get("counted", {})) | {"summary_eos/close_summary": 1}
         return Case(script, answer, ends(range(1, num + 1), how), **more)
 
     well = "ab</Path>"
@@ -299,6 +328,9 @@ def parallel_r1() -> Iterator[tuple[str, Case]]:
     yield "stray_tags", case(stray, stray, root="</Path>so</Parallel>", after="both</Path></Parallel>on")
     nested = "a<Parallel>b</Path>"
     yield "nested_fork", case(nested, nested, counted={"nested_fork/sequential": 2})
+    # nor does a summary fork
+    nested = {"nested_fork/sequential": 1}
+    yield "nested_fork", case(well, well, after="a<Parallel>b</Summary>", counted=nested)
     counted = {"too_many_forks/sequential": 1}
     again = "both</Summary><Parallel>on"
     yield "max_forks", case(well, well, after=again, counted=counted, forkjoin={"max_forks": 1})
@@ -387,8 +419,11 @@ SUMMARY = "<summary>By analyzing multiple reasoning processes above, I concluded
 def parathinker() -> Iterator[tuple[str, Case]]:
     def case(paths: list[str], shown: list[str], hows: str, after: str = " 7</summary>", **more: Any) -> Case:
         script = {"": "plain", SUMMARY: after} | {f"<think{n}>": text for n, text in enumerate(paths, 1)}
+        stop = "</summary>" if after.endswith("</summary>") else None
+        after = after.removesuffix("</summary>")
         answer = "".join(f"<think{n}>{text}" for n, text in enumerate(shown, 1)) + SUMMARY + after
-        return Case(script, answer, tuple(f"{n} {how}" for n, how in enumerate(hows.split(), 1)), **more)
+        threads = tuple(f"{n} {how}" for n, how in enumerate(hows.split(), 1))
+        return Case(script, answer, threads, stop=stop, **more)
 
     long = "a" * 20
     paths = [long, "bb</think2>", long]
@@ -403,10 +438,10 @@ def parathinker() -> Iterator[tuple[str, Case]]:
         case([long] * 3, ["aa"] * 3, "length length length", counted=counted, forkjoin=limit),
     )
     yield "missing_tags", case(paths, ["aaa", paths[1], "aaa"], "cut stop cut", after=" 7")
-    # another path's end tag does not end a path
-    stray = ["a</think2>" + long, paths[1], "<think1><summary>" + long]
-    shown = ["a</think2>a", paths[1], "<think1><summary>a"]
-    yield "stray_tags", case(stray, shown, "cut stop cut", after=" 7</think1></summary>")
+    # what ends another path, the reasoning or the summary ends a path, too
+    for end in ("</think1>", "</think3>", "</think>", "</summary>"):
+        stray = [long, f"bb{end}{long}", long]
+        yield "stray_tags", case(stray, ["aaa", f"bb{end}", "aaa"], "cut stop cut")
     counted = {"too_many_forks/sequential": 1}
     yield "max_forks", Case({"": "plain"}, "plain", (), counted, forkjoin={"max_forks": 0})
     script = {"": "", **{f"<think{n}>": "a" * 300 for n in (1, 2, 3)}}
@@ -466,15 +501,13 @@ def apr() -> Iterator[tuple[str, Case]]:
     none = {"no_outline/sequential": 1}
     yield "no_outline", ended(call(), none)
     yield "no_outline", ended(call((0, 8), (1, 9)), none)
-    dropped = {"duplicate_outline/drop": 1}
-    yield (
-        "duplicates",
-        case(call((0, 1), (0, 2)), results((0, 1, PATH_1)), ends("0", "stop"), counted=dropped),
-    )
-    gaps = call((2, 1), (7, 2))
-    yield "gaps", case(gaps, results((2, 1, PATH_1), (7, 2, None)), ends("27", "stop"))
+    kept = {"duplicate_outline/keep": 1}
+    yield "duplicates", case(call((0, 1), (0, 2)), block, ends("00", "stop"), counted=kept)
+    # results are numbered by their places
+    yield "gaps", case(call((2, 1), (7, 2)), block, ends("27", "stop"))
     # a node that the trace does not know is left out
-    yield "gaps", case(call((0, 9), (1, 1)), results((1, 1, PATH_1)), ends("1", "stop"))
+    dropped = {"unknown_message/drop": 1}
+    yield "gaps", case(call((0, 9), (1, 1)), results((0, 1, PATH_1)), ends("1", "stop"), counted=dropped)
     counted = {"too_many_threads/sequential": 1}
     yield "too_many_threads", ended(both, counted, forkjoin={"max_threads_per_fork": 1})
     cut = results((0, 1, None), (1, 2, None))
@@ -631,6 +664,12 @@ def asyncthink() -> Iterator[tuple[str, Case]]:
     answer = f"{root}{returned(1, 'A')}end"
     inside = {worker("a"): "<JOIN-1>x<RETURN>A</RETURN>"}
     yield "stray_tags", Case(script | inside, answer, ends("1", "stop"), unknown)
+    # the end of the answer is a text, and nothing behind it is sampled
+    yield "stray_tags", Case({"": "so</ANSWER>on"}, "so</ANSWER>")
+    answered = {"": f"{root}<JOIN-1>", returned(1, "A"): "so</ANSWER>on"}
+    answer_at_end = f"{root}{returned(1, 'A')}so</ANSWER>"
+    inside = {worker("a"): "</ANSWER><RETURN>A</RETURN>"}
+    yield "stray_tags", Case(answered | inside, answer_at_end, ends("1", "stop"))
     inside = {worker("a"): f"{fork(1, 'x')}<RETURN>A</RETURN>"}
     counted = {"nested_fork/sequential": 1}
     yield "nested_fork", Case(script | inside, answer, ends("1", "stop"), counted)
@@ -803,6 +842,7 @@ CASES = _table(
 
 _NO_OUTLINE = "each fork has a fixed width: the model announces nothing and numbers nothing"
 _AS_ASKED = "the request names its branches: the model announces nothing and numbers nothing"
+_AS_THREADWEAVER = "threadweaver's tags; what its policies do otherwise is tested without an engine"
 _ENDS_BY_EOS = "end of sequence is how a thread ends"
 _NO_TAGS = "there are no tags"
 
@@ -814,6 +854,7 @@ EXCLUDED: dict[tuple[str, str], str] = {
         for kind in ("no_outline", "duplicates", "gaps")
     },
     **{("explicit", kind): _AS_ASKED for kind in ("no_outline", "duplicates", "gaps")},
+    **{("threadweaver-eval", kind): _AS_THREADWEAVER for kind in KINDS},
     **{(name, "thread_eos"): _ENDS_BY_EOS for name in ("apr", "apar", "hpd", "skeleton", "explicit")},
     **{(name, kind): _NO_TAGS for name in ("skeleton", "explicit") for kind in ("missing_tags", "stray_tags")},
     **{(name, "too_many_threads"): "a fork starts one thread, and no limit is lower" for name in ("apar", "hpd")},

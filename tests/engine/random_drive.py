@@ -136,6 +136,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "parathinker": (*TEXT, "</think1>", "</think2>", "</think3>", END),
     "explicit": (*TEXT, END),
 }
+PHRASES["threadweaver-eval"] = PHRASES["threadweaver"]
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ class Setup:
 
     def make(self, dialect: Dialect, model: Path) -> tuple[ForkJoinScheduler, Any]:
         """The scheduler, and what hashes the blocks of its requests."""
-        dialect = dialect.model_copy(update={"max_depth": self.max_depth, "min_room": 1})
+        dialect = dialect.model_copy(update={"max_depth": self.max_depth, "min_room": 1, "min_left": 0})
         settings = Settings.of(dialect, self.limits, **self.options)
         args = EngineArgs(
             model=str(model),

@@ -80,9 +80,26 @@ def test_the_end_tag_of_a_thread_is_no_stop_token_of_its_request():
     from forkjoin_scheduler.vllm_seam.threads.sampling import thread_params
 
     request = SamplingParams(stop_token_ids=[5])
-    thread = thread_params(request, SamplingOverrides(), end_id=9, max_tokens=8, generated=0, salt="1/0")
+    thread = thread_params(request, SamplingOverrides(), end_ids=[9], max_tokens=8, generated=0, salt="1/0")
     at_worker = pickle.loads(pickle.dumps([request, thread]))
     assert [params.all_stop_token_ids for params in at_worker] == [{5}, {5, 9}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "always", "drawn"), [(0.0, True, 1.0), (0.3, True, 1.0), (0.3, False, 0.3)]
+)
+def test_a_dialect_may_sample_threads_its_own_way_whatever_the_request_wants(asked, always, drawn):
+    from vllm import SamplingParams
+    from vllm.sampling_params import SamplingType
+
+    from forkjoin_scheduler.dialects.files import load
+    from forkjoin_scheduler.vllm_seam.threads.sampling import thread_params
+
+    paths = load("parallel-r1").sampling.thread.model_copy(update={"always": always})
+    request = SamplingParams(temperature=asked)
+    thread = thread_params(request, paths, end_ids=[9], max_tokens=8, generated=0, salt="1/0")
+    assert (thread.temperature, thread.sampling_type) == (drawn, SamplingType.RANDOM)
+    assert request.temperature == asked
 
 
 def test_a_seed_draws_the_same_where_the_prompt_is_computed_in_parts(engine):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,9 +40,14 @@ class BoundDialect:
         has_more = dialect.tags_are == "text" or dialect.join.question is not None or bool(dialect.swaps)
         if has_more or dialect.fork_at is ForkAt.END:
             return None
-        if self.trigger_id is None or dialect.fork_at is not ForkAt.TRIGGER:
-            return frozenset()
-        return frozenset({self.trigger_id})
+        called = [] if dialect.fork_at is not ForkAt.TRIGGER else [self.trigger_id]
+        return frozenset(i for i in (*called, self.summary_end_id) if i is not None)
+
+    @cached_property
+    def summary_end_id(self) -> int | None:
+        """The token that ends a summary; None: there are none."""
+        summary = self.dialect.summary
+        return None if summary is None else self.tokenizer.token_id(summary.end)
 
     def triggers(self, token_ids: Sequence[int]) -> bool:
         """Whether the last of ``token_ids`` forks."""
@@ -94,8 +99,7 @@ class BoundDialect:
 
     def banned_ids(self) -> list[list[int]]:
         """The rows of tokens that the dialect bans, as vLLM has bad words; all are known, as was checked."""
-        rows = [[self.tokenizer.token_id(t) for t in row] for row in self.dialect.sampling.banned]
-        return [[i for i in row if i is not None] for row in rows]
+        return [self._known(row) for row in self.dialect.sampling.banned]
 
     def end_id(self, plan: ThreadPlan) -> int | None:
         """The token that ends a thread; None if that is a text, or end of sequence."""
@@ -103,11 +107,36 @@ class BoundDialect:
             return None
         return self.tokenizer.token_id(plan.end)
 
+    def end_ids(self, plan: ThreadPlan) -> list[int]:
+        """All tokens that end a thread, its own first."""
+        own = self.end_id(plan)
+        return [] if own is None else [own, *(i for i in self._further_end_ids if i != own)]
+
+    @cached_property
+    def _further_end_ids(self) -> list[int]:
+        return self._known(self.dialect.further_ends)
+
     def ends(self, plan: ThreadPlan, token_ids: Sequence[int]) -> bool:
-        """Whether the last of ``token_ids`` completes the text that ends the thread."""
+        """Whether the last of ``token_ids`` completes a text that ends the thread."""
         if plan.end is None or self.dialect.tags_are == "tokens":
             return False
-        return self._completes(re.escape(plan.end), token_ids) is not None
+        texts = (plan.end, *self.dialect.further_ends)
+        return any(self._completes(re.escape(text), token_ids) for text in texts)
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """The tokens with which the request itself ends the answer."""
+        return [] if self.dialect.tags_are == "text" else self._known(self.dialect.stops)
+
+    def stopped_by(self, token_ids: Sequence[int]) -> str | None:
+        """The text with which the last of ``token_ids`` ends the answer, where the request wrote it."""
+        if self.dialect.tags_are == "tokens" or not self.dialect.stops:
+            return None
+        return next((t for t in self.dialect.stops if self._completes(re.escape(t), token_ids)), None)
+
+    def _known(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of ``tokens``, which were checked to be known."""
+        return [i for i in map(self.tokenizer.token_id, tokens) if i is not None]
 
     def _completes(self, pattern: str, token_ids: Sequence[int]) -> Match | None:
         """A match of ``pattern`` in the text of ``token_ids`` that ends in its last token."""

@@ -22,7 +22,7 @@ from forkjoin_scheduler.dialects.patterns import (
     fill_turns,
     has_known_fields,
 )
-from forkjoin_scheduler.dialects.policies import Policies
+from forkjoin_scheduler.dialects.policies import Policies, Policy
 from forkjoin_scheduler.dialects.strict import Strict
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.errors import DialectError
@@ -88,6 +88,11 @@ class Thread(Strict):
     end: Annotated[NonEmpty, AfterValidator(has_known_fields)] | None = Field(
         default=None, description="the token (or text) that ends a thread; none: end of sequence"
     )
+    also_ends: tuple[Template, ...] = Field(
+        default=(),
+        description="further tokens (or texts) that end a thread as its end tag does; with {n}, those of all "
+        "numbers up to the width",
+    )
     close: str = Field(default="", description="injected when a thread ends without its end token")
     tail: str = Field(default="", description="injected after every thread, however it ended")
     without_trigger: bool = Field(
@@ -127,6 +132,15 @@ class Positions(Strict):
     )
 
 
+class Summary(Strict):
+    """What a branch writes behind a join, up to an end tag. Nothing in it forks."""
+
+    end: NonEmpty = Field(
+        description="the token that ends the text behind a join; up to it a trigger is plain text, and by "
+        "the policy summary_eos it takes the place of an end of sequence"
+    )
+
+
 class Answer(Strict):
     """Where the answer begins, after the reasoning: for structured output that is to hold for the answer."""
 
@@ -145,6 +159,8 @@ class Answer(Strict):
 class SamplingOverrides(Strict):
     """Sampling parameters of one phase, where the request itself leaves vLLM's default."""
 
+    #: Whether they also take the place of what the request asked for.
+    always: bool = False
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
@@ -189,11 +205,30 @@ class Dialect(Strict):
     limits: Limits = Limits()
     policies: Policies = Policies()
     sampling: Sampling = Sampling()
+    #: What follows a join, up to an end tag; None: the branch goes on as before its fork.
+    summary: Summary | None = None
     #: Where the answer begins; None: the dialect does not know.
     answer: Answer | None = None
     #: Tokens that a context must still have room for to fork.
     min_room: int = Field(default=1, ge=1)
+    min_left: int = Field(
+        default=0,
+        ge=0,
+        description="positions, counted from the prompt, that max_tokens must still leave a branch to fork",
+    )
+    max_turns: int | None = Field(
+        default=None,
+        ge=1,
+        description="turns of an answer, which ends behind the last: each stretch of text that the request "
+        "itself writes, up to a trigger, and each of its forks; none: no limit",
+    )
     max_depth: int = Field(default=1, ge=1, description="how deep threads may nest; 1: threads don't fork")
+    limits_parent: bool = Field(
+        default=False,
+        description="whether limits.max_tokens_per_thread also holds for what the request itself writes",
+    )
+    #: Tokens (or texts) that end the answer where the request itself writes them, and not a thread.
+    stops: tuple[NonEmpty, ...] = ()
     #: Further tags that the model writes itself, checked to be one token each.
     tags: tuple[NonEmpty, ...] = ()
     #: Texts that the model should not write itself, and what then stands in their place in its context.
@@ -232,6 +267,21 @@ class Dialect(Strict):
         self.join.check(self)
         return self
 
+    @model_validator(mode="after")
+    def _says_what_it_can_do(self) -> Dialect:
+        if self.thread.also_ends and self.thread.end is None:
+            raise ValueError("expected thread.end beside also_ends: without, end of sequence ends a thread")
+        if self.summary is not None and (self.tags_are == "text" or self.join.moves_kv):
+            raise ValueError("expected a summary only of tokens, and not with the kind stitch")
+        if self.policies.duplicate_outline is Policy.KEEP and self.join.asks_by_number:
+            raise ValueError("expected duplicate_outline other than keep: a join on demand asks by number")
+        opens = None if self.outline is None else self.outline.opens
+        if self.policies.unopened_outline is not Policy.UNREAD and (opens is None or self.tags_are == "text"):
+            raise ValueError(
+                "expected outline.opens, a token, beside unopened_outline: what it is about is that tag"
+            )
+        return self
+
     @property
     def embeds_paths(self) -> bool:
         """Whether the model is told of which path each token is."""
@@ -240,12 +290,16 @@ class Dialect(Strict):
     @property
     def control_tokens(self) -> tuple[str, ...]:
         """Every token that must be one id in the model's vocabulary."""
-        own = (*self.tags, *(token for row in self.sampling.banned for token in row))
+        stops = () if self.tags_are == "text" else self.stops
+        if self.summary is not None:
+            stops += (self.summary.end,)
+        own = (*self.tags, *stops, *(token for row in self.sampling.banned for token in row))
         if self.tags_are == "text":
             return tuple(dict.fromkeys(own))
         opens = self.outline.opens if self.outline is not None else None
         numbers = [str(n) for n in range(1, (self.width or 1) + 1)]
         ends = [fill(self.thread.end, n=n) for n in numbers] if self.thread.end is not None else []
+        ends += self.further_ends
         named = [t for t in (self.trigger, opens) if t is not None]
         return tuple(dict.fromkeys((*named, *ends, *own)))
 
@@ -254,6 +308,12 @@ class Dialect(Strict):
         """Whether turns of the model's chat template stand in its texts."""
         texts = [*(getattr(self.thread, name) for name in _SPOKEN), self.join.text]
         return any(found[1] in TURNS for text in texts if text for found in BRACES.finditer(text))
+
+    @property
+    def further_ends(self) -> list[str]:
+        """What else ends a thread, whichever it is."""
+        numbers = [str(n) for n in range(1, (self.width or 1) + 1)]
+        return list(dict.fromkeys(fill(t, n=n) for t in self.thread.also_ends for n in numbers))
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise DialectError naming each control token that the tokenizer splits or lacks."""

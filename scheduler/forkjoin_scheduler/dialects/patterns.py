@@ -22,10 +22,11 @@ from forkjoin_scheduler.excerpt import cut
 #: What a search with a pattern that backtracks may take of CPU time. It runs on the engine's thread, on a
 #: text that a client may provoke; only a dialect file may have such a pattern.
 MATCH_TIMEOUT_S = 0.005
-#: What a template may hold: the groups of an outline, what the dialect's rule makes of the message,
-#: and the turns of the model's chat template (``begin`` begins a chat and a user's turn in it,
-#: ``user`` ends the assistant's turn and begins a user's, ``assistant`` the other way round).
-FIELDS = ("n", "title", "message", "resolved", "begin", "user", "assistant")
+#: What a template may hold: the groups of an outline, a thread's place among those of its fork (``i``, from
+#: 0), what the dialect's rule makes of the message, and the turns of the model's chat template: ``begin``
+#: begins a chat and a user's turn in it, ``user`` ends the assistant's turn and begins a user's,
+#: ``assistant`` the other way round.
+FIELDS = ("n", "i", "title", "message", "resolved", "begin", "user", "assistant")
 #: Those that are known as soon as the model is.
 TURNS = ("begin", "user", "assistant")
 #: What braces may be in a template: doubled, they are literal; else a field.

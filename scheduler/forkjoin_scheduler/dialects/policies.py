@@ -17,8 +17,20 @@ class Policy(StrEnum):
     SEQUENTIAL = "sequential"
     #: The repeated outline starts no thread; the others fork.
     DROP = "drop"
+    #: The repeated outline starts a thread, too.
+    KEEP = "keep"
+    #: The outlines are not read: there are none (``no_outline``).
+    UNREAD = "unread"
+    #: The outlines behind the last opening tag, which have forked already, fork again.
+    REREAD = "reread"
+    #: The outlines are read from all that the branch wrote since its prompt, or since it forked last.
+    READ_ALL = "read_all"
+    #: What the thread returned returns again.
+    REPEAT = "repeat"
     #: The thread gets its end tag and the family joins and goes on.
     CLOSE_THREAD = "close_thread"
+    #: The summary gets its end tag in the place of the end of sequence, and the branch goes on.
+    CLOSE_SUMMARY = "close_summary"
     #: What is open is closed (thread, block), and the request ends after it.
     END_REQUEST = "end_request"
 
@@ -40,19 +52,35 @@ class Policies(Strict):
     """The named outcome of each limit and of each malformed output; the defaults are ThreadWeaver's."""
 
     no_outline: RefusedFork = Policy.SEQUENTIAL
-    duplicate_outline: Annotated[Policy, _one_of(Policy.DROP, Policy.SEQUENTIAL, Policy.END_REQUEST)] = (
+    duplicate_outline: Annotated[
+        Policy, _one_of(Policy.DROP, Policy.KEEP, Policy.SEQUENTIAL, Policy.END_REQUEST)
+    ] = Policy.DROP
+    #: The trigger follows no opening tag of its own.
+    unopened_outline: Annotated[Policy, _one_of(Policy.UNREAD, Policy.REREAD, Policy.READ_ALL)] = (
+        Policy.UNREAD
+    )
+    #: The dialect's rule (``thread.resolve``) makes nothing of an outline's message.
+    unknown_message: Annotated[Policy, _one_of(Policy.DROP, Policy.SEQUENTIAL, Policy.END_REQUEST)] = (
         Policy.DROP
     )
     too_many_threads: RefusedFork = Policy.SEQUENTIAL
     too_many_forks: RefusedFork = Policy.SEQUENTIAL
+    #: The answer has had its turns (``Dialect.max_turns``).
+    too_many_turns: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST
     #: The trigger inside a thread, deeper than ``Dialect.max_depth``.
     nested_fork: RefusedFork = Policy.SEQUENTIAL
     #: The prompt and the threads would not fit the context length beside each other.
     no_room: RefusedFork = Policy.SEQUENTIAL
     #: The branch asks for the result of a thread that it has not started.
     unknown_thread: RefusedFork = Policy.SEQUENTIAL
+    #: It asks for one that has returned already.
+    joined_again: Annotated[Policy, _one_of(Policy.REPEAT, Policy.SEQUENTIAL, Policy.END_REQUEST)] = (
+        Policy.REPEAT
+    )
     thread_eos: UnclosedThread = Policy.END_REQUEST
     thread_length: UnclosedThread = Policy.END_REQUEST
+    #: A summary ends by an end of sequence.
+    summary_eos: Annotated[Policy, _one_of(Policy.END_REQUEST, Policy.CLOSE_SUMMARY)] = Policy.END_REQUEST
     #: The joined context would not fit the model's context length.
     joined_too_long: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST
     #: ``max_tokens`` or ``max_total_tokens`` ran out inside a fork.

@@ -8,7 +8,7 @@ from forkjoin_scheduler.dialects.assembly import RULES
 from forkjoin_scheduler.dialects.dialect import Context, Dialect, Outline
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.patterns import Match, fill, find_all
-from forkjoin_scheduler.dialects.policies import Policy
+from forkjoin_scheduler.dialects.policies import Policies, Policy
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 
 
@@ -22,10 +22,24 @@ class Announced:
     #: What the dialect's rule makes of the message.
     resolved: str = ""
 
-    @property
-    def fields(self) -> dict[str, str]:
-        """The fields of templates that it fills."""
-        return {"n": self.number, "title": self.title, "message": self.message, "resolved": self.resolved}
+    def fields(self, place: int) -> dict[str, str]:
+        """The fields of templates that it fills, where it is the thread at this ``place``, from 0."""
+        return {
+            "n": self.number,
+            "i": str(place),
+            "title": self.title,
+            "message": self.message,
+            "resolved": self.resolved,
+        }
+
+
+@dataclass(frozen=True)
+class Tolerated:
+    """What was malformed ``num`` times in a call that forks all the same: a field of ``Policies``."""
+
+    reason: str
+    policy: Policy
+    num: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,26 @@ class ForkPlan:
 
     threads: tuple[ThreadPlan, ...]
     num_duplicates: int
+    tolerated: tuple[Tolerated, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """What a call announces; of ``num_unknown`` outlines the dialect's rule made nothing."""
+
+    announced: list[Announced]
+    num_unknown: int = 0
+    #: How they were read, where the call follows no opening tag of its own.
+    unopened: Policy | None = None
+
+    def tolerated(self, policies: Policies) -> tuple[Tolerated, ...]:
+        """What of them is malformed and does not keep the call from forking."""
+        found = []
+        if self.unopened is not None:
+            found.append(Tolerated("unopened_outline", self.unopened))
+        if self.num_unknown:
+            found.append(Tolerated("unknown_message", policies.unknown_message, self.num_unknown))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -65,7 +99,12 @@ class Refusal:
 
 def read_outlines(outline: Outline, text: str) -> list[Announced]:
     """The threads announced in ``text`` after the last opening tag, in order; none without a number."""
-    if outline.opens is not None:
+    return _read(outline, text)
+
+
+def _read(outline: Outline, text: str, *, is_opened: bool = False) -> list[Announced]:
+    """The same; ``is_opened``: whether all of ``text`` is taken to stand after the opening tag."""
+    if outline.opens is not None and not is_opened:
         _, opened, text = text.rpartition(outline.opens)
         if not opened:
             return []
@@ -86,40 +125,50 @@ def plan_fork(
     tokenizer: Tokenizer,
     *,
     since: int = 0,
+    begin: int | None = None,
     num_forks: int = 0,
     depth: int = 0,
     max_model_len: int | None = None,
+    num_left: int | None = None,
 ) -> ForkPlan | Refusal:
     """Decide what the trigger at the end of ``context`` (token ids) does.
 
     ``since``: tokens of the context that were there before the branch wrote, or when it forked
-    last. ``num_forks`` counts the forks that the request has made before, ``depth`` the threads
-    around the one that forks (0: the request itself), ``max_model_len`` the tokens a context can
-    hold.
+    last; ``begin``: before it wrote (None: ``since``). ``num_forks`` counts the forks that the request
+    has made before, ``depth`` the threads around the one that forks (0: the request itself),
+    ``max_model_len`` the tokens that a context can hold, ``num_left`` the positions that max_tokens
+    leaves the branch.
     """
     policies = dialect.policies
     if depth >= dialect.max_depth:
         return Refusal("nested_fork", policies.nested_fork)
     if limits.max_forks is not None and num_forks >= limits.max_forks:
         return Refusal("too_many_forks", policies.too_many_forks)
-    announced = _all_announced(dialect, limits, context, since, tokenizer)
+    outlines = _outlines(dialect, limits, context, since, since if begin is None else begin, tokenizer)
+    if outlines.num_unknown and policies.unknown_message is not Policy.DROP:
+        return Refusal("unknown_message", policies.unknown_message)
+    announced, num_duplicates = outlines.announced, 0
+    tolerated = outlines.tolerated(policies)
     by_number = {a.number: a for a in reversed(announced)}
-    first_ones = [by_number[n] for n in dict.fromkeys(a.number for a in announced)]
-    if not first_ones:
+    if num_again := len(announced) - len(by_number):
+        if policies.duplicate_outline is Policy.KEEP:
+            tolerated += (Tolerated("duplicate_outline", Policy.KEEP, num_again),)
+        elif policies.duplicate_outline is Policy.DROP:
+            announced = [by_number[n] for n in dict.fromkeys(a.number for a in announced)]
+            num_duplicates = num_again
+        else:
+            return Refusal("duplicate_outline", policies.duplicate_outline)
+    if not announced:
         return Refusal("no_outline", policies.no_outline)
-    num_duplicates = len(announced) - len(first_ones)
-    if num_duplicates and policies.duplicate_outline is not Policy.DROP:
-        return Refusal("duplicate_outline", policies.duplicate_outline)
-    if limits.max_threads_per_fork is not None and len(first_ones) > limits.max_threads_per_fork:
+    if limits.max_threads_per_fork is not None and len(announced) > limits.max_threads_per_fork:
         return Refusal("too_many_threads", policies.too_many_threads)
-    threads = tuple(
-        _plan_thread(dialect, one, position == 0, tokenizer) for position, one in enumerate(first_ones)
-    )
+    threads = tuple(_plan_thread(dialect, one, place, tokenizer) for place, one in enumerate(announced))
     seen = len(context) if dialect.thread.context is Context.PARENT else 0
     num_closing = dialect.join.num_closing_tokens(dialect, tokenizer)
-    if not has_room(threads, seen, max_model_len, dialect.min_room, num_closing):
+    is_near_end = dialect.min_left > 0 and num_left is not None and num_left < dialect.min_left
+    if is_near_end or not has_room(threads, seen, max_model_len, dialect.min_room, num_closing):
         return Refusal("no_room", policies.no_room)
-    return ForkPlan(threads, num_duplicates)
+    return ForkPlan(threads, num_duplicates, tolerated)
 
 
 def has_room(
@@ -134,45 +183,52 @@ def has_room(
     return max_model_len is None or context_len + max(longest, min_room) <= max_model_len
 
 
-def _plan_thread(dialect: Dialect, one: Announced, is_first: bool, tokenizer: Tokenizer) -> ThreadPlan:
-    thread = dialect.thread
+def _plan_thread(dialect: Dialect, one: Announced, place: int, tokenizer: Tokenizer) -> ThreadPlan:
+    thread, fields = dialect.thread, one.fields(place)
     header = thread.header
-    if is_first:
+    if place == 0:
         joined = thread.first_joined_header if thread.first_joined_header is not None else header
     else:
         joined = thread.joined_header if thread.joined_header is not None else header
 
     def ids(template: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(fill(template, **one.fields)))
+        return tuple(tokenizer.encode(fill(template, **fields)))
 
     return ThreadPlan(
         one.number,
         one.title,
         ids(header),
         ids(joined),
-        None if thread.end is None else fill(thread.end, **one.fields),
+        None if thread.end is None else fill(thread.end, **fields),
         None if thread.failed_header is None else ids(thread.failed_header),
         ids(thread.returned_end),
         int(one.number) if dialect.embeds_paths else 0,
     )
 
 
-def _all_announced(
-    dialect: Dialect, limits: Limits, context: list[int], since: int, tokenizer: Tokenizer
-) -> list[Announced]:
+def _outlines(
+    dialect: Dialect, limits: Limits, context: list[int], since: int, begin: int, tokenizer: Tokenizer
+) -> Outlines:
     """The threads as the outlines announce them, or as many as the dialect's width."""
     outline = dialect.outline
-    if outline is not None:
-        if outline.opens is not None and dialect.tags_are == "tokens":
-            tokens = _since_opening(outline.opens, dialect.trigger, context[since:], tokenizer)
-        else:
+    if outline is None:
+        assert dialect.width is not None
+        width = min(dialect.width, limits.max_threads_per_fork or dialect.width)
+        return Outlines([Announced(str(n)) for n in range(1, width + 1)])
+    unopened = None
+    if outline.opens is not None and dialect.tags_are == "tokens":
+        tokens = _since_opening(outline.opens, dialect.trigger, context[since:], tokenizer)
+        if not tokens and dialect.policies.unopened_outline is not Policy.UNREAD:
+            unopened = dialect.policies.unopened_outline
             tokens = context[since:]
-        announced = read_outlines(outline, tokenizer.decode(tokens))
-        rule = dialect.thread.resolve
-        return announced if rule is None else _resolved(rule, announced, tokenizer.decode(context))
-    assert dialect.width is not None
-    width = min(dialect.width, limits.max_threads_per_fork or dialect.width)
-    return [Announced(str(n)) for n in range(1, width + 1)]
+            if unopened is Policy.REREAD:
+                tokens = _since_opening(outline.opens, None, context[begin:], tokenizer)
+    else:
+        tokens = context[since:]
+    announced = _read(outline, tokenizer.decode(tokens), is_opened=unopened is Policy.READ_ALL)
+    rule = dialect.thread.resolve
+    resolved = announced if rule is None else _resolved(rule, announced, tokenizer.decode(context))
+    return Outlines(resolved, len(announced) - len(resolved), unopened if announced else None)
 
 
 def _resolved(rule: str, announced: list[Announced], text: str) -> list[Announced]:
@@ -182,7 +238,7 @@ def _resolved(rule: str, announced: list[Announced], text: str) -> list[Announce
 
 
 def _since_opening(opens: str, trigger: str | None, context: list[int], tokenizer: Tokenizer) -> list[int]:
-    """What stands after the last opening tag; nothing where another trigger lies in between."""
+    """What stands after the last opening tag; nothing where another ``trigger`` lies in between."""
     opening = tokenizer.token_id(opens)
     triggering = None if trigger is None else tokenizer.token_id(trigger)
     for index in range(len(context) - 2, -1, -1):

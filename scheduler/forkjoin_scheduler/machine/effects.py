@@ -60,11 +60,15 @@ class WillNotJoin:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """``token_ids`` take the place of all behind ``keep`` tokens of the context of ``branch``; it goes on."""
+    """``token_ids`` take the place of all behind ``keep`` tokens of the context of ``branch``; it goes on.
+
+    ``why``: what the branch wrote, and the policy for that.
+    """
 
     branch: Branch
     keep: int
     token_ids: tuple[int, ...]
+    why: tuple[str, str] = ("stray_tag", "swap")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What a branch has called for, done at the end of the step.
 
-A trigger forks it, a question for a thread's result parks it, a text that it should not write is swapped.
+A trigger forks it, a text that it should not write is swapped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from forkjoin_scheduler.machine import cutting, voting
 from forkjoin_scheduler.machine.effects import Effects, Park, SampleAgain, ShareTail, Swap, WillNotJoin
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.output_token import injected
-from forkjoin_scheduler.publish.events import Forked, NewThread, Refused
+from forkjoin_scheduler.publish.events import Forked, NewThread, Refused, Tolerated
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
     """Start the threads that are ``planned``; ``branch`` stands still first, if its dialect wants that."""
     plan, dialect = planned.plan, machine.dialect
     machine.num_planned = max(machine.num_planned - 1, 0)
+    machine.num_turns += 2 * (branch is machine.family.root)
     waits = dialect.join.waits
     if waits:
         yield Park(branch)
@@ -72,6 +73,10 @@ def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
             ],
         )
     )
+    for found in plan.tolerated:
+        machine.emit(
+            Tolerated(parent_index=branch.index, reason=found.reason, policy=found.policy, num=found.num)
+        )
 
 
 def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
@@ -80,22 +85,11 @@ def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
     if branch is machine.family.root and machine.dialect.fork_at is ForkAt.PROMPT:
         yield WillNotJoin(branch)
     if refusal.policy is Policy.END_REQUEST:
-        yield from cutting.end_closed(machine, refused=branch)
+        # where the turns are over no block is left open
+        is_open = refusal.reason != "too_many_turns"
+        yield from cutting.end_closed(machine, refused=branch if is_open else None)
     else:
         yield SampleAgain(branch)
-
-
-def wait_for(machine: Machine, branch: Branch, number: str) -> Effects:
-    """``branch`` has asked for what threads return: it stands still until they have ended."""
-    threads = machine.dialect.join.asked_for(branch, number, machine.numbered)
-    if branch.state is not BranchState.DECODING:
-        return
-    if not threads:
-        policy = machine.dialect.policies.unknown_thread
-        yield from refuse(machine, branch, Refusal("unknown_thread", policy))
-        return
-    yield Park(branch)
-    machine.family.wait(branch, threads)
 
 
 def swap(machine: Machine, wanted: Swap) -> Effects:
@@ -103,16 +97,20 @@ def swap(machine: Machine, wanted: Swap) -> Effects:
     branch = wanted.branch
     if branch.state is not BranchState.DECODING:
         return
-    machine.emit(Refused(parent_index=branch.index, reason="stray_tag", policy="swap"))
+    reason, policy = wanted.why
+    machine.emit(Refused(parent_index=branch.index, reason=reason, policy=policy))
     branch.take_back(len(machine.world.context(branch)) - wanted.keep, wanted.token_ids)
     branch.cut_context(wanted.keep)
     yield wanted
     machine.transcripts[branch].push(injected(wanted.token_ids))
+    if reason == "summary_eos" and (refusal := machine.end_summary(branch)):
+        yield from refuse(machine, branch, refusal)
 
 
 def emit_refused(machine: Machine, branch: Branch, refusal: Refusal) -> None:
     """Emit that ``branch`` was refused what it called for, and what it does then."""
     policy = refusal.policy.value
+    machine.num_turns += branch is machine.family.root and branch not in machine.summarising
     machine.emit(Refused(parent_index=branch.index, reason=refusal.reason, policy=policy))
 
 

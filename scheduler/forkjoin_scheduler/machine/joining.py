@@ -13,7 +13,7 @@ from forkjoin_scheduler.machine import cutting, ending
 from forkjoin_scheduler.machine.effects import Effects, EndJoined, How, Resume
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.output_token import OutputToken, injected
-from forkjoin_scheduler.publish.events import Voted
+from forkjoin_scheduler.publish.events import Limited, Voted
 
 
 def join(machine: Machine, branch: Branch) -> Effects:
@@ -42,6 +42,9 @@ def join(machine: Machine, branch: Branch) -> Effects:
         yield from cutting.end_at_limit(machine, "joined_too_long", dialect.policies.joined_too_long)
     elif is_spent:
         yield from cutting.end_at_budget(machine)
+    elif goes_on and plan.end is None and dialect.summary is None and machine.has_no_turn(branch):
+        machine.emit(Limited(reason="too_many_turns", policy=dialect.policies.too_many_turns))
+        yield from ending.end_family(machine, How.CAPPED)
     elif plan.end is not None or not goes_on:
         end = plan.end or _end_of_all(branch)
         if end is not ThreadEnd.LENGTH and branch is machine.family.root:
@@ -112,6 +115,8 @@ def _go_on(machine: Machine, branch: Branch, plan: JoinPlan, room: int) -> Effec
     machine.family.join(branch, list(plan.token_ids))
     if machine.dialect.join.moves_kv:
         branch.stitched_len, branch.offset = stitched_end(machine, branch.waits_for)
+    if machine.dialect.summary is not None:
+        machine.summarising.add(branch)
     yield Resume(branch, plan, room)
 
 

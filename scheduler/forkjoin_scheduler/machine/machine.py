@@ -4,7 +4,8 @@ It knows neither vLLM nor torch. What happens to it comes as calls of the functi
 
 * ``planning``: what a call in its text does, and ``ahead``: what may be prefilled (these only say);
 * ``writing``: a branch wrote tokens;
-* ``forking``: a branch forks, is refused to, asks for a thread, or wrote what the dialect swaps;
+* ``forking``: a branch forks, is refused to, or wrote what the dialect swaps;
+* ``asking``: it asks for what a thread returns;
 * ``ending``: a thread ended, or its KV is all there;
 * ``advancing``: a step has ended; what is due is done (``cancelling``, ``voting``, ``cutting``, ``joining``).
 
@@ -21,6 +22,7 @@ from typing import TypeVar
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.families.family import Branch, BranchState, Family
+from forkjoin_scheduler.families.fork import Refusal
 from forkjoin_scheduler.families.pruner import Pruner
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.transcript import Transcript
@@ -46,7 +48,7 @@ class Terms:
     """What a request that may fork asked for, and how. Of its own parameters only what machines decide by.
 
     ``max_tokens``: of one answer. ``wants_logprobs``: whether its client wants those of its tokens.
-    ``is_streamed``: whether its client hears of it as it goes on.
+    ``is_streamed``: whether its client hears of it as it goes on. ``prompt_len``: tokens of its prompt.
     """
 
     options: CompiledOptions
@@ -54,6 +56,7 @@ class Terms:
     max_tokens: int
     wants_logprobs: bool = False
     is_streamed: bool = True
+    prompt_len: int = 0
 
 
 @dataclass(eq=False)
@@ -66,6 +69,10 @@ class Machine:
     transcripts: dict[Branch, Transcript[OutputToken]] = field(default_factory=dict)
     #: Threads by the number that their parent knows them by, where it asks for them one by one.
     numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
+    #: Branches that write the summary behind their join.
+    summarising: set[Branch] = field(default_factory=set)
+    #: Those that it has asked for.
+    asked: set[Branch] = field(default_factory=set)
     #: Newlines that the next text of a branch is to begin with, in the answer.
     newlines: dict[Branch, int] = field(default_factory=dict)
     #: Threads whose end was emitted.
@@ -82,6 +89,8 @@ class Machine:
     cancelled: list[Branch] = field(default_factory=list)
     #: Stops those that are not worth going on with, if the request says so.
     pruner: Pruner | None = None
+    #: Turns that the answer has had (``Dialect.max_turns``), up to the trigger or the join that came last.
+    num_turns: int = 0
     #: Forks that were planned in this step and not made yet.
     num_planned: int = 0
     #: Whether a thread was refused a token: the budget was spent by another in the same step.
@@ -118,6 +127,19 @@ class Machine:
         """Whether the root's own tokens go through the transcript, for threads run beside it."""
         return not self.dialect.join.waits
 
+    def has_no_turn(self, branch: Branch, num_more: int = 0) -> bool:
+        """Whether ``branch``, the root, has no turn left after this one and ``num_more``."""
+        limit = self.dialect.max_turns
+        return limit is not None and branch is self.family.root and self.num_turns + num_more >= limit
+
+    def end_summary(self, branch: Branch) -> Refusal | None:
+        """``branch`` has written the end of its summary; returns why it does not go on, None if it does."""
+        was_summary = branch in self.summarising
+        self.summarising.discard(branch)
+        if was_summary and self.has_no_turn(branch):
+            return Refusal("too_many_turns", self.dialect.policies.too_many_turns)
+        return None
+
     def room(self, branch: Branch, num_tokens: int, offset: int = 0) -> int:
         """Tokens that a context of ``num_tokens`` can still take, in KV slots and in positions.
 
@@ -131,9 +153,10 @@ class Machine:
     def budget(self, branch: Branch, room: int) -> int:
         """Tokens that ``branch`` may still generate, ``room`` being left in its context."""
         own = [self.family.remaining, room]
-        if branch is not self.family.root:
-            limit = self.family.limits.max_tokens_per_thread
-            own += [] if limit is None else [limit - branch.num_generated]
+        limit, is_thread = self.family.limits.max_tokens_per_thread, branch is not self.family.root
+        if limit is not None and (is_thread or self.dialect.limits_parent):
+            own.append(limit - branch.num_generated)
+        if is_thread:
             own += [self.terms.max_tokens] if self.terms.options.best_of else []
         return max(min(own), 1)
 

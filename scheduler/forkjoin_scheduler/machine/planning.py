@@ -8,6 +8,7 @@ from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal, has_room, plan_fork
 from forkjoin_scheduler.joins.joined import cut_last
+from forkjoin_scheduler.machine import asking
 from forkjoin_scheduler.machine.effects import Swap
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine
@@ -23,6 +24,8 @@ def plan(
     ``planned``: its forks that were planned in this step and not made yet.
     """
     dialect, limits, world = machine.dialect, machine.family.limits, machine.world
+    if branch in machine.summarising:
+        return Refusal("nested_fork", dialect.policies.nested_fork)
     if machine.terms.options.forks_at_prompt:
         asked_for = explicit_plan(machine.terms.options)
         if limits.max_forks == 0:
@@ -37,27 +40,31 @@ def plan(
         context,
         world.tokenizer,
         since=since,
+        begin=begin(machine, branch),
         num_forks=machine.family.num_forks + machine.num_planned,
         depth=branch.depth,
         max_model_len=world.max_model_len - max(offset, 0),
+        num_left=machine.terms.max_tokens - num_positions(machine, branch, len(context)),
     )
     if isinstance(found, ForkPlan) and any(
-        is_numbered(machine, branch, t.number, planned) for t in found.threads
+        asking.is_numbered(machine, branch, t.number, planned) for t in found.threads
     ):
         return Refusal("duplicate_outline", Policy.SEQUENTIAL)
+    if machine.has_no_turn(branch, num_more=1):
+        return Refusal("too_many_turns", dialect.policies.too_many_turns)
     return found
 
 
-def is_numbered(machine: Machine, branch: Branch, number: str, planned: Sequence[Fork] = ()) -> bool:
-    """Whether ``branch`` knows a thread by ``number``, or will when what is ``planned`` has been done."""
-    return machine.dialect.join.asks_by_number and can_ask(machine, branch, number, planned)
+def begin(machine: Machine, branch: Branch) -> int:
+    """Tokens of the context of ``branch`` that were there before it wrote."""
+    if branch.plan is None:
+        return machine.terms.prompt_len
+    return branch.fork_len + len(branch.plan.header_ids)
 
 
-def can_ask(machine: Machine, branch: Branch, number: str, planned: Sequence[Fork] = ()) -> bool:
-    """Whether ``branch`` has threads to ask for by ``number``, or will when the ``planned`` have started."""
-    join = machine.dialect.join
-    threads = (thread for fork in planned for thread in fork.plan.threads)
-    return bool(join.asked_for(branch, number, machine.numbered)) or join.is_planned(number, threads)
+def num_positions(machine: Machine, branch: Branch, num_tokens: int) -> int:
+    """Positions from the prompt's end to that of a context of ``branch`` with ``num_tokens`` tokens."""
+    return num_tokens + branch.offset - machine.terms.prompt_len
 
 
 def swap(machine: Machine, branch: Branch, text: str) -> Swap | None:
@@ -65,5 +72,18 @@ def swap(machine: Machine, branch: Branch, text: str) -> Swap | None:
     tokenizer = machine.world.tokenizer
     keep, before = cut_last(text, machine.world.context(branch), tokenizer)
     token_ids = (*before, *tokenizer.encode(machine.dialect.swaps[text]))
-    has_room = machine.room(branch, keep + len(token_ids)) > 0
-    return Swap(branch, keep, token_ids) if has_room and branch.state is BranchState.DECODING else None
+    return _swap_if_room(machine, Swap(branch, keep, token_ids))
+
+
+def close_summary(machine: Machine, branch: Branch, num_tokens: int) -> Swap | None:
+    """What takes the place of the end of sequence behind ``num_tokens`` tokens; None: it ends ``branch``."""
+    summary, policy = machine.dialect.summary, machine.dialect.policies.summary_eos
+    if summary is None or branch not in machine.summarising or policy is Policy.END_REQUEST:
+        return None
+    token_ids = tuple(machine.world.tokenizer.encode(summary.end))
+    return _swap_if_room(machine, Swap(branch, num_tokens, token_ids, ("summary_eos", policy.value)))
+
+
+def _swap_if_room(machine: Machine, swap: Swap) -> Swap | None:
+    has_room = machine.room(swap.branch, swap.keep + len(swap.token_ids)) > 0
+    return swap if has_room and swap.branch.state is BranchState.DECODING else None

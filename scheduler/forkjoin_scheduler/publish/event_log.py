@@ -23,6 +23,7 @@ _MESSAGES = {
     "threads_started": "%(branch)s started %(num_threads)s more threads",
     "joined": "%(branch)s joined its threads, %(prefilled_tokens)s tokens prefilled",
     "refused": "a fork of %(branch)s was refused: %(reason)s, %(policy)s",
+    "tolerated": "%(branch)s wrote what is malformed, %(num)s times: %(reason)s, %(policy)s",
     "limited": "%(branch)s ran into a limit: %(reason)s, %(policy)s",
     "voted": "%(branch)s has most votes: %(result)s",
     "internal_error": "%(branch)s met an error in fork/join code: %(where)s",

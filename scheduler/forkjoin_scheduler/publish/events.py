@@ -121,6 +121,15 @@ class Refused(_Event, frozen=True, kw_only=True):
     policy: str
 
 
+class Tolerated(_Event, frozen=True, kw_only=True):
+    """What a branch wrote is malformed ``num`` times, and by the dialect's ``policy`` counts all the same."""
+
+    parent_index: int
+    reason: str
+    policy: Policy
+    num: int = 1
+
+
 class Limited(_Event, frozen=True, kw_only=True):
     """The request ran into a limit."""
 
@@ -204,6 +213,7 @@ Event = (
     | Joined
     | Voted
     | Refused
+    | Tolerated
     | Limited
     | Drafted
     | ForkLatency

@@ -20,6 +20,7 @@ from forkjoin_scheduler.publish.events import (
     Refused,
     ThreadEnded,
     ThreadsStarted,
+    Tolerated,
     Voted,
 )
 
@@ -71,8 +72,8 @@ class FamilySpans:
             case Joined():
                 num_tokens = event.prefilled_tokens
                 self._note(event.parent_index, "join", at_ns, prefilled_tokens=num_tokens)
-            case Refused() | Limited():
-                index = event.parent_index if isinstance(event, Refused) else ROOT
+            case Refused() | Tolerated() | Limited():
+                index = ROOT if isinstance(event, Limited) else event.parent_index
                 why = {"reason": event.reason, "policy": str(event.policy)}
                 self._note(index, event.kind, at_ns, **why)
             case Voted():

@@ -93,13 +93,16 @@ class _Replay:
             self._machine.family.generated(branch, [token_id])
         else:
             window = [*branch.token_ids[-WINDOW_TOKENS:], token_id]
-            is_end = token_id == self._bound_dialect.end_id(branch.plan) or self._bound_dialect.ends(
+            is_end = token_id in self._bound_dialect.end_ids(branch.plan) or self._bound_dialect.ends(
                 branch.plan, window
             )
             end = ThreadEnd.STOP if is_end else None
             wrote = writing.thread_wrote(self._machine, branch, [token_id], end)
             if wrote is not None:
                 self._world.perform(self._machine, wrote)
+        if token_id == self._bound_dialect.summary_end_id and self._machine.end_summary(branch) is not None:
+            self._note("end", "the answer has had its turns, and ends")
+            self._world.has_ended = True
         wrote_since = context[max(self._since[branch], len(context) - WINDOW_TOKENS) :]
         if end is None and self._bound_dialect.triggers(wrote_since):
             self._fork(branch)

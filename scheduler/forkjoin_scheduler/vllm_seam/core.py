@@ -92,7 +92,7 @@ class Core:
             family = Family(
                 request.request_id,
                 fj_params.limits,
-                max_tokens=max_tokens_of(request, fj_params),
+                max_tokens=max_tokens_of(fj_params),
                 include_threads=fj_params.options.include_threads,
             )
             family.generated(family.root, list(request.output_token_ids))

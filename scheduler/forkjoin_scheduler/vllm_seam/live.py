@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 _REASONS = {str(reason): reason for reason in FinishReason}
 
 
-def max_tokens_of(request: Request, fj_params: ForkJoinParams) -> int:
+def max_tokens_of(fj_params: ForkJoinParams) -> int:
     """The budget of a family: of the request and all its threads."""
     # Each thread of a vote is an answer with as many tokens as one.
-    wanted = request.max_tokens * (fj_params.options.best_of or 1)
+    wanted = fj_params.max_tokens * (fj_params.options.best_of or 1)
     cap = fj_params.limits.max_total_tokens
     return wanted if cap is None else min(wanted, cap)
 
@@ -40,9 +40,10 @@ def terms_of(request: Request, fj_params: ForkJoinParams) -> Terms:
     return Terms(
         fj_params.options,
         fj_params.bound_dialect,
-        request.max_tokens,
+        fj_params.max_tokens,
         wants_logprobs=fj_params.sampling_params.num_logprobs is not None,
         is_streamed=fj_params.sampling_params.output_kind != RequestOutputKind.FINAL_ONLY,
+        prompt_len=request.num_prompt_tokens,
     )
 
 

@@ -28,6 +28,7 @@ from forkjoin_scheduler.publish.events import (
     Refused,
     ThreadEnded,
     ThreadsStarted,
+    Tolerated,
     Voted,
 )
 from forkjoin_server.operate import label_values
@@ -205,6 +206,8 @@ def _count(event: Event, of: Engine) -> None:
             VOTES.labels(*of, "undecided" if event.result is None else "decided").inc()
         case Refused() | Limited():
             MALFORMED.labels(*of, event.reason, str(event.policy)).inc()
+        case Tolerated():
+            MALFORMED.labels(*of, event.reason, event.policy.value).inc(event.num)
         case ForkLatency():
             FORK_LATENCY.labels(*of).observe(event.seconds)
         case JoinLatency():

@@ -20,6 +20,7 @@ from forkjoin_scheduler.dialects.dialect import (
     Positions,
     Sampling,
     SamplingOverrides,
+    Summary,
     Thread,
 )
 from forkjoin_scheduler.dialects.files import builtin_names, load, parse
@@ -58,6 +59,7 @@ _SECTIONS = {
     "join": KINDS.values(),
     "positions": [Positions],
     "limits": [Limits],
+    "summary": [Summary],
     "sampling": [Sampling],
     "answer": [Answer],
 }

@@ -104,7 +104,7 @@ class AdmissionGate:
         abreast = 0 if confidence is None else first_wave(asked, confidence)
         return Need(
             blocks=blocks,
-            max_tokens=max_tokens_of(request, fj_params),
+            max_tokens=max_tokens_of(fj_params),
             asked=asked,
             abreast=abreast,
             ahead=ahead,

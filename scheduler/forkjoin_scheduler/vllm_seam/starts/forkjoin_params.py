@@ -13,7 +13,7 @@ from forkjoin_scheduler.request.options import CompiledOptions
 
 @dataclass
 class ForkJoinParams:
-    """``sampling_params`` are as the client gave them.
+    """``sampling_params`` are as the client gave them. ``max_tokens``: of the answer, its threads included.
 
     ``since``: tokens of the context that were there before the request wrote, or when it forked
     last, or was refused to. ``at_prompt``: whether it is still to fork behind its prompt. ``not_in_threads``:
@@ -24,6 +24,7 @@ class ForkJoinParams:
     limits: Limits
     bound_dialect: BoundDialect
     sampling_params: SamplingParams
+    max_tokens: int
     since: int
     at_prompt: bool
     not_in_threads: list[list[int]] = field(default_factory=list)

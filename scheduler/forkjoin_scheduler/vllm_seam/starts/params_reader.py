@@ -17,7 +17,7 @@ from forkjoin_scheduler.settings import COMPILED, KEY
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers, place_of_answer
 from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
-from forkjoin_scheduler.vllm_seam.threads.sampling import can_ban, without_banned
+from forkjoin_scheduler.vllm_seam.threads.sampling import can_ban, with_stops, without_banned
 
 _MAX_WARNING_CHARS = 300
 
@@ -45,6 +45,10 @@ class ParamsReader:
             fj_params.sampling_params = request.sampling_params = without_banned(
                 fj_params.sampling_params, banned
             )
+        request.sampling_params = with_stops(fj_params.sampling_params, fj_params.bound_dialect.stop_ids)
+        if fj_params.bound_dialect.dialect.limits_parent:
+            most = limits.max_tokens_per_thread
+            request.max_tokens = min(request.max_tokens, most or request.max_tokens)
         self._core.fj_params[request.request_id] = fj_params
 
     def of(self, request: Request, options: CompiledOptions, limits: Limits) -> ForkJoinParams | None:
@@ -76,7 +80,14 @@ class ParamsReader:
         if not_in_threads is None:
             return None
         return ForkJoinParams(
-            options, limits, bound_dialect, params, request.num_prompt_tokens, at_prompt, not_in_threads
+            options,
+            limits,
+            bound_dialect,
+            params,
+            request.max_tokens,
+            request.num_prompt_tokens,
+            at_prompt,
+            not_in_threads,
         )
 
     def _kept_for_answer(self, request: Request, bound_dialect: BoundDialect) -> list[list[int]] | None:

@@ -6,7 +6,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
-from forkjoin_scheduler.machine import effects, forking, planning
+from forkjoin_scheduler.machine import asking, effects, forking, planning
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
@@ -33,9 +33,9 @@ class Forks:
         """What the call at the end of ``context`` does."""
         return planning.plan(live, branch, context, since, self.beside.get(branch.request_id, ()))
 
-    def can_ask(self, live: LiveFamily, branch: Branch, number: str) -> bool:
-        """Whether ``branch`` has threads to ask for by ``number``, or will at the end of this step."""
-        return planning.can_ask(live, branch, number, self.beside.get(branch.request_id, ()))
+    def refusal_to_ask(self, live: LiveFamily, branch: Branch, number: str) -> Refusal | None:
+        """Why ``branch`` may not ask for threads by ``number``; None: it may at the end of this step."""
+        return asking.refusal_to_ask(live, branch, number, self.beside.get(branch.request_id, ()))
 
     def try_fork(self, request: Request, plan: ForkPlan | Refusal | None) -> None:
         """Fork ``request``, which has reached its fork, unless something speaks against it."""
@@ -66,4 +66,4 @@ class Forks:
         """``request`` has asked for the result of a thread."""
         if not request.is_finished():
             live, branch = self._core.branch_of(request)
-            self._performing.perform(live, forking.wait_for(live, branch, number))
+            self._performing.perform(live, asking.wait_for(live, branch, number))

@@ -22,6 +22,7 @@ from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine import forking, planning
+from forkjoin_scheduler.machine.effects import Swap
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
@@ -96,11 +97,11 @@ class Hearing:
         obeys a grammar: what would call for a fork is the answer's own text there.
         """
         live = self._core.live.get(request.request_id)
-        token_id, plan, may_call = booked[-1], None, False
+        token_id, is_taken_back, may_call = booked[-1], False, False
         if stopped:
             goes_on, may_call = False, not is_answer
-            if may_call and (plan := self._plan_instead_of_ending(request, fj_params, before)):
-                self._forks.triggered.append((request, plan))
+            is_taken_back = may_call and self._goes_on_instead(request, fj_params, before)
+            if is_taken_back:
                 booked.pop()
         elif fj_params.bound_dialect.dialect.tags_are != "tokens" and self._completes_end(
             request, fj_params, booked
@@ -112,7 +113,7 @@ class Hearing:
             goes_on = not may_call or self._detect_triggers(request, fj_params, len(booked))
         if live is not None:
             live.family.generated(live.family.root, [token_id])
-            if not live.buffers_parent_output and plan is None:
+            if not live.buffers_parent_output and not is_taken_back:
                 live.family.num_shown += 1
             live.clock_token(live.family.root)
             goes_on = goes_on and live.family.remaining > 0
@@ -121,9 +122,9 @@ class Hearing:
         return goes_on
 
     def _completes_end(self, request: Request, fj_params: ForkJoinParams, booked: list[int]) -> bool:
-        """Whether ``request`` is a thread that has written the text of its end tag; it is stopped then."""
+        """Whether ``request`` has written the text that ends it; it is stopped then."""
         if request.request_id not in self._core.threads:
-            return False
+            return self._ends_answer(request, fj_params, booked)
         _, thread = self._core.threads[request.request_id]
         assert thread.plan is not None
         if not fj_params.bound_dialect.ends(thread.plan, [*thread.token_ids[-WINDOW_TOKENS:], *booked]):
@@ -131,20 +132,44 @@ class Hearing:
         request.status, request.stop_reason = STOPPED, thread.plan.end
         return True
 
-    def _plan_instead_of_ending(
-        self, request: Request, fj_params: ForkJoinParams, before: RequestStatus
-    ) -> ForkPlan | None:
-        """The fork that a turn which ends here calls for; its end of sequence is taken back then.
+    def _ends_answer(self, request: Request, fj_params: ForkJoinParams, booked: list[int]) -> bool:
+        """The same of a request itself. An end of sequence follows its text: vLLM shows no last token."""
+        start = max(fj_params.since, request.num_tokens - WINDOW_TOKENS)
+        text = fj_params.bound_dialect.stopped_by(request._all_token_ids[start:])
+        if text is None:
+            return False
+        request.status, request.stop_reason = STOPPED, text
+        eos = min(self._core.eos_ids, default=0)
+        request.append_output_token_ids(eos)
+        booked.append(eos)
+        return True
+
+    def _goes_on_instead(self, request: Request, fj_params: ForkJoinParams, before: RequestStatus) -> bool:
+        """Whether an end of sequence is taken back, as a fork or the end of a summary takes its place.
 
         ``before``: its status before it ended. It may have been preempted with that token in flight.
         """
-        if (
-            fj_params.bound_dialect.dialect.fork_at is not ForkAt.END
-            or request.status != RequestStatus.FINISHED_STOPPED
-        ):
-            return None
+        dialect = fj_params.bound_dialect.dialect
+        if request.status != RequestStatus.FINISHED_STOPPED:
+            return False
         if request.stop_reason is not None and request.stop_reason not in self._core.eos_ids:
-            return None
+            return False
+        if dialect.fork_at is ForkAt.END and (plan := self._fork_instead(request, fj_params)):
+            self._forks.triggered.append((request, plan))
+        elif dialect.summary is not None and (swap := self._close_instead(request)):
+            self._forks.swapping.append((request, swap))
+        else:
+            return False
+        request.status, request.stop_reason = before, None
+        truncate(request, request.num_tokens - 1)
+        return True
+
+    def _close_instead(self, request: Request) -> Swap | None:
+        whose = self._core.whose(request.request_id)
+        return None if whose is None else planning.close_summary(*whose, request.num_tokens - 1)
+
+    def _fork_instead(self, request: Request, fj_params: ForkJoinParams) -> ForkPlan | None:
+        """The fork that a turn which ends here calls for."""
         context = request._all_token_ids[:-1]
         if not fj_params.bound_dialect.ends_turn_with_fork(context[fj_params.since :]):
             return None
@@ -157,8 +182,6 @@ class Hearing:
         if is_first and branch is live.family.root:
             live.family.num_shown -= 1  # the end of sequence does not leave
         live.num_planned += 1
-        request.status, request.stop_reason = before, None
-        truncate(request, len(context))
         return plan
 
     def _detect_triggers(self, request: Request, fj_params: ForkJoinParams, num_in_run: int) -> bool:
@@ -167,6 +190,8 @@ class Hearing:
         ``num_in_run``: tokens that it has written in this step. A prompt that ends in the middle of a tag
         calls for nothing: only what was written since does.
         """
+        if request._all_token_ids[-1] == fj_params.bound_dialect.summary_end_id:
+            return self._hear_summary_end(request)
         wrote = request._all_token_ids[max(fj_params.since, request.num_tokens - WINDOW_TOKENS) :]
         if wrote and fj_params.bound_dialect.triggers(wrote):
             return self._hear_trigger(request, fj_params, num_in_run)
@@ -202,12 +227,19 @@ class Hearing:
         live, branch = self._core.branch_of(request)
         if branch.state is not BranchState.DECODING:
             return True
-        policy = live.dialect.policies.unknown_thread
-        if self._forks.can_ask(live, branch, number) or policy is Policy.END_REQUEST:
+        refusal = self._forks.refusal_to_ask(live, branch, number)
+        if refusal is None or refusal.policy is Policy.END_REQUEST:
             self._forks.asking.append((request, number))
             return False
-        forking.emit_refused(live, branch, Refusal("unknown_thread", policy))
+        forking.emit_refused(live, branch, refusal)
         return True
+
+    def _hear_summary_end(self, request: Request) -> bool:
+        whose = self._core.whose(request.request_id)
+        refusal = None if whose is None else whose[0].end_summary(whose[1])
+        if refusal is not None:
+            self._forks.triggered.append((request, refusal))
+        return refusal is None
 
     def _hear_stray(self, request: Request, text: str) -> bool:
         swap = planning.swap(*self._core.branch_of(request), text)

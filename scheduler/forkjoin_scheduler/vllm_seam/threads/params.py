@@ -10,7 +10,12 @@ from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.answers import own_constraint
-from forkjoin_scheduler.vllm_seam.threads.sampling import resumed_params, thread_params, with_logprobs
+from forkjoin_scheduler.vllm_seam.threads.sampling import (
+    resumed_params,
+    thread_params,
+    with_logprobs,
+    with_stops,
+)
 
 
 class Params:
@@ -23,13 +28,14 @@ class Params:
         """Those of a ``branch`` that goes on behind its threads, with ``room`` tokens left in its context."""
         if branch is not live.family.root:
             return self.of_thread(live, branch, room)
-        return resumed_params(
+        params = resumed_params(
             live.fj_params.sampling_params,
             live.dialect.sampling.after_join,
             max_tokens=live.budget(branch, room),
             generated=live.family.num_generated,
             salt=live.next_salt(branch),
         )
+        return with_stops(params, live.fj_params.bound_dialect.stop_ids)
 
     def of_thread(self, live: LiveFamily, thread: Branch, room: int) -> Any:
         """Those of a ``thread`` with ``room`` tokens left in its context."""
@@ -37,7 +43,7 @@ class Params:
         params = thread_params(
             live.fj_params.sampling_params,
             live.dialect.sampling.thread,
-            end_id=live.fj_params.bound_dialect.end_id(thread.plan),
+            end_ids=live.fj_params.bound_dialect.end_ids(thread.plan),
             max_tokens=live.budget(thread, room),
             generated=live.family.num_generated,
             salt=live.next_salt(thread),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from copy import copy
 
 from vllm import envs
@@ -38,7 +39,7 @@ def thread_params(
     original: SamplingParams,
     overrides: SamplingOverrides,
     *,
-    end_id: int | None,
+    end_ids: Sequence[int],
     max_tokens: int,
     generated: int,
     salt: str,
@@ -49,14 +50,14 @@ def thread_params(
 
     ``structured``: what its own text is to obey. ``not_written``: rows of tokens that it never completes.
 
-    The thread also stops at ``end_id``, if any, which min_tokens does not forbid: a thread with an
+    The thread also stops at ``end_ids``, if any, which min_tokens does not forbid: a thread with an
     end tag may be as short as it likes.
     """
     params = resumed_params(original, overrides, max_tokens=max_tokens, generated=generated, salt=salt)
     params = without_banned(params, not_written or [])
     params.structured_outputs = structured
-    if end_id is not None:
-        params.stop_token_ids = [*(original.stop_token_ids or ()), end_id]
+    if end_ids:
+        params.stop_token_ids = [*(original.stop_token_ids or ()), *end_ids]
         # min_tokens would forbid the end tag: on its way to the workers vLLM counts it among the stop
         # tokens. What the request owes is owed after the join.
         params.min_tokens = 0
@@ -75,7 +76,7 @@ def resumed_params(
 
     What is left of min_tokens counts on; a seed is derived from the request's, if that has one,
     and ``salt``, so that no two branches draw the same numbers. ``overrides`` take the place of
-    vLLM's defaults, not of what the request asked for.
+    vLLM's defaults, and of what the request asked for only if they say so.
     """
     params = copy(original)
     # Of what it holds this alone is changed in place: in each process that it reaches.
@@ -85,9 +86,18 @@ def resumed_params(
     params.prompt_logprobs = None
     if original.seed is not None:
         params.seed = derived_seed(original.seed, salt)
-    for name, value in overrides.model_dump(exclude_none=True).items():
-        if getattr(original, name) == getattr(_DEFAULTS, name):
+    for name, value in overrides.model_dump(exclude={"always"}, exclude_none=True).items():
+        if overrides.always or getattr(original, name) == getattr(_DEFAULTS, name):
             setattr(params, name, value)
+    return params
+
+
+def with_stops(params: SamplingParams, stop_ids: Sequence[int]) -> SamplingParams:
+    """``params`` under which the request ends at ``stop_ids``, too."""
+    if not stop_ids:
+        return params
+    params = copy(params)
+    params.stop_token_ids = [*(params.stop_token_ids or ()), *stop_ids]
     return params
 
 

@@ -107,12 +107,12 @@ class Taking:
         assert thread.plan is not None
         if output.finish_reason is not FinishReason.STOP:
             return ThreadEnd.LENGTH
-        end_id = live.fj_params.bound_dialect.end_id(thread.plan)
+        end_ids = live.fj_params.bound_dialect.end_ids(thread.plan)
         # Also one that ends threads ends the request, if its client says so: as in vLLM.
         is_clients = output.stop_reason in (live.fj_params.sampling_params.stop_token_ids or ())
         if thread.plan.end is not None and output.stop_reason == thread.plan.end:
             return ThreadEnd.STOP
-        if end_id is not None and output.stop_reason == end_id and not is_clients:
+        if output.stop_reason in end_ids and not is_clients:
             return ThreadEnd.STOP
         is_answer = live.dialect.join.threads_are_answers  # which the request's own stop tokens end, too
         if is_answer or output.stop_reason is None or output.stop_reason in self._core.eos_ids:

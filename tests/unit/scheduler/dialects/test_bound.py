@@ -233,6 +233,27 @@ def test_each_thread_of_a_published_dialect_ends_on_a_token(byte_tokenizer, name
     assert bound.end_id(_plan(end)) == bound.tokenizer.token_id(end)
 
 
+def test_what_else_ends_a_thread_ends_each(make_dialect, byte_tokenizer):
+    thread = {"header": "<T{n}>", "end": "</T{n}>", "also_ends": ["</T{n}>", "</X>"]}
+    dialect = make_dialect(width=3, thread=thread)
+    bound = BoundDialect.bind(dialect, byte_tokenizer(list(dialect.control_tokens)))
+    texts = ["</T2>", "</T1>", "</T3>", "</X>"]
+    assert bound.end_ids(_plan("</T2>")) == [bound.tokenizer.token_id(t) for t in texts]
+    assert bound.end_ids(_plan(None)) == []
+    in_text = BoundDialect.bind(make_dialect(tags_are="text", width=3, thread=thread), byte_tokenizer([]))
+    assert all(in_text.ends(_plan("</T2>"), list(f"a{t}".encode())) for t in texts)
+    assert not in_text.ends(_plan("</T2>"), list(b"a</T4>"))
+
+
+def test_a_token_or_a_text_stops_the_answer(make_dialect, byte_tokenizer):
+    bound = BoundDialect.bind(make_dialect(stops=["<S>"]), byte_tokenizer(["<F>", "<S>"]))
+    assert bound.stop_ids == [bound.tokenizer.token_id("<S>")]
+    assert bound.stopped_by(bound.tokenizer.encode("a<S>")) is None
+    bound = BoundDialect.bind(make_dialect(stops=["<S>"], tags_are="text"), byte_tokenizer([]))
+    assert bound.stop_ids == []
+    assert _heard(lambda ids: bound.stopped_by(ids) is not None, bound.tokenizer.encode("a<S>b")) == [4]
+
+
 def test_a_text_that_the_model_should_not_write_is_heard_however_it_is_cut_into_tokens(piece_tokenizer):
     bound = BoundDialect.bind(_in_text(swaps={"</tend>": "x", "nn": "y"}), piece_tokenizer(PIECES))
     ids = bound.tokenizer.encode("</tend></t</tend>a")

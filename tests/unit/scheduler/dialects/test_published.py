@@ -5,19 +5,20 @@ One id a character, and one for each control token; ``\\0`` is the end of sequen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Context, ForkAt
 from forkjoin_scheduler.dialects.files import builtin_names, load
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.families.family import Branch, Family
-from forkjoin_scheduler.families.fork import ForkPlan, plan_fork
+from forkjoin_scheduler.families.fork import ForkPlan, Refusal, Tolerated, plan_fork
 from forkjoin_scheduler.families.stitch import joined_offset, num_skipped, thread_offset
 from forkjoin_scheduler.families.thread_end import ThreadEnd
-from forkjoin_scheduler.joins.joined import joined_ids, plan_join
+from forkjoin_scheduler.joins.joined import joined_ids, last_match, plan_join
 from tests.unit.conftest import ByteTokenizer
 
 TURNS = ("<B>", "<U>", "<A>")
@@ -81,6 +82,14 @@ PUBLISHED = {
             f"<B>Q<A>{THREADWEAVER[1]}{THREADWEAVER[0]}"
             "\n<Thread>\n1: ab\n</Thread><Thread>\n2: c\n</Thread>\n"
         ),
+    ),
+    # A thread that does not close gets its end tag, and the answer ends there, the block open.
+    "threadweaver-eval": Published(
+        prompt="<B>Q<A>",
+        wrote=THREADWEAVER[0],
+        sees=[f"<B>Q<A>{THREADWEAVER[0]}\n<Thread>\n{n}:" for n in (1, 2)],
+        threads=[(" ab\n</Thread>", STOP), (" c\n</Thread>", STOP)],
+        joined=f"<B>Q<A>{THREADWEAVER[0]}\n<Thread>\n1: ab\n</Thread><Thread>\n2: c\n</Thread>\n",
     ),
     "parallel-r1": Published(
         prompt="Q",
@@ -333,6 +342,77 @@ def test_of_a_call_that_names_an_unknown_node_the_others_are_searched():
     plan = plan_fork(spoken.dialect, spoken.dialect.limits, context, spoken.tokenizer)
     assert isinstance(plan, ForkPlan)
     assert [t.number for t in plan.threads] == ["1"]
+    assert plan.tolerated == (Tolerated("unknown_message", Policy.DROP),)
+
+
+def _planned(spoken: Spoken, wrote: str, begin: int = 0) -> ForkPlan | Refusal:
+    context, limits = spoken.tokenizer.encode(wrote), spoken.dialect.limits
+    return plan_fork(spoken.dialect, limits, context, spoken.tokenizer, begin=begin)
+
+
+def _joined(spoken: Spoken, wrote: str, ends: list[tuple[str, ThreadEnd]]) -> str:
+    """What stands behind ``wrote`` when the threads that it starts have ended so."""
+    plan = _planned(spoken, wrote)
+    assert isinstance(plan, ForkPlan)
+    again = replace(spoken, plan=plan, text=replace(spoken.text, threads=ends))
+    threads = again.branches()[1]
+    context = spoken.tokenizer.encode(wrote)
+    plan = spoken.dialect.join.plan(spoken.dialect, threads, context, spoken.tokenizer)
+    return spoken.tokenizer.decode([*context[: plan.keep], *plan.token_ids])
+
+
+def test_searches_of_apr_are_numbered_by_their_places_at_any_level_and_each_returns():
+    call = (
+        "<Calling Sub Searches>\n"
+        "<Start Sub Search 4 at level 2> Moving to Node #0,0,1\n"
+        "<Start Sub Search 4 at level 2> Moving to Node #0,0\n"
+        "<End Calling Sub Searches>\n"
+    )
+    found = "\nGoal Reached\nMoving to Node #0,0\nGoal Reached\nby 2 steps\n\n\0"
+    text = _joined(_spoken("apr"), APR_ROOT + APR_TRACE + call, [("\n\0", STOP), (found, STOP)])
+    assert text.partition("<Sub Searches>\n")[2] == (
+        "<No Solution in Sub Search 0 at level 1 at Node #0,0,1>\n"
+        "<Goal Reached in Sub Search 1 at level 1 at Node #0,0>\n"
+        "Moving to Node #0,0\nGoal Reached\nby 2 steps\n<End Sub Searches>\n"
+    )
+
+
+def test_a_long_search_of_apr_returns_what_it_found():
+    """The search for it backtracks, and is given up after some milliseconds."""
+    apr, trace = load("apr"), "Exploring Operation: 50-11=39, Resulting Numbers: [2, 39]\n" * 150
+    text = f"{trace}Goal Reached\n{APR_PATH}\n{trace}"
+    assert last_match(apr.thread.returns, text) == f"{APR_PATH}\n{trace}".rstrip()
+
+
+@pytest.mark.parametrize(
+    ("name", "closed"), [("threadweaver", "\n</Thread>\n</Parallel>"), ("threadweaver-eval", "</Thread>")]
+)
+def test_how_the_two_clients_of_threadweaver_close_what_did_not(name, closed):
+    ends = [(" ab</Thread>", STOP), (" c\0", EOS)]
+    text = _joined(_spoken(name), THREADWEAVER[0], ends)
+    assert text == f"{THREADWEAVER[0]}\n<Thread>\n1: ab</Thread><Thread>\n2: c{closed}"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrote", "found"),
+    [
+        ("threadweaver", "</Outlines>", "sequential"),
+        ("threadweaver", THREADWEAVER[0] + "so</Outlines>", ["1", "2"]),
+        ("threadweaver", THREADWEAVER[0].replace("2:", "1:"), ["1"]),
+        ("threadweaver-eval", "</Outlines>", "end_request"),
+        ("threadweaver-eval", "<Outline>3: a</Outline></Outlines>", ["3"]),
+        ("threadweaver-eval", THREADWEAVER[0].replace("2:", "1:"), ["1", "1"]),
+        ("npr", NPR.replace("2:", "1:"), ["1", "1"]),
+        ("npr", NPR.replace("<plan>", ""), "end_request"),
+        ("npr", NPR.replace("<guideline>", ""), "end_request"),
+    ],
+)
+def test_what_the_published_code_does_with_malformed_outlines(name, wrote, found):
+    plan = _planned(_spoken(name), wrote)
+    if isinstance(plan, Refusal):
+        assert plan.policy == found
+    else:
+        assert [t.number for t in plan.threads] == found
 
 
 def test_explicit_forks_of_itself_never(byte_tokenizer):

@@ -11,6 +11,7 @@ from forkjoin_scheduler.families.fork import (
     ForkPlan,
     Refusal,
     ThreadPlan,
+    Tolerated,
     has_room,
     plan_fork,
     read_outlines,
@@ -135,9 +136,44 @@ def test_a_refusal_carries_the_policy_that_the_dialect_names_for_it(dialect, tok
     assert _plan(dialect, tokenizer, text, limits) == Refusal(reason, Policy.END_REQUEST)
 
 
-def test_a_trigger_does_not_fork_into_the_outlines_of_an_earlier_fork(dialect, tokenizer):
-    plan = _plan(dialect, tokenizer, f"{BLOCK}some text</Outlines>")
-    assert plan == Refusal("no_outline", Policy.SEQUENTIAL)
+UNOPENED = f"{BLOCK}so <Outline>3: z</Outline></Outlines>"
+
+
+@pytest.mark.parametrize(
+    ("policy", "numbers"),
+    [("unread", None), ("reread", ["1", "2", "3"]), ("read_all", ["3"])],
+)
+def test_a_trigger_that_follows_no_opening_tag_of_its_own(dialect, tokenizer, policy, numbers):
+    policies = dialect.policies.model_copy(update={"unopened_outline": Policy(policy)})
+    of = dialect.model_copy(update={"policies": policies})
+    plan = _plan(of, tokenizer, UNOPENED, since=len(tokenizer.encode(BLOCK)), begin=0)
+    if numbers is None:
+        assert plan == Refusal("no_outline", Policy.SEQUENTIAL)
+        return
+    assert [t.number for t in plan.threads] == numbers
+    assert plan.tolerated == (Tolerated("unopened_outline", Policy(policy)),)
+
+
+def test_outlines_of_the_prompt_are_never_read_again(dialect, tokenizer):
+    assert dialect.policies.unopened_outline is Policy.REREAD
+    at = len(tokenizer.encode(BLOCK))
+    assert _plan(dialect, tokenizer, UNOPENED, since=at, begin=at) == Refusal("no_outline", Policy.SEQUENTIAL)
+
+
+def test_outlines_of_one_number_start_a_thread_each_where_the_dialect_says_so(dialect, tokenizer):
+    policies = dialect.policies.model_copy(update={"duplicate_outline": Policy.KEEP})
+    of = dialect.model_copy(update={"policies": policies})
+    text = "<Outlines><Outline>1: a</Outline><Outline>2: b</Outline><Outline>1: c</Outline></Outlines>"
+    plan = _plan(of, tokenizer, text)
+    assert [t.title for t in plan.threads] == ["a", "b", "c"]
+    assert plan.tolerated == (Tolerated("duplicate_outline", Policy.KEEP, 1),)
+
+
+@pytest.mark.parametrize(("num_left", "forks"), [(30, True), (29, False), (None, True)])
+def test_a_fork_near_the_end_of_max_tokens_is_refused(make_dialect, byte_tokenizer, num_left, forks):
+    plan = _plan(make_dialect(min_left=30), byte_tokenizer([]), "<F>", num_left=num_left)
+    assert isinstance(plan, ForkPlan) is forks
+    assert forks or plan == Refusal("no_room", Policy.SEQUENTIAL)
 
 
 @pytest.mark.parametrize(("depth", "forks"), [(0, True), (1, True), (2, False)])
@@ -284,7 +320,7 @@ def test_a_nested_fork_is_counted_with_its_own_outlines(byte_tokenizer):
         "\n<Path>\n2.2:",
     ]
     assert _plan(multiverse, tokenizer, outer + "</Goal>", depth=1).reason == "no_outline"
-    assert _plan(multiverse, tokenizer, outer + inner, depth=5).reason == "nested_fork"
+    assert _plan(multiverse, tokenizer, outer + inner, depth=6).reason == "nested_fork"
 
 
 def test_a_search_for_outlines_is_given_up_in_time():

@@ -56,6 +56,7 @@ _APR_CALL = _outlines(
 
 SPEECHES = {
     "threadweaver": Speech(_outlines("<Outlines>", "<Outline>{}: a</Outline>", "</Outlines>"), (1, 3)),
+    "threadweaver-eval": Speech(_outlines("<Outlines>", "<Outline>{}: a</Outline>", "</Outlines>"), (1, 3)),
     "multiverse": Speech(_outlines("<Goal>", "<Outline>{}: a</Outline>", "</Goal>"), (1, 3), depth=3),
     "npr": Speech(_outlines("<guideline>", "<plan>{}: a</plan>", "</guideline>"), (1, 3)),
     "aspd": Speech(_outlines("", "<|title|>{}<|/title|>", "<|para|>"), (1, 3)),

@@ -16,7 +16,7 @@ from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState, Family
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.families.thread_end import ThreadEnd
-from forkjoin_scheduler.machine import advancing, cancelling, forking, planning, writing
+from forkjoin_scheduler.machine import advancing, asking, cancelling, forking, planning, writing
 from forkjoin_scheduler.machine.effects import Effects
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine, Terms
@@ -76,10 +76,12 @@ class Play:
         self.stage = Stage(self.tokenizer, max_model_len, is_late=is_late)
         budget = min(max_tokens * (options.best_of or 1), limits.max_total_tokens or 10**9)
         family = Family("r", limits, max_tokens=budget, include_threads=True)
-        self.machine = Machine(family, Terms(options, self.spoken, max_tokens), self.stage)
+        prompt_ids = self.tokenizer.encode(prompt)
+        terms = Terms(options, self.spoken, max_tokens, prompt_len=len(prompt_ids))
+        self.machine = Machine(family, terms, self.stage)
         self.stage.machine = self.machine
         self.root = family.root
-        self.stage.contexts[self.root] = self.tokenizer.encode(prompt)
+        self.stage.contexts[self.root] = prompt_ids
         self.stage.since[self.root] = len(self.stage.contexts[self.root])
         self.stage.left[self.root] = min(max_tokens, limits.max_total_tokens or max_tokens)
         self.at_prompt = self.spoken.dialect.fork_at is ForkAt.PROMPT
@@ -190,6 +192,11 @@ class Play:
         since = self.stage.since[branch]
         if run.end is not None:
             by_itself = token_id == EOS and run.end is not ThreadEnd.LENGTH
+            if by_itself and (swap := planning.close_summary(self.machine, branch, len(context) - 1)):
+                del context[-1], run.token_ids[-1]
+                run.end = None
+                self.calls.append(forking.swap(self.machine, swap))
+                return False
             if by_itself and spoken.ends_turn_with_fork(context[since:-1]):
                 plan = self._plan(branch, context[:-1], since)
                 if isinstance(plan, Refusal):
@@ -199,16 +206,20 @@ class Play:
                     run.end = None
                     self.calls.append(self._fork(branch, plan))
             return False
+        if token_id == spoken.summary_end_id:
+            refusal = self.machine.end_summary(branch)
+            if refusal is not None:
+                self.calls.append(forking.refuse(self.machine, branch, refusal))
+            return refusal is None
         wrote = context[since:]
         if wrote and spoken.triggers(wrote):
             return self._hear_trigger(run)
         if wrote and (number := spoken.asked_for(wrote)) is not None:
-            if not planning.can_ask(self.machine, branch, number, run.forks):
-                policy = self.machine.dialect.policies.unknown_thread
-                if policy is not Policy.END_REQUEST:
-                    forking.emit_refused(self.machine, branch, Refusal("unknown_thread", policy))
-                    return True
-            self.calls.append(forking.wait_for(self.machine, branch, number))
+            refusal = asking.refusal_to_ask(self.machine, branch, number, run.forks)
+            if refusal is not None and refusal.policy is not Policy.END_REQUEST:
+                forking.emit_refused(self.machine, branch, refusal)
+                return True
+            self.calls.append(asking.wait_for(self.machine, branch, number))
             return False
         if text := spoken.written_itself(context):
             self.is_family = True
@@ -223,10 +234,12 @@ class Play:
         plan, is_answer = branch.plan, self.machine.dialect.join.threads_are_answers
         if token_id in self.stop_ids and not is_answer:
             return ThreadEnd.REQUEST_STOP, token_id
+        if plan is None and token_id in self.spoken.stop_ids:
+            return ThreadEnd.STOP, token_id
         if token_id == EOS or token_id in self.stop_ids:
             return (ThreadEnd.STOP if plan is None or plan.end is None else ThreadEnd.EOS), None
         if plan is not None and (
-            token_id == self.spoken.end_id(plan) or self.spoken.ends(plan, [*branch.token_ids, *wrote])
+            token_id in self.spoken.end_ids(plan) or self.spoken.ends(plan, [*branch.token_ids, *wrote])
         ):
             return ThreadEnd.STOP, None
         return (None, None) if self.stage.left[branch] else (ThreadEnd.LENGTH, None)

@@ -319,3 +319,47 @@ def test_a_thread_may_write_what_is_left_of_the_budget_and_of_its_own(play_of):
     play = play_of(request={"max_tokens": 6}, limits={"max_tokens_per_thread": 5})
     play.step(root="a<F>")
     assert list(play.stage.left.values())[1:] == [4, 4]
+
+
+def _last_said(play) -> list[tuple[str, str]]:
+    return [(e.reason, e.policy) for e in play.machine.events if isinstance(e, Limited | Refused)][-1:]
+
+
+def test_an_answer_ends_behind_the_join_of_its_last_turn(play_of):
+    """A stretch of text and a fork are a turn each."""
+    play = play_of(max_turns=4, join={"kind": "reprefill", "text": "<J>", "close_block": "</P>"})
+    play.step(root="a<F>")
+    play.step(t0="x</T>", t1="y</T>")
+    play.step(root="b<F>")
+    play.step(t2="x</T>", t3="y</T>")
+    block = "<F><T>1:x</T><T>2:y</T><J>"
+    assert (play.answer, play.finish) == (f"a{block}b{block}", "length")
+    assert _last_said(play) == [("too_many_turns", "end_request")]
+
+
+def test_a_refused_fork_ends_a_turn_and_with_the_last_the_answer(play_of):
+    play = play_of(outline=OUTLINE, max_turns=4)
+    play.step(root="a<F>")
+    play.step(root="<O>1<F>")
+    play.step(t0="x</T>")
+    assert play.finish is None
+    play.step(root="b<F>")
+    assert play.finish == "length"
+    assert _last_said(play) == [("too_many_turns", "end_request")]
+
+
+def test_forks_of_threads_are_no_turns_of_the_answer(play_of):
+    play = play_of(max_turns=4, max_depth=2)
+    play.step(root="a<F>")
+    play.step(t0="<F>", t1="y</T>")
+    play.step(t2="x</T>", t3="y</T>")
+    play.step(t0="</T>")
+    assert play.finish is None
+
+
+@pytest.mark.parametrize(("max_tokens", "forks"), [(10, True), (9, False)])
+def test_what_a_fork_needs_of_max_tokens_is_counted_from_the_prompt(play_of, max_tokens, forks):
+    play = play_of(request={"max_tokens": max_tokens, "prompt": "Q" * 50}, min_left=7)
+    play.step(root="ab<F>")
+    assert (play.done() != []) is forks
+    assert refused(play) == ([] if forks else [(-1, "no_room", "sequential")])

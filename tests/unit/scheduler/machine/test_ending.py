@@ -287,3 +287,28 @@ def test_threads_share_no_more_with_a_parent_than_it_still_has(play_of):
     play.step(root="abcx")
     play.step(root="bad")
     assert play.machine.family.threads[0].fork_len == 4
+
+
+def test_what_stops_the_answer_ends_a_thread_only_as_its_end_tag(play_of):
+    play = play_of(stops=["</T>"])
+    play.step(root="a<F>")
+    play.step(t0="x</T>", t1="y</T>")
+    assert play.finish is None
+    play.step(root="b</T>")
+    assert (play.answer, play.finish) == ("a<F><T>1:x</T><T>2:y</T><J>b</T>", "stop")
+
+
+def test_a_thread_ends_at_what_else_ends_it_and_nothing_is_put_behind_that(play_of):
+    thread = {"header": "<T>{n}:", "end": "</T>", "also_ends": ["</X>"], "close": "</T>"}
+    play = play_of(thread=thread)
+    play.step(root="a<F>")
+    play.step(t0="x</X>", t1="y</T>")
+    assert play.answer == "a<F><T>1:x</X><T>2:y</T><J>"
+    assert [e.reason for e in play.told(ThreadEnded)] == ["stop", "stop"]
+
+
+@pytest.mark.parametrize(("limits_parent", "most"), [(True, 3), (False, 50)])
+def test_the_limit_of_a_thread_is_its_parents_too_where_the_dialect_says_so(play_of, limits_parent, most):
+    limits = {"max_tokens_per_thread": 3}
+    play = play_of(limits=limits, join={"kind": "splice"}, limits_parent=limits_parent)
+    assert play.machine.budget(play.root, 50) == most

@@ -236,6 +236,26 @@ def test_a_thread_that_there_is_not_is_asked_for(make_dialect, policy, effects, 
     assert (play.done(), play.answer, play.finish) == (effects, answer, finish)
 
 
+@pytest.mark.parametrize(
+    ("policy", "told", "answer", "finish"),
+    [
+        ("repeat", [("tolerated", "repeat")], "a<F1><W1>x</W1><W1>x</W1>b", None),
+        ("sequential", [("refused", "sequential")], "a<F1><W1>x</W1><W1>b", None),
+        ("end_request", [("refused", "end_request")], "a<F1><W1>x</W1><W1></P>", "length"),
+    ],
+)
+def test_a_thread_is_asked_for_again(make_dialect, policy, told, answer, finish):
+    play = Play(make_dialect(**ON_DEMAND, policies={"joined_again": policy}))
+    play.step(root="a<F1>")
+    play.step(root="<W1>", t0="x</R>")
+    play.step(root="<W1>")
+    if finish is None:
+        play.step(root="b")
+    assert (play.answer, play.finish) == (answer, finish)
+    again = [e for e in play.machine.events if getattr(e, "reason", None) == "joined_again"]
+    assert [(e.kind, e.policy) for e in again] == told
+
+
 SYNC = {
     "tags_are": "text",
     "trigger": "<F[0-9]>",
@@ -407,3 +427,56 @@ def test_no_two_stretches_of_text_have_the_same_noise(make_dialect):
     assert len(branches) == 7
     salts = [play.machine.next_salt(branch) for branch in 2 * branches]
     assert len(set(salts)) == 14
+
+
+SUMMARISED = {
+    "thread": TAGGED,
+    "join": {"kind": "reprefill", "text": "<J>", "close_block": "</P>"},
+    "summary": {"end": "</S>"},
+    "policies": {"summary_eos": "close_summary"},
+}
+SUMMARY_BLOCK = "<F><T>1:x</T><T>2:y</T><J>"
+
+
+def _summarising(dialect, **request) -> Play:
+    play = Play(dialect, **request)
+    play.step(root="a<F>")
+    play.step(t0="x</T>", t1="y</T>")
+    play.done()
+    return play
+
+
+def test_nothing_forks_in_a_summary_and_behind_its_end_tag_all_is_as_before(make_dialect):
+    play = _summarising(make_dialect(**SUMMARISED))
+    play.step(root="b<F>c")
+    assert play.done() == []
+    assert [(e.reason, e.policy) for e in play.told(Refused)] == [("nested_fork", "sequential")]
+    play.step(root="</S>d<F>")
+    assert play.done()[:3] == ["Park root", "Start t2", "Start t3"]
+    assert play.answer == f"a{SUMMARY_BLOCK}b<F>c</S>d<F><T>1:"
+
+
+def test_an_end_of_sequence_in_a_summary_becomes_its_end_tag(make_dialect):
+    play = _summarising(make_dialect(**SUMMARISED))
+    play.step(root="b\0")
+    at = len(play.text(play.root)) - len("</S>")
+    assert [e.partition(" ")[0] for e in play.done()] == ["Swap"]
+    assert play.text(play.root).endswith("<J>b</S>"), at
+    assert [(e.reason, e.policy) for e in play.told(Refused)] == [("summary_eos", "close_summary")]
+    play.step(root="c\0")
+    assert (play.answer, play.finish) == (f"a{SUMMARY_BLOCK}b</S>c\0", "stop")
+
+
+def test_an_end_of_sequence_in_a_summary_ends_the_answer_where_the_dialect_says_nothing_else(make_dialect):
+    play = _summarising(make_dialect(**SUMMARISED | {"policies": {}}))
+    play.step(root="b\0")
+    assert (play.answer, play.finish) == (f"a{SUMMARY_BLOCK}b\0", "stop")
+
+
+@pytest.mark.parametrize("wrote", ["b</S>", "b\0"])
+def test_an_answer_of_summaries_ends_behind_the_last(make_dialect, wrote):
+    play = _summarising(make_dialect(**SUMMARISED, max_turns=2))
+    assert play.finish is None
+    play.step(root=wrote)
+    assert (play.answer, play.finish) == (f"a{SUMMARY_BLOCK}b</S>", "length")
+    assert [e.reason for e in play.told(Refused)][-1] == "too_many_turns"

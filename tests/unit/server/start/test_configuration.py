@@ -212,7 +212,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
     assert shown == {
         "model": ("their/model", "FORKJOIN_MODEL"),
         "dialect": ("threadweaver", "default"),
-        "max-threads-per-fork": ("50", "dialect threadweaver"),
+        "max-threads-per-fork": ("None", "dialect threadweaver"),
         "max-forks": ("3", f"file {path}"),
         "max-tokens-per-thread": ("None", "dialect threadweaver"),
         "max-total-tokens": ("99", "FORKJOIN_MAX_TOTAL_TOKENS"),
