@@ -80,6 +80,8 @@ class Block:
     max_depth: int = 1
     #: Threads that a fork may start, if not any number.
     widest: int | None = None
+    #: Whether a thread's end tag ends the answer outside threads.
+    stops_at_end: bool = False
     #: Whether a second outline of one number starts a thread, too.
     keeps_duplicates: bool = False
     #: Whether a trigger that follows no opening tag of its own forks into the outlines before it once more.
@@ -159,7 +161,14 @@ class Block:
         unclosed = f"{self.opens}\n" + "".join(self.unclosed_outline.format(n) for n in (1, 2)) + self.trigger
         yield "missing_tags", self.joined(unclosed, self.well(1, 2))
         stray = {1: f"x{self.thread}{self.opens}y{self.end}", 2: b}
-        yield "stray_tags", self.joined(f"{self.end}{self.thread}{two}", stray, f"{self.end}{self.close}on")
+        if not self.stops_at_end:
+            after = f"{self.end}{self.close}on"
+            yield "stray_tags", self.joined(f"{self.end}{self.thread}{two}", stray, after)
+        else:
+            root, after = f"{self.thread}{two}", f"{self.close}on"
+            answer = self.shown(root, stray) + self.join + after
+            script = self.script(root, stray, f"{after}{self.end}on")
+            yield "stray_tags", Case(script, answer, ends("12", "stop"), stop=self.end)
         if self.max_depth == 1:
             nested = {1: f"a{self.root('1.1')}b{self.end}", 2: b}
             yield "nested_fork", self.joined(two, nested, counted={"nested_fork/sequential": 1})
@@ -238,8 +247,10 @@ class Block:
                 + self.join
                 + f"e{self.end}"
             )
-        counted = {"nested_fork/sequential": 1}
-        return Case(script, answer, ends(levels[:most], "stop"), counted)
+        counted, threads = {"nested_fork/sequential": 1}, ends(levels[:most], "stop")
+        if self.stops_at_end:  # the text behind the outermost join is the same, and ends the answer
+            return Case(script, answer.removesuffix(self.end), threads, counted, stop=self.end)
+        return Case(script, answer, threads, counted)
 
 
 THREADWEAVER = Block(
@@ -294,6 +305,7 @@ NPR = Block(
     is_stitched=True,
     max_depth=6,
     widest=5,
+    stops_at_end=True,
     keeps_duplicates=True,
 )
 
@@ -576,8 +588,9 @@ def apr() -> Iterator[tuple[str, Case]]:
 def spliced(fork: str, child: str, seen: str, gap: str) -> Iterator[tuple[str, Case]]:
     """``seen``: what a thread's prompt has behind the text before; ``gap``: what is put behind a thread."""
     script = {"": f"a{fork}zz", f"a{seen}": "b" * 50}
-    counted, limit = {"thread_length/close_thread": 1}, {"max_tokens_per_thread": 4}
-    answer = f"a{fork}{child}bbbb{gap}zz"
+    # as many as the parent writes, its end of sequence included
+    counted, limit = {"thread_length/close_thread": 1}, {"max_tokens_per_thread": 5}
+    answer = f"a{fork}{child}bbbbb{gap}zz"
     yield "thread_length", Case(script, answer, ends("1", "length"), counted, forkjoin=limit)
     yield "stray_tags", Case({"": f"a{child}b"}, f"a{child}b")
     script = {"": f"a{fork}z", f"a{seen}": f"b{child}c"}
