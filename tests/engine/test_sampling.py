@@ -102,6 +102,20 @@ def test_a_dialect_may_sample_threads_its_own_way_whatever_the_request_wants(ask
     assert request.temperature == asked
 
 
+def test_the_repetition_penalty_of_a_step_of_npr_counts_what_the_step_wrote():
+    from vllm import SamplingParams
+
+    from forkjoin_scheduler.dialects.files import load
+    from forkjoin_scheduler.vllm_seam.repetition import counts_output
+    from forkjoin_scheduler.vllm_seam.threads.sampling import resumed_params
+
+    sampling, request = load("npr").sampling, SamplingParams()
+    step = resumed_params(request, sampling.thread, max_tokens=8, generated=0, salt="1")
+    assert (step.repetition_penalty, counts_output(step)) == (1.02, True)
+    behind = resumed_params(request, sampling.after_join, max_tokens=8, generated=0, salt="2")
+    assert (behind.repetition_penalty, counts_output(behind)) == (1.0, False)
+
+
 def test_a_seed_draws_the_same_where_the_prompt_is_computed_in_parts(engine):
     """On a CPU it ended the engine: vLLM takes back the sample of a part as GPUs can only."""
     from tests.engine.harness import Engine

@@ -166,6 +166,11 @@ class SamplingOverrides(Strict):
     top_k: int | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0)
+    repetition_counts: Literal["context", "output"] = Field(
+        default="context",
+        description="what that penalty counts: all of the context, as vLLM does, or only what the branch wrote "
+        "since it started or joined last",
+    )
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
 

@@ -30,6 +30,7 @@ def register() -> None:
     from forkjoin_scheduler.vllm_seam.mends.drafted_temperatures import spread_temperatures_over_drafts
     from forkjoin_scheduler.vllm_seam.mends.seeded import keep_seeds_of_partial_prompts
     from forkjoin_scheduler.vllm_seam.models.registering import register_parathinker
+    from forkjoin_scheduler.vllm_seam.repetition import leave_prompts_out_of_repetition
     from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
 
     setattr(async_llm, "OutputProcessor", ForkJoinOutputProcessor)  # noqa: B010
@@ -39,6 +40,7 @@ def register() -> None:
     end_with_vital_threads()
     keep_seeds_of_partial_prompts()
     spread_temperatures_over_drafts()
+    leave_prompts_out_of_repetition()
     decode_alternatives_once()
     answer_front_ends()
     register_parathinker()

@@ -10,8 +10,11 @@ from vllm import envs
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from forkjoin_scheduler.dialects.dialect import SamplingOverrides
+from forkjoin_scheduler.vllm_seam.repetition import counting_output
 
 _DEFAULTS = SamplingParams()
+#: Fields of overrides that are vLLM's, too.
+_OVERRIDDEN = SamplingOverrides.model_fields.keys() - {"always", "repetition_counts"}
 
 
 def without_banned(params: SamplingParams, banned: list[list[int]]) -> SamplingParams:
@@ -86,7 +89,9 @@ def resumed_params(
     params.prompt_logprobs = None
     if original.seed is not None:
         params.seed = derived_seed(original.seed, salt)
-    for name, value in overrides.model_dump(exclude={"always"}, exclude_none=True).items():
+    if overrides.repetition_counts == "output":
+        params = counting_output(params)
+    for name, value in overrides.model_dump(include=set(_OVERRIDDEN), exclude_none=True).items():
         if overrides.always or getattr(original, name) == getattr(_DEFAULTS, name):
             setattr(params, name, value)
     return params
