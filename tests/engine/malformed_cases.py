@@ -321,7 +321,8 @@ def parallel_r1() -> Iterator[tuple[str, Case]]:
         script = {"": f"{root}<Parallel>", "<Path>": path, join: after}
         answer = f"{root}<Parallel>" + f"<Path>{shown}" * num + join + after
         if "</Summary>" not in after:  # it ends by an end of sequence, and the model goes on, to another
-            answer += "</Summary>"
+            answer += "</Summary>fin"
+            script[f"{after}</Summary>"] = "fin"
             more["counted"] = dict(more.get("counted", {})) | {"summary_eos/close_summary": 1}
         return Case(script, answer, ends(range(1, num + 1), how), **more)
 

@@ -168,8 +168,8 @@ class SamplingOverrides(Strict):
     repetition_penalty: float | None = Field(default=None, gt=0)
     repetition_counts: Literal["context", "output"] = Field(
         default="context",
-        description="what that penalty counts: all of the context, as vLLM does, or only what the branch wrote "
-        "since it started or joined last",
+        description="what that penalty counts: all of the context, as vLLM does, or only what the branch "
+        "wrote since it started or joined last",
     )
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
