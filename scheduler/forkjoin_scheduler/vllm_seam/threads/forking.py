@@ -62,6 +62,14 @@ class Forks:
             live, _ = self._core.branch_of(request)
             self._performing.perform(live, forking.swap(live, wanted))
 
+    def close_summary(self, request: Request) -> bool:
+        """Whether the end of a summary takes the place of the end of sequence that ``request`` wrote last."""
+        whose = self._core.whose(request.request_id)
+        swap = None if whose is None else planning.close_summary(*whose, request.num_tokens - 1)
+        if swap is not None:
+            self.swapping.append((request, swap))
+        return swap is not None
+
     def wait_for(self, request: Request, number: str) -> None:
         """``request`` has asked for the result of a thread."""
         if not request.is_finished():

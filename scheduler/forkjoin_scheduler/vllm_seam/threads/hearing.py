@@ -22,7 +22,6 @@ from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine import forking, planning
-from forkjoin_scheduler.machine.effects import Swap
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.core import STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
@@ -140,7 +139,8 @@ class Hearing:
             return False
         request.status, request.stop_reason = STOPPED, text
         eos = min(self._core.eos_ids, default=0)
-        request.append_output_token_ids(eos)
+        request._all_token_ids.append(eos)
+        request._output_token_ids.append(eos)
         booked.append(eos)
         return True
 
@@ -156,17 +156,11 @@ class Hearing:
             return False
         if dialect.fork_at is ForkAt.END and (plan := self._fork_instead(request, fj_params)):
             self._forks.triggered.append((request, plan))
-        elif dialect.summary is not None and (swap := self._close_instead(request)):
-            self._forks.swapping.append((request, swap))
-        else:
+        elif dialect.summary is None or not self._forks.close_summary(request):
             return False
         request.status, request.stop_reason = before, None
         truncate(request, request.num_tokens - 1)
         return True
-
-    def _close_instead(self, request: Request) -> Swap | None:
-        whose = self._core.whose(request.request_id)
-        return None if whose is None else planning.close_summary(*whose, request.num_tokens - 1)
 
     def _fork_instead(self, request: Request, fj_params: ForkJoinParams) -> ForkPlan | None:
         """The fork that a turn which ends here calls for."""
