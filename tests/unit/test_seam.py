@@ -324,7 +324,7 @@ ATTRIBUTES = {
         "output_token_ids _block_hasher block_hashes prompt_token_ids num_prompt_tokens max_tokens "
         "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
-        "priority trace_headers resumable prompt_embeds mm_features "
+        "priority trace_headers resumable prompt_embeds mm_features skip_reading_prefix_cache "
         "next_decode_eligible_step prefill_stats structured_output_request is_prefill_chunk"
     ),
     "vllm.v1.structured_output:StructuredOutputManager": "reasoner_cls",
@@ -366,7 +366,9 @@ ATTRIBUTES = {
     "vllm.v1.worker.gpu.input_batch:InputBatch": (
         "req_ids num_scheduled_tokens num_tokens_after_padding positions"
     ),
-    "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids",
+    "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids req_id_to_index vocab_size",
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState": "req_id sampling_params",
+    "vllm.v1.worker.gpu.sample.penalties:PenaltiesState": "prompt_bin_mask _new_penalties_reqs",
     "vllm.v1.worker.utils:AttentionGroup": "backend layer_names kv_cache_spec",
     "vllm.utils.argparse_utils:FlexibleArgumentParser": "_option_string_actions",
 }
@@ -406,6 +408,8 @@ CALLED = {
         "WAITING WAITING_FOR_STREAMING_REQ RUNNING PREEMPTED FINISHED_STOPPED FINISHED_LENGTH_CAPPED "
         "FINISHED_ABORTED WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR"
     ),
+    "vllm.v1.worker.gpu_input_batch:InputBatch": "add_request _make_prompt_token_ids_cpu_tensor",
+    "vllm.v1.worker.gpu.sample.penalties:PenaltiesState": "add_request apply_staged_writes",
     "vllm.v1.engine:EngineCoreOutput": "finished",
     "vllm.v1.outputs:LogprobsLists": "slice_request",
     "vllm.sampling_params:SamplingParams": (

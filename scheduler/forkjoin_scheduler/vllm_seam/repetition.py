@@ -49,10 +49,10 @@ def leave_prompts_out_of_repetition() -> None:
 def _patch_first_runner(batch: Any) -> None:
     add, make_tensor = batch.add_request, batch._make_prompt_token_ids_cpu_tensor
 
-    def add_request(self: Any, request: Any) -> int:
+    def add_request(self: Any, added: Any) -> int:
         ids: set[str] = self.__dict__.setdefault("counting_output", set())
-        (ids.add if counts_output(request.sampling_params) else ids.discard)(request.req_id)
-        row: int = add(self, request)
+        (ids.add if counts_output(added.sampling_params) else ids.discard)(added.req_id)
+        row: int = add(self, added)
         return row
 
     def make_prompt_token_ids(self: Any) -> Any:
