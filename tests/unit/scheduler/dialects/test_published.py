@@ -378,7 +378,7 @@ def test_searches_of_apr_are_numbered_by_their_places_at_any_level_and_each_retu
 
 
 def test_a_long_search_of_apr_returns_what_it_found():
-    """The search for it backtracks, and is given up after some milliseconds."""
+    """Searched by RE2: a search that backtracks would be given up."""
     apr, trace = load("apr"), "Exploring Operation: 50-11=39, Resulting Numbers: [2, 39]\n" * 150
     text = f"{trace}Goal Reached\n{APR_PATH}\n{trace}"
     assert last_match(apr.thread.returns, text) == f"{APR_PATH}\n{trace}".rstrip()
