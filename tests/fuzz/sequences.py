@@ -12,7 +12,7 @@ from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, Family
-from forkjoin_scheduler.families.fork import ForkPlan, Refusal, plan_fork
+from forkjoin_scheduler.families.fork import ForkPlan, Refusal, Tolerated, plan_fork
 from forkjoin_scheduler.families.stitch import joined_offset, num_skipped
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.transcript import Transcript
@@ -169,7 +169,7 @@ class _Run:
         plan = branch.plan
         if plan is None:
             return False
-        return context[-1] == self._bound.end_id(plan) or self._bound.ends(plan, context)
+        return context[-1] in self._bound.end_ids(plan) or self._bound.ends(plan, context)
 
     def _how_it_ends(self, branch: Branch, context: list[int]) -> ThreadEnd | None:
         if self._ended_by_tag(branch, context):
@@ -209,7 +209,9 @@ class _Run:
         most = self._family.limits.max_threads_per_fork
         assert plan.threads
         assert most is None or len(plan.threads) <= most
-        assert len({t.number for t in plan.threads}) == len(plan.threads)
+        num_again = len(plan.threads) - len({t.number for t in plan.threads})
+        kept = Tolerated("duplicate_outline", Policy.KEEP, num_again)
+        assert num_again == 0 or kept in plan.tolerated
         if self._max_model_len is not None:
             assert all(len(t.header_ids) < self._max_model_len for t in plan.threads)
 
@@ -246,12 +248,14 @@ class _Run:
     def _check_positions(
         self, branch: Branch, threads: list[Branch], plan: JoinPlan, context_len: int
     ) -> None:
-        """What follows a stitched join stands behind every token of its threads."""
+        """What follows a stitched join stands after every token of its threads, or of a text in a row."""
         lengths = []
         for thread in threads:
             skipped = num_skipped(thread, is_first=thread is threads[0])
             lengths.append(skipped + len(joined_ids(self._dialect, thread, self._tokenizer)))
         joined_len = context_len + len(plan.token_ids) - len(plan.closing_ids)
+        in_row = joined_len - 1 + branch.offset
         branch.offset = joined_offset(threads, lengths, joined_len, self._dialect.positions)
         furthest = max(t.fork_len + n - 1 + t.offset for t, n in zip(threads, lengths, strict=True))
-        assert joined_len + branch.offset == furthest + self._dialect.positions.join_gap
+        last = in_row if self._dialect.positions.join_from == "last" else furthest
+        assert joined_len + branch.offset == last + self._dialect.positions.join_gap
