@@ -185,7 +185,11 @@ def _check_branch(scheduler: Any, live: LiveFamily, branch: Branch) -> None:
         assert branch.is_live, f"{branch}: ended, and is still to start"
         assert request is None, f"{branch}: still to start, but has a request"
         assert branch.parent is not None, f"{branch}: the request itself is still to start"
-        assert branch.parent.state is BranchState.PARKED, f"{branch}: still to start, and not waited for"
+        is_next = (
+            branch.parent.planned and scheduler._core.fj_params[branch.parent.request_id].at_prompt
+        )  # its parent has been joined, and forks as soon as its KV is there
+        is_waited_for = branch.parent.state is BranchState.PARKED or is_next
+        assert is_waited_for, f"{branch}: still to start, and not waited for"
         return
     if not branch.is_live or ends:
         assert request is None, f"{branch}: ended, but not its request"

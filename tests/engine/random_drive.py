@@ -68,6 +68,11 @@ STOP = "yyx"
 TEXT = ("x", "yy")
 RESTLESS, FICKLE = "tests.engine.matrix_case.Restless", "tests.engine.matrix_case.Fickle"
 
+
+def _step(number: int, depends_on: str = "") -> str:
+    return f"Transient Step {number}: a; Dependency: [{depends_on}]"
+
+
 #: What is written, phrase by phrase. Those that stand twice are to come twice as often.
 PHRASES: dict[str, tuple[str, ...]] = {
     "threadweaver": (
@@ -94,6 +99,14 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "<guideline><plan>1: a</plan><plan>2: b</plan></guideline>",
         "</guideline>",
         *("</step>", "</step>"),
+        END,
+    ),
+    "medverse": (
+        *TEXT,
+        f"<Plan>{_step(1)}{_step(2)}</Plan>",
+        f"<Plan>{_step(1)}{_step(2)}{_step(3, '1')}{_step(4, '3, 9')}</Plan>",
+        "</Plan>",
+        *("</Step>", "</Step>", "</Step>"),
         END,
     ),
     "aspd": (

@@ -28,6 +28,10 @@ ASPD = {
     "<Outline>": "<|title|>", "</Outline>": "<|/title|>", "<Thread>": "<|branch|>", "</Thread>": "<|/branch|>",
     "</Outlines>": "<|para|>", "<Outlines>": "<|/para|>",
 }  # fmt: skip
+MEDVERSE = {
+    "<Outlines>": "<Plan>", "</Outlines>": "</Plan>", "<Thread>": "<Step>", "</Thread>": "</Step>",
+    "<Parallel>": "<Execution>", "</Parallel>": "</Execution>",
+}  # fmt: skip
 PARATHINKER = {
     "<Thread>": "<think1>", "</Thread>": "</think1>", "<Outlines>": "<think2>", "</Outlines>": "</think2>",
     "<Outline>": "<think3>", "</Outline>": "</think3>", "<Conclusion>": "<summary>", "</Conclusion>": "</summary>",
@@ -40,6 +44,7 @@ FOR_DIALECT = {
     "parallel-r1": PARALLEL_R1,
     "parathinker": PARATHINKER,
     "aspd": ASPD,
+    "medverse": MEDVERSE,
     "apar": APAR,
     "hpd": HPD,
 }

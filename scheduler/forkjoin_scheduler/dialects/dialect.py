@@ -5,6 +5,7 @@ Declared in YAML (``configs/dialects/``), validated here, checked against the to
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -64,13 +65,23 @@ class Outline(Strict):
         "branch wrote since its prompt, or since it forked last",
     )
     pattern: str = Field(
-        description="regex: group 'number' (none: titles are numbers) and, optionally, 'title' and 'message'"
+        description="regex: group 'number' (none: titles are numbers) and, optionally, 'title', 'message' "
+        "and 'depends': the numbers of earlier threads that this one is to see"
+    )
+    dependencies: Literal["wait", "ignore"] = Field(
+        default="wait",
+        description="whether a thread waits for those that it depends on, or all start at once",
     )
 
     @field_validator("pattern")
     @classmethod
     def _names_threads(cls, value: str) -> str:
         return check_regex(value, needs=("number", "title"))
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether threads may wait for others, which their outlines name."""
+        return self.dependencies == "wait" and "depends" in re.compile(self.pattern).groupindex
 
 
 class Thread(Strict):
@@ -95,6 +106,7 @@ class Thread(Strict):
     )
     close: str = Field(default="", description="injected when a thread ends without its end token")
     tail: str = Field(default="", description="injected after every thread, however it ended")
+    between: str = Field(default="", description="injected after every thread but the last of a join")
     without_trigger: bool = Field(
         default=False, description="whether a thread sees its parent up to before the trigger only"
     )
@@ -270,6 +282,8 @@ class Dialect(Strict):
                 "compute a thread's tokens again as its parent's, and other threads have no number of a path"
             )
         self.join.check(self)
+        if self.outline is not None and self.outline.has_stages:
+            self.join.check_stages(self)
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ class Policy(StrEnum):
 
     #: No fork: the model goes on decoding after its own text, in which the trigger is ordinary.
     SEQUENTIAL = "sequential"
-    #: The repeated outline starts no thread; the others fork.
+    #: The repeated outline starts no thread, the wrong dependency holds none up; all else forks.
     DROP = "drop"
     #: The repeated outline starts a thread, too.
     KEEP = "keep"
@@ -61,6 +61,10 @@ class Policies(Strict):
     )
     #: The dialect's rule (``thread.resolve``) makes nothing of an outline's message.
     unknown_message: Annotated[Policy, _one_of(Policy.DROP, Policy.SEQUENTIAL, Policy.END_REQUEST)] = (
+        Policy.DROP
+    )
+    #: A dependency on a thread that is not announced before: on an unknown one, or on itself or a later one.
+    wrong_dependency: Annotated[Policy, _one_of(Policy.DROP, Policy.SEQUENTIAL, Policy.END_REQUEST)] = (
         Policy.DROP
     )
     too_many_threads: RefusedFork = Policy.SEQUENTIAL

@@ -85,8 +85,10 @@ class Branch:
     state: BranchState = BranchState.DECODING
     end: ThreadEnd | None = None
     token_ids: list[int] = field(default_factory=list)
-    #: The threads of each fork, in outline order.
+    #: The threads of each fork, in outline order; of a fork in stages, those of each stage.
     forks: list[list[Branch]] = field(default_factory=list)
+    #: The stages of its open fork that have not started: each does when that before it has been joined.
+    planned: list[list[Branch]] = field(default_factory=list)
     #: How many of them were joined: one that ends inside a fork, or with it, leaves that open.
     num_joined: int = 0
     #: Tokens of its context up to the end of its last stitched join; 0: it has none.
@@ -116,6 +118,11 @@ class Branch:
         return self.forks[-1] if self.forks else []
 
     @property
+    def is_last(self) -> bool:
+        """Whether it is the last of those that are joined with it."""
+        return self.parent is None or self.parent.forks[self.fork_number][-1] is self
+
+    @property
     def joined_forks(self) -> list[list[Branch]]:
         """The forks that it has gone on after, in order."""
         return self.forks[: self.num_joined]
@@ -135,7 +142,7 @@ class Branch:
     def subtree(self) -> Iterator[Branch]:
         """This branch and all beneath it, each before its threads."""
         yield self
-        for fork in self.forks:
+        for fork in (*self.forks, *self.planned):
             for thread in fork:
                 yield from thread.subtree()
 
@@ -218,7 +225,9 @@ class Family:
         offset: int = 0,
         num_behind: int = 0,
     ) -> list[Branch]:
-        """Start the threads of ``plan`` in ``branch``, ``context_len`` tokens into its context.
+        """Start the threads of ``plan`` in ``branch``, ``context_len`` tokens into its context; returns them.
+
+        Of a plan in stages the first is started.
 
         ``offset``: their positions less their slots. ``num_behind``: tokens that the branch, which does not
         wait, has generated after the fork in the same step.
@@ -230,26 +239,44 @@ class Family:
             raise _not_decoding(branch, "forked")
         first = len(self.threads)
         threads = [
-            Branch(
-                f"{self.request_id}#{first + i}",
-                branch,
-                p,
-                first + i,
-                i,
-                len(branch.forks),
-                context_len,
-                num_critical=branch.num_critical - num_behind,
-                offset=offset,
-                start_offset=offset,
-            )
-            for i, p in enumerate(plan.threads)
+            Branch(f"{self.request_id}#{first + i}", branch, p, first + i) for i, p in enumerate(plan.threads)
         ]
-        branch.forks.append(threads)
-        if waits:
-            branch.waits_for = threads
         self.threads += threads
         self.num_live += len(threads)
         self.num_forks += 1
+        at, branch.planned = 0, []
+        for num in plan.stages or (len(threads),):
+            branch.planned.append(threads[at : at + num])
+            at += num
+        return self._begin(branch, context_len, waits, offset, num_behind)
+
+    def next_stage(self, branch: Branch, context_len: int, *, offset: int = 0) -> list[Branch]:
+        """Start the next threads that are planned in ``branch``, as ``fork`` does.
+
+        Raises IllegalTransition unless it decodes.
+        """
+        branch.go(Transition.PARK)
+        return self._begin(branch, context_len, True, offset, 0)
+
+    def leave_out(self, thread: Branch) -> None:
+        """``thread``, which is planned, will not start; it is to end by itself."""
+        assert thread.parent is not None
+        stages = [[t for t in stage if t is not thread] for stage in thread.parent.planned]
+        thread.parent.planned = [stage for stage in stages if stage]
+
+    def _begin(
+        self, branch: Branch, context_len: int, waits: bool, offset: int, num_behind: int
+    ) -> list[Branch]:
+        """Let the first stage that is planned in ``branch`` begin."""
+        threads = branch.planned.pop(0)
+        for i, thread in enumerate(threads):
+            thread.sibling_index, thread.fork_number = i, len(branch.forks)
+            thread.fork_len = context_len
+            thread.num_critical = branch.num_critical - num_behind
+            thread.offset = thread.start_offset = offset
+        branch.forks.append(threads)
+        if waits:
+            branch.waits_for = threads
         self.widest = max(self.widest, len(threads))
         return threads
 

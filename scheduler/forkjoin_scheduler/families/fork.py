@@ -10,6 +10,7 @@ from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.patterns import Match, fill, find_all
 from forkjoin_scheduler.dialects.policies import Policies, Policy
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
+from forkjoin_scheduler.families.stages import in_stages, read_dependencies
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Announced:
     message: str = ""
     #: What the dialect's rule makes of the message.
     resolved: str = ""
+    #: The numbers of the threads that it depends on.
+    depends_on: tuple[str, ...] = ()
 
     def fields(self, place: int) -> dict[str, str]:
         """The fields of templates that it fills, where it is the thread at this ``place``, from 0."""
@@ -63,11 +66,15 @@ class ThreadPlan:
 
 @dataclass(frozen=True)
 class ForkPlan:
-    """The threads of a fork, in outline order; ``num_duplicates`` outlines were dropped."""
+    """The threads of a fork, in outline order; ``num_duplicates`` outlines were dropped.
+
+    ``stages``: how many of them start together, stage by stage (none: all at once).
+    """
 
     threads: tuple[ThreadPlan, ...]
     num_duplicates: int
     tolerated: tuple[Tolerated, ...] = ()
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,12 @@ def _announced(match: Match) -> Announced:
     """A thread; where threads have no numbers, its title is its number."""
     groups = match.groupdict()
     title = (groups.get("title") or "").strip()
-    return Announced(groups.get("number", title) or "", title, groups.get("message") or "")
+    return Announced(
+        groups.get("number", title) or "",
+        title,
+        groups.get("message") or "",
+        depends_on=read_dependencies(groups.get("depends") or ""),
+    )
 
 
 def plan_fork(
@@ -162,13 +174,18 @@ def plan_fork(
         return Refusal("no_outline", policies.no_outline)
     if limits.max_threads_per_fork is not None and len(announced) > limits.max_threads_per_fork:
         return Refusal("too_many_threads", policies.too_many_threads)
-    threads = tuple(_plan_thread(dialect, one, place, tokenizer) for place, one in enumerate(announced))
+    stages, num_wrong = _stages_of(dialect, announced)
+    if num_wrong and policies.wrong_dependency is not Policy.DROP:
+        return Refusal("wrong_dependency", policies.wrong_dependency)
+    if num_wrong:
+        tolerated += (Tolerated("wrong_dependency", Policy.DROP, num_wrong),)
+    threads = _plan_threads(dialect, announced, stages, tokenizer)
     seen = len(context) if dialect.thread.context is Context.PARENT else 0
     num_closing = dialect.join.num_closing_tokens(dialect, tokenizer)
     is_near_end = dialect.min_left > 0 and num_left is not None and num_left < dialect.min_left
     if is_near_end or not has_room(threads, seen, max_model_len, dialect.min_room, num_closing):
         return Refusal("no_room", policies.no_room)
-    return ForkPlan(threads, num_duplicates, tolerated)
+    return ForkPlan(threads, num_duplicates, tolerated, stages)
 
 
 def has_room(
@@ -181,6 +198,23 @@ def has_room(
     """Whether each of ``threads`` can write a token and close, and the context ``min_room`` tokens."""
     longest = max(len(t.header_ids) for t in threads) + 1 + num_closing
     return max_model_len is None or context_len + max(longest, min_room) <= max_model_len
+
+
+def _stages_of(dialect: Dialect, announced: list[Announced]) -> tuple[tuple[int, ...], int]:
+    """The stages of the ``announced`` threads, if there are any, and how many dependencies are wrong."""
+    if dialect.outline is None or not dialect.outline.has_stages:
+        return (), 0
+    return in_stages([(one.number, one.depends_on) for one in announced])
+
+
+def _plan_threads(
+    dialect: Dialect, announced: list[Announced], stages: tuple[int, ...], tokenizer: Tokenizer
+) -> tuple[ThreadPlan, ...]:
+    """Of a later stage, each thread begins as a joined one does: what opens the first stands before it."""
+    num_first = stages[0] if stages else len(announced)
+    plans = [_plan_thread(dialect, one, place, tokenizer) for place, one in enumerate(announced)]
+    later = [replace(plan, header_ids=plan.joined_header_ids) for plan in plans[num_first:]]
+    return (*plans[:num_first], *later)
 
 
 def _plan_thread(dialect: Dialect, one: Announced, place: int, tokenizer: Tokenizer) -> ThreadPlan:

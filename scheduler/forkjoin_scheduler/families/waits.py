@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal
 
-#: ``wave``: a later wave of its vote starts it, if the vote needs it; ``turn``: the policy, or a limit, lets
-#: others run first; ``room``: no slot or no KV block is free; ``grammar``: its grammar is compiled.
-Wait = Literal["wave", "turn", "room", "grammar"]
+#: ``wave``: a later wave of its vote starts it, if the vote needs it; ``dependencies``: it starts when what
+#: it depends on has been joined; ``turn``: the policy, or a limit, lets others run first; ``room``: no slot
+#: or no KV block is free; ``grammar``: its grammar is compiled.
+Wait = Literal["wave", "dependencies", "turn", "room", "grammar"]
 
 #: Steps in a row.
 TOLD_AFTER = 8
@@ -27,7 +28,7 @@ class Waits:
     def see(self, index: int, wait: Wait | None, *, has_begun: bool) -> bool:
         """Note what a thread waits for in a step, None if it runs. Returns whether to emit it.
 
-        What was emitted stands until the thread runs; but the start of its wave is emitted too.
+        What was emitted stands until the thread runs; but the start of its wave or stage is emitted too.
         """
         if wait is None:
             del self._num_steps[index]
@@ -36,7 +37,7 @@ class Waits:
         if has_begun and self._num_steps[index] < TOLD_AFTER:
             return False
         before = self._emitted.get(index)
-        if before == wait or before not in (None, "wave"):
+        if before == wait or before not in (None, "wave", "dependencies"):
             return False
         self._emitted[index] = wait
         return True

@@ -39,6 +39,8 @@ class Join(Strict):
     asks_by_number: ClassVar[bool] = False
     #: Whether joins move the threads' KV instead of computing it.
     moves_kv: ClassVar[bool] = False
+    #: Whether the branch that forked may fork again after its threads, for those that depend on them.
+    goes_in_stages: ClassVar[bool] = False
     #: Whether threads that have ended may be prefilled one after another while slower ones run.
     prefills_ahead: ClassVar[bool] = False
 
@@ -50,6 +52,10 @@ class Join(Strict):
         default="", description="injected after the last thread; in a file, a template of the turns only"
     )
     opened: str = Field(default="", description="injected before the first thread")
+    between_stages: str = Field(
+        default="",
+        description="injected in its place behind a stage of threads, if another one follows",
+    )
     close_block: str = Field(
         default="", description="injected in its place when the request ends at the join"
     )
@@ -73,6 +79,18 @@ class Join(Strict):
         """Raise ValueError where ``dialect`` wants what this kind of join does not do."""
         if dialect.thread.newlines:
             raise ValueError("expected newlines only with the kind splice: what is joined stays as it is")
+
+    def check_stages(self, dialect: Dialect) -> None:
+        """Raise ValueError where threads of ``dialect`` could not see what they depend on."""
+        if not self.goes_in_stages or self.when == "first" or dialect.thread.context == "header":
+            raise ValueError(
+                "expected outlines that name dependencies ('depends') only with the kind reprefill or "
+                "stitch, with threads that see their parent, and all of which come to their end"
+            )
+        if self.opened:
+            raise ValueError(
+                "expected no join.opened where outlines name dependencies: stages stand in a row"
+            )
 
     def check_tokens(self, dialect: Dialect, tokenizer: Tokenizer) -> None:
         """Raise DialectError where the texts of ``dialect`` do not do as its tokenizer writes them."""

@@ -42,7 +42,13 @@ def closing_ids_of(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> li
     if thread.end is ThreadEnd.CUT:
         return []
     ends_itself = thread.end is ThreadEnd.STOP and thread.plan.end is not None
-    return tokenizer.encode(("" if ends_itself else dialect.thread.close) + dialect.thread.tail)
+    closing = ("" if ends_itself else dialect.thread.close) + dialect.thread.tail
+    return tokenizer.encode(closing + between(dialect, thread))
+
+
+def between(dialect: Dialect, thread: Branch) -> str:
+    """What stands between ``thread`` and the next one that is joined with it; behind the last, nothing."""
+    return dialect.thread.between if dialect.thread.between and not thread.is_last else ""
 
 
 def written(thread: Branch) -> list[int]:

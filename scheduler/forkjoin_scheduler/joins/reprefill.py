@@ -15,6 +15,7 @@ class Reprefill(Join):
     """A re-prefill: what follows sees all tokens of all threads, in a row."""
 
     prefills_ahead: ClassVar[bool] = True
+    goes_in_stages: ClassVar[bool] = True
 
     kind: Literal["reprefill"] = "reprefill"
 

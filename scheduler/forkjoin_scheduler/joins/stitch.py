@@ -22,6 +22,7 @@ class Stitch(Join):
     """A stitch: KV moves, and is not computed again."""
 
     moves_kv: ClassVar[bool] = True
+    goes_in_stages: ClassVar[bool] = True
 
     kind: Literal["stitch"]
 
@@ -37,6 +38,14 @@ class Stitch(Join):
         if dialect.swaps:
             raise ValueError(
                 "expected swaps only where the context stands in a row, not with the kind stitch"
+            )
+
+    def check_stages(self, dialect: Dialect) -> None:
+        super().check_stages(dialect)
+        if not self.between_stages:
+            raise ValueError(
+                "expected a join.between_stages where outlines name dependencies and threads are stitched: "
+                "their KV moves in the step that computes it"
             )
 
     def check_tokens(self, dialect: Dialect, tokenizer: Tokenizer) -> None:
@@ -59,7 +68,8 @@ class Stitch(Join):
 
     def num_closing_tokens(self, dialect: Dialect, tokenizer: Tokenizer) -> int:
         """The tokens that close a thread have to get their KV after what it wrote."""
-        return len(tokenizer.encode(dialect.thread.close + dialect.thread.tail)) + 1
+        thread = dialect.thread
+        return len(tokenizer.encode(thread.close + thread.tail + thread.between)) + 1
 
     def thread_offset(self, parent_offset: int, positions: Positions) -> int:
         """Each thread's positions go on from the fork."""

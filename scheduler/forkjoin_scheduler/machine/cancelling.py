@@ -44,9 +44,20 @@ def advance(machine: Machine) -> Effects:
     for thread in to_end(machine.cancelled):
         if machine.vote is not None:
             yield from _end_without_vote(machine, thread, machine.vote)
+        elif thread in machine.later:
+            yield from _leave_out(machine, thread)
         elif not machine.world.is_standing(thread):
             yield from ending.stop(machine, thread, ThreadEnd.CLIENT_CANCELLED)
     machine.cancelled = [thread for thread in machine.cancelled if thread.end is None]
+
+
+def _leave_out(machine: Machine, thread: Branch) -> Effects:
+    """A thread that waits for others is not started; one that is about to start ends behind that."""
+    assert thread.parent is not None
+    if thread.parent.state is BranchState.PARKED:
+        machine.later = [later for later in machine.later if later is not thread]
+        machine.family.leave_out(thread)
+        yield from ending.cancel(machine, thread, ThreadEnd.NOT_STARTED)
 
 
 def thread_at(family: Family, index: int) -> Branch | None:

@@ -46,7 +46,7 @@ def _close_what_is_open(machine: Machine, refused: Branch | None) -> None:
     for branch, transcript in machine.transcripts.items():
         if not branch.is_live:
             continue
-        waits = branch.state in (BranchState.PARKED, BranchState.JOINABLE)
+        waits = branch.state in (BranchState.PARKED, BranchState.JOINABLE) or bool(branch.planned)
         if branch is refused or (waits and shows_threads):
             transcript.push(of_block)
         if branch.plan is not None:

@@ -112,6 +112,8 @@ class Resume:
     plan: JoinPlan
     #: Tokens that its context can still take.
     room: int
+    #: Whether it writes nothing: when its KV is there, the machine is to be told (``forking.next_stage``).
+    forks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

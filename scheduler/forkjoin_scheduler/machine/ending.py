@@ -47,7 +47,10 @@ def closed(machine: Machine, thread: Branch) -> Effects:
     """All KV of ``thread``, which has ended, is there: its parent may join when the others have ended."""
     assert thread.parent is not None
     assert thread.end is not None
-    machine.family.end(thread, thread.end, cancels=machine.dialect.join.waits)
+    # It may end before threads have started that it was to go on to.
+    planned = machine.family.end(thread, thread.end, cancels=machine.dialect.join.waits)
+    if planned:
+        yield from forget(machine, planned)
     yield PrefillFinishedThreads(thread.parent)
 
 

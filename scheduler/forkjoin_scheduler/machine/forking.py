@@ -18,7 +18,7 @@ from forkjoin_scheduler.machine import cutting, voting
 from forkjoin_scheduler.machine.effects import Effects, Park, SampleAgain, ShareTail, Swap, WillNotJoin
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.output_token import injected
-from forkjoin_scheduler.publish.events import Forked, NewThread, Refused, Tolerated
+from forkjoin_scheduler.publish.events import Forked, NewThread, Refused, ThreadsStarted, Tolerated
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +57,19 @@ def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
     )
     _open_transcripts(machine, branch, threads)
     _expect_newlines(machine, branch, threads, context[planned.since : planned.num_tokens])
-    machine.clock_fork(branch)
-    yield from voting.start(machine, threads)
-    if waits and dialect.join.keeps_blocks_of(dialect, threads[0]):
-        yield ShareTail(branch)
+    later = [thread for stage in branch.planned for thread in stage]
+    yield from _start(machine, branch, threads)
+    num_later = len(later) if later else len(machine.later)
+    machine.later += later
     machine.emit(
         Forked(
             num_duplicates=plan.num_duplicates,
-            num_later=len(machine.later),
+            num_later=num_later,
             shared_tokens=min(machine.world.num_computed(branch), fork_len),
             parent_index=branch.index,
             threads=[
                 NewThread(index=t.index, number=p.number, title=p.title)
-                for t, p in zip(threads, plan.threads, strict=True)
+                for t, p in zip([*threads, *later], plan.threads, strict=True)
             ],
         )
     )
@@ -77,6 +77,26 @@ def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
         machine.emit(
             Tolerated(parent_index=branch.index, reason=found.reason, policy=found.policy, num=found.num)
         )
+
+
+def next_stage(machine: Machine, branch: Branch) -> Effects:
+    """``branch`` has been joined, and its KV is there: the threads start that depend on what was joined."""
+    if branch.state is not BranchState.DECODING or not branch.planned:
+        return
+    yield Park(branch)
+    dialect, context = machine.dialect, machine.world.context(branch)
+    offset = dialect.join.thread_offset(branch.offset, dialect.positions)
+    threads = machine.family.next_stage(branch, len(context), offset=offset)
+    machine.later = [thread for thread in machine.later if thread not in threads]
+    _open_transcripts(machine, branch, threads)
+    yield from _start(machine, branch, threads)
+    machine.emit(
+        ThreadsStarted(
+            parent_index=branch.index,
+            threads=[t.index for t in threads],
+            shared_tokens=min(machine.world.num_computed(branch), len(context)),
+        )
+    )
 
 
 def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
@@ -112,6 +132,15 @@ def emit_refused(machine: Machine, branch: Branch, refusal: Refusal) -> None:
     policy = refusal.policy.value
     machine.num_turns += branch is machine.family.root and branch not in machine.summarising
     machine.emit(Refused(parent_index=branch.index, reason=refusal.reason, policy=policy))
+
+
+def _start(machine: Machine, branch: Branch, threads: list[Branch]) -> Effects:
+    """Start ``threads``, which ``branch`` has just forked into."""
+    dialect = machine.dialect
+    machine.clock_fork(branch)
+    yield from voting.start(machine, threads)
+    if dialect.join.waits and dialect.join.keeps_blocks_of(dialect, threads[0]):
+        yield ShareTail(branch)
 
 
 def _open_transcripts(machine: Machine, branch: Branch, threads: list[Branch]) -> None:

@@ -27,12 +27,15 @@ def join(machine: Machine, branch: Branch) -> Effects:
         return
     context = machine.world.context(branch)
     dialect, tokenizer = machine.dialect, machine.world.tokenizer
-    plan = dialect.join.plan(dialect, threads, context, tokenizer, machine.terms.options.closing)
+    closing = (
+        tokenizer.encode(dialect.join.between_stages) if branch.planned else machine.terms.options.closing
+    )
+    plan = dialect.join.plan(dialect, threads, context, tokenizer, closing)
     transcript = machine.transcripts[branch]
     num_tokens = (len(context) if plan.keep is None else plan.keep) + len(plan.token_ids)
     goes_on, shows_threads = dialect.join.goes_on, dialect.join.shows_threads
     room = _room_behind(machine, branch, num_tokens) if goes_on else 0
-    is_too_long = goes_on and room <= 0
+    is_too_long = goes_on and room <= _num_of_next_stage(machine, branch)
     is_spent = goes_on and plan.end is None and not machine.family.remaining
     if not shows_threads:
         transcript.push(injected(plan.token_ids))
@@ -74,7 +77,11 @@ def stitched_end(machine: Machine, threads: Sequence[Branch]) -> tuple[int, int]
     lengths = [len(own_ids(machine, t)) for t in threads]
     num_left_out = sum(num_skipped(t, is_first=t is threads[0]) for t in threads)
     stitched_len = threads[0].fork_len + sum(lengths) - num_left_out
-    return stitched_len, joined_offset(threads, lengths, stitched_len, machine.dialect.positions)
+    dialect, tokenizer = machine.dialect, machine.world.tokenizer
+    if dialect.thread.between:  # it stands at the place of what follows the last
+        num = len(tokenizer.encode(dialect.thread.between))
+        lengths = [*(length - num for length in lengths[:-1]), lengths[-1]]
+    return stitched_len, joined_offset(threads, lengths, stitched_len, dialect.positions)
 
 
 def offset_behind(machine: Machine, threads: Sequence[Branch]) -> int:
@@ -86,6 +93,15 @@ def _room_behind(machine: Machine, branch: Branch, num_tokens: int) -> int:
     moves_kv = machine.dialect.join.moves_kv
     offset = offset_behind(machine, branch.waits_for) if moves_kv else 0
     return machine.room(branch, num_tokens, offset)
+
+
+def _num_of_next_stage(machine: Machine, branch: Branch) -> int:
+    """Tokens that the stage which follows in ``branch`` takes before its threads write; 0: none follows."""
+    if not branch.planned:
+        return 0
+    dialect, plans = machine.dialect, [thread.plan for thread in branch.planned[0]]
+    num_closing = dialect.join.num_closing_tokens(dialect, machine.world.tokenizer)
+    return max(len(plan.header_ids) for plan in plans if plan) + dialect.positions.fork_gap + num_closing
 
 
 def _end_of_all(branch: Branch) -> ThreadEnd:
@@ -115,9 +131,9 @@ def _go_on(machine: Machine, branch: Branch, plan: JoinPlan, room: int) -> Effec
     machine.family.join(branch, list(plan.token_ids))
     if machine.dialect.join.moves_kv:
         branch.stitched_len, branch.offset = stitched_end(machine, branch.waits_for)
-    if machine.dialect.summary is not None:
+    if machine.dialect.summary is not None and not branch.planned:
         machine.summarising.add(branch)
-    yield Resume(branch, plan, room)
+    yield Resume(branch, plan, room, forks=bool(branch.planned))
 
 
 def _cut_off(machine: Machine, branch: Branch, plan: JoinPlan) -> None:

@@ -55,14 +55,14 @@ class Forked(_Event, frozen=True, kw_only=True):
     parent_index: int
     threads: list[NewThread]
     shared_tokens: int
-    #: Those of them that do not start now, but in a later wave of their vote, if at all.
+    #: Those of them that do not start now, but in a later wave of their vote or a later stage, if at all.
     num_later: int = 0
     #: Outlines that were announced twice, and dropped.
     num_duplicates: int = 0
 
 
 class ThreadsStarted(_Event, frozen=True, kw_only=True):
-    """A later wave of a vote: the indices of its threads."""
+    """A later wave of a vote, or a later stage of a fork: the indices of its threads."""
 
     parent_index: int
     threads: list[int]

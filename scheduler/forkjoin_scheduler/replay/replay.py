@@ -13,7 +13,7 @@ from typing import Literal
 from forkjoin_scheduler.dialects.bound import WINDOW_TOKENS, BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt
 from forkjoin_scheduler.errors import DialectError
-from forkjoin_scheduler.families.family import Branch, Family
+from forkjoin_scheduler.families.family import Branch, BranchState, Family
 from forkjoin_scheduler.families.fork import Refusal
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import closing_ids_of
@@ -123,6 +123,12 @@ class _Replay:
         self._note("fork", f"{len(plan.threads)} threads: {titles}{more}")
         fork = Fork(plan, len(context), since)
         self._world.perform(self._machine, forking.fork(self._machine, branch, fork))
+        while branch.state is BranchState.PARKED and not self._world.has_ended:
+            self._stage(branch)
+
+    def _stage(self, branch: Branch) -> None:
+        """Read what the threads wrote that ``branch`` waits for, up to what follows their join."""
+        num_later = len(branch.planned)
         for thread in branch.waits_for:
             self._thread(thread)
         self._world.perform(self._machine, advancing.advance(self._machine))
@@ -130,7 +136,12 @@ class _Replay:
             self._since[branch] = len(self._world.contexts[branch])
             closing = self._world.closing.pop(branch, ())
             self._inject(list(closing), "after the last thread")
-            self._note("join", "all threads have ended: the parent goes on")
+            goes_on = (
+                f"{len(branch.waits_for)} threads start that depend on them"
+                if num_later
+                else "the parent goes on"
+            )
+            self._note("join", f"all threads have ended: {goes_on}")
 
     def _thread(self, thread: Branch) -> None:
         """Read what ``thread`` wrote, up to its end tag."""

@@ -10,7 +10,7 @@ from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.families.pruner import Pruner
 from forkjoin_scheduler.families.vote import Vote
-from forkjoin_scheduler.machine import effects, ending
+from forkjoin_scheduler.machine import effects, ending, forking
 from forkjoin_scheduler.machine.effects import Effects
 from forkjoin_scheduler.machine.machine import Machine
 
@@ -75,6 +75,8 @@ class TextWorld:
         del context[len(context) if plan.keep is None else plan.keep :]
         context += plan.token_ids
         self.closing[effect.branch] = plan.closing_ids
+        if effect.forks:
+            self.perform(machine, forking.next_stage(machine, effect.branch))
 
     def end(self, machine: Machine, effect: effects.EndFamily) -> None:
         self.has_ended = True

@@ -66,7 +66,8 @@ class Waiters:
         """What ``thread``, which decodes or is to, waits for in this step; None if it runs."""
         request = self._core.requests.get(thread.request_id)
         if request is None:
-            return "wave"  # it has not been started
+            # it has not been started
+            return "dependencies" if thread.parent is not None and thread.parent.planned else "wave"
         if thread.request_id in self.held_back:
             return "turn"
         if request.status == RequestStatus.RUNNING:

@@ -45,6 +45,10 @@ class Forks:
         if branch.state is not BranchState.DECODING:
             return
         fj_params = self._core.fj_params[request.request_id]
+        if branch.planned:
+            fj_params.since = request.num_tokens
+            self._performing.perform(live, forking.next_stage(live, branch))
+            return
         plan = plan or self.plan(live, branch, request._all_token_ids, fj_params.since)
         since, fj_params.since = fj_params.since, request.num_tokens
         if isinstance(plan, Refusal):

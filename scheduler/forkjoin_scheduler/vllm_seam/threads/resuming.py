@@ -59,7 +59,8 @@ class Resuming:
         if held_first := self._ahead.prefilled(live, branch):
             kv.transfer_blocks(self._core.kv_cache_manager, request, held_first)
             num_computed_tokens = held_first.num_tokens
-        self._core.fj_params[request.request_id].since = request.num_tokens
+        fj_params = self._core.fj_params[request.request_id]
+        fj_params.since, fj_params.at_prompt = request.num_tokens, effect.forks
         if not moves_kv:  # the last token is computed once more, where nothing follows it
             num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1)
         queues.resume(self._core.scheduler, request, num_computed_tokens)

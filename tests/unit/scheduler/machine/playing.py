@@ -43,6 +43,8 @@ class Stage:
         #: How many tokens of its context were there before it wrote, or when it forked last.
         self.since: dict[Branch, int] = {}
         self.standing: set[Branch] = set()
+        #: Branches that write nothing, but go on to the next stage of their threads.
+        self.to_fork: set[Branch] = set()
         #: Threads that have ended and of which something is held.
         self.held: set[Branch] = set()
         #: Those whose last KV is still computed.
@@ -192,6 +194,8 @@ class Stage:
         self.held.difference_update(branch.waits_for)
         self.standing.remove(branch)
         self.since[branch] = len(context)
+        if effect.forks:
+            self.to_fork.add(branch)
         self._goes_on(branch)
         assert self.left[branch] <= effect.room
 

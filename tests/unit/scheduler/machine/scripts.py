@@ -41,6 +41,15 @@ class Speech:
     #: How threads end without their end tag.
     ends: str = "\0"
     options: Callable[[int], CompiledOptions] | None = None
+    #: Whether the threads of a fork may start in stages.
+    has_stages: bool = False
+
+
+def _steps(_: int, width: int) -> str:
+    """A plan in which each second step depends on the one before, and each third on an unknown one, too."""
+    wanted = [f"{n - 1}, 9" if n % 3 == 0 else f"{n - 1}" if n % 2 == 0 else "" for n in range(1, width + 1)]
+    steps = "".join(f"Transient Step {n}: a; Dependency: [{d}]\n" for n, d in enumerate(wanted, 1))
+    return f"<Plan>{steps}</Plan>"
 
 
 def _outlines(opens: str, one: str, closes: str) -> Callable[[int, int], str]:
@@ -60,6 +69,7 @@ SPEECHES = {
     "multiverse": Speech(_outlines("<Goal>", "<Outline>{}: a</Outline>", "</Goal>"), (1, 3), depth=3),
     "npr": Speech(_outlines("<guideline>", "<plan>{}: a</plan>", "</guideline>"), (1, 3)),
     "aspd": Speech(_outlines("", "<|title|>{}<|/title|>", "<|para|>"), (1, 3)),
+    "medverse": Speech(_steps, (1, 4), has_stages=True),
     "parallel-r1": Speech(lambda *_: "<Parallel>", (2, 2)),
     "apar": Speech(lambda *_: "[SplitMask]", (1, 1), max_forks=3, depth=3),
     "hpd": Speech(lambda *_: "<FORK>", (1, 1), max_forks=3),
@@ -162,6 +172,9 @@ class Playing:
         if branch.parent is None:
             return self.case.script
         forks = self.script(branch.parent).forks
+        if SPEECHES[self.case.name].has_stages:  # in which it has no place in its fork; nor do threads fork
+            scripts = [script for fork in forks for script in fork]
+            return scripts[branch.index] if branch.index < len(scripts) else Script("")
         fork = forks[branch.fork_number] if branch.fork_number < len(forks) else []
         return fork[branch.sibling_index] if branch.sibling_index < len(fork) else Script("")
 

@@ -167,6 +167,10 @@ class Play:
             self.at_prompt, self.is_family = False, True
             self.calls.append(self._fork(branch, None))
             return run
+        if branch in stage.to_fork:
+            stage.to_fork.remove(branch)
+            self.calls.append(forking.next_stage(self.machine, branch))
+            return run
         for token_id in token_ids:
             stage.contexts[branch].append(token_id)
             stage.left[branch] -= 1
