@@ -39,10 +39,10 @@ export type ThreadFinishReason =
   | (string & {});
 
 /**
- * Why a thread does not run: a later wave of its vote starts it; others run first; no slot or no KV block is free; its
- * grammar is compiled. `nothing`: it runs. The list may grow, so keep a default case.
+ * Why a thread does not run: a later wave of its vote starts it; what it depends on has not been joined; others run
+ * first; no slot or no KV block is free; its grammar is compiled. `nothing`: it runs. The list may grow, so keep a default case.
  */
-export type Wait = "wave" | "turn" | "room" | "grammar" | "nothing" | (string & {});
+export type Wait = "wave" | "dependencies" | "turn" | "room" | "grammar" | "nothing" | (string & {});
 
 /** One entry of `delta.threads`: `index` is in every entry, `content` comes in pieces, `waits_for` when it changes, the rest once. */
 export interface ThreadEntry {

@@ -68,7 +68,13 @@ class Families(BaseModel):
 
 
 #: What stands for each wait that a server tells of.
-_WAITS = {"wave": "its wave", "turn": "its turn", "room": "room", "grammar": "its grammar"}
+_WAITS = {
+    "wave": "its wave",
+    "dependencies": "what it depends on",
+    "turn": "its turn",
+    "room": "room",
+    "grammar": "its grammar",
+}
 
 
 def waits_for(family: Family) -> str:

@@ -43,6 +43,7 @@ export function endOf(reason: string | null): [string, string] {
 
 const WAITS: Record<string, [string, string]> = {
   wave: ["waits for its wave", "It starts if the threads before it do not decide the vote."],
+  dependencies: ["waits for its dependencies", "It starts when the threads that it depends on have been joined."],
   turn: ["waits for its turn", "Others run first: the server's policy, its slots or max_threads_running say so."],
   room: ["waits for room", "No slot is free, or too few KV blocks for what it needs."],
   grammar: ["waits for its grammar", "The grammar of its response_format is compiled."],

@@ -14,6 +14,7 @@ KINDS = (
     "no_outline",
     "duplicates",
     "gaps",
+    "wrong_dependencies",
     "too_many_threads",
     "thread_eos",
     "thread_length",
@@ -357,6 +358,83 @@ def parallel_r1() -> Iterator[tuple[str, Case]]:
     script = {"": "so<Parallel>", "<Path>": long}
     shown = f"so<Parallel><Path>{long}<Path>{long}</Parallel>"
     yield "joined_too_long", Case(script, shown, ends("12", "stop"), counted, "length", room=200)
+
+
+# ---- steps that depend on others: MedVerse -------------------------------------------------------
+
+
+def medverse() -> Iterator[tuple[str, Case]]:
+    end, close, after = "</Step>", "\n</Execution>", "\n</Execution>\n<Conclusion>\n"
+
+    def step(number: int) -> str:
+        return f" Transient Step {number}: s"
+
+    def planned(steps: Mapping[int, str] | str, num_repeated: int = 0) -> str:
+        """``steps``: what each depends on."""
+        steps = {int(n): "" for n in steps} if isinstance(steps, str) else steps
+        outlines = [f"<Outline>{step(n)}; Dependency: [{d}] </Outline>\n" for n, d in steps.items()]
+        return f"go<Plan>\n{''.join(outlines + outlines[:num_repeated])}</Plan>"
+
+    def shown(root: str, texts: Mapping[int, str]) -> str:
+        return f"{root}\n<Execution>\n" + "\n".join(f"<Step>{step(n)}\n{t}" for n, t in texts.items())
+
+    def case(
+        root: str,
+        wrote: Mapping[int, str],
+        how: str = "",
+        *,
+        so: str = "so",
+        goes_on: bool = True,
+        **more: Any,
+    ) -> Case:
+        """``how`` steps end: each by its own end tag, if nothing is said."""
+        hows = how.split() if how else ["stop"] * len(wrote)
+        threads = tuple(f"{n} {how}" for n, how in zip(wrote, hows, strict=True))
+        script = {"": root, after: so} | {f"<Step>{step(n)}\n": text for n, text in wrote.items()}
+        closed = more.pop("closed", wrote)
+        answer = shown(root, closed) + (f"{after}{so}" if goes_on else close)
+        return Case(script, answer, threads, finish="stop" if goes_on else "length", **more)
+
+    def refused(root: str, reason: str, **more: Any) -> Case:
+        return Case({"": f"{root}on"}, f"{root}on", (), {f"{reason}/sequential": 1}, **more)
+
+    well, chain = {1: f"aa{end}", 2: f"b{end}"}, planned({1: "", 2: "1"})
+    for root in ("<Plan></Plan>", "<Plan>Transient Step 1: s</Plan>", "Step 1: s; Dependency: []</Plan>"):
+        yield "no_outline", refused(root, "no_outline")
+    yield "duplicates", case(planned("12", 2), well, counted={"duplicate_outline/drop": 2})
+    yield "gaps", case(planned({2: "", 7: "2"}), {2: f"aa{end}", 7: f"b{end}"})
+    wrong = {"wrong_dependency/drop": 3}
+    yield "wrong_dependencies", case(planned({1: "1, 2", 2: "1, 9"}), well, counted=wrong)
+    yield (
+        "too_many_threads",
+        refused(planned("123"), "too_many_threads", forkjoin={"max_threads_per_fork": 2}),
+    )
+    eos = {"counted": {"thread_eos/close_thread": 1}, "closed": {1: f"x\n{end}", 2: f"b{end}"}}
+    for root in (planned("12"), chain):
+        yield "thread_eos", case(root, {1: "x", 2: f"b{end}"}, "eos stop", **eos)
+    length = {"counted": {"thread_length/close_thread": 1}, "forkjoin": {"max_tokens_per_thread": 7}}
+    for root in (planned("12"), chain):
+        long = {1: "a" * 30 + end, 2: f"b{end}"}
+        yield "thread_length", case(root, long, "length stop", closed=well | {1: f"aaaaaaa\n{end}"}, **length)
+    untagged = chain.replace("<Outline>", "").replace("</Outline>", "").replace("<Plan>", "")
+    yield "missing_tags", case(untagged, well)
+    stray = {1: f"x<Execution></Execution>y{end}", 2: f"<Step>b{end}"}
+    yield "stray_tags", case(f"{end}</Execution>{chain}", stray, so=f"{end}<Step>on")
+    nested = {1: f"x{chain}y{end}", 2: f"b{end}"}
+    yield "nested_fork", case(planned("12"), nested, counted={"nested_fork/sequential": 1})
+    again = {"counted": {"too_many_forks/sequential": 1}, "forkjoin": {"max_forks": 1}}
+    yield "max_forks", case(chain, well, so=f"{planned('3')}on", **again)
+    yield "max_forks", refused(chain, "too_many_forks", forkjoin={"max_forks": 0})
+    long = dict.fromkeys((1, 2, 3), "a" * 90 + end)
+    for kind, num, more in (("total_tokens", 4, {"spend": 12}), ("joined_too_long", 67, {"room": 200})):
+        cut = dict.fromkeys((1, 2, 3), "a" * num + f"\n{end}")
+        counted = {f"{kind}/end_request": 1}
+        how = "cancelled " * 3
+        yield kind, case(planned("123"), long, how, closed=cut, goes_on=False, counted=counted, **more)
+    # the steps would fit, but for what stands around them
+    long = dict.fromkeys((1, 2, 3), "a" * 55 + end)
+    counted = {"joined_too_long/end_request": 1}
+    yield "joined_too_long", case(planned("123"), long, goes_on=False, counted=counted, room=200)
 
 
 # ---- titled branches: ASPD -----------------------------------------------------------------------
@@ -845,6 +923,7 @@ CASES = _table(
     parallel_r1=parallel_r1(),
     parathinker=parathinker(),
     aspd=aspd(),
+    medverse=medverse(),
     apr=apr(),
     apar=apar(),
     hpd=hpd(),
@@ -858,6 +937,7 @@ _NO_OUTLINE = "each fork has a fixed width: the model announces nothing and numb
 _AS_ASKED = "the request names its branches: the model announces nothing and numbers nothing"
 _AS_THREADWEAVER = "threadweaver's tags; what its policies do otherwise is tested without an engine"
 _ENDS_BY_EOS = "end of sequence is how a thread ends"
+_NO_DEPENDENCIES = "no outline names what its thread depends on"
 _NO_TAGS = "there are no tags"
 
 #: What can't be, and why.
@@ -877,6 +957,7 @@ EXCLUDED: dict[tuple[str, str], str] = {
     ("pasta", "gaps"): "promises have topics, no numbers",
     **{(name, "missing_tags"): "neither token closes what the other opened" for name in ("apar", "hpd")},
     **{(name, "joined_too_long"): "nothing is joined to any context" for name in ("apar", "hpd")},
+    **{(name, "wrong_dependencies"): _NO_DEPENDENCIES for name, _ in CASES if name != "medverse"},
     ("aspd", "gaps"): "nothing is numbered",
     ("parathinker", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
     ("explicit", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",

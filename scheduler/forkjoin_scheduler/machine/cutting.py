@@ -11,7 +11,7 @@ from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.vote import Vote
-from forkjoin_scheduler.joins.joined import close_block_ids
+from forkjoin_scheduler.joins.joined import between, close_block_ids
 from forkjoin_scheduler.machine import ending
 from forkjoin_scheduler.machine.effects import Effects, How
 from forkjoin_scheduler.machine.machine import Machine
@@ -40,9 +40,8 @@ def end_closed(machine: Machine, refused: Branch | None = None) -> Effects:
 
 
 def _close_what_is_open(machine: Machine, refused: Branch | None) -> None:
-    thread, shows_threads = machine.dialect.thread, machine.dialect.join.shows_threads
-    of_block = injected(close_block_ids(machine.dialect, machine.world.tokenizer))
-    of_thread = injected(machine.world.tokenizer.encode(thread.close + thread.tail))
+    dialect, shows_threads = machine.dialect, machine.dialect.join.shows_threads
+    of_block = injected(close_block_ids(dialect, machine.world.tokenizer))
     for branch, transcript in machine.transcripts.items():
         if not branch.is_live:
             continue
@@ -50,7 +49,8 @@ def _close_what_is_open(machine: Machine, refused: Branch | None) -> None:
         if branch is refused or (waits and shows_threads):
             transcript.push(of_block)
         if branch.plan is not None:
-            transcript.push(of_thread)
+            closing = dialect.thread.close + dialect.thread.tail + between(dialect, branch)
+            transcript.push(injected(machine.world.tokenizer.encode(closing)))
 
 
 def _show_first_vote(machine: Machine, vote: Vote) -> None:

@@ -40,7 +40,8 @@ class ForkJoinWait(_Fields):
     """``waits_for`` of a thread."""
 
     type: Literal[Wait, "nothing"] = Field(
-        description="`wave`: for the wave of `confidence` that starts it, if the vote needs it. `turn`: "
+        description="`wave`: for the wave of `confidence` that starts it, if the vote needs it. "
+        "`dependencies`: it starts when the threads that it depends on have been joined. `turn`: "
         "others run first, by the server's policy, its slots or `max_threads_running`. `room`: no slot or no "
         "KV block is free. `grammar`: the grammar of its `response_format` is being compiled. `nothing`: it "
         "runs again."

@@ -86,7 +86,8 @@ class ForkJoinFamily(_Fields):
     waits_for: list[Wait] = Field(
         description="What it waits for, itself or its threads, the most frequent first. Empty: for nothing. "
         "`turn`: others start or run before it. `room`: it is the next, and there is no slot, or too few KV "
-        "blocks are free for what it is expected to need. `wave` and `grammar`: as of a thread."
+        "blocks are free for what it is expected to need. `wave`, `dependencies` and `grammar`: as of a "
+        "thread."
     )
     threads: ForkJoinThreadStates = Field(description="Its threads, by what they do.")
     total_tokens: int = Field(description="Tokens that it has generated.")

@@ -57,7 +57,7 @@ STARTED = Counter(f"{_PREFIX}threads_started", "Threads started.", _OF_ENGINE)
 ENDED = Counter(f"{_PREFIX}threads_ended", "Threads ended, by reason.", [*_OF_ENGINE, "reason"])
 RUNNING = Gauge(
     f"{_PREFIX}threads_running",
-    "Threads that have not ended: they decode, wait to, or may be started by a later wave of a vote.",
+    "Threads that have not ended: they decode, wait to, or may be started by a later wave or stage.",
     _OF_ENGINE,
     multiprocess_mode="livesum",
 )

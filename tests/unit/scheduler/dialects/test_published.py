@@ -47,6 +47,10 @@ THREADWEAVER = (
 )
 MULTIVERSE = "<Parallel>\n<Goal>\n<Outline>1: even</Outline>\n<Outline>2.1: odd</Outline>\n<Outline>10: 0</Outline>\n</Goal>"
 NPR = "<guideline>\n<plan>1: even</plan>\n<plan>2: odd</plan>\n</guideline>"
+MEDVERSE = (
+    "<Plan>\n<Outline> Transient Step 1: Pain -> MI; Dependency: [] </Outline>\n"
+    "<Outline> Transient Step 2: ECG -> MI; Dependency: [] </Outline>\n</Plan>"
+)
 ASPD = "Two:\n<|title|>Cats<|/title|><|title|>1 < 2<|/title|><|title|>Cats<|/title|><|para|>"
 PARATHINKER = "<B>How many?<A><think>"
 SUMMARY = "<summary>By analyzing multiple reasoning processes above, I concluded that: The final answer is"
@@ -115,6 +119,20 @@ PUBLISHED = {
         sees=[f"Q{NPR}\n<step>\n1:", f"Q{NPR}\n<step>\n2:"],
         threads=[(" ab</step>", STOP), (" c</step>", STOP)],
         joined=f"Q{NPR}\n<step>\n1: ab</step>\n<step>\n2: c</step>\n<takeaway>\n",
+    ),
+    # The steps of one stage; what opens them stands once.
+    "medverse": Published(
+        prompt="Q",
+        wrote=MEDVERSE,
+        sees=[
+            f"Q{MEDVERSE}\n<Execution>\n<Step> Transient Step {n}\n"
+            for n in ("1: Pain -> MI", "2: ECG -> MI")
+        ],
+        threads=[("So.\n</Step>", STOP), ("Then\0", EOS)],
+        joined=(
+            f"Q{MEDVERSE}\n<Execution>\n<Step> Transient Step 1: Pain -> MI\nSo.\n</Step>\n"
+            "<Step> Transient Step 2: ECG -> MI\nThen\n</Step>\n</Execution>\n<Conclusion>\n"
+        ),
     ),
     # A branch has no number but its title.
     "aspd": Published(

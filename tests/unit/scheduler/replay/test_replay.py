@@ -17,7 +17,7 @@ def kinds(dialect, transcript):
     return [found.kind for found in replay(load(dialect), transcript)]
 
 
-@pytest.mark.parametrize("name", ["threadweaver", "parallel-r1", "multiverse", "npr", "aspd"])
+@pytest.mark.parametrize("name", ["threadweaver", "parallel-r1", "multiverse", "npr", "aspd", "medverse"])
 def test_a_published_transcript_is_what_the_engine_would_write(name):
     published = PUBLISHED[name]
     seen = kinds(name, published.joined[len(published.prompt) :])
@@ -45,6 +45,22 @@ def test_threads_that_fork_are_read_within_their_parents():
     assert kinds("multiverse", transcript) == [
         *("fork", "end", "fork", "end", "join", "end", "join"),
     ]
+
+
+STEPS = "".join(
+    f"<Outline> Transient Step {n}: a; Dependency: [{d}] </Outline>\n"
+    for n, d in (("1", ""), ("2", ""), ("3", "2, 1"))
+)
+
+
+def test_threads_that_depend_on_others_are_read_behind_their_join():
+    steps = "\n".join(f"<Step> Transient Step {n}: a\nb\n</Step>" for n in "123")
+    transcript = f"<Plan>\n{STEPS}</Plan>\n<Execution>\n{steps}\n</Execution>\n<Conclusion>\nc"
+    found = replay(load("medverse"), transcript)
+    assert [f.kind for f in found] == ["fork", "end", "end", "join", "end", "join"]
+    assert found[3].text == "all threads have ended: 1 threads start that depend on them"
+    assert transcript[found[3].offset :].startswith("<Step> Transient Step 3")
+    assert found[5].text == "all threads have ended: the parent goes on"
 
 
 @pytest.mark.parametrize(
