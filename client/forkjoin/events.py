@@ -41,7 +41,7 @@ class ThreadDelta(_Event):
 
 
 class ThreadWaits(_Event):
-    """A thread does not run: it ``waits_for`` its ``wave``, ``dependencies``, ``turn``, ``room`` or ``grammar``.
+    """A thread ``waits_for`` a ``wave``, ``dependencies``, a ``turn``, ``room`` or a ``grammar``.
 
     None: it runs again. Of a thread that runs from its start there is no such event.
     """

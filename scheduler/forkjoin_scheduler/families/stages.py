@@ -8,7 +8,7 @@ in outline order is the joined context. A thread may thus wait longer than for w
     outlines   1: []   2: []   3: [1]   4: [2]   5: [3, 4]
     stages     1, 2          | 3, 4            | 5
 
-Invariants (pinned by tests): each thread stands behind the stages of all that it depends on; one after the
+Invariants (pinned by tests): each thread stands after the stages of all that it depends on; one after the
 other, the stages are the outlines in their order.
 """
 

@@ -54,7 +54,7 @@ class Join(Strict):
     opened: str = Field(default="", description="injected before the first thread")
     between_stages: str = Field(
         default="",
-        description="injected in its place behind a stage of threads, if another one follows",
+        description="injected in its place after a stage of threads, if another one follows",
     )
     close_block: str = Field(
         default="", description="injected in its place when the request ends at the join"

@@ -47,7 +47,7 @@ def closing_ids_of(dialect: Dialect, thread: Branch, tokenizer: Tokenizer) -> li
 
 
 def between(dialect: Dialect, thread: Branch) -> str:
-    """What stands between ``thread`` and the next one that is joined with it; behind the last, nothing."""
+    """What stands between ``thread`` and the next one that is joined with it; after the last, nothing."""
     return dialect.thread.between if dialect.thread.between and not thread.is_last else ""
 
 

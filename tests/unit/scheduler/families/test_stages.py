@@ -23,7 +23,7 @@ def laid_out(plan):
 
 
 @given(PLANS)
-def test_each_thread_stands_behind_the_stages_of_all_that_it_depends_on(plan):
+def test_each_thread_stands_after_the_stages_of_all_that_it_depends_on(plan):
     stages = laid_out(plan)
     assert [number for stage in stages for number in stage] == list(range(1, len(plan) + 1))
     stage_of = {number: n for n, stage in enumerate(stages) for number in stage}
