@@ -6,7 +6,14 @@ import pytest
 
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.families.thread_end import ThreadEnd
-from forkjoin_scheduler.publish.events import Forked, Progress, Refused, ThreadEnded, ThreadsStarted, Tolerated
+from forkjoin_scheduler.publish.events import (
+    Forked,
+    Progress,
+    Refused,
+    ThreadEnded,
+    ThreadsStarted,
+    Tolerated,
+)
 from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions
 from tests.unit.scheduler.machine.stepping import Play
 
