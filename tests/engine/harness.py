@@ -198,10 +198,11 @@ class Engine:
             script.append([encode(end), None if behind_it is None else encode(behind_it)])
         return self.params(extra_args={"script": script, "eos": self.eos}, **options)
 
-    def add(self, prompt: list[int], params: SamplingParams) -> str:
+    def add(self, prompt: Any, params: SamplingParams) -> str:
+        """Add a request; its ``prompt`` is a list of tokens, or what vLLM makes of tokens and images."""
         request_id = f"r{next(self._ids)}"
-        prompt_tokens = TokensPrompt(prompt_token_ids=prompt)
-        self.core.add_request(request_id, prompt_tokens, params, lora_request=self.lora)
+        given = TokensPrompt(prompt_token_ids=prompt) if isinstance(prompt, list) else prompt
+        self.core.add_request(request_id, given, params, lora_request=self.lora)
         return request_id
 
     def run(self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[Answer]:

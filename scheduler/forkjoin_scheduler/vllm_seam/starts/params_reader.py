@@ -28,6 +28,9 @@ class ParamsReader:
     def __init__(self, core: Core, answers: Answers) -> None:
         self._core = core
         self._answers = answers
+        multimodal = core.scheduler.vllm_config.model_config.multimodal_config
+        #: Whether the model drops parts of videos: positions after one are then known where it is encoded.
+        self._prunes_media = multimodal is not None and multimodal.is_multimodal_pruning_enabled()
 
     def attach(self, request: Request) -> None:
         """Note what ``request`` asks of fork/join, and what that means for it from its start."""
@@ -59,7 +62,7 @@ class ParamsReader:
         if (
             not options.enabled
             or request.prompt_embeds is not None
-            or request.mm_features
+            or (request.mm_features and self._prunes_media)
             # vLLM counts it in each request by itself: in each thread, were there any
             or params.thinking_token_budget not in (None, -1)
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request
@@ -27,6 +28,7 @@ def new_request(
         prompt_token_ids=token_ids,
         sampling_params=params,
         pooling_params=None,
+        mm_features=_media_in(token_ids, root),
         client_index=root.client_index,
         arrival_time=root.arrival_time,
         lora_request=root.lora_request,
@@ -38,6 +40,15 @@ def new_request(
     request._block_hasher = root._block_hasher
     request.update_block_hashes()
     return request
+
+
+def _media_in(token_ids: Sequence[int], root: Request) -> list[MultiModalFeatureSpec]:
+    """The images and other media of ``root`` that a context has: all, if it begins with their placeholders.
+
+    A thread that sees its header only has none.
+    """
+    end = max((f.mm_position.offset + f.mm_position.length for f in root.mm_features), default=0)
+    return root.mm_features if token_ids[:end] == root._all_token_ids[:end] else []
 
 
 def rebase_prompt(request: Request, token_ids: Sequence[int], params: SamplingParams) -> None:
