@@ -171,7 +171,9 @@ def _check_forks(
         reason = "prompt_logprobs"
     elif sampling_params.thinking_token_budget not in (None, -1):
         reason = "thinking_token_budget"
-    elif kind not in (None, "token"):
+    elif kind == "multimodal" and _prunes_media(client):
+        reason = "videos of which vLLM prunes parts (--video-pruning-rate)"
+    elif kind not in (None, "token", "multimodal"):
         reason = f"a prompt of the kind {kind}"
     else:
         return
@@ -179,6 +181,11 @@ def _check_forks(
     raise BadRequestOptions(
         f"forkjoin.{asked}: expected a request that may fork, but not with {reason}: drop one"
     )
+
+
+def _prunes_media(client: Any) -> bool:
+    multimodal = getattr(client.model_config, "multimodal_config", None)
+    return multimodal is not None and bool(multimodal.is_multimodal_pruning_enabled())
 
 
 def _structured_reason(

@@ -9,23 +9,6 @@ def _content(*parts):
     return {"messages": [{"role": "user", "content": list(parts)}]}
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"type": "image_url", "image_url": {"url": "x"}},
-        {"image_url": "x"},
-        {"type": "input_audio", "input_audio": {}},
-        {"type": "input_image"},
-        {"type": "video_url"},
-        {"type": "image", "source": {}},
-        {"type": "tool_result", "content": [{"type": "image"}]},
-    ],
-)
-def test_media_are_found_in_messages_and_in_input(part):
-    assert bypass_reason(_content({"type": "text", "text": "x"}, part)) == "multimodal content"
-    assert bypass_reason({"input": _content(part)["messages"]}) == "multimodal content"
-
-
 def test_prompt_embeddings_and_beam_search_are_left_alone_too():
     assert bypass_reason({"prompt_embeds": "x"}) == "prompt embeddings"
     assert bypass_reason({"use_beam_search": True}) == "beam search"
@@ -35,7 +18,8 @@ def test_prompt_embeddings_and_beam_search_are_left_alone_too():
     "body",
     [
         {},
-        _content({"type": "text", "text": "an image_url"}),
+        _content({"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "x"}}),
+        {"input": [{"type": "input_image"}], "features": {"image": []}},
         {"messages": [{"role": "assistant", "content": "x", "audio": None}]},
         {"messages": "x", "input": 3},
         {"response_format": {"type": "text"}, "text": {"format": {"type": "text"}}, "tool_choice": "auto"},
@@ -44,13 +28,6 @@ def test_prompt_embeddings_and_beam_search_are_left_alone_too():
 )
 def test_any_other_request_may_fork(body):
     assert bypass_reason(body) is None
-
-
-def test_content_may_nest_as_deep_as_json_can():
-    content: object = [{"type": "image"}]
-    for _ in range(5000):
-        content = [content]
-    assert bypass_reason({"input": content}) == "multimodal content"
 
 
 @pytest.mark.parametrize(("budget", "reason"), [(0, "thinking_token_budget"), (-1, None), (None, None)])

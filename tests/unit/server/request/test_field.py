@@ -184,13 +184,20 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
     [
         ({"prompt_logprobs": 0}, "expected no prompt_logprobs and no echo"),
         ({"echo": True}, "expected no prompt_logprobs and no echo"),
-        ({"messages": IMAGE}, "not with multimodal content"),
+        ({"use_beam_search": True}, "not with beam search"),
     ],
 )
 def test_a_fork_that_the_engine_would_not_do_is_refused_where_it_is_asked_for(asked, name, more, message):
     with pytest.raises(BadRequestOptions, match=rf"^forkjoin\.{name}: .*{message}"):
         prepare({"forkjoin": asked} | more, CHAT, "k", THREADWEAVER)
     prepare(more, CHAT, "k", THREADWEAVER)
+
+
+@pytest.mark.parametrize("asked", [BRANCHES, VOTE])
+def test_a_request_with_images_may_ask_for_a_fork(asked):
+    body, options = prepare({"forkjoin": asked, "messages": IMAGE}, CHAT, "k", THREADWEAVER)
+    assert body["messages"] == IMAGE
+    assert options == parse_options(asked)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from vllm import SamplingParams
+from vllm.config.multimodal import MultiModalConfig
 from vllm.sampling_params import RepetitionDetectionParams
 
 from forkjoin_scheduler.errors import BadRequestOptions
@@ -169,7 +170,6 @@ def test_a_branch_that_does_not_fit_beside_the_prompt_is_refused_before_the_answ
     [
         ({"prompt_logprobs": 1}, {"type": "token"}, "prompt_logprobs"),
         ({"thinking_token_budget": 5}, {"type": "token"}, "thinking_token_budget"),
-        ({}, {"type": "multimodal"}, "a prompt of the kind multimodal"),
         ({}, {"type": "embeds"}, "a prompt of the kind embeds"),
     ],
 )
@@ -180,6 +180,18 @@ def test_a_fork_that_the_engine_would_drop_is_refused(client, params, prompt, re
     with handing_over(Asked(CompiledOptions())):
         client.generate(prompt, _params(**params), "r")
     assert client.calls == [None]
+
+
+@pytest.mark.parametrize("rate", [None, 0.5])
+def test_a_fork_after_images_is_handed_over_unless_the_model_prunes_media(client, rate):
+    client.model_config.multimodal_config = MultiModalConfig(video_pruning_rate=rate)
+    with handing_over(Asked(CompiledOptions(best_of=2, vote="a"))):
+        if rate is None:
+            client.generate({"type": "multimodal"}, _params(), "r")
+        else:
+            with pytest.raises(BadRequestOptions, match=r"forkjoin\.best_of: .*--video-pruning-rate"):
+                client.generate({"type": "multimodal"}, _params(), "r")
+    assert len(client.calls) == (rate is None)
 
 
 @pytest.mark.parametrize("name", ["top_k", "thinking_token_budget", "seed"])
