@@ -71,8 +71,9 @@ def do_without_torchvision(monkeypatch: Any) -> None:
     )
 
     # by name, vLLM would look at the class in a process without the stand-in
-    monkeypatch.setattr(ModelRegistry, "models", dict(ModelRegistry.models))
-    ModelRegistry.register_model("Qwen2_5_VLForConditionalGeneration", Qwen2_5_VLForConditionalGeneration)
+    name = Qwen2_5_VLForConditionalGeneration.__name__
+    monkeypatch.setitem(ModelRegistry.models, name, ModelRegistry.models[name])  # which comes back in the end
+    ModelRegistry.register_model(name, Qwen2_5_VLForConditionalGeneration)
 
     monkeypatch.setattr(
         Qwen2_5_VLProcessingInfo, "get_mm_max_tokens_per_item", lambda *args, **kwargs: {"image": NUM_TOKENS}
