@@ -12,6 +12,7 @@ import pytest
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.joins.kinds import make_join
+from forkjoin_scheduler.machine import cancelling
 
 pytestmark = pytest.mark.engine
 
@@ -510,3 +511,70 @@ def test_a_thread_that_is_cancelled_gives_back_what_its_own_threads_held_for_the
     hand.finish()
     ends = {e["index"]: e["reason"] for e in hand.events("thread_ended")}
     assert ends == {0: "stop", 1: "request_stop", 2: "cancelled", 3: "stop", 4: "cancelled"}
+
+
+# ---- threads that depend on others -------------------------------------------------------------
+
+STEPS = "".join(f"Transient Step {n}: a; Dependency: [{d}]\n" for n, d in enumerate(["", "", "1", "2"], 1))
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("kind", ["stitch", "reprefill"])
+@pytest.mark.parametrize("lost", [(), ("r#0",), ("r#2", "r#3")], ids="+".join)
+def test_a_stage_starts_on_what_the_one_before_it_wrote(drive, kind, lost, is_async):
+    hand = drive(changed("medverse", kind=kind), is_async=is_async)
+    hand.add("r", "qqqqq", forkjoin={"include_threads": True})
+    hand.say("r", f"{STEPS}</Plan>")
+    for first, second in (("r#0", "r#1"), ("r#2", "r#3")):
+        hand.steps_until(lambda first=first, second=second: hand.decodes(first) and hand.decodes(second))
+        for thread in lost:
+            if thread in (first, second):
+                hand.preempt(thread)
+        hand.step(4)
+        hand.say(first, "bcd</Step>")
+        hand.say(second, "b</Step>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert [e["threads"] for e in hand.events("threads_started")] == [[2, 3]]
+    told = [(e["index"], e["waits_for"]) for e in hand.events("waiting") if e["index"] == 2]
+    assert told[:2] == [(2, "dependencies"), (2, None)]
+    assert len(hand.events("joined")) == 2
+
+
+@pytest.mark.parametrize("status", ["WAITING", "RUNNING"])
+def test_a_parent_that_loses_its_blocks_between_two_stages_forks_when_it_has_them_again(drive, status):
+    hand = drive("medverse", is_async=True)
+    hand.add("r", "qqqqq")
+    hand.say("r", f"{STEPS}</Plan>")
+    hand.steps_until(lambda: hand.decodes("r#0") and hand.decodes("r#1"))
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "bcd</Step>")
+    params = hand.scheduler._core.fj_params
+    hand.steps_until(lambda: params["r"].at_prompt and hand.request("r").status.name == status)
+    hand.evict()
+    hand.steps_until(lambda: hand.decodes("r#2") and hand.decodes("r#3"))
+    for thread in ("r#2", "r#3"):
+        hand.say(thread, "bcd</Step>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert hand.oracle.num_compared_stitched
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_thread_that_is_cancelled_while_it_waits_for_others_never_starts(drive, is_async):
+    hand = drive("medverse", is_async=is_async)
+    hand.add("r", "qqqqq")
+    hand.say("r", f"{STEPS}</Plan>")
+    hand.steps_until(lambda: hand.decodes("r#0") and hand.decodes("r#1"))
+    assert cancelling.ask(hand.scheduler._core.live["r"], 2) == cancelling.CANCELLING
+    for thread in ("r#0", "r#1"):
+        hand.say(thread, "bcd</Step>")
+    hand.steps_until(lambda: hand.decodes("r#3"))
+    hand.say("r#3", "</Step>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    ends = {e["index"]: e["reason"] for e in hand.events("thread_ended")}
+    assert ends == {0: "stop", 1: "stop", 2: "not_started", 3: "stop"}

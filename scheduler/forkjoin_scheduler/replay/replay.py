@@ -136,11 +136,7 @@ class _Replay:
             self._since[branch] = len(self._world.contexts[branch])
             closing = self._world.closing.pop(branch, ())
             self._inject(list(closing), "after the last thread")
-            goes_on = (
-                f"{len(branch.waits_for)} threads start that depend on them"
-                if num_later
-                else "the parent goes on"
-            )
+            goes_on = "the next stage starts" if num_later else "the parent goes on"
             self._note("join", f"all threads have ended: {goes_on}")
 
     def _thread(self, thread: Branch) -> None:

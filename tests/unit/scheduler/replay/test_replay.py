@@ -58,7 +58,7 @@ def test_threads_that_depend_on_others_are_read_behind_their_join():
     transcript = f"<Plan>\n{STEPS}</Plan>\n<Execution>\n{steps}\n</Execution>\n<Conclusion>\nc"
     found = replay(load("medverse"), transcript)
     assert [f.kind for f in found] == ["fork", "end", "end", "join", "end", "join"]
-    assert found[3].text == "all threads have ended: 1 threads start that depend on them"
+    assert found[3].text == "all threads have ended: the next stage starts"
     assert transcript[found[3].offset :].startswith("<Step> Transient Step 3")
     assert found[5].text == "all threads have ended: the parent goes on"
 
