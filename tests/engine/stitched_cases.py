@@ -131,11 +131,18 @@ class Comparison:
 
 
 def compare(
-    model: Any, context: list[Any], continuation: list[int], own: list[float], **wrong: bool
+    model: Any,
+    context: list[Any],
+    continuation: list[int],
+    own: list[float],
+    *,
+    join_gap: int = GAPS["join_gap"],
+    **wrong: bool,
 ) -> Comparison:
     """Compare ``continuation``, with the engine's ``own`` logprobs, with one pass over ``context``."""
-    rows = logprobs(model, context, **GAPS, **wrong)
-    slots = list(flatten(context, **GAPS).slots[(len(context) - 1,)])[-len(continuation) :]
+    gaps = GAPS | {"join_gap": join_gap}
+    rows = logprobs(model, context, **gaps, **wrong)
+    slots = list(flatten(context, **gaps).slots[(len(context) - 1,)])[-len(continuation) :]
     chosen = [rows[s - 1] for s in slots]
     deltas = [abs(float(r[t]) - o) for r, t, o in zip(chosen, continuation, own, strict=True)]
     # a token that ties with the best one is as good

@@ -6,6 +6,7 @@ import pytest
 
 from tests.engine.conftest import BF16_NATS
 from tests.engine.stitched_cases import END, TRAJECTORIES, Driver, Split, arithmetic, compare, split
+from tests.engine.stitched_reference import Fork, Run
 
 pytestmark = pytest.mark.engine
 
@@ -92,6 +93,55 @@ def test_in_bf16_it_is_as_likely_as_the_reference_says(multiverse, model):
         ]
     assert max(right) < BF16_NATS
     assert sorted(wrong)[len(wrong) // 2] > 2 * BF16_NATS
+
+
+STAGES_OF_TWO = ((("", "a"), ("", "b")), (("1", "c"), ("2", "d")))
+
+
+@pytest.mark.parametrize(
+    ("stages", "lengths", "join_gap"),
+    [
+        ((*STAGES_OF_TWO, (("3, 4", "e"),)), (9, 30, 5, 21, 12), 1),
+        # the newline between two steps has a position that what follows the longer one has, too
+        (STAGES_OF_TWO, (30, 9, 21, 5), 0),
+    ],
+    ids=["longest_last", "longest_first"],
+)
+def test_what_follows_steps_in_stages_is_what_the_reference_says(
+    tmp_path_factory, model, stages, lengths, join_gap
+):
+    """Each stage is joined, and the next one forks behind that: two stages are two forks of one context."""
+    from forkjoin_scheduler.dialects.files import load
+    from tests.engine.harness import Engine
+    from tests.engine.renamed import MEDVERSE, with_tokens
+
+    engine = Engine(load("medverse"), with_tokens(tmp_path_factory.mktemp("medverse"), MEDVERSE))
+    encode, end = engine.tokenizer.encode, "</Step>"
+    steps = [step for stage in stages for step in stage]
+    plan = "".join(f"Transient Step {n}: {t}; Dependency: [{d}]\n" for n, (d, t) in enumerate(steps, 1))
+    headers = [f"<Step> Transient Step {n}: {title}\n" for n, (_, title) in enumerate(steps, 1)]
+    texts = [arithmetic(n, length) + end for n, length in enumerate(lengths)]
+    root, join = f"{plan}</Plan>", "\n</Execution>\n<Conclusion>\n"
+    script = [[[], encode(root)], *([encode(h), encode(t)] for h, t in zip(headers, texts, strict=True))]
+    extra = {"script": [*script, [encode(join), None]], "eos": engine.eos}
+    limit = sum(map(len, map(encode, [root, *texts]))) + NUM_FREE
+    params = engine.params(max_tokens=limit, logprobs=0, ignore_eos=True, extra_args=extra)
+    (answer,) = engine.run([engine.prompt(PROMPT)], params)
+    tokens = answer.token_ids[-NUM_FREE:]
+    own = [e[t].logprob for e, t in zip(answer.logprobs[-NUM_FREE:], tokens, strict=True)]
+
+    context: list[Run | Fork] = [Run([*engine.prompt(PROMPT), *encode(f"{root}\n<Execution>\n")])]
+    wrote = [encode(header + text) for header, text in zip(headers, texts, strict=True)]
+    for stage in stages:
+        own_steps, wrote = wrote[: len(stage)], wrote[len(stage) :]
+        threads = [[*ids, *encode("\n")] for ids in own_steps[:-1]] + own_steps[-1:]
+        context += [Fork([[Run(ids)] for ids in threads]), Run(encode("\n"))]
+    context[-1] = Run([*encode(join), *tokens])
+    right = compare(model, context, tokens, own, join_gap=join_gap)
+    assert right.same_tokens
+    assert right.max_delta <= NATS
+    assert compare(model, context, tokens, own, join_gap=join_gap + 1).max_delta > NATS
+    assert compare(model, context, tokens, own, join_gap=join_gap, mask_wrong=True).max_delta > NATS
 
 
 def test_all_of_them_side_by_side_are_as_they_are_alone(engine, model):
