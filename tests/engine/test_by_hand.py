@@ -307,7 +307,7 @@ def test_a_parent_without_blocks_has_no_bookkeeping_of_them(drive):
     for thread in ("r#0", "r#1"):
         hand.say(thread, "</Path>")
     hand.steps_until(lambda: hand.decodes("r"))
-    hand.say("r", "<Parallel>")
+    hand.say("r", "</Summary><Parallel>")
     hand.steps_until(lambda: hand.decodes("r#2") and hand.decodes("r#3"))
     hand.step(70)
     for thread in ("r#2", "r#3"):
@@ -315,7 +315,7 @@ def test_a_parent_without_blocks_has_no_bookkeeping_of_them(drive):
     hand.schedule()
     hand.preempt("r#2")
     hand.steps_until(lambda: hand.decodes("r"))
-    hand.say("r", "<|end|>")
+    hand.say("r", "</Summary><|end|>")
     hand.finish()
 
 

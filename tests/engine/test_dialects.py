@@ -10,10 +10,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.dialect import Dialect, Sampling
 from forkjoin_scheduler.dialects.files import load
 from tests.engine.malformed_cases import TRACE, call
-from tests.engine.renamed import APAR, ASPD, HPD, MEDVERSE, NPR, PARALLEL_R1, dialect_for, with_tokens
+from tests.engine.renamed import APAR, ASPD, HPD, NPR, PARALLEL_R1, dialect_for, with_tokens
 
 pytestmark = pytest.mark.engine
 
@@ -96,7 +96,9 @@ def test_the_paths_of_parallel_r1_part_by_their_seeds_and_a_seed_repeats_them(pa
         temperature=2.0, max_tokens=60, seed=7, forkjoin={"max_tokens_per_thread": 20, "max_forks": 1},
         extra_args={"script": script, "eos": engine.eos},
     )  # fmt: skip
-    first, again = (engine.run([prompt], params)[0].text for _ in range(2))
+    # as hot as the request is: at 1, which the dialect sets, the model is sure
+    with engine.speaking(load("parallel-r1").model_copy(update={"sampling": Sampling()})):
+        first, again = (engine.run([prompt], params)[0].text for _ in range(2))
     assert first == again
     one, other = first.partition("</Parallel>")[0].split("<Path>")[1:]
     assert one != other
@@ -163,7 +165,7 @@ def test_parathinker_forks_behind_the_prompt_and_the_first_path_to_end_cuts_the_
     )
     answer = run(parathinker, script | {summary: " 7</summary>"})
     # the step in which the second path ends is the others' fourth, too
-    assert answer.text == f"<think1>aaaa<think2>bbb</think2><think3>cccc{summary} 7</summary>"
+    assert answer.text == f"<think1>aaaa<think2>bbb</think2><think3>cccc{summary} 7"
 
 
 def test_parathinker_goes_on_from_the_longest_path(parathinker):
@@ -214,42 +216,6 @@ def test_what_follows_branches_of_aspd_has_the_positions_of_a_text_in_a_row(tmp_
     assert answer.text == f"{root}{shown}<|/para|>\nThat is all."
     assert offsets == [((0, 0),)]
     assert engine.snapshot() == engine.baseline
-
-
-# ---- MedVerse ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def medverse(tmp_path_factory):
-    from tests.engine.harness import Engine
-
-    return Engine(load("medverse"), with_tokens(tmp_path_factory.mktemp("medverse"), MEDVERSE))
-
-
-def _plan(*steps):
-    outlines = (f"<Outline> Transient Step {n}: s{n}; Dependency: [{d}] </Outline>\n" for n, d in steps)
-    return f"<Plan>\n{''.join(outlines)}</Plan>"
-
-
-def _steps(*texts):
-    return "\n".join(f"<Step> Transient Step {n}: s{n}\n{t}\n</Step>" for n, t in enumerate(texts, 1))
-
-
-def test_a_step_of_medverse_starts_when_what_it_depends_on_has_been_joined(medverse, events):
-    texts = ("a" * 9, "bb", "ccc", "d" * 8, "e")
-    root = _plan((1, ""), (2, ""), (3, "1"), (4, "2"), (5, "3, 4"))
-    script = {f" Transient Step {n}: s{n}\n": f"{t}\n</Step>" for n, t in enumerate(texts, 1)}
-    medverse.steps.clear()
-    answer = run(medverse, script | {"": root, "</Execution>\n<Conclusion>\n": "so</Conclusion>end"})
-    shown = f"{root}\n<Execution>\n{_steps(*texts)}\n</Execution>\n<Conclusion>\nso</Conclusion>end"
-    assert answer.text == shown
-    (forked,) = events("forked")
-    assert [t["number"] for t in forked["threads"]] == list("12345")
-    assert forked["num_later"] == 3
-    assert [e["threads"] for e in events("threads_started")] == [[2, 3], [4]]
-    assert [e["index"] for e in events("thread_ended")] == [1, 0, 2, 3, 4]
-    assert len(events("joined")) == 3
-    assert medverse.snapshot() == medverse.baseline
 
 
 # ---- APAR and HPD ------------------------------------------------------------------------------
