@@ -59,8 +59,8 @@ def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
     _expect_newlines(machine, branch, threads, context[planned.since : planned.num_tokens])
     later = [thread for stage in branch.planned for thread in stage]
     yield from _start(machine, branch, threads)
-    num_later = len(later) if later else len(machine.later)
     machine.later += later
+    num_later = len({*threads, *later}.intersection(machine.later))
     machine.emit(
         Forked(
             num_duplicates=plan.num_duplicates,

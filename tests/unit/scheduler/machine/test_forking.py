@@ -152,6 +152,28 @@ def test_all_threads_are_announced_at_once_and_told_of_when_they_start(staged):
     assert play.machine.counts(Progress).num_threads == 4
 
 
+def test_a_thread_may_fork_in_stages_of_its_own(staged):
+    play = staged(max_depth=2)
+    play.step(root="1[]2[1]<G>")
+    play.step(t0="1[]2[1]3[]<G>")
+    assert [(e.parent_index, e.num_later) for e in play.told(Forked)] == [(-1, 1), (0, 2)]
+    play.step(t2="a</T>")
+    play.step(t0="")
+    play.step(t3="b</T>", t4="c</T>")
+    play.step(t0="d</T>")
+    play.step(root="")
+    play.step(t1="e</T>")
+    inner = "1[]2[1]3[]<G><B><T>1:a</T>;<T>2:b</T>,<T>3:c</T><J>"
+    assert play.answer == f"1[]2[1]<G><B><T>1:{inner}d</T>;<T>2:e</T><J>"
+
+
+def test_a_fork_beside_threads_that_wait_has_none_that_do(staged):
+    play = staged(max_depth=2)
+    play.step(root="1[]2[1]<G>")
+    play.step(t0="1[]2[]<G>")
+    assert [e.num_later for e in play.told(Forked)] == [1, 0]
+
+
 def test_the_longest_thread_of_each_stage_is_on_the_critical_path(staged):
     play = staged()
     play.step(root=DIAMOND)
