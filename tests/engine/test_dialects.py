@@ -13,7 +13,7 @@ import pytest
 from forkjoin_scheduler.dialects.dialect import Dialect, Sampling
 from forkjoin_scheduler.dialects.files import load
 from tests.engine.malformed_cases import TRACE, call
-from tests.engine.renamed import APAR, ASPD, HPD, NPR, PARALLEL_R1, dialect_for, with_tokens
+from tests.engine.renamed import APAR, ASPD, HPD, MEDVERSE, NPR, PARALLEL_R1, dialect_for, with_tokens
 
 pytestmark = pytest.mark.engine
 
@@ -216,6 +216,42 @@ def test_what_follows_branches_of_aspd_has_the_positions_of_a_text_in_a_row(tmp_
     assert answer.text == f"{root}{shown}<|/para|>\nThat is all."
     assert offsets == [((0, 0),)]
     assert engine.snapshot() == engine.baseline
+
+
+# ---- MedVerse ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def medverse(tmp_path_factory):
+    from tests.engine.harness import Engine
+
+    return Engine(load("medverse"), with_tokens(tmp_path_factory.mktemp("medverse"), MEDVERSE))
+
+
+def _plan(*steps):
+    outlines = (f"<Outline> Transient Step {n}: s{n}; Dependency: [{d}] </Outline>\n" for n, d in steps)
+    return f"<Plan>\n{''.join(outlines)}</Plan>"
+
+
+def _steps(*texts):
+    return "\n".join(f"<Step> Transient Step {n}: s{n}\n{t}\n</Step>" for n, t in enumerate(texts, 1))
+
+
+def test_a_step_of_medverse_starts_when_what_it_depends_on_has_been_joined(medverse, events):
+    texts = ("a" * 9, "bb", "ccc", "d" * 8, "e")
+    root = _plan((1, ""), (2, ""), (3, "1"), (4, "2"), (5, "3, 4"))
+    script = {f" Transient Step {n}: s{n}\n": f"{t}\n</Step>" for n, t in enumerate(texts, 1)}
+    medverse.steps.clear()
+    answer = run(medverse, script | {"": root, "</Execution>\n<Conclusion>\n": "so</Conclusion>end"})
+    shown = f"{root}\n<Execution>\n{_steps(*texts)}\n</Execution>\n<Conclusion>\nso</Conclusion>end"
+    assert answer.text == shown
+    (forked,) = events("forked")
+    assert [t["number"] for t in forked["threads"]] == list("12345")
+    assert forked["num_later"] == 3
+    assert [e["threads"] for e in events("threads_started")] == [[2, 3], [4]]
+    assert [e["index"] for e in events("thread_ended")] == [1, 0, 2, 3, 4]
+    assert len(events("joined")) == 3
+    assert medverse.snapshot() == medverse.baseline
 
 
 # ---- APAR and HPD ------------------------------------------------------------------------------
