@@ -62,6 +62,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_matrix.py::test_path_embeddings_are_what_transformers_computes_and_are_restored_when_lost"
     "[v1-async-2]": Later(Tier.ALL, "30 s; v2-async-1 has steps in flight, and the stitched case two ranks"),
     "tests/engine/test_images.py": Later(Tier.CI, "an engine of its own, 28 s"),
+    "tests/engine/test_images_stitched.py": Later(
+        Tier.CI, "an engine of its own, 25 s; test_layouts has the positions that its workers offset"
+    ),
     "tests/engine/test_paths.py": Later(
         Tier.CI, "an engine of its own, 25 s; test_layouts has what the model is told of paths"
     ),

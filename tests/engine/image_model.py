@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 from tests.engine.renamed import with_more_tokens
+from tests.engine.stitched_reference import Fork, Run, flatten
 
 TAGS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 #: Frames, rows and columns of patches; 2 x 2 of them make a token.
@@ -24,9 +25,16 @@ GRID = (1, 8, 6)
 NUM_TOKENS = 12
 
 
-def image_model(folder: Path) -> Path:
-    """A checkpoint in ``folder``: the embedded model's tokenizer, a vision tower of two layers, a model of two."""
+def image_model(folder: Path, renamed: dict[str, str] | None = None) -> Path:
+    """A checkpoint in ``folder``: the embedded model's tokenizer, a vision tower of two layers, a model of two.
+
+    ``renamed``: control tokens of the tokenizer that another dialect calls otherwise.
+    """
     model = with_more_tokens(folder, TAGS)
+    tokenizer = (model / "tokenizer.json").read_text()
+    for own, other in (renamed or {}).items():
+        tokenizer = tokenizer.replace(f'"{own}"', f'"{other}"')
+    (model / "tokenizer.json").write_text(tokenizer)
     tokens = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
     ids = {token["content"]: token["id"] for token in tokens}
     torch.manual_seed(0)
@@ -46,7 +54,9 @@ def image_model(folder: Path) -> Path:
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"], tie_word_embeddings=False,
     )  # fmt: skip
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(model)
+    random = Qwen2_5_VLForConditionalGeneration(config)
+    random.lm_head.weight.data[list(ids.values())] = 0  # it writes no tags by itself
+    random.save_pretrained(model)
     return model
 
 
@@ -80,26 +90,63 @@ def do_without_torchvision(monkeypatch: Any) -> None:
     )
 
 
+def _prompt(engine: Any, text: str, behind: list[int] | None = None) -> tuple[list[int], int]:
+    """The tokens of a prompt with an image, and the place of its first placeholder."""
+    start, end, pad = (engine.tokenizer.token_id(tag) for tag in TAGS[:3])
+    before = [*engine.tokenizer.encode("<|user|>"), start]
+    after = [end, *engine.tokenizer.encode(f"{text}<|assistant|>"), *(behind or ())]
+    return [*before, *[pad] * NUM_TOKENS, *after], len(before)
+
+
+def _pixels(image: int) -> torch.Tensor:
+    return torch.randn(GRID[1] * GRID[2], 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(image))
+
+
 def with_image(engine: Any, text: str, image: int, behind: list[int] | None = None) -> Any:
     """A prompt of a random ``image`` (its number is the seed) and ``text``, then the tokens ``behind``."""
     from vllm.inputs.engine import mm_input
     from vllm.model_executor.models.qwen2_vl import _create_qwen2vl_field_factory
     from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 
-    start, end, pad = (engine.tokenizer.token_id(tag) for tag in TAGS[:3])
-    before = [*engine.tokenizer.encode("<|user|>"), start]
-    ids = [
-        *before,
-        *[pad] * NUM_TOKENS,
-        end,
-        *engine.tokenizer.encode(f"{text}<|assistant|>"),
-        *(behind or ()),
-    ]
-    pixels = torch.randn(GRID[1] * GRID[2], 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(image))
-    values = BatchFeature({"pixel_values": pixels, "image_grid_thw": torch.tensor([GRID])})
+    ids, first = _prompt(engine, text, behind)
+    values = BatchFeature({"pixel_values": _pixels(image), "image_grid_thw": torch.tensor([GRID])})
     return mm_input(
         ids,
         MultiModalKwargsItems.from_hf_inputs(values, _create_qwen2vl_field_factory(2)(values)),
         {"image": [f"image {image}"]},
-        {"image": [PlaceholderRange(offset=len(before), length=NUM_TOKENS)]},
+        {"image": [PlaceholderRange(offset=first, length=NUM_TOKENS)]},
     )
+
+
+class ImageReference:
+    """The checkpoint in ``folder`` in transformers, with explicit positions and masks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        ).eval()
+
+    @torch.inference_mode()
+    def logprobs(
+        self, engine: Any, text: str, image: int, context: list[Run | Fork], *, ignores_forks: bool = False
+    ) -> torch.Tensor:
+        """What the model says after each slot of ``context``, whose prompt is that of ``with_image``.
+
+        ``ignores_forks``: the control, whose positions are those of tokens in a row.
+        """
+        flat = flatten(context)
+        positions = torch.arange(len(flat.token_ids)) if ignores_forks else torch.tensor(flat.position_ids)
+        _, first = _prompt(engine, text)
+        rows, columns = GRID[1] // 2, GRID[2] // 2
+        each = positions.expand(3, -1).clone()
+        each[:, first:] += max(rows, columns) - NUM_TOKENS  # text goes on after the longer side of the image
+        place = torch.arange(NUM_TOKENS)
+        image_at = torch.stack([torch.zeros(NUM_TOKENS), place // columns, place % columns])
+        each[:, first : first + NUM_TOKENS] = first + image_at.long()
+        additive = torch.zeros(flat.mask.shape).masked_fill(~flat.mask, torch.finfo(torch.float32).min)
+        logits = self._model(
+            input_ids=torch.tensor([flat.token_ids]), position_ids=each[:, None],
+            attention_mask=additive[None, None], pixel_values=_pixels(image),
+            image_grid_thw=torch.tensor([GRID]), use_cache=False,
+        ).logits  # fmt: skip
+        return logits[0].log_softmax(-1)

@@ -372,7 +372,10 @@ REFUSED = {
         {"num_context_ranks": 4},
         ("all KV of a sequence on one rank", "over 4 ranks", "context parallel sizes to 1"),
     ),
-    "mrope": ({"uses_mrope": True}, ("one position a token", "a model with M-RoPE", OR_ELSE)),
+    "pruned_videos": (
+        {"recomputes_positions": True},
+        ("known before the forward pass", "M-RoPE with --video-pruning-rate", "drop --video-pruning-rate"),
+    ),
     "alibi": ({"has_alibi": True}, ("positions that the model is given", "ALiBi slopes", OR_ELSE)),
     "mla": (
         {"specs": ("MLAAttentionSpec",)},
@@ -454,7 +457,7 @@ def _facts_of_a_runner(kernel_block_size=None, impl=None, **spec) -> CacheFacts:
         compilation_config=SimpleNamespace(static_forward_context={"attn": SimpleNamespace(impl=impl)}),
         cache_config=SimpleNamespace(cache_dtype="auto"),
         parallel_config=SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
-        model_config=SimpleNamespace(uses_mrope=False),
+        model_config=SimpleNamespace(uses_mrope=False, multimodal_config=None),
         speculative_config=None,
     )
     return facts_of(config, SimpleNamespace(kv_cache_groups=[group]), [[group]])
@@ -552,6 +555,23 @@ def test_all_else_is_the_inner_states(state):
     assert state.name == "inner"
     assert state.prepare_inputs(BATCH, None)["ids"] == "real"
     assert state.prepare_dummy_inputs(1, 4)["ids"] == "dummy"
+
+
+def test_with_m_rope_all_positions_of_a_token_are_offset_in_the_models_own_buffer():
+    given = BATCH.positions.repeat(3, 1)
+
+    class WithRope(ModelState):
+        rope_state = "M-RoPE's"
+
+        def prepare_inputs(self, input_batch, req_states):
+            return {"positions": given}
+
+        def prepare_dummy_inputs(self, num_reqs, num_tokens):
+            return {"positions": given[:, :num_tokens]}
+
+    state = OffsetPositions(WithRope(), like=torch.full((8,), 99), max_model_len=1000)
+    assert _step(state, b=-40).tolist() == [[10, 11, 10, 11, 12, 0]] * 3
+    assert state.prepare_dummy_inputs(1, 2)["positions"].data_ptr() == given.data_ptr()
 
 
 # ---- paths ---------------------------------------------------------------------------------

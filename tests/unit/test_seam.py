@@ -444,6 +444,12 @@ CALLED = {
     "vllm.renderers.online_renderer": "render_for_completion",
     "vllm.renderers.base:BaseRenderer": "get_tokenizer",
     "vllm.entrypoints.serve.exception_handling.error_response": "create_error_response",
+    "vllm.config:ParallelConfig": "use_ubatching",
+    "vllm.config.multimodal:MultiModalConfig": "is_multimodal_pruning_enabled",
+    "vllm.model_executor.models.qwen2": "Qwen2Attention Qwen2ForCausalLM",
+    "vllm.transformers_utils.model_arch_config_convertor": (
+        "MODEL_ARCH_CONFIG_CONVERTORS ModelArchConfigConvertorBase"
+    ),
     "torch.cpu": "_init_amx",
     "vllm.utils.torch_utils": "async_tensor_h2d is_quantized_kv_cache kv_cache_dtype_str_to_dtype",
     "vllm.utils.cpu_resource_utils": "get_allowed_cpu_list get_memory_node_info",

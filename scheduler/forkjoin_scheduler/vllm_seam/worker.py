@@ -126,7 +126,8 @@ class ObeysOrdersV1(CopiesSlots):
         """Offset the positions in vLLM's own buffer, which graphs read and each step writes again."""
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         metadata, ids = metadata_of(scheduler_output), self.input_batch.req_ids
-        _offset(self.positions, metadata, ids, num_scheduled_tokens, self.max_model_len)
+        positions = self.mrope_positions.gpu if self.uses_mrope else self.positions
+        _offset(positions, metadata, ids, num_scheduled_tokens, self.max_model_len)
         self._paths.write(metadata, ids, num_scheduled_tokens)
         return prepared
 
@@ -163,6 +164,8 @@ class OffsetPositions:
     def __init__(self, inner: Any, like: torch.Tensor, max_model_len: int) -> None:
         self._inner, self._max_model_len = inner, max_model_len
         self._positions = torch.zeros_like(like)
+        #: Whether it has a buffer of its own for positions, which each step writes anew: with M-RoPE.
+        self._has_own = getattr(inner, "rope_state", None) is not None
         #: Those of the step that is being executed. A dummy run's request ids are in none.
         self.metadata: WorkerStepMetadata = NOTHING
         self.paths = PathIds(None)
@@ -172,7 +175,10 @@ class OffsetPositions:
 
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         inputs = self._inner.prepare_inputs(input_batch, req_states)
-        positions = self._positions[: input_batch.num_tokens_after_padding].copy_(input_batch.positions)
+        if self._has_own:
+            positions = inputs["positions"]
+        else:
+            positions = self._positions[: input_batch.num_tokens_after_padding].copy_(input_batch.positions)
         ids, num_tokens = input_batch.req_ids, input_batch.num_scheduled_tokens
         _offset(positions, self.metadata, ids, num_tokens, self._max_model_len)
         self.paths.write(self.metadata, ids, num_tokens)
@@ -180,7 +186,7 @@ class OffsetPositions:
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         inputs = self._inner.prepare_dummy_inputs(num_reqs, num_tokens)
-        return {**inputs, "positions": self._positions[:num_tokens]}
+        return inputs if self._has_own else {**inputs, "positions": self._positions[:num_tokens]}
 
 
 def _offset(
@@ -196,7 +202,7 @@ def _offset(
     """
     offsets = metadata.token_offsets(request_ids, num_tokens)
     if offsets is not None:
-        moved = positions[: len(offsets)]
+        moved = positions[..., : len(offsets)]  # all of a token's, where it has several: then it is text
         moved += async_tensor_h2d(offsets, device=positions.device)
         moved.clamp_(max=max_model_len - 1)
 

@@ -14,7 +14,7 @@ from vllm.utils.torch_utils import is_quantized_kv_cache, kv_cache_dtype_str_to_
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
-from forkjoin_scheduler.vllm_seam.cache.layouts import CacheFacts, refusal
+from forkjoin_scheduler.vllm_seam.cache.layouts import CacheFacts, recomputes_positions, refusal
 from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_with_kv
 
@@ -86,7 +86,7 @@ def stitching_refusal(vllm_config: VllmConfig, machine: Machine) -> str | None:
         cache_dtype=cache_dtype,
         is_quantized=is_quantized_kv_cache(cache_dtype),
         window=model.get_sliding_window(),
-        uses_mrope=model.uses_mrope,
+        recomputes_positions=recomputes_positions(model),
         num_context_ranks=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
         drafts_with_kv=drafts_with_kv(vllm_config),
     )

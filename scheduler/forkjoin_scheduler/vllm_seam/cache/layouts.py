@@ -130,7 +130,8 @@ class CacheFacts:
     #: Kernel blocks that do not follow each other, other layers' lying between.
     is_interleaved: bool = False
     has_alibi: bool = False
-    uses_mrope: bool = False
+    #: Positions that a forward pass computes again, of what is left of videos.
+    recomputes_positions: bool = False
     num_context_ranks: int = 1
     #: The method of speculative decoding, if it has KV of its own.
     drafts_with_kv: str | None = None
@@ -144,6 +145,17 @@ class CacheFacts:
     def unknown_layouts(self) -> str:
         """The layouts that have no copier, for a reader; empty if all have one."""
         return _names(layout for layout in self.layouts if slot_copier(*layout) is None)
+
+
+def prunes_media(model_config: Any) -> bool:
+    """Whether parts of videos are dropped: the positions after one are then known where it is encoded."""
+    multimodal = model_config.multimodal_config
+    return multimodal is not None and bool(multimodal.is_multimodal_pruning_enabled())
+
+
+def recomputes_positions(model_config: Any) -> bool:
+    """Whether a forward pass computes positions again that have been given to it."""
+    return bool(model_config.uses_mrope and prunes_media(model_config))
 
 
 def layout_of(backend: Any, layer: Any) -> Layout:
@@ -172,7 +184,7 @@ def facts_of(vllm_config: Any, kv_cache_config: Any, attn_groups: Any) -> CacheF
         is_irregular=any(map(_is_irregular, specs)),
         is_interleaved=any(group.kernel_block_size is not None for group in groups),
         has_alibi=any(getattr(impl, "alibi_slopes", None) is not None for impl in impls),
-        uses_mrope=vllm_config.model_config.uses_mrope,
+        recomputes_positions=recomputes_positions(vllm_config.model_config),
         num_context_ranks=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
         drafts_with_kv=drafts_with_kv(vllm_config),
     )
@@ -209,8 +221,9 @@ REFUSALS: tuple[Refusal, ...] = (
     (lambda f: f.num_context_ranks > 1,
      "all KV of a sequence on one rank", "context parallelism over {f.num_context_ranks} ranks",
      "set the decode and prefill context parallel sizes to 1"),
-    (lambda f: f.uses_mrope,
-     "one position a token, which can be offset", "a model with M-RoPE, which has several", ""),
+    (lambda f: f.recomputes_positions,
+     "positions that are known before the forward pass",
+     "M-RoPE with --video-pruning-rate, which computes them again", "drop --video-pruning-rate"),
     (lambda f: f.has_alibi,
      "positions that the model is given", "ALiBi slopes, which count by the slots of the KV cache", ""),
     (lambda f: "MLA" in f.spec_names,

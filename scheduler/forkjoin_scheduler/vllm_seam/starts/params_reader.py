@@ -14,6 +14,7 @@ from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import COMPILED, KEY
+from forkjoin_scheduler.vllm_seam.cache.layouts import prunes_media
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers, place_of_answer
 from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
@@ -28,9 +29,7 @@ class ParamsReader:
     def __init__(self, core: Core, answers: Answers) -> None:
         self._core = core
         self._answers = answers
-        multimodal = core.scheduler.vllm_config.model_config.multimodal_config
-        #: Whether the model drops parts of videos: positions after one are then known where it is encoded.
-        self._prunes_media = multimodal is not None and multimodal.is_multimodal_pruning_enabled()
+        self._prunes_media = prunes_media(core.scheduler.vllm_config.model_config)
 
     def attach(self, request: Request) -> None:
         """Note what ``request`` asks of fork/join, and what that means for it from its start."""

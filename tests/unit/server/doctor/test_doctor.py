@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.config.multimodal import MultiModalConfig
 from vllm.platforms import CpuArchEnum, current_platform
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
@@ -42,6 +43,7 @@ def _config(**changes):
         "dtype": torch.float32,
         "max_model_len": 1024,
         "uses_mrope": False,
+        "multimodal_config": None,
         "is_hybrid": False,
         "is_attention_free": False,
         "is_diffusion": False,
@@ -285,6 +287,9 @@ def test_from_where_a_grammar_holds_is_said(parser, dialect, said):
     assert said in beside.answers(config, load(dialect)).seen
 
 
+PRUNING = MultiModalConfig(video_pruning_rate=0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "num_blocks", "status", "said"),
     [
@@ -292,7 +297,8 @@ def test_from_where_a_grammar_holds_is_said(parser, dialect, said):
         ({}, 17, "FAIL", "needs 18 KV blocks of 128 tokens, found 17"),
         ({"cache_dtype": "fp8"}, 18, "FAIL", "quantised"),
         ({"get_sliding_window": lambda: 64}, 18, "FAIL", "sliding window"),
-        ({"uses_mrope": True}, 18, "FAIL", "M-RoPE"),
+        ({"uses_mrope": True}, 18, "OK", "room to move contexts"),
+        ({"uses_mrope": True, "multimodal_config": PRUNING}, 18, "FAIL", "M-RoPE with --video-pruning-rate"),
         ({"worker_cls": "auto"}, 18, "FAIL", "needs --worker-cls"),
     ],
 )
