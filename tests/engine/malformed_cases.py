@@ -533,6 +533,16 @@ def parathinker() -> Iterator[tuple[str, Case]]:
     for end in ("</think1>", "</think3>", "</think>", "</summary>"):
         stray = [long, f"bb{end}{long}", long]
         yield "stray_tags", case(stray, ["aaa", f"bb{end}", "aaa"], "cut stop cut")
+    # what opens another path, or the summary, becomes <think1> in what the path sees, and it goes on
+    for opening in ("<think3>", "<summary>"):
+        script = {"": "plain", SUMMARY: " 7", "<think1>": long, "<think3>": long}
+        script |= {"<think2>": f"b{opening}", "b<think1>": "c</think2>"}
+        shown = ["aaaa", f"b{opening}<think1>c</think2>", "aaaa"]
+        answer = "".join(f"<think{n}>{text}" for n, text in enumerate(shown, 1)) + SUMMARY + " 7"
+        joined = answer.replace(opening + "<think1>", "<think1>").removesuffix(" 7")
+        counted, contexts = {"stray_tag/swap": 1}, ("<think2>b<think1>", joined)
+        threads = ("1 cut", "2 stop", "3 cut")
+        yield "stray_tags", Case(script, answer, threads, counted, contexts=contexts)
     counted = {"too_many_forks/sequential": 1}
     yield "max_forks", Case({"": "plain"}, "plain", (), counted, forkjoin={"max_forks": 0})
     script = {"": "", **{f"<think{n}>": "a" * 300 for n in (1, 2, 3)}}

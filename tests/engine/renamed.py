@@ -57,6 +57,7 @@ def dialect_for(name: str) -> Dialect:
     if name != "parathinker":
         return dialect
     own = {"needs_model_attribute": None, "width": 3, "tags": ("<summary>", "</summary>")}
+    own["swaps"] = {tag: instead for tag, instead in dialect.swaps.items() if tag != "<think4>"}
     return Dialect.model_validate(dialect.model_dump() | own)
 
 

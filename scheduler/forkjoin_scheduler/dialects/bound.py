@@ -37,11 +37,12 @@ class BoundDialect:
     def calls(self) -> frozenset[int] | None:
         """The tokens that call for anything; None if it takes a look at what was written to know."""
         dialect = self.dialect
-        has_more = dialect.tags_are == "text" or dialect.join.question is not None or bool(dialect.swaps)
+        has_text = bool(dialect.swaps) and not self._swap_ids
+        has_more = dialect.tags_are == "text" or dialect.join.question is not None or has_text
         if has_more or dialect.fork_at is ForkAt.END:
             return None
         called = [] if dialect.fork_at is not ForkAt.TRIGGER else [self.trigger_id]
-        return frozenset(i for i in (*called, self.summary_end_id) if i is not None)
+        return frozenset(i for i in (*called, self.summary_end_id, *self._swap_ids) if i is not None)
 
     @cached_property
     def summary_end_id(self) -> int | None:
@@ -80,8 +81,18 @@ class BoundDialect:
 
     def written_itself(self, token_ids: Sequence[int]) -> str | None:
         """The text of ``swaps`` that the last of ``token_ids`` completes, if it does."""
+        if self._swap_ids:
+            return self._swap_ids.get(token_ids[-1])
         completed = (t for t in self.dialect.swaps if self._completes(re.escape(t), token_ids))
         return next(completed, None)
+
+    @cached_property
+    def _swap_ids(self) -> dict[int, str]:
+        """The texts of ``swaps`` by their tokens, where each is one; else none."""
+        if self.dialect.tags_are == "text":
+            return {}
+        ids = {self.tokenizer.token_id(text): text for text in self.dialect.swaps}
+        return {} if None in ids else {i: text for i, text in ids.items() if i is not None}
 
     def answer_ids(self, after: str) -> list[int]:
         """The tokens of ``after``: one, where the vocabulary has it."""

@@ -35,9 +35,10 @@ class Stitch(Join):
             )
         if not self.text:
             raise ValueError("expected a join.text with the kind stitch: what follows is predicted from it")
-        if dialect.swaps:
+        if dialect.swaps and dialect.fork_at != "prompt":
             raise ValueError(
-                "expected swaps only where the context stands in a row, not with the kind stitch"
+                "expected swaps with the kind stitch only where a dialect forks at the prompt: elsewhere a "
+                "context may hold threads, and does not stand in a row"
             )
 
     def check_stages(self, dialect: Dialect) -> None:

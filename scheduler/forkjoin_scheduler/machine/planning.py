@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal, has_room, plan_fork
+from forkjoin_scheduler.families.stitch import num_inherited
 from forkjoin_scheduler.joins.joined import cut_last
 from forkjoin_scheduler.machine import asking
 from forkjoin_scheduler.machine.effects import Swap
@@ -68,7 +69,12 @@ def num_positions(machine: Machine, branch: Branch, num_tokens: int) -> int:
 
 
 def swap(machine: Machine, branch: Branch, text: str) -> Swap | None:
-    """What takes the place of ``text``, which ``branch`` has just written; None if there is no room."""
+    """What takes the place of ``text``, which ``branch`` has just written.
+
+    None if there is no room, or the context holds stitched threads: it can't be computed in a row.
+    """
+    if branch.stitched_len or num_inherited(branch):
+        return None
     tokenizer = machine.world.tokenizer
     keep, before = cut_last(text, machine.world.context(branch), tokenizer)
     token_ids = (*before, *tokenizer.encode(machine.dialect.swaps[text]))

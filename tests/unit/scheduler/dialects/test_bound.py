@@ -116,6 +116,12 @@ def test_which_tokens_call_for_anything(make_dialect, byte_tokenizer, fields, ca
     assert bound.calls == (None if calls is None else {bound.tokenizer.token_id(t) for t in calls})
 
 
+def test_a_text_that_the_model_should_not_write_is_looked_for_by_its_token(make_dialect, byte_tokenizer):
+    bound = BoundDialect.bind(make_dialect(swaps={"<X>": "x"}), byte_tokenizer(["<F>", "<X>"]))
+    assert bound.calls == {bound.tokenizer.token_id(t) for t in ("<F>", "<X>")}
+    assert [bound.written_itself(bound.tokenizer.encode(t)) for t in ("a<X>", "<X>a")] == ["<X>", None]
+
+
 # ---- turns that end with a fork ------------------------------------------------------------
 
 

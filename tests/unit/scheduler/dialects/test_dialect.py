@@ -216,7 +216,7 @@ WRONG = {
     "stitch_opened": ({"join": {"kind": "stitch", "opened": "y"}}, "a stitched thread stays as it ran"),
     "stitch_swaps": (
         {"join": {"kind": "stitch"}, "swaps": {"<X>": "<Y>"}},
-        "expected swaps only where the context stands in a row",
+        "expected swaps with the kind stitch only where a dialect forks at the prompt",
     ),
     "path_embeddings_of_a_join_that_prefills": (
         {"needs_model_attribute": "seg_embeddings"},

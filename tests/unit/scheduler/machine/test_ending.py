@@ -312,3 +312,17 @@ def test_the_limit_of_a_thread_is_its_parents_too_where_the_dialect_says_so(play
     limits = {"max_tokens_per_thread": 3}
     play = play_of(limits=limits, join={"kind": "splice"}, limits_parent=limits_parent)
     assert play.machine.budget(play.root, 50) == most
+
+
+def test_a_stitched_thread_is_rewritten_and_what_holds_threads_is_not(make_dialect):
+    thread = {"header": "<T>{n}:", "end": "</T>"}
+    stitched = {"fork_at": "prompt", "trigger": None, "join": {"kind": "stitch"}, "thread": thread}
+    play = Play(make_dialect(**stitched, swaps={"<X>": "<Y>"}), tags=("<X>", "<Y>"))
+    play.step(root="dropped")
+    play.step(t0="u<X>", t1="v</T>")
+    assert play.text(play.machine.family.threads[0]) == "Q<T>1:u<Y>"
+    play.step(t0="w</T>")
+    assert play.text(play.root) == "Q<T>1:u<Y>w</T><T>2:v</T><J>"
+    play.step(root="b<X>c\0")
+    assert play.answer == "<T>1:u<X><Y>w</T><T>2:v</T><J>b<X>c\0"
+    assert [(e.reason, e.parent_index) for e in play.told(Refused)] == [("stray_tag", 0)]
