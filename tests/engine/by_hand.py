@@ -62,7 +62,7 @@ class ByHand:
         draft_from: str = "drafter",
         policies: dict[str, str] | None = None,
     ) -> None:
-        dialect = dialect.model_copy(update={"min_room": 1, "min_left": 0})
+        dialect = dialect.model_copy(update={"min_room": 1, "min_left": 0, "reserve": 0})
         settings = Settings.of(dialect, {}, draft_from=draft_from, **(policies or {}))
         args = EngineArgs(
             model=str(model),

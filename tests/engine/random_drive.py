@@ -304,7 +304,9 @@ class Setup:
 
     def make(self, dialect: Dialect, model: Path) -> tuple[ForkJoinScheduler, Any]:
         """The scheduler, and what hashes the blocks of its requests."""
-        dialect = dialect.model_copy(update={"max_depth": self.max_depth, "min_room": 1, "min_left": 0})
+        dialect = dialect.model_copy(
+            update={"max_depth": self.max_depth, "min_room": 1, "min_left": 0, "reserve": 0}
+        )
         settings = Settings.of(dialect, self.limits, **self.options)
         args = EngineArgs(
             model=str(model),

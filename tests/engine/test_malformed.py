@@ -34,7 +34,7 @@ def speaking(model_of):
         if name not in engines:
             options = {"max_model_len": 2048, "num_gpu_blocks_override": 400}
             # how near the end of max_tokens a fork may be is tested without an engine
-            dialect = renamed.dialect_for(name).model_copy(update={"min_left": 0})
+            dialect = renamed.dialect_for(name).model_copy(update={"min_left": 0, "reserve": 0})
             engines[name] = Engine(dialect, model_of(name), **options)
         return engines[name]
 
@@ -265,7 +265,7 @@ def test_max_tokens_that_run_out_in_a_fork_are_spent_to_the_last(block, events, 
 def test_a_policy_may_end_the_request_at_the_join_instead(block, events):
     layout, engine = block
     root = layout.root(1, 2)
-    fields = load(engine.dialect.name).model_dump() | {"min_left": 0}
+    fields = load(engine.dialect.name).model_dump() | {"min_left": 0, "reserve": 0}
     fields["policies"] |= {"thread_eos": "end_request"}
     script = layout.script(root, {1: "aa", 2: f"b{layout.end}"})
     with engine.speaking(Dialect.model_validate(fields)):

@@ -240,6 +240,17 @@ class Dialect(Strict):
         "itself writes, up to a trigger, and each of its forks; none: no limit",
     )
     max_depth: int = Field(default=1, ge=1, description="how deep threads may nest; 1: threads don't fork")
+    max_open: int | None = Field(
+        default=None,
+        ge=1,
+        description="threads of an answer that may run at the same time: a fork into more is refused",
+    )
+    reserve: int = Field(
+        default=0,
+        ge=0,
+        description="tokens of max_tokens that no branch uses: it reaches its limit where its positions, or "
+        "the tokens of its context, its own counted once for each thread of its fork, leave no more",
+    )
     limits_parent: bool = Field(
         default=False,
         description="whether limits.max_tokens_per_thread also holds for what the request itself writes",

@@ -69,6 +69,8 @@ class Policies(Strict):
     )
     too_many_threads: RefusedFork = Policy.SEQUENTIAL
     too_many_forks: RefusedFork = Policy.SEQUENTIAL
+    #: With the threads of the fork more would run than may (``Dialect.max_open``).
+    too_many_open: RefusedFork = Policy.SEQUENTIAL
     #: The answer has had its turns (``Dialect.max_turns``).
     too_many_turns: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST
     #: The trigger inside a thread, deeper than ``Dialect.max_depth``.

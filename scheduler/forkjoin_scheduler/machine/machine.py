@@ -148,7 +148,14 @@ class Machine:
         num_closing = 0
         if branch is not self.family.root:
             num_closing = self.dialect.join.num_closing_tokens(self.dialect, self.world.tokenizer)
-        return self.world.max_model_len - num_tokens - max(offset, 0) - num_closing
+        room = self.world.max_model_len - num_tokens - max(offset, 0) - num_closing
+        return min(room, self._room_of_answer(branch, num_tokens, offset)) if self.dialect.reserve else room
+
+    def _room_of_answer(self, branch: Branch, num_tokens: int, offset: int) -> int:
+        """Tokens that max_tokens leaves a context of ``num_tokens``, less the dialect's reserve."""
+        left = self.terms.max_tokens - self.dialect.reserve - (num_tokens - self.terms.prompt_len)
+        width = next((len(f) for f in branch.parent.forks if branch in f), 1) if branch.parent else 1
+        return min(left - offset, -(-left // width))
 
     def budget(self, branch: Branch, room: int) -> int:
         """Tokens that ``branch`` may still generate, ``room`` being left in its context."""

@@ -51,9 +51,18 @@ def plan(
         asking.is_numbered(machine, branch, t.number, planned) for t in found.threads
     ):
         return Refusal("duplicate_outline", Policy.SEQUENTIAL)
+    if isinstance(found, ForkPlan) and _opens_too_many(machine, found, planned):
+        return Refusal("too_many_open", dialect.policies.too_many_open)
     if machine.has_no_turn(branch, num_more=1):
         return Refusal("too_many_turns", dialect.policies.too_many_turns)
     return found
+
+
+def _opens_too_many(machine: Machine, plan: ForkPlan, planned: Sequence[Fork]) -> bool:
+    """Whether with the threads of ``plan`` more would run than the dialect lets."""
+    most, family = machine.dialect.max_open, machine.family
+    num_open = family.num_live - family.root.is_live + sum(len(fork.plan.threads) for fork in planned)
+    return most is not None and num_open + len(plan.threads) > most
 
 
 def begin(machine: Machine, branch: Branch) -> int:

@@ -48,10 +48,16 @@ class ParamsReader:
                 fj_params.sampling_params, banned
             )
         request.sampling_params = with_stops(fj_params.sampling_params, fj_params.bound_dialect.stop_ids)
-        if fj_params.bound_dialect.dialect.limits_parent:
-            most = limits.max_tokens_per_thread
-            request.max_tokens = min(request.max_tokens, most or request.max_tokens)
+        request.max_tokens = self._own_max_tokens(request.max_tokens, fj_params)
         self._core.fj_params[request.request_id] = fj_params
+
+    @staticmethod
+    def _own_max_tokens(max_tokens: int, fj_params: ForkJoinParams) -> int:
+        """What a request itself may write of its answer of ``max_tokens``."""
+        dialect, most = fj_params.bound_dialect.dialect, fj_params.limits.max_tokens_per_thread
+        if dialect.limits_parent and most is not None:
+            max_tokens = min(max_tokens, most)
+        return max(max_tokens - dialect.reserve, 1)
 
     def of(self, request: Request, options: CompiledOptions, limits: Limits) -> ForkJoinParams | None:
         """What ``request`` asks of fork/join; None if it has nothing to do with it (see the README)."""

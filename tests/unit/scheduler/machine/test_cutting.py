@@ -363,3 +363,30 @@ def test_what_a_fork_needs_of_max_tokens_is_counted_from_the_prompt(play_of, max
     play.step(root="ab<F>")
     assert (play.done() != []) is forks
     assert refused(play) == ([] if forks else [(-1, "no_room", "sequential")])
+
+
+@pytest.mark.parametrize("wrote", [["<F>", "b<F>"], ["<F>b<F>"]], ids=["in two steps", "in one"])
+@pytest.mark.parametrize(("max_open", "forks"), [(4, True), (3, False)])
+def test_a_fork_into_more_threads_than_may_run_is_refused(play_of, wrote, max_open, forks):
+    play = play_of(join={"kind": "splice"}, max_open=max_open)
+    for text in wrote:
+        play.step(root=text)
+    assert len(play.machine.family.threads) == (4 if forks else 2)
+    assert refused(play) == ([] if forks else [(-1, "too_many_open", "sequential")])
+
+
+def test_threads_that_have_ended_make_room_for_others(play_of):
+    play = play_of(join={"kind": "splice"}, max_open=3)
+    play.step(root="<F>")
+    play.step(t0="x</T>")
+    play.step(root="<F>")
+    assert (len(play.machine.family.threads), refused(play)) == (4, [])
+
+
+def test_of_a_reserve_each_thread_counts_for_all_of_its_fork(play_of):
+    play = play_of(request={"max_tokens": 100, "prompt": "Q" * 50}, reserve=20)
+    machine, context = play.machine, 50 + len("<F>") - 2
+    play.step(root="<F>")
+    (first, _) = machine.family.threads
+    assert play.stage.left[first] == -(-(100 - 20 - (len(play.stage.contexts[first]) - 50)) // 2)
+    assert machine.room(play.root, context) == 100 - 20 - 1

@@ -73,7 +73,7 @@ def _hard_pressed(draw) -> tuple[Case, dict]:
     """A case under limits that bind."""
     case = draw(cases())
     if case.dialect is not None:
-        update = {"policies": draw(_policies()), "min_room": 1, "min_left": 0}
+        update = {"policies": draw(_policies()), "min_room": 1, "min_left": 0, "reserve": 0}
         if draw(st.booleans()) and case.dialect.join.waits:
             update["join"] = case.dialect.join.model_copy(update={"when": "first"})
         case.dialect = case.dialect.model_copy(update=update)
