@@ -109,6 +109,7 @@ def test_a_family_that_loses_its_kv_at_any_step_computes_it_again_with_its_image
             engine.step()
         assert engine.scheduler.requests
         engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+        engine.core.engine_core.engine_core.reset_encoder_cache()
         check(engine, "lost", 5, engine.drain()[request_id])
 
 

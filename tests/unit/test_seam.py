@@ -445,7 +445,8 @@ CALLED = {
     "vllm.renderers.base:BaseRenderer": "get_tokenizer",
     "vllm.entrypoints.serve.exception_handling.error_response": "create_error_response",
     "vllm.config:ParallelConfig": "use_ubatching",
-    "vllm.config.multimodal:MultiModalConfig": "is_multimodal_pruning_enabled",
+    "vllm.config.multimodal:MultiModalConfig": "is_multimodal_pruning_enabled mm_processor_cache_type",
+    "vllm.v1.core.sched.output": "strip_covered_mm_data",
     "vllm.model_executor.models.qwen2": "Qwen2Attention Qwen2ForCausalLM",
     "vllm.transformers_utils.model_arch_config_convertor": (
         "MODEL_ARCH_CONFIG_CONVERTORS ModelArchConfigConvertorBase"

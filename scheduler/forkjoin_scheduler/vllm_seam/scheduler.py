@@ -43,6 +43,7 @@ from forkjoin_scheduler.vllm_seam.cache.victims import Victims
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence, drained
 from forkjoin_scheduler.vllm_seam.mends.family_drafts import FamilyDrafts
+from forkjoin_scheduler.vllm_seam.mends.media_again import send_media_with_each_request
 from forkjoin_scheduler.vllm_seam.starts import queues
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
@@ -127,6 +128,7 @@ class ForkJoinScheduler(AsyncScheduler):
         if core.bound_dialect is not None:
             self.kv_holding_waiting = queues.BegunQueue(self.policy)
             self.waiting = gate.queue
+            send_media_with_each_request()
             if core.bound_dialect.dialect.join.moves_kv:
                 kv.guard_hashing(
                     self.kv_cache_manager, lambda r: fence.answer("hash", r, placing.may_be_hashed, False)

@@ -171,8 +171,8 @@ def _check_forks(
         reason = "prompt_logprobs"
     elif sampling_params.thinking_token_budget not in (None, -1):
         reason = "thinking_token_budget"
-    elif kind == "multimodal" and _prunes_media(client):
-        reason = "videos of which vLLM prunes parts (--video-pruning-rate)"
+    elif kind == "multimodal" and _has_media_of_one_request(client):
+        reason = "media beside --video-pruning-rate or --mm-processor-cache-type shm"
     elif kind not in (None, "token", "multimodal"):
         reason = f"a prompt of the kind {kind}"
     else:
@@ -183,9 +183,11 @@ def _check_forks(
     )
 
 
-def _prunes_media(client: Any) -> bool:
+def _has_media_of_one_request(client: Any) -> bool:
     multimodal = getattr(client.model_config, "multimodal_config", None)
-    return multimodal is not None and bool(multimodal.is_multimodal_pruning_enabled())
+    if multimodal is None:
+        return False
+    return bool(multimodal.is_multimodal_pruning_enabled()) or multimodal.mm_processor_cache_type == "shm"
 
 
 def _structured_reason(

@@ -153,6 +153,16 @@ def prunes_media(model_config: Any) -> bool:
     return multimodal is not None and bool(multimodal.is_multimodal_pruning_enabled())
 
 
+def has_media_of_one_request(model_config: Any) -> bool:
+    """Whether only the request that brought an image can use it.
+
+    That is so where parts are dropped, and in shared memory, where it may be overwritten once it was read.
+    """
+    multimodal = model_config.multimodal_config
+    is_read_once = multimodal is not None and multimodal.mm_processor_cache_type == "shm"
+    return is_read_once or prunes_media(model_config)
+
+
 def recomputes_positions(model_config: Any) -> bool:
     """Whether a forward pass computes positions again that have been given to it."""
     return bool(model_config.uses_mrope and prunes_media(model_config))

@@ -14,7 +14,7 @@ from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import COMPILED, KEY
-from forkjoin_scheduler.vllm_seam.cache.layouts import prunes_media
+from forkjoin_scheduler.vllm_seam.cache.layouts import has_media_of_one_request
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers, place_of_answer
 from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
@@ -29,7 +29,8 @@ class ParamsReader:
     def __init__(self, core: Core, answers: Answers) -> None:
         self._core = core
         self._answers = answers
-        self._prunes_media = prunes_media(core.scheduler.vllm_config.model_config)
+        #: Whether media are handed on in a way that threads can't share.
+        self._keeps_media = has_media_of_one_request(core.scheduler.vllm_config.model_config)
 
     def attach(self, request: Request) -> None:
         """Note what ``request`` asks of fork/join, and what that means for it from its start."""
@@ -67,7 +68,7 @@ class ParamsReader:
         if (
             not options.enabled
             or request.prompt_embeds is not None
-            or (request.mm_features and self._prunes_media)
+            or (request.mm_features and self._keeps_media)
             # vLLM counts it in each request by itself: in each thread, were there any
             or params.thinking_token_budget not in (None, -1)
         ):

@@ -182,16 +182,18 @@ def test_a_fork_that_the_engine_would_drop_is_refused(client, params, prompt, re
     assert client.calls == [None]
 
 
-@pytest.mark.parametrize("rate", [None, 0.5])
-def test_a_fork_after_images_is_handed_over_unless_the_model_prunes_media(client, rate):
-    client.model_config.multimodal_config = MultiModalConfig(video_pruning_rate=rate)
+@pytest.mark.parametrize(
+    "options", [{}, {"video_pruning_rate": 0.5}, {"mm_processor_cache_type": "shm"}], ids=str
+)
+def test_a_fork_after_images_is_handed_over_unless_threads_cannot_share_them(client, options):
+    client.model_config.multimodal_config = MultiModalConfig(**options)
     with handing_over(Asked(CompiledOptions(best_of=2, vote="a"))):
-        if rate is None:
+        if not options:
             client.generate({"type": "multimodal"}, _params(), "r")
         else:
             with pytest.raises(BadRequestOptions, match=r"forkjoin\.best_of: .*--video-pruning-rate"):
                 client.generate({"type": "multimodal"}, _params(), "r")
-    assert len(client.calls) == (rate is None)
+    assert len(client.calls) == (not options)
 
 
 @pytest.mark.parametrize("name", ["top_k", "thinking_token_budget", "seed"])
