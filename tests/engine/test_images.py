@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 pytestmark = pytest.mark.engine
@@ -126,3 +130,16 @@ def test_a_thread_that_sees_its_header_only_has_no_image(engine):
     assert new_request(root, "as long", [1] * len(ids), params).mm_features == []
     engine.core.abort_request([request_id])
     engine.drain()
+
+
+def test_forks_after_images_are_exact_on_the_v2_runner_with_steps_in_flight():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.images_case"], capture_output=True, text=True, timeout=600, check=False
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
+    assert lines, done.stderr[-4000:]
+    case = json.loads(lines[0].removeprefix("CASE "))
+    assert case.pop("max_delta") <= 1e-4
+    assert case == {
+        "runner": ["v2"], "async": True, "branches": True, "others": 0, "again": True, "returned": True,
+    }  # fmt: skip
