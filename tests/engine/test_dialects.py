@@ -134,6 +134,24 @@ def test_npr_does_not_fork_with_fewer_than_1024_tokens_left(npr, events):
     assert [e["reason"] for e in events("refused")] == ["no_room"]
 
 
+def test_the_repetition_penalty_of_a_step_of_npr_counts_nothing_that_stands_before_it(npr, monkeypatch):
+    from vllm.v1.sample import sampler
+
+    counted = []
+    apply = sampler.apply_all_penalties
+
+    def noted(logits, prompt_token_ids, *penalties):
+        vocab_size = logits.shape[-1]
+        counted.extend(sorted(set(row) - {vocab_size}) for row in prompt_token_ids.tolist())
+        counted.extend(map(list, penalties[-1]))
+        return apply(logits, prompt_token_ids, *penalties)
+
+    monkeypatch.setattr(sampler, "apply_all_penalties", noted)
+    run(npr, {"": _plans(1), "<step>\n1:": "xyx</step>", "</step>\n<takeaway>\n": "y"})
+    encode = npr.tokenizer.encode
+    assert [ids for ids in counted if ids] == [encode("xyx")[:n] for n in (1, 2, 3)]
+
+
 def test_npr_penalises_repetition_inside_steps_only(npr):
     seen = []
     start = npr.scheduler._starting.start
