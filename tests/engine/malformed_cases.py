@@ -552,6 +552,37 @@ def parathinker() -> Iterator[tuple[str, Case]]:
         yield kind, Case(script, shown_all, ends("123", "cancelled"), counted, "length", **more)
 
 
+def ssft() -> Iterator[tuple[str, Case]]:
+    def opening(n: int) -> str:
+        return f"<|im_start|><think{n}>\n"
+
+    def case(texts: list[str], answer: str, hows: str, **more: Any) -> Case:
+        script = {"": "plain"} | {opening(n): text for n, text in enumerate(texts, 1)}
+        how = hows.split()
+        threads = tuple(f"{n} {how[min(n, len(how)) - 1]}" for n in range(1, more.pop("num", 6) + 1))
+        return Case(script, answer, threads, **more)
+
+    one, two, none = r"\boxed{1}", r"so \boxed{2}", "?" * 40
+    limit = {"max_threads_per_fork": 2}
+    yield "too_many_threads", case([none, two], two, "stop", num=2, forkjoin=limit)
+    # what has no box has no vote; where most agree, and the first of them is known, the others are cut
+    texts = [none, two, two, one, two, none * 2]
+    yield "missing_tags", case(texts, two, "stop stop stop stop stop cut")
+    counted, limit = {"thread_length/close_thread": 6}, {"max_tokens_per_thread": 3}
+    yield "thread_length", case([none] * 6, "???", "length", counted=counted, finish="length", forkjoin=limit)
+    stray = f"</think1><think2>{two}"
+    yield "stray_tags", case([stray] * 4 + [none] * 2, stray, "stop stop stop stop cut")
+    counted = {"too_many_forks/sequential": 1}
+    yield "max_forks", Case({"": "plain"}, "plain", (), counted, forkjoin={"max_forks": 0})
+    script = {"": "", **{opening(n): "a" * 300 for n in range(1, 7)}}
+    counted = {"total_tokens/end_request": 1}
+    yield "total_tokens", Case(script, "aaa", ends("123456", "cancelled"), counted, "length", spend=18)
+    # a thread that runs into the context's end is an answer that was cut
+    counted = {"thread_length/close_thread": 6}
+    room = len(opening(1)) + 60
+    yield "joined_too_long", Case(script, "a" * 60, ends("123456", "length"), counted, "length", room=room)
+
+
 # ---- calls: APR ----------------------------------------------------------------------------------
 
 TRACE = (
@@ -939,6 +970,7 @@ CASES = _table(
     hpd=hpd(),
     asyncthink=asyncthink(),
     pasta=pasta(),
+    ssft=ssft(),
     skeleton=skeleton(),
     explicit=explicit(),
 )
@@ -954,12 +986,12 @@ _NO_TAGS = "there are no tags"
 EXCLUDED: dict[tuple[str, str], str] = {
     **{
         (name, kind): _NO_OUTLINE
-        for name in ("parallel-r1", "parathinker", "apar", "hpd")
+        for name in ("parallel-r1", "parathinker", "ssft", "apar", "hpd")
         for kind in ("no_outline", "duplicates", "gaps")
     },
     **{("explicit", kind): _AS_ASKED for kind in ("no_outline", "duplicates", "gaps")},
     **{("threadweaver-eval", kind): _AS_THREADWEAVER for kind in KINDS},
-    **{(name, "thread_eos"): _ENDS_BY_EOS for name in ("apr", "apar", "hpd", "skeleton", "explicit")},
+    **{(name, "thread_eos"): _ENDS_BY_EOS for name in ("ssft", "apr", "apar", "hpd", "skeleton", "explicit")},
     **{(name, kind): _NO_TAGS for name in ("skeleton", "explicit") for kind in ("missing_tags", "stray_tags")},
     **{(name, "too_many_threads"): "a fork starts one thread, and no limit is lower" for name in ("apar", "hpd")},
     ("asyncthink", "too_many_threads"): "each closing tag starts one thread, and no limit is lower",
@@ -970,5 +1002,6 @@ EXCLUDED: dict[tuple[str, str], str] = {
     **{(name, "wrong_dependencies"): _NO_DEPENDENCIES for name, _ in CASES if name != "medverse"},
     ("aspd", "gaps"): "nothing is numbered",
     ("parathinker", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
+    ("ssft", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
     ("explicit", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
 }  # fmt: skip

@@ -147,6 +147,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
     "skeleton": ("x", f"1. a\n2. b\n{END}", f"1. a\n1. b\n{END}", END),
     "parathinker": (*TEXT, "</think1>", "</think2>", "</think3>", END),
+    "ssft": (*TEXT, r"\boxed{x}", r"\boxed{yy}", END),
     "explicit": (*TEXT, END),
 }
 PHRASES["threadweaver-eval"] = PHRASES["threadweaver"]
@@ -416,6 +417,7 @@ class Drive:
         self._clients = random.Random(f"{name} clients")
         self._kind = kind
         self._is_calm = is_calm
+        self._dialect_votes = dialect.join.threads_are_answers
         self.setup = Setup.draw(name, self._chance, kind, dialect)
         if is_calm:
             self.setup = self.setup.calm()
@@ -559,6 +561,8 @@ class Drive:
     def _params(self, request_id: str, chance: random.Random, room: int) -> SamplingParams:
         max_tokens = min(chance.choice(self._kind.max_tokens), room)
         options = _options(chance, only_votes=self._kind.only_votes)
+        if self._dialect_votes and not {"branches", "best_of", "enabled"} & options.keys():
+            self.seen.votes.add(request_id)
         if "best_of" in options:
             self.seen.votes.add(request_id)
             if self._is_calm:
@@ -794,6 +798,8 @@ def _options(chance: random.Random, *, only_votes: bool) -> dict[str, Any]:
         {"branches": branches, "closing": "so"},
         {"enabled": False},
     ]
+    if asked[0]["vote"] == "x" and asked[0]["best_of"] > 1:
+        asked[0]["branches"] = branches
     if chance.random() < 0.5:
         asked[0]["confidence"] = chance.choice([0.6, 1.0, 1.0])
     if chance.random() < 0.2:

@@ -9,6 +9,7 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import KEY
+from forkjoin_server.request.handover import width_in_answers
 from tests.engine.books import Books
 from tests.engine.random_drive import Drive, Seen
 from tests.tiers import Tier
@@ -48,10 +49,9 @@ class Counted(Drive):
             options = check_and_compile(asked, settings, self._tokenizer.encode)
         except BadRequestOptions:
             options = CompiledOptions()  # the server answers these with a 400
-        most = params.max_tokens * (options.best_of or 1)
-        self.books.add(
-            request.request_id, min(most, options.limits(settings.limits).max_total_tokens or most)
-        )
+        limits = options.limits(settings.limits)
+        most = params.max_tokens * width_in_answers(options, settings)
+        self.books.add(request.request_id, min(most, limits.max_total_tokens or most))
 
     def _step(self):
         has_run = super()._step()

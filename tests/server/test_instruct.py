@@ -283,7 +283,7 @@ def test_the_tutorial_runs_as_written(address, capsys):
 @pytest.mark.parametrize(
     ("forkjoin", "named"),
     [
-        (BRANCHES | BEST_OF, "branches or best_of"),
+        (BRANCHES | BEST_OF | {"best_of": 2}, "best_of = 3 or more, for each of branches"),
         ({"best_of": 2, "vote": "("}, r"forkjoin\.vote.*not a regular expression"),
         ({"best_of": 2}, "best_of and vote"),
         ({"closing": "so"}, "branches beside closing"),
@@ -291,7 +291,15 @@ def test_the_tutorial_runs_as_written(address, capsys):
         ({"best_of": 17, "vote": VOTE}, r"forkjoin\.best_of.*max_threads_per_fork = 16 .*, got 17"),
         (BRANCHES | {"max_threads_per_fork": 2}, r"forkjoin\.branches.*max_threads_per_fork = 2 .*, got 3"),
     ],
-    ids=["both", "regex", "no_vote", "no_branches", "empty_branch", "over_the_dialects", "over_its_own"],
+    ids=[
+        "too_few_threads",
+        "regex",
+        "no_vote",
+        "no_branches",
+        "empty_branch",
+        "over_the_dialects",
+        "over_its_own",
+    ],
 )
 def test_what_cannot_be_is_a_400_that_names_it(ask, forkjoin, named):
     with pytest.raises(openai.BadRequestError, match=named):

@@ -44,7 +44,7 @@ KNOWN: tuple[dict[str, Any], ...] = (
 WRONG: tuple[tuple[str, dict[str, Any]], ...] = (
     (CHAT, chat(TWO, forkjoin={"bogus": 1})),
     (CHAT, chat(TWO, forkjoin=[])),
-    (CHAT, chat(TWO, forkjoin={"branches": [{"text": "a"}], "best_of": 2})),
+    (CHAT, chat(TWO, forkjoin={"branches": [{"text": "a"}] * 2, "best_of": 1, "vote": "x"})),
     (CHAT, chat(TWO, forkjoin={"best_of": 4, "vote": "("})),
     (CHAT, chat(TWO, forkjoin={"branches": [{"text": "\ud800"}]})),
     (CHAT, chat(TWO, forkjoin={"branches": [{"title": "\ud800", "text": "a="}]})),

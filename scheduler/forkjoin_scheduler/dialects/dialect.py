@@ -312,6 +312,15 @@ class Dialect(Strict):
             )
         return self
 
+    def width_within(self, limits: Limits) -> int:
+        """Into how many threads a fork without an outline goes."""
+        assert self.width is not None
+        return min(self.width, limits.max_threads_per_fork or self.width)
+
+    def num_answers(self, limits: Limits) -> int:
+        """How many answers a fork comes to, each with as many tokens as a request's; 1: the request's own."""
+        return self.width_within(limits) if self.join.threads_are_answers else 1
+
     @property
     def embeds_paths(self) -> bool:
         """Whether the model is told of which path each token is."""

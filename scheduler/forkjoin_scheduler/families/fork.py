@@ -246,9 +246,7 @@ def _outlines(
     """The threads as the outlines announce them, or as many as the dialect's width."""
     outline = dialect.outline
     if outline is None:
-        assert dialect.width is not None
-        width = min(dialect.width, limits.max_threads_per_fork or dialect.width)
-        return Outlines([Announced(str(n)) for n in range(1, width + 1)])
+        return Outlines([Announced(str(n)) for n in range(1, dialect.width_within(limits) + 1)])
     unopened = None
     if outline.opens is not None and dialect.tags_are == "tokens":
         tokens = _since_opening(outline.opens, dialect.trigger, context[since:], tokenizer)

@@ -164,7 +164,7 @@ class Machine:
         if limit is not None and (is_thread or self.dialect.limits_parent):
             own.append(limit - branch.num_generated)
         if is_thread:
-            own += [self.terms.max_tokens] if self.terms.options.best_of else []
+            own += [self.terms.max_tokens] if self.dialect.join.threads_are_answers else []
         return max(min(own), 1)
 
     def next_salt(self, branch: Branch) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt, Thread
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.policies import Policies, Policy
@@ -10,7 +12,7 @@ from forkjoin_scheduler.joins.finish import Finish
 from forkjoin_scheduler.joins.join import Join
 from forkjoin_scheduler.joins.kinds import make_join
 from forkjoin_scheduler.joins.reprefill import Reprefill
-from forkjoin_scheduler.request.options import CompiledOptions
+from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions
 
 #: A branch that runs out of tokens is left as it is; the others are worth having.
 POLICIES = Policies(thread_eos=Policy.CLOSE_THREAD, thread_length=Policy.CLOSE_THREAD)
@@ -39,12 +41,9 @@ def explicit_dialect(options: CompiledOptions, limits: Limits) -> Dialect:
 
 def explicit_plan(options: CompiledOptions) -> ForkPlan:
     """The threads that the request asks for."""
-    if options.branches is None:
-        return ForkPlan(
-            tuple(ThreadPlan(str(n), "", (), ()) for n in range(1, (options.best_of or 0) + 1)), 0
-        )
+    branches = options.branches or [CompiledBranch("", [])]
     threads = []
-    for number, branch in enumerate(options.branches, 1):
+    for number, branch in zip(range(1, (options.width or 0) + 1), cycle(branches), strict=False):
         header = tuple(branch.token_ids)
         threads.append(ThreadPlan(str(number), branch.title, header, header))
     return ForkPlan(tuple(threads), 0)

@@ -89,7 +89,7 @@ class _AtPrompt:
     @property
     def width(self) -> int | None:
         """Into how many threads the request itself forks after its prompt, None if it does not."""
-        return self.best_of if self.branches is None else len(self.branches)
+        return len(self.branches) if self.best_of is None and self.branches is not None else self.best_of
 
     @property
     def forks_at_prompt(self) -> bool:
@@ -126,7 +126,7 @@ class RequestOptions(_AtPrompt, Limits):
         ge=1,
         le=MAX_BRANCHES,
         description="Number of threads that each answer the prompt. The answer is the first thread with the "
-        "majority vote. It needs vote.",
+        "majority vote. It needs vote. Beside branches, the threads take these in turn.",
     )
     vote: Annotated[Unicode, AfterValidator(check_linear)] | None = Field(
         default=None,
@@ -155,8 +155,8 @@ class RequestOptions(_AtPrompt, Limits):
 
     branches: Annotated[list[ExplicitBranch], Field(min_length=1, max_length=MAX_BRANCHES)] | None = Field(
         default=None,
-        description="Threads that the request defines. Each continues the prompt and its own text. They "
-        "exclude best_of.",
+        description="Threads that the request defines. Each continues the prompt and its own text. With "
+        "best_of they are the openings of its threads.",
     )
     closing: Annotated[NonEmpty, AfterValidator(_is_unicode)] | None = Field(
         default=None,
@@ -166,10 +166,16 @@ class RequestOptions(_AtPrompt, Limits):
 
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> RequestOptions:
-        if self.branches is not None and self.best_of is not None:
-            raise ValueError("expected branches or best_of, got both")
+        num_openings = len(self.branches or ())
+        if self.best_of is not None and self.best_of < num_openings:
+            raise ValueError(
+                f"expected best_of = {num_openings} or more, for each of branches to have a thread, "
+                f"got {self.best_of}"
+            )
         if self.closing is not None and self.branches is None:
             raise ValueError("expected branches beside closing")
+        if self.closing is not None and self.best_of is not None:
+            raise ValueError("expected closing or best_of, got both: of a vote one thread is the answer")
         if (self.best_of is None) != (self.vote is None):
             raise ValueError("expected best_of and vote together")
         for name in ("wait_for_all", "confidence", "prune"):
@@ -252,6 +258,11 @@ class CompiledOptions(_AtPrompt, msgspec.Struct, frozen=True, kw_only=True, omit
     wait_for_all: bool = False
     branches: list[CompiledBranch] | None = None
     closing: list[int] | None = None
+
+    def branch_of(self, sibling_index: int) -> CompiledBranch | None:
+        """What the thread at that place continues from, None if from the prompt alone."""
+        return self.branches[sibling_index % len(self.branches)] if self.branches else None
+
     max_threads_per_fork: int | UnsetType | None = UNSET
     max_forks: int | UnsetType | None = UNSET
     max_tokens_per_thread: int | UnsetType | None = UNSET

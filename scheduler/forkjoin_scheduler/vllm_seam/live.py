@@ -30,7 +30,7 @@ _REASONS = {str(reason): reason for reason in FinishReason}
 def max_tokens_of(fj_params: ForkJoinParams) -> int:
     """The budget of a family: of the request and all its threads."""
     # Each thread of a vote is an answer with as many tokens as one.
-    wanted = fj_params.max_tokens * (fj_params.options.best_of or 1)
+    wanted = fj_params.max_tokens * fj_params.bound_dialect.dialect.num_answers(fj_params.limits)
     cap = fj_params.limits.max_total_tokens
     return wanted if cap is None else min(wanted, cap)
 

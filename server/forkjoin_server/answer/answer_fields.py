@@ -103,4 +103,6 @@ class ForkJoinUsage(_Fields):
         ge=0,
         description="Generated tokens of all answers, each counted once. `completion_tokens` is the same.",
     )
-    vote: ForkJoinVote | _Absent = _sometimes("Outcome of the vote. Only a request with `best_of` gets it.")
+    vote: ForkJoinVote | _Absent = _sometimes(
+        "Outcome of the vote. Only a request that votes gets it (`best_of`, or the dialect)."
+    )

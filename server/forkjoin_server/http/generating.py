@@ -28,7 +28,7 @@ from forkjoin_server.http.hangup import noticing
 from forkjoin_server.operate.logs import REQUEST_ID
 from forkjoin_server.request.field import count_answers, prepare, sampling_of
 from forkjoin_server.request.grammars import check_grammars
-from forkjoin_server.request.handover import Asked, compiled, handing_over
+from forkjoin_server.request.handover import Asked, compiled, handing_over, width_in_answers
 from forkjoin_server.request.incoming import replay
 from forkjoin_server.request.shape import check_beside_prompt, check_request_id
 from forkjoin_server.routes import GENERATE, RESPONSES
@@ -121,7 +121,9 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     data = _encoded(body)
     num_answers, num_choices = count_answers(sampling_of(body, path))
     check_beside_prompt(body, len(data), num_answers)
-    asked = Asked(await compiled(options, client), _max_tokens(settings, client))
+    compiled_options = await compiled(options, client)
+    width = width_in_answers(compiled_options, settings)
+    asked = Asked(compiled_options, _max_tokens(settings, client), width=width)
     is_wanted = options.include_threads
     log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
     present = as_agents or _presenter(path)

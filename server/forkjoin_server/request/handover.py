@@ -27,7 +27,7 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, compile_options
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
-from forkjoin_scheduler.settings import COMPILED, KEY
+from forkjoin_scheduler.settings import COMPILED, KEY, Settings
 from forkjoin_server.request.structured import block_reason
 from forkjoin_server.vllm_seam.request.formats import constraint_of
 from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser, why_not_reasoning
@@ -44,6 +44,8 @@ class Asked:
     #: What all answers to it may generate; None: no limit.
     max_tokens: int | None = None
     num_tokens: int = 0
+    #: Into how many answers its fork goes, each with a budget of its own.
+    width: int = 1
 
     def charge(self, num_answers: int, max_tokens: int | None, max_model_len: int) -> None:
         """Count what another prompt's answers may cost at most, as ``live.py`` gives each its budget.
@@ -52,8 +54,7 @@ class Asked:
         """
         each = max_model_len if max_tokens is None else max_tokens
         cap = self.options.max_total_tokens or None
-        # each thread of a vote has its own budget; all other threads share the answer's
-        each *= self.options.best_of or 1
+        each *= self.width
         self.num_tokens += num_answers * (each if cap is None else min(each, cap))
         if self.max_tokens is not None and self.num_tokens > self.max_tokens:
             raise BadRequestOptions(
@@ -74,6 +75,15 @@ def handing_over(asked: Asked) -> Iterator[None]:
         yield
     finally:
         _ASKED.reset(before)
+
+
+def width_in_answers(options: CompiledOptions, settings: Settings) -> int:
+    """Into how many answers a request's fork goes: each thread of a vote is one."""
+    if options.forks_at_prompt:
+        return options.best_of or 1
+    if settings.dialect is None or not options.enabled:
+        return 1
+    return settings.dialect.num_answers(options.limits(settings.limits))
 
 
 async def compiled(options: RequestOptions, client: Any) -> CompiledOptions:

@@ -35,7 +35,8 @@ def block_reason(options: RequestOptions | CompiledOptions, reasons: bool) -> st
 
 def check_place(options: RequestOptions, dialect: Dialect | None) -> None:
     """Raise BadRequestOptions if nobody knows where the answer begins for which a grammar is to hold."""
-    if options.structured is None or options.branches is not None:  # the answer follows the closing
+    follows_closing = options.branches is not None and options.best_of is None
+    if options.structured is None or follows_closing:
         return
     if dialect is None:
         raise BadRequestOptions(

@@ -158,7 +158,11 @@ def test_the_table_of_policies_gives_each_its_default_first_and_all_others():
 def test_the_requests_in_the_guide_are_taken():
     requests = [json.loads(line) for line in re.findall(r"^    (\{.*\})$", GUIDE, flags=re.M)]
     options = [parse_options(request["forkjoin"]) for request in requests]
-    assert [bool(o.branches) for o in options] == [True, False]
+    assert [(bool(o.branches), bool(o.best_of)) for o in options] == [
+        (True, False),
+        (False, True),
+        (True, True),
+    ]
     assert all(o.forks_at_prompt for o in options)
     assert {"branches", "closing", "best_of", "vote"} < set(RequestOptions.model_fields)
 

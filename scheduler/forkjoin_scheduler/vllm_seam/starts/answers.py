@@ -173,7 +173,7 @@ def reasoning_ends(reasoner: Any, tokenizer: Tokenizer) -> Rows | None:
 
 def place_of_answer(bound_dialect: BoundDialect, options: CompiledOptions) -> Answer | None:
     """Where the answer of a request begins that leaves this to the dialect of the server."""
-    if options.branches is not None:
+    if options.branches is not None and options.best_of is None:
         return Answer(behind_join=True) if options.closing is not None else None
     return bound_dialect.dialect.answer
 

@@ -61,7 +61,7 @@ class Params:
     @staticmethod
     def _structured_of(live: LiveFamily, thread: Branch) -> StructuredOutputsParams | None:
         """What the text of a thread is to obey."""
-        if branches := live.fj_params.options.branches:
-            return own_constraint(branches[thread.sibling_index])
         is_answer = live.dialect.join.threads_are_answers
-        return live.fj_params.sampling_params.structured_outputs if is_answer else None
+        of_request = live.fj_params.sampling_params.structured_outputs if is_answer else None
+        branch = live.fj_params.options.branch_of(thread.sibling_index)
+        return (None if branch is None else own_constraint(branch)) or of_request

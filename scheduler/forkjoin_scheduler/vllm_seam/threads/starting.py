@@ -33,7 +33,10 @@ class Starting:
         params = self._params.of_thread(live, thread, live.room(thread, len(token_ids), thread.offset))
         hashes = parent.block_hashes[: thread.fork_len // self._core.scheduler.hash_block_size]
         request = new_request(live.request, thread.request_id, token_ids, params, hashes)
-        self._answers.begin_thread(request, live.request, has_own=live.fj_params.options.branches is not None)
+        asked = live.fj_params.options.branch_of(thread.sibling_index)
+        self._answers.begin_thread(
+            request, live.request, has_own=asked is not None and asked.structured is not None
+        )
         self._core.threads[request.request_id] = (live, thread)
         fj_params = replace(live.fj_params, since=len(token_ids), at_prompt=False)
         self._core.fj_params[request.request_id] = fj_params

@@ -18,7 +18,8 @@ from forkjoin_scheduler.families.family import Branch, Family
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal, Tolerated, plan_fork
 from forkjoin_scheduler.families.stitch import joined_offset, num_skipped, thread_offset
 from forkjoin_scheduler.families.thread_end import ThreadEnd
-from forkjoin_scheduler.joins.joined import joined_ids, last_match, plan_join
+from forkjoin_scheduler.families.vote import Vote
+from forkjoin_scheduler.joins.joined import joined_ids, last_match, plan_join, written
 from tests.unit.conftest import ByteTokenizer
 
 TURNS = ("<B>", "<U>", "<A>")
@@ -72,6 +73,14 @@ APR_PATH = (
     "Exploring Operation: 50-11=39, Resulting Numbers: [2, 39]\n39,39 equal: Goal Reached"
 )
 PROMISE = '<promise topic="length" tokens="20"/>'
+SSFT_THREADS = (
+    "x\n</think1>\nSo \\boxed{12}.\0",
+    "y \\boxed{3}, no: \\boxed{\\frac{1}{2}}\0",
+    "none\0",
+    "\\boxed{\\frac{1}{2}}\0",
+    "\\boxed{\\sqrt{\\frac{1}{2}}}\0",
+    "\\boxed{12}, no: \\boxed{ \\frac{1}{2} }\0",
+)
 
 PUBLISHED = {
     "threadweaver": Published(
@@ -141,6 +150,14 @@ PUBLISHED = {
         sees=[f"Q{ASPD}<|branch|>{title}: " for title in ("Cats", "1 < 2")],
         threads=[("purr<|/branch|>", STOP), ("so\0", EOS)],
         joined=(f"Q{ASPD}<|branch|>Cats: purr<|/branch|><|branch|>1 < 2: so<|/branch|><|/para|>\n"),
+    ),
+    # Each thread begins behind the assistant's own opening; of the votes only the result is compared.
+    "ssft": Published(
+        prompt="<B>Q<|im_end|>\n<|im_start|>assistant\n",
+        wrote="",
+        sees=[f"<B>Q<|im_end|>\n<|im_start|>assistant\n<|im_start|><think{n}>\n" for n in range(1, 7)],
+        threads=[(text, STOP) for text in SSFT_THREADS],
+        joined="y \\boxed{3}, no: \\boxed{\\frac{1}{2}}",
     ),
     # The first path to end has its own end tag, the others are cut off where they are.
     "parathinker": Published(
@@ -307,6 +324,11 @@ def test_what_is_joined_is_what_the_model_was_trained_to_go_on_from(spoken):
         ids = [*spoken.context, *joined_ids(spoken.dialect, threads[0], tokenizer), *meanwhile]
     elif kind == "on_demand":
         ids = [*spoken.context, *meanwhile, *joined_ids(spoken.dialect, threads[0], tokenizer)]
+    elif kind == "vote":
+        vote = Vote(spoken.dialect.join.ballot, tokenizer, len(threads))
+        for thread in threads:
+            vote.read(thread)
+        ids = written(vote.winner(threads)[0])
     else:
         context = [*spoken.context, *meanwhile]
         plan = spoken.dialect.join.plan(spoken.dialect, threads, context, tokenizer)

@@ -78,6 +78,16 @@ SPEECHES = {
     "pasta": Speech(lambda number, _: f'<promise topic="{number}" tokens="9"/>', (1, 1), max_forks=3),
     "skeleton": Speech(_outlines("\n", "{}. point\n", "\0"), (2, 3), max_forks=1),
     "parathinker": Speech(None, (4, 4)),
+    "ssft": Speech(None, (6, 6)),
+    "openings of a vote": Speech(
+        None,
+        (2, 5),
+        options=lambda width: CompiledOptions(
+            best_of=width,
+            vote="[0-9]",
+            branches=[CompiledBranch("", [ord("a")]), CompiledBranch("", [ord("b")])],
+        ),
+    ),
     "branches": Speech(
         None,
         (1, 4),
@@ -121,7 +131,8 @@ def cases(draw, names=tuple(SPEECHES)) -> Case:
     dialect = load(name) if options is None else None
     end = None if dialect is None else dialect.thread.end
     stops = STOPS if dialect is None or dialect.join.waits else ""
-    words = st.text("ab \n7", max_size=4) if "best_of" in name else st.text("ab \n", max_size=4)
+    votes = "best_of" in name or "vote" in name
+    words = st.text("ab \n7", max_size=4) if votes else st.text("ab \n", max_size=4)
 
     def threads(width: int, depth: int) -> list[Script]:
         return [script(depth, n) for n in range(1, width + 1)]
@@ -144,7 +155,11 @@ def cases(draw, names=tuple(SPEECHES)) -> Case:
         if number == 0:
             return Script(text + "\0", forks)
         tag = "\0" if end is None else fill(end, n=str(number))
-        returns = {"asyncthink": "<RETURN>r", "apr": "Goal Reached\nx Goal Reached"}.get(name, "")
+        returns = {
+            "asyncthink": "<RETURN>r",
+            "ssft": draw(st.sampled_from([r"\boxed{1}", r"\boxed{2}"])),
+            "apr": "Goal Reached\nx Goal Reached",
+        }.get(name, "")
         if draw(st.booleans()):
             text += returns
         return Script(text + draw(st.sampled_from([tag, tag, tag, tag, "\0", "", *stops])), forks)

@@ -74,7 +74,7 @@ class Play:
         self.tokenizer = ByteTokenizer([t for t in dict.fromkeys(tags) if not set(t) & set("{}")], TURNS)
         self.spoken = BoundDialect.bind(dialect, self.tokenizer)
         self.stage = Stage(self.tokenizer, max_model_len, is_late=is_late)
-        budget = min(max_tokens * (options.best_of or 1), limits.max_total_tokens or 10**9)
+        budget = min(max_tokens * dialect.num_answers(limits), limits.max_total_tokens or 10**9)
         family = Family("r", limits, max_tokens=budget, include_threads=True)
         prompt_ids = self.tokenizer.encode(prompt)
         terms = Terms(options, self.spoken, max_tokens, prompt_len=len(prompt_ids))

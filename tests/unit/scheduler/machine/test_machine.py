@@ -27,7 +27,7 @@ quick = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, Hea
 
 
 def test_every_built_in_dialect_is_spoken_here():
-    own = {"branches", "closed branches", "best_of", "best_of in waves"}
+    own = {"openings of a vote", "branches", "closed branches", "best_of", "best_of in waves"}
     assert sorted(SPEECHES.keys() - own | {"explicit"}) == builtin_names()
 
 

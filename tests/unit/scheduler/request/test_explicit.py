@@ -64,6 +64,15 @@ def test_the_best_of_threads_begin_with_nothing():
     assert (dialect.join.kind, dialect.join.waits, dialect.join.goes_on) == ("vote", True, False)
 
 
+def test_threads_of_a_vote_take_the_openings_that_there_are_in_turn(byte_tokenizer):
+    options, dialect = _of({"branches": [{"text": "a:"}, {"title": "b"}]} | BEST | {"best_of": 5})
+    plan = explicit_plan(options)
+    assert [(t.number, t.title, bytes(t.header_ids)) for t in plan.threads] == [
+        ("1", "", b"a:"), ("2", "b", b"b\n"), ("3", "", b"a:"), ("4", "b", b"b\n"), ("5", "", b"a:")
+    ]  # fmt: skip
+    assert (dialect.join.kind, dialect.width, dialect.num_answers(dialect.limits)) == ("vote", 5, 5)
+
+
 def test_the_best_of_is_the_first_with_the_vote_of_most(byte_tokenizer):
     options, dialect = _of(BEST)
     plan = explicit_plan(options)

@@ -175,8 +175,12 @@ def test_branches_are_read_from_plain_objects(as_json):
         ({"branches": [{"title": "a"}], "closing": ""}, r"forkjoin\.closing: .*at least 1"),
         ({"closing": "x"}, "expected branches beside closing"),
         (
-            {"branches": [{"title": "a"}], "best_of": 2, "vote": "x"},
-            "expected branches or best_of, got both",
+            {"branches": [{"title": "a"}, {"title": "b"}], "best_of": 1, "vote": "x"},
+            "expected best_of = 2 or more, for each of branches to have a thread, got 1",
+        ),
+        (
+            {"branches": [{"title": "a"}], "closing": "so", "best_of": 1, "vote": "x"},
+            "expected closing or best_of, got both",
         ),
         ({"best_of": 2}, "expected best_of and vote together"),
         ({"wait_for_all": True}, "expected best_of beside wait_for_all"),
@@ -208,7 +212,7 @@ def test_branches_are_read_from_plain_objects(as_json):
     ],
     ids=[
         "no_branches", "many_branches", "says_nothing", "unknown_key", "number_title", "text_branch",
-        "one_branch", "empty_closing", "closing_alone", "both", "no_vote", "waits_for_none", "sure_of_nothing", "prunes_none", "prunes_by_what", "prunes_and_waits", "waits_for_all_and_none", "unsure", "more_than_sure",
+        "one_branch", "empty_closing", "closing_alone", "too_few_threads", "closed_vote", "no_vote", "waits_for_none", "sure_of_nothing", "prunes_none", "prunes_by_what", "prunes_and_waits", "waits_for_all_and_none", "unsure", "more_than_sure",
         "no_confidence", "confidence_in_words", "vote_alone", "none", "many",
         "fraction", "no_regex", "huge_repetition", "looks_behind", "long_program", "long_title", "deep_regex",
     ],

@@ -11,9 +11,11 @@ from vllm import SamplingParams
 from vllm.config.multimodal import MultiModalConfig
 from vllm.sampling_params import RepetitionDetectionParams
 
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions, parse_options
-from forkjoin_server.request.handover import Asked, compiled, handing_over, install
+from forkjoin_scheduler.settings import Settings
+from forkjoin_server.request.handover import Asked, compiled, handing_over, install, width_in_answers
 
 
 class Tokenizer:
@@ -236,10 +238,27 @@ def test_a_number_inside_a_parameter_is_refused_likewise(client, params, name):
 )
 def test_what_all_answers_may_come_to_is_limited(client, options, params, num_tokens):
     options = CompiledOptions(**options)
-    _generate(client, Asked(options, num_tokens), _params(**params))
+    width = width_in_answers(options, Settings())
+    _generate(client, Asked(options, num_tokens, width=width), _params(**params))
     with pytest.raises(BadRequestOptions, match=rf"at most {num_tokens - 1} tokens.*--max-request-tokens"):
-        _generate(client, Asked(options, num_tokens - 1), _params(**params))
+        _generate(client, Asked(options, num_tokens - 1, width=width), _params(**params))
     assert len(client.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "num"),
+    [
+        ("ssft", {}, 6),
+        ("ssft", {"max_threads_per_fork": 2}, 2),
+        ("ssft", {"enabled": False}, 1),
+        ("ssft", {"best_of": 3, "vote": "x"}, 3),
+        ("parathinker", {}, 1),
+        (None, {}, 1),
+    ],
+)
+def test_each_thread_of_a_dialect_that_votes_has_a_budget_of_its_own(name, options, num):
+    settings = Settings() if name is None else Settings.of(load(name), {})
+    assert width_in_answers(CompiledOptions(**options), settings) == num
 
 
 def test_the_prompts_of_one_body_are_counted_together(client):
