@@ -552,6 +552,52 @@ def parathinker() -> Iterator[tuple[str, Case]]:
         yield kind, Case(script, shown_all, ends("123", "cancelled"), counted, "length", **more)
 
 
+def pacore() -> Iterator[tuple[str, Case]]:
+    """Three answers, two, and one (``renamed.py``); all of a round write the same."""
+    first = "q: 1=A 2=A 3=A<|assistant|>"
+    second = "q: 1=B 2=B<|assistant|>"
+
+    def case(answer: str, hows: str, *texts: str, **more: Any) -> Case:
+        a, b, *end = texts
+        script = {"": a, first: b} | {more.pop("last", second): text for text in end}
+        how = hows.split()
+        numbers = [1, 2, 3, 1, 2][: len(how)]
+        threads = tuple(f"{n} {end}" for n, end in zip(numbers, how, strict=True))
+        return Case(script, answer, threads, contexts=more.pop("contexts", ("", "")), **more)
+
+    stop = "stop stop stop stop stop"
+    a, b = "x</think>A", "y</think>B"
+    limit = {"max_threads_per_fork": 1}
+    one = Case(
+        {"": a, "q: 1=A<|assistant|>": b, "q: 1=B<|assistant|>": "C"},
+        "C",
+        ("1 stop", "1 stop"),
+        contexts=("", ""),
+        forkjoin=limit,
+    )
+    yield "too_many_threads", one
+    # an answer without </think> is a reference as it is; behind several, what stands behind the last
+    yield "missing_tags", case("z</think>C", stop, "A", b, "z</think>C")
+    yield "stray_tags", case("C</think>", stop, "<think>x</think></think>A", b, "C</think>")
+    counted, limit = {"thread_length/close_thread": 5}, {"max_tokens_per_thread": 1}
+    lengths = stop.replace("stop", "length")
+    yield "thread_length", case("C", lengths, "AAA", "BBB", "C", counted=counted, forkjoin=limit)
+    counted, limit = {"too_many_forks/sequential": 1}, {"max_forks": 1}
+    yield (
+        "max_forks",
+        case("y</think>B", "stop stop stop", a, b, counted=counted, contexts=("",), forkjoin=limit),
+    )
+    counted = {"total_tokens/end_request": 1}
+    script = {"": "a" * 99}
+    yield (
+        "total_tokens",
+        Case(script, "", ends("123", "cancelled"), counted, "length", forkjoin={"max_total_tokens": 9}),
+    )
+    counted = {"prompt_too_long/end_request": 1}
+    script = {"": "a" * 90}
+    yield "joined_too_long", Case(script, "", ends("123", "stop"), counted, "length", room=150)
+
+
 def ssft() -> Iterator[tuple[str, Case]]:
     def opening(n: int) -> str:
         return f"<|im_start|><think{n}>\n"
@@ -970,6 +1016,7 @@ CASES = _table(
     hpd=hpd(),
     asyncthink=asyncthink(),
     pasta=pasta(),
+    pacore=pacore(),
     ssft=ssft(),
     skeleton=skeleton(),
     explicit=explicit(),
@@ -986,12 +1033,12 @@ _NO_TAGS = "there are no tags"
 EXCLUDED: dict[tuple[str, str], str] = {
     **{
         (name, kind): _NO_OUTLINE
-        for name in ("parallel-r1", "parathinker", "ssft", "apar", "hpd")
+        for name in ("parallel-r1", "parathinker", "pacore", "ssft", "apar", "hpd")
         for kind in ("no_outline", "duplicates", "gaps")
     },
     **{("explicit", kind): _AS_ASKED for kind in ("no_outline", "duplicates", "gaps")},
     **{("threadweaver-eval", kind): _AS_THREADWEAVER for kind in KINDS},
-    **{(name, "thread_eos"): _ENDS_BY_EOS for name in ("ssft", "apr", "apar", "hpd", "skeleton", "explicit")},
+    **{(name, "thread_eos"): _ENDS_BY_EOS for name in ("pacore", "ssft", "apr", "apar", "hpd", "skeleton", "explicit")},
     **{(name, kind): _NO_TAGS for name in ("skeleton", "explicit") for kind in ("missing_tags", "stray_tags")},
     **{(name, "too_many_threads"): "a fork starts one thread, and no limit is lower" for name in ("apar", "hpd")},
     ("asyncthink", "too_many_threads"): "each closing tag starts one thread, and no limit is lower",
@@ -1002,6 +1049,7 @@ EXCLUDED: dict[tuple[str, str], str] = {
     **{(name, "wrong_dependencies"): _NO_DEPENDENCIES for name, _ in CASES if name != "medverse"},
     ("aspd", "gaps"): "nothing is numbered",
     ("parathinker", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
+    ("pacore", "nested_fork"): "it forks behind prompts: threads have nothing to fork with",
     ("ssft", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
     ("explicit", "nested_fork"): "it forks behind the prompt: threads have nothing to fork with",
 }  # fmt: skip

@@ -147,6 +147,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
     "skeleton": ("x", f"1. a\n2. b\n{END}", f"1. a\n1. b\n{END}", END),
     "parathinker": (*TEXT, "</think1>", "</think2>", "</think3>", END),
+    "pacore": (*TEXT, "</think>", END, END),
     "ssft": (*TEXT, r"\boxed{x}", r"\boxed{yy}", END),
     "explicit": (*TEXT, END),
 }

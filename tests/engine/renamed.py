@@ -52,8 +52,15 @@ FOR_DIALECT = {
 
 @cache
 def dialect_for(name: str) -> Dialect:
-    """As it is; but of ParaThinker so many paths as the model has tokens for, without their embeddings."""
+    """As it is; but of ParaThinker so many paths as the model has tokens for, without their embeddings.
+
+    And of PaCoRe more rounds, whose prompts have few words: contexts are short here.
+    """
     dialect = load(name)
+    if name == "pacore":
+        short = {"then": [2], "prompt": "{prompt}:{references}", "reference": " {n}={returned}"}
+        own = {"join": dialect.join.model_dump() | short, "width": 3}
+        return Dialect.model_validate(dialect.model_dump() | own)
     if name != "parathinker":
         return dialect
     own = {"needs_model_attribute": None, "width": 3, "tags": ("<summary>", "</summary>")}

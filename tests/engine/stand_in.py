@@ -123,20 +123,27 @@ class StandIn:
             return sampled
         first = len(work.tokens) - work.num_drafts - request.num_prompt_tokens
         for i in range(len(sampled)):
-            at = self._path(request), request.num_prompt_tokens, first + i
+            at = self._path(request), self._prompt(request), first + i
             value = values[len(values) - work.num_drafts - 1 + i]
             assert self.seen.setdefault(at, value) == value, f"at {at} from another context than before"
         return sampled
 
     def _written(self, request: Request, index: int) -> int:
         """The token that ``request`` writes, ``index`` tokens behind its prompt."""
-        key = self._path(request), request.num_prompt_tokens
+        key = self._path(request), self._prompt(request)
         text, chance = self._texts.setdefault(key, ([], random.Random(f"{self._name} {key}")))
         if not text and len(key[0]) == 1:
             text += chance.choice(self._openings)
         while len(text) <= index:
             text += chance.choice(self._phrases)
         return text[index]
+
+    def _prompt(self, request: Request) -> int:
+        """The length of its prompt; where rounds make prompts anew, other numbers for each."""
+        live = self._scheduler._core.live.get(request.request_id)
+        if live is None or not live.dialect.join.asks_again:
+            return request.num_prompt_tokens
+        return request.num_prompt_tokens + live.family.root.num_joined * self._scheduler.max_model_len
 
     def _path(self, request: Request) -> Path:
         """The branch of ``request``, however its threads are numbered."""

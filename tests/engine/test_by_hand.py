@@ -13,6 +13,7 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.joins.kinds import make_join
 from forkjoin_scheduler.machine import cancelling
+from tests.engine.renamed import dialect_for
 
 pytestmark = pytest.mark.engine
 
@@ -115,6 +116,34 @@ def test_a_sync_for_which_nothing_is_open_is_refused(drive):
     assert [e["reason"] for e in hand.events("refused")] == ["unknown_thread"]
     hand.say("r", "<|end|>")
     hand.finish()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_rounds_are_one_request_whose_client_sees_all_threads_and_the_last_answer(drive, is_async):
+    hand = drive(dialect_for("pacore"), is_async=is_async)
+    hand.add("r", "<|user|>q<|assistant|>", forkjoin={"include_threads": True})
+    texts = ["x</think>1", "yy</think>2", "zzz</think>3", "u</think>4", "v</think>5"]
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    for index in (0, 2):
+        hand.say(f"r#{index}", f"{texts[index]}<|end|>")
+    hand.steps_until(lambda: len(hand.events("thread_ended")) == 2)
+    hand.scheduler.reset_prefix_cache(reset_running_requests=True)
+    hand.say("r#1", f"{texts[1]}<|end|>")
+    hand.steps_until(lambda: hand.decodes("r#4"))
+    for index in (3, 4):
+        hand.say(f"r#{index}", f"{texts[index]}<|end|>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    prompt = hand.tokenizer.decode(hand.request("r").prompt_token_ids)
+    assert prompt in ("<|user|>q: 1=4 2=5<|assistant|>", "<|user|>q: 1=5 2=4<|assistant|>")
+    hand.say("r", "so</think>5<|end|>")
+    hand.finish()
+    assert hand.text("r").replace("x", "").removesuffix("<|end|>") == "so</think>5"
+    assert [[t["number"] for t in e["threads"]] for e in hand.events("forked")] == [
+        ["1", "2", "3"],
+        ["1", "2"],
+    ]
+    assert len(hand.events("joined")) == 2
+    assert sorted(e["index"] for e in hand.events("thread_ended")) == [0, 1, 2, 3, 4]
 
 
 # ---- what can't be computed in a row ----------------------------------------------------------

@@ -312,14 +312,17 @@ class Dialect(Strict):
             )
         return self
 
-    def width_within(self, limits: Limits) -> int:
-        """Into how many threads a fork without an outline goes."""
+    def widths_within(self, limits: Limits) -> list[int]:
+        """Into how many threads forks without an outline go: each round of them, or all of them alike."""
         assert self.width is not None
-        return min(self.width, limits.max_threads_per_fork or self.width)
+        widths = [self.width, *self.join.further_widths]
+        return [min(width, limits.max_threads_per_fork or width) for width in widths]
 
     def num_answers(self, limits: Limits) -> int:
-        """How many answers a fork comes to, each with as many tokens as a request's; 1: the request's own."""
-        return self.width_within(limits) if self.join.threads_are_answers else 1
+        """How many answers a request comes to, each with as many tokens as it may have; 1: its own."""
+        if not self.join.threads_are_answers:
+            return 1
+        return sum(self.widths_within(limits)) + self.join.goes_on
 
     @property
     def embeds_paths(self) -> bool:

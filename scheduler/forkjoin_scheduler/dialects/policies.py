@@ -89,5 +89,7 @@ class Policies(Strict):
     summary_eos: Annotated[Policy, _one_of(Policy.END_REQUEST, Policy.CLOSE_SUMMARY)] = Policy.END_REQUEST
     #: The joined context would not fit the model's context length.
     joined_too_long: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST
+    #: The prompt of the next round would not fit. ``drop``: without the longest reference, until it does.
+    prompt_too_long: Annotated[Policy, _one_of(Policy.END_REQUEST, Policy.DROP)] = Policy.END_REQUEST
     #: ``max_tokens`` or ``max_total_tokens`` ran out inside a fork.
     total_tokens: Annotated[Policy, _one_of(Policy.END_REQUEST)] = Policy.END_REQUEST

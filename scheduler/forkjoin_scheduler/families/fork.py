@@ -156,7 +156,9 @@ def plan_fork(
         return Refusal("nested_fork", policies.nested_fork)
     if limits.max_forks is not None and num_forks >= limits.max_forks:
         return Refusal("too_many_forks", policies.too_many_forks)
-    outlines = _outlines(dialect, limits, context, since, since if begin is None else begin, tokenizer)
+    outlines = _outlines(
+        dialect, limits, context, since, since if begin is None else begin, tokenizer, num_forks
+    )
     if outlines.num_unknown and policies.unknown_message is not Policy.DROP:
         return Refusal("unknown_message", policies.unknown_message)
     announced, num_duplicates = outlines.announced, 0
@@ -241,12 +243,19 @@ def _plan_thread(dialect: Dialect, one: Announced, place: int, tokenizer: Tokeni
 
 
 def _outlines(
-    dialect: Dialect, limits: Limits, context: list[int], since: int, begin: int, tokenizer: Tokenizer
+    dialect: Dialect,
+    limits: Limits,
+    context: list[int],
+    since: int,
+    begin: int,
+    tokenizer: Tokenizer,
+    num_forks: int,
 ) -> Outlines:
-    """The threads as the outlines announce them, or as many as the dialect's width."""
+    """The threads as the outlines announce them, or as many as the dialect's width, or as the round has."""
     outline = dialect.outline
     if outline is None:
-        return Outlines([Announced(str(n)) for n in range(1, dialect.width_within(limits) + 1)])
+        widths = dialect.widths_within(limits)
+        return Outlines([Announced(str(n)) for n in range(1, widths[num_forks % len(widths)] + 1)])
     unopened = None
     if outline.opens is not None and dialect.tags_are == "tokens":
         tokens = _since_opening(outline.opens, dialect.trigger, context[since:], tokenizer)

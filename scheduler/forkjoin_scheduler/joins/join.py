@@ -33,6 +33,8 @@ class Join(Strict):
     goes_on: ClassVar[bool] = True
     #: Whether each thread is an answer of its own, with all that a request asks of its answer.
     threads_are_answers: ClassVar[bool] = False
+    #: Whether what threads return makes a new prompt, behind which the request forks again, or answers.
+    asks_again: ClassVar[bool] = False
     #: Whether threads end with the branch that forked, where that did not wait for them.
     threads_end_with_parent: ClassVar[bool] = True
     #: Whether what asks for threads asks for one, by its number.
@@ -59,6 +61,11 @@ class Join(Strict):
     close_block: str = Field(
         default="", description="injected in its place when the request ends at the join"
     )
+
+    @property
+    def further_widths(self) -> Sequence[int]:
+        """How many threads each round behind the first has."""
+        return ()
 
     @property
     def question(self) -> str | None:
@@ -108,6 +115,14 @@ class Join(Strict):
         ``closing_ids``: what the request itself wants after them, in the place of the dialect's own text.
         """
         return joined.plan_join(dialect, threads, tokenizer, closing_ids)
+
+    def fewer(self, dialect: Dialect, threads: Sequence[Branch], tokenizer: Tokenizer) -> Sequence[Branch]:
+        """Those of ``threads`` that are joined where all together don't fit; none: no fewer than all."""
+        return ()
+
+    def shown_ids(self, plan: JoinPlan) -> Sequence[int]:
+        """What the answer shows of a join, whose threads it may have shown as they ran."""
+        return plan.closing_ids if self.shows_threads else plan.token_ids
 
     def asked_for(
         self, branch: Branch, number: str, numbered: Mapping[tuple[Branch, str], Branch]

@@ -14,6 +14,7 @@ from forkjoin_scheduler.joins.join import Join
 from forkjoin_scheduler.joins.on_demand import OnDemand
 from forkjoin_scheduler.joins.reprefill import Reprefill
 from forkjoin_scheduler.joins.rewrite import Rewrite
+from forkjoin_scheduler.joins.rounds import Rounds
 from forkjoin_scheduler.joins.splice import Splice
 from forkjoin_scheduler.joins.stitch import Stitch
 from forkjoin_scheduler.joins.sync import Sync
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Join]] = {
     "on_demand": OnDemand,
     "sync": Sync,
     "in_place": InPlace,
+    "rounds": Rounds,
     "finish": Finish,
     "vote": VoteJoin,
 }

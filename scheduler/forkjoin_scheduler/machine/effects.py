@@ -112,7 +112,7 @@ class Resume:
     plan: JoinPlan
     #: Tokens that its context can still take.
     room: int
-    #: Whether it writes nothing: when its KV is there, the machine is to be told (``forking.next_stage``).
+    #: Whether it forks there before it writes: when its KV is there, it does, or its next stage starts.
     forks: bool = False
 
 

@@ -47,6 +47,8 @@ def fork(machine: Machine, branch: Branch, planned: Fork) -> Effects:
     if dialect.thread.context is Context.PARENT:
         fork_len = planned.num_tokens - dialect.thread.without_trigger
     context = machine.world.context(branch)
+    if dialect.join.asks_again and not machine.prompt:
+        machine.prompt = list(context)
     threads = machine.family.fork(
         branch,
         plan,
@@ -102,7 +104,7 @@ def next_stage(machine: Machine, branch: Branch) -> Effects:
 def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
     """``branch`` was refused what it called for, and goes on without, or the request ends."""
     emit_refused(machine, branch, refusal)
-    if branch is machine.family.root and machine.dialect.fork_at is ForkAt.PROMPT:
+    if branch is machine.family.root and machine.dialect.fork_at is ForkAt.PROMPT and not branch.forks:
         yield WillNotJoin(branch)
     if refusal.policy is Policy.END_REQUEST:
         # where the turns are over no block is left open

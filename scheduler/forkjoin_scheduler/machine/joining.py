@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.families.stitch import joined_offset, num_skipped
 from forkjoin_scheduler.families.thread_end import ThreadEnd
@@ -13,7 +14,7 @@ from forkjoin_scheduler.machine import cutting, ending
 from forkjoin_scheduler.machine.effects import Effects, EndJoined, How, Resume
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.output_token import OutputToken, injected
-from forkjoin_scheduler.publish.events import Limited, Voted
+from forkjoin_scheduler.publish.events import Limited, Refused, Voted
 
 
 def join(machine: Machine, branch: Branch) -> Effects:
@@ -25,24 +26,16 @@ def join(machine: Machine, branch: Branch) -> Effects:
     if machine.vote is not None:
         yield from _end_branch(machine, branch, _show_winner(machine, branch, machine.vote))
         return
-    context = machine.world.context(branch)
-    dialect, tokenizer = machine.dialect, machine.world.tokenizer
-    closing = (
-        tokenizer.encode(dialect.join.between_stages) if branch.planned else machine.terms.options.closing
-    )
-    plan = dialect.join.plan(dialect, threads, context, tokenizer, closing)
-    transcript = machine.transcripts[branch]
-    num_tokens = (len(context) if plan.keep is None else plan.keep) + len(plan.token_ids)
+    dialect, transcript = machine.dialect, machine.transcripts[branch]
+    plan, room = _plan(machine, branch, threads)
     goes_on, shows_threads = dialect.join.goes_on, dialect.join.shows_threads
-    room = _room_behind(machine, branch, num_tokens) if goes_on else 0
     is_too_long = goes_on and room <= _num_of_next_stage(machine, branch)
     is_spent = goes_on and plan.end is None and not machine.family.remaining
-    if not shows_threads:
-        transcript.push(injected(plan.token_ids))
-    elif not (is_too_long or is_spent):
-        transcript.push(injected(plan.closing_ids))
+    if not shows_threads or not (is_too_long or is_spent):
+        transcript.push(injected(dialect.join.shown_ids(plan)))
     if is_too_long:
-        yield from cutting.end_at_limit(machine, "joined_too_long", dialect.policies.joined_too_long)
+        reason = "prompt_too_long" if dialect.join.asks_again else "joined_too_long"
+        yield from cutting.end_at_limit(machine, reason, Policy.END_REQUEST)
     elif is_spent:
         yield from cutting.end_at_budget(machine)
     elif goes_on and plan.end is None and dialect.summary is None and machine.has_no_turn(branch):
@@ -58,6 +51,24 @@ def join(machine: Machine, branch: Branch) -> Effects:
         yield from _end_branch(machine, branch, end)
     else:
         yield from _go_on(machine, branch, plan, room)
+
+
+def _plan(machine: Machine, branch: Branch, threads: Sequence[Branch]) -> tuple[JoinPlan, int]:
+    """How ``branch`` goes on behind ``threads``, and the room that its context has then."""
+    dialect, tokenizer = machine.dialect, machine.world.tokenizer
+    context = machine.prompt or machine.world.context(branch)
+    closing = (
+        tokenizer.encode(dialect.join.between_stages) if branch.planned else machine.terms.options.closing
+    )
+    plan = dialect.join.plan(dialect, threads, context, tokenizer, closing)
+    num_tokens = (len(context) if plan.keep is None else plan.keep) + len(plan.token_ids)
+    room = _room_behind(machine, branch, num_tokens) if dialect.join.goes_on else 0
+    may_drop = dialect.policies.prompt_too_long is Policy.DROP
+    fewer = dialect.join.fewer(dialect, threads, tokenizer) if room <= 0 and may_drop else ()
+    if not fewer:
+        return plan, room
+    machine.emit(Refused(parent_index=branch.index, reason="prompt_too_long", policy=Policy.DROP))
+    return _plan(machine, branch, fewer)
 
 
 def outgrows(machine: Machine, branch: Branch) -> bool:
@@ -133,7 +144,8 @@ def _go_on(machine: Machine, branch: Branch, plan: JoinPlan, room: int) -> Effec
         branch.stitched_len, branch.offset = stitched_end(machine, branch.waits_for)
     if machine.dialect.summary is not None and not branch.planned:
         machine.summarising.add(branch)
-    yield Resume(branch, plan, room, forks=bool(branch.planned))
+    forks = machine.dialect.join.asks_again and branch.num_joined <= len(machine.dialect.join.further_widths)
+    yield Resume(branch, plan, room, forks=forks or bool(branch.planned))
 
 
 def _cut_off(machine: Machine, branch: Branch, plan: JoinPlan) -> None:

@@ -81,6 +81,8 @@ class Machine:
     waits: Waits | None = field(init=False)
     #: How many threads were emitted.
     num_announced: int = 0
+    #: Its prompt, where rounds of threads each make a new one of it.
+    prompt: list[int] = field(default_factory=list)
     #: What its threads vote for, where the answer is that of most.
     vote: Vote | None = None
     #: Its threads that have not started, and start if the vote needs them, in outline order.
@@ -163,8 +165,7 @@ class Machine:
         limit, is_thread = self.family.limits.max_tokens_per_thread, branch is not self.family.root
         if limit is not None and (is_thread or self.dialect.limits_parent):
             own.append(limit - branch.num_generated)
-        if is_thread:
-            own += [self.terms.max_tokens] if self.dialect.join.threads_are_answers else []
+        own += [self.terms.max_tokens] if self.dialect.join.threads_are_answers else []
         return max(min(own), 1)
 
     def next_salt(self, branch: Branch) -> str:

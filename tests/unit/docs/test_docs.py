@@ -122,10 +122,12 @@ def test_the_table_of_built_in_dialects_is_that_of_their_files():
 def test_the_table_of_joins_says_who_waits(make_dialect):
     needs = {"rewrite": {"opens": "<C>"}, "on_demand": {"ask": "(?P<number>.)"}, "vote": {"result": "x"}}
     needs["sync"] = needs["in_place"] = {"sync": "<S>"}
+    needs["rounds"] = {"prompt": "{prompt}", "reference": "{returned}"}
     rows = _rows("## Joins")
     assert list(rows) == list(KINDS)
     for kind, (waits, goes_on) in rows.items():
-        join = make_dialect(join={"kind": kind} | needs.get(kind, {})).join
+        more = {"fork_at": "prompt", "thread": {"header": "", "returns": "x"}} if kind == "rounds" else {}
+        join = make_dialect(join={"kind": kind} | needs.get(kind, {}), **more).join
         assert (waits == "the parent") is join.waits
         assert join.goes_on or goes_on.startswith("nothing: the answer is the")
 

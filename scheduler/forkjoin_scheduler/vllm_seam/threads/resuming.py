@@ -54,8 +54,7 @@ class Resuming:
             self._placing.start_stitched(request, stitched, ((0, branch.offset),))
         rebase_prompt(request, plan.token_ids, params)
         if branch is live.family.root:
-            shown = live.dialect.join.shows_threads
-            self._answers.joined(request, plan.closing_ids if shown else plan.token_ids)
+            self._answers.joined(request, live.dialect.join.shown_ids(plan))
         if held_first := self._ahead.prefilled(live, branch):
             kv.transfer_blocks(self._core.kv_cache_manager, request, held_first)
             num_computed_tokens = held_first.num_tokens

@@ -247,6 +247,18 @@ WRONG = {
         {"join": {"kind": "in_place", "sync": "<S>"}, "thread": {"header": "<T>", "context": "header"}},
         "expected threads that see their parent, trigger included",
     ),
+    "rounds_at_a_trigger": (
+        {"join": {"kind": "rounds", "prompt": "{prompt}", "reference": ""}},
+        "expected fork_at: prompt, thread.returns and threads that see their parent",
+    ),
+    "rounds_without_the_question": (
+        {"join": {"kind": "rounds", "prompt": "{references}", "reference": ""}},
+        "expected the field {prompt} once",
+    ),
+    "rounds_with_another_field": (
+        {"join": {"kind": "rounds", "prompt": "{prompt}", "reference": "{title}"}},
+        "expected the fields n, returned, got title",
+    ),
     "a_part_in_place": (
         {"join": {"kind": "in_place", "sync": "<S>"}, "thread": {"header": "<T>", "returns": "x"}},
         "with no returns or opened",
@@ -329,6 +341,7 @@ def test_each_way_to_fork_and_to_join_can_be_said_and_survives_the_way_to_the_en
         ("on_demand", False, True),
         ("sync", False, True),
         ("in_place", False, True),
+        ("rounds", True, True),
         ("finish", True, False),
         ("vote", True, False),
     ],
@@ -336,7 +349,9 @@ def test_each_way_to_fork_and_to_join_can_be_said_and_survives_the_way_to_the_en
 def test_the_kind_of_a_join_says_who_waits_and_who_goes_on(make_dialect, kind, waits, goes_on):
     needs = {"rewrite": {"opens": "<C>"}, "on_demand": {"ask": "(?P<number>.)"}, "vote": {"result": "x"}}
     needs["sync"] = needs["in_place"] = {"sync": "<S>"}
-    join = make_dialect(join={"kind": kind} | needs.get(kind, {})).join
+    needs["rounds"] = {"prompt": "{prompt}", "reference": "{returned}"}
+    more = {"fork_at": "prompt", "thread": {"header": "", "returns": "x"}} if kind == "rounds" else {}
+    join = make_dialect(join={"kind": kind} | needs.get(kind, {}), **more).join
     assert (join.waits, join.goes_on) == (waits, goes_on)
 
 

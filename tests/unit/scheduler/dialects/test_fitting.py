@@ -113,10 +113,11 @@ def test_a_dialect_that_speaks_in_turns_needs_a_chat_template():
 def test_a_plain_model_fits_none_not_even_those_that_any_tokenizer_writes():
     facts = ModelFacts(("Qwen3-8B", "Qwen3ForCausalLM"), frozenset({"<think>", "</think>"}), "{{ messages }}")
     assert names(facts) == []
-    assert [d.name for d in BUILT_IN if not marks(d)] == ["explicit", "skeleton", "ssft"]
+    assert [d.name for d in BUILT_IN if not marks(d)] == ["explicit", "pacore", "skeleton", "ssft"]
 
 
 def test_a_dialect_whose_tags_stand_in_no_file_is_known_by_the_models_name():
+    assert names(ModelFacts(("stepfun-ai/PaCoRe-8B", "Qwen3ForCausalLM"))) == ["pacore"]
     assert names(ModelFacts(("shengjia-toronto/ssft-32B-N6", "Qwen2ForCausalLM"))) == ["ssft"]
 
 

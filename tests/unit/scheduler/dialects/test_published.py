@@ -151,6 +151,26 @@ PUBLISHED = {
         threads=[("purr<|/branch|>", STOP), ("so\0", EOS)],
         joined=(f"Q{ASPD}<|branch|>Cats: purr<|/branch|><|branch|>1 < 2: so<|/branch|><|/para|>\n"),
     ),
+    # What stands behind the last </think>; references by length, shuffled as Random(42) does: 2, 1, 3, 0.
+    "pacore": Published(
+        prompt="<B>Why?<A>",
+        wrote="",
+        sees=["<B>Why?<A>"] * 4,
+        threads=[
+            ("<think>x</think>y</think>\n\nlonger, A\0", STOP),
+            ("</think>B\0", STOP),
+            ("cut in its thoughts", LENGTH),
+            ("C {n}\0", STOP),
+        ],
+        joined=(
+            "<B>You are given a problem and a list of reference responses. Your job is to analyze these references "
+            "and provide your own response.\n\nOriginal Problem:\nWhy?\n\nReference Responses:\n"
+            "\nReference 1:\ncut in its thoughts\n\nReference 2:\nB\n\nReference 3:\n\n\nlonger, A\n"
+            "\nReference 4:\nC {n}\n"
+            "\n\nNow, based on the original problem and reference responses above, please provide your own "
+            "comprehensive solution.<A>"
+        ),
+    ),
     # Each thread begins behind the assistant's own opening; of the votes only the result is compared.
     "ssft": Published(
         prompt="<B>Q<|im_end|>\n<|im_start|>assistant\n",

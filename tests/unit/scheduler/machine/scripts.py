@@ -43,6 +43,8 @@ class Speech:
     options: Callable[[int], CompiledOptions] | None = None
     #: Whether the threads of a fork may start in stages.
     has_stages: bool = False
+    #: How many threads the rounds behind the first have.
+    then: tuple[int, ...] = ()
 
 
 def _steps(_: int, width: int) -> str:
@@ -79,6 +81,7 @@ SPEECHES = {
     "skeleton": Speech(_outlines("\n", "{}. point\n", "\0"), (2, 3), max_forks=1),
     "parathinker": Speech(None, (4, 4)),
     "ssft": Speech(None, (6, 6)),
+    "pacore": Speech(None, (4, 4), then=(2, 1)),
     "openings of a vote": Speech(
         None,
         (2, 5),
@@ -129,6 +132,9 @@ def cases(draw, names=tuple(SPEECHES)) -> Case:
     width = draw(st.integers(*speech.widths))
     options = None if speech.options is None else speech.options(width)
     dialect = load(name) if options is None else None
+    if dialect is not None and speech.then:
+        join = dialect.join.model_copy(update={"then": speech.then})
+        dialect = dialect.model_copy(update={"join": join})
     end = None if dialect is None else dialect.thread.end
     stops = STOPS if dialect is None or dialect.join.waits else ""
     votes = "best_of" in name or "vote" in name
@@ -140,7 +146,7 @@ def cases(draw, names=tuple(SPEECHES)) -> Case:
     def script(depth: int, number: int = 0) -> Script:
         text, forks = draw(words), []
         if number == 0 and speech.call is None:
-            forks.append(threads(width, 0))
+            forks += [threads(num, 0) for num in (width, *speech.then)]
         for fork in range(1, (draw(st.integers(0, speech.max_forks)) if depth and speech.call else 0) + 1):
             assert speech.call is not None
             here = draw(st.integers(*speech.widths))
@@ -157,6 +163,7 @@ def cases(draw, names=tuple(SPEECHES)) -> Case:
         tag = "\0" if end is None else fill(end, n=str(number))
         returns = {
             "asyncthink": "<RETURN>r",
+            "pacore": "</think>",
             "ssft": draw(st.sampled_from([r"\boxed{1}", r"\boxed{2}"])),
             "apr": "Goal Reached\nx Goal Reached",
         }.get(name, "")

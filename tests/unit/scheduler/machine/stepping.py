@@ -169,7 +169,8 @@ class Play:
             return run
         if branch in stage.to_fork:
             stage.to_fork.remove(branch)
-            self.calls.append(forking.next_stage(self.machine, branch))
+            again = forking.next_stage(self.machine, branch) if branch.planned else self._fork(branch, None)
+            self.calls.append(again)
             return run
         for token_id in token_ids:
             stage.contexts[branch].append(token_id)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.publish.events import ForkLatency, JoinLatency, Progress, Refused, Tokens
+from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.publish.events import (
+    Forked,
+    ForkLatency,
+    JoinLatency,
+    Limited,
+    Progress,
+    Refused,
+    Tokens,
+)
 from tests.unit.scheduler.machine.stepping import Play
 
 TAGGED = {"header": "<T>{n}:", "end": "</T>"}
@@ -320,6 +329,90 @@ def test_a_thread_that_syncs_in_place_returns_its_text_with_its_own_threads_in_i
     play.step(t0="e]")
     assert play.done()[-1] == "Resume root 6 [c<F2>[x]d<W>e]b<W>"
     assert play.answer == "a<F1>[c<F2>[x]d<W>e]b<W>"
+
+
+ROUNDS = {
+    "fork_at": "prompt",
+    "trigger": None,
+    "thread": {"header": "", "returns": r"[0-9][\s\S]*"},
+    "join": {
+        "kind": "rounds",
+        "then": [1],
+        "prompt": "{prompt} of{references}?",
+        "reference": " {n}={returned}",
+    },
+    "policies": {"thread_length": "close_thread"},
+}
+
+
+def test_what_a_round_returns_asks_the_next_and_the_last_asks_for_one_answer(make_dialect):
+    play = Play(make_dialect(**ROUNDS), prompt="<B>Which<A>")
+    play.step(root="dropped")
+    assert play.done() == ["Park root", "Start t0", "Start t1"]
+    play.step(t0="x1\0", t1="y2")
+    play.step(t1="3\0")
+    assert play.done()[-1] == "Resume root 1 Which of 1=1 2=23?<A>"
+    play.step(root="dropped")
+    assert play.done() == ["Park root", "Start t2"]
+    assert play.text(play.machine.family.threads[2]) == "<B>Which of 1=1 2=23?<A>", "a prompt of its own"
+    play.step(t2="no4\0")
+    assert play.done()[-1] == "Resume root 1 Which of 1=4?<A>", "the question is the user's own"
+    play.step(root="so 4\0")
+    assert (play.answer, play.finish) == ("so 4\0", "stop")
+    assert [len(e.threads) for e in play.told(Forked)] == [2, 1]
+
+
+def test_what_wrote_nothing_is_no_reference_and_what_has_no_match_an_empty_one(make_dialect):
+    play = Play(make_dialect(**ROUNDS))
+    play.step(root="dropped")
+    play.step(t0="\0", t1="x\0")
+    assert play.done()[-1] == "Resume root 0 Q of 1=?"
+
+
+@pytest.mark.parametrize(
+    ("policy", "counted", "finish"),
+    [("end_request", [], "length"), ("drop", [("prompt_too_long", "drop")], None)],
+)
+def test_a_prompt_that_would_not_fit_comes_to_what_the_dialect_says(make_dialect, policy, counted, finish):
+    policies = {"policies": ROUNDS["policies"] | {"prompt_too_long": policy}}
+    play = Play(make_dialect(**ROUNDS | policies), max_model_len=18)
+    play.step(root="dropped")
+    play.step(t0="1234567\0", t1="2\0")
+    assert [(e.reason, e.policy) for e in play.told(Refused)] == counted
+    assert [e.reason for e in play.told(Limited)] == ([] if counted else ["prompt_too_long"])
+    assert (play.answer, play.finish) == ("", finish)
+    assert play.done()[-1] == ("Resume root 0 Q of 1=2?" if counted else "EndFamily length")
+
+
+def test_a_round_that_may_not_fork_is_the_last(make_dialect):
+    play = Play(make_dialect(**ROUNDS), limits=Limits(max_forks=1))
+    play.step(root="dropped")
+    play.step(t0="1\0", t1="2\0")
+    play.step(root="dropped")
+    assert [(e.reason, e.policy) for e in play.told(Refused)] == [("too_many_forks", "sequential")]
+    play.step(root="so\0")
+    assert (play.answer, play.finish) == ("so\0", "stop")
+
+
+def test_each_answer_of_each_round_has_as_many_tokens_as_the_request(make_dialect):
+    play = Play(make_dialect(**ROUNDS), max_tokens=3)
+    assert play.machine.family.max_tokens == 3 * (2 + 1 + 1)
+    play.step(root="dropped")
+    play.step(t0="12345", t1="67890")
+    assert play.done()[-1] == "Resume root 0 Q of 1=123 2=678?"
+    play.step(root="dropped")
+    play.step(t2="1\0")
+    play.step(root="abcdef")
+    assert (play.answer, play.finish) == ("abc", "length")
+
+
+def test_a_cancelled_thread_is_a_reference_as_far_as_it_came(make_dialect):
+    play = Play(make_dialect(**ROUNDS))
+    play.step(root="dropped")
+    play.step(t0="12", t1="3\0")
+    play.cancel(0)
+    play.step(t0="4")
+    assert play.done()[-1] == "Resume root 0 Q of 1=124 2=3?"
 
 
 def test_a_finish_ends_the_answer_behind_the_threads(make_dialect):

@@ -63,6 +63,7 @@ def _policies() -> st.SearchStrategy[Policies]:
         Policies,
         **dict.fromkeys(refusals, refused),
         joined_again=st.sampled_from([Policy.REPEAT, Policy.SEQUENTIAL, Policy.END_REQUEST]),
+        prompt_too_long=st.sampled_from([Policy.DROP, Policy.END_REQUEST]),
         thread_eos=unclosed,
         thread_length=unclosed,
     )

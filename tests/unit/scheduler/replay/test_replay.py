@@ -97,7 +97,9 @@ def test_a_trigger_without_outlines_is_refused_as_the_dialect_says():
     assert (refused.kind, refused.text) == ("refused", "no fork: no_outline; the policy is sequential")
 
 
-@pytest.mark.parametrize("name", ["apr", "apar", "asyncthink", "skeleton", "parathinker"])
+@pytest.mark.parametrize(
+    "name", ["apr", "apar", "asyncthink", "skeleton", "parathinker", "pasta", "ssft", "pacore"]
+)
 def test_a_dialect_whose_threads_no_transcript_shows_is_refused_with_the_reason(name):
     with pytest.raises(DialectError, match=f"dialect '{name}': expected one that forks at a trigger"):
         replay(load(name), "anything")
