@@ -90,6 +90,8 @@ export interface ForkJoinOptions {
   max_total_tokens?: number;
   /** So many threads at a time; the others wait. */
   max_threads_running?: number;
+  /** Threads of each round of a dialect of rounds. */
+  rounds?: number[];
   structured?: "answer";
   branches?: Branch[];
   closing?: string;

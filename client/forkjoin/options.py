@@ -31,3 +31,4 @@ class ForkJoin(TypedDict, total=False):
     wait_for_all: bool
     branches: list[Branch]
     closing: str
+    rounds: list[int]

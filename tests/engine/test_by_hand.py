@@ -118,6 +118,20 @@ def test_a_sync_for_which_nothing_is_open_is_refused(drive):
     hand.finish()
 
 
+def test_a_request_says_how_many_rounds_of_how_many_threads_it_wants(drive):
+    hand = drive(dialect_for("pacore"))
+    hand.add("r", "<|user|>q<|assistant|>", forkjoin={"rounds": [1, 2]})
+    hand.steps_until(lambda: hand.decodes("r#0"))
+    hand.say("r#0", "a<|end|>")
+    hand.steps_until(lambda: hand.decodes("r#2"))
+    for thread in ("r#1", "r#2"):
+        hand.say(thread, "b<|end|>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+    assert [len(e["threads"]) for e in hand.events("forked")] == [1, 2]
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_rounds_are_one_request_whose_client_sees_all_threads_and_the_last_answer(drive, is_async):
     hand = drive(dialect_for("pacore"), is_async=is_async)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git knows 
 #: Folders of more files, and why they are no list that somebody has to keep in mind.
 LARGE = {
     "client/forkjoin": "what programs import by these names; the modules of a published package",
+    "configs/dialects": "one dialect a file; docs/dialects.md has the list",
     "configs/examples": "one machine and dialect a file, named so; its README says how",
     "deploy/helm/vllm-forkjoin/templates": "Helm wants all templates in this folder, one for each object",
     "docs": "one page or figure a file; mkdocs.yml has their order",

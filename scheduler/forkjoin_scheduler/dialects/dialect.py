@@ -6,6 +6,7 @@ Declared in YAML (``configs/dialects/``), validated here, checked against the to
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -317,6 +318,11 @@ class Dialect(Strict):
         assert self.width is not None
         widths = [self.width, *self.join.further_widths]
         return [min(width, limits.max_threads_per_fork or width) for width in widths]
+
+    def with_rounds(self, rounds: Sequence[int]) -> Dialect:
+        """The dialect, whose joins ask again, with so many threads in each round."""
+        join = self.join.model_copy(update={"then": tuple(rounds[1:])})
+        return self.model_copy(update={"width": rounds[0], "join": join})
 
     def num_answers(self, limits: Limits) -> int:
         """How many answers a request comes to, each with as many tokens as it may have; 1: its own."""

@@ -77,6 +77,7 @@ def check_and_compile(asked: Any, settings: Settings, encode: Callable[[str], li
     options = parse_options(asked)
     options.check_limits(settings.limits, settings.caps)
     options.check_pruning(settings.prune_policy)
+    options.check_rounds(settings.dialect)
     return compile_options(options, encode, _no_format)
 
 

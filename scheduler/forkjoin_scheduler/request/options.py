@@ -15,6 +15,9 @@ from forkjoin_scheduler.dialects.patterns import NonEmpty, check_linear
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.wrong_fields import UNKNOWN_KEY, expected_and_got, place
 
+if TYPE_CHECKING:
+    from forkjoin_scheduler.dialects.dialect import Dialect
+
 #: Wrong keys that an error names; the others are counted.
 _MAX_NAMED = 3
 #: Of a sentence about one of them.
@@ -38,6 +41,7 @@ Unicode = Annotated[str, AfterValidator(_is_unicode)]
 #: A title only names a thread. It travels with the thread's events, into logs and spans too.
 MAX_TITLE_CHARS = 1000
 MAX_BRANCHES = 256
+MAX_ROUNDS = 8
 
 
 def _is_short(title: str) -> str:
@@ -164,6 +168,17 @@ class RequestOptions(_AtPrompt, Limits):
         "after the branches.",
     )
 
+    rounds: (
+        Annotated[
+            list[Annotated[int, Field(ge=1, le=MAX_BRANCHES)]], Field(min_length=1, max_length=MAX_ROUNDS)
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="For a dialect of rounds: threads of each round, before the one answer. Unset, the "
+        "dialect's own.",
+    )
+
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> RequestOptions:
         num_openings = len(self.branches or ())
@@ -172,6 +187,8 @@ class RequestOptions(_AtPrompt, Limits):
                 f"expected best_of = {num_openings} or more, for each of branches to have a thread, "
                 f"got {self.best_of}"
             )
+        if self.rounds is not None and self.forks_at_prompt:
+            raise ValueError("expected rounds, or branches or best_of, got both")
         if self.closing is not None and self.branches is None:
             raise ValueError("expected branches beside closing")
         if self.closing is not None and self.best_of is not None:
@@ -205,6 +222,12 @@ class RequestOptions(_AtPrompt, Limits):
             problems.append(
                 f"{asked}: expected at most max_threads_per_fork = {most} ({whose}), got {self.width}"
             )
+        if self.rounds is not None and most is not None and max(self.rounds) > most:
+            whose = self._whose("max_threads_per_fork", caps)
+            problems.append(
+                f"forkjoin.rounds: expected at most max_threads_per_fork = {most} ({whose}) threads in each, "
+                f"got {max(self.rounds)}"
+            )
         if self.width is not None and limits.max_forks == 0:
             problems.append(
                 f"{asked}: expected max_forks = 1 or more beside it, got 0 ({self._whose('max_forks', caps)})"
@@ -225,6 +248,14 @@ class RequestOptions(_AtPrompt, Limits):
         if self.prune == "own" and policy is None:
             raise BadRequestOptions(
                 "forkjoin.prune: expected a server with a --prune-policy for own, got one without"
+            )
+
+    def check_rounds(self, dialect: Dialect | None) -> None:
+        """Raise BadRequestOptions if the request wants rounds, and its model does not speak in such."""
+        if self.rounds is not None and (dialect is None or not dialect.join.asks_again):
+            raise BadRequestOptions(
+                "forkjoin.rounds: expected a server whose dialect joins in rounds (pacore), but it runs with "
+                f"--dialect {'none' if dialect is None else dialect.name}: leave it out"
             )
 
     def _set_limits(self) -> list[str]:
@@ -258,6 +289,7 @@ class CompiledOptions(_AtPrompt, msgspec.Struct, frozen=True, kw_only=True, omit
     wait_for_all: bool = False
     branches: list[CompiledBranch] | None = None
     closing: list[int] | None = None
+    rounds: list[int] | None = None
 
     def branch_of(self, sibling_index: int) -> CompiledBranch | None:
         """What the thread at that place continues from, None if from the prompt alone."""

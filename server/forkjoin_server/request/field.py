@@ -38,6 +38,7 @@ def prepare(
     options.check_limits(settings.limits, settings.caps)
     structured.check_place(options, settings.dialect)
     options.check_pruning(settings.prune_policy)
+    options.check_rounds(settings.dialect)
     _check_num_threads(sampling_of(body, path), options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
@@ -114,11 +115,12 @@ def count_answers(body: Json) -> tuple[int, int]:
 def _check_num_threads(body: Json, options: RequestOptions, settings: Settings) -> None:
     """Raise BadRequestOptions if the body asks for too many threads, over all its answers."""
     most, (num_answers, _) = settings.max_request_threads, count_answers(body)
-    if options.width is not None and num_answers * options.width > most:
-        asked = "best_of" if options.best_of is not None else "branches"
+    num_threads = options.width or sum(options.rounds or ())
+    if num_answers * num_threads > most:
+        asked = "best_of" if options.best_of is not None else "rounds" if options.rounds else "branches"
         raise BadRequestOptions(
             f"forkjoin.{asked}: expected at most {most} threads over all answers to a request (the server's "
-            f"--max-request-threads), got {cut(str(num_answers))} answers of {options.width}"
+            f"--max-request-threads), got {cut(str(num_answers))} answers of {num_threads}"
         )
 
 

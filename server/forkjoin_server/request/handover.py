@@ -81,9 +81,12 @@ def width_in_answers(options: CompiledOptions, settings: Settings) -> int:
     """Into how many answers a request's fork goes: each thread of a vote is one."""
     if options.forks_at_prompt:
         return options.best_of or 1
-    if settings.dialect is None or not options.enabled:
+    dialect = settings.dialect
+    if dialect is None or not options.enabled:
         return 1
-    return settings.dialect.num_answers(options.limits(settings.limits))
+    if options.rounds is not None:
+        dialect = dialect.with_rounds(options.rounds)
+    return dialect.num_answers(options.limits(settings.limits))
 
 
 async def compiled(options: RequestOptions, client: Any) -> CompiledOptions:

@@ -48,7 +48,7 @@ def add_flags(parser: Any) -> None:
         "--dialect",
         dest=dest_of("dialect"),
         metavar="NAME|FILE|none",
-        help=f"How the model was trained to fork: {', '.join(builtin_names())}, or a YAML file. none "
+        help=f"How the model was trained to fork: {', '.join(builtin_names())}. Or a YAML file. none "
         f"switches fork/join off. Default: the one that fits the model's files, or {DEFAULT} if none or "
         "several fit.",
     )

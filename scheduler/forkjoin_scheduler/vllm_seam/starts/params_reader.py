@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 from vllm.v1.request import Request
 
@@ -77,6 +79,8 @@ class ParamsReader:
             self._core.bound_dialect,
             self._core.bound_dialect.dialect.fork_at is ForkAt.PROMPT,
         )
+        if options.rounds is not None:
+            bound_dialect = replace(bound_dialect, dialect=bound_dialect.dialect.with_rounds(options.rounds))
         if options.forks_at_prompt:
             bound_dialect, at_prompt = (
                 BoundDialect(explicit_dialect(options, limits), self._core.tokenizer, None),
@@ -84,6 +88,9 @@ class ParamsReader:
             )
         if at_prompt and params.prompt_logprobs is not None:
             _warn(request, "prompt_logprobs with a fork after the prompt: decoding sequentially")
+            return None
+        if request.mm_features and bound_dialect.dialect.join.asks_again:
+            _warn(request, "images and the like in rounds, whose prompts move them: decoding sequentially")
             return None
         not_in_threads = self._kept_for_answer(request, bound_dialect)
         if not_in_threads is None:

@@ -182,6 +182,9 @@ def test_branches_are_read_from_plain_objects(as_json):
             {"branches": [{"title": "a"}], "closing": "so", "best_of": 1, "vote": "x"},
             "expected closing or best_of, got both",
         ),
+        ({"rounds": [4], "branches": [{"title": "a"}]}, "expected rounds, or branches or best_of, got both"),
+        ({"rounds": []}, r"forkjoin\.rounds: .*at least 1"),
+        ({"rounds": [4, 0]}, r"forkjoin\.rounds\[1\]: .*greater than or equal to 1"),
         ({"best_of": 2}, "expected best_of and vote together"),
         ({"wait_for_all": True}, "expected best_of beside wait_for_all"),
         ({"confidence": 0.9}, "expected best_of beside confidence"),
@@ -212,7 +215,7 @@ def test_branches_are_read_from_plain_objects(as_json):
     ],
     ids=[
         "no_branches", "many_branches", "says_nothing", "unknown_key", "number_title", "text_branch",
-        "one_branch", "empty_closing", "closing_alone", "too_few_threads", "closed_vote", "no_vote", "waits_for_none", "sure_of_nothing", "prunes_none", "prunes_by_what", "prunes_and_waits", "waits_for_all_and_none", "unsure", "more_than_sure",
+        "one_branch", "empty_closing", "closing_alone", "too_few_threads", "closed_vote", "rounds_of_branches", "no_rounds", "empty_round", "no_vote", "waits_for_none", "sure_of_nothing", "prunes_none", "prunes_by_what", "prunes_and_waits", "waits_for_all_and_none", "unsure", "more_than_sure",
         "no_confidence", "confidence_in_words", "vote_alone", "none", "many",
         "fraction", "no_regex", "huge_repetition", "looks_behind", "long_program", "long_title", "deep_regex",
     ],

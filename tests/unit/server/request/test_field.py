@@ -178,6 +178,33 @@ def test_a_fork_that_a_request_asks_for_goes_to_the_engine(path, asked):
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
 
 
+@pytest.mark.parametrize(
+    ("dialect", "rounds", "sentence"),
+    [
+        ("pacore", [32, 4], None),
+        ("pacore", [33], r"forkjoin\.rounds: expected at most max_threads_per_fork = 32 .*, got 33"),
+        ("pacore", [32] * 8, None),
+        ("ssft", [4], "expected a server whose dialect joins in rounds .* --dialect ssft"),
+        (None, [4], "--dialect none"),
+    ],
+)
+def test_a_request_says_how_many_answers_each_round_has_where_there_are_rounds(dialect, rounds, sentence):
+    settings = Settings() if dialect is None else Settings.of(load(dialect), {})
+    body = {"messages": [], "forkjoin": {"rounds": rounds}}
+    if sentence is None:
+        assert prepare(body, "/v1/chat/completions", "k", settings)[1].rounds == rounds
+    else:
+        with pytest.raises(BadRequestOptions, match=sentence):
+            prepare(body, "/v1/chat/completions", "k", settings)
+
+
+def test_all_rounds_count_among_the_threads_of_a_request():
+    settings = Settings.of(load("pacore"), {}, max_request_threads=35)
+    body = {"messages": [], "forkjoin": {"rounds": [32, 4]}}
+    with pytest.raises(BadRequestOptions, match=r"forkjoin\.rounds: expected at most 35 threads .* of 36"):
+        prepare(body, "/v1/chat/completions", "k", settings)
+
+
 @pytest.mark.parametrize(("asked", "name"), [(BRANCHES, "branches"), (VOTE, "best_of")])
 @pytest.mark.parametrize(
     ("more", "message"),

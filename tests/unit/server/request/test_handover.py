@@ -252,6 +252,8 @@ def test_what_all_answers_may_come_to_is_limited(client, options, params, num_to
         ("ssft", {"max_threads_per_fork": 2}, 2),
         ("ssft", {"enabled": False}, 1),
         ("ssft", {"best_of": 3, "vote": "x"}, 3),
+        ("pacore", {}, 5),
+        ("pacore", {"rounds": [32, 4]}, 37),
         ("parathinker", {}, 1),
         (None, {}, 1),
     ],
