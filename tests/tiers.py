@@ -115,6 +115,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_pressure.py::test_families_that_give_way_at_any_step_have_the_logprobs_of_undisturbed_ones": Later(
         Tier.CI, "90 s; test_random compares those of a stand-in for a model"
     ),
+    "tests/reference_clients/test_stock.py": Later(
+        Tier.ALL, "stock vllm serve and an engine; test_scripted has the clients on a model that is a script"
+    ),
     "tests/engine/test_figures.py": Later(
         Tier.CI, "ten schedulers; tooling/test_docs_site has the figures that are drawn"
     ),

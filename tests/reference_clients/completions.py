@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -98,7 +97,8 @@ class Stock:
         self._encode = encode
         self._eos = eos
         self._options = options
-        self._starts: Counter[str] = Counter()
+        #: By branch, from where it was asked for.
+        self._contexts: dict[str, list[str]] = {}
 
     def write(
         self,
@@ -124,14 +124,20 @@ class Stock:
             "max_tokens": max_tokens or 2000,
             "vllm_xargs": extra,
         }
-        body |= self._options | own | self._seed(branch)
+        body |= self._options | own | self._seed(branch, context)
         answer = httpx.post(self._url, json=body, timeout=120).raise_for_status().json()
         choice, stop = answer["choices"][0], answer["choices"][0]["stop_reason"]
         return Piece(choice["text"], stop, answer["usage"]["completion_tokens"])
 
-    def _seed(self, branch: str) -> dict[str, int]:
-        """Ours draws a request's first stretch with its seed, each other one with what it derives of that."""
+    def _seed(self, branch: str, context: str) -> dict[str, int]:
+        """Ours draws what a request writes first with its seed, and what threads do with one derived of that.
+
+        What is asked for again is drawn again.
+        """
         seed = self._options.get("seed")
-        self._starts[branch] += 1
-        num = self._starts[branch] - (branch == "")
-        return {} if seed is None or not num else {"seed": derived_seed(seed, f"{branch}:{num}")}
+        contexts = self._contexts.setdefault(branch, [])
+        if context not in contexts:
+            contexts.append(context)
+        if seed is None or not branch:
+            return {}
+        return {"seed": derived_seed(seed, f"{branch}:{contexts.index(context) + 1}")}
