@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forkjoin_scheduler.dialects.files import builtin_names, load
-from forkjoin_scheduler.dialects.fitting import fitting
+from forkjoin_scheduler.dialects.fitting import fitting, marks
 from forkjoin_scheduler.replay.recognise import candidates_of_transcript
 from tests.unit.scheduler.dialects.test_published import PUBLISHED
 
@@ -21,16 +21,15 @@ def seen(name, transcript):
     return candidate
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in PUBLISHED if n != "skeleton" and load(n).variant_of is None], ids=str
-)
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if marks(load(n)) and load(n).variant_of is None])
 def test_a_published_transcript_is_in_its_own_dialect_alone(name):
     published = PUBLISHED[name]
     assert names(published.joined + published.wrote) == [name]
 
 
-def test_a_list_is_no_transcript_of_a_dialect_and_no_plain_text_is():
-    assert names(PUBLISHED["skeleton"].joined) == []
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if not marks(load(n))])
+def test_a_dialect_without_tags_of_its_own_is_never_what_a_transcript_is_in(name):
+    assert names(PUBLISHED[name].joined) == []
     assert names("So the answer is 42.") == []
 
 
