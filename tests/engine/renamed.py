@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from forkjoin_scheduler.dialects.dialect import Dialect
-from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
 MULTIVERSE = {
@@ -48,6 +48,10 @@ FOR_DIALECT = {
     "apar": APAR,
     "hpd": HPD,
 }
+
+
+#: The built-in dialects, but for those that differ from another by policies only.
+NO_VARIANTS = [name for name in builtin_names() if load(name).variant_of is None]
 
 
 @cache

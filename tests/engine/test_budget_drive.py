@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import KEY
 from forkjoin_server.request.handover import width_in_answers
+from tests.engine import renamed
 from tests.engine.books import Books
 from tests.engine.random_drive import Drive, Seen
 from tests.tiers import Tier
@@ -65,7 +65,7 @@ class Counted(Drive):
 
 
 @pytest.mark.parametrize("kind", [MIXED, PRESSURE])
-@pytest.mark.parametrize("name", builtin_names())
+@pytest.mark.parametrize("name", renamed.NO_VARIANTS)
 def test_every_token_is_charged_to_one_budget_that_binds(model_of, tier, name, kind):
     num_families = 0
     for seed in range(NUM_SEEDS[tier]):

@@ -9,11 +9,12 @@ import pytest
 from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.dialects.dialect import Dialect
-from forkjoin_scheduler.dialects.files import builtin_names, load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.kinds import make_join
 from forkjoin_scheduler.machine.cancelling import CANCELLING, UNKNOWN, ask
 from forkjoin_scheduler.request.visits import TENANT
+from tests.engine import renamed
 from tests.server.asking import worksheet
 from tests.tiers import Tier
 
@@ -312,7 +313,7 @@ def test_a_thread_of_a_paused_engine_ends_without_running(drive):
     finish(hand)
 
 
-@pytest.mark.parametrize("name", builtin_names())
+@pytest.mark.parametrize("name", renamed.NO_VARIANTS)
 def test_random_traffic_with_cancelled_threads_leaves_nothing_behind(model_of, clock, tier, name):
     from tests.engine.random_drive import compared
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from vllm.v1.request import RequestStatus
 
-from forkjoin_scheduler.dialects.files import builtin_names, load
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.publish.events import Tokens, Voted
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from tests.engine import renamed
@@ -33,7 +33,7 @@ def errors(monkeypatch):
 _RAISED_IN: set[str] = set()
 
 
-@pytest.mark.parametrize("name", builtin_names())
+@pytest.mark.parametrize("name", renamed.NO_VARIANTS)
 def test_an_error_in_any_function_that_a_hook_comes_to_ends_one_family_at_most(
     name, tmp_path_factory, errors
 ):
