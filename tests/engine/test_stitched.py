@@ -11,7 +11,8 @@ from tests.engine.stitched_reference import Fork, Run
 pytestmark = pytest.mark.engine
 
 PROMPT = "a=482*731, b=9047*36"
-NUM_FREE = 16
+#: As many as a request must have left to fork (``min_left``), and some more.
+NUM_FREE = 32
 NATS = 1e-4
 
 
