@@ -116,8 +116,10 @@ class Join(Strict):
         """
         return joined.plan_join(dialect, threads, tokenizer, closing_ids)
 
-    def fewer(self, dialect: Dialect, threads: Sequence[Branch], tokenizer: Tokenizer) -> Sequence[Branch]:
-        """Those of ``threads`` that are joined where all together don't fit; none: no fewer than all."""
+    def left_out_first(
+        self, dialect: Dialect, threads: Sequence[Branch], tokenizer: Tokenizer
+    ) -> Sequence[Branch]:
+        """Which ``threads`` may be left out if all don't fit, in this order; none: all are needed."""
         return ()
 
     def shown_ids(self, plan: JoinPlan) -> Sequence[int]:

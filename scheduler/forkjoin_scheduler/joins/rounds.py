@@ -92,10 +92,12 @@ class Rounds(Join):
         turn = LastTurn.of(context, tokenizer)
         return joined.JoinPlan(turn.with_text(before, behind, tokenizer), (), None, turn.keep)
 
-    def fewer(self, dialect: Dialect, threads: Sequence[Branch], tokenizer: Tokenizer) -> Sequence[Branch]:
-        """All ``threads`` but the one that returns most."""
-        longest = max(threads, key=lambda t: len(_returned(dialect, tokenizer.decode(joined.written(t)))))
-        return [thread for thread in threads if thread is not longest]
+    def left_out_first(
+        self, dialect: Dialect, threads: Sequence[Branch], tokenizer: Tokenizer
+    ) -> Sequence[Branch]:
+        """Those that return most, and never the last."""
+        lengths = {t: len(_returned(dialect, tokenizer.decode(joined.written(t)))) for t in threads}
+        return sorted(threads, key=lengths.__getitem__, reverse=True)[:-1]
 
     def _in_order(self, threads: Sequence[Branch], tokenizer: Tokenizer) -> list[str]:
         """What ``threads`` wrote, but for those that wrote nothing, in the order of the references."""

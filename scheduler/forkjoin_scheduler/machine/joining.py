@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from forkjoin_scheduler.dialects.policies import Policy
@@ -14,7 +15,7 @@ from forkjoin_scheduler.machine import cutting, ending
 from forkjoin_scheduler.machine.effects import Effects, EndJoined, How, Resume
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.output_token import OutputToken, injected
-from forkjoin_scheduler.publish.events import Limited, Refused, Voted
+from forkjoin_scheduler.publish.events import Limited, Tolerated, Voted
 
 
 def join(machine: Machine, branch: Branch) -> Effects:
@@ -54,7 +55,25 @@ def join(machine: Machine, branch: Branch) -> Effects:
 
 
 def _plan(machine: Machine, branch: Branch, threads: Sequence[Branch]) -> tuple[JoinPlan, int]:
-    """How ``branch`` goes on behind ``threads``, and the room that its context has then."""
+    """How ``branch`` goes on after ``threads``, and the room that its context has then."""
+    plan, room = _plan_of(machine, branch, threads)
+    dialect = machine.dialect
+    if room > 0 or dialect.policies.prompt_too_long is not Policy.DROP:
+        return plan, room
+    order = dialect.join.left_out_first(dialect, threads, machine.world.tokenizer)
+    if not order:
+        return plan, room
+
+    def without(num: int) -> tuple[JoinPlan, int]:
+        return _plan_of(machine, branch, [t for t in threads if t not in order[:num]])
+
+    # The fewest that leave room; a plan is a long text to encode, so not one after the other.
+    num = bisect_left(range(1, len(order)), True, key=lambda n: without(n)[1] > 0) + 1
+    machine.emit(Tolerated(parent_index=branch.index, reason="prompt_too_long", policy=Policy.DROP, num=num))
+    return without(num)
+
+
+def _plan_of(machine: Machine, branch: Branch, threads: Sequence[Branch]) -> tuple[JoinPlan, int]:
     dialect, tokenizer = machine.dialect, machine.world.tokenizer
     context = machine.prompt or machine.world.context(branch)
     closing = (
@@ -63,12 +82,7 @@ def _plan(machine: Machine, branch: Branch, threads: Sequence[Branch]) -> tuple[
     plan = dialect.join.plan(dialect, threads, context, tokenizer, closing)
     num_tokens = (len(context) if plan.keep is None else plan.keep) + len(plan.token_ids)
     room = _room_behind(machine, branch, num_tokens) if dialect.join.goes_on else 0
-    may_drop = dialect.policies.prompt_too_long is Policy.DROP
-    fewer = dialect.join.fewer(dialect, threads, tokenizer) if room <= 0 and may_drop else ()
-    if not fewer:
-        return plan, room
-    machine.emit(Refused(parent_index=branch.index, reason="prompt_too_long", policy=Policy.DROP))
-    return _plan(machine, branch, fewer)
+    return plan, room
 
 
 def outgrows(machine: Machine, branch: Branch) -> bool:

@@ -13,6 +13,7 @@ from forkjoin_scheduler.publish.events import (
     Progress,
     Refused,
     Tokens,
+    Tolerated,
 )
 from tests.unit.scheduler.machine.stepping import Play
 
@@ -378,10 +379,23 @@ def test_a_prompt_that_would_not_fit_comes_to_what_the_dialect_says(make_dialect
     play = Play(make_dialect(**ROUNDS | policies), max_model_len=18)
     play.step(root="dropped")
     play.step(t0="1234567\0", t1="2\0")
-    assert [(e.reason, e.policy) for e in play.told(Refused)] == counted
+    assert [(e.reason, e.policy) for e in play.told(Tolerated)] == counted
     assert [e.reason for e in play.told(Limited)] == ([] if counted else ["prompt_too_long"])
     assert (play.answer, play.finish) == ("", finish)
     assert play.done()[-1] == ("Resume root 0 Q of 1=2?" if counted else "EndFamily length")
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 3])
+def test_as_few_references_are_left_out_as_make_room_and_the_longest_first(make_dialect, num):
+    returned = ["22", "4444", "1", "333"]
+    left = [text for text in returned if len(text) <= 4 - num]
+    asked = "Q of" + "".join(f" {n}={text}" for n, text in enumerate(left, 1)) + "?"
+    policies = {"policies": ROUNDS["policies"] | {"prompt_too_long": "drop"}, "width": 4}
+    play = Play(make_dialect(**ROUNDS | policies), max_model_len=len(asked) + 1)
+    play.step(root="dropped")
+    play.step(**{f"t{n}": f"{text}\0" for n, text in enumerate(returned)})
+    assert play.done()[-1] == f"Resume root 0 {asked}"
+    assert [e.num for e in play.told(Tolerated)] == ([num] if num else [])
 
 
 def test_a_round_that_may_not_fork_is_the_last(make_dialect):
