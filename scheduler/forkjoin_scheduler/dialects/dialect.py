@@ -146,10 +146,10 @@ class Positions(Strict):
 
 
 class Summary(Strict):
-    """What a branch writes behind a join, up to an end tag. Nothing in it forks."""
+    """What a branch writes after a join, up to an end tag. Nothing in it forks."""
 
     end: NonEmpty = Field(
-        description="the token that ends the text behind a join; up to it a trigger is plain text, and by "
+        description="the token that ends the text after a join; up to it a trigger is plain text, and by "
         "the policy summary_eos it takes the place of an end of sequence"
     )
 
@@ -237,7 +237,7 @@ class Dialect(Strict):
     max_turns: int | None = Field(
         default=None,
         ge=1,
-        description="turns of an answer, which ends behind the last: each stretch of text that the request "
+        description="turns of an answer, which ends after the last: each stretch of text that the request "
         "itself writes, up to a trigger, and each of its forks; none: no limit",
     )
     max_depth: int = Field(default=1, ge=1, description="how deep threads may nest; 1: threads don't fork")

@@ -10,7 +10,7 @@ from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LastTurn:
-    """A prompt in parts: ``keep`` tokens, the last user's text, and what the chat template writes behind it.
+    """A prompt in parts: ``keep`` tokens, the last user's text, and what the chat template writes after it.
 
     ``gap``: the whitespace that the template writes right before the text, in one token with it perhaps.
     """
@@ -45,7 +45,7 @@ class LastTurn:
 
 
 def _behind(turn: str, prompt: Sequence[int], tokenizer: Tokenizer) -> tuple[int, str]:
-    """Behind how many tokens of ``prompt`` ``turn`` has ended, but for the whitespace at its end."""
+    """After how many tokens of ``prompt`` ``turn`` has ended, but for the whitespace at its end."""
     core = tokenizer.encode(turn.rstrip())
     at = _last(core, prompt, 0)
     return (0, "") if at is None else (at + len(core), turn[len(turn.rstrip()) :])

@@ -21,7 +21,7 @@ class Policy(StrEnum):
     KEEP = "keep"
     #: The outlines are not read: there are none (``no_outline``).
     UNREAD = "unread"
-    #: The outlines behind the last opening tag, which have forked already, fork again.
+    #: The outlines after the last opening tag, which have forked already, fork again.
     REREAD = "reread"
     #: The outlines are read from all that the branch wrote since its prompt, or since it forked last.
     READ_ALL = "read_all"

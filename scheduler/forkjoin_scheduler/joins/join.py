@@ -33,7 +33,7 @@ class Join(Strict):
     goes_on: ClassVar[bool] = True
     #: Whether each thread is an answer of its own, with all that a request asks of its answer.
     threads_are_answers: ClassVar[bool] = False
-    #: Whether what threads return makes a new prompt, behind which the request forks again, or answers.
+    #: Whether what threads return makes a new prompt, after which the request forks again, or answers.
     asks_again: ClassVar[bool] = False
     #: Whether threads end with the branch that forked, where that did not wait for them.
     threads_end_with_parent: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class Join(Strict):
 
     @property
     def further_widths(self) -> Sequence[int]:
-        """How many threads each round behind the first has."""
+        """How many threads each round after the first has."""
         return ()
 
     @property

@@ -41,7 +41,7 @@ class Rounds(Join):
     kind: Literal["rounds"]
     then: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
         default=(),
-        description="threads of each round behind the first, which has `width`; one answer follows",
+        description="threads of each round after the first, which has `width`; one answer follows",
     )
     prompt: Annotated[str, AfterValidator(_asks)] = Field(
         description="what stands in the place of the last user's text: a template with {prompt}, which is "

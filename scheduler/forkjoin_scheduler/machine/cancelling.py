@@ -52,7 +52,7 @@ def advance(machine: Machine) -> Effects:
 
 
 def _leave_out(machine: Machine, thread: Branch) -> Effects:
-    """A thread that waits for others is not started; one that is about to start ends behind that."""
+    """A thread that waits for others is not started; one that is about to start ends after that."""
     assert thread.parent is not None
     if thread.parent.state is BranchState.PARKED:
         machine.later = [later for later in machine.later if later is not thread]

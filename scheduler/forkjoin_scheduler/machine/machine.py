@@ -69,7 +69,7 @@ class Machine:
     transcripts: dict[Branch, Transcript[OutputToken]] = field(default_factory=dict)
     #: Threads by the number that their parent knows them by, where it asks for them one by one.
     numbered: dict[tuple[Branch, str], Branch] = field(default_factory=dict)
-    #: Branches that write the summary behind their join.
+    #: Branches that write the summary after their join.
     summarising: set[Branch] = field(default_factory=set)
     #: Those that it has asked for.
     asked: set[Branch] = field(default_factory=set)

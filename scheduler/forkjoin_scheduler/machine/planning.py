@@ -91,7 +91,7 @@ def swap(machine: Machine, branch: Branch, text: str) -> Swap | None:
 
 
 def close_summary(machine: Machine, branch: Branch, num_tokens: int) -> Swap | None:
-    """What takes the place of the end of sequence behind ``num_tokens`` tokens; None: it ends ``branch``."""
+    """What takes the place of the end of sequence after ``num_tokens`` tokens; None: it ends ``branch``."""
     summary, policy = machine.dialect.summary, machine.dialect.policies.summary_eos
     if summary is None or branch not in machine.summarising or policy is Policy.END_REQUEST:
         return None

@@ -164,7 +164,7 @@ class OffsetPositions:
     def __init__(self, inner: Any, like: torch.Tensor, max_model_len: int) -> None:
         self._inner, self._max_model_len = inner, max_model_len
         self._positions = torch.zeros_like(like)
-        #: Whether it has a buffer of its own for positions, which each step writes anew: with M-RoPE.
+        #: Whether it has a buffer of its own for positions, which each step writes again: with M-RoPE.
         self._has_own = getattr(inner, "rope_state", None) is not None
         #: Those of the step that is being executed. A dummy run's request ids are in none.
         self.metadata: WorkerStepMetadata = NOTHING
