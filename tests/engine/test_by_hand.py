@@ -132,6 +132,19 @@ def test_a_request_says_how_many_rounds_of_how_many_threads_it_wants(drive):
     assert [len(e["threads"]) for e in hand.events("forked")] == [1, 2]
 
 
+def test_each_answer_of_rounds_owes_min_tokens_of_its_own(drive):
+    hand = drive(dialect_for("pacore"))
+    hand.add("r", "<|user|>q<|assistant|>", forkjoin={"rounds": [1, 1]}, min_tokens=20)
+    owed = []
+    for each in ("r#0", "r#1", "r"):
+        hand.steps_until(partial(hand.decodes, each))
+        owed.append(hand.request(each).sampling_params.min_tokens)
+        hand.step(30)
+        hand.say(each, "<|end|>")
+    hand.finish()
+    assert owed == [20, 20, 20]
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_rounds_are_one_request_whose_client_sees_all_threads_and_the_last_answer(drive, is_async):
     hand = drive(dialect_for("pacore"), is_async=is_async)

@@ -76,6 +76,11 @@ class ForkPlan:
     tolerated: tuple[Tolerated, ...] = ()
     stages: tuple[int, ...] = ()
 
+    @property
+    def num_first(self) -> int:
+        """Threads that start with the fork itself."""
+        return self.stages[0] if self.stages else len(self.threads)
+
 
 @dataclass(frozen=True)
 class Outlines:

@@ -100,12 +100,15 @@ class Rounds(Join):
         return sorted(threads, key=lengths.__getitem__, reverse=True)[:-1]
 
     def _in_order(self, threads: Sequence[Branch], tokenizer: Tokenizer) -> list[str]:
-        """What ``threads`` wrote, but for those that wrote nothing, in the order of the references."""
-        wrote = [text for thread in threads if (text := tokenizer.decode(joined.written(thread)))]
+        """What ``threads`` wrote, in the order of the references.
+
+        One that wrote nothing has a place in it before it is left out, as in the published client.
+        """
+        wrote = [tokenizer.decode(joined.written(thread)) for thread in threads]
         if self.shuffled_by is not None:
             wrote.sort(key=len)
             random.Random(self.shuffled_by).shuffle(wrote)
-        return wrote
+        return [text for text in wrote if text]
 
 
 def _returned(dialect: Dialect, wrote: str) -> str:

@@ -39,7 +39,7 @@ def join(machine: Machine, branch: Branch) -> Effects:
         yield from cutting.end_at_limit(machine, reason, Policy.END_REQUEST)
     elif is_spent:
         yield from cutting.end_at_budget(machine)
-    elif goes_on and plan.end is None and dialect.summary is None and machine.has_no_turn(branch):
+    elif goes_on and plan.end is None and _was_last_turn(machine, branch):
         machine.emit(Limited(reason="too_many_turns", policy=dialect.policies.too_many_turns))
         yield from ending.end_family(machine, How.CAPPED)
     elif plan.end is not None or not goes_on:
@@ -52,6 +52,11 @@ def join(machine: Machine, branch: Branch) -> Effects:
         yield from _end_branch(machine, branch, end)
     else:
         yield from _go_on(machine, branch, plan, room)
+
+
+def _was_last_turn(machine: Machine, branch: Branch) -> bool:
+    """Whether the answer ends with this join. A join between stages is none of its own."""
+    return machine.dialect.summary is None and not branch.planned and machine.has_no_turn(branch)
 
 
 def _plan(machine: Machine, branch: Branch, threads: Sequence[Branch]) -> tuple[JoinPlan, int]:

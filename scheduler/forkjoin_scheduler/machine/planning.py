@@ -61,8 +61,9 @@ def plan(
 def _opens_too_many(machine: Machine, plan: ForkPlan, planned: Sequence[Fork]) -> bool:
     """Whether with the threads of ``plan`` more would run than the dialect lets."""
     most, family = machine.dialect.max_open, machine.family
-    num_open = family.num_live - family.root.is_live + sum(len(fork.plan.threads) for fork in planned)
-    return most is not None and num_open + len(plan.threads) > most
+    num_begun = family.num_live - family.root.is_live - len(machine.later)
+    num_beginning = sum(each.num_first for each in (*(fork.plan for fork in planned), plan))
+    return most is not None and num_begun + num_beginning > most
 
 
 def begin(machine: Machine, branch: Branch) -> int:

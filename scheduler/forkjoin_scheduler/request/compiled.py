@@ -1,4 +1,4 @@
-"""A request's texts become tokens here, in the API process: the engine core never tokenises for a client."""
+"""A request's texts become tokens here, in the API process: the engine core tokenises no text of a client."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ class RequestOptions(_AtPrompt, Limits):
             if cap is not None and (mine is None or mine > cap):
                 flag = f"--{name.replace('_', '-')}"
                 problems.append(f"forkjoin.{name}: expected at most {cap}, the server's {flag}, got {mine}")
-        limits, asked = self.limits(defaults), f"forkjoin.{'best_of' if self.best_of else 'branches'}"
+        limits, asked = self.limits(defaults), f"forkjoin.{self.asked}"
         most = limits.max_threads_per_fork
         if self.width is not None and most is not None and self.width > most:
             whose = self._whose("max_threads_per_fork", caps)
@@ -228,12 +228,20 @@ class RequestOptions(_AtPrompt, Limits):
                 f"forkjoin.rounds: expected at most max_threads_per_fork = {most} ({whose}) threads in each, "
                 f"got {max(self.rounds)}"
             )
-        if self.width is not None and limits.max_forks == 0:
+        num_forks = len(self.rounds or ()) or int(self.width is not None)
+        if limits.max_forks is not None and limits.max_forks < num_forks:
+            whose = self._whose("max_forks", caps)
             problems.append(
-                f"{asked}: expected max_forks = 1 or more beside it, got 0 ({self._whose('max_forks', caps)})"
+                f"{asked}: expected max_forks = {num_forks} or more beside it, got "
+                f"{limits.max_forks} ({whose})"
             )
         if problems:
             raise BadRequestOptions("; ".join(problems))
+
+    @property
+    def asked(self) -> str:
+        """The field by which the request itself asks for threads."""
+        return "best_of" if self.best_of is not None else "rounds" if self.rounds is not None else "branches"
 
     def _whose(self, limit: str, caps: Limits) -> str:
         """Who has set a limit that the request runs into, and whether the request may set another."""

@@ -6,8 +6,7 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.publish.feed import key_in
 from forkjoin_scheduler.request.options import RequestOptions, parse_options
-from forkjoin_scheduler.request.visits import TENANT
-from forkjoin_scheduler.settings import COMPILED, KEY, Settings
+from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server.answer.agents import without_calls
 from forkjoin_server.answer.responses import without_threads
 from forkjoin_server.asgi import Json
@@ -21,8 +20,8 @@ DEFAULTS = Settings()
 _MANY = 1 << 31
 #: Of vLLM's extra arguments: it is a 500 where these are anything else, and a traceback in a stream.
 _OBJECTS = ("kv_transfer_params", "ec_transfer_params")
-#: Of the same: what the server itself tells its engine there.
-_RESERVED = {COMPILED, TENANT}
+#: Of the same: what the keys begin with by which the server itself speaks to its engine.
+_RESERVED = f"{KEY}_"
 
 
 def prepare(
@@ -42,7 +41,7 @@ def prepare(
     _check_num_threads(sampling_of(body, path), options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
-    if options.forks_at_prompt:
+    if options.forks_at_prompt or options.rounds is not None:
         _check_forks_at_prompt(sampling_of(body, path), options, settings, reasons)
     elif instruction := _instruction(sampling_of(body, path), options, settings, reasons):
         body = with_instruction(body, path, instruction)
@@ -69,7 +68,7 @@ def _check_hides_no_options(body: Json) -> None:
             continue
         if KEY in place:
             raise BadRequestOptions(f"{name}.{KEY}: expected the field {KEY} in the body itself")
-        if reserved := sorted(_RESERVED & place.keys()):
+        if reserved := sorted(key for key in place if key.startswith(_RESERVED)):
             raise BadRequestOptions(
                 f"{name}.{reserved[0]}: expected no key that the server reserves for itself: leave it out",
                 field=name,
@@ -117,10 +116,9 @@ def _check_num_threads(body: Json, options: RequestOptions, settings: Settings) 
     most, (num_answers, _) = settings.max_request_threads, count_answers(body)
     num_threads = options.width or sum(options.rounds or ())
     if num_answers * num_threads > most:
-        asked = "best_of" if options.best_of is not None else "rounds" if options.rounds else "branches"
         raise BadRequestOptions(
-            f"forkjoin.{asked}: expected at most {most} threads over all answers to a request (the server's "
-            f"--max-request-threads), got {cut(str(num_answers))} answers of {num_threads}"
+            f"forkjoin.{options.asked}: expected at most {most} threads over all answers to a request (the "
+            f"server's --max-request-threads), got {cut(str(num_answers))} answers of {num_threads}"
         )
 
 
@@ -152,7 +150,7 @@ def _check_threads_can_be_shown(body: Json, path: str) -> None:
 
 def _check_forks_at_prompt(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> None:
     """Raise BadRequestOptions if the engine would not do the fork that the request itself asks for."""
-    asked = "forkjoin.branches" if options.branches is not None else "forkjoin.best_of"
+    asked = f"forkjoin.{options.asked}"
     if not options.enabled:
         raise BadRequestOptions(f"{asked}: expected forkjoin.enabled = true beside it, got false")
     if settings.dialect is None:

@@ -32,7 +32,7 @@ class Params:
             live.fj_params.sampling_params,
             live.dialect.sampling.after_join,
             max_tokens=live.budget(branch, room),
-            generated=live.family.num_generated,
+            generated=self._num_counted(live, branch),
             salt=live.next_salt(branch),
         )
         return with_stops(params, live.fj_params.bound_dialect.stop_ids)
@@ -45,7 +45,7 @@ class Params:
             live.dialect.sampling.thread,
             end_ids=live.fj_params.bound_dialect.end_ids(thread.plan),
             max_tokens=live.budget(thread, room),
-            generated=live.family.num_generated,
+            generated=self._num_counted(live, thread),
             salt=live.next_salt(thread),
             structured=self._structured_of(live, thread),
             not_written=live.fj_params.not_in_threads,
@@ -57,6 +57,12 @@ class Params:
                 self._core.scheduler.vllm_config.model_config.max_logprobs,
             )
         return params
+
+    @staticmethod
+    def _num_counted(live: LiveFamily, branch: Branch) -> int:
+        """Tokens that count towards the min_tokens of ``branch``: its own, if it is an answer by itself."""
+        is_answer = live.dialect.join.threads_are_answers
+        return branch.num_generated if is_answer else live.family.num_generated
 
     @staticmethod
     def _structured_of(live: LiveFamily, thread: Branch) -> StructuredOutputsParams | None:

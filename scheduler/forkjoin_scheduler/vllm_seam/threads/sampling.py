@@ -49,7 +49,7 @@ def thread_params(
     structured: StructuredOutputsParams | None = None,
     not_written: list[list[int]] | None = None,
 ) -> SamplingParams:
-    """The request's ``original`` parameters for a thread, ``generated`` tokens of the family in.
+    """The request's ``original`` parameters for a thread; ``generated`` tokens count towards min_tokens.
 
     ``structured``: what its own text is to obey. ``not_written``: rows of tokens that it never completes.
 

@@ -49,8 +49,9 @@ THREADWEAVER = (
 MULTIVERSE = "<Parallel>\n<Goal>\n<Outline>1: even</Outline>\n<Outline>2.1: odd</Outline>\n<Outline>10: 0</Outline>\n</Goal>"
 NPR = "<guideline>\n<plan>1: even</plan>\n<plan>2: odd</plan>\n</guideline>"
 MEDVERSE = (
+    "As in Transient Step 1: draft; Dependency: [].\n"
     "<Plan>\n<Outline> Transient Step 1: Pain -> MI; Dependency: [] </Outline>\n"
-    "<Outline> Transient Step 2: ECG -> MI; Dependency: [] </Outline>\n</Plan>"
+    "<Outline> Transient Step 2: SBP < 90 -> shock; Dependency: [] </Outline>\n</Plan>"
 )
 ASPD = "Two:\n<|title|>Cats<|/title|><|title|>1 < 2<|/title|><|title|>Cats<|/title|><|para|>"
 PARATHINKER = "<B>How many?<A><think>"
@@ -135,12 +136,12 @@ PUBLISHED = {
         wrote=MEDVERSE,
         sees=[
             f"Q{MEDVERSE}\n<Execution>\n<Step> Transient Step {n}\n"
-            for n in ("1: Pain -> MI", "2: ECG -> MI")
+            for n in ("1: Pain -> MI", "2: SBP < 90 -> shock")
         ],
         threads=[("So.\n</Step>", STOP), ("Then\0", EOS)],
         joined=(
             f"Q{MEDVERSE}\n<Execution>\n<Step> Transient Step 1: Pain -> MI\nSo.\n</Step>\n"
-            "<Step> Transient Step 2: ECG -> MI\nThen\n</Step>\n</Execution>\n<Conclusion>\n"
+            "<Step> Transient Step 2: SBP < 90 -> shock\nThen\n</Step>\n</Execution>\n<Conclusion>\n"
         ),
     ),
     # A branch has no number but its title.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.publish.events import (
     Forked,
@@ -385,6 +388,20 @@ def test_a_prompt_that_would_not_fit_comes_to_what_the_dialect_says(make_dialect
     assert play.done()[-1] == ("Resume root 0 Q of 1=2?" if counted else "EndFamily length")
 
 
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_a_thread_that_wrote_nothing_has_a_place_in_the_shuffled_order(make_dialect, silent):
+    """The published client sorts and shuffles all, and leaves it out then."""
+    wrote = ["" if n == silent else text for n, text in enumerate(("1", "22", "333"))]
+    order = sorted(wrote, key=len)
+    random.Random(42).shuffle(order)
+    shuffled = {"join": ROUNDS["join"] | {"shuffled_by": 42}, "width": 3}
+    play = Play(make_dialect(**ROUNDS | shuffled))
+    play.step(root="dropped")
+    play.step(**{f"t{n}": f"{text}\0" for n, text in enumerate(wrote)})
+    asked = "".join(f" {n}={text}" for n, text in enumerate(filter(None, order), 1))
+    assert play.done()[-1] == f"Resume root 0 Q of{asked}?"
+
+
 @pytest.mark.parametrize("num", [0, 1, 2, 3])
 def test_as_few_references_are_left_out_as_make_room_and_the_longest_first(make_dialect, num):
     returned = ["22", "4444", "1", "333"]
@@ -587,3 +604,14 @@ def test_an_answer_of_summaries_ends_behind_the_last(make_dialect, wrote):
     play.step(root=wrote)
     assert (play.answer, play.finish) == (f"a{SUMMARY_BLOCK}b</S>", "length")
     assert [e.reason for e in play.told(Refused)][-1] == "too_many_turns"
+
+
+def test_a_join_between_stages_is_no_turn_of_the_answer():
+    play = Play(load("medverse").model_copy(update={"max_turns": 2}), max_tokens=500, max_model_len=3000)
+    steps = "".join(f"Transient Step {n}: a; Dependency: [{n - 1}]" for n in (1, 2))
+    play.step(root=f"<Plan>{steps}</Plan>")
+    play.step(t0="x</Step>")
+    assert play.finish is None
+    play.step(root="dropped")
+    play.step(t1="y</Step>")
+    assert (play.finish, play.answer.count("</Step>")) == ("length", 2)

@@ -57,6 +57,7 @@ def test_the_clients_own_body_is_not_changed():
         ({"stream_options": {"include_threads": "yes"}}, r"forkjoin\.include_threads.*'yes'"),
         ({"stream_options": {"include_threads": None}}, r"forkjoin\.include_threads.*None"),
         ({"vllm_xargs": {"forkjoin": "{"}}, r"vllm_xargs\.forkjoin"),
+        ({"vllm_xargs": {"forkjoin_any_switch": 0}}, r"^vllm_xargs\.forkjoin_any_switch: expected no key that"),
         ({"vllm_xargs": {"forkjoin_compiled": {}}}, r"^vllm_xargs\.forkjoin_compiled: expected no key that"),
         ({"sampling_params": {"extra_args": {"forkjoin_tenant": 1}}}, r"extra_args\.forkjoin_tenant: expected no"),
         ({"vllm_xargs": {"kv_transfer_params": "{}"}}, r"vllm_xargs\.kv_transfer_params: expected an object"),
@@ -203,6 +204,20 @@ def test_all_rounds_count_among_the_threads_of_a_request():
     body = {"messages": [], "forkjoin": {"rounds": [32, 4]}}
     with pytest.raises(BadRequestOptions, match=r"forkjoin\.rounds: expected at most 35 threads .* of 36"):
         prepare(body, "/v1/chat/completions", "k", settings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "message"),
+    [
+        ({"enabled": False}, {}, "expected forkjoin.enabled = true"),
+        ({"max_forks": 1}, {}, r"expected max_forks = 2 or more beside it, got 1 \(the request's own"),
+        ({}, {"prompt_logprobs": 0}, "expected no prompt_logprobs and no echo"),
+    ],
+)
+def test_rounds_that_the_engine_would_not_do_are_refused(asked, more, message):
+    body = {"messages": [], "forkjoin": {"rounds": [3, 2]} | asked} | more
+    with pytest.raises(BadRequestOptions, match=rf"^forkjoin\.rounds: {message}"):
+        prepare(body, CHAT, "k", Settings.of(load("pacore"), {}))
 
 
 @pytest.mark.parametrize(("asked", "name"), [(BRANCHES, "branches"), (VOTE, "best_of")])
