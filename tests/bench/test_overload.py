@@ -38,7 +38,7 @@ def test_what_holds_is_no_problem():
         ({"num_tracebacks": 2}, "no traceback in the server's log, got 2"),
         ({"memory_mib": {"api": {"before": 100, "peak": 900, "after": 100}}}, "expected api to grow"),
         ({"left": {"forkjoin:threads_running": 2.0}}, "forkjoin:threads_running to be 0 after it, got 2"),
-        ({"left": {}}, "expected the server to answer behind it, but it had ended"),
+        ({"left": {}}, "expected the server to answer after it, but it had ended"),
     ],
 )
 def test_what_does_not_hold_is_told(change, said):

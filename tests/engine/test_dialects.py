@@ -149,7 +149,13 @@ def test_the_repetition_penalty_of_a_step_of_npr_counts_nothing_that_stands_befo
     monkeypatch.setattr(sampler, "apply_all_penalties", noted)
     run(npr, {"": _plans(1), "<step>\n1:": "xyx</step>", "</step>\n<takeaway>\n": "y"})
     encode = npr.tokenizer.encode
-    assert [ids for ids in counted if ids] == [encode("xyx")[:n] for n in (1, 2, 3)]
+    found = [ids for ids in counted if ids]
+    wrote = [encode("xyx")[:n] for n in (1, 2, 3)]
+    in_flight = [
+        *encode("xyx"),
+        encode("</step>")[0],
+    ]  # with steps in flight one more is computed, for nothing
+    assert found in (wrote, [*wrote, in_flight])
 
 
 def test_npr_penalises_repetition_inside_steps_only(npr):
