@@ -417,7 +417,7 @@ def medverse() -> Iterator[tuple[str, Case]]:
         long = {1: "a" * 30 + end, 2: f"b{end}"}
         yield "thread_length", case(root, long, "length stop", closed=well | {1: f"aaaaaaa\n{end}"}, **length)
     untagged = chain.replace("<Outline>", "").replace("</Outline>", "").replace("<Plan>", "")
-    yield "missing_tags", case(untagged, well)
+    yield "missing_tags", case(untagged, well, counted={"unopened_outline/read_all": 1})
     stray = {1: f"x<Execution></Execution>y{end}", 2: f"<Step>b{end}"}
     yield "stray_tags", case(f"{end}</Execution>{chain}", stray, so=f"{end}<Step>on")
     nested = {1: f"x{chain}y{end}", 2: f"b{end}"}
