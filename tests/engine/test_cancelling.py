@@ -318,7 +318,9 @@ def test_random_traffic_with_cancelled_threads_leaves_nothing_behind(model_of, c
     from tests.engine.random_drive import compared
 
     num_cancelled = 0
-    for seed in range(NUM_SEEDS[tier]):
+    for seed in range(2 * NUM_SEEDS[Tier.ALL]):
+        if seed >= NUM_SEEDS[tier] and num_cancelled:
+            break  # few seeds may cancel none of a dialect that seldom forks
         drive, _, _ = compared(name, "cancels", seed, model_of(name))
         num_cancelled += len(drive.seen.cancelled)
     assert num_cancelled
