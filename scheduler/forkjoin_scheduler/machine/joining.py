@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
 
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch
@@ -69,6 +70,7 @@ def _plan(machine: Machine, branch: Branch, threads: Sequence[Branch]) -> tuple[
     if not order:
         return plan, room
 
+    @cache  # the search has made the plan that it ends with
     def without(num: int) -> tuple[JoinPlan, int]:
         return _plan_of(machine, branch, [t for t in threads if t not in order[:num]])
 
