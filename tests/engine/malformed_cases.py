@@ -5,7 +5,7 @@ A dialect stands for each kind in ``CASES``, or in ``EXCLUDED`` with the reason 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,12 @@ class Case:
 
 def ends(numbers: Any, how: str) -> tuple[str, ...]:
     return tuple(f"{n} {how}" for n in numbers)
+
+
+def ends_of_each(numbers: Sequence[Any], hows: str) -> tuple[str, ...]:
+    """``hows``: one for each of ``numbers``; if nothing is said, each ends by its own end tag."""
+    each = hows.split() if hows else ["stop"] * len(numbers)
+    return tuple(f"{n} {how}" for n, how in zip(numbers, each, strict=True))
 
 
 # ---- numbered threads in a block: ThreadWeaver, Multiverse, NPR ----------------------------------
@@ -387,9 +393,7 @@ def medverse() -> Iterator[tuple[str, Case]]:
         goes_on: bool = True,
         **more: Any,
     ) -> Case:
-        """``how`` steps end: each by its own end tag, if nothing is said."""
-        hows = how.split() if how else ["stop"] * len(wrote)
-        threads = tuple(f"{n} {how}" for n, how in zip(wrote, hows, strict=True))
+        threads = ends_of_each(list(wrote), how)
         script = {"": root, after: so} | {f"<Step>{step(n)}\n": text for n, text in wrote.items()}
         closed = more.pop("closed", wrote)
         answer = shown(root, closed) + (f"{after}{so}" if goes_on else close)
@@ -458,9 +462,7 @@ def aspd() -> Iterator[tuple[str, Case]]:
         goes_on: bool = True,
         **more: Any,
     ) -> Case:
-        """``how`` branches end: each by its own end tag, if nothing is said."""
-        hows = how.split() if how else ["stop"] * len(wrote)
-        threads = tuple(f"{title} {how}" for title, how in zip(wrote, hows, strict=True))
+        threads = ends_of_each(list(wrote), how)
         script = {"": root, f"{end}{close}\n": after} | {
             f"<|branch|>{t}: ": text for t, text in wrote.items()
         }
