@@ -109,6 +109,7 @@ class Engine:
         if dialect.join.moves_kv:
             options.setdefault("worker_cls", WORKER)
         defaults: dict[str, Any] = {
+            "enforce_eager": True,
             "dtype": "float32",
             "block_size": 32,
             "max_model_len": 4096,
@@ -117,7 +118,6 @@ class Engine:
         }
         self.llm = LLM(
             model=str(model),
-            enforce_eager=True,
             scheduler_cls="forkjoin_scheduler.vllm_seam.scheduler.ForkJoinScheduler",
             additional_config={KEY: settings.model_dump(mode="json")},
             disable_log_stats=False,

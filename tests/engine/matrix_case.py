@@ -1,7 +1,8 @@
 """One cell of {V1, V2 runner} x {sync, async scheduling}, in a process of its own.
 
 ``python -m tests.engine.matrix_case v2 async 1 stitch`` prints a JSON line (1: tensor parallel size; stitch
-or reprefill: the kind of join; paths: a stitch with path embeddings). What GPUs run by default (V2, async) runs here on the CPU: V2 under Triton's
+or reprefill: the kind of join; paths: a stitch with path embeddings). A fifth argument, pipeline, makes the ranks
+stages of a pipeline. What GPUs run by default (V2, async) runs here on the CPU: V2 under Triton's
 interpreter, async with CUDA's streams stubbed.
 """
 
@@ -27,7 +28,7 @@ def runner_of(worker: Any) -> str:
     return "v2" if isinstance(worker.model_runner, V2Runner) else "v1"
 
 
-def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[str, Any]:
+def main(runner: str, mode: str, ranks: int, join: str, parallel: str = "tensor") -> dict[str, Any]:
     """Run a few worksheets and aborts; say whether all was exact and all came back."""
     from tests.engine.platform import force_async, use_v2_runner
 
@@ -56,7 +57,7 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
             max_model_len=1024,
             logits_processors=None,
             reasoning_parser="" if is_stitched else "deepseek_r1",
-            tensor_parallel_size=tensor_parallel_size,
+            **_parallel(parallel, ranks),
         )
         compare = {"stitch": _stitched, "reprefill": _linear}.get(join) or _paths(spoken[1])
     executor = engine.core.engine_core.engine_core.model_executor
@@ -82,6 +83,17 @@ def main(runner: str, mode: str, tensor_parallel_size: int, join: str) -> dict[s
         "num_threads": len({i for s in steps for i in s if "#" in i and "#fill" not in i}),
         "returned": engine.snapshot() == engine.baseline,
         "first_thread_step_tokens": next(s[i] for s in steps for i in s if "#" in i),
+    }
+
+
+def _parallel(kind: str, ranks: int) -> dict[str, Any]:
+    """Options of ``kind`` parallelism. Stages have buffers between them that vLLM makes in a warm-up only."""
+    if kind == "tensor":
+        return {"tensor_parallel_size": ranks}
+    return {
+        "pipeline_parallel_size": ranks,
+        "enforce_eager": False,
+        "compilation_config": {"mode": 2, "backend": "eager"},
     }
 
 
@@ -231,4 +243,4 @@ def _context(engine: Any, prompt: list[int], token_ids: list[int]) -> tuple[list
 
 
 if __name__ == "__main__":
-    print("CASE " + json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])))
+    print("CASE " + json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])))

@@ -255,6 +255,8 @@ class Setup:
     max_drafts: int = 0
     share_right: float = 1.0
     drafts_in_kv: bool = False
+    #: Of a pipeline: with several, a step is scheduled while the one before runs in the next stage.
+    num_stages: int = 1
 
     @classmethod
     def draw(cls, name: str, chance: random.Random, kind: Kind, dialect: Dialect) -> Setup:
@@ -304,6 +306,11 @@ class Setup:
         options = {"join_ahead_tokens": 0, "admission": "greedy"}
         return replace(self, **calm, options=options)
 
+    def in_stages(self, mode: str) -> Setup:
+        """The same on two stages of a pipeline, without drafts; ``mode``: sync or async."""
+        options = {name: value for name, value in self.options.items() if name != "draft_from"}
+        return replace(self, num_stages=2, is_async=mode == "async", max_drafts=0, options=options)
+
     def make(self, dialect: Dialect, model: Path) -> tuple[ForkJoinScheduler, Any]:
         """The scheduler, and what hashes the blocks of its requests."""
         dialect = dialect.model_copy(
@@ -316,18 +323,21 @@ class Setup:
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             enable_chunked_prefill=True,
-            enforce_eager=True,
+            enforce_eager=self.num_stages == 1,
             scheduling_policy="priority" if self.by_priority else "fcfs",
             additional_config={KEY: settings.model_dump(mode="json")},
             worker_cls=WORKER if dialect.join.moves_kv else "auto",
             speculative_config=speculation(self.max_drafts),
         )
         config = args.create_engine_config()
-        # Both behind vLLM's back, which has no such on a CPU.
+        # All behind vLLM's back, which has no such on a CPU, or not without workers.
         config.cache_config.block_size = self.block_size
         config.scheduler_config.async_scheduling = self.is_async
+        config.parallel_config.pipeline_parallel_size = self.num_stages
         scheduler, hasher = without_model(ForkJoinScheduler, config, self.num_blocks)
         scheduler.num_lookahead_tokens = self.max_drafts if self.drafts_in_kv else 0
+        # Of vLLM's runners only V2 has stages and async scheduling together.
+        scheduler.use_v2_model_runner = self.num_stages > 1 and self.is_async
         return scheduler, hasher
 
 
@@ -411,7 +421,14 @@ class Drive:
     """One run: a scheduler, its requests, and whoever writes for them."""
 
     def __init__(
-        self, name: str, kind: Kind, dialect: Dialect, model: Path, *, is_calm: bool = False
+        self,
+        name: str,
+        kind: Kind,
+        dialect: Dialect,
+        model: Path,
+        *,
+        is_calm: bool = False,
+        in_stages: str = "",
     ) -> None:
         self._name = name
         self._chance = random.Random(name)
@@ -422,6 +439,8 @@ class Drive:
         self.setup = Setup.draw(name, self._chance, kind, dialect)
         if is_calm:
             self.setup = self.setup.calm()
+        if in_stages:
+            self.setup = self.setup.in_stages(in_stages)
         self._scheduler, self._hasher = self.setup.make(dialect, model)
         self._tokenizer = EngineTokenizer.from_model_config(self._scheduler.vllm_config.model_config)
         phrases = [*PHRASES[dialect.name], *kind.text]
@@ -437,9 +456,10 @@ class Drive:
         self.seen = Seen()
 
     @classmethod
-    def named(cls, dialect: str, kind: str, seed: int, model: Path) -> Drive:
-        """The run of that name."""
-        return cls(f"{dialect} {kind} {seed}", KINDS[kind], dialect_for(dialect), model)
+    def named(cls, dialect: str, kind: str, seed: int, model: Path, *, in_stages: str = "") -> Drive:
+        """The run of that name; ``in_stages``: on a pipeline of two, sync or async."""
+        name, spoken = f"{dialect} {kind} {seed}", dialect_for(dialect)
+        return cls(name, KINDS[kind], spoken, model, in_stages=in_stages)
 
     @classmethod
     def calm(cls, dialect: str, kind: str, seed: int, model: Path) -> Drive:
@@ -590,12 +610,13 @@ class Drive:
     # ---- steps -----------------------------------------------------------------------------
 
     def _step(self) -> bool:
-        """Schedule a step and end one: the same, or under async scheduling the one before.
+        """Schedule a step and end one: the same, or under async scheduling and in stages the one before.
 
         Returns whether the new one runs anything.
         """
         has_run = self._schedule()
-        if len(self._in_flight) > self.setup.is_async or not has_run:
+        may_fly = self.setup.num_stages - 1 + self.setup.is_async
+        if len(self._in_flight) > may_fly or not has_run:
             self._update()
         return has_run
 
@@ -716,9 +737,12 @@ class Tally:
                 mine.update(value)
 
 
-def compared(dialect: str, kind: str, seed: int, model: Path) -> tuple[Drive, Drive, tuple[int, int, int]]:
+def compared(
+    dialect: str, kind: str, seed: int, model: Path, *, in_stages: str = ""
+) -> tuple[Drive, Drive, tuple[int, int, int]]:
     """The run of that name, the undisturbed one, and what was compared of them; an error says which run it was."""
-    drive, calm = Drive.named(dialect, kind, seed, model), Drive.calm(dialect, kind, seed, model)
+    drive = Drive.named(dialect, kind, seed, model, in_stages=in_stages)
+    calm = Drive.calm(dialect, kind, seed, model)
     try:
         drive.run()
         calm.run()

@@ -19,8 +19,8 @@ STITCHED = [*CASES, ("v1", "async", 2)]
 PATHS = [("v2", "async", 1), ("v1", "async", 2)]
 
 
-def run_case(runner, mode, ranks, join):
-    command = [sys.executable, "-m", "tests.engine.matrix_case", runner, mode, str(ranks), join]
+def run_case(runner, mode, ranks, join, parallel="tensor"):
+    command = [sys.executable, "-m", "tests.engine.matrix_case", runner, mode, str(ranks), join, parallel]
     env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks)))} if ranks > 1 else None
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -43,6 +43,13 @@ def test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_paral
     assert case["obeys"]
     # "\n<Thread>\n1:" has 5 tokens; in sync mode the trigger has no KV yet
     assert case["first_thread_step_tokens"] == (5 if mode == "async" else 6)
+
+
+def test_fork_and_join_are_exact_in_two_stages_of_a_pipeline():
+    case = run_case("v1", "sync", 2, "reprefill", "pipeline")
+    assert case["restless"]
+    assert case["obeys"]
+    assert case["first_thread_step_tokens"] == 6
 
 
 @pytest.mark.parametrize(("runner", "mode", "ranks"), STITCHED, ids=lambda v: str(v))

@@ -7,7 +7,7 @@ from typing import Any
 
 import vllm
 from vllm import envs
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import CompilationMode, ModelConfig, VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 
 from forkjoin_scheduler.dialects.dialect import Dialect
@@ -22,10 +22,19 @@ WORKER = "forkjoin_scheduler.vllm_seam.worker.ForkJoinWorker"
 
 Check = tuple[str, Callable[[Any], bool]]
 
+
+def _has_stages(config: Any) -> bool:
+    """Whether a model is computed in stages, each in processes of its own."""
+    return bool(config.parallel_config.pipeline_parallel_size > 1)
+
+
 #: (what is refused and why, whether a VllmConfig has it)
 REFUSED: tuple[Check, ...] = (
-    ("pipeline parallelism: a fork changes requests that later stages still hold",
-     lambda c: c.parallel_config.pipeline_parallel_size > 1),
+    ("pipeline parallelism together with speculative decoding: it is not tested with forks",
+     lambda c: _has_stages(c) and c.speculative_config is not None),
+    ("pipeline parallelism with --enforce-eager on a CPU: vLLM makes buffers between stages when it compiles",
+     lambda c: _has_stages(c) and c.device_config.device_type == "cpu"
+     and c.compilation_config.mode == CompilationMode.NONE),
     ("decode or prefill context parallelism: a sequence's KV is spread over ranks",
      lambda c: c.parallel_config.decode_context_parallel_size > 1
      or c.parallel_config.prefill_context_parallel_size > 1),
@@ -107,6 +116,11 @@ def check_stitching(vllm_config: VllmConfig, num_blocks: int) -> None:
     Threads stand in blocks of their own, each partly empty, and so they do when they are restored: room
     for twice the longest context is taken to be enough for a family that runs alone.
     """
+    if _has_stages(vllm_config):
+        raise UnsupportedEngine(
+            "a stitched join can't be combined with --pipeline-parallel-size: KV that is moved in stages is "
+            "not tested. Drop the option, or choose a dialect that joins by prefilling"
+        )
     if not vllm_config.parallel_config.worker_cls.endswith(".ForkJoinWorker"):
         raise UnsupportedEngine(
             f"a dialect with a stitched join needs --worker-cls {WORKER}, found "

@@ -26,6 +26,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -81,12 +82,16 @@ class ForkJoinScheduler(AsyncScheduler):
     num_spec_tokens: int
     num_lookahead_tokens: int
     _spec_decode_step_blocks: int
+    use_pp: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings = compat.settings_of(self.vllm_config)
         if settings.dialect is not None:
             compat.check_engine(settings.dialect, self.vllm_config, self.kv_cache_config)
+        #: Whether a request runs again only when its sample is there: pipeline stages without async
+        #: scheduling hear of samples from here. vLLM's scheduler for async would send them a placeholder.
+        self._samples_come_back = self.use_pp and not self.scheduler_config.async_scheduling
         self._core = core = Core(self, settings)
         self._fence = fence = Fence(core)
         self._placing = placing = Placing(core, fence)
@@ -316,7 +321,10 @@ class ForkJoinScheduler(AsyncScheduler):
         return shared or super()._get_local_prefix_cache_hit(request)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        super()._update_after_schedule(scheduler_output)
+        if self._samples_come_back:
+            Scheduler._update_after_schedule(self, scheduler_output)
+        else:
+            super()._update_after_schedule(scheduler_output)
         if self.num_spec_tokens and not self.scheduler_config.async_scheduling:
             # vLLM's scheduler for async leaves placeholders, which the workers fill in. Without async, drafts
             # come after the step, or not at all.
@@ -327,6 +335,8 @@ class ForkJoinScheduler(AsyncScheduler):
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         core, append = self._core, super()._update_request_with_output
+        if self._samples_come_back:
+            append = partial(Scheduler._update_request_with_output, self)
         fj_params = core.fj_params.get(request.request_id)
         if fj_params is None or not new_token_ids:
             return append(request, new_token_ids, is_stale)

@@ -473,6 +473,7 @@ def _vllm_config(dialect, **changes):
         "kv_transfer_config": None,
         "speculative_config": None,
         "cache_config": SimpleNamespace(enable_prefix_caching=True, block_size=16),
+        "device_config": SimpleNamespace(device_type="cuda"),
         "model_config": SimpleNamespace(
             runner_type="generate",
             max_model_len=64,
@@ -501,7 +502,8 @@ def embedded_tokenizer(monkeypatch):
 @pytest.mark.parametrize(
     ("dialect", "changes", "error", "message"),
     [
-        ("threadweaver", {"pipeline_parallel_size": 2}, UnsupportedEngine, "pipeline parallelism"),
+        ("threadweaver", {"decode_context_parallel_size": 2}, UnsupportedEngine, "context parallelism"),
+        ("stitched", {"pipeline_parallel_size": 2}, UnsupportedEngine, "--pipeline-parallel-size"),
         ("parallel-r1", {}, DialectError, "splits or lacks </Path>"),
         ("stitched", {"worker_cls": "auto"}, UnsupportedEngine, "needs --worker-cls"),
     ],
@@ -519,7 +521,8 @@ def test_what_the_engine_takes_starts(stitched):
 
     check_at_start(_vllm_config("threadweaver"))
     check_at_start(_vllm_config(stitched))
-    check_at_start(_vllm_config(None, pipeline_parallel_size=2))
+    check_at_start(_vllm_config("threadweaver", pipeline_parallel_size=2))
+    check_at_start(_vllm_config(None, decode_context_parallel_size=2))
 
 
 @pytest.fixture

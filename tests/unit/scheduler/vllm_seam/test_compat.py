@@ -8,6 +8,7 @@ from types import SimpleNamespace as Facts
 
 import pytest
 import torch
+from vllm.config import CompilationMode
 from vllm.v1.kv_cache_interface import (
     CircularBufferSpec,
     FullAttentionSpec,
@@ -36,6 +37,8 @@ def _config(**changes):
             "prefill_context_parallel_size": 1,
         },
         "cache_config": {"enable_prefix_caching": True},
+        "device_config": {"device_type": "cpu"},
+        "compilation_config": {"mode": CompilationMode.VLLM_COMPILE},
         "model_config": {
             "runner_type": "generate",
             "is_hybrid": False,
@@ -59,8 +62,13 @@ def drafts(method, *, num_ahead=1, parallel_drafting=False):
     return {"speculative_config": speculative, "num_prefill_lookahead_tokens": num_ahead}
 
 
+STAGES = {"parallel_config__pipeline_parallel_size": 2}
+EAGER = {"compilation_config__mode": CompilationMode.NONE}
+DRAFTED = [drafts(m) for m in ("ngram", "suffix", "draft_model", "eagle", "eagle3", "mimo_mtp")]
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, *(drafts(m) for m in ("ngram", "suffix", "draft_model", "eagle", "eagle3", "mimo_mtp"))]
+    "changes", [{}, EAGER, STAGES, STAGES | EAGER | {"device_config__device_type": "cuda"}, *DRAFTED]
 )
 def test_a_plain_engine_is_taken_and_one_with_a_tested_drafter(changes):
     assert compat.check_config(_config(**changes)) is None
@@ -69,7 +77,8 @@ def test_a_plain_engine_is_taken_and_one_with_a_tested_drafter(changes):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
+        (STAGES | drafts("ngram"), "pipeline parallelism together with speculative decoding"),
+        (STAGES | EAGER, "pipeline parallelism with --enforce-eager on a CPU"),
         ({"parallel_config__decode_context_parallel_size": 2}, "context parallelism"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
         ({"kv_transfer_config": Facts()}, "KV connector"),
@@ -90,9 +99,22 @@ def test_what_cannot_be_combined_is_refused_by_name_and_says_what_to_do(changes,
 
 
 def test_the_facts_that_the_checks_read_are_a_real_configs():
-    from vllm.config import CacheConfig, ModelConfig, ParallelConfig, VllmConfig
+    from vllm.config import (
+        CacheConfig,
+        CompilationConfig,
+        DeviceConfig,
+        ModelConfig,
+        ParallelConfig,
+        VllmConfig,
+    )
 
-    real = {"parallel_config": ParallelConfig, "cache_config": CacheConfig, "model_config": ModelConfig}
+    real = {
+        "parallel_config": ParallelConfig,
+        "cache_config": CacheConfig,
+        "model_config": ModelConfig,
+        "device_config": DeviceConfig,
+        "compilation_config": CompilationConfig,
+    }
     config = _config()
     for section, cls in real.items():
         source = inspect.getsource(cls)
@@ -117,7 +139,7 @@ def test_path_embeddings_are_read_by_whole_batches_only_and_each_path_has_one():
 def test_stitched_joins_run_with_our_workers_and_room_for_a_join(num_blocks):
     """Contexts of up to 70 tokens are 5 blocks of 16; a join needs two such, and a block each for the tail."""
     config = Facts(
-        parallel_config=Facts(worker_cls=compat.WORKER),
+        parallel_config=Facts(worker_cls=compat.WORKER, pipeline_parallel_size=1),
         cache_config=Facts(block_size=16),
         model_config=Facts(max_model_len=70),
     )
@@ -129,10 +151,17 @@ def test_stitched_joins_run_with_our_workers_and_room_for_a_join(num_blocks):
 
 
 def test_stitched_joins_do_not_run_with_another_worker():
-    config = Facts(parallel_config=Facts(worker_cls="vllm.v1.worker.gpu_worker.Worker"))
+    parallel = Facts(worker_cls="vllm.v1.worker.gpu_worker.Worker", pipeline_parallel_size=1)
+    config = Facts(parallel_config=parallel)
     with pytest.raises(
         UnsupportedEngine, match=r"needs --worker-cls .*ForkJoinWorker, found vllm.*gpu_worker"
     ):
+        compat.check_stitching(config, 10**6)
+
+
+def test_stitched_joins_do_not_run_in_stages():
+    config = Facts(parallel_config=Facts(worker_cls=compat.WORKER, pipeline_parallel_size=2))
+    with pytest.raises(UnsupportedEngine, match=r"with --pipeline-parallel-size.*joins by prefilling"):
         compat.check_stitching(config, 10**6)
 
 

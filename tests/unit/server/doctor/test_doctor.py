@@ -250,7 +250,7 @@ def test_families_by_hand():
 
 @pytest.mark.parametrize(
     ("changes", "status"),
-    [({}, "OK"), ({"pipeline_parallel_size": 2}, "FAIL"), ({"is_hybrid": True}, "FAIL")],
+    [({}, "OK"), ({"decode_context_parallel_size": 2}, "FAIL"), ({"is_hybrid": True}, "FAIL")],
 )
 def test_engine_options_are_those_that_serving_refuses(changes, status):
     check = engine(_config(**changes), load("threadweaver"))
