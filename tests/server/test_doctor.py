@@ -43,6 +43,7 @@ def test_a_server_that_would_start_is_told_a_line_a_check():
             "model",
             "dialect",
             "engine",
+            "options",
             "drafts",
             "answers",
         ),

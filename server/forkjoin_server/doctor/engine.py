@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_server.doctor.check import Check, fail, ok
+from forkjoin_server.doctor.verdicts import checks
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.cache.estimate import Cache
@@ -24,6 +26,13 @@ def engine(vllm_config: Any, wanted: Dialect | None) -> Check:
     except UnsupportedEngine as error:
         return fail("engine", str(error))
     return ok("engine", "no option that can't be combined with fork/join")
+
+
+def options(given: Iterable[str], vllm_config: Any) -> Iterator[Check]:
+    """What each option of vLLM's that was given, by its name, means for forks."""
+    from forkjoin_scheduler.vllm_seam import compat
+
+    return checks.options(given, vllm_config, compat.REFUSED)
 
 
 def stitching(vllm_config: Any, cache: Cache, machine: Machine) -> Check:

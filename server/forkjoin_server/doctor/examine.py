@@ -13,9 +13,9 @@ from forkjoin_server.doctor import beside, environment, kv_budget, ports
 from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, warn
 from forkjoin_server.doctor.dialect import dialect
-from forkjoin_server.doctor.engine import engine, stitching
-from forkjoin_server.start.dialect_choice import Choice
+from forkjoin_server.doctor.engine import engine, options, stitching
 from forkjoin_server.start.effective import Given, Value
+from forkjoin_server.start.flags import own_flags
 from forkjoin_server.vllm_seam.start.configs import engine_config
 
 
@@ -51,17 +51,19 @@ def examine(given: Given) -> Iterator[Check]:
         return
     if here.kind == "cpu":
         yield environment.preload(os.environ)
-    yield from _served(vllm_config, models.weight_bytes(name), here, given.choice)
+    yield from _served(vllm_config, models.weight_bytes(name), here, given)
 
 
-def _served(vllm_config: Any, weight_bytes: int, here: Any, choice: Choice | None = None) -> Iterator[Check]:
+def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None = None) -> Iterator[Check]:
     from forkjoin_scheduler.vllm_seam.cache import estimate
 
     wanted = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
     yield models.model(vllm_config, weight_bytes)
-    yield dialect(vllm_config, wanted, choice)
-    yield (options := engine(vllm_config, wanted))
-    if wanted is not None and options.status is Status.OK:
+    yield dialect(vllm_config, wanted, None if given is None else given.choice)
+    yield (is_taken := engine(vllm_config, wanted))
+    if wanted is not None and given is not None:
+        yield from options(_vllms_own(given), vllm_config)
+    if wanted is not None and is_taken.status is Status.OK:
         yield beside.drafts(vllm_config)
         yield beside.answers(vllm_config, wanted)
     if vllm_config.model_config.is_attention_free or vllm_config.model_config.is_hybrid:
@@ -76,6 +78,12 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, choice: Choice | Non
     yield kv_budget.kv_budget(vllm_config, cache)
     if wanted is not None and wanted.join.moves_kv:
         yield stitching(vllm_config, cache, here)
+
+
+def _vllms_own(given: Given) -> list[str]:
+    """The options of vLLM's among those that were given."""
+    ours = {action.dest for action in own_flags().values()}
+    return [dest.replace("_", "-") for dest in given.origins if dest not in ours]
 
 
 def is_well(checks: list[Check]) -> bool:

@@ -29,7 +29,7 @@ def test_no_variable_is_told_that_there_is_not():
 
 def test_every_check_of_the_doctors_is_told():
     told = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", GUIDE, flags=re.M))))
-    sources = (ROOT / "server/forkjoin_server/doctor").glob("*.py")
+    sources = (ROOT / "server/forkjoin_server/doctor").rglob("*.py")
     made = {
         name for path in sources for name in re.findall(r'(?:ok|warn|fail)\(\s*"(\w+)"', path.read_text())
     }

@@ -1,0 +1,110 @@
+"""The options that matter to forks."""
+
+from __future__ import annotations
+
+from forkjoin_server.doctor.verdicts.verdict import Rule, Topic, Verdict
+
+_WORKS, _LIMITED, _REFUSED = Verdict.WORKS, Verdict.LIMITED, Verdict.REFUSED
+_PARALLEL = Topic.PARALLEL
+
+_PARALLELISM: tuple[Rule, ...] = (
+    Rule(("tensor-parallel-size",), _WORKS, "Re-prefill and stitched joins are exact on two ranks.",
+         "tests/engine/test_matrix.py", _PARALLEL),
+    Rule(("pipeline-parallel-size",), _LIMITED,
+         "Re-prefill joins are exact in two stages on CPUs, without async scheduling. With it, as GPUs have it, the "
+         "scheduler is tested without workers. Refused with stitched joins, with speculative decoding, and on a CPU with "
+         "`--enforce-eager`.",
+         "tests/engine/test_pipeline.py", _PARALLEL, refusal="pipeline parallelism"),
+    Rule(("data-parallel-size", "data-parallel-size-local", "api-server-count"), _LIMITED,
+         "Two engines, or two API servers, start and answer. Many families over both at once are not tested.",
+         "tests/server/test_liveness.py", _PARALLEL),
+    Rule(("distributed-executor-backend",), _LIMITED,
+         "`mp` and `uni` are tested. `ray` and `external_launcher` never ran with forks.",
+         "tests/engine/test_matrix.py", _PARALLEL),
+    Rule(("decode-context-parallel-size", "prefill-context-parallel-size"), _REFUSED,
+         "Refused above 1: a sequence's KV is spread over ranks.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", _PARALLEL, refusal="context parallelism"),
+    Rule(("dcp-comm-backend", "dcp-q-replicate", "dcp-kv-cache-interleave-size", "cp-kv-cache-interleave-size"),
+         _REFUSED, "Means nothing: context parallelism is refused.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", _PARALLEL, refusal="context parallelism"),
+    Rule(("enable-dbo",), _LIMITED, "Refused with dialects that have path embeddings; else it never ran with forks.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", _PARALLEL),
+    Rule(("VLLM_USE_RUST_FRONTEND",), _REFUSED, "Refused at 1: the Rust front end has neither our checks nor threads.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", _PARALLEL),
+    Rule(("grpc", "grpc-port"), _LIMITED, "Its answers have no threads; refused together with API keys.",
+         "tests/unit/server/access/test_keys.py", _PARALLEL),
+)  # fmt: skip
+
+_MEMORY: tuple[Rule, ...] = (
+    Rule(("enable-prefix-caching",), _REFUSED,
+         "On by default. Refused when switched off: threads share their parent's blocks through it.",
+         "tests/server/test_start.py", refusal="prefix caching"),
+    Rule(("block-size", "num-gpu-blocks-override", "kv-cache-memory-bytes", "gpu-memory-utilization"), _WORKS,
+         "Any size; stitched joins need room for two of the longest contexts.", "tests/engine/test_random.py"),
+    Rule(("kv-cache-dtype",), _LIMITED, "Stitched joins refuse quantised caches; re-prefill joins are not tested with them.",
+         "tests/engine/test_layouts.py"),
+    Rule(("attention-backend",), _LIMITED,
+         "Stitched joins refuse backends whose KV layout is unknown. Layouts of GPUs are tested on tensors only.",
+         "tests/engine/test_layouts.py"),
+    Rule(("kv-transfer-config", "kv-offloading-backend", "kv-offloading-size"), _REFUSED,
+         "A KV connector would not know of blocks that change hands at a join.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="a KV connector"),
+)  # fmt: skip
+
+_SCHEDULING: tuple[Rule, ...] = (
+    Rule(("max-num-seqs", "max-num-batched-tokens", "enable-chunked-prefill", "scheduling-policy"), _WORKS,
+         "Answers are the same whatever the limits, the chunks and the order are.", "tests/engine/test_random.py"),
+    Rule(("async-scheduling",), _WORKS, "Forks and joins are the same with a step in flight. vLLM has it off on CPUs.",
+         "tests/engine/test_async.py"),
+    Rule(("prefill-schedule-interval",), _WORKS,
+         "Prompts are held back; threads and joins of families that have begun are not.",
+         "tests/engine/test_admitting.py"),
+    Rule(("max-num-active-seqs",), _LIMITED,
+         "Parked parents are not counted, so that their threads can run."),
+    Rule(("scheduler-cls",), _REFUSED, "Fork/join is a scheduler itself.", "tests/unit/server/test_cli.py"),
+    Rule(("worker-cls",), _LIMITED, "Refused with stitched joins, which need a worker of their own.",
+         "tests/unit/server/test_cli.py"),
+    Rule(("middleware", "additional-config"), _WORKS, "Yours run beside ours.", "tests/unit/server/test_cli.py"),
+    Rule(("speculative-config", "spec-method", "spec-model", "spec-tokens"), _LIMITED,
+         "ngram, suffix, draft models, EAGLE and MTP are exact; other methods are refused. Stitched joins refuse drafters "
+         "with a KV cache of their own.",
+         "tests/engine/test_speculation.py", refusal="speculative decoding"),
+)  # fmt: skip
+
+_MODEL: tuple[Rule, ...] = (
+    Rule(("model", "max-model-len", "dtype", "served-model-name", "seed"), _WORKS,
+         "The dialect says which models.", "tests/engine/test_exact.py"),
+    Rule(("enforce-eager",), _LIMITED, "Both ways on CPUs. CUDA graphs never ran.", "tests/engine/test_matrix.py"),
+    Rule(("runner", "convert", "pooler-config"), _REFUSED, "Pooling models are refused: they do not decode.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="pooling models"),
+    Rule(("diffusion-config",), _REFUSED, "Diffusion models are refused: they write tokens in no order.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="diffusion"),
+    Rule(("skip-tokenizer-init", "enable-prompt-embeds"), _LIMITED,
+         "Fork/join reads the tokenizer; a request with prompt embeddings does not fork.",
+         "tests/unit/server/start/test_configuration.py"),
+    Rule(("tokenizer", "tokenizer-mode", "tokenizer-revision", "trust-remote-code"), _WORKS,
+         "The dialect's tags are looked up in it at start.", "tests/unit/server/test_cli.py"),
+    Rule(("enable-lora", "max-loras", "max-lora-rank"), _WORKS, "Threads use the adapter of their request.",
+         "tests/engine/test_variants.py"),
+    Rule(("logits-processors",), _WORKS, "Each thread has its own.", "tests/server/test_cancelling.py"),
+    Rule(("limit-mm-per-prompt", "mm-processor-cache-gb", "skip-mm-profiling"), _LIMITED,
+         "Threads share an image's KV; a small random model, no published one.", "tests/engine/test_images.py"),
+    Rule(("mm-processor-cache-type", "video-pruning-rate"), _LIMITED,
+         "Requests with media do not fork with `shm` or pruned videos.", "tests/unit/server/request/test_handover.py"),
+)  # fmt: skip
+
+_ANSWERS: tuple[Rule, ...] = (
+    Rule(("reasoning-parser", "structured-outputs-config"), _WORKS,
+         "The reasoning forks; grammars hold for the answer.", "tests/server/test_structured.py"),
+    Rule(("enable-auto-tool-choice", "tool-call-parser"), _WORKS, "Tools are called in the answer.",
+         "tests/server/test_structured.py"),
+    Rule(("reasoning-config",), _LIMITED, "A request with a `thinking_token_budget` does not fork.",
+         "tests/engine/test_budget.py"),
+    Rule(("enable-scale-out",), _WORKS, "`/inference/v1/generate` forks too.", "tests/server/test_usage.py"),
+    Rule(("api-key",), _WORKS, "Also asked for by our own routes.", "tests/server/test_keys.py"),
+    Rule(("otlp-traces-endpoint",), _LIMITED,
+         "Threads have spans. Refused with `--disable-log-stats`.", "tests/server/test_observability.py"),
+    Rule(("shutdown-timeout",), _WORKS, "Families end before the server does.", "tests/server/test_lifecycle.py"),
+)  # fmt: skip
+
+RULES: tuple[Rule, ...] = (*_PARALLELISM, *_MEMORY, *_SCHEDULING, *_MODEL, *_ANSWERS)

@@ -1,0 +1,88 @@
+"""Every option of ``vllm serve`` has one verdict, and the doctor says the verdict of each that is given."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace as Facts
+
+import pytest
+
+from docgen import compatibility
+from forkjoin_scheduler.vllm_seam import compat
+from forkjoin_server.doctor.verdicts.checks import options
+from forkjoin_server.doctor.verdicts.others import OTHERS
+from forkjoin_server.doctor.verdicts.table import RULES
+from forkjoin_server.doctor.verdicts.verdict import Verdict
+from forkjoin_server.vllm_seam.start.command_line import ServeParser
+
+ROOT = Path(__file__).parents[4]
+CLASSED = Counter(
+    [
+        *(name for rule in RULES for name in rule.names),
+        *(name for others in OTHERS for name in others.names),
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def vllms():
+    """The names of all options of vLLM's."""
+    parser = ServeParser(lambda parser: None, default_model="model", default_drain_s=1)
+    dests = {action.dest for action in parser.serve._actions if action.option_strings}
+    return {dest.replace("_", "-") for dest in dests} - {"help"}
+
+
+def test_every_option_of_vllms_has_a_verdict(vllms):
+    assert not vllms - CLASSED.keys(), "class them in doctor/verdicts, by what was tested"
+
+
+def test_no_option_has_two_and_none_is_unknown_to_vllm(vllms):
+    assert not [name for name, num in CLASSED.items() if num > 1]
+    assert {name for name in CLASSED if not name.isupper()} <= vllms
+
+
+def test_what_is_said_to_be_tested_is_tested_there():
+    for rule in RULES:
+        assert rule.verdict in (Verdict.WORKS, Verdict.LIMITED, Verdict.REFUSED)
+        assert (ROOT / rule.tested).exists(), rule
+        assert rule.tested or rule.verdict is not Verdict.WORKS, rule
+
+
+def test_what_is_said_to_be_refused_the_engine_refuses():
+    for rule in RULES:
+        if rule.refusal:
+            assert any(rule.refusal in sentence for sentence, _ in compat.REFUSED), rule
+
+
+REFUSALS = [("pipeline parallelism: no", lambda config: config.num_stages > 1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "num_stages", "lines"),
+    [
+        (["port", "block-size"], 1, ["OK    options       works: --block-size", "--port"]),
+        (["port", "host"], 1, ["OK    options       does not touch fork/join: --host, --port"]),
+        (["optimization-level"], 1, ["WARN  options       not tested with forks: --optimization-level: compare"]),
+        (["an-option-of-the-next-vllm"], 1, ["WARN  options       not tested with forks: --an-option"]),
+        (["pipeline-parallel-size"], 1, ["OK    options       --pipeline-parallel-size, works with limits: Re-"]),
+        (["pipeline-parallel-size"], 2, ["FAIL  options       --pipeline-parallel-size, refused: pipeline"]),
+        (["decode-context-parallel-size"], 1, ["OK    options       --decode-context-parallel-size, works as it is"]),
+        ([], 1, []),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)  # fmt: skip
+def test_each_given_option_is_in_one_line_of_the_doctors(given, num_stages, lines):
+    said = [str(check) for check in options(given, Facts(num_stages=num_stages), REFUSALS)]
+    assert len(said) == len(lines)
+    assert all(line in told for line, told in zip(lines, said, strict=True))
+
+
+def test_the_page_on_compatibility_is_made_of_the_table():
+    text = compatibility.PAGE.read_text()
+    assert compatibility.page(text) == text, "stale: run python -m docgen.compatibility"
+
+
+def test_a_page_without_a_heading_is_refused():
+    with pytest.raises(ValueError, match="expected the heading '## Engine options'"):
+        compatibility.page("# Compatibility\n")
