@@ -100,7 +100,8 @@ def _parallel(kind: str, ranks: int) -> dict[str, Any]:
 def _linear(engine: Any, prompts: list[list[int]], params: Any, answers: list[Any]) -> dict[str, Any]:
     exact = [a.token_ids for a in answers] == engine.reference(prompts)
     return {
-        "exact": exact and _explicit_is_exact(engine, prompts[0]),
+        "exact": exact and explicit_is_exact(engine, prompts[0]),
+        "drawn": explicit_is_exact(engine, prompts[0], seed=7),
         "obeys": _structured_is_exact(engine, prompts[0], answers[0].token_ids),
         "restless": _run_restless(engine, prompts) == [a.token_ids for a in answers],
     }
@@ -138,19 +139,29 @@ def _run_restless(engine: Any, prompts: list[list[int]]) -> list[list[int]]:
     return [a.token_ids for a in answers]
 
 
-def _explicit_is_exact(engine: Any, prompt: list[int]) -> bool:
-    """Branches behind the prompt, and a closing section, against the same as plain requests."""
+def explicit_is_exact(engine: Any, prompt: list[int], seed: int | None = None) -> bool:
+    """Branches behind the prompt, and a closing section, against the same as plain requests.
+
+    With a ``seed``, all of it is drawn: each plain request has the seed that is derived for its stretch of text.
+    """
+    from forkjoin_scheduler.vllm_seam.threads.sampling import derived_seed
+
+    def drawn(stretch: str) -> dict[str, Any]:
+        return {} if seed is None else {"temperature": 2.0, "seed": derived_seed(seed, stretch)}
+
     texts = ["1:a=48*36\n", "2:b=57*18\n"]
     headers, closing = [engine.tokenizer.encode(t) for t in texts], "\ntotal"
     plain = {"forkjoin": {"enabled": False}, "max_tokens": 24}
-    bodies = [a.token_ids for a in engine.run([[*prompt, *h] for h in headers], engine.params(**plain))]
+    params = [engine.params(**plain, **drawn(f"/0.{i}:1")) for i in range(len(headers))]
+    bodies = [a.token_ids for a in engine.run([[*prompt, *h] for h in headers], params)]
     joined = [
         t for h, b in zip(headers, bodies, strict=True) for t in (*h, *(b[:-1] if b[-1] == engine.eos else b))
     ]
     joined += engine.tokenizer.encode(closing)
-    (behind,) = engine.run([[*prompt, *joined]], engine.params(**plain))
+    (behind,) = engine.run([[*prompt, *joined]], engine.params(**plain, **drawn(":1")))
     asked = {"branches": [{"text": t} for t in texts], "closing": closing, "max_tokens_per_thread": 24}
-    (answer,) = engine.run([prompt], engine.params(forkjoin=asked, max_tokens=24 * 3))
+    own = {} if seed is None else {"temperature": 2.0, "seed": seed}
+    (answer,) = engine.run([prompt], engine.params(forkjoin=asked, max_tokens=24 * 3, **own))
     num = len(joined) + len(behind.token_ids)
     return bool(answer.token_ids[:num] == [*joined, *behind.token_ids])
 

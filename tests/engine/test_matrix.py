@@ -39,6 +39,7 @@ def run_case(runner, mode, ranks, join, parallel="tensor"):
 @pytest.mark.parametrize(("runner", "mode", "ranks"), CASES, ids=lambda v: str(v))
 def test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism(runner, mode, ranks):
     case = run_case(runner, mode, ranks, "reprefill")
+    assert case["drawn"]
     assert case["restless"]
     assert case["obeys"]
     # "\n<Thread>\n1:" has 5 tokens; in sync mode the trigger has no KV yet

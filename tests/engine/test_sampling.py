@@ -33,6 +33,25 @@ def test_a_seed_makes_sampled_threads_reproducible(engine):
     assert first[0].token_ids == second[0].token_ids != other[0].token_ids
 
 
+@pytest.mark.parametrize("seed", [7, 8])
+def test_what_follows_a_join_is_drawn_with_the_seed_derived_for_it(engine, seed):
+    """As by a client that sends each stretch of text as a request; test_matrix has both runners."""
+    from tests.engine.matrix_case import explicit_is_exact
+
+    assert explicit_is_exact(engine, engine.prompt("a=48*36, b=57*18"), seed)
+
+
+def test_an_answer_that_may_not_fork_after_its_prompt_is_drawn_as_without_forks(engine):
+    """Its first sample is dropped for the fork, and drawn again."""
+    from forkjoin_scheduler.dialects.files import load
+
+    drawn, prompt = {"temperature": 2.0, "seed": 7, "max_tokens": 20}, engine.prompt("q")
+    with engine.speaking(load("ssft")):
+        (refused,) = engine.run([prompt], engine.params(forkjoin={"max_forks": 0}, **drawn))
+        (plain,) = engine.run([prompt], engine.params(forkjoin={"enabled": False}, **drawn))
+    assert refused.token_ids == plain.token_ids
+
+
 def test_min_tokens_is_owed_by_the_whole_family(engine):
     params = engine.scripted(TWO, {"1": "a</Thread>", "2": "b</Thread>"}, "</Parallel>\n", min_tokens=60)
     (answer,) = engine.run([engine.prompt("q")], params)

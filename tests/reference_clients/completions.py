@@ -36,10 +36,12 @@ class Completions(Protocol):
         *,
         branch: str = "",
         max_tokens: int | None = None,
+        num_joins: int = 0,
         sampling: Mapping[str, float] | None = None,
     ) -> Piece:
         """What follows ``context``, the first of ``stops`` included. ``branch`` says whose noise is drawn.
 
+        ``num_joins``: how often the request itself, "", has got its threads back, each time with other noise.
         ``sampling``: parameters of the request, in the place of those that all have.
         """
 
@@ -70,6 +72,7 @@ class Scripted:
         *,
         branch: str = "",
         max_tokens: int | None = None,
+        num_joins: int = 0,
         sampling: Mapping[str, float] | None = None,
     ) -> Piece:
         text = self.follows(context)
@@ -107,6 +110,7 @@ class Stock:
         *,
         branch: str = "",
         max_tokens: int | None = None,
+        num_joins: int = 0,
         sampling: Mapping[str, float] | None = None,
     ) -> Piece:
         text = self._scripted.follows(context)
@@ -124,13 +128,13 @@ class Stock:
             "max_tokens": max_tokens or 2000,
             "vllm_xargs": extra,
         }
-        body |= self._options | own | self._seed(branch, context)
+        body |= self._options | own | self._seed(branch, context, num_joins)
         answer = httpx.post(self._url, json=body, timeout=120).raise_for_status().json()
         choice, stop = answer["choices"][0], answer["choices"][0]["stop_reason"]
         return Piece(choice["text"], stop, answer["usage"]["completion_tokens"])
 
-    def _seed(self, branch: str, context: str) -> dict[str, int]:
-        """Ours draws what a request writes first with its seed, and what threads do with one derived of that.
+    def _seed(self, branch: str, context: str, num_joins: int) -> dict[str, int]:
+        """Ours draws what a request writes first with its seed, and all else with one derived of that.
 
         What is asked for again is drawn again.
         """
@@ -138,6 +142,7 @@ class Stock:
         contexts = self._contexts.setdefault(branch, [])
         if context not in contexts:
             contexts.append(context)
-        if seed is None or not branch:
+        num_starts = contexts.index(context) + 1 if branch else num_joins
+        if seed is None or not num_starts:
             return {}
-        return {"seed": derived_seed(seed, f"{branch}:{contexts.index(context) + 1}")}
+        return {"seed": derived_seed(seed, f"{branch}:{num_starts}")}

@@ -154,7 +154,7 @@ class OneBlock:
         stops = [*forks, stop] if stop is not None else forks
         own = {"max_tokens": self._max_tokens, "sampling": rules.sampling} if depth else {}
         while depth or num_turns != rules.max_turns:
-            piece = self._model.write(start + text, stops, branch=path, **own)
+            piece = self._model.write(start + text, stops, branch=path, num_joins=num_forks, **own)
             text += piece.text
             num_turns += 1
             if piece.stop == rules.stop is not None and not depth:
@@ -173,7 +173,9 @@ class OneBlock:
                 return text + rules.close_block, False, True
             text += rules.join
             if rules.summary_end is not None:
-                summary = self._model.write(start + text, [rules.summary_end], branch=path, **own)
+                summary = self._model.write(
+                    start + text, [rules.summary_end], branch=path, num_joins=num_forks, **own
+                )
                 text += summary.text + ("" if summary.stop else rules.summary_end)
             since, num_turns = len(text), num_turns + 1
         return text, False, True

@@ -359,7 +359,7 @@ ATTRIBUTES = {
     "vllm.renderers.kimi_k3:KimiK3Renderer": "_apply_chat_template_async",
     "vllm.renderers.inkling:InklingRenderer": "_inkling_tokenizer _render_async",
     "vllm.renderers.cohere:CohereRenderer": "_render_async",
-    V1: "positions input_batch attn_groups kv_cache_config vllm_config max_model_len",
+    V1: "positions input_batch attn_groups kv_cache_config vllm_config max_model_len requests device",
     V2: "model_state input_buffers attn_groups kv_cache_config vllm_config max_model_len",
     "vllm.v1.worker.gpu_worker:Worker": "model_runner use_v2_model_runner",
     "vllm.v1.worker.gpu.input_batch:InputBuffers": "positions",
@@ -367,7 +367,7 @@ ATTRIBUTES = {
         "req_ids num_scheduled_tokens num_tokens_after_padding positions"
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids req_id_to_index vocab_size",
-    "vllm.v1.worker.gpu_input_batch:CachedRequestState": "req_id sampling_params",
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState": "req_id sampling_params prompt_token_ids generator",
     "vllm.v1.worker.gpu.sample.penalties:PenaltiesState": "prompt_bin_mask _new_penalties_reqs",
     "vllm.v1.worker.utils:AttentionGroup": "backend layer_names kv_cache_spec",
     "vllm.utils.argparse_utils:FlexibleArgumentParser": "_option_string_actions",
@@ -416,7 +416,7 @@ CALLED = {
         "num_logprobs bad_words_token_ids _bad_words_token_ids _all_stop_token_ids _validate_structured_outputs"
     ),
     "vllm.envs": "VLLM_MAX_NUM_BAD_WORDS VLLM_MAX_BAD_WORDS_TOTAL_TOKENS",
-    V1: "_update_states _prepare_inputs",
+    V1: "_update_states _prepare_inputs _update_streaming_request",
     "vllm.v1.worker.cpu_model_runner:CPUModelRunner": "_sample _bookkeeping_sync",
     V2: "load_model update_requests",
     "vllm.v1.worker.gpu_worker:Worker": "init_device initialize_from_config",

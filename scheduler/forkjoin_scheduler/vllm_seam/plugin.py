@@ -28,7 +28,10 @@ def register() -> None:
     from forkjoin_scheduler.vllm_seam.front_end.shutdown_lines import leave_out_shutdown_steps
     from forkjoin_scheduler.vllm_seam.front_end.token_texts import decode_alternatives_once
     from forkjoin_scheduler.vllm_seam.mends.drafted_temperatures import spread_temperatures_over_drafts
-    from forkjoin_scheduler.vllm_seam.mends.seeded import keep_seeds_of_partial_prompts
+    from forkjoin_scheduler.vllm_seam.mends.seeded import (
+        keep_seeds_of_partial_prompts,
+        seed_again_what_goes_on,
+    )
     from forkjoin_scheduler.vllm_seam.models.registering import register_parathinker
     from forkjoin_scheduler.vllm_seam.repetition import leave_prompts_out_of_repetition
     from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
@@ -39,6 +42,7 @@ def register() -> None:
     leave_out_shutdown_steps()
     end_with_vital_threads()
     keep_seeds_of_partial_prompts()
+    seed_again_what_goes_on()
     spread_temperatures_over_drafts()
     leave_prompts_out_of_repetition()
     decode_alternatives_once()

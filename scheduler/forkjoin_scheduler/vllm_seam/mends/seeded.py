@@ -1,4 +1,4 @@
-"""Requests with a seed whose prompt is computed in parts, on a CPU."""
+"""Requests with a seed whose prompt is computed in parts, on a CPU, or that go on after a join."""
 
 from __future__ import annotations
 
@@ -40,6 +40,37 @@ def keep_seeds_of_partial_prompts() -> None:
 
     setattr(CPUModelRunner, "_sample", sampled)  # noqa: B010
     setattr(CPUModelRunner, "_bookkeeping_sync", bookkept)  # noqa: B010
+
+
+def seed_again_what_goes_on() -> None:
+    """Let a request that comes back to the first model runner draw with the seed that it comes with.
+
+    Patch: ``GPUModelRunner._update_streaming_request``, by which a parked request goes on.
+    Symptom without it: the runner keeps the request's generator, so that the seed of what follows a join,
+    which is derived from the request's, has no effect there. The second runner obeys it, as clients do that
+    ask for each stretch of text by itself. A sample that is drawn again would be the generator's second.
+    Upstream: vLLM's own streaming inputs keep their seed, and go on with their generator here as there.
+    Remove when parked requests go on in another way.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    update = GPUModelRunner._update_streaming_request
+
+    def updated(self: Any, req_id: str, new: Any) -> Any:
+        before = self.requests[req_id]
+        seed, prompt = _seed(before.sampling_params), before.prompt_token_ids
+        request = update(self, req_id, new)
+        now = _seed(request.sampling_params)
+        if request.generator is not None and (now != seed or request.prompt_token_ids == prompt):
+            request.generator = torch.Generator(device=self.device)
+            request.generator.manual_seed(now)
+        return request
+
+    setattr(GPUModelRunner, "_update_streaming_request", updated)  # noqa: B010
+
+
+def _seed(params: Any) -> int | None:
+    return None if params is None else params.seed
 
 
 def _discarded(runner: Any) -> dict[int, torch.Generator]:
