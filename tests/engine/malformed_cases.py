@@ -1027,6 +1027,7 @@ CASES = _table(
 _NO_OUTLINE = "each fork has a fixed width: the model announces nothing and numbers nothing"
 _AS_ASKED = "the request names its branches: the model announces nothing and numbers nothing"
 _AS_THREADWEAVER = "threadweaver's tags; what its policies do otherwise is tested without an engine"
+_AS_MEDVERSE = "medverse's tags; what its rules do otherwise is tested without an engine"
 _ENDS_BY_EOS = "end of sequence is how a thread ends"
 _NO_DEPENDENCIES = "no outline names what its thread depends on"
 _NO_TAGS = "there are no tags"
@@ -1040,6 +1041,7 @@ EXCLUDED: dict[tuple[str, str], str] = {
     },
     **{("explicit", kind): _AS_ASKED for kind in ("no_outline", "duplicates", "gaps")},
     **{("threadweaver-eval", kind): _AS_THREADWEAVER for kind in KINDS},
+    **{("medverse-eval", kind): _AS_MEDVERSE for kind in KINDS},
     **{(name, "thread_eos"): _ENDS_BY_EOS for name in ("pacore", "ssft", "apr", "apar", "hpd", "skeleton", "explicit")},
     **{(name, kind): _NO_TAGS for name in ("skeleton", "explicit") for kind in ("missing_tags", "stray_tags")},
     **{(name, "too_many_threads"): "a fork starts one thread, and no limit is lower" for name in ("apar", "hpd")},

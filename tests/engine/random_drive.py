@@ -152,6 +152,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "explicit": (*TEXT, END),
 }
 PHRASES["threadweaver-eval"] = PHRASES["threadweaver"]
+PHRASES["medverse-eval"] = PHRASES["medverse"]
 
 
 @dataclass(frozen=True)

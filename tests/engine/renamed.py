@@ -45,6 +45,7 @@ FOR_DIALECT = {
     "parathinker": PARATHINKER,
     "aspd": ASPD,
     "medverse": MEDVERSE,
+    "medverse-eval": MEDVERSE,
     "apar": APAR,
     "hpd": HPD,
 }

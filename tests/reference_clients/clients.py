@@ -11,6 +11,7 @@ from tests.reference_clients import (
     one_block,
     points,
     rewritten,
+    rounds,
     spliced,
     staged,
     voted,
@@ -33,6 +34,19 @@ def _one_block(rules: one_block.Rules) -> Client:
     return lambda model, prompt, limit: OneBlock(model, rules, limit).answer(prompt)
 
 
+def _rounds(rules: rounds.Rules) -> Client:
+    def answer(model: Completions, prompt: str, limit: int | None) -> str:
+        before, user, rest = prompt.partition("<|user|>")
+        question, assistant, after = rest.partition("<|assistant|>")
+        return rounds.answer(model, (before + user, question, assistant + after), rules, limit)
+
+    return answer
+
+
+def _staged(rules: staged.Rules) -> Client:
+    return lambda model, prompt, limit: staged.answer(model, prompt, rules, limit)
+
+
 def _spliced(rules: spliced.Rules) -> Client:
     return lambda model, prompt, limit: Spliced(model, rules, limit).answer(prompt)
 
@@ -50,9 +64,21 @@ CLIENTS: dict[str, Client] = {
     "apr": rewritten.answer,
     "asyncthink": lambda model, prompt, limit: on_demand.answer(model, prompt, WORKER, limit),
     "pasta": in_place.answer,
-    "medverse": staged.answer,
+    "medverse": _staged(staged.MEDVERSE),
+    "medverse-eval": _staged(staged.MEDVERSE_EVAL),
     "ssft": lambda model, prompt, limit: voted.answer(
         model, [prompt + opening for opening in voted.OPENINGS], voted.BOXED, limit
     ),
+    "pacore": _rounds(rounds.PACORE),
     "skeleton": lambda model, prompt, limit: points.answer(model, prompt, POINT, limit),
+}
+
+#: In the place of those above where cases are of a dialect with fewer words (``tests/engine/renamed.py``).
+SHORT: dict[str, Client] = {
+    "pacore": _rounds(rounds.Rules(widths=(3, 2), asks="{}:{}", refers=" {}={}")),
+}
+
+#: Built-in dialects without a client, each with the reason.
+NONE: dict[str, str] = {
+    "explicit": "no model was trained for it: a request says itself what forks; a vote is tried by itself",
 }

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.replay.characters import Characters
 from tests.engine.malformed_cases import CASES
-from tests.reference_clients.clients import CLIENTS
+from tests.reference_clients.clients import CLIENTS, NONE, SHORT
 from tests.reference_clients.completions import Scripted
 
 #: Kinds that are the engine's own: its limits, and its policies at them.
@@ -32,4 +32,9 @@ _CASES = [
 def test_the_published_client_writes_what_the_engine_does(name, case):
     model = Scripted(case.script, Characters(load(name).control_tokens).encode)
     limit = case.forkjoin.get("max_tokens_per_thread")
-    assert CLIENTS[name](model, PROMPT, limit) == case.answer
+    assert (CLIENTS | SHORT)[name](model, PROMPT, limit) == case.answer
+
+
+def test_each_built_in_dialect_has_a_published_client_or_a_reason_for_none():
+    assert not CLIENTS.keys() & NONE.keys()
+    assert {*CLIENTS, *NONE} == set(builtin_names())

@@ -53,6 +53,7 @@ MEDVERSE = (
     "<Plan>\n<Outline> Transient Step 1: Pain -> MI; Dependency: [] </Outline>\n"
     "<Outline> Transient Step 2: SBP < 90 -> shock; Dependency: [] </Outline>\n</Plan>"
 )
+MEDVERSE_CHAIN = MEDVERSE.replace("shock; Dependency: []", "shock; Dependency: [1]")
 ASPD = "Two:\n<|title|>Cats<|/title|><|title|>1 < 2<|/title|><|title|>Cats<|/title|><|para|>"
 PARATHINKER = "<B>How many?<A><think>"
 SUMMARY = "<summary>By analyzing multiple reasoning processes above, I concluded that: The final answer is"
@@ -142,6 +143,20 @@ PUBLISHED = {
         joined=(
             f"Q{MEDVERSE}\n<Execution>\n<Step> Transient Step 1: Pain -> MI\nSo.\n</Step>\n"
             "<Step> Transient Step 2: SBP < 90 -> shock\nThen\n</Step>\n</Execution>\n<Conclusion>\n"
+        ),
+    ),
+    # All steps at once, also one that depends on another; what is not closed stays so, and nothing stands between.
+    "medverse-eval": Published(
+        prompt="Q",
+        wrote=MEDVERSE_CHAIN,
+        sees=[
+            f"Q{MEDVERSE_CHAIN}\n<Execution>\n<Step> Transient Step {n}\n"
+            for n in ("1: Pain -> MI", "2: SBP < 90 -> shock")
+        ],
+        threads=[("So.\n</Step>", STOP), ("Then\0", EOS)],
+        joined=(
+            f"Q{MEDVERSE_CHAIN}\n<Execution>\n<Step> Transient Step 1: Pain -> MI\nSo.\n</Step>"
+            "<Step> Transient Step 2: SBP < 90 -> shock\nThen\n</Execution>\n<Conclusion>\n"
         ),
     ),
     # A branch has no number but its title.

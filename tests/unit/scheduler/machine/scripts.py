@@ -72,6 +72,7 @@ SPEECHES = {
     "npr": Speech(_outlines("<guideline>", "<plan>{}: a</plan>", "</guideline>"), (1, 3)),
     "aspd": Speech(_outlines("", "<|title|>{}<|/title|>", "<|para|>"), (1, 3)),
     "medverse": Speech(_steps, (1, 4), has_stages=True),
+    "medverse-eval": Speech(_steps, (1, 4)),
     "parallel-r1": Speech(lambda *_: "<Parallel>", (2, 2)),
     "apar": Speech(lambda *_: "[SplitMask]", (1, 1), max_forks=3, depth=3),
     "hpd": Speech(lambda *_: "<FORK>", (1, 1), max_forks=3),
