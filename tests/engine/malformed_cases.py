@@ -91,6 +91,8 @@ class Block:
     stops_at_end: bool = False
     #: Whether a second outline of one number starts a thread, too.
     keeps_duplicates: bool = False
+    #: Whether a thread ends where it may not fork, and not the answer.
+    closes_refused: bool = False
     #: Whether a trigger that follows no opening tag of its own forks into the outlines before it once more.
     rereads: bool = False
 
@@ -150,6 +152,8 @@ class Block:
         ):
             yield "no_outline", self.refused(root, "no_outline", self.no_outline)
         yield "no_outline", self._again(one)
+        if self.closes_refused:
+            yield "no_outline", self._closed(self.root(), "no_outline")
         yield "duplicates", self._duplicates()
         yield "gaps", self.joined(self.root(2, 7), self.well(2, 7))
         yield "gaps", self.joined(self.root(3, 1), self.well(3, 1))
@@ -159,6 +163,7 @@ class Block:
         if self.widest is not None:
             many = self.root(*range(1, self.widest + 2))
             yield "too_many_threads", self.refused(many, "too_many_threads", too_many)
+            yield "too_many_threads", self._closed(many, "too_many_threads")
         yield "thread_eos", self.unclosed_thread("eos", "stop", {1: "aa", 2: b, 3: ""}, 99)
         long = {1: "a" * 30 + self.end, 2: b}
         for texts in (long, {1: b, 2: "a" * 30 + self.end}):
@@ -230,6 +235,14 @@ class Block:
         finish = "stop" if answer.endswith("on") else "length"
         script = self.script(root, self.well(1), f"{self.trigger}on")
         return Case(script, answer, threads, counted, finish, limit)
+
+    def _closed(self, inner: str, reason: str) -> Case:
+        """A thread may not fork into ``inner``, and ends there; the other, and what follows, is as ever."""
+        root, texts = self.root(1, 2), {1: f"a{inner}on", 2: f"b{self.end}"}
+        shown = self.shown(root, {1: f"a{inner}\n{self.end}", 2: texts[2]})
+        counted = {f"{reason}/close_thread": 1}
+        script = self.script(root, texts)
+        return Case(script, f"{shown}{self.join}end", ("1 refused", "2 stop"), counted)
 
     def _duplicates(self) -> Case:
         root, well = self.root(1, 4, 1, 1), self.well(1, 4)
@@ -314,6 +327,7 @@ NPR = Block(
     widest=5,
     stops_at_end=True,
     keeps_duplicates=True,
+    closes_refused=True,
 )
 
 # ---- paths of a fixed width: Parallel-R1, ParaThinker --------------------------------------------

@@ -186,8 +186,9 @@ class _Run:
         )  # fmt: skip
         if isinstance(plan, Refusal):
             assert plan.policy is getattr(self._dialect.policies, plan.reason)
-            if plan.policy is Policy.END_REQUEST:
-                self._family.end(branch, ThreadEnd.STOP)
+            if plan.policy is not Policy.SEQUENTIAL:
+                closes = plan.policy is Policy.CLOSE_THREAD and branch.plan is not None
+                self._family.end(branch, ThreadEnd.REFUSED if closes else ThreadEnd.STOP)
             return []
         self._check(plan, context)
         positions = self._dialect.positions

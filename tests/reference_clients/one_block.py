@@ -37,6 +37,7 @@ class Rules:
     max_depth: int = 1
     #: Put where an answer ends that has no more threads to announce, or a thread that is not closed.
     close_block: str = ""
+    #: Whether a thread, or the answer outside of threads, ends where it announces none.
     ends_without_outline: bool = False
     #: Whether the threads of one announcement are those of the last ``opens``, whatever was written since.
     announces_again: bool = False
@@ -163,7 +164,7 @@ class OneBlock:
                 return text, piece.stop is not None, False
             names = self._announced(text if rules.announces_again else text[since:])
             if not names and rules.ends_without_outline:
-                return text + rules.close_block, False, True
+                return (text, False, False) if depth else (text + rules.close_block, False, True)
             if not names:
                 continue
             threads, is_over = self._threads(start + text, names, f"{path}/{num_forks}", depth)

@@ -27,7 +27,8 @@ class Policy(StrEnum):
     READ_ALL = "read_all"
     #: What the thread returned returns again.
     REPEAT = "repeat"
-    #: The thread gets its end tag and the family joins and goes on.
+    #: The thread gets its end tag and the family joins and goes on. Of a fork that is refused to the request
+    #: itself, which has no thread to close: ``END_REQUEST``.
     CLOSE_THREAD = "close_thread"
     #: The summary gets its end tag in the place of the end of sequence, and the branch goes on.
     CLOSE_SUMMARY = "close_summary"
@@ -44,7 +45,7 @@ def _one_of(*allowed: Policy) -> AfterValidator:
     return AfterValidator(check)
 
 
-RefusedFork = Annotated[Policy, _one_of(Policy.SEQUENTIAL, Policy.END_REQUEST)]
+RefusedFork = Annotated[Policy, _one_of(Policy.SEQUENTIAL, Policy.CLOSE_THREAD, Policy.END_REQUEST)]
 UnclosedThread = Annotated[Policy, _one_of(Policy.CLOSE_THREAD, Policy.END_REQUEST)]
 
 

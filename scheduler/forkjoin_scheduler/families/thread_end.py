@@ -14,6 +14,8 @@ class ThreadEnd(StrEnum):
     EOS = "eos"
     #: It ran into a limit on tokens or the context length.
     LENGTH = "length"
+    #: It called for a fork that was refused, and its dialect ends it there.
+    REFUSED = "refused"
     #: It wrote one of the request's own stop tokens: the answer ends here.
     REQUEST_STOP = "request_stop"
     #: It could change nothing any more: the vote was decided, or the dialect waits for the first to end only.

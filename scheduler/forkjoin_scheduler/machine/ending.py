@@ -19,6 +19,8 @@ from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.output_token import injected
 from forkjoin_scheduler.publish.events import ThreadEnded
 
+#: How a thread ends that nothing outside of it has ended.
+_BY_ITSELF = (ThreadEnd.STOP, ThreadEnd.EOS, ThreadEnd.LENGTH, ThreadEnd.REFUSED)
 _FINISH = {How.STOPPED: "stop", How.CAPPED: "length"}
 
 
@@ -61,7 +63,7 @@ def cut_slower(machine: Machine) -> Effects:
     of it is lost, and is cut in a later step.
     """
     for branch in machine.parked():
-        if any(t.end in (ThreadEnd.STOP, ThreadEnd.EOS, ThreadEnd.LENGTH) for t in branch.waits_for):
+        if any(t.end in _BY_ITSELF for t in branch.waits_for):
             slower = [t for thread in branch.waits_for for t in thread.subtree()]
             for thread in slower:
                 if thread.state is BranchState.DECODING and thread.end is None:

@@ -12,9 +12,10 @@ from forkjoin_scheduler.dialects.patterns import find_all
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
+from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.transcript import Transcript
 from forkjoin_scheduler.families.vote import Vote
-from forkjoin_scheduler.machine import cutting, voting
+from forkjoin_scheduler.machine import cutting, ending, voting
 from forkjoin_scheduler.machine.effects import Effects, Park, SampleAgain, ShareTail, Swap, WillNotJoin
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.output_token import injected
@@ -102,7 +103,9 @@ def next_stage(machine: Machine, branch: Branch) -> Effects:
 
 
 def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
-    """``branch`` was refused what it called for, and goes on without, or the request ends."""
+    """``branch`` was refused what it called for: it goes on without, or it ends, or the request does."""
+    if refusal.policy is Policy.CLOSE_THREAD and branch is machine.family.root:
+        refusal = Refusal(refusal.reason, Policy.END_REQUEST)
     emit_refused(machine, branch, refusal)
     if branch is machine.family.root and machine.dialect.fork_at is ForkAt.PROMPT and not branch.forks:
         yield WillNotJoin(branch)
@@ -110,6 +113,8 @@ def refuse(machine: Machine, branch: Branch, refusal: Refusal) -> Effects:
         # where the turns are over no block is left open
         is_open = refusal.reason != "too_many_turns"
         yield from cutting.end_closed(machine, refused=branch if is_open else None)
+    elif refusal.policy is Policy.CLOSE_THREAD:
+        yield from ending.stop(machine, branch, ThreadEnd.REFUSED)
     else:
         yield SampleAgain(branch)
 

@@ -106,7 +106,7 @@ class _Replay:
         wrote_since = context[max(self._since[branch], len(context) - WINDOW_TOKENS) :]
         if end is None and self._bound_dialect.triggers(wrote_since):
             self._fork(branch)
-        return end is not None
+        return end is not None or branch.end is not None
 
     def _fork(self, branch: Branch) -> None:
         context, since = self._world.contexts[branch], self._since[branch]
@@ -149,7 +149,9 @@ class _Replay:
             if self._write(thread):
                 closing = closing_ids_of(self._bound_dialect.dialect, thread, self._tokenizer)
                 self._inject(closing, f"after thread {number}")
-                self._note("end", f"thread {number} has its end tag")
+                may_not = thread.end is ThreadEnd.REFUSED
+                how = "ends where it may not fork" if may_not else "has its end tag"
+                self._note("end", f"thread {number} {how}")
                 return
         if not self._world.has_ended:
             end = self._bound_dialect.dialect.policies.thread_eos.value

@@ -29,6 +29,7 @@ _CHOICE, _PROMPT = re.compile(r"(\d+)_"), re.compile(r"[-_](\d+)(?:-[0-9a-f]{8})
 #: How a thread ends that has not come to its own end, and what its entry says of that; else "stop".
 _CUT_SHORT = {
     ThreadEnd.LENGTH: "length",
+    ThreadEnd.REFUSED: "length",
     ThreadEnd.CANCELLED: "length",
     ThreadEnd.CUT: "cut",
     ThreadEnd.NOT_STARTED: "not_started",

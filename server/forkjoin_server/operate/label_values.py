@@ -26,6 +26,9 @@ STRAY_TAG = ("stray_tag", "swap")
 def malformed(dialect: Dialect) -> Iterable[tuple[str, str]]:
     """What can be malformed in forks, by ``dialect`` or as a request defines them, and what is done then."""
     found = {(kind, policy.value) for policies in (dialect.policies, POLICIES) for kind, policy in policies}
+    # the request itself, where a thread would be closed for a fork that is refused
+    closing = [kind for kind, policy in dialect.policies if policy is Policy.CLOSE_THREAD]
+    found |= {(kind, Policy.END_REQUEST.value) for kind in closing if not kind.startswith("thread_")}
     if dialect.join.asks_by_number:
         # a thread whose number an earlier fork has given
         found.add(("duplicate_outline", Policy.SEQUENTIAL.value))

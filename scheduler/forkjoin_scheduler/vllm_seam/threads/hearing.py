@@ -201,7 +201,7 @@ class Hearing:
             return True
         plan = self._forks.plan(live, branch, request._all_token_ids, fj_params.since)
         if isinstance(plan, Refusal):
-            if plan.policy is Policy.END_REQUEST:
+            if plan.policy is not Policy.SEQUENTIAL:
                 self._forks.triggered.append((request, plan))
                 return False
             fj_params.since = request.num_tokens
@@ -222,7 +222,7 @@ class Hearing:
         if branch.state is not BranchState.DECODING:
             return True
         refusal = self._forks.refusal_to_ask(live, branch, number)
-        if refusal is None or refusal.policy is Policy.END_REQUEST:
+        if refusal is None or refusal.policy is not Policy.SEQUENTIAL:
             self._forks.asking.append((request, number))
             return False
         forking.emit_refused(live, branch, refusal)

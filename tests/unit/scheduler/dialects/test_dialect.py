@@ -134,8 +134,13 @@ def test_a_control_token_that_plays_two_parts_is_checked_once(dialect):
         ("positions", "fork_gap", -1, "greater than or equal to 0"),
         ("limits", "max_threads_per_fork", 0, "greater than or equal to 1"),
         ("policies", "joined_too_long", "sequential", "expected end_request, got sequential"),
-        ("policies", "unknown_thread", "drop", "expected sequential or end_request, got drop"),
-        ("policies", "no_outline", "close_thread", "expected sequential or end_request"),
+        (
+            "policies",
+            "unknown_thread",
+            "drop",
+            "expected sequential or close_thread or end_request, got drop",
+        ),
+        ("policies", "no_outline", "repeat", "expected sequential or close_thread or end_request"),
         ("policies", "thread_eos", "sequential", "expected close_thread or end_request"),
         (
             "policies",

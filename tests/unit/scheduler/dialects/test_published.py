@@ -479,8 +479,8 @@ def test_how_the_two_clients_of_threadweaver_close_what_did_not(name, closed):
         ("threadweaver-eval", "<Outline>3: a</Outline></Outlines>", ["3"]),
         ("threadweaver-eval", THREADWEAVER[0].replace("2:", "1:"), ["1", "1"]),
         ("npr", NPR.replace("2:", "1:"), ["1", "1"]),
-        ("npr", NPR.replace("<plan>", ""), "end_request"),
-        ("npr", NPR.replace("<guideline>", ""), "end_request"),
+        ("npr", NPR.replace("<plan>", ""), "close_thread"),
+        ("npr", NPR.replace("<guideline>", ""), "close_thread"),
     ],
 )
 def test_what_the_published_code_does_with_malformed_outlines(name, wrote, found):

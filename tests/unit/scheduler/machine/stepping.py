@@ -221,7 +221,7 @@ class Play:
             return self._hear_trigger(run)
         if wrote and (number := spoken.asked_for(wrote)) is not None:
             refusal = asking.refusal_to_ask(self.machine, branch, number, run.forks)
-            if refusal is not None and refusal.policy is not Policy.END_REQUEST:
+            if refusal is not None and refusal.policy is Policy.SEQUENTIAL:
                 forking.emit_refused(self.machine, branch, refusal)
                 return True
             self.calls.append(asking.wait_for(self.machine, branch, number))
@@ -256,7 +256,7 @@ class Play:
         if is_first and branch is self.root:
             run.num_led = len(run.token_ids)
         if isinstance(plan, Refusal):
-            if plan.policy is Policy.END_REQUEST:
+            if plan.policy is not Policy.SEQUENTIAL:
                 self.calls.append(self._fork(branch, plan))
                 return False
             self.stage.since[branch] = len(context)

@@ -142,6 +142,30 @@ def test_a_thread_that_forks_where_threads_do_not_ends_the_request_all_that_is_o
     assert ends(play) == [(0, "cancelled", None), (1, "cancelled", None)]
 
 
+# a repeated outline closes no thread
+@pytest.mark.parametrize("reason", [reason for reason in NO_FORK if reason != "duplicate_outline"])
+def test_the_request_itself_has_no_thread_to_close_and_ends_where_it_may_not_fork(play_of, reason):
+    fields, call = NO_FORK[reason]
+    play = play_of(**fields, policies={reason: "close_thread"})
+    play.step(root=f"{call}b")
+    assert (play.done(), play.answer, play.finish) == (["EndFamily length"], f"{call}</P>", "length")
+    assert refused(play) == [(-1, reason, "end_request")]
+
+
+def test_a_thread_that_may_not_fork_is_closed_and_joined(play_of):
+    play = play_of(policies={"nested_fork": "close_thread"})
+    play.step(root="<F>")
+    play.done()
+    play.step(t0="a<F>b", t1="c")
+    assert play.done() == ["Stop t0", *ENDED_FIRST]
+    play.step(t1="d</T>")
+    assert play.done()[-1] == "Resume root <T>1:a<F></T><T>2:cd</T><J>"
+    assert (refused(play), ends(play)) == (
+        [(0, "nested_fork", "close_thread")],
+        [(0, "refused", None), (1, "stop", None)],
+    )
+
+
 # ---- contexts that are full -----------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ def test_the_order_in_which_threads_run_changes_no_answer_and_no_join(name, data
 
 
 def _policies() -> st.SearchStrategy[Policies]:
-    refused = st.sampled_from([Policy.SEQUENTIAL, Policy.END_REQUEST])
+    refused = st.sampled_from([Policy.SEQUENTIAL, Policy.CLOSE_THREAD, Policy.END_REQUEST])
     unclosed = st.sampled_from([Policy.CLOSE_THREAD, Policy.END_REQUEST])
     refusals = (
         "no_outline",

@@ -94,6 +94,7 @@ def test_a_token_without_text_yet_says_nothing(log):
         ("eos", "stop"),
         ("request_stop", "stop"),
         ("length", "length"),
+        ("refused", "length"),
         ("cancelled", "length"),
         ("cut", "cut"),
         ("not_started", "not_started"),

@@ -133,6 +133,11 @@ def test_no_event_of_an_engine_makes_a_series(dialect):
     assert _of_model(dialect).keys() == before
 
 
+def test_a_fork_refused_to_a_request_of_npr_ends_it_where_a_step_is_closed():
+    found = {policy for kind, policy in malformed(load("npr")) if kind == "no_outline"}
+    assert found == {"close_thread", "end_request", "sequential"}
+
+
 def test_only_a_dialect_with_swaps_counts_stray_tags():
     having = {name for name in builtin_names() if ("stray_tag", "swap") in malformed(load(name))}
     assert having == {name for name in builtin_names() if load(name).swaps}
