@@ -541,6 +541,31 @@ def test_two_joins_on_demand_draw_other_noise(drive):
     assert len(set(seeds)) == 2
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("num_before", [0, 3, 20, 70])
+def test_a_swap_computes_only_what_fills_no_block_before_it(drive, num_before, is_async, monkeypatch):
+    """The oracle says whether what stays is right."""
+    hand, computed = drive(dialect_for("parathinker"), is_async=is_async), []
+    begin = hand.begin
+
+    def recorded(output):
+        computed.append(output.num_scheduled_tokens.get("r#1", 0))
+        return begin(output)
+
+    monkeypatch.setattr(hand, "begin", recorded)
+    hand.add("r", "q" * 40)
+    hand.steps_until(lambda: hand.decodes("r#1"))
+    hand.say("r#1", "a" * num_before + "<think2>")
+    computed.clear()
+    hand.step(num_before + 6)
+    (again,) = [num for num in computed if num > 1] or [1]
+    assert again <= 16  # a block: what stands before the tag, and what takes its place
+    hand.say("r#1", "</think2>")
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
 def test_two_swaps_draw_other_noise(drive):
     hand = drive("apr")
     seeds = _seeds(hand)

@@ -151,6 +151,26 @@ def drop_tail(manager: KVCacheManager, request: Request, *, needed: int) -> int:
     return keep(manager, request, num_whole * single.block_size)
 
 
+def keep_whole_blocks(manager: KVCacheManager, request: Request, num_tokens: int) -> int:
+    """Keep the blocks of a waiting ``request`` that its first ``num_tokens`` tokens fill; returns how many.
+
+    The others return to the pool: they may be hashed by what follows. None is kept with several KV cache
+    groups, whose blocks end at different tokens, or where the window at that token has lost some.
+    """
+    singles, num_kept = manager.coordinator.single_type_managers, 0
+    if len(singles) == 1:
+        (single,) = singles
+        num_whole = min(request.num_computed_tokens, num_tokens) // single.block_size
+        if is_there(manager, request.request_id, num_whole * single.block_size):
+            num_kept = num_whole * single.block_size
+            blocks = single.req_to_blocks[request.request_id]
+            manager.block_pool.free_blocks(reversed(blocks[num_whole:]))
+            del blocks[num_whole:]
+            num_cached = single.num_cached_block.get(request.request_id, 0)
+            single.num_cached_block[request.request_id] = min(num_cached, num_whole)
+    return keep(manager, request, num_kept)
+
+
 def stitch(manager: KVCacheManager, start: KVSpan, others: Sequence[KVSpan]) -> Stitched:
     """Let the KV of ``others`` follow that of ``start``, which begins at token 0, in their own blocks.
 

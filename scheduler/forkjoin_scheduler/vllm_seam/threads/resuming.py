@@ -76,7 +76,9 @@ class Resuming:
         rebase_prompt(request, effect.token_ids, self._params.behind_join(live, branch, room))
         if branch is live.family.root:
             self._answers.joined(request, effect.token_ids)
-        queues.resume(self._core.scheduler, request, 0)
+        # the last token is computed once more, where nothing follows it
+        computed = min(request.num_computed_tokens, request.num_tokens - 1)
+        queues.resume(self._core.scheduler, request, computed)
 
     def sample_again(self, request: Request) -> None:
         """Draw the sample again that was dropped for a fork after the prompt, if that is where it stands."""
@@ -89,7 +91,7 @@ class Resuming:
     def _rewind(self, request: Request, num_tokens: int) -> None:
         """Let a parked ``request`` be as it was behind ``num_tokens`` tokens, to go on otherwise.
 
-        Its blocks go back: they may be hashed by the tokens that are cut off.
+        It keeps the blocks that these tokens fill. The others go back: they may be hashed by what is cut off.
         """
         truncate(request, num_tokens)
-        request.num_computed_tokens = kv.keep(self._core.kv_cache_manager, request, 0)
+        request.num_computed_tokens = kv.keep_whole_blocks(self._core.kv_cache_manager, request, num_tokens)
