@@ -56,7 +56,8 @@ def processor(machine: Machine, num_workers: int) -> Check:
     if machine.kind != "cpu":
         seen = f"{machine.num_devices} x {machine.device}"
         if machine.num_devices < num_workers:
-            to_do = f"give it {num_workers} or lower --tensor-parallel-size and --data-parallel-size"
+            sizes = ", ".join(f"--{kind}-parallel-size" for kind in ("tensor", "pipeline", "data"))
+            to_do = f"give it {num_workers} or lower {sizes}"
             return fail("processor", seen, to_do)
         return ok("processor", seen)
     isas = f" with {', '.join(machine.isas)}" if machine.isas else ""

@@ -39,7 +39,8 @@ def examine(given: Given) -> Iterator[Check]:
             "mend its driver, or install vLLM for CPUs",
         )
         return
-    num_workers = args.tensor_parallel_size * (args.data_parallel_size_local or args.data_parallel_size)
+    num_engines = args.data_parallel_size_local or args.data_parallel_size
+    num_workers = args.tensor_parallel_size * args.pipeline_parallel_size * num_engines
     yield environment.system(here)
     yield environment.processor(here, num_workers)
     yield environment.hub(name, os.environ)

@@ -59,7 +59,8 @@ def bytes_needed(vllm_config: VllmConfig, weight_bytes: int, machine: Machine) -
 
 
 def _share(weight_bytes: int, parallel_config: ParallelConfig) -> float:
-    return weight_bytes / parallel_config.tensor_parallel_size
+    """Of the weights, what one worker holds: stages of a pipeline are taken for equally large."""
+    return weight_bytes / (parallel_config.tensor_parallel_size * parallel_config.pipeline_parallel_size)
 
 
 def _spec(vllm_config: VllmConfig) -> Any:

@@ -214,6 +214,7 @@ def test_without_a_size_the_cache_is_what_the_weights_leave():
     config = _config(kv_cache_memory_bytes=None, tensor_parallel_size=2)
     assert cache_of(config, 16 * GIB, GPU).num_blocks == int(72 * GIB - 8 * GIB) // BLOCK_BYTES
     assert bytes_needed(config, 16 * GIB, GPU) == 72 * GIB
+    assert bytes_needed(_config(tensor_parallel_size=2, pipeline_parallel_size=2), 8 * GIB, GPU) == 3 * GIB
     assert cache_of(_config(kv_cache_memory_bytes=None), 99 * GIB, GPU).num_blocks == 0
     assert bytes_needed(_config(), 2 * GIB, CPU) == 3 * GIB
 

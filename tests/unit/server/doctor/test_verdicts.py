@@ -55,6 +55,12 @@ def test_what_is_said_to_be_refused_the_engine_refuses():
             assert any(rule.refusal in sentence for sentence, _ in compat.REFUSED), rule
 
 
+def test_vllm_still_runs_no_workers_on_ray_without_gpus():
+    from vllm.platforms.cpu import CpuPlatform
+
+    assert not CpuPlatform.ray_device_key, "test forks with --distributed-executor-backend ray, and say so"
+
+
 REFUSALS = [("pipeline parallelism: no", lambda config: config.num_stages > 1)]
 
 
