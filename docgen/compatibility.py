@@ -2,7 +2,7 @@
 
     python -m docgen.compatibility     writes them into the page, below their headings
 
-They are made of the table that ``forkjoin doctor`` reads, and of what is refused at start.
+They are made of the table that ``forkjoin doctor`` reads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SAID = {
 
 def section(topic: Topic) -> str:
     """What is made of a topic."""
-    return "\n".join((_BEGIN, "", *_rules(topic), *_others(topic), *_refused(topic), _END))
+    return "\n".join((_BEGIN, "", *_rules(topic), *_others(topic), _END))
 
 
 def _rules(topic: Topic) -> Iterator[str]:
@@ -42,16 +42,6 @@ def _others(topic: Topic) -> Iterator[str]:
         if others.topic is topic:
             names = ", ".join(f"`{flag(name)}`" for name in others.names)
             yield from (f"{_SAID[others.verdict]}: {names}.", "")
-
-
-def _refused(topic: Topic) -> Iterator[str]:
-    """What of an engine's config is refused for every dialect: sentences of the start-up check."""
-    from forkjoin_scheduler.vllm_seam import compat
-
-    if topic is Topic.ENGINE:
-        yield from ("The start-up check refuses, whatever the dialect is:", "")
-        yield from (f"- {sentence}" for sentence, _ in compat.REFUSED)
-        yield ""
 
 
 def page(text: str) -> str:
