@@ -312,7 +312,7 @@ ATTRIBUTES = {
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
         "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state "
         "prefill_capacity_bound kv_cache_config hash_block_size structured_output_manager scheduler_config "
-        "num_spec_tokens num_lookahead_tokens _spec_decode_step_blocks"
+        "num_spec_tokens num_lookahead_tokens _spec_decode_step_blocks use_pp"
     ),
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",

@@ -59,12 +59,12 @@ def seed_again_what_goes_on() -> None:
     def updated(self: Any, req_id: str, new: Any) -> Any:
         before = self.requests[req_id]
         seed, prompt = _seed(before.sampling_params), before.prompt_token_ids
-        request = update(self, req_id, new)
-        now = _seed(request.sampling_params)
-        if request.generator is not None and (now != seed or request.prompt_token_ids == prompt):
-            request.generator = torch.Generator(device=self.device)
-            request.generator.manual_seed(now)
-        return request
+        state = update(self, req_id, new)  # what the runner keeps of the request
+        now = _seed(state.sampling_params)
+        if state.generator is not None and (now != seed or state.prompt_token_ids == prompt):
+            state.generator = torch.Generator(device=self.device)
+            state.generator.manual_seed(now)
+        return state
 
     setattr(GPUModelRunner, "_update_streaming_request", updated)  # noqa: B010
 
