@@ -12,7 +12,7 @@ from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.family import Branch, Family
-from forkjoin_scheduler.families.fork import ForkPlan, Refusal, Tolerated, plan_fork
+from forkjoin_scheduler.families.fork import Deviation, ForkPlan, Refusal, plan_fork
 from forkjoin_scheduler.families.stitch import joined_offset, num_skipped
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.transcript import Transcript
@@ -211,7 +211,7 @@ class _Run:
         assert plan.threads
         assert most is None or len(plan.threads) <= most
         num_again = len(plan.threads) - len({t.number for t in plan.threads})
-        kept = Tolerated("duplicate_outline", Policy.KEEP, num_again)
+        kept = Deviation("duplicate_outline", Policy.KEEP, num_again)
         assert num_again == 0 or kept in plan.tolerated
         if self._max_model_len is not None:
             assert all(len(t.header_ids) < self._max_model_len for t in plan.threads)

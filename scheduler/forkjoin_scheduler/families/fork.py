@@ -37,7 +37,7 @@ class Announced:
 
 
 @dataclass(frozen=True)
-class Tolerated:
+class Deviation:
     """What was malformed ``num`` times in a call that forks all the same: a field of ``Policies``."""
 
     reason: str
@@ -73,7 +73,7 @@ class ForkPlan:
 
     threads: tuple[ThreadPlan, ...]
     num_duplicates: int
-    tolerated: tuple[Tolerated, ...] = ()
+    tolerated: tuple[Deviation, ...] = ()
     stages: tuple[int, ...] = ()
 
     @property
@@ -91,13 +91,13 @@ class Outlines:
     #: How they were read, where the call follows no opening tag of its own.
     unopened: Policy | None = None
 
-    def tolerated(self, policies: Policies) -> tuple[Tolerated, ...]:
+    def tolerated(self, policies: Policies) -> tuple[Deviation, ...]:
         """What of them is malformed and does not keep the call from forking."""
         found = []
         if self.unopened is not None:
-            found.append(Tolerated("unopened_outline", self.unopened))
+            found.append(Deviation("unopened_outline", self.unopened))
         if self.num_unknown:
-            found.append(Tolerated("unknown_message", policies.unknown_message, self.num_unknown))
+            found.append(Deviation("unknown_message", policies.unknown_message, self.num_unknown))
         return tuple(found)
 
 
@@ -171,7 +171,7 @@ def plan_fork(
     by_number = {a.number: a for a in reversed(announced)}
     if num_again := len(announced) - len(by_number):
         if policies.duplicate_outline is Policy.KEEP:
-            tolerated += (Tolerated("duplicate_outline", Policy.KEEP, num_again),)
+            tolerated += (Deviation("duplicate_outline", Policy.KEEP, num_again),)
         elif policies.duplicate_outline is Policy.DROP:
             announced = [by_number[n] for n in dict.fromkeys(a.number for a in announced)]
             num_duplicates = num_again
@@ -185,7 +185,7 @@ def plan_fork(
     if num_wrong and policies.wrong_dependency is not Policy.DROP:
         return Refusal("wrong_dependency", policies.wrong_dependency)
     if num_wrong:
-        tolerated += (Tolerated("wrong_dependency", Policy.DROP, num_wrong),)
+        tolerated += (Deviation("wrong_dependency", Policy.DROP, num_wrong),)
     threads = _plan_threads(dialect, announced, stages, tokenizer)
     seen = len(context) if dialect.thread.context is Context.PARENT else 0
     num_closing = dialect.join.num_closing_tokens(dialect, tokenizer)

@@ -20,7 +20,7 @@ class ThreadEnd(StrEnum):
     REQUEST_STOP = "request_stop"
     #: It could change nothing any more: the vote was decided, or the dialect waits for the first to end only.
     CUT = "cut"
-    #: The same, before it wrote anything.
+    #: The same, before it wrote anything; or it waited for others when its request ended.
     NOT_STARTED = "not_started"
     #: A pruning policy stopped it, as its request had asked for.
     PRUNED = "pruned"

@@ -113,6 +113,9 @@ def end_tree(machine: Machine) -> list[Branch]:
 def _emit_end(machine: Machine, thread: Branch, policy: Policy | None = None) -> None:
     if thread in machine.emitted_ends:
         return  # cancelled while its last tokens got their KV
+    if machine.vote is None and thread.end is ThreadEnd.CANCELLED and thread in machine.later:
+        machine.later = [later for later in machine.later if later is not thread]
+        thread.end = ThreadEnd.NOT_STARTED  # it waited for others
     assert thread.end is not None
     num_tokens = thread.num_generated
     machine.emit(ThreadEnded(index=thread.index, reason=thread.end, num_tokens=num_tokens, policy=policy))

@@ -55,7 +55,8 @@ def _value(settings: dict[str, Any] | None, args: argparse.Namespace, dest: str)
     """The value of one of our flags, and where it comes from if it was not given."""
     field = dest.removeprefix("forkjoin_")
     if settings is not None and field in Limits.model_fields:
-        return settings["limits"][field], f"dialect {settings['dialect']['name']}"
+        limit = settings["limits"][field]
+        return "no limit" if limit is None else limit, f"dialect {settings['dialect']['name']}"
     if settings is not None and field in Settings.model_fields and field != "dialect":
         return settings[field], "default"
     return getattr(args, dest, None), "default"

@@ -15,7 +15,7 @@ from forkjoin_scheduler.dialects.files import builtin_names, load
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.errors import DialectError
 from forkjoin_scheduler.families.family import Branch, Family
-from forkjoin_scheduler.families.fork import ForkPlan, Refusal, Tolerated, plan_fork
+from forkjoin_scheduler.families.fork import Deviation, ForkPlan, Refusal, plan_fork
 from forkjoin_scheduler.families.stitch import joined_offset, num_skipped, thread_offset
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.vote import Vote
@@ -418,7 +418,7 @@ def test_of_a_call_that_names_an_unknown_node_the_others_are_searched():
     plan = plan_fork(spoken.dialect, spoken.dialect.limits, context, spoken.tokenizer)
     assert isinstance(plan, ForkPlan)
     assert [t.number for t in plan.threads] == ["1"]
-    assert plan.tolerated == (Tolerated("unknown_message", Policy.DROP),)
+    assert plan.tolerated == (Deviation("unknown_message", Policy.DROP),)
 
 
 def _planned(spoken: Spoken, wrote: str, begin: int = 0) -> ForkPlan | Refusal:

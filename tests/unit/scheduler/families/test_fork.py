@@ -8,10 +8,10 @@ from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.families.fork import (
     Announced,
+    Deviation,
     ForkPlan,
     Refusal,
     ThreadPlan,
-    Tolerated,
     has_room,
     plan_fork,
     read_outlines,
@@ -151,7 +151,7 @@ def test_a_trigger_that_follows_no_opening_tag_of_its_own(dialect, tokenizer, po
         assert plan == Refusal("no_outline", Policy.SEQUENTIAL)
         return
     assert [t.number for t in plan.threads] == numbers
-    assert plan.tolerated == (Tolerated("unopened_outline", Policy(policy)),)
+    assert plan.tolerated == (Deviation("unopened_outline", Policy(policy)),)
 
 
 def test_outlines_of_the_prompt_are_never_read_again(dialect, tokenizer):
@@ -166,7 +166,7 @@ def test_outlines_of_one_number_start_a_thread_each_where_the_dialect_says_so(di
     text = "<Outlines><Outline>1: a</Outline><Outline>2: b</Outline><Outline>1: c</Outline></Outlines>"
     plan = _plan(of, tokenizer, text)
     assert [t.title for t in plan.threads] == ["a", "b", "c"]
-    assert plan.tolerated == (Tolerated("duplicate_outline", Policy.KEEP, 1),)
+    assert plan.tolerated == (Deviation("duplicate_outline", Policy.KEEP, 1),)
 
 
 @pytest.mark.parametrize(("num_left", "forks"), [(30, True), (29, False), (None, True)])

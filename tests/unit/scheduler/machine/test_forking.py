@@ -246,6 +246,7 @@ def test_threads_that_wait_end_with_the_request(staged):
     play.step(t0="a\0")
     assert play.done()[-1] == "EndFamily stop t1"
     assert (play.answer, play.finish) == ("1[]2[1]<G><B><T>1:a</T></B>\0", "stop")
+    assert [e.reason for e in play.told(ThreadEnded)] == [ThreadEnd.EOS, ThreadEnd.NOT_STARTED]
 
 
 def test_a_budget_that_ends_between_two_stages_closes_the_block(staged):

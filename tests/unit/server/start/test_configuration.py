@@ -212,9 +212,9 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
     assert shown == {
         "model": ("their/model", "FORKJOIN_MODEL"),
         "dialect": ("threadweaver", "default"),
-        "max-threads-per-fork": ("None", "dialect threadweaver"),
+        "max-threads-per-fork": ("no limit", "dialect threadweaver"),
         "max-forks": ("3", f"file {path}"),
-        "max-tokens-per-thread": ("None", "dialect threadweaver"),
+        "max-tokens-per-thread": ("no limit", "dialect threadweaver"),
         "max-total-tokens": ("99", "FORKJOIN_MAX_TOTAL_TOKENS"),
         "join-ahead-tokens": ("128", "default"),
         "admission": ("family", "default"),
