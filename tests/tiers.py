@@ -105,6 +105,10 @@ LATER: dict[str, Later] = {
     "tests/engine/test_variants.py::test_threads_use_the_lora_of_their_request[drafted]": Later(
         Tier.ALL, "86 s; the same without drafts, and test_speculation without LoRA"
     ),
+    "tests/engine/test_shapes.py": Later(
+        Tier.CI,
+        "a process with three engines on models of two layers; test_layouts has what is copied in fp8",
+    ),
     "tests/engine/test_layouts.py": Later(
         Tier.CI, "every layout of KV that GPUs have; the CPU's is in test_stitched"
     ),

@@ -28,6 +28,7 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
+from forkjoin_scheduler.vllm_seam.cache import layouts
 from forkjoin_scheduler.vllm_seam.cache.layouts import (
     COPIERS,
     REFUSALS,
@@ -167,12 +168,15 @@ def test_vllm_cuts_blocks_into_kernel_blocks_in_the_two_layouts_above_only(layou
             memory.views(memory.random_bytes())
 
 
-def _write(isa, caches, keys, values, slots):
+def _write(isa, caches, keys, values, slots, kv_cache_dtype="auto"):
     """What ``CPUAttentionBackendImpl.do_kv_cache_update`` does, in each of ``caches``."""
     for layer, cache in enumerate(caches):
         blocks, heads, size, _ = cache.size()
         halves = cache.view((blocks, heads, size * 2, -1)).chunk(2, dim=2)
-        ops.cpu_attn_reshape_and_cache(keys[layer], values[layer], *halves, torch.from_numpy(slots), isa)
+        ops.cpu_attn_reshape_and_cache(
+            keys[layer], values[layer], *halves, torch.from_numpy(slots), isa, k_scale=0.5, v_scale=2.0,
+            kv_cache_dtype=kv_cache_dtype,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -197,6 +201,32 @@ def test_cpu_kv_that_was_moved_is_what_the_op_writes_there(layout, isa, block_si
         assert not torch.equal(moved, written)
         copy_slots([(slot_copier("CPU_ATTN", isa), view) for view in memory.views(moved)], copies)
         assert torch.equal(moved, written)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize(
+    ("isa", "block_size", "head_size", "dtype"),
+    [("vec", 32, 64, torch.float32), ("vec", 128, 32, torch.bfloat16), ("amx", 32, 64, torch.bfloat16)],
+    ids=str,
+)
+def test_cpu_kv_in_fp8_that_was_moved_is_what_the_op_writes_there(
+    isa, block_size, head_size, dtype, kv_cache_dtype
+):
+    """Its scale is the layer's: the bytes of a token are the same in each slot."""
+    if not torch.cpu._is_avx512_supported():
+        pytest.skip("a CPU without AVX-512: vLLM has no fp8 KV cache there")
+    if isa == "amx" and (not torch.cpu._is_amx_tile_supported() or ops.cpu_has_amx_fp8()):
+        pytest.skip("a CPU without AMX, or with one that multiplies fp8 as it is")
+    memory = Memory(KVCacheLayout.LBHNC, block_size, head_size, num_layers=2, dtype=torch.uint8)
+    moved, written = memory.random_bytes(), memory.random_bytes()
+    copies = _random_copies(BLOCKS * block_size, 2 * block_size + 5)
+    keys, values = torch.randn(2, 2, len(copies), HEADS, head_size, dtype=dtype)
+    for raw in (moved, written):
+        _write(isa, memory.views(raw), keys, values, copies[:, 0].copy(), kv_cache_dtype)
+    _write(isa, memory.views(written), keys, values, copies[:, 1].copy(), kv_cache_dtype)
+    assert not torch.equal(moved, written)
+    copy_slots([(slot_copier("CPU_ATTN", isa), view) for view in memory.views(moved)], copies)
+    assert torch.equal(moved, written)
 
 
 @pytest.mark.parametrize("isa", ["vec", "vec16"])
@@ -393,10 +423,13 @@ REFUSED = {
         {"specs": ("FullAttentionSpec", "CrossAttentionSpec")},
         ("plain full attention", "found FullAttentionSpec, CrossAttentionSpec", OR_ELSE),
     ),
-    "groups": ({"num_groups": 2}, ("one KV cache group", "found 2, each with blocks", OR_ELSE)),
+    "groups": (
+        {"num_groups": 2},
+        ("one KV cache group", "found 2, each with blocks", OR_ELSE),
+    ),
     "quantized": (
-        {"is_quantized": True, "cache_dtype": "fp8_e4m3"},
-        ("in the model's precision", "a quantised one (fp8_e4m3)", "set --kv-cache-dtype"),
+        {"has_token_scales": True, "cache_dtype": "int8_per_token_head"},
+        ("in fp8 with one scale a layer", "a quantised one (int8_per_token_head)", "set --kv-cache-dtype"),
     ),
     "irregular": ({"is_irregular": True}, ("K and V of one head size", "packed, uneven", OR_ELSE)),
     "interleaved": (
@@ -439,6 +472,10 @@ def test_a_window_is_known_by_the_kind_of_its_cache_too(spec):
     assert f"local chunks ({spec})" in refusal(_facts(specs=(spec,)))
 
 
+def test_fp8_with_a_scale_of_the_layer_is_stitched():
+    assert refusal(_facts(cache_dtype="fp8_e4m3")) is None
+
+
 @pytest.mark.parametrize("layout", COPIERS, ids=lambda layout: "-".join(filter(None, layout)))
 def test_plain_facts_of_a_named_layout_are_not_refused(layout):
     assert refusal(_facts(layouts=(layout,))) is None
@@ -474,14 +511,15 @@ def test_the_facts_of_a_plain_runner_are_the_plain_facts():
         ({"impl": SimpleNamespace(alibi_slopes=[0.5])}, {"has_alibi": True}),
         ({"sliding_window": 64}, {"window": 64}),
         ({"attention_chunk_size": 32}, {"window": 32}),
-        ({"kv_quant_mode": KVQuantMode.FP8_PER_TENSOR}, {"is_quantized": True}),
+        ({"kv_quant_mode": KVQuantMode.INT8_PER_TOKEN_HEAD}, {"has_token_scales": True}),
+        ({"kv_quant_mode": KVQuantMode.FP8_PER_TENSOR}, {}),
         ({"head_size_v": 4}, {"is_irregular": True}),
         ({"non_causal": True}, {"is_irregular": True}),
         ({"num_head_slots": 2}, {"is_irregular": True}),
         ({"state_content_bytes": 24}, {"is_irregular": True}),
         ({"tokens_per_state": 2}, {"is_irregular": True}),
     ],
-    ids=lambda x: next(iter(x)),
+    ids=lambda x: next(iter(x), ""),
 )
 def test_what_is_not_plain_in_a_runner_is_a_fact(runner, facts):
     assert _facts_of_a_runner(**runner) == _facts(**facts)
@@ -489,7 +527,16 @@ def test_what_is_not_plain_in_a_runner_is_a_fact(runner, facts):
 
 def test_a_layout_is_the_name_of_the_backend_and_of_the_kernels_if_the_layer_has_any():
     assert layout_of(FlashAttentionBackend, SimpleNamespace()) == ("FLASH_ATTN", None)
-    assert layout_of(CPUAttentionBackend, SimpleNamespace(isa="vec16")) == ("CPU_ATTN", "vec16")
+    layer = SimpleNamespace(isa="vec16", kv_cache_dtype="auto")
+    assert layout_of(CPUAttentionBackend, layer) == ("CPU_ATTN", "vec16")
+
+
+@pytest.mark.parametrize(("cache_dtype", "isa"), [("auto", "amx"), ("fp8", "amx_fp8")])
+def test_amx_kernels_that_multiply_fp8_have_a_layout_of_their_own(monkeypatch, cache_dtype, isa):
+    monkeypatch.setattr(layouts, "cpu_has_amx_fp8", lambda: True)
+    layout = layout_of(CPUAttentionBackend, SimpleNamespace(isa="amx", kv_cache_dtype=cache_dtype))
+    assert layout == ("CPU_ATTN", isa)
+    assert slot_copier("CPU_ATTN", "amx_fp8") is None
 
 
 # ---- positions of our own ------------------------------------------------------------------

@@ -452,10 +452,11 @@ CALLED = {
         "MODEL_ARCH_CONFIG_CONVERTORS ModelArchConfigConvertorBase"
     ),
     "torch.cpu": "_init_amx",
-    "vllm.utils.torch_utils": "async_tensor_h2d is_quantized_kv_cache kv_cache_dtype_str_to_dtype",
+    "vllm._custom_ops": "cpu_has_amx_fp8",
+    "vllm.utils.torch_utils": "async_tensor_h2d kv_cache_dtype_str_to_dtype",
     "vllm.utils.cpu_resource_utils": "get_allowed_cpu_list get_memory_node_info",
     "vllm.v1.attention.backends.cpu_attn": "_get_attn_isa",
-    "vllm.v1.kv_cache_interface": "FullAttentionSpec MLAAttentionSpec",
+    "vllm.v1.kv_cache_interface": "FullAttentionSpec MLAAttentionSpec get_kv_quant_mode is_quantized_kv_cache",
     "vllm.v1.kv_cache_interface:FullAttentionSpec": "page_size_bytes",
     "vllm.config:VllmConfig": "num_prefill_lookahead_tokens",
     "vllm.config:ModelConfig": "get_num_kv_heads get_head_size get_num_layers get_sliding_window uses_mrope",

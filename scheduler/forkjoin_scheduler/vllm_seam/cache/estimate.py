@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.config import ParallelConfig, VllmConfig
-from vllm.utils.torch_utils import is_quantized_kv_cache, kv_cache_dtype_str_to_dtype
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, get_kv_quant_mode
 
-from forkjoin_scheduler.vllm_seam.cache.layouts import CacheFacts, recomputes_positions, refusal
+from forkjoin_scheduler.vllm_seam.cache.layouts import (
+    COPIED_MODES,
+    CacheFacts,
+    kernels,
+    recomputes_positions,
+    refusal,
+)
 from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_with_kv
 
@@ -80,12 +86,12 @@ def stitching_refusal(vllm_config: VllmConfig, machine: Machine) -> str | None:
     spec = _spec(vllm_config)
     isa = None
     if machine.kind == "cpu":
-        isa = _get_attn_isa(spec.dtype, spec.block_size, spec.head_size, cache_dtype)
+        isa = kernels(_get_attn_isa(model.dtype, spec.block_size, spec.head_size, cache_dtype), cache_dtype)
     facts = CacheFacts(
         layouts=() if isa is None else (("CPU_ATTN", isa),),
         specs=(type(spec).__name__,),
         cache_dtype=cache_dtype,
-        is_quantized=is_quantized_kv_cache(cache_dtype),
+        has_token_scales=get_kv_quant_mode(cache_dtype) not in COPIED_MODES,
         window=model.get_sliding_window(),
         recomputes_positions=recomputes_positions(model),
         num_context_ranks=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,

@@ -4,6 +4,9 @@ A layer's cache is a view [kernel blocks, KV heads, tokens of a block, content].
 in a block is its own affair, so a layout is known by the backend's name (on CPUs: and the kernels'),
 and what is not named here is refused at start: a wrong guess would not crash, it would answer wrongly.
 
+A token keeps its position where its slot changes, so no key is rotated again: a copy of its bytes is
+exact, also in fp8, whose scales are the layer's.
+
 Invariants (pinned by tests/engine/test_layouts.py):
 
 - A copy moves K and V of exactly the ordered slots, in every layer once, whatever the strides.
@@ -21,8 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm._custom_ops import cpu_has_amx_fp8
 from vllm.utils.torch_utils import async_tensor_h2d
-from vllm.v1.kv_cache_interface import KVQuantMode
+from vllm.v1.kv_cache_interface import KVQuantMode, is_quantized_kv_cache
 
 from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import Int64s
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_with_kv
@@ -79,6 +83,9 @@ COPIERS: dict[Layout, Copier] = {
     ("TRITON_ATTN", None): _copy_rows,
 }
 
+#: What scales belong to: the layer, so that a token's bytes mean the same in each slot.
+COPIED_MODES = {KVQuantMode.NONE, KVQuantMode.FP8_PER_TENSOR}
+
 
 def _names(layouts: Iterable[Layout]) -> str:
     return ", ".join(name if isa is None else f"{name} ({isa})" for name, isa in layouts)
@@ -122,7 +129,8 @@ class CacheFacts:
     specs: tuple[str, ...] = ("FullAttentionSpec",)
     num_groups: int = 1
     cache_dtype: str = "auto"
-    is_quantized: bool = False
+    #: Whether a token's KV has scales of its own, beside it.
+    has_token_scales: bool = False
     #: Tokens that a layer looks back, where it does not see all of them.
     window: int | None = None
     #: Content other than K and V of one head size for each token, or attention to later tokens.
@@ -170,7 +178,17 @@ def recomputes_positions(model_config: Any) -> bool:
 
 def layout_of(backend: Any, layer: Any) -> Layout:
     """The name of the layout of ``layer``, whose attention runs on ``backend``."""
-    return backend.get_name(), getattr(layer, "isa", None)
+    isa = getattr(layer, "isa", None)
+    return backend.get_name(), None if isa is None else kernels(isa, layer.kv_cache_dtype)
+
+
+def kernels(isa: str, cache_dtype: str) -> str:
+    """The name of the CPU's kernels for a KV cache of ``cache_dtype``.
+
+    Newer CPUs multiply fp8 as it is: what AMX's tiles hold there, we have not looked at.
+    """
+    is_of_fp8 = isa == "amx" and is_quantized_kv_cache(cache_dtype) and cpu_has_amx_fp8()
+    return "amx_fp8" if is_of_fp8 else isa
 
 
 def facts_of(vllm_config: Any, kv_cache_config: Any, attn_groups: Any) -> CacheFacts:
@@ -187,8 +205,8 @@ def facts_of(vllm_config: Any, kv_cache_config: Any, attn_groups: Any) -> CacheF
         specs=tuple(dict.fromkeys(type(spec).__name__ for spec in specs)),
         num_groups=len(kv_cache_config.kv_cache_groups),
         cache_dtype=cache_dtype,
-        is_quantized=any(
-            getattr(s, "kv_quant_mode", KVQuantMode.NONE) is not KVQuantMode.NONE for s in specs
+        has_token_scales=any(
+            getattr(s, "kv_quant_mode", KVQuantMode.NONE) not in COPIED_MODES for s in specs
         ),
         window=next(filter(None, map(_window, specs)), None),
         is_irregular=any(map(_is_irregular, specs)),
@@ -247,10 +265,10 @@ REFUSALS: tuple[Refusal, ...] = (
      "plain full attention (FullAttentionSpec) in all layers", "{f.spec_names}", ""),
     (lambda f: f.num_groups != 1,
      "one KV cache group", "{f.num_groups}, each with blocks of its own", ""),
-    (lambda f: f.is_quantized,
-     "a KV cache in the model's precision",
-     "a quantised one ({f.cache_dtype}), whose scales would not move along",
-     "set --kv-cache-dtype to the model's, or take a checkpoint without KV scales"),
+    (lambda f: f.has_token_scales,
+     "a KV cache in the model's precision, or in fp8 with one scale a layer",
+     "a quantised one ({f.cache_dtype}), whose scales of each token would not move along",
+     "set --kv-cache-dtype to fp8 or to the model's"),
     (lambda f: f.is_irregular,
      "K and V of one head size for each token, causal attention", "packed, uneven or non-causal ones", ""),
     (lambda f: f.is_interleaved,

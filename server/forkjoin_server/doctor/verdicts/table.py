@@ -41,8 +41,10 @@ _MEMORY: tuple[Rule, ...] = (
          "tests/server/test_start.py", refusal="prefix caching"),
     Rule(("block-size", "num-gpu-blocks-override", "kv-cache-memory-bytes", "gpu-memory-utilization"), _WORKS,
          "Any size; stitched joins need room for two of the longest contexts.", "tests/engine/test_random.py"),
-    Rule(("kv-cache-dtype",), _LIMITED, "Stitched joins refuse quantised caches; re-prefill joins are not tested with them.",
-         "tests/engine/test_layouts.py"),
+    Rule(("kv-cache-dtype",), _LIMITED,
+         "Stitched joins run with fp8, and refuse caches with scales of each token; re-prefill joins are not tested with "
+         "quantised ones.",
+         "tests/engine/test_shapes.py"),
     Rule(("attention-backend",), _LIMITED,
          "Stitched joins refuse backends whose KV layout is unknown. Layouts of GPUs are tested on tensors only.",
          "tests/engine/test_layouts.py"),

@@ -296,7 +296,8 @@ PRUNING = MultiModalConfig(video_pruning_rate=0.5)
     [
         ({}, 18, "OK", "room to move contexts of 1024 tokens"),
         ({}, 17, "FAIL", "needs 18 KV blocks of 128 tokens, found 17"),
-        ({"cache_dtype": "fp8"}, 18, "FAIL", "quantised"),
+        ({"cache_dtype": "fp8"}, 18, "OK", "room to move contexts"),
+        ({"cache_dtype": "int8_per_token_head"}, 18, "FAIL", "quantised"),
         ({"get_sliding_window": lambda: 64}, 18, "FAIL", "sliding window"),
         ({"uses_mrope": True}, 18, "OK", "room to move contexts"),
         ({"uses_mrope": True, "multimodal_config": PRUNING}, 18, "FAIL", "M-RoPE with --video-pruning-rate"),

@@ -1,0 +1,48 @@
+"""What a small model of any shape says by transformers, in the precision in which the engine keeps KV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from tests.engine import stitched_reference
+
+FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+
+
+def _kept(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What a cache of ``dtype`` keeps of ``values``: vLLM's CPU kernels round towards zero."""
+    kept = values.to(dtype)
+    too_far = kept.float().abs() > values.abs()
+    return (kept.view(torch.uint8) - too_far.to(torch.uint8)).view(dtype).to(values.dtype)
+
+
+def _attention(dtype: torch.dtype | None) -> Any:
+    """Attention written out; keys and values are rounded to ``dtype``, as a cache of it rounds them."""
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any) -> Any:
+        if dtype is not None:
+            key, value = _kept(key, dtype), _kept(value, dtype)
+        key, value = (t.repeat_interleave(module.num_key_value_groups, dim=1) for t in (key, value))
+        scores = query @ key.transpose(2, 3) * scaling + mask[..., : key.shape[-2]]
+        return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+    return attend
+
+
+class ShapeReference:
+    """The checkpoint in ``folder`` in transformers, in fp32, with explicit positions and masks."""
+
+    def __init__(self, folder: Path, engine: Any) -> None:
+        cache_dtype = engine.core.vllm_config.cache_config.cache_dtype
+        AttentionInterface.register("written_out", _attention(FP8.get(cache_dtype)))
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="written_out", local_files_only=True
+        ).eval()
+
+    def logprobs(self, context: list[Any], **wrong: bool) -> torch.Tensor:
+        """What the model says after each slot of ``context``."""
+        return stitched_reference.logprobs(self._model, context, **wrong)

@@ -1,0 +1,96 @@
+"""Which model families are run how, and the table of docs/compatibility.md that says so.
+
+``python -m tests.engine.shape_table`` prints the table: a row for each case of ``test_shapes``, and for each test of
+``OTHERS``. So no row is without a test that runs.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import NamedTuple
+
+RUNNERS = ("v1-sync", "v1-async", "v2-sync", "v2-async")
+
+
+class Case(NamedTuple):
+    """A small model (of ``shapes.SHAPES``) on a runner with a kind of join."""
+
+    shape: str
+    join: str
+    runner: str = "v1-sync"
+
+    @property
+    def name(self) -> str:
+        """As tests and processes call it."""
+        return f"{self.shape}-{self.join}"
+
+
+#: Of the shapes, as the table calls them.
+TITLES = {
+    "llama": "dense (Llama, Qwen)",
+    "gemma": "sliding window + full (Gemma 3)",
+    "fp8_kv": "KV cache in fp8",
+}
+RUN = [("llama", "reprefill"), ("gemma", "reprefill"), ("fp8_kv", "stitch")]
+CASES = [Case(shape, join) for shape, join in RUN]
+
+JOINS = {"reprefill": "re-prefill", "stitch": "stitch"}
+#: What the log-probabilities of a family are compared with.
+COMPARED = {
+    "reprefill": "plain requests with the same contexts",
+    "stitch": "transformers, explicit positions and masks",
+}
+
+
+class Other(NamedTuple):
+    """A row that another test stands for: its family, join and runners, and the test's file and name."""
+
+    family: str
+    join: str
+    runners: str
+    compared: str
+    file: str
+    test: str
+
+
+_ALONE = "plain requests"
+OTHERS = [
+    Other("vision (Qwen2.5-VL)", "re-prefill", "V1 sync", _ALONE, "test_images",
+          "test_branches_after_an_image_are_what_plain_requests_write"),
+    Other("vision (Qwen2.5-VL)", "re-prefill, stitch", "V2 async", f"{_ALONE}; transformers", "test_images",
+          "test_forks_after_images_are_exact_on_the_v2_runner_with_steps_in_flight"),
+    Other("vision with M-RoPE (Qwen2.5-VL)", "stitch", "V1 sync", "transformers", "test_images_stitched",
+          "test_what_follows_a_stitched_join_after_an_image_is_what_the_reference_says"),
+    Other("path embeddings (ParaThinker)", "stitch", "V1 and V2 async", "transformers", "test_matrix",
+          "test_path_embeddings_are_what_transformers_computes_and_are_restored_when_lost"),
+    Other("LoRA", "re-prefill", "V1 sync", f"{_ALONE} with the same adapter", "test_variants",
+          "test_threads_use_the_lora_of_their_request"),
+]  # fmt: skip
+
+
+def _runs_on(runners: list[str]) -> str:
+    if runners == list(RUNNERS):
+        return "V1 and V2, sync and async"
+    return ", ".join(f"{runner[:2].upper()} {runner[3:]}" for runner in runners)
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """Family, join, runners and what it is compared with in which test."""
+    found = []
+    order = list(TITLES)
+    cases = sorted(CASES, key=lambda c: (order.index(c.shape), c.join, RUNNERS.index(c.runner)))
+    for (shape, join), group in groupby(cases, key=lambda c: (c.shape, c.join)):
+        runs = _runs_on([c.runner for c in group])
+        found.append((TITLES[shape], JOINS[join], runs, f"{COMPARED[join]} (`test_shapes`)"))
+    found += [(o.family, o.join, o.runners, f"{o.compared} (`{o.file}`)") for o in OTHERS]
+    return found
+
+
+def table() -> str:
+    """The rows, in Markdown."""
+    lines = [("model family", "join", "runner", "compared with (tests/engine)"), ("---",) * 4, *rows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(table())
