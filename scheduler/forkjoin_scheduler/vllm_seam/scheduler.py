@@ -315,10 +315,15 @@ class ForkJoinScheduler(AsyncScheduler):
         """Let vLLM look at no more new requests in this step: as if it were paused for them."""
         self._pause_state = max(self._pause_state, PauseState.PAUSED_NEW)
 
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """A thread starts on its parent's blocks, where those are still held; a fill on its source's."""
+    def _get_local_prefix_cache_hit(
+        self, request: Request, *limit: int | None
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        """A thread starts on its parent's blocks, where those are still held; a fill on its source's.
+
+        ``limit``: what vLLM 0.33 says beside it. It is of routed experts only, which ``compat.py`` refuses.
+        """
         shared = self._fence.answer("start", request, self._prefixes.shared_with_source, None)
-        return shared or super()._get_local_prefix_cache_hit(request)
+        return shared or super()._get_local_prefix_cache_hit(request, *limit)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         if self._samples_come_back:

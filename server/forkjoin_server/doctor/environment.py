@@ -17,7 +17,7 @@ from forkjoin_server.vllm_seam.start.versions import check_version
 if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 
-#: Pythons that vLLM 0.32 runs on, as pyproject.toml says.
+#: Pythons that vLLM runs on, as pyproject.toml says.
 OLDEST, TOO_NEW = (3, 11), (3, 14)
 TCMALLOC = "libtcmalloc"
 #: Where distributions put it.
@@ -35,10 +35,13 @@ def python() -> Check:
 def vllm() -> Check:
     """Whether there is a vLLM that we run on."""
     try:
-        check_version()
+        seen, untested = check_version()
     except UnsupportedEngine as error:
         return fail("vllm", str(error))
-    return ok("vllm", f"0.32, with vllm-forkjoin {version('vllm-forkjoin')}")
+    ours = f"with vllm-forkjoin {version('vllm-forkjoin')}"
+    if untested:
+        return warn("vllm", f"{seen}, {ours}", f"try your model before you rely on it: {untested}")
+    return ok("vllm", f"{seen}, {ours}")
 
 
 def system(machine: Machine) -> Check:

@@ -472,6 +472,7 @@ def _vllm_config(dialect, **changes):
         "parallel_config": SimpleNamespace(**(parallel | changes)),
         "kv_transfer_config": None,
         "speculative_config": None,
+        "aux_output_config": SimpleNamespace(enabled=False),
         "cache_config": SimpleNamespace(enable_prefix_caching=True, block_size=16),
         "device_config": SimpleNamespace(device_type="cuda"),
         "model_config": SimpleNamespace(

@@ -66,12 +66,12 @@ OTHERS: tuple[Others, ...] = (
         Topic.ENGINE,
         """
         allow-deprecated-quantization anthropic-disabled-thinking-effort attention-config
-        aux-output-config cohere-format cohere-is-reasoning-model compilation-config cpu-offload-gb
+        cohere-format cohere-is-reasoning-model compilation-config cpu-offload-gb
         cpu-offload-params cudagraph-capture-sizes default-mm-loras disable-cascade-attn
         disable-chunked-mm-input disable-hybrid-kv-cache-manager disable-sliding-window ec-manager-config
         ec-transfer-config enable-cumem-allocator enable-flashinfer-autotune
         enable-mamba-cache-stochastic-rounding enable-mamba-shared-prefix-checkpoint
-        enable-mixed-moe-lora-format enable-mm-embeds enable-moe-shared-loras enable-return-routed-experts
+        enable-mixed-moe-lora-format enable-mm-embeds enable-moe-shared-loras
         enable-sleep-mode enable-tower-connector-lora enable-trace-replay engram-config
         gdn-prefill-backend hf-overrides interleave-mm-strings io-processor-plugin ir-op-priority
         kda-decode-backend kda-prefill-backend kernel-config kv-cache-dtype-skip-layers kv-events-config

@@ -86,13 +86,14 @@ def _end_streams_of_messages() -> None:
 
     Symptom without it: the stream ends with pydantic's report of what an error is not, and a traceback in
     the log: it takes the error of a chat's stream for one of its chunks.
-    Upstream: so in stock ``vllm serve``, too. Remove when its streams end with an error.
+    Upstream: so in stock ``vllm serve`` 0.32, too. From 0.33 on the chunks are objects, and the stream ends
+    with an error by itself: remove with 0.32.
     """
     from vllm.entrypoints.anthropic.serving import AnthropicServingMessages, wrap_data_with_event
 
     convert_messages = AnthropicServingMessages.message_stream_converter
 
-    async def message_stream_converter(self: Any, generator: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def message_stream_converter(self: Any, generator: AsyncIterator[Any]) -> AsyncIterator[str]:
         errors: list[str] = []
         async for event in convert_messages(self, _until_error(generator, errors)):
             yield event
@@ -103,10 +104,10 @@ def _end_streams_of_messages() -> None:
     put_in_place(AnthropicServingMessages, message_stream_converter)
 
 
-async def _until_error(chunks: AsyncIterator[str], errors: list[str]) -> AsyncGenerator[str, None]:
-    """The ``chunks`` of a chat's stream before its error, whose message is put into ``errors``."""
+async def _until_error(chunks: AsyncIterator[Any], errors: list[str]) -> AsyncGenerator[Any, None]:
+    """The ``chunks`` of a chat's stream before an error that is text; its message goes into ``errors``."""
     async for chunk in chunks:
-        if chunk.startswith('data: {"error"'):
+        if isinstance(chunk, str) and chunk.startswith('data: {"error"'):
             errors.append(json.loads(chunk.removeprefix("data: "))["error"]["message"])
             return
         yield chunk

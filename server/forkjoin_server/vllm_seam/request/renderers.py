@@ -92,10 +92,16 @@ def _deepseek(renderer: Any, policy: Policy) -> None:
     apply = renderer._apply_chat_template_async
 
     async def apply_chat_template(*, conversation: Any, **kwargs: Any) -> Any:
-        async def of(conversation: Any, **kwargs: Any) -> Any:
-            return await apply(conversation=conversation, **kwargs)
+        beside: list[Any] = []  # vLLM 0.33 returns the order of a chat's images beside its text
 
-        return await _filled_in(of, renderer, policy, conversation, **kwargs)
+        async def of(conversation: Any, **kwargs: Any) -> Any:
+            made = await apply(conversation=conversation, **kwargs)
+            if isinstance(made, tuple):
+                made, *beside[:] = made
+            return made
+
+        made = await _filled_in(of, renderer, policy, conversation, **kwargs)
+        return (made, *beside) if beside else made
 
     renderer._apply_chat_template_async = apply_chat_template
     _tokenise_marked(renderer, policy)

@@ -14,7 +14,8 @@ class ServeParser:
 
     def __init__(self, add_flags: Callable[[Any], None], *, default_model: str, default_drain_s: int) -> None:
         from vllm.entrypoints.cli.serve import ServeSubcommand
-        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+        from forkjoin_scheduler.vllm_seam.versions import cli_env_setup
 
         cli_env_setup()
         self._default_model = default_model

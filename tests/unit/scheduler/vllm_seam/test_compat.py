@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace as Facts
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from vllm.config import CompilationMode
 from vllm.v1.kv_cache_interface import (
     CircularBufferSpec,
@@ -46,7 +49,11 @@ def _config(**changes):
             "is_diffusion": False,
         },
     }
-    config = {"kv_transfer_config": None, "speculative_config": None}
+    config = {
+        "kv_transfer_config": None,
+        "speculative_config": None,
+        "aux_output_config": Facts(enabled=False),
+    }
     for name, value in changes.items():
         section, _, key = name.partition("__")
         if key:
@@ -82,6 +89,7 @@ def test_a_plain_engine_is_taken_and_one_with_a_tested_drafter(changes):
         ({"parallel_config__decode_context_parallel_size": 2}, "context parallelism"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
         ({"kv_transfer_config": Facts()}, "KV connector"),
+        ({"aux_output_config": Facts(enabled=True)}, "--enable-return-routed-experts"),
         (drafts("medusa"), "speculative decoding by a method not tested"),
         (drafts("ngram_gpu"), "speculative decoding by a method not tested"),
         (drafts("eagle", parallel_drafting=True), "speculative decoding by a method not tested"),
@@ -259,3 +267,20 @@ def test_a_server_with_vllms_rust_front_end_does_not_start(monkeypatch):
     monkeypatch.setattr(serving.redact, "hide_in_logs", lambda: None)
     with pytest.raises(UnsupportedEngine, match="VLLM_USE_RUST_FRONTEND"):
         serving.run_serve(Facts())
+
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_the_extras_take_the_versions_that_we_run_on_and_no_others():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra, versions in [("cuda", compat.SUPPORTED), ("cpu", compat.TESTED)]:
+        (requirement,) = map(Requirement, extras[extra])
+        known = ("0.31.", "0.32.", "0.33.", "0.34.")
+        assert tuple(v for v in known if f"{v}0" in requirement.specifier) == versions
+
+
+def test_the_next_vllm_is_one_that_we_run_on_and_not_taken_for_tested():
+    (version,) = re.findall(r"^next=(.*)$", (ROOT / "scripts/install-next").read_text(), re.MULTILINE)
+    assert version.startswith(compat.SUPPORTED)
+    assert not version.startswith(compat.TESTED)

@@ -74,6 +74,7 @@ def _config(**changes):
         **{name: SimpleNamespace(**group) for name, group in groups.items()},
         kv_transfer_config=None,
         speculative_config=None,
+        aux_output_config=SimpleNamespace(enabled=False),
         scheduler_config=SimpleNamespace(max_num_seqs=changes.get("max_num_seqs", 128)),
         load_config=SimpleNamespace(load_format="auto"),
     )
@@ -125,11 +126,18 @@ def test_the_pythons_are_those_of_the_distribution():
 
 def test_another_vllm_fails_and_nothing_else_is_looked_at(monkeypatch):
     def refuse():
-        raise UnsupportedEngine("expected vLLM 0.32.x, found 0.33.0: install")
+        raise UnsupportedEngine("expected vLLM 0.32.x or 0.33.x, found 0.34.0: install")
 
     monkeypatch.setattr(environment, "check_version", refuse)
     assert [c.status for c in examine.installed()] == [Status.OK, Status.FAIL]
-    assert "0.33.0" in examine.installed()[1].seen
+    assert "0.34.0" in examine.installed()[1].seen
+
+
+def test_a_vllm_that_no_test_has_run_whole_is_a_warning(monkeypatch):
+    monkeypatch.setattr(environment, "check_version", lambda: ("0.33.0", "not on its own kernels"))
+    check = environment.vllm()
+    assert check.status is Status.WARN
+    assert str(check).count("0.33.0") == str(check).count("not on its own kernels") == 1
 
 
 @pytest.mark.parametrize(

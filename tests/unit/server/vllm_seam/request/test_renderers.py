@@ -213,10 +213,10 @@ def test_harmony_refuses_what_is_to_be_refused(harmony):
 
 
 def test_every_renderer_of_vllms_for_chats_is_known():
-    from vllm.renderers.registry import _VLLM_RENDERERS
+    from vllm.renderers.registry import _VLLM_RENDERERS, RENDERER_REGISTRY
 
-    chats = {name for mode, (_, name) in _VLLM_RENDERERS.items() if mode != "terratorch"}
-    assert chats == set(renderers._WAYS)
+    classes = [RENDERER_REGISTRY.load_renderer_cls(mode) for mode in _VLLM_RENDERERS if mode != "terratorch"]
+    assert {renderers._known(cls) for cls in classes} == set(renderers._WAYS)
 
 
 def test_a_renderer_of_anothers_is_refused_at_start_unless_all_is_allowed(monkeypatch):

@@ -1,4 +1,4 @@
-"""What is said where vLLM can't be imported."""
+"""What is said where vLLM can't be imported, and of versions that no test has run whole."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def test_a_vllm_that_can_not_be_imported_is_told_with_its_cure(monkeypatch, erro
         check_version()
     assert said in str(refused.value)
     assert str(error) in str(refused.value)
+
+
+def test_what_no_test_has_run_of_a_version_is_said_with_it(monkeypatch):
+    from forkjoin_scheduler.vllm_seam import compat
+
+    for version, is_tested in [("0.32.0", True), ("0.33.0", False)]:
+        monkeypatch.setattr(compat.vllm, "__version__", version)
+        said, untested = check_version()
+        assert said == version
+        assert untested is None if is_tested else "vLLM 0.33.0: fork/join is tested on its Python" in untested

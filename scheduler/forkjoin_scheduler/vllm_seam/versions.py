@@ -1,0 +1,39 @@
+"""What differs between the versions of vLLM that we run on.
+
+Each difference is found in vLLM itself, by a name or an attribute: no version is compared.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+#: The modules that have had a name, the newest first.
+MOVED = {
+    "cli_env_setup": ("vllm.entrypoints.common.startup", "vllm.entrypoints.serve.utils.api_utils"),
+}
+
+
+def find(name: str) -> Any:
+    """What vLLM calls ``name``, a key of ``MOVED``. Raises ImportError where none of its modules has it."""
+    for module in MOVED[name]:
+        try:
+            return getattr(import_module(module), name)
+        except (ModuleNotFoundError, AttributeError):
+            continue
+    raise ImportError(f"expected {name} in one of {', '.join(MOVED[name])}, found it in none of this vLLM's")
+
+
+def cli_env_setup() -> None:
+    """Set up the environment as vLLM's command line does before it reads its arguments."""
+    find("cli_env_setup")()
+
+
+def num_hashed_blocks(scheduler: Any, num_tokens: int) -> int:
+    """Blocks whose hashes the first ``num_tokens`` tokens of a context decide.
+
+    Beside an EAGLE drafter a hash covers the first tokens after its block, too, since 0.33. One that covers
+    others than those that follow is found by nobody.
+    """
+    num_after: int = getattr(scheduler, "num_hash_lookahead_tokens", 0)
+    return int(max(num_tokens - num_after, 0) // scheduler.hash_block_size)
