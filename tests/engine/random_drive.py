@@ -26,7 +26,7 @@ from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
@@ -335,11 +335,15 @@ class Setup:
         config.cache_config.block_size = self.block_size
         config.scheduler_config.async_scheduling = self.is_async
         config.parallel_config.pipeline_parallel_size = self.num_stages
-        scheduler, hasher = without_model(ForkJoinScheduler, config, self.num_blocks)
+        scheduler, hasher = self.scheduler_of(config)
         scheduler.num_lookahead_tokens = self.max_drafts if self.drafts_in_kv else 0
         # Of vLLM's runners only V2 has stages and async scheduling together.
         scheduler.use_v2_model_runner = self.num_stages > 1 and self.is_async
         return scheduler, hasher
+
+    def scheduler_of(self, config: Any) -> tuple[ForkJoinScheduler, Any]:
+        """The same, of vLLM's ``config``."""
+        return without_model(ForkJoinScheduler, config, self.num_blocks)
 
 
 @dataclass
@@ -421,6 +425,9 @@ class Seen:
 class Drive:
     """One run: a scheduler, its requests, and whoever writes for them."""
 
+    setups: ClassVar[type[Setup]] = Setup
+    models: ClassVar[type[StandIn]] = StandIn
+
     def __init__(
         self,
         name: str,
@@ -437,7 +444,7 @@ class Drive:
         self._kind = kind
         self._is_calm = is_calm
         self._dialect_votes = dialect.join.threads_are_answers
-        self.setup = Setup.draw(name, self._chance, kind, dialect)
+        self.setup = self.setups.draw(name, self._chance, kind, dialect)
         if is_calm:
             self.setup = self.setup.calm()
         if in_stages:
@@ -446,7 +453,7 @@ class Drive:
         self._tokenizer = EngineTokenizer.from_model_config(self._scheduler.vllm_config.model_config)
         phrases = [*PHRASES[dialect.name], *kind.text]
         self._copies = Copies(self._scheduler, self.setup.max_drafts, self.setup.share_right, name)
-        self._model = StandIn(self._scheduler, self._tokenizer, phrases, name, self._copies)
+        self._model = self.models(self._scheduler, self._tokenizer, phrases, name, self._copies)
         #: Steps scheduled whose end the scheduler has not been told.
         self._in_flight: deque[tuple[Any, Any]] = deque()
         self._added: dict[str, Request] = {}

@@ -51,7 +51,8 @@ class StandIn:
         self._texts: dict[tuple[Path, int], tuple[list[int], random.Random]] = {}
         self._paths: dict[str, Path] = {}
         manager = scheduler.kv_cache_manager
-        (self._tables,) = (single.req_to_blocks for single in manager.coordinator.single_type_managers)
+        #: Of the only KV cache group, or the last.
+        self._tables = manager.coordinator.single_type_managers[-1].req_to_blocks
         self._block_size = scheduler.block_size
         self._kv = np.zeros(len(manager.block_pool.blocks) * self._block_size, dtype=np.uint64)
         #: The requests of the step that was scheduled last, with their blocks.
@@ -86,7 +87,8 @@ class StandIn:
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request, table = self._scheduled[request_id]
             work = self._copies.work(output, request)
-            values = self._compute(table, work, offsets_of(metadata, request_id, num_tokens))
+            offsets = offsets_of(metadata, request_id, num_tokens)
+            values = self._compute(request_id, table, work, offsets)
             if request_id not in self._scheduler.requests:  # its family has failed
                 sampled[request_id] = [0]
             else:
@@ -104,7 +106,7 @@ class StandIn:
                 rows.append((self._texts[path, prompt_len][0][index], value))
         return set(rows_in(logprobs_of([rows])))
 
-    def _compute(self, block_ids: list[int], work: Work, offsets: list[int]) -> list[int]:
+    def _compute(self, request_id: str, block_ids: list[int], work: Work, offsets: list[int]) -> list[int]:
         """PrefillRequest the slots of the tokens of ``work``, which have these; returns what they hold then."""
         slots = slots_of(block_ids, len(work.tokens), self._block_size)
         seen, values = int(self._kv[slots[: work.first]].sum()), []

@@ -34,6 +34,11 @@ def _has_stages(config: Any) -> bool:
     return bool(config.parallel_config.pipeline_parallel_size > 1)
 
 
+def _is_recurrent(config: Any) -> bool:
+    """Whether layers of a model keep one state of the whole sequence."""
+    return bool(config.model_config.is_hybrid or config.model_config.is_attention_free)
+
+
 #: (what is refused and why, whether a VllmConfig has it)
 REFUSED: tuple[Check, ...] = (
     ("pipeline parallelism together with speculative decoding: it is not tested with forks",
@@ -48,10 +53,15 @@ REFUSED: tuple[Check, ...] = (
      lambda c: c.kv_transfer_config is not None),
     ("speculative decoding by a method not tested with forks (ngram, suffix, draft_model, eagle(3), MTP are)",
      lambda c: not drafts_as_tested(c)),
-    ("prefix caching switched off: threads share their parent's blocks through it",
+    ("prefix caching switched off, as vLLM does for models without attention: threads share blocks by it",
      lambda c: not c.cache_config.enable_prefix_caching),
-    ("a model with Mamba layers: the state of a sequence can't be shared in the middle of a block",
-     lambda c: c.model_config.is_hybrid or c.model_config.is_attention_free),
+    ("speculative decoding with Mamba or linear attention layers: their state may be behind a refused draft",
+     lambda c: c.speculative_config is not None and _is_recurrent(c)),
+    ("pipeline parallelism or a KV connector with Mamba or linear attention layers: not tested with forks",
+     lambda c: (c.parallel_config.pipeline_parallel_size > 1 or c.kv_transfer_config is not None)
+     and _is_recurrent(c)),
+    ("--use-replayssm: what it keeps beside the blocks is not copied at a fork",
+     lambda c: _is_recurrent(c) and c.cache_config.use_replayssm),
     ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),
     ("a diffusion model: it writes its tokens in no order", lambda c: c.model_config.is_diffusion),
     ("--enable-return-routed-experts: those of threads would be missing from what the request returns",
@@ -61,6 +71,10 @@ REFUSED: tuple[Check, ...] = (
 #: KV cache specs of vLLM that keep one state a token, in blocks of consecutive tokens. What forks and
 #: joins copies, shares and drops blocks by tokens: of any other layout it would take the wrong ones.
 KNOWN_SPECS = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec")
+#: The one that keeps a state of the whole sequence, in its last block (``kv.is_recurrent``), and the kinds of
+#: layers with it that ran with forks and were exact: Mamba2, by vLLM's name.
+RECURRENT_SPEC = "MambaSpec"
+RECURRENT_KINDS = ("MAMBA2",)
 
 
 def settings_of(vllm_config: VllmConfig) -> Settings:
@@ -97,11 +111,16 @@ def check_front_end() -> None:
 
 
 def check_cache(kv_cache_config: KVCacheConfig) -> None:
-    """Raise UnsupportedEngine naming the first KV cache spec that is not known to have one state a token."""
+    """Raise UnsupportedEngine naming the first KV cache spec that is of none of the known kinds."""
     for group in kv_cache_config.kv_cache_groups:
         for spec in _specs_in(group.kv_cache_spec):
             name, of = type(spec).__name__, f"of {', '.join(group.layer_names[:3])}"
-            if name not in KNOWN_SPECS:
+            if name == RECURRENT_SPEC:
+                kind, mode = spec.mamba_type.name, spec.mamba_cache_mode
+                if kind in RECURRENT_KINDS and mode == "align" and not group.host_resident:
+                    continue
+                found = f"{name} {of} of the kind {kind}, with --mamba-cache-mode {mode}"
+            elif name not in KNOWN_SPECS:
                 found = f"{name} {of}"
             elif spec.tokens_per_state != 1:
                 found = f"{name} {of} with {spec.tokens_per_state} tokens a state"
@@ -110,8 +129,9 @@ def check_cache(kv_cache_config: KVCacheConfig) -> None:
             else:
                 continue
             raise UnsupportedEngine(
-                f"fork/join expects KV caches of one state a token ({', '.join(KNOWN_SPECS)}), "
-                f"found {found}: choose another model, or serve with --dialect none"
+                f"fork/join expects KV caches of one state a token ({', '.join(KNOWN_SPECS)}) or a recurrent "
+                f"state ({RECURRENT_SPEC} of {', '.join(RECURRENT_KINDS)}, in the mode align), found "
+                f"{found}: choose another model, or serve with --dialect none"
             )
 
 

@@ -32,6 +32,7 @@ def register() -> None:
         keep_seeds_of_partial_prompts,
         seed_again_what_goes_on,
     )
+    from forkjoin_scheduler.vllm_seam.mends.states_on_cpu import end_steps_where_states_are_cached
     from forkjoin_scheduler.vllm_seam.models.registering import register_parathinker
     from forkjoin_scheduler.vllm_seam.repetition import leave_prompts_out_of_repetition
     from forkjoin_scheduler.vllm_seam.vital import end_with_vital_threads
@@ -43,6 +44,7 @@ def register() -> None:
     end_with_vital_threads()
     keep_seeds_of_partial_prompts()
     seed_again_what_goes_on()
+    end_steps_where_states_are_cached()
     spread_temperatures_over_drafts()
     leave_prompts_out_of_repetition()
     decode_alternatives_once()

@@ -68,7 +68,11 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None 
         yield beside.drafts(vllm_config)
         yield beside.answers(vllm_config, wanted)
     if vllm_config.model_config.is_attention_free or vllm_config.model_config.is_hybrid:
-        return  # no KV cache of blocks alone, which `engine` has refused
+        yield warn("kv_budget", "not to be worked out for a model with recurrent layers", "start it to see")
+        reason = estimate.stitching_refusal(vllm_config, here)
+        if wanted is not None and wanted.join.moves_kv and reason is not None:
+            yield fail("stitching", reason)
+        return
     try:
         needed = estimate.bytes_needed(vllm_config, weight_bytes, here)
         cache = estimate.cache_of(vllm_config, weight_bytes, here)

@@ -82,6 +82,8 @@ def _spec(vllm_config: VllmConfig) -> Any:
 def stitching_refusal(vllm_config: VllmConfig, machine: Machine) -> str | None:
     """Why stitched joins can't run on an engine with this config, as far as can be seen before it starts."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    if model.is_hybrid or model.is_attention_free:
+        return refusal(CacheFacts(layouts=(), specs=("MambaSpec",)))
     cache_dtype = vllm_config.cache_config.cache_dtype
     spec = _spec(vllm_config)
     isa = None

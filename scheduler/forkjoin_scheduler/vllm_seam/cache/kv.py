@@ -12,6 +12,7 @@ from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.single_type_kv_cache_manager import MambaManager
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.stitch import BlockSpan, Slots, lay_out, slots
@@ -116,6 +117,23 @@ def is_there(manager: KVCacheManager, source: str | HeldBlocks, num_tokens: int)
     return True
 
 
+def is_recurrent(manager: KVCacheManager) -> bool:
+    """Whether layers keep one state of the whole sequence (Mamba, linear attention), in its last block.
+
+    Such a state can't be cut short: what goes back by a token computes all since a state that was kept.
+    """
+    return any(isinstance(single, MambaManager) for single in manager.coordinator.single_type_managers)
+
+
+def cache_state(manager: KVCacheManager, request: Request) -> None:
+    """Let the prefix cache have the recurrent state of ``request``, if it ends a block.
+
+    A thread that takes this block by reference would hash it, and vLLM hashes no block twice.
+    """
+    if request.num_computed_tokens and is_recurrent(manager):
+        manager.cache_blocks(request, request.num_computed_tokens)
+
+
 def in_whole_blocks(manager: KVCacheManager, num_tokens: int) -> int:
     """How many of ``num_tokens`` tokens lie in blocks that they fill, in every KV cache group."""
     size = lcm(*(single.block_size for single in manager.coordinator.single_type_managers))
@@ -125,9 +143,12 @@ def in_whole_blocks(manager: KVCacheManager, num_tokens: int) -> int:
 def keep(manager: KVCacheManager, request: Request, num_tokens: int) -> int:
     """Of a waiting ``request`` let at most ``num_tokens`` tokens count as computed; returns how many do.
 
-    One that keeps none gives up its blocks: vLLM takes it for one that has not started.
+    One that keeps none gives up its blocks: vLLM takes it for one that has not started. So does one whose
+    recurrent state is behind them.
     """
     kept = min(request.num_computed_tokens, num_tokens)
+    if kept < request.num_computed_tokens and is_recurrent(manager):
+        kept = 0
     if not kept:
         manager.free(request)
     return kept
@@ -136,10 +157,10 @@ def keep(manager: KVCacheManager, request: Request, num_tokens: int) -> int:
 def drop_tail(manager: KVCacheManager, request: Request, *, needed: int) -> int:
     """Return the partly filled last block of ``request`` to the pool; returns how many tokens have KV still.
 
-    Nothing is returned where that would be fewer than ``needed``, which can't be computed again, or with
-    several KV cache groups, whose blocks end at different tokens.
+    Nothing is returned where that would be fewer than ``needed``, which can't be computed again, with
+    several KV cache groups, whose blocks end at different tokens, or where that block has a recurrent state.
     """
-    if len(manager.coordinator.single_type_managers) > 1:
+    if len(manager.coordinator.single_type_managers) > 1 or is_recurrent(manager):
         return request.num_computed_tokens
     (single,) = manager.coordinator.single_type_managers
     num_whole = request.num_computed_tokens // single.block_size

@@ -37,11 +37,14 @@ class Prefixes:
         if isinstance(source, kv.HeldBlocks):
             shared = min(source.num_tokens, limit)
         else:
-            shared = min(self._core.requests[source].num_computed_tokens, limit)
+            computed = self._core.requests[source].num_computed_tokens
+            shared = min(computed, limit)
             if source in self.started:
                 # It may have found blocks that this very step computes. These may be shared as they are,
                 # but blocks are copied before anything is computed.
                 shared = kv.in_whole_blocks(self._core.kv_cache_manager, shared)
+            if shared < computed and kv.is_recurrent(self._core.kv_cache_manager):
+                return 0  # a recurrent state is that after all of them
         return shared if kv.is_there(self._core.kv_cache_manager, source, shared) else 0
 
     def _check_shared(self, request: Request, shared: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.starts.requests import forget_in_flight
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
 
@@ -100,8 +101,14 @@ def suspend(scheduler: SchedulerView, request: Request) -> None:
 
 
 def _enqueue_parked(scheduler: SchedulerView, request: Request) -> None:
-    """A parked request has no sample in flight: it would end a request that vLLM counts as parked."""
+    """A parked request has no sample in flight: it would end a request that vLLM counts as parked.
+
+    It goes back to the tokens whose KV is, or is being, written. In async scheduling the step in flight
+    writes the KV of the token sampled last, so that counts.
+    """
     forget_in_flight(request)
+    request.num_computed_tokens = kv.keep(scheduler.kv_cache_manager, request, request.num_tokens)
+    kv.cache_state(scheduler.kv_cache_manager, request)
     request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
     scheduler.num_waiting_for_streaming_input += 1
     scheduler._enqueue_waiting_request(request)

@@ -77,11 +77,7 @@ def truncate(request: Request, num_tokens: int) -> None:
 
 
 def forget_in_flight(request: Request) -> None:
-    """Go back to the tokens whose KV is, or is being, written; drop the samples in flight.
-
-    In async scheduling the step in flight writes the KV of the token sampled last, so it counts.
-    """
-    request.num_computed_tokens = min(request.num_computed_tokens, request.num_tokens)
+    """Drop the samples in flight."""
     request.spec_token_ids = []
     request.drop_stale_output = True
     request.num_stale_output_tokens = request.num_in_flight_tokens

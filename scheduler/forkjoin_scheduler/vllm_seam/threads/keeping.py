@@ -41,6 +41,8 @@ class Keeping:
         if entry and kv.has_blocks(self._core.kv_cache_manager, request):
             live, thread = entry
             keeps = live.dialect.join.keeps_blocks_of(live.dialect, thread)
+            if keeps and kv.is_recurrent(self._core.kv_cache_manager):
+                return False  # its state may be past the text that is joined: the parent goes on from its own
             if keeps and thread.state is BranchState.DECODING:
                 live.held[thread] = kv.hold(self._core.kv_cache_manager, request, request.num_tokens)
                 return True

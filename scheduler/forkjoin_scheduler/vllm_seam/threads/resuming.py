@@ -61,7 +61,8 @@ class Resuming:
         fj_params = self._core.fj_params[request.request_id]
         fj_params.since, fj_params.at_prompt = request.num_tokens, effect.forks
         if not moves_kv:  # the last token is computed once more, where nothing follows it
-            num_computed_tokens = min(num_computed_tokens, request.num_tokens - 1)
+            request.num_computed_tokens = num_computed_tokens
+            num_computed_tokens = kv.keep(self._core.kv_cache_manager, request, request.num_tokens - 1)
         queues.resume(self._core.scheduler, request, num_computed_tokens)
         num_prefilled = num_tokens - num_computed_tokens
         live.emit(Joined(parent_index=branch.index, prefilled_tokens=num_prefilled))

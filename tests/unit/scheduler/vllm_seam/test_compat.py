@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace as Facts
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from vllm.config import CompilationMode
+from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from vllm.v1.kv_cache_interface import (
     CircularBufferSpec,
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
     KVCacheSpec,
+    MambaSpec,
     MLAAttentionSpec,
     RSWASpec,
     SinkFullAttentionSpec,
@@ -39,7 +42,7 @@ def _config(**changes):
             "decode_context_parallel_size": 1,
             "prefill_context_parallel_size": 1,
         },
-        "cache_config": {"enable_prefix_caching": True},
+        "cache_config": {"enable_prefix_caching": True, "use_replayssm": False},
         "device_config": {"device_type": "cpu"},
         "compilation_config": {"mode": CompilationMode.VLLM_COMPILE},
         "model_config": {
@@ -75,10 +78,28 @@ DRAFTED = [drafts(m) for m in ("ngram", "suffix", "draft_model", "eagle", "eagle
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, EAGER, STAGES, STAGES | EAGER | {"device_config__device_type": "cuda"}, *DRAFTED]
+    "changes",
+    [
+        {},
+        {"model_config__is_hybrid": True},
+        {"model_config__is_attention_free": True},
+        EAGER,
+        STAGES,
+        STAGES | EAGER | {"device_config__device_type": "cuda"},
+        *DRAFTED,
+    ],
 )
-def test_a_plain_engine_is_taken_and_one_with_a_tested_drafter(changes):
+def test_a_plain_engine_is_taken_and_a_recurrent_one_and_one_with_a_tested_drafter(changes):
     assert compat.check_config(_config(**changes)) is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"parallel_config__pipeline_parallel_size": 2}, {"kv_transfer_config": Facts()}]
+)
+def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes):
+    recurrent = _config(**changes, model_config__is_hybrid=True)
+    refusals = [reason for reason, has_it in compat.REFUSED if has_it(recurrent)]
+    assert any("with Mamba or linear attention layers: not tested" in reason for reason in refusals)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +116,9 @@ def test_a_plain_engine_is_taken_and_one_with_a_tested_drafter(changes):
         (drafts("eagle", parallel_drafting=True), "speculative decoding by a method not tested"),
         (drafts("mimo_mtp", num_ahead=3), "speculative decoding by a method not tested"),
         ({"cache_config__enable_prefix_caching": False}, "prefix caching switched off"),
-        ({"model_config__is_hybrid": True}, "Mamba layers"),
-        ({"model_config__is_attention_free": True}, "Mamba layers"),
+        (drafts("ngram") | {"model_config__is_hybrid": True}, "speculative decoding with Mamba"),
+        (drafts("ngram") | {"model_config__is_attention_free": True}, "speculative decoding with Mamba"),
+        ({"cache_config__use_replayssm": True, "model_config__is_hybrid": True}, "--use-replayssm"),
         ({"model_config__runner_type": "pooling"}, "pooling"),
         ({"model_config__is_diffusion": True}, "diffusion"),
     ],
@@ -211,8 +233,17 @@ FULL = FullAttentionSpec(**HEADS)
 WINDOW = SlidingWindowSpec(**HEADS, sliding_window=32)
 
 
-@pytest.mark.parametrize("specs", [[FULL], [FULL, WINDOW], [_uniform(FULL, FullAttentionSpec(**HEADS))]])
-def test_kv_caches_of_one_state_a_token_are_taken(specs):
+STATE = MambaSpec(
+    block_size=16, shapes=((8, 4), (4, 4)), dtypes=(torch.float32, torch.float32), mamba_cache_mode="align"
+)
+MAMBA1 = replace(STATE, mamba_type=MambaAttentionBackendEnum.MAMBA1)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [[FULL], [FULL, WINDOW], [_uniform(FULL, FullAttentionSpec(**HEADS))], [FULL, STATE], [STATE]],
+)
+def test_kv_caches_of_one_state_a_token_are_taken_and_recurrent_states(specs):
     assert compat.check_cache(_cache(*specs)) is None
 
 
@@ -224,6 +255,8 @@ def test_kv_caches_of_one_state_a_token_are_taken(specs):
         (CircularBufferSpec(**HEADS), "CircularBufferSpec of layer.0"),
         (SlidingWindowMLASpec(**HEADS, sliding_window=32), "SlidingWindowMLASpec of layer.0"),
         (SinkFullAttentionSpec(**HEADS, sink_len=16), "SinkFullAttentionSpec of layer.0"),
+        (MAMBA1, "MambaSpec of layer.0 of the kind MAMBA1"),
+        (replace(STATE, mamba_cache_mode="none"), "MambaSpec of layer.0 .*--mamba-cache-mode none"),
         (
             _uniform(FULL, MLAAttentionSpec(**HEADS, tokens_per_state=2)),
             "MLAAttentionSpec .* 2 tokens a state",
@@ -244,7 +277,8 @@ def test_a_kv_cache_in_the_hosts_memory_is_refused():
 def test_the_specs_that_are_known_are_vllms():
     from vllm.v1 import kv_cache_interface
 
-    assert all(hasattr(kv_cache_interface, name) for name in compat.KNOWN_SPECS)
+    assert all(hasattr(kv_cache_interface, name) for name in (*compat.KNOWN_SPECS, compat.RECURRENT_SPEC))
+    assert set(compat.RECURRENT_KINDS) <= set(MambaAttentionBackendEnum.__members__)
 
 
 # ---- the front end -------------------------------------------------------------------------

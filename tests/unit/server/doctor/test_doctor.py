@@ -17,6 +17,7 @@ from vllm.platforms import CpuArchEnum, current_platform
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import UnsupportedEngine
+from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam.cache.estimate import Cache, bytes_needed, cache_of, stitching_refusal
 from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 from forkjoin_server.doctor import beside, environment, examine, kv_budget, ports
@@ -59,6 +60,7 @@ def _config(**changes):
         "gpu_memory_utilization": 0.9,
         "num_gpu_blocks_override": None,
         "enable_prefix_caching": True,
+        "use_replayssm": False,
     }
     parallel = {
         "tensor_parallel_size": 1,
@@ -259,7 +261,7 @@ def test_families_by_hand():
 
 @pytest.mark.parametrize(
     ("changes", "status"),
-    [({}, "OK"), ({"decode_context_parallel_size": 2}, "FAIL"), ({"is_hybrid": True}, "FAIL")],
+    [({}, "OK"), ({"decode_context_parallel_size": 2}, "FAIL"), ({"is_hybrid": True}, "OK")],
 )
 def test_engine_options_are_those_that_serving_refuses(changes, status):
     check = engine(_config(**changes), load("threadweaver"))
@@ -375,6 +377,20 @@ def test_a_model_whose_cache_cannot_be_worked_out_is_a_warning(monkeypatch):
     config.additional_config = {}
     *_, last = examine._served(config, GIB, CPU)
     assert (last.name, last.status) == ("kv_budget", Status.WARN)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "said"),
+    [("threadweaver", "kv_budget", "recurrent layers"), ("multiverse", "stitching", "Mamba layers")],
+)
+def test_a_hybrid_model_can_fork_and_cannot_stitch(monkeypatch, name, last, said):
+    monkeypatch.setattr(examine, "dialect", lambda config, wanted, choice: ok("dialect", "seen"))
+    monkeypatch.setattr(examine.beside, "answers", lambda config, wanted: ok("answers", "seen"))
+    config = _config(is_hybrid=True)
+    config.additional_config = {KEY: Settings.of(load(name), {}).model_dump(mode="json")}
+    *_, check = examine._served(config, GIB, CPU)
+    assert check.name == last
+    assert said in check.seen
 
 
 def test_a_dialect_that_nobody_named_is_shown_with_the_reason(monkeypatch):
