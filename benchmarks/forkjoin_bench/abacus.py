@@ -27,7 +27,8 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.publish.events import Event, FamilyEnded
 from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
-from training.task import LETTERS, Worksheet, check, make_worksheet
+from training.prompts import make_worksheet
+from training.task import LETTERS, Worksheet, check
 
 if TYPE_CHECKING:
     from forkjoin_bench.vllm_seam.engine import LLM

@@ -13,7 +13,8 @@ from forkjoin.families import Families, waits_for
 from tests.server.cancelling import ENDLESS, streaming
 from tests.server.reading import wait_until_idle
 from tests.server.unhurried import taking
-from training.task import check, make_worksheet
+from training.prompts import make_worksheet
+from training.task import check
 
 pytestmark = pytest.mark.server
 
