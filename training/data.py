@@ -34,12 +34,14 @@ WIDTHS: dict[tuple[int, ...], int] = {
 }
 #: Long problems of each level -> weight: the later ones wait for the ones before.
 CHAINS: dict[tuple[int, ...], int] = {
-    (1, 1): 6, (1, 2): 8, (2, 1): 8, (2, 2): 14, (1, 3): 5, (3, 1): 4, (2, 3): 8, (3, 2): 8, (3, 3): 12,
-    (4, 4): 8, (4, 2): 4, (2, 4): 4, (1, 1, 1): 2, (1, 1, 2): 2, (1, 2, 2): 3, (2, 1, 2): 3, (2, 2, 1): 2,
+    (1, 1): 4, (1, 2): 4, (2, 1): 4, (2, 2): 8, (1, 3): 8, (3, 1): 4, (2, 3): 12, (3, 2): 6, (3, 3): 20,
+    (4, 4): 16, (4, 2): 4, (2, 4): 8, (1, 1, 1): 2, (1, 1, 2): 2, (1, 2, 2): 3, (2, 1, 2): 3, (2, 2, 1): 2,
     (2, 2, 2): 8, (1, 2, 3): 2, (2, 2, 3): 4, (3, 2, 2): 4, (3, 3, 2): 3, (2, 3, 3): 3, (3, 3, 3): 2,
 }  # fmt: skip
 #: The weight of the opening's tokens, where the decision to fork is made.
 OPENING_WEIGHT = 2.0
+#: The weight of a thread's first line, where it finds its own outline among the others.
+FIRST_LINE_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Sampler:
         sheet = self.worksheet()
         parts = transcript(sheet)
         pieces = [(tok.chat_prompt(sheet.prompt), 0.0)]
-        isolated = self.rng.randrange(len(parts.forks)) if parts.forks else None
+        last = len(parts.forks) - 1
+        isolated = max(self.rng.randint(0, last), self.rng.randint(0, last)) if parts.forks else None
         if self.rng.random() < LINEAR_SHARE:
             isolated = None
         for fork in parts.forks[:isolated]:
@@ -95,7 +98,12 @@ class Sampler:
         else:
             fork = parts.forks[isolated]
             header, text = fork.thread(self.rng.randrange(len(fork.threads)))
-            pieces += [(fork.opening, OPENING_WEIGHT), (header + text, 1.0)]
+            first_line, rest = text.split("\n", 1)
+            pieces += [
+                (fork.opening, OPENING_WEIGHT),
+                (f"{header}{first_line}\n", FIRST_LINE_WEIGHT),
+                (rest, 1.0),
+            ]
         return self._tokenised(pieces)
 
     def _tokenised(self, pieces: list[tuple[str, float]]) -> Sample:
