@@ -101,7 +101,8 @@ class Sampler:
             first_line, rest = text.split("\n", 1)
             pieces += [
                 (fork.opening, OPENING_WEIGHT),
-                (f"{header}{first_line}\n", FIRST_LINE_WEIGHT),
+                (header, 0.0),  # the engine writes it, and its number is chance
+                (f"{first_line}\n", FIRST_LINE_WEIGHT),
                 (rest, 1.0),
             ]
         return self._tokenised(pieces)

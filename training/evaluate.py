@@ -1,9 +1,8 @@
 """Evaluate exported weights on held-out worksheets: ``python -m training.evaluate --model DIR``.
 
 Every prompt is answered twice by the same weights: with fork and join (the opening, then every
-thread in isolation, then the join re-prefilled and continued, perhaps to the next fork, as ThreadWeaver
-publishes it) and
-sequentially. Greedy. Writes the results as JSON to ``--json``.
+thread in isolation, then the join re-prefilled and continued, perhaps to the next fork, as
+ThreadWeaver publishes it) and sequentially. Greedy. Writes the results as JSON to ``--json``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from training.model import Llama, ModelConfig
 from training.prompts import make_chain
 from training.task import Verdict, Worksheet, check
 
-MAX_TOKENS = 2600
+MAX_TOKENS = 3000
 MAX_THREAD_TOKENS = 600
 #: More than any worksheet needs: what forks without end is not right.
 MAX_FORKS = 4
@@ -37,10 +36,11 @@ CLASSES: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, int]]] = {
     **{f"{n} long": (((n,),), (0, 0)) for n in range(1, 9)},
     "mixed": (((1,), (2,), (3,), (4,)), (1, 2)),
     "2 + 2": (((2, 2),), (0, 0)),
+    "2 + 3": (((2, 3),), (0, 0)),
     "3 + 3": (((3, 3),), (0, 0)),
     "4 + 4": (((4, 4),), (0, 0)),
     "2 + 2 + 2": (((2, 2, 2),), (0, 0)),
-    "uneven": (((1, 2), (2, 1), (1, 3), (3, 2), (2, 4), (1, 1, 2), (2, 1, 2), (1, 2, 3), (3, 2, 2)), (0, 1)),
+    "uneven": (((1, 1), (1, 2), (2, 1), (1, 3), (1, 1, 2), (2, 1, 2), (1, 2, 2), (2, 2, 1)), (0, 1)),
 }
 _OUTLINE = re.compile(r"<Outline>\s*([0-9]+(?:\.[0-9]+)*)\s*:")
 
@@ -98,7 +98,7 @@ class Evaluator:
         prompts = [tok.chat_prompt(s.prompt) for s in sheets]
         answers = [Answer("", 0, 0) for _ in sheets]
         alive = list(range(len(sheets)))
-        for _ in range(MAX_FORKS + 1):
+        for num_forks in range(MAX_FORKS + 1):
             pieces = self._generate(
                 [prompts[i] + answers[i].text for i in alive], {self.eos, self.fork}, MAX_TOKENS
             )
@@ -107,7 +107,7 @@ class Evaluator:
                 answers[i] = answers[i].longer(self._text(ids), len(ids), len(ids))
                 if ids[-1] == self.fork and outline_numbers(answers[i].text):
                     forked.append(i)
-            if not forked:
+            if not forked or num_forks == MAX_FORKS:
                 break
             alive = forked
             self._run_threads(prompts, answers, forked)

@@ -16,7 +16,7 @@ from training.model import Llama
 def export(model: Llama, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write ``config.json``, ``model.safetensors`` and the tokenizer of ``model`` to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {exported_name(name): value.to(dtype) for name, value in model.state_dict().items()}
+    tensors = {_name(name): value.to(dtype) for name, value in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     tok.save(folder)
     tokenizer = tok.build()
@@ -36,6 +36,5 @@ def export(model: Llama, folder: Path, dtype: torch.dtype = torch.bfloat16) -> N
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def exported_name(name: str) -> str:
-    """What Hugging Face calls the parameter ``name`` of our Llama."""
+def _name(name: str) -> str:
     return name if name.startswith("lm_head") else f"model.{name}"

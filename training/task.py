@@ -66,6 +66,11 @@ class Worksheet:
     problems: tuple[Problem, ...]
 
     @property
+    def long_problems(self) -> tuple[Problem, ...]:
+        """The long problems, in the order of the prompt."""
+        return tuple(p for p in self.problems if p.is_long)
+
+    @property
     def levels(self) -> tuple[tuple[Problem, ...], ...]:
         """The long problems by when they can be solved, each level in the order of the prompt."""
         level: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Train the embedded model from scratch: ``python -m training.train --out DIR``.
+"""Train the embedded model, from scratch or other weights: ``python -m training.train --out DIR``.
 
 Deterministic in its seed and resumable: ``--resume`` goes on from the last checkpoint of ``--out``.
 """
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from forkjoin_bench.progress import working
 from training.data import Batch, Sampler
-from training.export import export, exported_name
+from training.export import export
 from training.model import Llama, ModelConfig
 
 
@@ -126,7 +126,7 @@ def batch_loss(model: Llama, batch: Batch) -> Tensor:
 def start_from(trainer: Trainer, folder: Path) -> None:
     """Begin with the exported weights in ``folder``, which must be of the same sizes, as a run's first."""
     tensors = load_file(folder / "model.safetensors")
-    trainer.model.load_state_dict({name: tensors[exported_name(name)] for name in trainer.model.state_dict()})
+    trainer.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
 
 
 def run(trainer: Trainer, out: Path, *, log_every: int = 50, save_every: int = 250) -> None:

@@ -1,7 +1,7 @@
 """The embedded model, unforced: fork/join against sequential decoding (``forkjoin bench abacus``).
 
 One prompt at a time: k problems that do not wait, for k = 1, 2, 3, 6, and levels of problems that wait for
-those of the level before (``3 + 3`` forks twice). Each round asks a new prompt of each kind twice, with
+those of the level before (``2 + 2`` forks twice). Each round asks a new prompt of each kind twice, with
 fork/join and with ``{"enabled": false}``, the order alternating; the prefix cache is emptied before every
 answer, so that none profits from the one before it. The ratio is of the two answers to one prompt. Greedy.
 Prints a table; writes it with every single answer as JSON. Needs a checkout, for the prompts come from the
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 2, 3, 6)
 #: How many problems each level has, where the later levels wait for the ones before.
-CHAINS = ((3, 3), (2, 2, 2))
+CHAINS = ((2, 2), (2, 2, 2))
 MAX_TOKENS = 3000
 COLUMNS = (
     "problems",
@@ -102,7 +102,7 @@ class Bench:
 
 
 def named(levels: Sequence[int]) -> str:
-    """How the table names a prompt of so many problems a level, such as ``3 + 3``."""
+    """How the table names a prompt of so many problems a level, such as ``2 + 2``."""
     return " + ".join(map(str, levels))
 
 
