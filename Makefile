@@ -32,7 +32,7 @@ NEXT = tests/unit/test_seam.py tests/unit/scheduler/vllm_seam tests/unit/server/
 	tests/engine/test_layouts.py tests/engine/test_exact.py tests/engine/test_stitched.py
 
 test-next: install-dev  ## the seam's tests on the next vLLM's Python, over this one's CPU libraries
-	@PYTHONPATH=$$(scripts/install-next) $(BIN)/python -m pytest --tier ci $(or $(ARGS),$(NEXT))
+	@next=$$(scripts/install-next) && PYTHONPATH=$$next $(BIN)/python -m pytest --tier ci $(or $(ARGS),$(NEXT))
 
 lint: install-dev  ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ PAGE = Path(__file__).parents[1] / "docs/compatibility.md"
 _BEGIN, _END = "<!-- Made by `python -m docgen.compatibility`. -->", "<!-- The end of what is made. -->"
 _SAID = {
     Verdict.BESIDE: "These do not touch fork/join",
-    Verdict.UNTESTED: "Nobody has tested these with forks, and nothing refuses them",
+    Verdict.UNTESTED: "Not tested with forks, and not refused by name",
 }
 
 
@@ -45,15 +45,15 @@ def _others(topic: Topic) -> Iterator[str]:
 
 
 def page(text: str) -> str:
-    """The page ``text``, with each topic's tables anew. Raises ValueError where its heading is missing."""
+    """The page ``text`` with new tables of each topic. Raises ValueError where a heading is missing."""
     for topic in Topic:
         found = re.search(rf"^## {topic.value}\n", text, re.MULTILINE)
         if found is None:
             raise ValueError(f"expected the heading '## {topic.value}' in {PAGE.name}, found none: add it")
-        before, behind = text[: found.end()], text[found.end() :]
+        before, after = text[: found.end()], text[found.end() :]
         made = re.compile(rf"\s*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n", re.DOTALL)
-        behind = made.sub("", behind, count=1) if made.match(behind) else behind
-        text = f"{before}\n{section(topic)}\n{behind}"
+        after = made.sub("", after, count=1) if made.match(after) else after
+        text = f"{before}\n{section(topic)}\n{after}"
     return text
 
 

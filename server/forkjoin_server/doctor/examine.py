@@ -68,7 +68,7 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None 
         yield beside.drafts(vllm_config)
         yield beside.answers(vllm_config, wanted)
     if vllm_config.model_config.is_attention_free or vllm_config.model_config.is_hybrid:
-        yield warn("kv_budget", "not to be worked out for a model with recurrent layers", "start it to see")
+        yield warn("kv_budget", "can't be worked out for a model with recurrent layers", "start it to see")
         reason = estimate.stitching_refusal(vllm_config, here)
         if wanted is not None and wanted.join.moves_kv and reason is not None:
             yield fail("stitching", reason)
@@ -77,7 +77,7 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None 
         needed = estimate.bytes_needed(vllm_config, weight_bytes, here)
         cache = estimate.cache_of(vllm_config, weight_bytes, here)
     except Exception as error:  # of whatever kind a model's config raises that lacks what others have
-        yield warn("kv_budget", f"not to be worked out for this model ({error})", "start it to see")
+        yield warn("kv_budget", f"can't be worked out for this model ({error})", "start it to see")
         return
     yield environment.memory(here, needed)
     yield kv_budget.kv_budget(vllm_config, cache)

@@ -39,17 +39,15 @@ def options(given: Iterable[str], vllm_config: Any, refusals: Refusals) -> Itera
 
 def _of_rule(name: str, rule: Rule, vllm_config: Any, refusals: Refusals) -> Check:
     """What is said of an option that works with limits, or that may be refused."""
-    refused = [sentence for sentence, _ in _holding(rule, vllm_config, refusals)]
-    if refused:
-        return fail(
-            "options", f"{flag(name)}, refused: {refused[0]}", "drop it, or serve with --dialect none"
-        )
+    refused = next(_holding(rule, vllm_config, refusals), None)
+    if refused is not None:
+        return fail("options", f"{flag(name)}, refused: {refused}", "drop it, or serve with --dialect none")
     if rule.verdict is Verdict.REFUSED and rule.refusal:
         return ok("options", f"{flag(name)}, works as it is given: {rule.sentence}")
     return ok("options", f"{flag(name)}, {rule.verdict.value}: {rule.sentence}")
 
 
-def _holding(rule: Rule, vllm_config: Any, refusals: Refusals) -> Iterator[tuple[str, Any]]:
+def _holding(rule: Rule, vllm_config: Any, refusals: Refusals) -> Iterator[str]:
     for sentence, holds in refusals:
         if rule.refusal and rule.refusal in sentence and holds(vllm_config):
-            yield sentence, holds
+            yield sentence

@@ -77,7 +77,7 @@ OTHERS: tuple[Others, ...] = (
         kda-decode-backend kda-prefill-backend kernel-config kv-cache-dtype-skip-layers kv-events-config
         kv-sharing-fast-prefill language-model-only linear-backend logprobs-mode
         long-prefill-token-threshold long-prefill-token-threshold-adaptive lora-dtype lora-modules
-        lora-target-modules mamba-backend mamba-block-size mamba-cache-dtype mamba-cache-mode
+        lora-target-modules mamba-backend mamba-block-size mamba-cache-dtype
         mamba-cache-philox-rounds mamba-ssm-cache-dtype mamba-ssu-algorithm max-cpu-loras
         max-cudagraph-capture-size max-num-scheduled-tokens mm-device-do-normalize mm-encoder-attn-backend
         mm-encoder-attn-dtype mm-encoder-fp8-scale-path mm-encoder-fp8-scale-save-margin
@@ -87,8 +87,9 @@ OTHERS: tuple[Others, ...] = (
         offload-num-in-group offload-params offload-prefetch-step optimization-level performance-mode
         prefix-cache-retention-interval prefix-match-unit quantization quantization-config
         replayssm-buffer-len return-sampling-mask scheduler-reserve-full-isl sleep-mode-offload-cudagraph
-        sleep-preserve-parameter-names sparse-indexer-topk-backend specialize-active-lora stream-interval
-        swa-bounded-replay tokens-only tool-server use-fp64-gumbel use-replayssm video-pruning-method
+        skip-tokenizer-init sleep-preserve-parameter-names sparse-indexer-topk-backend
+        specialize-active-lora stream-interval swa-bounded-replay tokens-only tool-server use-fp64-gumbel
+        video-pruning-method
         watermark watermark-config weight-transfer-config
         """,
     ),

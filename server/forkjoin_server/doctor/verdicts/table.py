@@ -11,9 +11,9 @@ _PARALLELISM: tuple[Rule, ...] = (
     Rule(("tensor-parallel-size",), _WORKS, "Re-prefill and stitched joins are exact on two ranks.",
          "tests/engine/test_matrix.py", _PARALLEL),
     Rule(("pipeline-parallel-size",), _LIMITED,
-         "Re-prefill joins are exact in two stages on CPUs, without async scheduling. With it, as GPUs have it, the "
-         "scheduler is tested without workers. Refused with stitched joins, with speculative decoding, and on a CPU with "
-         "`--enforce-eager`.",
+         "Re-prefill joins are exact in two stages on CPUs (`test_matrix`). With async scheduling, the default on GPUs, "
+         "only the scheduler is tested. Refused with stitched joins, speculative decoding or recurrent layers, and on a "
+         "CPU with `--enforce-eager`.",
          "tests/engine/test_pipeline.py", _PARALLEL, refusal="pipeline parallelism"),
     Rule(("data-parallel-size", "data-parallel-size-local", "api-server-count"), _LIMITED,
          "Two engines, or two API servers, start and answer. Many families over both at once are not tested, nor MoE models, whose engines run in step.",
@@ -25,8 +25,8 @@ _PARALLELISM: tuple[Rule, ...] = (
          "Refused above 1: a sequence's KV is spread over ranks.",
          "tests/unit/scheduler/vllm_seam/test_compat.py", _PARALLEL, refusal="context parallelism"),
     Rule(("dcp-comm-backend", "dcp-q-replicate", "dcp-kv-cache-interleave-size", "cp-kv-cache-interleave-size"),
-         _REFUSED, "Means nothing: context parallelism is refused.",
-         "tests/unit/scheduler/vllm_seam/test_compat.py", _PARALLEL, refusal="context parallelism"),
+         _LIMITED, "No effect: context parallelism is refused.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", _PARALLEL),
     Rule(("enable-dbo",), _LIMITED, "Refused with dialects that have path embeddings; else it never ran with forks.",
          "tests/unit/scheduler/vllm_seam/test_compat.py", _PARALLEL),
     Rule(("VLLM_USE_RUST_FRONTEND",), _REFUSED, "Refused at 1: the Rust front end has neither our checks nor threads.",
@@ -39,8 +39,10 @@ _MEMORY: tuple[Rule, ...] = (
     Rule(("enable-prefix-caching",), _REFUSED,
          "On by default. Refused when switched off: threads share their parent's blocks through it.",
          "tests/server/test_start.py", refusal="prefix caching"),
-    Rule(("block-size", "num-gpu-blocks-override", "kv-cache-memory-bytes", "gpu-memory-utilization"), _WORKS,
+    Rule(("block-size", "num-gpu-blocks-override"), _WORKS,
          "Any size; stitched joins need room for two of the longest contexts.", "tests/engine/test_random.py"),
+    Rule(("kv-cache-memory-bytes", "gpu-memory-utilization"), _LIMITED,
+         "Tested as arithmetic: they only decide how many blocks there are.", "tests/unit/server/doctor"),
     Rule(("kv-cache-dtype",), _LIMITED,
          "Stitched joins run with fp8, and refuse caches with scales of each token; re-prefill joins are not tested with "
          "quantised ones.",
@@ -51,6 +53,11 @@ _MEMORY: tuple[Rule, ...] = (
     Rule(("kv-transfer-config", "kv-offloading-backend", "kv-offloading-size"), _REFUSED,
          "A KV connector would not know of blocks that change hands at a join.",
          "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="a KV connector"),
+    Rule(("use-replayssm",), _REFUSED,
+         "Refused with recurrent layers: what it keeps beside the blocks is not copied at a fork.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="--use-replayssm"),
+    Rule(("mamba-cache-mode",), _LIMITED, "Only `align`, which vLLM chooses by itself with prefix caching.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py"),
 )  # fmt: skip
 
 _SCHEDULING: tuple[Rule, ...] = (
@@ -68,8 +75,9 @@ _SCHEDULING: tuple[Rule, ...] = (
          "tests/unit/server/test_cli.py"),
     Rule(("middleware", "additional-config"), _WORKS, "Yours run beside ours.", "tests/unit/server/test_cli.py"),
     Rule(("speculative-config", "spec-method", "spec-model", "spec-tokens"), _LIMITED,
-         "ngram, suffix, draft models, EAGLE and MTP are exact; other methods are refused. Stitched joins refuse drafters "
-         "with a KV cache of their own.",
+         "ngram, draft models, EAGLE and MTP are exact, suffix with a stand-in for its package; other methods are refused. "
+         "Stitched joins refuse drafters with a KV cache of their own. Refused with recurrent layers and with pipeline "
+         "parallelism.",
          "tests/engine/test_speculation.py", refusal="speculative decoding"),
 )  # fmt: skip
 
@@ -84,13 +92,13 @@ _MODEL: tuple[Rule, ...] = (
          "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="--enable-return-routed-experts"),
     Rule(("diffusion-config",), _REFUSED, "Diffusion models are refused: they write tokens in no order.",
          "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="diffusion"),
-    Rule(("skip-tokenizer-init", "enable-prompt-embeds"), _LIMITED,
-         "Fork/join reads the tokenizer; a request with prompt embeddings does not fork.",
-         "tests/unit/server/start/test_configuration.py"),
+    Rule(("enable-prompt-embeds",), _LIMITED, "A request with prompt embeddings does not fork.",
+         "tests/unit/server/request/test_bypass.py"),
     Rule(("tokenizer", "tokenizer-mode", "tokenizer-revision", "trust-remote-code"), _WORKS,
          "The dialect's tags are looked up in it at start.", "tests/unit/server/test_cli.py"),
-    Rule(("enable-lora", "max-loras", "max-lora-rank"), _WORKS, "Threads use the adapter of their request.",
+    Rule(("enable-lora", "max-lora-rank"), _WORKS, "Threads use the adapter of their request.",
          "tests/engine/test_variants.py"),
+    Rule(("max-loras",), _LIMITED, "Only one adapter at a time is tested.", "tests/engine/test_variants.py"),
     Rule(("logits-processors",), _WORKS, "Each thread has its own.", "tests/server/test_cancelling.py"),
     Rule(("limit-mm-per-prompt", "mm-processor-cache-gb", "skip-mm-profiling"), _LIMITED,
          "Threads share an image's KV; a small random model, no published one.", "tests/engine/test_images.py"),
