@@ -67,6 +67,8 @@ class States(StandIn):
     def execute(self, output: Any) -> Any:
         cached = output.scheduled_cached_reqs
         gone = (output.finished_req_ids, output.preempted_req_ids or (), cached.resumed_req_ids)
+        if not output.num_scheduled_tokens:
+            gone = ()  # vLLM's first runner forgets nothing in a step that computes nothing
         for request_id in (i for ids in gone for i in ids):
             self._columns.pop(request_id, None)
         return super().execute(output)

@@ -376,7 +376,7 @@ ATTRIBUTES = {
         "req_ids num_scheduled_tokens num_tokens_after_padding positions"
     ),
     "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids req_id_to_index vocab_size",
-    "vllm.v1.worker.gpu_input_batch:CachedRequestState": "req_id sampling_params prompt_token_ids generator",
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState": "req_id sampling_params num_prompt_tokens generator",
     "vllm.v1.worker.gpu.sample.penalties:PenaltiesState": "prompt_bin_mask _new_penalties_reqs",
     "vllm.v1.worker.utils:AttentionGroup": "backend layer_names kv_cache_spec",
     "vllm.utils.argparse_utils:FlexibleArgumentParser": "_option_string_actions",

@@ -55,7 +55,7 @@ REFUSED: tuple[Check, ...] = (
      lambda c: not drafts_as_tested(c)),
     ("prefix caching switched off, as vLLM does for models without attention: threads share blocks by it",
      lambda c: not c.cache_config.enable_prefix_caching),
-    ("speculative decoding with Mamba or linear attention layers: their state may be behind a refused draft",
+    ("speculative decoding with Mamba or linear attention layers: their state may include a refused draft",
      lambda c: c.speculative_config is not None and _is_recurrent(c)),
     ("pipeline parallelism or a KV connector with Mamba or linear attention layers: not tested with forks",
      lambda c: (c.parallel_config.pipeline_parallel_size > 1 or c.kv_transfer_config is not None)

@@ -227,6 +227,9 @@ class ForkJoinScheduler(AsyncScheduler):
         fence.fenced("admit", None, self._gate.take_in_started)
         if not core.live:
             return
+        if not output.total_num_scheduled_tokens and kv.is_recurrent(core.kv_cache_manager):
+            # The first runner forgets where a parked state was only in a step that computes something.
+            self.reset_preempted_req_ids |= output.preempted_req_ids or set()
         if self._tails.copied_from:
             fence.each("fork", drained(self._tails.copied_from), self._tails.drop)
         placing = self._placing

@@ -32,8 +32,8 @@ def cli_env_setup() -> None:
 def num_hashed_blocks(scheduler: Any, num_tokens: int) -> int:
     """Blocks whose hashes the first ``num_tokens`` tokens of a context decide.
 
-    Beside an EAGLE drafter a hash covers the first tokens after its block, too, since 0.33. One that covers
-    others than those that follow is found by nobody.
+    Beside an EAGLE drafter a hash covers the first tokens after its block, too, since 0.33. A hash
+    over other tokens than those that follow is never found.
     """
     num_after: int = getattr(scheduler, "num_hash_lookahead_tokens", 0)
     return int(max(num_tokens - num_after, 0) // scheduler.hash_block_size)

@@ -144,7 +144,7 @@ def keep(manager: KVCacheManager, request: Request, num_tokens: int) -> int:
     """Of a waiting ``request`` let at most ``num_tokens`` tokens count as computed; returns how many do.
 
     One that keeps none gives up its blocks: vLLM takes it for one that has not started. So does one whose
-    recurrent state is behind them.
+    recurrent state has seen later tokens.
     """
     kept = min(request.num_computed_tokens, num_tokens)
     if kept < request.num_computed_tokens and is_recurrent(manager):

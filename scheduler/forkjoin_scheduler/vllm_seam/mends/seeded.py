@@ -58,10 +58,12 @@ def seed_again_what_goes_on() -> None:
 
     def updated(self: Any, req_id: str, new: Any) -> Any:
         before = self.requests[req_id]
-        seed, prompt = _seed(before.sampling_params), before.prompt_token_ids
+        # Of a stock session's prompt only its length is left to compare: the list grows in place.
+        seed, num_tokens = _seed(before.sampling_params), before.num_prompt_tokens
         state = update(self, req_id, new)  # what the runner keeps of the request
         now = _seed(state.sampling_params)
-        if state.generator is not None and (now != seed or state.prompt_token_ids == prompt):
+        is_drawn_again = now != seed or state.num_prompt_tokens == num_tokens
+        if state.generator is not None and now is not None and is_drawn_again:
             state.generator = torch.Generator(device=self.device)
             state.generator.manual_seed(now)
         return state
