@@ -38,5 +38,5 @@ def test_without_prefix_caching_the_engine_does_not_start_and_says_why():
     from forkjoin_scheduler.errors import UnsupportedEngine
     from tests.engine.harness import Engine
 
-    with pytest.raises(UnsupportedEngine, match="prefix caching switched off: threads share"):
+    with pytest.raises(UnsupportedEngine, match="prefix caching switched off"):
         Engine(enable_prefix_caching=False)

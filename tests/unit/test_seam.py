@@ -399,7 +399,7 @@ CALLED = {
         "_handle_blocked_waiting_request _free_request _holds_kv_blocks get_num_unfinished_requests "
         "_update_after_schedule update_draft_token_ids"
     ),
-    MANAGER: "get_blocks create_kv_cache_blocks free get_computed_blocks estimate_cached_tokens",
+    MANAGER: "get_blocks cache_blocks create_kv_cache_blocks free get_computed_blocks estimate_cached_tokens",
     COORDINATOR: "cache_blocks",
     SINGLE: "pop_blocks_for_free get_num_skipped_tokens",
     "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",
