@@ -163,7 +163,8 @@ class Block:
         if self.widest is not None:
             many = self.root(*range(1, self.widest + 2))
             yield "too_many_threads", self.refused(many, "too_many_threads", too_many)
-            yield "too_many_threads", self._closed(many, "too_many_threads")
+            if self.closes_refused:
+                yield "too_many_threads", self._closed(many, "too_many_threads")
         yield "thread_eos", self.unclosed_thread("eos", "stop", {1: "aa", 2: b, 3: ""}, 99)
         long = {1: "a" * 30 + self.end, 2: b}
         for texts in (long, {1: b, 2: "a" * 30 + self.end}):
