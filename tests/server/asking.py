@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from training.prompts import make_worksheet
-from training.task import Worksheet
+from training.task import Worksheet, make_worksheet
 
 
 def worksheet(num_threads: int) -> Worksheet:

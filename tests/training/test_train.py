@@ -12,7 +12,7 @@ from training.data import Sampler
 from training.decode import Decoder
 from training.export import export
 from training.model import Llama, ModelConfig
-from training.train import Recipe, Trainer, batch_loss, learning_rate, save, start_from
+from training.train import Recipe, Trainer, batch_loss, learning_rate, save
 
 RECIPE = Recipe(steps=3, tokens_per_batch=600, warmup_steps=1)
 TINY = ModelConfig(
@@ -107,12 +107,3 @@ def test_decoding_ends_behind_a_stop_token(model):
     [free] = Decoder(model).generate([[1, 2, 3]], frozenset(), max_tokens=6)
     [stopped] = Decoder(model).generate([[1, 2, 3]], frozenset({free[2]}), max_tokens=6)
     assert stopped == free[: free.index(free[2]) + 1]
-
-
-def test_a_run_begins_with_the_weights_that_it_starts_from_and_refuses_those_of_another_size(model, tmp_path):
-    export(model, tmp_path, torch.float32)
-    trainer = Trainer(RECIPE, TINY)
-    start_from(trainer, tmp_path)
-    assert all(torch.equal(w, model.state_dict()[n]) for n, w in trainer.model.state_dict().items())
-    with pytest.raises(RuntimeError, match=r"layers\.1"):
-        start_from(Trainer(RECIPE, replace(TINY, num_hidden_layers=1)), tmp_path)
