@@ -34,7 +34,7 @@ def _has_stages(config: Any) -> bool:
     return bool(config.parallel_config.pipeline_parallel_size > 1)
 
 
-def _is_recurrent(config: Any) -> bool:
+def is_recurrent(config: Any) -> bool:
     """Whether layers of a model keep one state of the whole sequence."""
     return bool(config.model_config.is_hybrid or config.model_config.is_attention_free)
 
@@ -56,12 +56,12 @@ REFUSED: tuple[Check, ...] = (
     ("prefix caching switched off, as vLLM does for models without attention: threads share blocks by it",
      lambda c: not c.cache_config.enable_prefix_caching),
     ("speculative decoding with Mamba or linear attention layers: their state may include a refused draft",
-     lambda c: c.speculative_config is not None and _is_recurrent(c)),
+     lambda c: c.speculative_config is not None and is_recurrent(c)),
     ("pipeline parallelism or a KV connector with Mamba or linear attention layers: not tested with forks",
-     lambda c: (c.parallel_config.pipeline_parallel_size > 1 or c.kv_transfer_config is not None)
-     and _is_recurrent(c)),
+     lambda c: (_has_stages(c) or c.kv_transfer_config is not None)
+     and is_recurrent(c)),
     ("--use-replayssm: what it keeps beside the blocks is not copied at a fork",
-     lambda c: _is_recurrent(c) and c.cache_config.use_replayssm),
+     lambda c: is_recurrent(c) and c.cache_config.use_replayssm),
     ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),
     ("a diffusion model: it writes its tokens in no order", lambda c: c.model_config.is_diffusion),
     ("--enable-return-routed-experts: those of threads would be missing from what the request returns",

@@ -57,6 +57,7 @@ def examine(given: Given) -> Iterator[Check]:
 
 def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None = None) -> Iterator[Check]:
     from forkjoin_scheduler.vllm_seam.cache import estimate
+    from forkjoin_scheduler.vllm_seam.compat import is_recurrent
 
     wanted = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
     yield models.model(vllm_config, weight_bytes)
@@ -67,7 +68,7 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None 
     if wanted is not None and is_taken.status is Status.OK:
         yield beside.drafts(vllm_config)
         yield beside.answers(vllm_config, wanted)
-    if vllm_config.model_config.is_attention_free or vllm_config.model_config.is_hybrid:
+    if is_recurrent(vllm_config):
         yield warn("kv_budget", "can't be worked out for a model with recurrent layers", "start it to see")
         reason = estimate.stitching_refusal(vllm_config, here)
         if wanted is not None and wanted.join.moves_kv and reason is not None:

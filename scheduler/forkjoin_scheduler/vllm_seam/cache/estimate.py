@@ -22,6 +22,7 @@ from forkjoin_scheduler.vllm_seam.cache.layouts import (
     refusal,
 )
 from forkjoin_scheduler.vllm_seam.cache.machine import Machine
+from forkjoin_scheduler.vllm_seam.compat import is_recurrent
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_with_kv
 
 
@@ -82,7 +83,7 @@ def _spec(vllm_config: VllmConfig) -> Any:
 def stitching_refusal(vllm_config: VllmConfig, machine: Machine) -> str | None:
     """Why stitched joins can't run on an engine with this config, as far as can be seen before it starts."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    if model.is_hybrid or model.is_attention_free:
+    if is_recurrent(vllm_config):
         return refusal(CacheFacts(layouts=(), specs=("MambaSpec",)))
     cache_dtype = vllm_config.cache_config.cache_dtype
     spec = _spec(vllm_config)

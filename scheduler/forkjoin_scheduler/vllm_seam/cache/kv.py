@@ -166,9 +166,7 @@ def drop_tail(manager: KVCacheManager, request: Request, *, needed: int) -> int:
     num_whole = request.num_computed_tokens // single.block_size
     if num_whole * single.block_size < needed:
         return request.num_computed_tokens
-    blocks = single.req_to_blocks[request.request_id]
-    manager.block_pool.free_blocks(reversed(blocks[num_whole:]))
-    del blocks[num_whole:]
+    _give_back_after(manager, single.req_to_blocks[request.request_id], num_whole)
     return keep(manager, request, num_whole * single.block_size)
 
 
@@ -184,12 +182,16 @@ def keep_whole_blocks(manager: KVCacheManager, request: Request, num_tokens: int
         num_whole = min(request.num_computed_tokens, num_tokens) // single.block_size
         if is_there(manager, request.request_id, num_whole * single.block_size):
             num_kept = num_whole * single.block_size
-            blocks = single.req_to_blocks[request.request_id]
-            manager.block_pool.free_blocks(reversed(blocks[num_whole:]))
-            del blocks[num_whole:]
+            _give_back_after(manager, single.req_to_blocks[request.request_id], num_whole)
             num_cached = single.num_cached_block.get(request.request_id, 0)
             single.num_cached_block[request.request_id] = min(num_cached, num_whole)
     return keep(manager, request, num_kept)
+
+
+def _give_back_after(manager: KVCacheManager, blocks: list[KVCacheBlock], num_kept: int) -> None:
+    """Return all but the first ``num_kept`` of a request's ``blocks`` to the pool, the last one first."""
+    manager.block_pool.free_blocks(reversed(blocks[num_kept:]))
+    del blocks[num_kept:]
 
 
 def stitch(manager: KVCacheManager, start: KVSpan, others: Sequence[KVSpan]) -> Stitched:
