@@ -92,6 +92,7 @@ class ForkJoinScheduler(AsyncScheduler):
         #: Whether a request runs again only when its sample is there: pipeline stages without async
         #: scheduling hear of samples from here. vLLM's scheduler for async would send them a placeholder.
         self._samples_come_back = self.use_pp and not self.scheduler_config.async_scheduling
+        self._is_recurrent = kv.is_recurrent(self.kv_cache_manager)
         self._core = core = Core(self, settings)
         self._fence = fence = Fence(core)
         self._placing = placing = Placing(core, fence)
@@ -227,7 +228,7 @@ class ForkJoinScheduler(AsyncScheduler):
         fence.fenced("admit", None, self._gate.take_in_started)
         if not core.live:
             return
-        if not output.total_num_scheduled_tokens and kv.is_recurrent(core.kv_cache_manager):
+        if not output.total_num_scheduled_tokens and self._is_recurrent:
             # The first runner forgets where a parked state was only in a step that computes something.
             self.reset_preempted_req_ids |= output.preempted_req_ids or set()
         if self._tails.copied_from:
