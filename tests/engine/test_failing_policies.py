@@ -38,6 +38,26 @@ class ChoosingNothing:
         return None
 
 
+class AdmissionForgetsToReturn(Admission):
+    def admits(self, new, running, room):
+        return None
+
+
+class ChoosingFamilies:
+    def choose(self, facts):
+        return {thread.family for thread in facts.threads}
+
+
+class ChoosingMoreThreads:
+    def choose(self, facts):
+        return {thread.key for thread in facts.threads} | {f"{facts.threads[0].family}#99"}
+
+
+class ChoosingAnother:
+    def choose(self, facts):
+        return "another"
+
+
 class PruningFails(Pruning):
     ask_every = 0
 
@@ -60,11 +80,33 @@ class PruningSometimes(Pruning):
     ask_every = "sometimes"
 
 
+class PruningByNegativeTokens(Pruning):
+    num_logprobs = -1
+
+
+class PruningNobody(Pruning):
+    ask_every = 0
+
+    def stop(self, facts):
+        return {0, 17}
+
+
 FAILING = [
     *(("admission_policy", cls) for cls in (AdmissionFails, AdmissionExits)),
     *(("thread_policy", cls) for cls in (ChoosingFails, ChoosingExits, ChoosingNothing)),
-    *(("eviction_policy", cls) for cls in (ChoosingFails, ChoosingExits, ChoosingNothing)),
-    *(("prune_policy", cls) for cls in (PruningFails, PruningExits, PruningByHalfTokens, PruningSometimes)),
+    *(("eviction_policy", cls) for cls in (ChoosingFails, ChoosingExits)),
+    *(("prune_policy", cls) for cls in (PruningFails, PruningExits, PruningSometimes)),
+]
+#: Of the right kind, but nothing that can be used: what is expected, and what it is.
+ANSWERING_WRONGLY = [
+    ("admission_policy", AdmissionForgetsToReturn, "expected True or False, got None"),
+    ("thread_policy", ChoosingFamilies, "expected keys of the threads it was asked of, got '"),
+    ("thread_policy", ChoosingMoreThreads, "expected keys of the threads it was asked of, got '"),
+    ("eviction_policy", ChoosingAnother, "expected the key of a family that holds blocks, got 'another'"),
+    ("eviction_policy", ChoosingNothing, "expected the key of a family that holds blocks, got None"),
+    ("prune_policy", PruningByHalfTokens, "window: expected a whole number from 1 on, got 0.5"),
+    ("prune_policy", PruningByNegativeTokens, "num_logprobs: expected a whole number from 0 on, got -1"),
+    ("prune_policy", PruningNobody, "expected sibling indices of threads that run, got 17 in a vote of 3"),
 ]
 
 
@@ -80,14 +122,24 @@ def logged(monkeypatch):
 
 
 def test_each_kind_of_policy_fails_here():
-    assert {setting for setting, _ in FAILING} == OWN_POLICIES.keys()
+    for cases in (FAILING, ANSWERING_WRONGLY):
+        assert {case[0] for case in cases} == OWN_POLICIES.keys()
 
 
 @pytest.mark.parametrize(("setting", "failing"), FAILING)
 def test_no_request_fails_and_the_policy_is_named(setting, failing, logged):
+    path = f"{__name__}.{failing.__name__}"
+    _fails_no_request(setting, path, logged, " raised ")
+
+
+@pytest.mark.parametrize(("setting", "wrong", "said"), ANSWERING_WRONGLY)
+def test_what_a_policy_answers_wrongly_is_said_with_what_was_expected(setting, wrong, said, logged):
+    _fails_no_request(setting, f"{__name__}.{wrong.__name__}", logged, f": {said}")
+
+
+def _fails_no_request(setting, path, logged, then):
     from tests.engine.by_hand import ByHand
 
-    path = f"{__name__}.{failing.__name__}"
     hand = ByHand(load("explicit"), EMBEDDED_MODEL, filler="y", policies={setting: path})
     hand.allowed_errors.add(setting)
     for name in "ab":
@@ -102,4 +154,4 @@ def test_no_request_fails_and_the_policy_is_named(setting, failing, logged):
     assert [e["where"] for e in hand.events("internal_error")] == [setting] * num_failed
     flag = f"--{setting.replace('_', '-')}"
     assert len(logged) == num_failed
-    assert all(text.startswith(f"your policy {path} ({flag}) raised ") for text in logged)
+    assert all(text.startswith(f"your policy {path} ({flag}){then}") for text in logged)

@@ -6,9 +6,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from forkjoin_scheduler.excerpt import excerpt
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.families.vote import Vote
+from forkjoin_scheduler.policy.own import WrongAnswer
 from forkjoin_scheduler.policy.pruning import Pruning, ThreadFacts, VoteFacts
+
+#: What a policy counts in, and the least that each may be.
+_LEAST = {"num_logprobs": 0, "window": 1, "probe_every": 0}
 
 
 class Confidence:
@@ -46,13 +51,14 @@ class Confidence:
 class Pruner:
     """The policy of one vote, and what its threads have been like so far.
 
-    Raises TypeError where the policy, which may be anybody's, counts in other than whole numbers.
+    Raises WrongAnswer where the policy, which may be anybody's, counts in other than whole numbers.
     """
 
     def __init__(self, policy: Pruning, vote: Vote) -> None:
-        for name in ("num_logprobs", "window", "probe_every"):
-            if not isinstance(num := getattr(policy, name), int):
-                raise TypeError(f"{name}: expected a whole number, got {num!r}")
+        for name, least in _LEAST.items():
+            num = getattr(policy, name)
+            if not isinstance(num, int) or num < least:
+                raise WrongAnswer(f"{name}: expected a whole number from {least} on, got {excerpt(num)}")
         self.policy = policy
         self._vote = vote
         self._confidence: dict[Branch, Confidence] = {}
@@ -91,6 +97,7 @@ class Pruner:
         """The positions of those of the ``running`` ones of a vote's ``threads`` that its policy stops.
 
         Where nobody has voted and none is left to start, the one of them that has written most is spared.
+        Raises WrongAnswer where the policy names what is no thread of the vote.
         """
         tally = self._vote.tally(threads)
         facts = VoteFacts(
@@ -100,8 +107,13 @@ class Pruner:
             len(threads),
             free,
         )
-        positions = {t.sibling_index for t in running}
-        stopped = self.policy.stop(facts) & positions
+        stopped = self.policy.stop(facts)
+        if unknown := stopped - {t.sibling_index for t in threads}:
+            raise WrongAnswer(
+                f"expected sibling indices of threads that run, got {excerpt(unknown.pop())} in a vote of "
+                f"{len(threads)}"
+            )
+        stopped = stopped & {t.sibling_index for t in running}
         if stopped == tally.open and tally.leader is None:
             stopped.discard(max(facts.running, key=lambda t: (t.written, -t.sibling_index)).sibling_index)
         return stopped

@@ -6,6 +6,13 @@ import pkgutil
 from typing import Any
 
 
+class WrongAnswer(ValueError):
+    """A policy answered with what names nothing that it was asked about.
+
+    The message says what was expected, and what the answer was.
+    """
+
+
 def own_policy(path: str, kind: type) -> Any:
     """A new policy of the class at ``path``; ``kind``: the protocol of this package, or class, that it is of.
 

@@ -28,6 +28,7 @@ from vllm.v1.request import RequestStatus
 
 from forkjoin_scheduler.errors import EnginePlace, NoGrammar, OwnPolicy, TornState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.policy.own import WrongAnswer
 from forkjoin_scheduler.publish.events import Event, FamilyEnded, InternalError, ThreadEnded
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.kv_job import KVJob
@@ -154,6 +155,7 @@ class Fence:
     def blame(self, setting: OwnPolicy, where: EnginePlace, error: BaseException) -> None:
         """Note that the policy asked at ``where`` raised: the user's own, where ``setting`` names one.
 
+        ``error`` is a WrongAnswer where it answered, but with nothing that can be used.
         No request fails of that. The log names the policy, and it is counted as no error of ours.
         """
         path = getattr(self._core.settings, setting)
@@ -163,6 +165,9 @@ class Fence:
         self._count_nobodys(setting)
         flag = f"--{setting.replace('_', '-')}"
         then = _AND_THEN.get(setting, "the built-in policy takes its place")
+        if isinstance(error, WrongAnswer):
+            logger.error("your policy %s (%s): %s: %s", path, flag, error, then)
+            return
         kind = type(error).__name__
         logger.error("your policy %s (%s) raised %s: %s", path, flag, kind, then, exc_info=error)
 

@@ -14,6 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.policy.admission import Admission, AdmissionPolicy, Need, Room
+from forkjoin_scheduler.policy.own import WrongAnswer
 from forkjoin_scheduler.policy.step_admission import StepAdmission
 from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam.cache import kv
@@ -127,7 +128,10 @@ class AdmissionGate:
         running = [self.come_to(admitted) for admitted in beside]
         if self._own is not None:
             with self._asked_no_more_if_it_raises():
-                return bool(self._own.admits(need, running, room))  # which may raise too
+                admits: object = self._own.admits(need, running, room)
+                if admits is None:
+                    raise WrongAnswer("expected True or False, got None: does each path of it return?")
+                return bool(admits)  # which may raise too
         return self.admission.admits(need, running, room)
 
     @contextmanager

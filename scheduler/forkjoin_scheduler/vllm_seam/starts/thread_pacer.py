@@ -8,8 +8,10 @@ from collections import deque
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.excerpt import excerpt
 from forkjoin_scheduler.policy.admission import Expectation
 from forkjoin_scheduler.policy.deadlines import Deadlines
+from forkjoin_scheduler.policy.own import WrongAnswer
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
 from forkjoin_scheduler.policy.threads import (
     Capped,
@@ -22,7 +24,7 @@ from forkjoin_scheduler.policy.threads import (
 )
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
-from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.fence import Fence, root_id
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters, could_run
 
@@ -94,13 +96,28 @@ class ThreadPacer:
                 self._waits.hold_back(self._core.requests[thread.key])
 
     def _ask(self, facts: StepFacts) -> set[str]:
-        """The threads that the policy chooses. One that raises is asked no more: all run."""
+        """The threads that the policy chooses. One that raises, or names none, is asked no more: all run."""
         try:
-            return set(self.policy.choose(facts))
+            return self._checked(set(self.policy.choose(facts)), facts)
         except (Exception, SystemExit) as error:  # the policy may be anybody's
             self._fence.blame("thread_policy", "pace", error)
             self.policy = Eager()
         return self.policy.choose(facts)
+
+    def _checked(self, chosen: set[str], facts: StepFacts) -> set[str]:
+        """``chosen``, if all that it names are threads. Raises WrongAnswer if not."""
+        for key in chosen.difference(thread.key for thread in facts.threads):
+            if not self._may_have_been_asked_of(key):
+                raise WrongAnswer(f"expected keys of the threads it was asked of, got {excerpt(key)}")
+        return chosen
+
+    def _may_have_been_asked_of(self, key: object) -> bool:
+        """Whether ``key`` is a thread's, if perhaps of one that has ended: a policy may still name that."""
+        root = root_id(key)
+        if not isinstance(key, str) or root is None or root == key:
+            return False
+        live = self._core.live.get(root)
+        return live is None or any(thread.request_id == key for thread in live.family.threads)
 
     def _caps(self) -> dict[str, int]:
         """How many threads each request lets run at a time, by family, where it has more than it lets."""

@@ -16,6 +16,7 @@ from forkjoin_scheduler.families.fork import ThreadPlan
 from forkjoin_scheduler.families.pruner import Confidence, Pruner
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.vote import Vote
+from forkjoin_scheduler.policy.own import WrongAnswer
 from forkjoin_scheduler.policy.pruning import (
     POLICIES,
     Agreement,
@@ -229,13 +230,39 @@ def test_a_policy_hears_what_threads_wrote_and_would_vote_for(byte_tokenizer, th
 
 def test_a_policy_stops_what_runs_and_never_the_last_thread_before_one_has_voted(byte_tokenizer, threads):
     vote = Vote(r"=\d", byte_tokenizer([]), 3)
-    pruner = Pruner(Recorded(0, 1, 2, 7), vote)
+    pruner = Pruner(Recorded(0, 1, 2), vote)
     _write(threads[1], pruner, "ab")
     assert pruner.to_stop(threads, set(threads), lambda _: True, 1.0) == {0, 2}
     assert pruner.to_stop(threads, {threads[0], threads[1]}, lambda _: True, 1.0) == {0, 1}, "one is to start"
     _write(threads[2], pruner, "=1")
     _end(threads[2], vote)
     assert pruner.to_stop(threads, {threads[0], threads[1]}, lambda _: True, 1.0) == {0, 1}
+
+
+@pytest.mark.parametrize(("index", "got"), [(3, "got 3 in a vote of 3"), (-1, "got -1 in a vote of 3")])
+def test_a_policy_that_stops_no_thread_of_the_vote_is_told_so(byte_tokenizer, threads, index, got):
+    pruner = Pruner(Recorded(0, index), Vote("a", byte_tokenizer([]), 3))
+    with pytest.raises(WrongAnswer, match=f"^expected sibling indices of threads that run, {got}$"):
+        pruner.to_stop(threads, set(threads), lambda _: True, 1.0)
+
+
+def test_a_policy_may_name_threads_that_have_ended(byte_tokenizer, threads):
+    vote = Vote("a", byte_tokenizer([]), 3)
+    policy = Recorded(0, 1)
+    pruner = Pruner(policy, vote)
+    _end(threads[0], vote)
+    assert pruner.to_stop(threads, set(threads[1:]), lambda _: True, 1.0) == {1}
+    assert policy._stops == {0, 1}, "what a policy returned is its own"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"), [("num_logprobs", -1, 0), ("window", 0, 1), ("probe_every", -32, 0)]
+)
+def test_a_policy_that_counts_in_negative_numbers_is_told_so(byte_tokenizer, name, value, least):
+    policy = Recorded()
+    setattr(policy, name, value)
+    with pytest.raises(WrongAnswer, match=f"^{name}: expected a whole number from {least} on, got {value}$"):
+        Pruner(policy, Vote("a", byte_tokenizer([]), 3))
 
 
 @pytest.mark.parametrize(
