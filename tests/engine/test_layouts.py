@@ -28,16 +28,15 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
+from forkjoin_scheduler.tensors.slots import COPIERS, slot_copier
 from forkjoin_scheduler.vllm_seam.cache import layouts
 from forkjoin_scheduler.vllm_seam.cache.layouts import (
-    COPIERS,
     REFUSALS,
     CacheFacts,
     copy_slots,
     facts_of,
     layout_of,
     refusal,
-    slot_copier,
 )
 from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import (
     NOTHING,

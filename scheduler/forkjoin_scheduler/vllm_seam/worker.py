@@ -23,7 +23,8 @@ Why this order holds:
   Attention's mask counts by slots (``seq_lens``), so only the rotation sees the offset.
 
 Never met a GPU: whether FULL CUDA graphs, captured with our buffers, replay with offsets; and that
-nothing above waits for the device. Both runners, without graphs, are run on CPUs.
+nothing above waits for the device. Both runners, without graphs, are run on CPUs. ``forkjoin verify`` runs
+them on a GPU.
 """
 
 from __future__ import annotations
@@ -37,17 +38,11 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from forkjoin_scheduler.errors import UnsupportedEngine
-from forkjoin_scheduler.vllm_seam.cache.layouts import (
-    Copier,
-    copy_slots,
-    facts_of,
-    layout_of,
-    refusal,
-    slot_copier,
-)
+from forkjoin_scheduler.tensors.slots import Copier, slot_copier
+from forkjoin_scheduler.tensors.tokens import Int64s, add_offsets
+from forkjoin_scheduler.vllm_seam.cache.layouts import copy_slots, facts_of, layout_of, refusal
 from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import (
     NOTHING,
-    Int64s,
     WorkerStepMetadata,
     metadata_of,
 )
@@ -196,15 +191,10 @@ def _offset(
     num_tokens: npt.NDArray[Any],
     max_model_len: int,
 ) -> None:
-    """Add, in place, to the positions of a batch what ``orders`` say of its requests.
-
-    Drafts of tokens that would find no room come to the last position: rotations are known up to there.
-    """
+    """Add, in place, to the positions of a batch what ``metadata`` say of its requests."""
     offsets = metadata.token_offsets(request_ids, num_tokens)
     if offsets is not None:
-        moved = positions[..., : len(offsets)]  # all of a token's, where it has several: then it is text
-        moved += async_tensor_h2d(offsets, device=positions.device)
-        moved.clamp_(max=max_model_len - 1)
+        add_offsets(positions, async_tensor_h2d(offsets, device=positions.device), max_model_len)
 
 
 class ForkJoinWorker(PlatformWorker):

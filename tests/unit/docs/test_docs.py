@@ -170,7 +170,7 @@ def test_the_requests_in_the_guide_are_taken():
 
 
 def test_the_numbers_and_layouts_in_the_guide_are_the_codes():
-    from forkjoin_scheduler.vllm_seam.cache.layouts import COPIERS
+    from forkjoin_scheduler.tensors.slots import COPIERS
 
     assert f"in the last {WINDOW_TOKENS} tokens" in GUIDE
     assert f"given up after {MATCH_TIMEOUT_S} s" in GUIDE

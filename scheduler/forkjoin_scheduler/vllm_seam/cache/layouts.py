@@ -1,19 +1,10 @@
-"""Where the KV of one token lies in each layout that this package knows, and how to move it.
+"""Whether an engine's KV cache can be stitched: facts of its layers, and what is refused.
 
-A layer's cache is a view [kernel blocks, KV heads, tokens of a block, content]. What a backend keeps
-in a block is its own affair, so a layout is known by the backend's name (on CPUs: and the kernels'),
-and what is not named here is refused at start: a wrong guess would not crash, it would answer wrongly.
+``tensors/slots.py`` knows how a token's KV is moved in each layout. What it lacks is refused at start.
 
-A token keeps its position where its slot changes, so no key is rotated again: a copy of its bytes is
-exact, also in fp8, whose scales are the layer's.
-
-Invariants (pinned by tests/engine/test_layouts.py):
-
-- A copy moves K and V of exactly the ordered slots, in every layer once, whatever the strides.
-- Kernel blocks cut a scheduler's block into equal pieces that follow each other, so that a slot,
-  counted through all blocks, has the same number in both (``facts_of`` finds the layouts where not).
-
-The GPU layouts are tested on views made by vLLM's own code, in CPU memory. They have never met a GPU.
+Invariant (pinned by tests/engine/test_layouts.py): kernel blocks cut a scheduler's block into equal pieces
+that follow each other, so that a slot, counted through all blocks, has the same number in both (``facts_of``
+finds the layouts where not).
 """
 
 from __future__ import annotations
@@ -28,60 +19,10 @@ from vllm._custom_ops import cpu_has_amx_fp8
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.kv_cache_interface import KVQuantMode, is_quantized_kv_cache
 
-from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import Int64s
+from forkjoin_scheduler.tensors import slots
+from forkjoin_scheduler.tensors.slots import COPIERS, Copier, Layout, slot_copier
+from forkjoin_scheduler.tensors.tokens import Int64s
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_with_kv
-
-#: (cache view of a layer, source slots, destination slots on its device): moves them in place.
-Copier = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-
-#: (backend name, kernels' name on CPUs)
-Layout = tuple[str, str | None]
-
-
-def _copy_rows(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
-    """A token's K and V side by side, for each head: cache[block, head, offset] = K | V."""
-    size = cache.shape[2]
-    cache[destination // size, :, destination % size] = cache[source // size, :, source % size]
-
-
-def _copy_columns(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
-    """Each head's K of a block as [head size, block size], after it V as [block size, head size]."""
-    _, _, size, content = cache.shape
-    halves = cache.view(*cache.shape[:2], 2, size * content // 2)
-    keys = halves[:, :, 0].unflatten(-1, (content // 2, size))
-    values = halves[:, :, 1].unflatten(-1, (size, content // 2))
-    from_block, from_offset = source // size, source % size
-    to_block, to_offset = destination // size, destination % size
-    keys[to_block, :, :, to_offset] = keys[from_block, :, :, from_offset]
-    values[to_block, :, to_offset] = values[from_block, :, from_offset]
-
-
-def _copy_tiles(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
-    """What AMX multiplies by: tiles whose rows are 16 pairs, each head's K of a block before its V.
-
-    K as [tokens / 16, head size / 2, 16 tokens, 2 of the head], V as [head size / 16, tokens / 2, 16 of
-    the head, 2 tokens]. A pair is 4 bytes: two of bf16, which is all that vLLM takes AMX for.
-    """
-    _, _, size, content = cache.shape
-    halves = cache.view(*cache.shape[:2], 2, size * content // 2)
-    keys = halves[:, :, 0].unflatten(-1, (size // 16, content // 4, 16, 2))
-    values = halves[:, :, 1].unflatten(-1, (content // 32, size // 2, 16, 2))
-    from_block, at = source // size, source % size
-    to_block, to = destination // size, destination % size
-    keys[to_block, :, to // 16, :, to % 16] = keys[from_block, :, at // 16, :, at % 16]
-    values[to_block, :, :, to // 2, :, to % 2] = values[from_block, :, :, at // 2, :, at % 2]
-
-
-#: vec and vec16 write alike. The kernels of other machines (neon, rvv, vsx, vxe) are not in this
-#: machine's build, so what they write could not be looked at.
-COPIERS: dict[Layout, Copier] = {
-    ("CPU_ATTN", "amx"): _copy_tiles,
-    ("CPU_ATTN", "vec"): _copy_columns,
-    ("CPU_ATTN", "vec16"): _copy_columns,
-    ("FLASH_ATTN", None): _copy_rows,
-    ("FLASHINFER", None): _copy_rows,
-    ("TRITON_ATTN", None): _copy_rows,
-}
 
 #: What scales belong to: the layer, so that a token's bytes mean the same in each slot.
 COPIED_MODES = {KVQuantMode.NONE, KVQuantMode.FP8_PER_TENSOR}
@@ -91,29 +32,9 @@ def _names(layouts: Iterable[Layout]) -> str:
     return ", ".join(name if isa is None else f"{name} ({isa})" for name, isa in layouts)
 
 
-def slot_copier(backend_name: str, isa: str | None) -> Copier | None:
-    """What moves slots in a layer's cache, or None if the layout is not known."""
-    return COPIERS.get((backend_name, isa))
-
-
 def copy_slots(caches: Iterable[tuple[Copier, torch.Tensor]], slot_copies: Int64s) -> None:
-    """Obey ``slot_copies`` ([n, 2]) in the caches of all layers; those that share one move it once.
-
-    Queued on the current stream, without waiting for it.
-    """
-    if not len(slot_copies):
-        return
-    # Unpickled arrays may be read-only, which torch does not take: .copy().
-    host = slot_copies.T.copy()
-    slots: torch.Tensor | None = None
-    moved: set[int] = set()
-    for copier, cache in caches:
-        if cache.data_ptr() in moved:
-            continue
-        moved.add(cache.data_ptr())
-        if slots is None:
-            slots = async_tensor_h2d(host, device=cache.device)
-        copier(cache, slots[0], slots[1])
+    """``slots.copy_slots``, with vLLM's way to the device."""
+    slots.copy_slots(caches, slot_copies, async_tensor_h2d)
 
 
 # ---- what can't be stitched ----------------------------------------------------------------

@@ -14,8 +14,9 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.families.stitch import Offsets, offset_runs, path_parts, start_offsets
+from forkjoin_scheduler.tensors.tokens import Int64s, Runs
 from forkjoin_scheduler.vllm_seam.cache import kv
-from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import Int64s, Runs, WorkerStepMetadata, attach
+from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import WorkerStepMetadata, attach
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 

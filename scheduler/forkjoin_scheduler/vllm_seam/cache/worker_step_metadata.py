@@ -15,11 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from vllm.v1.core.sched.output import SchedulerOutput
 
-ATTRIBUTE = "forkjoin"
+from forkjoin_scheduler.tensors.tokens import Int64s, Runs, of_tokens
 
-Int64s = npt.NDArray[np.int64]
-#: Of how many consecutive tokens something is true, and what: an offset, a path.
-Runs = list[tuple[int, int]]
+ATTRIBUTE = "forkjoin"
 
 
 def _no_copies() -> Int64s:
@@ -49,24 +47,11 @@ class WorkerStepMetadata:
             num_tokens: how many tokens of each are computed in this step.
 
         """
-        return _of_tokens(self.position_offsets, request_ids, num_tokens)
+        return of_tokens(self.position_offsets, request_ids, num_tokens)
 
     def token_paths(self, request_ids: list[str], num_tokens: npt.NDArray[Any]) -> Int64s | None:
         """The path of each token of a batch, or None if all are of none."""
-        return _of_tokens(self.paths, request_ids, num_tokens)
-
-
-def _of_tokens(known: dict[str, Runs], request_ids: list[str], num_tokens: npt.NDArray[Any]) -> Int64s | None:
-    """What is ``known`` of each token of a batch, 0 where nothing is; None if that is all."""
-    if not known:
-        return None
-    runs = [
-        run
-        for request_id, num in zip(request_ids, num_tokens.tolist(), strict=False)
-        for run in known.get(request_id) or [(num, 0)]
-    ]
-    counts, values = zip(*runs, strict=True) if runs else ((), ())
-    return np.repeat(np.array(values, dtype=np.int64), counts) if any(values) else None
+        return of_tokens(self.paths, request_ids, num_tokens)
 
 
 NOTHING = WorkerStepMetadata()
