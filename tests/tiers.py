@@ -213,6 +213,9 @@ LATER: dict[str, Later] = {
         Tier.ALL, "two API servers that export traces; test_observability has one"
     ),
     "tests/server/test_reasoning.py": Later(Tier.CI, "a server with a reasoning parser"),
+    "tests/server/test_parallel.py": Later(
+        Tier.ALL, "servers of several engines and API servers; test_liveness has one of two engines"
+    ),
     "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
     "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
     "tests/server/test_usage.py": Later(

@@ -16,8 +16,9 @@ _PARALLELISM: tuple[Rule, ...] = (
          "CPU with `--enforce-eager`.",
          "tests/engine/test_pipeline.py", _PARALLEL, refusal="pipeline parallelism"),
     Rule(("data-parallel-size", "data-parallel-size-local", "api-server-count"), _LIMITED,
-         "Two engines, or two API servers, start and answer. Many families over both at once are not tested, nor MoE models, whose engines run in step.",
-         "tests/server/test_liveness.py", _PARALLEL),
+         "20 families at once on two engines behind two API servers answer as each does alone. MoE models, whose engines "
+         "run in step, are not tested.",
+         "tests/server/test_parallel.py", _PARALLEL),
     Rule(("distributed-executor-backend",), _LIMITED,
          "`mp` and `uni` are tested. `ray` and `external_launcher` never ran with forks; with `ray` vLLM itself refuses CPUs.",
          "tests/engine/test_matrix.py", _PARALLEL),
