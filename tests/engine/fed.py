@@ -45,6 +45,7 @@ class Scripted(Fed):
         is_async: bool = False,
         dialect: Dialect | None = None,
         max_model_len: int = 4096,
+        prefill_schedule_interval: int = 1,
         **settings: Any,
     ) -> None:
         dialect = dialect or load("threadweaver")
@@ -54,6 +55,7 @@ class Scripted(Fed):
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=2048,
             scheduling_policy=policy,
+            prefill_schedule_interval=prefill_schedule_interval,
             enable_chunked_prefill=True,
             enforce_eager=True,
             additional_config={KEY: Settings.of(dialect, {}, **settings).model_dump(mode="json")},

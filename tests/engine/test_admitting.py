@@ -222,21 +222,42 @@ def test_a_family_of_which_nothing_is_left_but_what_is_suspended_is_unfinished()
 # ---- prefills held back --------------------------------------------------------------------
 
 
-def test_threads_start_in_the_next_step_though_prompts_are_held_back():
-    """As ``--prefill-schedule-interval`` does, in all steps but some."""
-    fed = Scripted(max_num_seqs=8)
+def spaced(interval):
+    """A scheduler that lets prompts in in one of ``interval`` steps."""
+    fed = Scripted(prefill_schedule_interval=interval)
+    if interval > 1 and not hasattr(fed.scheduler, "local_prefill_interval"):
+        pytest.skip("before vLLM 0.33 engines count these steps, with data parallelism only")
+    return fed
+
+
+@pytest.mark.parametrize("interval", [pytest.param(1, id="in engine"), pytest.param(1000, id="in scheduler")])
+def test_threads_start_in_the_next_step_though_prompts_are_held_back(interval):
+    """As ``--prefill-schedule-interval`` does, in all steps but some: by what counts them."""
+    fed, is_told = spaced(interval), interval == 1
     fed.add("other", 200)
-    fed.step()
     fed.add("r0", 2, fork(fed, 20, 20), 4)
     fed.step()
     fed.step_until(lambda: is_parked(fed, "r0"))
     fed.add("new", 4)
-    scheduled = fed.step(throttle_prefills=True).num_scheduled_tokens
+    scheduled = fed.step(throttle_prefills=is_told).num_scheduled_tokens
     assert {"r0#0", "r0#1", "other"} == scheduled.keys()
     while not any(e["type"] == "joined" for e in fed.events):
-        fed.step(throttle_prefills=True)
-    assert "r0" in fed.step(throttle_prefills=True).num_scheduled_tokens
+        fed.step(throttle_prefills=is_told)
+    assert "r0" in fed.step(throttle_prefills=is_told).num_scheduled_tokens
     assert not fed.outputs["new"]
+    fed.drain()
+
+
+def test_prefills_of_threads_and_joins_do_not_put_prompts_off():
+    fed = spaced(100)
+    fed.add("other", 300)
+    fed.add("r0", 2, fork(fed, 20, 20), 4)
+    fed.step()
+    fed.add("new", 4)
+    for _ in range(99):
+        assert "new" not in fed.step().num_scheduled_tokens
+    assert any(e["type"] == "joined" for e in fed.events)
+    assert "new" in fed.step().num_scheduled_tokens
     fed.drain()
 
 

@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
 from forkjoin_scheduler.settings import KEY, Settings
-from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_as_tested
+from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_are_judged, drafts_as_tested
 from forkjoin_scheduler.vllm_seam.models.registering import NUM_ROWS
 
 logger = init_logger("vllm.forkjoin.engine")
@@ -53,6 +53,8 @@ REFUSED: tuple[Check, ...] = (
      lambda c: c.kv_transfer_config is not None),
     ("speculative decoding by a method not tested with forks (ngram, suffix, draft_model, eagle(3), MTP are)",
      lambda c: not drafts_as_tested(c)),
+    ("speculative decoding with a lossy rejection_sample_method: wrong drafts may open or close threads",
+     lambda c: not drafts_are_judged(c)),
     ("prefix caching switched off, as vLLM does for models without attention: threads share blocks by it",
      lambda c: not c.cache_config.enable_prefix_caching),
     ("speculative decoding with Mamba or linear attention layers: their state may include a refused draft",

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from forkjoin_scheduler.vllm_seam import compat
+from forkjoin_scheduler.vllm_seam import compat, versions
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.ahead import EagerJoinPrefill
 from forkjoin_scheduler.vllm_seam.cache.eviction import Eviction
@@ -159,18 +160,20 @@ class ForkJoinScheduler(AsyncScheduler):
             self._fence.fenced("pace", None, self._eviction.spare_the_oldest)
             if not self._fence.fenced("pace", None, self._pacer.choose):
                 self._pacer.stop()
-        pause_state, is_bound = self._pause_state, self.prefill_capacity_bound
+        pause_state = self._pause_state
+        interval: AbstractContextManager[None] = nullcontext()
         self._gate.step_admission.open()
         self._prefixes.started.clear()
-        begun_only = throttle_prefills and len(self.kv_holding_waiting) > self.num_waiting_for_streaming_input
-        if begun_only:  # --prefill-schedule-interval holds prompts back: not what a family goes on with
+        has_begun = len(self.kv_holding_waiting) > self.num_waiting_for_streaming_input
+        if has_begun and versions.is_between_prefills(self, throttle_prefills):
+            # --prefill-schedule-interval holds prompts back: not what a family goes on with
             self._stop_looking()
+            throttle_prefills, interval = False, versions.prefills_beside_the_interval(self)
         try:
-            output = super().schedule(throttle_prefills and not begun_only)
+            with interval:
+                output = super().schedule(throttle_prefills)
         finally:
             self._pause_state = pause_state  # which the door may have changed for this step
-        if begun_only:
-            self.prefill_capacity_bound = is_bound
         self._step_scheduled(output)
         return output
 

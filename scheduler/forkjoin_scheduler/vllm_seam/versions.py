@@ -5,6 +5,8 @@ Each difference is found in vLLM itself, by a name or an attribute: no version i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -37,3 +39,31 @@ def num_hashed_blocks(scheduler: Any, num_tokens: int) -> int:
     """
     num_after: int = getattr(scheduler, "num_hash_lookahead_tokens", 0)
     return int(max(num_tokens - num_after, 0) // scheduler.hash_block_size)
+
+
+def is_between_prefills(scheduler: Any, is_throttled: bool) -> bool:
+    """Whether vLLM would hold prefills back in this step, as ``--prefill-schedule-interval`` asks for.
+
+    ``is_throttled``: what the engine says, which it does with data parallelism. Since 0.33 the schedulers
+    of all other engines count the steps themselves.
+    """
+    interval = getattr(scheduler, "local_prefill_interval", 1)
+    is_throttled = is_throttled or (
+        interval > 1 and scheduler.num_executed_steps + 1 - scheduler.last_prefill_step < interval
+    )
+    decodes = any(not request.is_prefill_chunk for request in scheduler.running)
+    return is_throttled and decodes and not scheduler.prefill_capacity_bound
+
+
+@contextmanager
+def prefills_beside_the_interval(scheduler: Any) -> Iterator[None]:
+    """Let vLLM hold no prefills back in a step, and take those of the step for none of its interval's."""
+    is_bound, interval = scheduler.prefill_capacity_bound, getattr(scheduler, "local_prefill_interval", None)
+    if interval is not None:
+        scheduler.local_prefill_interval = 1
+    try:
+        yield
+    finally:
+        scheduler.prefill_capacity_bound = is_bound
+        if interval is not None:
+            scheduler.local_prefill_interval = interval

@@ -16,6 +16,8 @@ from forkjoin_scheduler.errors import UnsupportedEngine
 
 #: They look drafts up in what was written, and keep no KV.
 WITHOUT_KV = ("ngram", "suffix")
+#: The methods of rejection that keep what the model writes, in distribution.
+LOSSLESS = ("standard", "block")
 TESTED = (*WITHOUT_KV, "draft_model", "eagle", "eagle3", *get_args(MTPModelTypes))
 
 
@@ -27,6 +29,16 @@ def drafts_as_tested(vllm_config: VllmConfig) -> bool:
     # Several modules of MTP in a row read prompts ahead of the model, which joins do not let them.
     is_ahead = vllm_config.num_prefill_lookahead_tokens > 1
     return speculative.method in TESTED and not speculative.parallel_drafting and not is_ahead
+
+
+def drafts_are_judged(vllm_config: VllmConfig) -> bool:
+    """Whether a draft is kept only where the model would have written it, as likely as it would.
+
+    Other methods of vLLM's keep what is close enough (``fly``), or what chance picks (``synthetic``): also a
+    tag that the model does not write, which forks or ends a thread.
+    """
+    speculative = vllm_config.speculative_config
+    return speculative is None or speculative.rejection_sample_method in LOSSLESS
 
 
 def drafts_with_kv(vllm_config: VllmConfig) -> str | None:

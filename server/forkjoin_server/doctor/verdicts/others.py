@@ -21,6 +21,9 @@ class Others(NamedTuple):
         return self.text.split()
 
 
+#: Those that vLLM has had since 0.33.
+NEWER = ("monokernel", "reasoning-effort-map", "sleep-mode-backend", "watchdog-config")
+
 OTHERS: tuple[Others, ...] = (
     Others(
         Verdict.BESIDE,
@@ -42,12 +45,13 @@ OTHERS: tuple[Others, ...] = (
         log-error-stack log-level logging-config max-log-len max-logprobs max-lora-cls-labels
         max-num-queued-reqs max-num-queued-tokens media-io-kwargs model-loader-extra-config
         override-generation-config per-request-spec-decode-metrics port prefix-caching-hash-algo
-        profiler-config pt-load-map-location reasoning-parser-plugin renderer-num-workers response-role
+        profiler-config pt-load-map-location reasoning-effort-map reasoning-parser-plugin
+        renderer-num-workers response-role
         return-tokens-as-token-ids revision root-path safetensors-load-strategy
         safetensors-prefetch-block-size safetensors-prefetch-num-threads show-hidden-metrics-for-version
         sse-keep-alive-interval ssl-ca-certs ssl-cert-reqs ssl-certfile ssl-ciphers ssl-keyfile
         tool-parser-plugin tool-strict-level trust-request-chat-template trust-request-mm-kwargs uds
-        use-tqdm-on-load uvicorn-log-level
+        use-tqdm-on-load uvicorn-log-level watchdog-config
         """,
     ),
     Others(
@@ -83,10 +87,11 @@ OTHERS: tuple[Others, ...] = (
         mm-encoder-attn-dtype mm-encoder-fp8-scale-path mm-encoder-fp8-scale-save-margin
         mm-encoder-fp8-scale-save-path mm-encoder-only mm-hasher-algorithm mm-ipc-gpu-memory-gb
         mm-processor-device mm-processor-kwargs mm-shm-cache-max-object-size-mb mm-tensor-ipc
-        model-class-overrides model-impl moe-backend offload-backend offload-group-size
+        model-class-overrides model-impl moe-backend monokernel offload-backend offload-group-size
         offload-num-in-group offload-params offload-prefetch-step optimization-level performance-mode
         prefix-cache-retention-interval prefix-match-unit quantization quantization-config
-        replayssm-buffer-len return-sampling-mask scheduler-reserve-full-isl sleep-mode-offload-cudagraph
+        replayssm-buffer-len return-sampling-mask scheduler-reserve-full-isl sleep-mode-backend
+        sleep-mode-offload-cudagraph
         skip-tokenizer-init sleep-preserve-parameter-names sparse-indexer-topk-backend
         specialize-active-lora stream-interval swa-bounded-replay tokens-only tool-server use-fp64-gumbel
         video-pruning-method

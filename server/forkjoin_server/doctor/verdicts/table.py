@@ -67,8 +67,8 @@ _SCHEDULING: tuple[Rule, ...] = (
     Rule(("async-scheduling",), _WORKS, "Forks and joins are the same with a step in flight. vLLM has it off on CPUs.",
          "tests/engine/test_async.py"),
     Rule(("prefill-schedule-interval",), _LIMITED,
-         "Prompts are held back; threads and joins of families that have begun are not. vLLM 0.33 holds these back, too, "
-         "without data parallelism.",
+         "Prompts are held back, on vLLM 0.33 without data parallelism, too; threads and joins of families that have begun "
+         "are not, but for chunks after their first.",
          "tests/engine/test_admitting.py"),
     Rule(("max-num-active-seqs",), _LIMITED,
          "Parked parents are not counted, so that their threads can run."),
@@ -77,7 +77,8 @@ _SCHEDULING: tuple[Rule, ...] = (
          "tests/unit/server/test_cli.py"),
     Rule(("middleware", "additional-config"), _WORKS, "Yours run beside ours.", "tests/unit/server/test_cli.py"),
     Rule(("speculative-config", "spec-method", "spec-model", "spec-tokens"), _LIMITED,
-         "ngram, draft models, EAGLE and MTP are exact, suffix with a stand-in for its package; other methods are refused. "
+         "ngram, draft models, EAGLE and MTP are exact, suffix with a stand-in for its package; other methods are refused, and "
+         "so are drafts that are kept by a lossy `rejection_sample_method` (`synthetic`, and `fly` of vLLM 0.33). "
          "Stitched joins refuse drafters with a KV cache of their own. Refused with recurrent layers and with pipeline "
          "parallelism.",
          "tests/engine/test_speculation.py", refusal="speculative decoding"),

@@ -66,9 +66,9 @@ def _config(**changes):
     return Facts(**config, **{name: Facts(**facts) for name, facts in sections.items()})
 
 
-def drafts(method, *, num_ahead=1, parallel_drafting=False):
+def drafts(method, *, num_ahead=1, parallel_drafting=False, judged_by="standard"):
     """What makes a config of one with speculative decoding."""
-    speculative = Facts(method=method, parallel_drafting=parallel_drafting)
+    speculative = Facts(method=method, parallel_drafting=parallel_drafting, rejection_sample_method=judged_by)
     return {"speculative_config": speculative, "num_prefill_lookahead_tokens": num_ahead}
 
 
@@ -87,6 +87,7 @@ DRAFTED = [drafts(m) for m in ("ngram", "suffix", "draft_model", "eagle", "eagle
         STAGES,
         STAGES | EAGER | {"device_config__device_type": "cuda"},
         *DRAFTED,
+        drafts("eagle", judged_by="block"),
     ],
 )
 def test_a_plain_engine_is_taken_and_a_recurrent_one_and_one_with_a_tested_drafter(changes):
@@ -115,6 +116,8 @@ def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes):
         (drafts("ngram_gpu"), "speculative decoding by a method not tested"),
         (drafts("eagle", parallel_drafting=True), "speculative decoding by a method not tested"),
         (drafts("mimo_mtp", num_ahead=3), "speculative decoding by a method not tested"),
+        (drafts("eagle", judged_by="fly"), "a lossy rejection_sample_method"),
+        (drafts("ngram", judged_by="synthetic"), "a lossy rejection_sample_method"),
         ({"cache_config__enable_prefix_caching": False}, "prefix caching switched off"),
         (drafts("ngram") | {"model_config__is_hybrid": True}, "speculative decoding with Mamba"),
         (drafts("ngram") | {"model_config__is_attention_free": True}, "speculative decoding with Mamba"),

@@ -11,7 +11,7 @@ import pytest
 from docgen import compatibility
 from forkjoin_scheduler.vllm_seam import compat
 from forkjoin_server.doctor.verdicts.checks import options
-from forkjoin_server.doctor.verdicts.others import OTHERS
+from forkjoin_server.doctor.verdicts.others import NEWER, OTHERS
 from forkjoin_server.doctor.verdicts.table import RULES
 from forkjoin_server.doctor.verdicts.verdict import Verdict
 from forkjoin_server.vllm_seam.start.command_line import ServeParser
@@ -39,7 +39,12 @@ def test_every_option_of_vllms_has_a_verdict(vllms):
 
 def test_no_option_has_two_and_none_is_unknown_to_vllm(vllms):
     assert not [name for name, num in CLASSED.items() if num > 1]
-    assert {name for name in CLASSED if not name.isupper()} <= vllms
+    assert {name for name in CLASSED if not name.isupper()} - set(NEWER) <= vllms
+
+
+def test_a_vllm_has_all_options_of_the_next_or_none(vllms):
+    assert set(NEWER) <= CLASSED.keys()
+    assert set(NEWER) & vllms in (set(), set(NEWER))
 
 
 def test_what_is_said_to_be_tested_is_tested_there():
