@@ -74,9 +74,9 @@ REFUSED: tuple[Check, ...] = (
 #: joins copies, shares and drops blocks by tokens: of any other layout it would take the wrong ones.
 KNOWN_SPECS = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec")
 #: The one that keeps a state of the whole sequence, in its last block (``kv.is_recurrent``), and the kinds of
-#: layers with it that ran with forks and were exact: Mamba2, by vLLM's name.
+#: layers with it that ran with forks and were exact, by vLLM's names: Mamba2 and gated DeltaNet.
 RECURRENT_SPEC = "MambaSpec"
-RECURRENT_KINDS = ("MAMBA2",)
+RECURRENT_KINDS = ("MAMBA2", "GDN_ATTN")
 
 
 def settings_of(vllm_config: VllmConfig) -> Settings:
@@ -96,7 +96,7 @@ def check_engine(dialect: Dialect, vllm_config: VllmConfig, kv_cache_config: KVC
     if of_version := untested():
         logger.warning("%s (docs/compatibility.md)", of_version)
     check_config(vllm_config)
-    check_cache(kv_cache_config)
+    check_cache(kv_cache_config, vllm_config.model_config.hf_text_config)
     check_model(dialect, vllm_config.model_config)
     check_paths(dialect, vllm_config)
     if dialect.join.moves_kv:
@@ -112,13 +112,16 @@ def check_front_end() -> None:
         )
 
 
-def check_cache(kv_cache_config: KVCacheConfig) -> None:
-    """Raise UnsupportedEngine naming the first KV cache spec that is of none of the known kinds."""
+def check_cache(kv_cache_config: KVCacheConfig, text_config: Any) -> None:
+    """Raise UnsupportedEngine naming the first KV cache spec that is of none of the known kinds.
+
+    ``text_config``: the model's, as it was published.
+    """
     for group in kv_cache_config.kv_cache_groups:
         for spec in _specs_in(group.kv_cache_spec):
             name, of = type(spec).__name__, f"of {', '.join(group.layer_names[:3])}"
             if name == RECURRENT_SPEC:
-                kind, mode = spec.mamba_type.name, spec.mamba_cache_mode
+                kind, mode = _kind(spec, text_config), spec.mamba_cache_mode
                 if kind in RECURRENT_KINDS and mode == "align" and not group.host_resident:
                     continue
                 found = f"{name} {of} of the kind {kind}, with --mamba-cache-mode {mode}"
@@ -135,6 +138,12 @@ def check_cache(kv_cache_config: KVCacheConfig) -> None:
                 f"state ({RECURRENT_SPEC} of {', '.join(RECURRENT_KINDS)}, in the mode align), found "
                 f"{found}: choose another model, or serve with --dialect none"
             )
+
+
+def _kind(spec: Any, text_config: Any) -> str:
+    """The kind of a recurrent layer by vLLM's name, but for KDA, which vLLM takes for gated DeltaNet."""
+    kind = str(spec.mamba_type.name)
+    return "KDA" if kind == "GDN_ATTN" and not hasattr(text_config, "linear_key_head_dim") else kind
 
 
 def _specs_in(spec: Any) -> list[Any]:

@@ -240,14 +240,24 @@ STATE = MambaSpec(
     block_size=16, shapes=((8, 4), (4, 4)), dtypes=(torch.float32, torch.float32), mamba_cache_mode="align"
 )
 MAMBA1 = replace(STATE, mamba_type=MambaAttentionBackendEnum.MAMBA1)
+DELTA = replace(STATE, mamba_type=MambaAttentionBackendEnum.GDN_ATTN)
+#: What the config of a model with gated DeltaNet has, and one of a model with KDA has not.
+WITH_DELTA = Facts(linear_key_head_dim=64)
 
 
 @pytest.mark.parametrize(
     "specs",
-    [[FULL], [FULL, WINDOW], [_uniform(FULL, FullAttentionSpec(**HEADS))], [FULL, STATE], [STATE]],
+    [
+        [FULL],
+        [FULL, WINDOW],
+        [_uniform(FULL, FullAttentionSpec(**HEADS))],
+        [FULL, STATE],
+        [STATE],
+        [FULL, DELTA],
+    ],
 )
 def test_kv_caches_of_one_state_a_token_are_taken_and_recurrent_states(specs):
-    assert compat.check_cache(_cache(*specs)) is None
+    assert compat.check_cache(_cache(*specs), WITH_DELTA) is None
 
 
 @pytest.mark.parametrize(
@@ -259,6 +269,7 @@ def test_kv_caches_of_one_state_a_token_are_taken_and_recurrent_states(specs):
         (SlidingWindowMLASpec(**HEADS, sliding_window=32), "SlidingWindowMLASpec of layer.0"),
         (SinkFullAttentionSpec(**HEADS, sink_len=16), "SinkFullAttentionSpec of layer.0"),
         (MAMBA1, "MambaSpec of layer.0 of the kind MAMBA1"),
+        (DELTA, "MambaSpec of layer.0 of the kind KDA"),
         (replace(STATE, mamba_cache_mode="none"), "MambaSpec of layer.0 .*--mamba-cache-mode none"),
         (
             _uniform(FULL, MLAAttentionSpec(**HEADS, tokens_per_state=2)),
@@ -269,12 +280,12 @@ def test_kv_caches_of_one_state_a_token_are_taken_and_recurrent_states(specs):
 )
 def test_every_other_kv_cache_is_refused_by_the_name_of_its_spec(spec, named):
     with pytest.raises(UnsupportedEngine, match=rf"found {named}.*serve with --dialect none"):
-        compat.check_cache(_cache(FULL, spec))
+        compat.check_cache(_cache(FULL, spec), Facts())
 
 
 def test_a_kv_cache_in_the_hosts_memory_is_refused():
     with pytest.raises(UnsupportedEngine, match=r"found FullAttentionSpec of layer\.0 in the host's memory"):
-        compat.check_cache(_cache(FULL, host_resident=True))
+        compat.check_cache(_cache(FULL, host_resident=True), Facts())
 
 
 def test_the_specs_that_are_known_are_vllms():
