@@ -109,9 +109,17 @@ LATER: dict[str, Later] = {
         Tier.ALL, "86 s; the same without drafts, and test_speculation without LoRA"
     ),
     "tests/engine/test_shapes.py": Later(
-        Tier.CI,
-        "a process with three engines on models of two layers; test_layouts has what is copied in fp8",
+        Tier.ALL, "four processes with up to ten engines on models of two layers; six of them run before"
     ),
+    **{
+        f"tests/engine/test_shapes.py::test_a_family_on_a_model_of_this_shape_is_exact_or_refused[v1-sync-{case}]": Later(
+            Tier.CI, "5 s, and 12 s for each of two processes; test_layouts has what is copied in fp8"
+        )
+        for case in (
+            *(f"{shape}-reprefill" for shape in ("llama", "gemma", "fp8_kv", "moe", "gdn")),
+            "fp8_kv-stitch",
+        )
+    },
     "tests/engine/test_layouts.py": Later(
         Tier.CI, "every layout of KV that GPUs have; the CPU's is in test_stitched"
     ),

@@ -31,10 +31,16 @@ def start(runner: str, mode: str) -> None:
 
 
 def main(runner: str, mode: str, names: list[str]) -> None:
-    """Run each case; a line says how far its families are off."""
+    """Run each case; a line says how far its families are off, or why its engine is refused."""
     start(runner, mode)
+    from forkjoin_scheduler.errors import UnsupportedEngine
+
     for name in names:
-        print("CASE " + json.dumps([name, run(*name.split("-"))]), flush=True)
+        try:
+            found = run(*name.split("-"))
+        except UnsupportedEngine as error:
+            found = {"refused": str(error)}
+        print("CASE " + json.dumps([name, found]), flush=True)
 
 
 def run(name: str, join: str) -> dict[str, Any]:

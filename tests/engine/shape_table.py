@@ -13,11 +13,12 @@ RUNNERS = ("v1-sync", "v1-async", "v2-sync", "v2-async")
 
 
 class Case(NamedTuple):
-    """A small model (of ``shapes.SHAPES``) on a runner with a kind of join."""
+    """A small model (of ``shapes.SHAPES``) on a runner with a kind of join; ``refused``: what its refusal says."""
 
     shape: str
     join: str
     runner: str = "v1-sync"
+    refused: str | None = None
 
     @property
     def name(self) -> str:
@@ -28,11 +29,25 @@ class Case(NamedTuple):
 #: Of the shapes, as the table calls them.
 TITLES = {
     "llama": "dense (Llama, Qwen)",
+    "moe": "experts (Qwen3-MoE)",
+    "mistral": "sliding window in all layers (Mistral)",
     "gemma": "sliding window + full (Gemma 3)",
+    "gpt_oss": "sliding window + full, sinks, experts (gpt-oss)",
+    "gdn": "gated DeltaNet + full, experts (Qwen3-Next)",
+    "mla": "MLA, experts (DeepSeek V3)",
+    "w8a8": "weights in int8 (compressed-tensors W8A8)",
+    "awq": "weights in int4 (AWQ)",
+    "gptq": "weights in int4 (GPTQ)",
     "fp8_kv": "KV cache in fp8",
 }
-RUN = [("llama", "reprefill"), ("gemma", "reprefill"), ("fp8_kv", "stitch")]
+RUN = [
+    ("llama", "reprefill"), ("moe", "reprefill"), ("moe", "stitch"), ("mistral", "reprefill"),
+    ("gemma", "reprefill"), ("gpt_oss", "reprefill"), ("gdn", "reprefill"), ("mla", "reprefill"), ("w8a8", "reprefill"),
+    ("awq", "reprefill"), ("gptq", "reprefill"), ("fp8_kv", "reprefill"), ("fp8_kv", "stitch"),
+]  # fmt: skip
 CASES = [Case(shape, join) for shape, join in RUN]
+CASES += [Case(shape, "reprefill", "v1-async") for shape in ("moe", "gemma", "gpt_oss", "gdn")]
+CASES += [Case(s, "stitch", refused="a sliding window") for s in ("mistral", "gemma")]
 
 JOINS = {"reprefill": "re-prefill", "stitch": "stitch"}
 #: What the log-probabilities of a family are compared with.
@@ -80,8 +95,11 @@ def rows() -> list[tuple[str, str, str, str]]:
     order = list(TITLES)
     cases = sorted(CASES, key=lambda c: (order.index(c.shape), c.join, RUNNERS.index(c.runner)))
     for (shape, join), group in groupby(cases, key=lambda c: (c.shape, c.join)):
-        runs = _runs_on([c.runner for c in group])
-        found.append((TITLES[shape], JOINS[join], runs, f"{COMPARED[join]} (`test_shapes`)"))
+        of_it = list(group)
+        runs, seen = _runs_on([c.runner for c in of_it]), COMPARED[join]
+        if of_it[0].refused:
+            runs, seen = "refused at start", of_it[0].refused
+        found.append((TITLES[shape], JOINS[join], runs, f"{seen} (`test_shapes`)"))
     found += [(o.family, o.join, o.runners, f"{o.compared} (`{o.file}`)") for o in OTHERS]
     return found
 

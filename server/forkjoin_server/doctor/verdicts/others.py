@@ -89,7 +89,7 @@ OTHERS: tuple[Others, ...] = (
         mm-processor-device mm-processor-kwargs mm-shm-cache-max-object-size-mb mm-tensor-ipc
         model-class-overrides model-impl moe-backend monokernel offload-backend offload-group-size
         offload-num-in-group offload-params offload-prefetch-step optimization-level performance-mode
-        prefix-cache-retention-interval prefix-match-unit quantization quantization-config
+        prefix-cache-retention-interval prefix-match-unit quantization-config
         replayssm-buffer-len return-sampling-mask scheduler-reserve-full-isl sleep-mode-backend
         sleep-mode-offload-cudagraph
         skip-tokenizer-init sleep-preserve-parameter-names sparse-indexer-topk-backend

@@ -45,8 +45,11 @@ _MEMORY: tuple[Rule, ...] = (
     Rule(("kv-cache-memory-bytes", "gpu-memory-utilization"), _LIMITED,
          "Tested as arithmetic: they only decide how many blocks there are.", "tests/unit/server/doctor"),
     Rule(("kv-cache-dtype",), _LIMITED,
-         "Stitched joins run with fp8, and refuse caches with scales of each token; re-prefill joins are not tested with "
-         "quantised ones.",
+         "fp8 runs with both joins. Stitched joins refuse caches with scales of each token; re-prefill joins are not tested "
+         "with these.",
+         "tests/engine/test_shapes.py"),
+    Rule(("quantization",), _LIMITED,
+         "W8A8 of compressed-tensors, AWQ and GPTQ run with forks; others are not tested.",
          "tests/engine/test_shapes.py"),
     Rule(("attention-backend",), _LIMITED,
          "Stitched joins refuse backends whose KV layout is unknown. Layouts of GPUs are tested on tensors only.",
