@@ -77,6 +77,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_paths.py": Later(
         Tier.CI, "an engine of its own, 25 s; test_layouts has what the model is told of paths"
     ),
+    "tests/engine/test_simulated.py": Later(
+        Tier.CI, "three schedulers; unit/test_simulator works steps out by hand"
+    ),
     "tests/engine/test_speculation.py": Later(
         Tier.CI,
         "a process with two engines for each of four cases; test_drafts has each rule without a model",

@@ -22,6 +22,7 @@ from forkjoin_bench.simulator.results.table import results_table, validation_tab
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.workload import (
     MULTIVERSE,
+    PACORE,
     THREADWEAVER,
     Request,
     at_rate,
@@ -34,6 +35,8 @@ from forkjoin_scheduler.policy.step_cost import Load, StepCost
 from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, ThreadPolicy
 
 BLOCK_SIZE = 16
+#: Shapes of dialects that join in another way than ThreadWeaver.
+SPOKEN = {"pacore": PACORE}
 #: Parts of the KV that all requests together would need at their widest.
 FRACTIONS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 
@@ -74,7 +77,7 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
 
 def engine_of(args: argparse.Namespace, requests: Sequence[Request], threads: str) -> Engine:
     """The engine that the command line asks for, with the policy ``threads``."""
-    spoken = MULTIVERSE if args.stitched else THREADWEAVER
+    spoken = MULTIVERSE if args.stitched else SPOKEN.get(args.shape, THREADWEAVER)
     slo_itl = args.slo_itl_ms / 1e3
     cost = MULTIVERSE_COST
     if args.step_ms:

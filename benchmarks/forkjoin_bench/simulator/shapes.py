@@ -43,6 +43,20 @@ def tight(rng: random.Random) -> Request:
     return Request(400, _forks(rng, 1, (2, 3, 4, 5, 6), (16, 96), (4, 24)))
 
 
+def medverse(rng: random.Random) -> Request:
+    """A plan of three to five stages of one to three steps, which see the stages before. Lengths are ours."""
+    body: list[int | Fork] = [rng.randint(150, 300)]
+    for _ in range(rng.randint(3, 5)):
+        body += [Fork(tuple(_thread(rng, (60, 200)) for _ in range(rng.randint(1, 3)))), 0]
+    return Request(rng.randint(200, 600), (*body[:-1], rng.randint(100, 300)))
+
+
+def pacore(rng: random.Random) -> Request:
+    """A round of four answers, and one that has them in its prompt. Lengths are ours, and short."""
+    answers = Fork(tuple(_thread(rng, (400, 1500)) for _ in range(4)))
+    return Request(rng.randint(200, 600), (0, answers, rng.randint(400, 1500)))
+
+
 def plain(rng: random.Random) -> Request:
     """Ordinary traffic, asked for without fork/join."""
     return Request(rng.randint(100, 1500), (rng.randint(50, 800),), may_fork=False)
@@ -59,6 +73,8 @@ SHAPES: dict[str, Shape] = {
     "npr-wide": npr_wide,
     "fork-heavy": fork_heavy,
     "tight": tight,
+    "medverse": medverse,
+    "pacore": pacore,
     "plain": plain,
     "mixed": mixed((2, threadweaver), (1, tight), (2, plain)),
     "half-forking": mixed((1, multiverse), (1, sequential)),

@@ -14,7 +14,9 @@ class Fork:
     threads: tuple[Body, ...]
 
 
-#: What a branch writes: tokens (the last of them forks, or ends it), forks, tokens again.
+#: What a branch writes: tokens (the last of them forks, or ends it), forks, tokens again. 0 tokens: it forks
+#: before it writes. That is its next stage, whose threads see those of the last; in a dialect of rounds,
+#: its next round. A request may begin with 0: it forks after its prompt.
 Body = tuple[int | Fork, ...]
 
 
@@ -38,8 +40,9 @@ class Spoken:
     """Tokens that a dialect injects, and how it joins.
 
     ``header``: before a thread; ``joined_header``: before the second and later ones in the joined
-    context; ``join``: behind the last thread. ``close``: tokens of an ended thread whose KV a
-    stitched join still has to compute.
+    context; ``join``: behind the last thread, or ``between_stages`` if another stage follows. ``close``:
+    tokens of an ended thread whose KV a stitched join still has to compute. ``asks_again``: joins make a new
+    prompt, with ``join`` tokens around the old one and ``joined_header`` before what each thread returns.
     """
 
     header: int = 5
@@ -47,10 +50,14 @@ class Spoken:
     join: int = 1
     close: int = 1
     is_stitched: bool = False
+    between_stages: int = 1
+    asks_again: bool = False
 
 
 THREADWEAVER = Spoken()
 MULTIVERSE = Spoken(is_stitched=True, join=2)
+#: By its words, of which a token has about four characters.
+PACORE = Spoken(header=0, joined_header=4, join=70, asks_again=True)
 
 
 def _check(body: Body) -> None:
@@ -58,11 +65,15 @@ def _check(body: Body) -> None:
     expected = [Fork if i % 2 else int for i in range(len(body))]
     if len(body) % 2 == 0 or [type(part) for part in body] != expected:
         raise ValueError(f"body: expected tokens, fork, tokens, ..., tokens, got {body!r}")
+    if isinstance(body[-1], int) and body[-1] < 1:
+        raise ValueError(f"body: expected at least one token before an end, got {body[-1]}")
     for part in body:
-        if isinstance(part, int) and part < 1:
-            raise ValueError(f"body: expected at least one token before a fork or an end, got {part}")
+        if isinstance(part, int) and part < 0:
+            raise ValueError(f"body: expected no tokens or more before a fork, got {part}")
         for thread in () if isinstance(part, int) else part.threads:
             _check(thread)
+            if thread[0] == 0:
+                raise ValueError("body: expected a thread to write before it forks, got one of 0 tokens")
 
 
 def num_generated(body: Body) -> int:
@@ -85,6 +96,18 @@ def peak_tokens(request: Request, spoken: Spoken = THREADWEAVER) -> int:
     return request.prompt + _peak(request.body, spoken)[0]
 
 
+def stages_from(body: Body, at: int) -> list[Fork]:
+    """The fork at ``at`` in ``body``, and those of later stages, which follow it with no token between."""
+    fork = body[at]
+    assert isinstance(fork, Fork)
+    return [fork, *(stages_from(body, at + 2) if body[at + 1] == 0 else [])]
+
+
+def widths_of_rounds(body: Body) -> tuple[int, ...]:
+    """How many threads each fork of ``body`` has."""
+    return tuple(len(part.threads) for part in body if isinstance(part, Fork))
+
+
 def _peak(body: Body, spoken: Spoken) -> tuple[int, int]:
     """Tokens after the start of ``body``: at its widest, and at its end."""
     peak = length = 0
@@ -94,7 +117,8 @@ def _peak(body: Body, spoken: Spoken) -> tuple[int, int]:
         else:
             inner = [_peak(thread, spoken) for thread in part.threads]
             peak = max(peak, length + sum(spoken.header + p for p, _ in inner))
-            length += sum(spoken.header + end for _, end in inner) + spoken.join
+            length = 0 if spoken.asks_again else length
+            length += sum(max(spoken.header, spoken.joined_header) + end for _, end in inner) + spoken.join
         peak = max(peak, length)
     return peak, length
 

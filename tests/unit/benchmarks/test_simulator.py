@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from forkjoin_bench.simulator.results.measures import Slo, measure, spread, weig
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.workload import (
     MULTIVERSE,
+    PACORE,
     THREADWEAVER,
     Fork,
     Request,
@@ -54,8 +56,13 @@ def bodies(depth=2):
     if not depth:
         return st.tuples(tokens)
     fork = st.lists(bodies(depth - 1), min_size=1, max_size=4).map(lambda threads: Fork(tuple(threads)))
-    forking = st.lists(st.tuples(fork, tokens), max_size=2)
-    return st.tuples(tokens, forking).map(lambda t: (t[0], *(part for pair in t[1] for part in pair)))
+    forking = st.lists(st.tuples(fork, tokens, st.lists(fork, max_size=2)), max_size=2)
+    return st.tuples(tokens, forking).map(lambda t: (t[0], *chain.from_iterable(map(_in_stages, t[1]))))
+
+
+def _in_stages(forking):
+    first, tokens, later = forking
+    return (first, *(part for fork in later for part in (0, fork)), tokens)
 
 
 REQUESTS = st.lists(
@@ -107,6 +114,47 @@ def test_a_stitched_join_computes_its_text_and_the_threads_last_tokens():
     prefilled = {cause.value: n for cause, n in counts.prefilled.items()}
     assert prefilled == {"prompt": 32, "header": 2 * 6, "close": 2, "join": 2}
     assert counts.num_steps == num_critical(FAMILY.body) + 1  # the last thread's last token gets its KV
+
+
+#: Threads of 3 and 5, then one of 2 that sees both, 2 more behind the join.
+STAGES = Request(32, (4, Fork(((3,), (5,))), 0, Fork(((2,),)), 2))
+#: Two answers of 3 and 5, which make the prompt of one of 2, which makes that of the last.
+ROUNDS = Request(32, (0, Fork(((3,), (5,))), 0, Fork(((2,),)), 2))
+
+
+def test_a_stage_starts_when_the_one_before_it_has_been_joined_and_its_kv_is_there():
+    counts = ran([STAGES], replace(ENGINE, join_ahead_tokens=0)).core.counts
+    assert (
+        counts.num_steps == num_critical(STAGES.body) + 1
+    )  # that computes the first join and writes nothing
+    prefilled = {cause.value: n for cause, n in counts.prefilled.items()}
+    # The later thread begins as a joined one. At the first join as in a fork; at the second the last
+    # token of the only thread, and the text behind it.
+    assert prefilled == {"prompt": 32, "header": 2 * 6 + 4, "join": 1 + (4 + 5) + 1 + 1 + 1}
+
+
+def test_each_round_is_a_prompt_of_what_the_last_returned():
+    counts = ran([ROUNDS], replace(ENGINE, spoken=PACORE)).core.counts
+    # A step for each prompt, whose sample is dropped but for the last.
+    assert counts.num_steps == 1 + 5 + 1 + 2 + 2
+    prefilled = {cause.value: n for cause, n in counts.prefilled.items()}
+    # Each thread computes the prompt's last token again. An end of sequence does not return. The last prompt
+    # begins as the one before it did: with words and the request's own, of which 6 blocks of 16 are full.
+    prompts = (32 + 70 + (4 + 2) + (4 + 4)) + (32 + 70 + (4 + 1)) - 6 * 16
+    assert prefilled == {"prompt": 32, "header": 3, "join": prompts}
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ((4, Fork(((1,),)), 0), "expected at least one token before an end, got 0"),
+        ((-1, Fork(((1,),)), 1), "expected no tokens or more before a fork, got -1"),
+        ((1, Fork(((0, Fork(((1,),)), 1),)), 1), "expected a thread to write before it forks"),
+    ],
+)
+def test_a_body_that_can_not_be_is_an_error(body, problem):
+    with pytest.raises(ValueError, match=problem):
+        Request(1, body)
 
 
 def test_threads_share_the_blocks_of_their_prefix():

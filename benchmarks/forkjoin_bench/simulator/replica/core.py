@@ -123,6 +123,17 @@ class Core:
         del kv.blocks[num_whole:]
         kv.computed = num_whole * self.engine.block_size
 
+    def cut(self, kv: Kv, tokens: int, known: int = 0) -> None:
+        """Give back all behind the full blocks of the first ``tokens`` tokens: another text follows them.
+
+        That begins as the old one did up to ``known`` tokens, so blocks of these may be found again.
+        """
+        num_whole = min(tokens // self.engine.block_size, len(kv.blocks))
+        self.pool.give_back(kv.blocks[num_whole:])
+        del kv.blocks[num_whole:], kv.names[max(num_whole, known // self.engine.block_size) :]
+        kv.num_named = min(kv.num_named, num_whole)
+        kv.computed = min(kv.computed, num_whole * self.engine.block_size)
+
     def findable(self, sequence: Sequence) -> tuple[list[int], int]:
         """Blocks that ``sequence`` may start on, and the tokens that they save it."""
         parent, size = sequence.parent, self.engine.block_size

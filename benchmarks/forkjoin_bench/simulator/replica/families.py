@@ -15,7 +15,7 @@ from forkjoin_bench.simulator.replica.sequence import Cause, Family, Kv, Role, S
 from forkjoin_bench.simulator.replica.spoken import bound, plan
 from forkjoin_bench.simulator.replica.stitching import Stitching
 from forkjoin_bench.simulator.replica.world import CountedWorld
-from forkjoin_bench.simulator.workload import Fork, num_critical
+from forkjoin_bench.simulator.workload import Fork, num_critical, stages_from, widths_of_rounds
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.families.family import Family as Tree
 from forkjoin_scheduler.families.thread_end import ThreadEnd
@@ -42,7 +42,8 @@ class Families:
         """It has written the last token of a part: it forks, or has ended."""
         core = self._core
         core.leave(sequence)
-        sequence.last_at = core.now
+        if sequence.body[sequence.part]:
+            sequence.last_at = core.now
         core.name_full(sequence.kv, sequence.kv.computed)
         is_last = sequence.part + 1 == len(sequence.body)
         if sequence.role is Role.ROOT and is_last:
@@ -53,16 +54,20 @@ class Families:
         wrote = [0] * (sequence.written - sequence.branch.num_generated)
         if sequence.role is Role.ROOT:
             machine.family.generated(sequence.branch, wrote)
-        else:
+        elif wrote:
             end = ThreadEnd.STOP if is_last else None
             self._perform(family, writing.thread_wrote(machine, sequence.branch, wrote, end) or iter(()))
-        if not is_last:
-            part = sequence.body[sequence.part + 1]
-            assert isinstance(part, Fork)
-            wanted = plan(core.engine.spoken, len(part.threads))
-            fork = forking.Fork(wanted, sequence.tokens, sequence.tokens)
-            self._perform(family, forking.fork(machine, sequence.branch, fork))
+        if sequence.branch.planned:
+            self._perform(family, forking.next_stage(machine, sequence.branch))
+        elif not is_last:
+            self._perform(family, forking.fork(machine, sequence.branch, self._planned(sequence)))
         self._advance(family, machine)
+
+    def _planned(self, sequence: Sequence) -> forking.Fork:
+        """The fork that ``sequence`` has come to: a round by itself, but all stages at once."""
+        spoken, forks = self._core.engine.spoken, stages_from(sequence.body, sequence.part + 1)
+        widths = tuple(len(fork.threads) for fork in forks[: 1 if spoken.asks_again else None])
+        return forking.Fork(plan(spoken, widths), sequence.tokens, sequence.tokens)
 
     def filled(self, fill: Sequence) -> None:
         """A fill has run; its sample is dropped."""
@@ -90,11 +95,12 @@ class Families:
 
     def _begin(self, family: Family) -> Machine:
         """The machine of a family that forks for the first time."""
-        spoken = bound(self._core.engine.spoken)
+        spoken = self._core.engine.spoken
+        dialect = bound(spoken, widths_of_rounds(family.request.body) if spoken.asks_again else ())
         tree = Tree(str(family.number), _NO_LIMITS)
         tree.root = family.root.branch
         world = CountedWorld(self._core, family.sequences)
-        family.machine = Machine(tree, Terms(CompiledOptions(), spoken, tree.max_tokens), world)
+        family.machine = Machine(tree, Terms(CompiledOptions(), dialect, tree.max_tokens), world)
         return family.machine
 
     def _finish(self, root: Sequence) -> None:
@@ -133,10 +139,11 @@ class Families:
         part = parent.body[parent.part + 1]
         assert isinstance(part, Fork)
         names = parent.kv.names[: parent.tokens // core.engine.block_size]
+        assert thread.plan is not None
         sequence = Sequence(
             family,
             part.threads[thread.sibling_index],
-            parent.tokens + core.engine.spoken.header,
+            parent.tokens + len(thread.plan.header_ids),
             Role.THREAD,
             parent,
             thread.sibling_index,
@@ -144,7 +151,7 @@ class Families:
             branch=thread,
             kv=Kv(names=list(names)),
             fork_len=parent.tokens,
-            last_at=core.now,
+            last_at=parent.last_at,
             is_stitched=parent.is_stitched,
         )
         family.sequences[thread] = sequence
@@ -187,11 +194,18 @@ class Families:
         elif (kv := self.ahead.take(parent)) is not None:
             core.drop(parent.kv)
             parent.kv = kv
+        if joined.keep is not None:
+            # Each prompt after the first begins with the same words, and what the request asked.
+            num_same = core.engine.spoken.join + family.request.prompt
+            core.cut(parent.kv, joined.keep, num_same if effect.branch.num_joined > 1 else 0)
+            parent.tokens = joined.keep
         parent.tokens += len(joined.token_ids)
+        parent.kv.computed = min(parent.kv.computed, parent.tokens - 1)  # the last is computed to go on from
         parent.threads = []
         parent.part += 2
         parent.left = parent.written_part()
-        parent.cause = Cause.JOIN if parent.kv.computed else Cause.RECOMPUTED
+        is_new = joined.keep is not None
+        parent.cause = Cause.JOIN if parent.kv.computed or is_new else Cause.RECOMPUTED
         parent.last_at = core.now
         if parent.role is Role.THREAD:
             core.threads[parent] = None

@@ -140,6 +140,9 @@ class Replica:
             self._families.filled(sequence)
             return
         del self.core.prefilling[sequence]
+        if not sequence.left:  # it forks before it writes: the sample is dropped
+            self._families.part_done(sequence)
+            return
         family = sequence.family
         sequence.tokens += 1
         sequence.written += 1

@@ -57,6 +57,7 @@ class Starting:
         return (
             sequence.role is Role.ROOT
             and not sequence.written
+            and not sequence.part
             and not sequence.was_preempted
             and sequence.family not in self._core.admitted
         )
