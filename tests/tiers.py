@@ -174,6 +174,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_way.py::test_each_file_of_the_path_runs_for_a_request": Later(
         Tier.ALL, "a server that traces all functions; unit/docs has that each file is there"
     ),
+    "tests/server/test_verify.py": Later(
+        Tier.ALL, "two engines and transformers, 60 s; unit/server/verify has what is made of their answers"
+    ),
     "tests/server/test_structured.py": Later(
         Tier.CI, "a server with a reasoning parser; test_explicit has grammars too"
     ),

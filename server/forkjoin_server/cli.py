@@ -36,6 +36,7 @@ if multiprocessing.current_process().name != "MainProcess":  # spawned by it: im
 USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [any flag of vllm serve]
        forkjoin doctor [--json] [the flags of serve]
        forkjoin doctor sizing [--gpu-gib N] [--threads N] … [MODEL]
+       forkjoin verify [MODEL] [--json FILE] [flags of serve]
        forkjoin dialects
        forkjoin dialects check MODEL DIALECT
        forkjoin dialects test DIALECT FILE
@@ -51,9 +52,11 @@ Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it
 
 
 COMMANDS = (
-    "serve", "doctor", "dialects", "keys", "chat", "top", "trace", "bench", "completion", "--help",
+    "serve", "doctor", "verify", "dialects", "keys", "chat", "top", "trace", "bench", "completion", "--help",
     "--version",
 )  # fmt: skip
+#: Commands, and none, whose help is the list of all.
+_SHORT_HELP = ("--help", "-h", "dialects", "keys", "completion", "verify")
 #: What follows a command that has commands of its own.
 _SUBCOMMANDS = {
     "dialects": "nothing, check MODEL DIALECT, test DIALECT FILE or infer MODEL|FILE",
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``argv`` (default: the process's own). Exits with 2 and one sentence on bad input."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] in (["--help"], ["-h"], ["dialects"], ["keys"], ["completion"]) and _asks_for_help(argv):
+        if argv[:1] and argv[0] in _SHORT_HELP and _asks_for_help(argv):
             print(USAGE)
         elif argv[:1] == ["serve"]:
             serve(argv[1:])
@@ -80,6 +83,10 @@ def main(argv: list[str] | None = None) -> None:
             print(sizing(argv[2:]))
         elif argv[:1] == ["doctor"]:
             doctor(argv[1:])
+        elif argv[:1] == ["verify"]:
+            from forkjoin_server.verify.command import main as verify
+
+            raise SystemExit(verify(argv[1:]))
         elif argv[:1] == ["bench"]:
             bench(argv[1:])
         elif argv[:1] in (["chat"], ["trace"], ["top"]):

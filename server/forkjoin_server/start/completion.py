@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", parents=[serve], add_help=False, help="Start a server.")
     doctor = commands.add_parser("doctor", parents=[serve], add_help=False, help="Check what serve needs.")
     doctor.add_argument("--json", action="store_true", help="Print JSON.")
+    verify = commands.add_parser("verify", parents=[serve], add_help=False, help="Verify forks and joins.")
+    verify.add_argument("--json", metavar="FILE", help="Write the report there.")
     dialects = commands.add_parser("dialects", help="List the built-in dialects.").add_subparsers()
     check = dialects.add_parser("check", help="Check a model against a dialect.")
     check.add_argument("model", metavar="MODEL|FILE")
