@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from forkjoin_scheduler.tensors.together import together
 from forkjoin_scheduler.tensors.tokens import Int64s
 
-#: (cache view of a layer, source slots, destination slots on its device): moves them in place.
+#: (cache view, source slots, destination slots on its device): moves them in place. The view is that of a
+#: layer, or has a dimension of layers after the first (``together.py``).
 Copier = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 #: Copies an array of the host's to a device.
@@ -34,20 +36,20 @@ Layout = tuple[str, str | None]
 
 def _copy_rows(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
     """A token's K and V side by side, for each head: cache[block, head, offset] = K | V."""
-    size = cache.shape[2]
-    cache[destination // size, :, destination % size] = cache[source // size, :, source % size]
+    size = cache.shape[-2]
+    cache[destination // size, ..., destination % size, :] = cache[source // size, ..., source % size, :]
 
 
 def _copy_columns(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
     """Each head's K of a block as [head size, block size], after it V as [block size, head size]."""
-    _, _, size, content = cache.shape
-    halves = cache.view(*cache.shape[:2], 2, size * content // 2)
-    keys = halves[:, :, 0].unflatten(-1, (content // 2, size))
-    values = halves[:, :, 1].unflatten(-1, (size, content // 2))
+    size, content = cache.shape[-2:]
+    halves = cache.view(*cache.shape[:-2], 2, size * content // 2)
+    keys = halves[..., 0, :].unflatten(-1, (content // 2, size))
+    values = halves[..., 1, :].unflatten(-1, (size, content // 2))
     from_block, from_offset = source // size, source % size
     to_block, to_offset = destination // size, destination % size
-    keys[to_block, :, :, to_offset] = keys[from_block, :, :, from_offset]
-    values[to_block, :, to_offset] = values[from_block, :, from_offset]
+    keys[to_block, ..., to_offset] = keys[from_block, ..., from_offset]
+    values[to_block, ..., to_offset, :] = values[from_block, ..., from_offset, :]
 
 
 def _copy_tiles(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
@@ -56,14 +58,14 @@ def _copy_tiles(cache: torch.Tensor, source: torch.Tensor, destination: torch.Te
     K as [tokens / 16, head size / 2, 16 tokens, 2 of the head], V as [head size / 16, tokens / 2, 16 of
     the head, 2 tokens]. A pair is 4 bytes: two of bf16, which is all that vLLM takes AMX for.
     """
-    _, _, size, content = cache.shape
-    halves = cache.view(*cache.shape[:2], 2, size * content // 2)
-    keys = halves[:, :, 0].unflatten(-1, (size // 16, content // 4, 16, 2))
-    values = halves[:, :, 1].unflatten(-1, (content // 32, size // 2, 16, 2))
+    size, content = cache.shape[-2:]
+    halves = cache.view(*cache.shape[:-2], 2, size * content // 2)
+    keys = halves[..., 0, :].unflatten(-1, (size // 16, content // 4, 16, 2))
+    values = halves[..., 1, :].unflatten(-1, (content // 32, size // 2, 16, 2))
     from_block, at = source // size, source % size
     to_block, to = destination // size, destination % size
-    keys[to_block, :, to // 16, :, to % 16] = keys[from_block, :, at // 16, :, at % 16]
-    values[to_block, :, :, to // 2, :, to % 2] = values[from_block, :, :, at // 2, :, at % 2]
+    keys[to_block, ..., to // 16, :, to % 16, :] = keys[from_block, ..., at // 16, :, at % 16, :]
+    values[to_block, ..., to // 2, :, to % 2] = values[from_block, ..., at // 2, :, at % 2]
 
 
 #: vec and vec16 write alike. The kernels of other machines (neon, rvv, vsx, vxe) are not in this
@@ -88,18 +90,15 @@ def copy_slots(
 ) -> None:
     """Obey ``slot_copies`` ([n, 2]) in the caches of all layers; those that share one move it once.
 
-    Queued on the current stream, without waiting for it, if ``to_device`` does not wait.
+    Layers that lie in one allocation are moved by one copy. Queued on the current stream, without waiting
+    for it, if ``to_device`` does not wait.
     """
     if not len(slot_copies):
         return
     # Unpickled arrays may be read-only, which torch does not take: .copy().
     host = slot_copies.T.copy()
     slots: torch.Tensor | None = None
-    moved: set[int] = set()
-    for copier, cache in caches:
-        if cache.data_ptr() in moved:
-            continue
-        moved.add(cache.data_ptr())
+    for copier, cache in together(caches, len(slot_copies)):
         if slots is None:
             slots = to_device(host, cache.device)
         copier(cache, slots[0], slots[1])

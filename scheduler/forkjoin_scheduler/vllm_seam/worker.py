@@ -29,8 +29,10 @@ them on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from vllm.platforms import current_platform
@@ -39,6 +41,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_scheduler.tensors.slots import Copier, slot_copier
+from forkjoin_scheduler.tensors.together import together
 from forkjoin_scheduler.tensors.tokens import Int64s, add_offsets
 from forkjoin_scheduler.vllm_seam.cache.layouts import copy_slots, facts_of, layout_of, refusal
 from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import (
@@ -105,8 +108,25 @@ class CopiesSlots(Runner):
         self._stitched = tuple(found)
         self._paths = PathIds(self.get_model())
 
+    def warm_up(self) -> None:
+        """Run what a fork and a join run first, on memory of its own: devices load a kernel when it is used.
+
+        That is a copy of slots, vLLM's of a block that threads share in part, and an offset of positions.
+        """
+        for copier, view in together(self._caches(), num_slots=1):
+            blocks = torch.zeros((2, *view.shape[1:]), dtype=view.dtype, device=view.device)
+            copy_slots([(copier, blocks)], np.array([[0, blocks.shape[-2]]]))
+            in_bytes, ids = blocks.view(2, -1).view(torch.uint8), torch.arange(2, device=view.device)
+            for alike in (blocks, in_bytes):  # vLLM copies by bytes where layers follow each other in a block
+                alike[ids[1:]] = alike[ids[:1]]
+            positions = torch.zeros(1, dtype=torch.int64, device=view.device)
+            _offset(positions, WorkerStepMetadata(position_offsets={"": [(1, 1)]}), [""], np.array([1]), 2)
+
     def _copy_slots(self, slot_copies: Int64s) -> None:
-        copy_slots(((copier, layer.kv_cache) for copier, layer in self._stitched), slot_copies)
+        copy_slots(self._caches(), slot_copies)
+
+    def _caches(self) -> Iterator[tuple[Copier, torch.Tensor]]:
+        return ((copier, layer.kv_cache) for copier, layer in self._stitched)
 
 
 class ObeysOrdersV1(CopiesSlots):
@@ -213,3 +233,4 @@ class ForkJoinWorker(PlatformWorker):
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         super().initialize_from_config(kv_cache_config)
         self.model_runner.learn_layouts()
+        self.model_runner.warm_up()

@@ -33,7 +33,7 @@ def failures(check):
 def off(source_off, destination_off):
     def wrap(copier):
         def copy(cache, source, destination):
-            num = cache.shape[0] * cache.shape[2]
+            num = cache.shape[0] * cache.shape[-2]
             copier(cache, (source + source_off) % num, (destination + destination_off) % num)
 
         return copy
@@ -46,14 +46,14 @@ def one_too_few(copier):
 
 
 def first_head(copier):
-    return lambda cache, source, destination: copier(cache[:, :1], source, destination)
+    return lambda cache, source, destination: copier(cache[..., :1, :, :], source, destination)
 
 
 def and_zeros_what_it_read(copier):
     def copy(cache, source, destination):
         copier(cache, source, destination)
-        size = cache.shape[2]
-        cache[source // size, :, source % size] = 0
+        size = cache.shape[-2]
+        cache[source // size, ..., source % size, :] = 0
 
     return copy
 
