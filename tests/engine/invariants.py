@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from copy import copy
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
 from vllm.v1.request import Request, RequestStatus
@@ -20,15 +22,18 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily
 
 #: More tokens than any context holds.
 FAR = 1 << 30
+#: Of requests, what was checked of their hashes.
+_SEEN: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
 PARKED = RequestStatus.WAITING_FOR_STREAMING_REQ
 
 
 def check_invariants(scheduler: Any) -> None:
-    """Raise AssertionError if any of the five invariants of the engine is broken."""
+    """Raise AssertionError if any of the invariants of the engine is broken."""
     check_queues(scheduler)
     check_parked(scheduler)
     check_blocks(scheduler)
     check_hashes(scheduler)
+    check_own_hashes(scheduler)
     check_families(scheduler)
 
 
@@ -130,6 +135,19 @@ def check_hashes(scheduler: Any) -> None:
                 )
                 is_other = is_linear and block.block_hash is not None and not is_own
                 assert not is_other, f"{branch}: block {i} has the hash of other tokens"
+
+
+def check_own_hashes(scheduler: Any) -> None:
+    """The hashes of each request are those of its own tokens, whoever computed them."""
+    for request in scheduler.requests.values():
+        if request._block_hasher is None:
+            continue
+        seen = hash((tuple(request._all_token_ids), tuple(request.block_hashes)))
+        if _SEEN.get(request) != seen:
+            _SEEN[request] = seen
+            twin = copy(request)
+            twin.block_hashes = []
+            assert request.block_hashes == request._block_hasher(twin), f"{_show(request)}: other hashes"
 
 
 def _num_in_a_row(branch: Branch) -> int:

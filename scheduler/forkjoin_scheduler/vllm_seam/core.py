@@ -7,6 +7,7 @@ docstring says, is kept nowhere else.
 from __future__ import annotations
 
 from vllm.logger import init_logger
+from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
@@ -17,6 +18,7 @@ from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of, terms_of
 from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
+from forkjoin_scheduler.vllm_seam.versions import num_hashed_blocks
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
 
 #: Beneath vLLM's, whose handler, level and format it so has in every process.
@@ -71,6 +73,10 @@ class Core:
     def forget(self, request_id: str) -> None:
         """Keep nothing of a request that vLLM has forgotten."""
         self.fj_params.pop(request_id, None)
+
+    def hashes_before(self, request: Request, num_tokens: int) -> list[BlockHash]:
+        """Those of the blocks that the first ``num_tokens`` tokens of ``request`` decide."""
+        return request.block_hashes[: num_hashed_blocks(self.scheduler, num_tokens)]
 
     def turn(self, request: Request) -> tuple[int, float]:
         """Whose turn it is to run: the more urgent first, where the policy is by priority, then the older."""

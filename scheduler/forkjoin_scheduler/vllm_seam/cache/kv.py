@@ -17,7 +17,7 @@ from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.stitch import BlockSpan, Slots, lay_out, slots
 
-_BLOCK_ID = attrgetter("block_id")
+_BLOCK_ID, _IS_NULL = attrgetter("block_id"), attrgetter("is_null")
 
 
 @dataclass(eq=False)
@@ -112,7 +112,7 @@ def is_there(manager: KVCacheManager, source: str | HeldBlocks, num_tokens: int)
     for single, blocks in zip(manager.coordinator.single_type_managers, of, strict=True):
         first = single.get_num_skipped_tokens(num_tokens) // single.block_size
         end = -(-num_tokens // single.block_size)
-        if len(blocks) < end or any(block.is_null for block in blocks[first:end]):
+        if len(blocks) < end or any(map(_IS_NULL, blocks[first:end])):
             return False
     return True
 

@@ -10,7 +10,9 @@ Invariants (pinned by tests): stitched KV is never hashed; a replayed context ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+
+from vllm.v1.core.kv_cache_utils import BlockHash
 
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.families.stitch import (
@@ -70,7 +72,12 @@ class Stitching:
             if first:
                 offsets, paths = ((0, thread.offset),), path_parts(thread)
                 computed = yield PrefillRequest(
-                    context, first.pop(), offsets=offsets, paths=paths, is_linear=False
+                    context,
+                    first.pop(),
+                    offsets=offsets,
+                    paths=paths,
+                    is_linear=False,
+                    known_hashes=self._known_hashes(thread),
                 )
             else:
                 computed = yield from self.replay(
@@ -129,14 +136,22 @@ class Stitching:
             kv.release(self._core.kv_cache_manager, job.take(prefix))
         return start, offsets
 
-    @staticmethod
     def fill(
-        context: list[int], start: kv.Stitched | None, source: Source, branch: Branch, offsets: Offsets
+        self, context: list[int], start: kv.Stitched | None, source: Source, branch: Branch, offsets: Offsets
     ) -> PrefillRequest:
-        paths = path_parts(branch)
+        paths, hashes = path_parts(branch), self._known_hashes(branch)
         if start is not None:
-            return PrefillRequest(context, start, offsets=offsets, paths=paths, is_linear=False)
-        needed = num_inherited(branch) if isinstance(source, str) else 0
+            return PrefillRequest(
+                context, start, offsets=offsets, paths=paths, is_linear=False, known_hashes=hashes
+            )
+        needed, is_linear = num_inherited(branch) if isinstance(source, str) else 0, source is None
         return PrefillRequest(
-            context, None, source, branch.fork_len, needed, offsets, paths, is_linear=source is None
+            context, None, source, branch.fork_len, needed, offsets, paths, is_linear, hashes
         )
+
+    def _known_hashes(self, branch: Branch) -> Sequence[BlockHash]:
+        """Those of the blocks with which ``branch`` began: of its parent, if that is there still."""
+        parent = branch.parent
+        if parent is None or not parent.is_live or parent.request_id not in self._core.requests:
+            return ()
+        return self._core.hashes_before(self._core.request_of(parent), branch.fork_len)

@@ -39,6 +39,7 @@ def new_request(
     request.block_hashes.extend(known_hashes)
     request._block_hasher = root._block_hasher
     request.update_block_hashes()
+    request.prefill_stats = None  # vLLM would count the blocks of each, for a front end that hears of none
     return request
 
 
@@ -67,12 +68,15 @@ def rebase_prompt(request: Request, token_ids: Sequence[int], params: SamplingPa
     request.max_tokens = params.max_tokens
 
 
-def truncate(request: Request, num_tokens: int) -> None:
-    """Forget all but the first ``num_tokens`` tokens; for a request that will be folded."""
+def truncate(request: Request, num_tokens: int, hashes: list[BlockHash]) -> None:
+    """Forget all but the first ``num_tokens`` tokens; for a request that will be folded.
+
+    ``hashes``: of the blocks that these tokens decide.
+    """
     num_cut = request.num_tokens - num_tokens
     del request._all_token_ids[num_tokens:]
     del request._output_token_ids[max(len(request._output_token_ids) - num_cut, 0) :]
-    request.block_hashes.clear()
+    request.block_hashes[:] = hashes
     request.update_block_hashes()
 
 

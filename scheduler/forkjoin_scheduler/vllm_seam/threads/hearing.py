@@ -159,7 +159,8 @@ class Hearing:
         elif dialect.summary is None or not self._forks.close_summary(request):
             return False
         request.status, request.stop_reason = before, None
-        truncate(request, request.num_tokens - 1)
+        num_tokens = request.num_tokens - 1
+        truncate(request, num_tokens, self._core.hashes_before(request, num_tokens))
         return True
 
     def _fork_instead(self, request: Request, fj_params: ForkJoinParams) -> ForkPlan | None:

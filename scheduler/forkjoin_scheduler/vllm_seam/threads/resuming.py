@@ -94,5 +94,5 @@ class Resuming:
 
         It keeps the blocks that these tokens fill. The others go back: they may be hashed by what is cut off.
         """
-        truncate(request, num_tokens)
+        truncate(request, num_tokens, self._core.hashes_before(request, num_tokens))
         request.num_computed_tokens = kv.keep_whole_blocks(self._core.kv_cache_manager, request, num_tokens)

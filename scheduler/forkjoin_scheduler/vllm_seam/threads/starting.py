@@ -14,7 +14,6 @@ from forkjoin_scheduler.vllm_seam.starts import queues
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
 from forkjoin_scheduler.vllm_seam.starts.requests import new_request
 from forkjoin_scheduler.vllm_seam.threads.params import Params
-from forkjoin_scheduler.vllm_seam.versions import num_hashed_blocks
 
 
 class Starting:
@@ -32,7 +31,7 @@ class Starting:
         token_ids = parent._all_token_ids[: thread.fork_len]
         token_ids += thread.plan.header_ids
         params = self._params.of_thread(live, thread, live.room(thread, len(token_ids), thread.offset))
-        hashes = parent.block_hashes[: num_hashed_blocks(self._core.scheduler, thread.fork_len)]
+        hashes = self._core.hashes_before(parent, thread.fork_len)
         request = new_request(live.request, thread.request_id, token_ids, params, hashes)
         asked = live.fj_params.options.branch_of(thread.sibling_index)
         self._answers.begin_thread(
