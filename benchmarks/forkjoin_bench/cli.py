@@ -145,7 +145,7 @@ def _add_of_results(
 
 def _add_single(commands: Commands) -> None:
     """Add the commands that measure one thing each, and have their arguments in their own modules."""
-    from forkjoin_bench import scheduler_cost
+    from forkjoin_bench import fork_cost, scheduler_cost
     from forkjoin_bench.drafted import command as drafted
     from forkjoin_bench.overload import command as overload
     from forkjoin_bench.votes import command as votes
@@ -154,6 +154,7 @@ def _add_single(commands: Commands) -> None:
     _add_of_checkout(abacus, "abacus")
     for name, module, what in (
         ("drafted", drafted, "Measure speculative decoding, with and without forks."),
+        ("forks", fork_cost, "Measure what a fork and its join cost the scheduler."),
         ("scheduler", scheduler_cost, "Measure the scheduler's CPU time per step."),
         ("overload", overload, "Send more requests than there is room for."),
         ("votes", votes, "Measure votes that end early."),

@@ -137,8 +137,8 @@ class Scripted(Fed):
         raise AssertionError(f"not finished after {max_steps} steps: {self.state()}")
 
     def _next(self, request: Any) -> list[int]:
-        if "#fill" in request.request_id:
-            return [] if request.is_prefill_chunk else [0]  # a sample that is dropped
+        if "#fill" in request.request_id and request.is_prefill_chunk:
+            return []
         try:
             return super()._next(request)
         except KeyError:  # a context of which no script knows: some text
