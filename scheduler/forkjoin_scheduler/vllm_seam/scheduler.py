@@ -57,6 +57,7 @@ from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters
 from forkjoin_scheduler.vllm_seam.threads.cancelling import Cancelling
 from forkjoin_scheduler.vllm_seam.threads.facts import Facts
 from forkjoin_scheduler.vllm_seam.threads.forking import Forks
+from forkjoin_scheduler.vllm_seam.threads.handover import Handover
 from forkjoin_scheduler.vllm_seam.threads.hearing import Hearing
 from forkjoin_scheduler.vllm_seam.threads.keeping import Keeping
 from forkjoin_scheduler.vllm_seam.threads.leaving import Leaving
@@ -115,6 +116,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._ahead = ahead = EagerJoinPrefill(core, jobs)
         self._keeping = keeping = Keeping(core, placing, jobs, stitching)
         self._resuming = resuming = Resuming(core, answers, placing, stitching, ahead, params)
+        self._handover = Handover(core, jobs)
         self._starting = starting = Starting(core, answers, placing, params)
         self._tails = tails = Tails(core)
         self._performing = performing = Performing(
@@ -236,6 +238,8 @@ class ForkJoinScheduler(AsyncScheduler):
             self.reset_preempted_req_ids |= output.preempted_req_ids or set()
         if self._tails.copied_from:
             fence.each("fork", drained(self._tails.copied_from), self._tails.drop)
+        if len(output.scheduled_new_reqs) > 1:
+            fence.fenced("start", None, self._handover.share_starts, output)
         placing = self._placing
         if placed := (*placing.to_stitch, *placing.offsets, *placing.paths):
             fence.fenced("stitch", placed, placing.attach_metadata, output)
