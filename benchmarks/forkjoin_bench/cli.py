@@ -145,7 +145,7 @@ def _add_of_results(
 
 def _add_single(commands: Commands) -> None:
     """Add the commands that measure one thing each, and have their arguments in their own modules."""
-    from forkjoin_bench import fork_cost, scheduler_cost
+    from forkjoin_bench import fork_cost, offloaded, scheduler_cost
     from forkjoin_bench.drafted import command as drafted
     from forkjoin_bench.overload import command as overload
     from forkjoin_bench.votes import command as votes
@@ -155,6 +155,11 @@ def _add_single(commands: Commands) -> None:
     for name, module, what in (
         ("drafted", drafted, "Measure speculative decoding, with and without forks."),
         ("forks", fork_cost, "Measure what a fork and its join cost the scheduler."),
+        (
+            "offloaded",
+            offloaded,
+            "Count tokens recomputed under KV pressure, with a KV connector and without.",
+        ),
         ("scheduler", scheduler_cost, "Measure the scheduler's CPU time per step."),
         ("overload", overload, "Send more requests than there is room for."),
         ("votes", votes, "Measure votes that end early."),

@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import to_builtins
 from vllm import SamplingParams
+from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request
@@ -46,6 +47,7 @@ class Scripted(Fed):
         dialect: Dialect | None = None,
         max_model_len: int = 4096,
         prefill_schedule_interval: int = 1,
+        connects: KVTransferConfig | None = None,
         **settings: Any,
     ) -> None:
         dialect = dialect or load("threadweaver")
@@ -60,6 +62,7 @@ class Scripted(Fed):
             enforce_eager=True,
             additional_config={KEY: Settings.of(dialect, {}, **settings).model_dump(mode="json")},
             worker_cls=WORKER if dialect.join.moves_kv else "auto",
+            kv_transfer_config=connects,
         )
         config = args.create_engine_config()
         config.cache_config.block_size = BLOCK_SIZE  # behind vLLM's back, which has no such on a CPU

@@ -43,6 +43,8 @@ def check_queues(scheduler: Any) -> None:
     waiting = Counter(r.request_id for q in (scheduler.waiting, scheduler.kv_holding_waiting) for r in q)
     for request_id, request in scheduler.requests.items():
         runs = request.status == RequestStatus.RUNNING
+        if request.is_finished():
+            continue  # its blocks return when a load into them has ended
         found = running[request_id], waiting[request_id]
         assert found == (runs, not runs), f"{_show(request)}: in (running, waiting) {found} times"
     strangers = (running.keys() | waiting.keys()) - scheduler.requests.keys()
@@ -100,6 +102,8 @@ def check_blocks(scheduler: Any) -> None:
 def _check_table(scheduler: Any, request: Request) -> None:
     """The blocks of a request hold its computed tokens; one that has none waits where such wait."""
     has_blocks = kv.has_blocks(scheduler.kv_cache_manager, request)
+    if request.is_finished():
+        return  # a load into its blocks has not ended
     waits = request.status != RequestStatus.RUNNING
     if waits and not request.num_computed_tokens:
         assert not has_blocks, f"{_show(request)}: waits to be computed from its start, and has blocks"
@@ -210,7 +214,7 @@ def _check_branch(scheduler: Any, live: LiveFamily, branch: Branch) -> None:
         assert is_waited_for, f"{branch}: still to start, and not waited for"
         return
     if not branch.is_live or ends:
-        assert request is None, f"{branch}: ended, but not its request"
+        assert request is None or request.is_finished(), f"{branch}: ended, but not its request"
     else:
         assert request is not None, f"{branch}: its request is gone"
     if branch.parent is not None and branch.is_live and not ends:

@@ -34,6 +34,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_bench.vllm_seam.fed import without_model
+from forkjoin_bench.vllm_seam.offloading import offloading
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import builtin_names
 from forkjoin_scheduler.machine.cancelling import CANCELLING, ask
@@ -180,6 +181,8 @@ class Kind:
     only_votes: bool = False
     #: The chance that before a step a client cancels a thread.
     cancel: float = 0.0
+    #: Steps that a KV connector's copies take; none: there is no connector.
+    transfer_steps: tuple[int, ...] = ()
 
 
 MIXED = Kind(
@@ -220,8 +223,12 @@ ANYTHING = Kind(
 VOTES = replace(ANYTHING, only_votes=True)
 #: Threads that their clients cancel, among all that else may happen to them.
 CANCELS = replace(ANYTHING, cancel=0.2)
+#: KV that is offloaded, while all else happens but a reset, which vLLM refuses while KV is loaded.
+OFFLOADED = replace(
+    PRESSURE, reset=0.0, cancel=0.05, move=0.1, transfer_steps=(1, 2, 6), prompt_tokens=(10, 40, 40)
+)
 #: What ``main`` drives.
-DRIVEN = ("mixed", "pressure", "resets", "anything", "votes", "cancels")
+DRIVEN = ("mixed", "pressure", "resets", "anything", "votes", "cancels", "offloaded")
 KINDS = {
     "mixed": MIXED,
     "pressure": PRESSURE,
@@ -230,6 +237,7 @@ KINDS = {
     "anything": ANYTHING,
     "votes": VOTES,
     "cancels": CANCELS,
+    "offloaded": OFFLOADED,
 }
 
 ABORT = 0.02
@@ -258,6 +266,8 @@ class Setup:
     drafts_in_kv: bool = False
     #: Of a pipeline: with several, a step is scheduled while the one before runs in the next stage.
     num_stages: int = 1
+    #: That a copy of the KV connector takes; 0: there is none.
+    transfer_steps: int = 0
 
     @classmethod
     def draw(cls, name: str, chance: random.Random, kind: Kind, dialect: Dialect) -> Setup:
@@ -292,6 +302,9 @@ class Setup:
             max_drafts=max_drafts,
             share_right=drafting.choice([0.5, 0.9, 1.0]),
             drafts_in_kv=drafting.random() < 0.5,
+            transfer_steps=0
+            if dialect.join.moves_kv
+            else random.Random(f"{name} offloading").choice(kind.transfer_steps or (0,)),
         )
 
     def calm(self) -> Setup:
@@ -303,6 +316,7 @@ class Setup:
             "num_blocks": 4000,
             "max_num_seqs": 200,
             "max_num_batched_tokens": 8192,
+            "transfer_steps": 0,
         }
         options = {"join_ahead_tokens": 0, "admission": "greedy"}
         return replace(self, **calm, options=options)
@@ -329,6 +343,7 @@ class Setup:
             additional_config={KEY: settings.model_dump(mode="json")},
             worker_cls=WORKER if dialect.join.moves_kv else "auto",
             speculative_config=speculation(self.max_drafts),
+            kv_transfer_config=offloading(self.transfer_steps) if self.transfer_steps else None,
         )
         config = args.create_engine_config()
         # All behind vLLM's back, which has no such on a CPU, or not without workers.
@@ -510,6 +525,11 @@ class Drive:
         return self._copies.num_accepted
 
     @property
+    def num_loads(self) -> int:
+        """How often KV was loaded by the connector."""
+        return 0 if self._model.offloading is None else self._model.offloading.num_loads
+
+    @property
     def moves_made(self) -> Counter[str]:
         """How often each was made."""
         return self._moves.made
@@ -529,9 +549,11 @@ class Drive:
                 assert idle_steps < MAX_IDLE_STEPS, f"it hangs: {self._state()}, {self._requests()}"
         else:
             raise AssertionError(f"not finished after {MAX_STEPS} steps: {self._state()}")
-        # One more step tells of the last requests that ended.
+        # One more step tells of the last requests that ended, and some more end what a connector still copies.
         self._moves.stop()
         self._schedule()
+        while self._scheduler.has_requests():
+            self._step()
         while self._in_flight:
             self._update()
         _assert_same(self._state(), at_rest)

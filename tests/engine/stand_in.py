@@ -20,6 +20,7 @@ from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request
 
 from forkjoin_bench.vllm_seam.fed import runner_output
+from forkjoin_bench.vllm_seam.offloading import OffloadingWorkers
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from tests.engine.copies import Copies, Work
 from tests.engine.kv_numbers import move, number, offsets_of, slots_of
@@ -58,6 +59,8 @@ class StandIn:
         #: The requests of the step that was scheduled last, with their blocks.
         self._scheduled: dict[str, tuple[Request, list[int]]] = {}
         self._remember_scheduled()
+        #: Where the scheduler has a KV connector.
+        self.offloading = None if scheduler.connector is None else OffloadingWorkers(scheduler, self._kv)
         #: What was sampled from, by place.
         self.seen: dict[Place, int] = {}
 
@@ -79,6 +82,8 @@ class StandIn:
 
         Raises AssertionError if a request samples at one place twice, and from another context.
         """
+        if self.offloading is not None:
+            self.offloading.before(output)
         metadata = move(self._kv, output, self._block_size)
         self._copies.step(output)
         sampled: dict[str, list[int]] = {}
@@ -96,7 +101,10 @@ class StandIn:
             from_ = values[len(values) - work.num_drafts - 1 :]
             rows.append([*zip(sampled[request_id] or [0], from_, strict=False)])
             wants_logprobs |= request.sampling_params.num_logprobs is not None
-        return runner_output(sampled, logprobs_of(rows) if wants_logprobs else None)
+        result = runner_output(sampled, logprobs_of(rows) if wants_logprobs else None)
+        if self.offloading is not None:
+            result.kv_connector_output = self.offloading.after(output)
+        return result
 
     def rows_of(self, request_id: str) -> set[LogprobsRow]:
         """The rows of logprobs of all that the branches of a request have sampled."""

@@ -318,6 +318,8 @@ MANAGER = "vllm.v1.core.kv_cache_manager:KVCacheManager"
 COORDINATOR = "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator"
 SINGLE = "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager"
 
+OFFLOADING = "vllm.distributed.kv_transfer.kv_connector.v1"
+
 #: What vLLM's constructors set, and the seam reads or writes: class -> names.
 ATTRIBUTES = {
     SCHEDULER: (
@@ -325,8 +327,16 @@ ATTRIBUTES = {
         "num_waiting_for_streaming_input max_num_active_reqs kv_cache_manager requests max_model_len "
         "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state "
         "prefill_capacity_bound kv_cache_config hash_block_size structured_output_manager scheduler_config "
-        "num_spec_tokens num_lookahead_tokens _spec_decode_step_blocks use_pp"
+        "num_spec_tokens num_lookahead_tokens _spec_decode_step_blocks use_pp connector "
+        "finished_recving_kv_req_ids"
     ),
+    f"{OFFLOADING}.offloading_connector:OffloadingConnector": "connector_scheduler",
+    f"{OFFLOADING}.offloading.scheduler:OffloadingConnectorScheduler": "_req_status",
+    f"{OFFLOADING}.offloading.scheduler:RequestOffloadState": "config group_states",
+    f"{OFFLOADING}.offloading.scheduler:SchedulerOffloadConfig": "kv_group_configs",
+    f"{OFFLOADING}.offloading.scheduler:GroupOffloadConfig": "tokens_per_chunk",
+    f"{OFFLOADING}.offloading.scheduler:RequestGroupState": "block_ids offload_keys next_stored_chunk_idx",
+    "vllm.config:KVTransferConfig": "kv_connector kv_connector_module_path kv_role",
     MANAGER: "coordinator block_pool",
     COORDINATOR: "single_type_managers",
     SINGLE: "block_size req_to_blocks num_cached_block",
@@ -403,6 +413,7 @@ CALLED = {
         "_handle_blocked_waiting_request _free_request _holds_kv_blocks get_num_unfinished_requests "
         "_update_after_schedule update_draft_token_ids"
     ),
+    f"{OFFLOADING}.base:KVConnectorBase_V1": "on_new_request get_num_new_matched_tokens has_pending_push_work",
     MANAGER: "get_blocks cache_blocks create_kv_cache_blocks free get_computed_blocks estimate_cached_tokens",
     COORDINATOR: "cache_blocks",
     SINGLE: "pop_blocks_for_free get_num_skipped_tokens",

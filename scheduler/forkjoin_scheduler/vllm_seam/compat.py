@@ -14,6 +14,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
 from forkjoin_scheduler.settings import KEY, Settings
+from forkjoin_scheduler.vllm_seam import connectors
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_are_judged, drafts_as_tested
 from forkjoin_scheduler.vllm_seam.models.registering import NUM_ROWS
 
@@ -49,8 +50,7 @@ REFUSED: tuple[Check, ...] = (
     ("decode or prefill context parallelism: a sequence's KV is spread over ranks",
      lambda c: c.parallel_config.decode_context_parallel_size > 1
      or c.parallel_config.prefill_context_parallel_size > 1),
-    ("a KV connector: it would not know of blocks that change hands at a join",
-     lambda c: c.kv_transfer_config is not None),
+    *connectors.REFUSED,
     ("speculative decoding by a method not tested with forks (ngram, suffix, draft_model, eagle(3), MTP are)",
      lambda c: not drafts_as_tested(c)),
     ("speculative decoding with a lossy rejection_sample_method: wrong drafts may open or close threads",
@@ -60,8 +60,7 @@ REFUSED: tuple[Check, ...] = (
     ("speculative decoding with Mamba or linear attention layers: their state may include a refused draft",
      lambda c: c.speculative_config is not None and is_recurrent(c)),
     ("pipeline parallelism or a KV connector with Mamba or linear attention layers: not tested with forks",
-     lambda c: (_has_stages(c) or c.kv_transfer_config is not None)
-     and is_recurrent(c)),
+     lambda c: (_has_stages(c) or c.kv_transfer_config is not None) and is_recurrent(c)),
     ("--use-replayssm: what it keeps beside the blocks is not copied at a fork",
      lambda c: is_recurrent(c) and c.cache_config.use_replayssm),
     ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),
@@ -97,6 +96,8 @@ def check_engine(dialect: Dialect, vllm_config: VllmConfig, kv_cache_config: KVC
         logger.warning("%s (docs/compatibility.md)", of_version)
     check_config(vllm_config)
     check_cache(kv_cache_config, vllm_config.model_config.hf_text_config)
+    if vllm_config.kv_transfer_config is not None and (reason := connectors.block_reason(kv_cache_config)):
+        raise UnsupportedEngine(reason)
     check_model(dialect, vllm_config.model_config)
     check_paths(dialect, vllm_config)
     if dialect.join.moves_kv:
@@ -161,6 +162,12 @@ def check_stitching(vllm_config: VllmConfig, num_blocks: int) -> None:
         raise UnsupportedEngine(
             "a stitched join can't be combined with --pipeline-parallel-size: KV that is moved in stages is "
             "not tested. Drop the option, or choose a dialect that joins by prefilling"
+        )
+    if vllm_config.kv_transfer_config is not None:
+        raise UnsupportedEngine(
+            "a stitched join can't be combined with a KV connector, which stores KV by its tokens: those of "
+            "a stitched context do not tell its KV. Drop --kv-transfer-config and --kv-offloading-size, "
+            "or choose a dialect that joins by prefilling"
         )
     if not vllm_config.parallel_config.worker_cls.endswith(".ForkJoinWorker"):
         raise UnsupportedEngine(

@@ -35,7 +35,7 @@ from forkjoin_scheduler.vllm_seam.cache.kv_job import KVJob
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.starts import queues
+from forkjoin_scheduler.vllm_seam.starts import connector, queues
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -221,11 +221,13 @@ class Fence:
                 with contextlib.suppress(Exception):  # what it does at its end concerns nobody any more
                     job.work.close()
         for request in queues.take_out(self._core.scheduler, lambda r: root_id(r) == request_id):
+            ends_later = connector.ends_with_load(self._core.scheduler, request)
             request.status = RequestStatus.FINISHED_ERROR
-            self._core.scheduler._free_request(request)
+            self._core.scheduler._free_request(request, ends_later)
         for container in self._containers():
             _purge(container, request_id)
-        kv.drop_tables(self._core.kv_cache_manager, lambda i: root_id(i) == request_id)
+        known = self._core.requests
+        kv.drop_tables(self._core.kv_cache_manager, lambda i: root_id(i) == request_id and i not in known)
         kv.free_unowned(self._core.kv_cache_manager, self._owned())
 
     def _check_accounts(self, request_id: str) -> None:

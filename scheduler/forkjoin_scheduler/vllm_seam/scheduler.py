@@ -37,6 +37,7 @@ from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.ahead import EagerJoinPrefill
 from forkjoin_scheduler.vllm_seam.cache.eviction import Eviction
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
+from forkjoin_scheduler.vllm_seam.cache.loading import Loading
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.cache.prefixes import Prefixes
 from forkjoin_scheduler.vllm_seam.cache.restoring import Restoring
@@ -46,7 +47,7 @@ from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence, drained
 from forkjoin_scheduler.vllm_seam.mends.family_drafts import FamilyDrafts
 from forkjoin_scheduler.vllm_seam.mends.media_again import send_media_with_each_request
-from forkjoin_scheduler.vllm_seam.starts import queues
+from forkjoin_scheduler.vllm_seam.starts import connector, queues
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
 from forkjoin_scheduler.vllm_seam.starts.load_report import LoadReport
@@ -111,7 +112,8 @@ class ForkJoinScheduler(AsyncScheduler):
         # what machines want done, and where each effect of theirs is performed
         core.world = Facts(core, fence)
         self._params = params = Params(core)
-        self._prefixes = Prefixes(core, jobs)
+        self._prefixes = prefixes = Prefixes(core, jobs)
+        self._loading = Loading(core, jobs, prefixes)
         self._stitching = stitching = Stitching(core, jobs)
         self._ahead = ahead = EagerJoinPrefill(core, jobs)
         self._keeping = keeping = Keeping(core, placing, jobs, stitching)
@@ -137,6 +139,8 @@ class ForkJoinScheduler(AsyncScheduler):
         if core.bound_dialect is not None:
             self.kv_holding_waiting = queues.BegunQueue(self.policy)
             self.waiting = gate.queue
+            if self.connector is not None:
+                self._loading.stand_between()
             send_media_with_each_request()
             if core.bound_dialect.dialect.join.moves_kv:
                 kv.guard_hashing(
@@ -166,6 +170,8 @@ class ForkJoinScheduler(AsyncScheduler):
         interval: AbstractContextManager[None] = nullcontext()
         self._gate.step_admission.open()
         self._prefixes.started.clear()
+        self._prefixes.sharing.clear()
+        self._loading.has_postponed = False
         has_begun = len(self.kv_holding_waiting) > self.num_waiting_for_streaming_input
         if has_begun and versions.is_between_prefills(self, throttle_prefills):
             # --prefill-schedule-interval holds prompts back: not what a family goes on with
@@ -245,7 +251,7 @@ class ForkJoinScheduler(AsyncScheduler):
             fence.fenced("stitch", placed, placing.attach_metadata, output)
         if self._restoring.lost:
             self._restoring.restore_all()
-        is_idle = not (output.total_num_scheduled_tokens or self.running)
+        is_idle = not (output.total_num_scheduled_tokens or self.running or self._loading.has_postponed)
         if listened_to := [(live,) for live in core.live.values() if live.waits is not None]:
             fence.each("waits", listened_to, self._waits.emit)
         if core.live and is_idle and self._pause_state != PauseState.PAUSED_ALL:
@@ -310,7 +316,10 @@ class ForkJoinScheduler(AsyncScheduler):
         """Whether vLLM may start ``request`` in this step."""
         if request.request_id in self._waits.held_back:
             return False
+        was_loading = connector.is_loading(request)
         is_free = super()._handle_blocked_waiting_request(request)
+        if was_loading and is_free:
+            self._fence.answer("admit", request, self._loading.ended, None)
         return is_free and self._fence.answer("admit", request, self._may_start, False)
 
     def _may_start(self, request: Request) -> bool:
@@ -387,7 +396,7 @@ class ForkJoinScheduler(AsyncScheduler):
 
     def _forget(self, request: Request) -> None:
         """Keep nothing of a request that vLLM has forgotten."""
-        for keeper in (self._core, self._placing, self._restoring):
+        for keeper in (self._core, self._placing, self._restoring, self._loading):
             keeper.forget(request.request_id)
 
     # ---- what the parts ask of vLLM (``view.py``) ------------------------------------------

@@ -26,6 +26,9 @@ class SchedulerView(Protocol):
     #: Of requests that the V2 runner forgets and then adds again.
     reset_preempted_req_ids: set[str]
     kv_cache_manager: KVCacheManager
+    connector: Any
+    #: Requests whose load has ended.
+    finished_recving_kv_req_ids: set[str]
     deferred_frees: deque[Any]
     policy: SchedulingPolicy
     current_step: int

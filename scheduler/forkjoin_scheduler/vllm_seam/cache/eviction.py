@@ -11,7 +11,7 @@ from forkjoin_scheduler.vllm_seam.cache.victims import Victims
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.starts import queues
+from forkjoin_scheduler.vllm_seam.starts import connector, queues
 
 
 class Eviction:
@@ -44,7 +44,7 @@ class Eviction:
         What waits with blocks is no victim of vLLM's preemption, so a pool full of them would wait
         forever. What a family shared is recomputed.
         """
-        if self._has_uncompiled():
+        if self._has_uncompiled() or connector.is_at_work(self._core.scheduler):
             return
         holding = [live for live in self._core.live.values() if self._holders(live) or live.held or live.jobs]
         if holding:
@@ -62,6 +62,7 @@ class Eviction:
         """The requests of the family that wait with blocks."""
         requests = [self._core.requests.get(b.request_id) for b in live.family.root.subtree() if b.is_live]
         waiting = [r for r in requests if r is not None and r.status != RequestStatus.RUNNING]
+        waiting = [r for r in waiting if not connector.is_loading(r)]
         return [r for r in waiting if kv.has_blocks(self._core.kv_cache_manager, r)]
 
     def evict(self, live: LiveFamily) -> None:

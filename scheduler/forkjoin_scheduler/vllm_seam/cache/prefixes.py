@@ -11,6 +11,7 @@ from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.stitching import Source
 from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.starts.connector import is_loading
 
 
 class Prefixes:
@@ -21,6 +22,8 @@ class Prefixes:
         self._jobs = jobs
         #: Requests that started in this step, on KV of others.
         self.started: set[str] = set()
+        #: Those of them that found such.
+        self.sharing: set[str] = set()
 
     def shared_with_source(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool] | None:
         """What vLLM's prefix cache answers for ``request``; None where it is to look itself."""
@@ -30,6 +33,7 @@ class Prefixes:
         self._check_shared(request, shared)
         if source is None or not shared:
             return None
+        self.sharing.add(request.request_id)
         return kv.shared_prefix(self._core.kv_cache_manager, source, shared), shared, 0, False
 
     def _num_shared(self, source: str | kv.HeldBlocks, limit: int) -> int:
@@ -37,7 +41,8 @@ class Prefixes:
         if isinstance(source, kv.HeldBlocks):
             shared = min(source.num_tokens, limit)
         else:
-            computed = self._core.requests[source].num_computed_tokens
+            of = self._core.requests[source]
+            computed = 0 if is_loading(of) else of.num_computed_tokens
             shared = min(computed, limit)
             if source in self.started:
                 # It may have found blocks that this very step computes. These may be shared as they are,

@@ -22,6 +22,7 @@ from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
+from forkjoin_scheduler.vllm_seam.starts import connector
 from forkjoin_scheduler.vllm_seam.starts.sharing import SharedQueue, cost
 
 #: What was refused is asked for again in so many steps, or when something has ended.
@@ -115,7 +116,7 @@ class AdmissionGate:
         """What was admitted has begun, unless there were no blocks for it after all: that is asked again."""
         let_in, self.let_in = self.let_in, []
         for admitted in let_in:
-            if admitted.request.status == RequestStatus.RUNNING:
+            if admitted.request.status == RequestStatus.RUNNING or connector.is_loading(admitted.request):
                 self.admitted[admitted.request.request_id] = admitted
 
     def _fits(self, need: Need) -> bool:

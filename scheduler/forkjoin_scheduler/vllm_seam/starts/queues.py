@@ -15,6 +15,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.starts import connector
 from forkjoin_scheduler.vllm_seam.starts.requests import forget_in_flight
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
 
@@ -109,6 +110,7 @@ def _enqueue_parked(scheduler: SchedulerView, request: Request) -> None:
     forget_in_flight(request)
     request.num_computed_tokens = kv.keep(scheduler.kv_cache_manager, request, request.num_tokens)
     kv.cache_state(scheduler.kv_cache_manager, request)
+    connector.forget_blocks(scheduler, request)
     request.status = RequestStatus.WAITING_FOR_STREAMING_REQ
     scheduler.num_waiting_for_streaming_input += 1
     scheduler._enqueue_waiting_request(request)
@@ -137,7 +139,11 @@ def _unpark(
 
 
 def repark(scheduler: SchedulerView, request: Request, num_computed_tokens: int) -> None:
-    """A parked ``request`` has lost its blocks (0), or has them again."""
+    """A waiting ``request`` has lost its blocks (0), or has them again.
+
+    vLLM keeps blocks back for what computes its prompt or has loaded it: not for what has lost all of that.
+    """
+    scheduler._inflight_prefills.discard(request)
     request.num_computed_tokens = num_computed_tokens
     requeue(scheduler, request)
 
@@ -150,6 +156,7 @@ def requeue(scheduler: SchedulerView, request: Request) -> None:
 
 def start(scheduler: SchedulerView, request: Request) -> None:
     """Queue a new request of a family, before all that have not begun."""
+    connector.announce(scheduler, request)
     scheduler.requests[request.request_id] = request
     scheduler.kv_holding_waiting.add_request(request)
 

@@ -12,6 +12,7 @@ from forkjoin_scheduler.publish.events import Waiting
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.starts.connector import is_loading
 
 _WAITS = (
     RequestStatus.WAITING,
@@ -53,7 +54,7 @@ class Waiters:
     def num_of(self, request_ids: Iterable[str]) -> int:
         """How many of these wait to run."""
         requests = self._core.requests
-        return sum(requests[i].status in _WAITS for i in request_ids)
+        return sum(requests[i].status in _WAITS or is_loading(requests[i]) for i in request_ids)
 
     def count(self) -> tuple[int, int]:
         """How many threads and how many requests wait to run; fills are neither."""

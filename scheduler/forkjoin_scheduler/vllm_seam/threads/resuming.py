@@ -12,7 +12,7 @@ from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.cache.stitching import Stitching
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
-from forkjoin_scheduler.vllm_seam.starts import queues
+from forkjoin_scheduler.vllm_seam.starts import connector, queues
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers
 from forkjoin_scheduler.vllm_seam.starts.requests import rebase_prompt, truncate
 from forkjoin_scheduler.vllm_seam.threads.params import Params
@@ -95,4 +95,5 @@ class Resuming:
         It keeps the blocks that these tokens fill. The others go back: they may be hashed by what is cut off.
         """
         truncate(request, num_tokens, self._core.hashes_before(request, num_tokens))
+        connector.forget_tokens(self._core.scheduler, request, num_tokens)
         request.num_computed_tokens = kv.keep_whole_blocks(self._core.kv_cache_manager, request, num_tokens)

@@ -31,7 +31,7 @@ from vllm.v1.kv_cache_interface import (
 
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
-from forkjoin_scheduler.vllm_seam import compat
+from forkjoin_scheduler.vllm_seam import compat, connectors
 
 
 def _config(**changes):
@@ -39,10 +39,16 @@ def _config(**changes):
     sections = {
         "parallel_config": {
             "pipeline_parallel_size": 1,
+            "tensor_parallel_size": 1,
+            "data_parallel_size": 1,
             "decode_context_parallel_size": 1,
             "prefill_context_parallel_size": 1,
         },
-        "cache_config": {"enable_prefix_caching": True, "use_replayssm": False},
+        "cache_config": {
+            "enable_prefix_caching": True,
+            "use_replayssm": False,
+            "prefix_cache_retention_interval": 0,
+        },
         "device_config": {"device_type": "cpu"},
         "compilation_config": {"mode": CompilationMode.VLLM_COMPILE},
         "model_config": {
@@ -50,11 +56,13 @@ def _config(**changes):
             "is_hybrid": False,
             "is_attention_free": False,
             "is_diffusion": False,
+            "is_multimodal_model": False,
         },
     }
     config = {
         "kv_transfer_config": None,
         "speculative_config": None,
+        "lora_config": None,
         "aux_output_config": Facts(enabled=False),
     }
     for name, value in changes.items():
@@ -64,6 +72,18 @@ def _config(**changes):
         else:
             config[section] = value
     return Facts(**config, **{name: Facts(**facts) for name, facts in sections.items()})
+
+
+def connects(name="OffloadingConnector", *, module_path=None, role="kv_both", policy="fail", **extra):
+    """What makes a config of one with a KV connector. ``extra``: its ``kv_connector_extra_config``."""
+    connector = Facts(
+        kv_connector=name,
+        kv_connector_module_path=module_path,
+        kv_role=role,
+        kv_load_failure_policy=policy,
+        kv_connector_extra_config=extra,
+    )
+    return {"kv_transfer_config": connector}
 
 
 def drafts(method, *, num_ahead=1, parallel_drafting=False, judged_by="standard"):
@@ -84,6 +104,10 @@ DRAFTED = [drafts(m) for m in ("ngram", "suffix", "draft_model", "eagle", "eagle
         {"model_config__is_hybrid": True},
         {"model_config__is_attention_free": True},
         EAGER,
+        connects(),
+        connects(cpu_bytes_to_use=1 << 30, offload_prompt_only=False),
+        connects(spec_name="HostOffloadingSpec", spec_module_path="forkjoin_bench.vllm_seam.host_offloading"),
+        connects() | drafts("ngram"),
         STAGES,
         STAGES | EAGER | {"device_config__device_type": "cuda"},
         *DRAFTED,
@@ -94,13 +118,12 @@ def test_a_plain_engine_is_taken_and_a_recurrent_one_and_one_with_a_tested_draft
     assert compat.check_config(_config(**changes)) is None
 
 
-@pytest.mark.parametrize(
-    "changes", [{"parallel_config__pipeline_parallel_size": 2}, {"kv_transfer_config": Facts()}]
-)
-def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes):
-    recurrent = _config(**changes, model_config__is_hybrid=True)
-    refusals = [reason for reason, has_it in compat.REFUSED if has_it(recurrent)]
-    assert any("with Mamba or linear attention layers: not tested" in reason for reason in refusals)
+@pytest.mark.parametrize("layers", ["is_hybrid", "is_attention_free"])
+@pytest.mark.parametrize("changes", [STAGES, connects()])
+def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes, layers):
+    recurrent = _config(**changes, **{f"model_config__{layers}": True})
+    with pytest.raises(UnsupportedEngine, match="with Mamba or linear attention layers: not tested"):
+        compat.check_config(recurrent)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +133,20 @@ def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes):
         (STAGES | EAGER, "pipeline parallelism with --enforce-eager on a CPU"),
         ({"parallel_config__decode_context_parallel_size": 2}, "context parallelism"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
-        ({"kv_transfer_config": Facts()}, "KV connector"),
         ({"aux_output_config": Facts(enabled=True)}, "--enable-return-routed-experts"),
+        (connects("NixlConnector"), "KV connector"),
+        (connects(module_path="mine"), "KV connector"),
+        (connects(role="kv_consumer"), "KV connector"),
+        (STAGES | connects(), "KV connector with pipeline, tensor or data parallelism"),
+        ({"parallel_config__tensor_parallel_size": 2} | connects(), "with pipeline, tensor or data"),
+        ({"parallel_config__data_parallel_size": 2} | connects(), "with pipeline, tensor or data"),
+        (connects(spec_name="TieringOffloadingSpec"), "expected CPUOffloadingSpec or HostOffloadingSpec"),
+        (connects(blocks_per_chunk=4), "more in kv_connector_extra_config than is tested"),
+        (connects(policy="recompute"), "kv_load_failure_policy other than fail"),
+        (connects() | drafts("eagle"), "KV connector with a drafter that has KV of its own"),
+        (connects() | {"lora_config": Facts()}, "KV connector with LoRA"),
+        (connects() | {"model_config__is_multimodal_model": True}, "KV connector with images"),
+        (connects() | {"cache_config__prefix_cache_retention_interval": 64}, "retention-interval"),
         (drafts("medusa"), "speculative decoding by a method not tested"),
         (drafts("ngram_gpu"), "speculative decoding by a method not tested"),
         (drafts("eagle", parallel_drafting=True), "speculative decoding by a method not tested"),
@@ -175,6 +210,7 @@ def test_stitched_joins_run_with_our_workers_and_room_for_a_join(num_blocks):
         parallel_config=Facts(worker_cls=compat.WORKER, pipeline_parallel_size=1),
         cache_config=Facts(block_size=16),
         model_config=Facts(max_model_len=70),
+        kv_transfer_config=None,
     )
     assert compat.check_stitching(config, num_blocks) is None
     with pytest.raises(
@@ -185,9 +221,17 @@ def test_stitched_joins_run_with_our_workers_and_room_for_a_join(num_blocks):
 
 def test_stitched_joins_do_not_run_with_another_worker():
     parallel = Facts(worker_cls="vllm.v1.worker.gpu_worker.Worker", pipeline_parallel_size=1)
-    config = Facts(parallel_config=parallel)
+    config = Facts(parallel_config=parallel, kv_transfer_config=None)
     with pytest.raises(
         UnsupportedEngine, match=r"needs --worker-cls .*ForkJoinWorker, found vllm.*gpu_worker"
+    ):
+        compat.check_stitching(config, 10**6)
+
+
+def test_stitched_kv_is_not_given_to_a_connector():
+    config = Facts(parallel_config=Facts(worker_cls=compat.WORKER, pipeline_parallel_size=1), **connects())
+    with pytest.raises(
+        UnsupportedEngine, match=r"can't be combined with a KV connector.*joins by prefilling"
     ):
         compat.check_stitching(config, 10**6)
 
@@ -286,6 +330,12 @@ def test_every_other_kv_cache_is_refused_by_the_name_of_its_spec(spec, named):
 def test_a_kv_cache_in_the_hosts_memory_is_refused():
     with pytest.raises(UnsupportedEngine, match=r"found FullAttentionSpec of layer\.0 in the host's memory"):
         compat.check_cache(_cache(FULL, host_resident=True), Facts())
+
+
+@pytest.mark.parametrize(("specs", "found"), [([FULL], None), ([FULL, WINDOW], "SlidingWindowSpec")])
+def test_a_connector_takes_one_kv_cache_of_full_attention(specs, found):
+    reason = connectors.block_reason(_cache(*specs))
+    assert reason is None if found is None else f"full attention, found FullAttentionSpec, {found}" in reason
 
 
 def test_the_specs_that_are_known_are_vllms():

@@ -1,0 +1,122 @@
+"""Families whose KV is offloaded by vLLM's ``OffloadingConnector``: exact, under pressure, with aborts.
+
+All is vLLM's but the model and the copies (``host_offloading.py``): a block that is stored by the hashes of other
+tokens, or read before its load has ended, makes another answer.
+"""
+
+from __future__ import annotations
+
+import pytest
+from vllm.v1.request import RequestStatus
+
+from forkjoin_scheduler.vllm_seam.starts import connector
+from tests.tiers import Tier
+
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("clock")]
+
+#: One for each way to go on: after all threads, on a new prompt, over a call, beside threads, by a vote.
+DIALECTS = ("threadweaver", "pacore", "apr", "pasta", "ssft")
+#: Runs of each.
+NUM_SEEDS = {Tier.FIRST: 2, Tier.CI: 4, Tier.ALL: 35}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_families_end_once_as_undisturbed_with_kv_that_is_offloaded_and_loaded(model_of, tier, name):
+    from tests.engine.random_drive import compared
+
+    drives = [compared(name, "offloaded", seed, model_of(name))[0] for seed in range(NUM_SEEDS[tier])]
+    assert sum(drive.num_loads for drive in drives)
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        pytest.param("parallel-r1", 84, id="parked, goes on and finds its KV stored, all in one step"),
+        pytest.param("apr", 64, id="has loaded, loses all of it, and loads again"),
+    ],
+)
+def test_a_family_ends_as_undisturbed_when_it(model_of, name, seed):
+    from tests.engine.random_drive import compared
+
+    assert compared(name, "offloaded", seed, model_of(name))[0].num_loads
+
+
+def test_nothing_is_loaded_in_the_step_in_which_its_request_leaves_the_workers():
+    import numpy as np
+
+    from forkjoin_bench.vllm_seam.offloading import OffloadingWorkers, offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=60, connects=offloading(1))
+    scheduler, prompt = fed.scheduler, fed.author.text(200)
+    workers = OffloadingWorkers(scheduler, np.zeros(60 * 16, dtype=np.uint64))
+    fed.add("first", 2, prompt=prompt)
+    while scheduler.has_requests():
+        output = scheduler.schedule()
+        workers.before(output)
+        sampled = fed._sample(output)
+        sampled.kv_connector_output = workers.after(output)
+        scheduler.update_from_output(output, sampled)
+    again = fed.add("again", 2, prompt=prompt)
+    ask = scheduler.connector.get_num_new_matched_tokens
+    scheduler.reset_preempted_req_ids.add("again")
+    assert ask(again, 0) == (None, False)
+    assert scheduler._loading.has_postponed
+    scheduler.reset_preempted_req_ids.clear()
+    assert ask(again, 0) == (192, True)
+
+
+def test_a_thread_whose_kv_is_loaded_waits_and_is_no_request_that_waits():
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=60, connects=offloading(1))
+    fed.add("r0", 2, fed.author.fork([9, 9]), 2)
+    while not fed.scheduler._core.threads:
+        fed.step()
+    threads = [fed.scheduler.requests[i] for i in fed.scheduler._core.threads]
+    threads[0].status = RequestStatus.WAITING_FOR_REMOTE_KVS
+    threads[1].status = RequestStatus.WAITING
+    assert fed.scheduler._waits.count() == (2, 0)
+
+
+def test_what_a_connector_has_noted_of_blocks_that_changed_hands_would_show(model_of, monkeypatch):
+    from tests.engine.random_drive import compared
+
+    monkeypatch.setattr(connector, "forget_blocks", lambda scheduler, request: None)
+    with pytest.raises(AssertionError, match="than undisturbed"):
+        compared("threadweaver", "offloaded", 1, model_of("threadweaver"))
+
+
+def test_what_a_connector_has_noted_of_tokens_that_are_cut_off_would_show(model_of, monkeypatch):
+    from tests.engine.random_drive import compared
+
+    monkeypatch.setattr(connector, "forget_tokens", lambda scheduler, request, num_tokens: None)
+    with pytest.raises(AssertionError, match="from another context"):
+        compared("pacore", "offloaded", 0, model_of("pacore"))
+
+
+def test_vllms_own_workers_refuse_a_cpu():
+    from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+
+    spec = CPUOffloadingSpec.__new__(CPUOffloadingSpec)
+    spec._worker = None
+    with pytest.raises(Exception, match="only supported on CUDA-alike"):
+        spec.get_worker(None)
+
+
+def test_what_is_patched_of_the_connectors_notes_is_there():
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=50, connects=offloading(1))
+    request = fed.add("r0", 100)
+    fed.step()
+    ((config, state),) = connector._noted(fed.scheduler.connector, request)
+    assert config.tokens_per_chunk == fed.scheduler.hash_block_size
+    assert state.block_ids
+    assert len(state.offload_keys) == state.next_stored_chunk_idx == request.num_tokens // 16
+    connector.forget_tokens(fed.scheduler, request, 40)
+    assert len(state.offload_keys) == state.next_stored_chunk_idx == 2
+    connector.forget_blocks(fed.scheduler, request)
+    assert not state.block_ids
