@@ -55,7 +55,7 @@ fuzz: install-dev  ## a million random inputs (ARGS="--guided sequences" for tho
 
 check: lint test  ## what a change must pass first; .ci/run runs more
 
-train: install-dev  ## train the embedded model from scratch (about an hour on one core)
+train: install-dev  ## train a model like the embedded one from scratch (about two hours on one core)
 	@$(BIN)/python -m training.train --out build/training --threads 1 --steps 6000 --tokens-per-batch 4096 $(ARGS)
 
 bench: install-dev  ## fork/join against client-side loops and sequential decoding (ARGS="run --quick")

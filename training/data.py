@@ -16,12 +16,35 @@ import torch
 from torch import Tensor
 
 from training import tokenizer as tok
-from training.task import Worksheet, make_worksheet, transcript
+from training.prompts import make_chain
+from training.task import LETTERS, Worksheet, transcript
 
+#: The share of worksheets whose letters stand in the order of the alphabet; the others have any, in any order.
+#: With the first alone, a thread would take its letter from its number, and not look up its outline.
+ALPHABETICAL_SHARE = 0.4
 #: The share of forked worksheets that are trained as one linear sequence.
 LINEAR_SHARE = 0.25
+#: Long problems beside each other -> weight, one more than are measured.
+WIDTHS: dict[tuple[int, ...], int] = {
+    (2,): 16,
+    (3,): 13,
+    (4,): 12,
+    (5,): 12,
+    (6,): 14,
+    (7,): 12,
+    (8,): 14,
+    (9,): 7,
+}
+#: Long problems of each level -> weight: the later ones wait for the ones before.
+CHAINS: dict[tuple[int, ...], int] = {
+    (1, 1): 4, (1, 2): 4, (2, 1): 4, (2, 2): 8, (1, 3): 8, (3, 1): 4, (2, 3): 12, (3, 2): 6, (3, 3): 20,
+    (4, 4): 16, (4, 2): 4, (2, 4): 8, (1, 1, 1): 2, (1, 1, 2): 2, (1, 2, 2): 3, (2, 1, 2): 3, (2, 2, 1): 2,
+    (2, 2, 2): 8, (1, 2, 3): 2, (2, 2, 3): 4, (3, 2, 2): 4, (3, 3, 2): 3, (2, 3, 3): 3, (3, 3, 3): 2,
+}  # fmt: skip
 #: The weight of the opening's tokens, where the decision to fork is made.
 OPENING_WEIGHT = 2.0
+#: The weight of a thread's first line, where it finds its own outline among the others.
+FIRST_LINE_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,27 +72,50 @@ class Sampler:
         self.tokenizer: Any = tok.build()
 
     def worksheet(self) -> Worksheet:
-        """A worksheet of the training mix: 1 to 7 problems."""
+        """A worksheet of the training mix: 1 to 9 problems, some of which wait for others."""
         kind = self.rng.random()
+        if kind < 0.06:
+            return self._worksheet((0,), num_short=self.rng.randint(1, 9))
         if kind < 0.12:
-            return make_worksheet(self.rng, num_long=0, num_short=self.rng.randint(1, 6))
-        if kind < 0.24:
-            return make_worksheet(self.rng, num_long=1, num_short=self.rng.randint(0, 3))
-        num_long = self.rng.choices(range(2, 8), weights=(20, 18, 16, 16, 22, 8))[0]
+            return self._worksheet((1,), num_short=self.rng.randint(0, 3))
+        if kind < 0.55:
+            levels = self.rng.choices(list(WIDTHS), weights=list(WIDTHS.values()))[0]
+        else:
+            levels = self.rng.choices(list(CHAINS), weights=list(CHAINS.values()))[0]
         short = self.rng.randint(1, 3) if self.rng.random() < 0.3 else 0
-        return make_worksheet(self.rng, num_long=num_long, num_short=min(short, 7 - num_long))
+        return self._worksheet(levels, num_short=min(short, len(LETTERS) - sum(levels)))
+
+    def _worksheet(self, levels: tuple[int, ...], num_short: int) -> Worksheet:
+        in_order = self.rng.random() < ALPHABETICAL_SHARE
+        letters = LETTERS if in_order else self.rng.sample(LETTERS, len(LETTERS))
+        return make_chain(self.rng, levels=levels, num_short=num_short, letters=letters)
 
     def sample(self) -> Sample:
         """One sample: linear or, for most of the forked worksheets, one isolated thread."""
         sheet = self.worksheet()
         parts = transcript(sheet)
-        pieces = [(tok.chat_prompt(sheet.prompt), 0.0), (parts.opening, OPENING_WEIGHT)]
-        if not parts.threads or self.rng.random() < LINEAR_SHARE:
-            tail = parts.linear[len(parts.opening) :]
-            pieces.append((tail + tok.EOS, 1.0))
+        pieces = [(tok.chat_prompt(sheet.prompt), 0.0)]
+        last = len(parts.forks) - 1
+        isolated = max(self.rng.randint(0, last), self.rng.randint(0, last)) if parts.forks else None
+        if self.rng.random() < LINEAR_SHARE:
+            isolated = None
+        for fork in parts.forks[:isolated]:
+            pieces += [(fork.opening, OPENING_WEIGHT), (fork.joined[len(fork.opening) :], 1.0)]
+        if isolated is None:
+            pieces.append((parts.closing + tok.EOS, 1.0 if parts.forks else OPENING_WEIGHT))
         else:
-            number = self.rng.randrange(len(parts.threads)) + 1
-            pieces += [(parts.header(number), 1.0), (parts.threads[number - 1], 1.0)]
+            fork = parts.forks[isolated]
+            header, text = fork.thread(self.rng.randrange(len(fork.threads)))
+            first_line, rest = text.split("\n", 1)
+            pieces += [
+                (fork.opening, OPENING_WEIGHT),
+                (header, 0.0),  # the engine writes it, and its number is chance
+                (f"{first_line}\n", FIRST_LINE_WEIGHT),
+                (rest, 1.0),
+            ]
+        return self._tokenised(pieces)
+
+    def _tokenised(self, pieces: list[tuple[str, float]]) -> Sample:
         ids: list[int] = []
         weights: list[float] = []
         for text, weight in pieces:

@@ -1,8 +1,8 @@
 """Evaluate exported weights on held-out worksheets: ``python -m training.evaluate --model DIR``.
 
 Every prompt is answered twice by the same weights: with fork and join (the opening, then every
-thread in isolation, then the join re-prefilled and continued, as ThreadWeaver publishes it) and
-sequentially. Greedy. Writes the results as JSON to ``--json``.
+thread in isolation, then the join re-prefilled and continued, perhaps to the next fork, as
+ThreadWeaver publishes it) and sequentially. Greedy. Writes the results as JSON to ``--json``.
 """
 
 from __future__ import annotations
@@ -23,20 +23,37 @@ from forkjoin_bench.progress import working
 from training import tokenizer as tok
 from training.decode import Decoder
 from training.model import Llama, ModelConfig
-from training.task import Verdict, Worksheet, check, make_worksheet
+from training.prompts import make_chain
+from training.task import LETTERS, Verdict, Worksheet, check
 
-MAX_TOKENS = 2600
+MAX_TOKENS = 3000
 MAX_THREAD_TOKENS = 600
-#: Name of the class -> ranges (inclusive) of its long and its short problems.
-CLASSES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
-    "1 long": ((1, 1), (0, 0)),
-    "2 long": ((2, 2), (0, 0)),
-    "3 long": ((3, 3), (0, 0)),
-    "4 long": ((4, 4), (0, 0)),
-    "5 long": ((5, 5), (0, 0)),
-    "6 long": ((6, 6), (0, 0)),
-    "short only": ((0, 0), (1, 6)),
-    "mixed": ((1, 4), (1, 2)),
+#: More than any worksheet needs: what forks without end is not right.
+MAX_FORKS = 4
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Worksheets of one class: one of ``levels`` (long problems of each), and so many short problems."""
+
+    levels: tuple[tuple[int, ...], ...]
+    num_short: tuple[int, int] = (0, 0)
+    any_letters: bool = False
+
+
+CLASSES = {
+    "short only": Kind(((0,),), num_short=(1, 8)),
+    **{f"{n} long": Kind(((n,),)) for n in range(1, 9)},
+    "mixed": Kind(((1,), (2,), (3,), (4,)), num_short=(1, 2)),
+    "2 + 2": Kind(((2, 2),)),
+    "2 + 3": Kind(((2, 3),)),
+    "3 + 3": Kind(((3, 3),)),
+    "4 + 4": Kind(((4, 4),)),
+    "2 + 2 + 2": Kind(((2, 2, 2),)),
+    "uneven": Kind(
+        ((1, 1), (1, 2), (2, 1), (1, 3), (1, 1, 2), (2, 1, 2), (1, 2, 2), (2, 2, 1)), num_short=(0, 1)
+    ),
+    "any letters": Kind(((3,), (6,), (2, 2), (3, 3)), any_letters=True),
 }
 _OUTLINE = re.compile(r"<Outline>\s*([0-9]+(?:\.[0-9]+)*)\s*:")
 
@@ -49,6 +66,14 @@ class Answer:
     total_tokens: int
     critical_path_tokens: int
 
+    def longer(self, text: str, total_tokens: int, critical_path_tokens: int) -> Answer:
+        """This answer and what follows it."""
+        return Answer(
+            self.text + text,
+            self.total_tokens + total_tokens,
+            self.critical_path_tokens + critical_path_tokens,
+        )
+
 
 @dataclass(frozen=True)
 class Result:
@@ -58,7 +83,7 @@ class Result:
     mode: str
     num_prompts: int
     right: float
-    right_fork_decision: float
+    right_num_forks: float
     right_num_threads: float
     malformed: float
     critical_path_tokens: float
@@ -82,36 +107,41 @@ class Evaluator:
         return [Answer(self._text(ids), len(ids), len(ids)) for ids in outputs]
 
     def fork_join(self, sheets: list[Worksheet]) -> list[Answer]:
-        """Opening, isolated threads, joined continuation; sequential where nothing forks."""
+        """Each fork's threads in isolation, then the joined context continued, as often as a sheet forks."""
         prompts = [tok.chat_prompt(s.prompt) for s in sheets]
-        openings = self._generate(prompts, {self.eos, self.fork}, MAX_TOKENS)
-        texts = [self._text(ids) for ids in openings]
-        numbers = [
-            outline_numbers(t) if o[-1] == self.fork else [] for t, o in zip(texts, openings, strict=True)
-        ]
-        jobs = [(i, number) for i, found in enumerate(numbers) for number in found]
-        starts = [prompts[i] + texts[i] + f"\n<Thread>\n{n}:" for i, n in jobs]
-        bodies: list[list[list[int]]] = [[] for _ in sheets]
-        threads = self._generate(starts, {self.eos, self.thread_end}, MAX_THREAD_TOKENS)
-        for (i, _), ids in zip(jobs, threads, strict=True):
-            bodies[i].append(ids)
-        forked = [i for i, found in enumerate(numbers) if found]
-        joins = {i: "\n" + self._join(numbers[i], bodies[i]) + "\n" for i in forked}
-        tails = self._generate([prompts[i] + texts[i] + joins[i] for i in forked], {self.eos}, MAX_TOKENS)
-        answers = [Answer(t, len(o), len(o)) for t, o in zip(texts, openings, strict=True)]
-        for i, tail in zip(forked, tails, strict=True):
-            header = len(tok.encode(self.tokenizer, "<Thread>\n1:"))
-            lengths = [header + len(ids) for ids in bodies[i]]
-            parent = len(openings[i]) + 2 + len(tail)
-            text = texts[i] + joins[i] + self._text(tail)
-            answers[i] = Answer(text, parent + sum(lengths), parent + max(lengths))
+        answers = [Answer("", 0, 0) for _ in sheets]
+        alive = list(range(len(sheets)))
+        for num_forks in range(MAX_FORKS + 1):
+            pieces = self._generate(
+                [prompts[i] + answers[i].text for i in alive], {self.eos, self.fork}, MAX_TOKENS
+            )
+            forked: list[int] = []
+            for i, ids in zip(alive, pieces, strict=True):
+                answers[i] = answers[i].longer(self._text(ids), len(ids), len(ids))
+                if ids[-1] == self.fork and outline_numbers(answers[i].text):
+                    forked.append(i)
+            if not forked or num_forks == MAX_FORKS:
+                break
+            alive = forked
+            self._run_threads(prompts, answers, forked)
         return answers
 
-    def _join(self, numbers: list[str], bodies: list[list[int]]) -> str:
-        return "".join(
-            f"<Thread>\n{n}:{self._text(ids)}" + ("" if ids[-1] == self.thread_end else "\n</Thread>")
-            for n, ids in zip(numbers, bodies, strict=True)
-        )
+    def _run_threads(self, prompts: list[str], answers: list[Answer], forked: list[int]) -> None:
+        """The threads of one fork of each of ``forked``, joined to its answer."""
+        jobs = [(i, number) for i in forked for number in outline_numbers(answers[i].text)]
+        starts = [prompts[i] + answers[i].text + f"\n<Thread>\n{n}:" for i, n in jobs]
+        threads = self._generate(starts, {self.eos, self.thread_end}, MAX_THREAD_TOKENS)
+        header = len(tok.encode(self.tokenizer, "<Thread>\n1:"))
+        for i in forked:
+            mine = [(n, ids) for (j, n), ids in zip(jobs, threads, strict=True) if j == i]
+            lengths = [header + len(ids) for _, ids in mine]
+            join = "\n" + "".join(map(self._joined, mine)) + "\n"
+            answers[i] = answers[i].longer(join, 2 + sum(lengths), 2 + max(lengths))
+
+    def _joined(self, thread: tuple[str, list[int]]) -> str:
+        number, ids = thread
+        close = "" if ids[-1] == self.thread_end else "\n</Thread>"
+        return f"<Thread>\n{number}:{self._text(ids)}{close}"
 
     def _text(self, ids: list[int]) -> str:
         wanted = ids[:-1] if ids[-1] == self.eos else ids
@@ -153,7 +183,7 @@ def summarise(name: str, mode: str, sheets: list[Worksheet], answers: list[Answe
         mode=mode,
         num_prompts=count,
         right=sum(v.right for v in verdicts) / count,
-        right_fork_decision=sum(v.forked == (s.num_threads > 0) for s, v in pairs) / count,
+        right_num_forks=sum(v.num_forks == s.num_forks for s, v in pairs) / count,
         right_num_threads=sum(v.num_threads == s.num_threads for s, v in pairs) / count,
         malformed=sum(not v.well_formed for v in verdicts) / count,
         critical_path_tokens=sum(a.critical_path_tokens for a in answers) / count,
@@ -164,9 +194,15 @@ def summarise(name: str, mode: str, sheets: list[Worksheet], answers: list[Answe
 def sheets_of(name: str, count: int, seed: int) -> list[Worksheet]:
     """``count`` held-out worksheets of class ``name``."""
     rng = random.Random(f"{seed} {name}")
-    long, short = CLASSES[name]
+    kind = CLASSES[name]
     return [
-        make_worksheet(rng, num_long=rng.randint(*long), num_short=rng.randint(*short), held_out=True)
+        make_chain(
+            rng,
+            levels=rng.choice(kind.levels),
+            num_short=rng.randint(*kind.num_short),
+            letters=rng.sample(LETTERS, len(LETTERS)) if kind.any_letters else LETTERS,
+            held_out=True,
+        )
         for _ in range(count)
     ]
 
@@ -195,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
                 result = summarise(name, mode, sheets, getattr(evaluator, mode)(sheets))
                 results.append(result)
                 work.say(
-                    f"{name:10} {mode:10} right {result.right:.3f} fork {result.right_fork_decision:.3f} "
+                    f"{name:10} {mode:10} right {result.right:.3f} forks {result.right_num_forks:.3f} "
                     f"threads {result.right_num_threads:.3f} malformed {result.malformed:.3f} tokens "
                     f"{result.critical_path_tokens:.0f}/{result.total_tokens:.0f} "
                     f"({time.monotonic() - started:.0f} s)"

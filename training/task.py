@@ -1,39 +1,27 @@
 """The worksheet: a prompt with several multiplications, and the transcript that answers it.
 
-Every token of the worked answer is *one hop* from its inputs: a digit is found by a label that is
-unique in its thread, a carry at a fixed distance. That is what lets a model of two million weights
-do long multiplication almost without error (see README.md of the embedded model).
+A problem is *short* when both factors have one digit, *long* otherwise. A factor may be the product of an
+earlier problem (``c=a*27``): such a problem *waits* until that one is solved. So a worksheet is solved in
+levels: what can be worked on now, then what waited for it, and so on. Where a level has at least two long
+problems the model forks, with one thread for each; else it works inline.
 
-A problem is *short* when both factors have one digit, *long* otherwise. The model forks when at
-least two problems are long, with one thread for each long one.
+``a=48*36, b=75*92, d=7*8, c=a*27`` begins with a line that says of each problem what becomes of it: its
+number in the order of solving, its product if it is short, or what it waits for::
 
-Work of ``a=48*36`` (digits are labelled from the most significant: p q r s, x y z; accumulator
-places A, B, C … are 10^0, 10^1, 10^2 …)::
+    a1 b2 d7*8 d:56 ca?
 
-    p4q8*x3y6
-    y6A:q8*6=48+0=48A8;p4*6=24+4=28B8;C2
-    x3B:q8*3=24+0=24+B8=32B2;p4*3=12+3=15+C2=17C7;D1
-    D1C7B2A8
-    a:1728
+and after the join, where ``a`` is known, ``ca3``. The value of ``a`` is named beside the problem that needs
+it: ``c=a*27 a:1728``. How a product is worked out: ``multiply.py``.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from dataclasses import dataclass
 
-LETTERS = "abcdefg"
-MULTIPLICAND_LABELS = "pqrs"
-MULTIPLIER_LABELS = "xyz"
-PLACES = "ABCDEFG"
+from training.multiply import long_multiplication
 
-#: (digits of the multiplicand, digits of the multiplier) -> weight. Near-equal threads, so that
-#: the longest of six is not much longer than the mean.
-LONG_SIZES = {(3, 3): 50, (4, 2): 35, (3, 2): 10, (2, 2): 3, (2, 1): 1, (3, 1): 1}
-PREFIXES = ("", "", "Solve ", "Work out ", "Compute ")
-SEPARATORS = ("\n", ", ", "; ")
-SUFFIXES = ("", "", ".", "?")
+LETTERS = "abcdefghi"
 #: One prompt in this many is held out of the training, by a hash of its problems.
 HELD_OUT_MODULUS = 50
 
@@ -42,11 +30,12 @@ _NUMBER_OF_THREADS = re.compile(r"<Outline>[0-9]+: ")
 
 @dataclass(frozen=True)
 class Problem:
-    """One multiplication ``letter=m*n``."""
+    """One multiplication ``letter=m*n``, or ``letter=of*n`` where ``m`` is the product of problem ``of``."""
 
     letter: str
     m: int
     n: int
+    of: str | None = None
 
     @property
     def is_long(self) -> bool:
@@ -60,26 +49,48 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """As the prompt states it, such as ``a=48*36``."""
-        return f"{self.letter}={self.m}*{self.n}"
+        """As the prompt states it, such as ``a=48*36`` or ``c=a*27``."""
+        return f"{self.letter}={self.of or self.m}*{self.n}"
+
+    @property
+    def stated(self) -> str:
+        """As its outline and its work state it: with the value that it waited for, if it did."""
+        return self.text if self.of is None else f"{self.text} {self.of}:{self.m}"
 
 
 @dataclass(frozen=True)
 class Worksheet:
-    """A prompt and the problems in it."""
+    """A prompt and the problems in it; one that waits stands behind the one that it waits for."""
 
     prompt: str
     problems: tuple[Problem, ...]
 
     @property
     def long_problems(self) -> tuple[Problem, ...]:
-        """The problems that deserve a thread, in the order of the prompt."""
+        """The long problems, in the order of the prompt."""
         return tuple(p for p in self.problems if p.is_long)
 
     @property
+    def levels(self) -> tuple[tuple[Problem, ...], ...]:
+        """The long problems by when they can be solved, each level in the order of the prompt."""
+        level: dict[str, int] = {}
+        for p in self.problems:
+            level[p.letter] = 0 if p.of is None else level[p.of] + 1
+        found: list[list[Problem]] = [[] for _ in range(1 + max(level.values(), default=0))]
+        for p in self.problems:
+            if p.is_long:
+                found[level[p.letter]].append(p)
+        return tuple(map(tuple, found))
+
+    @property
     def num_threads(self) -> int:
-        """How many threads the right transcript has: none unless two problems deserve one."""
-        return len(self.long_problems) if len(self.long_problems) > 1 else 0
+        """How many threads the right transcript has, in all its forks."""
+        return sum(len(level) for level in self.levels if len(level) > 1)
+
+    @property
+    def num_forks(self) -> int:
+        """How many times the right transcript forks."""
+        return sum(len(level) > 1 for level in self.levels)
 
     @property
     def held_out(self) -> bool:
@@ -88,28 +99,37 @@ class Worksheet:
 
 
 @dataclass(frozen=True)
-class Transcript:
-    """The right answer to a worksheet, in the pieces that a fork and a join make of it.
+class Fork:
+    """What the model writes up to a fork, ending with ``</Outlines>``, and the threads of it.
 
-    ``opening`` ends with ``</Outlines>`` when there are threads; each of ``threads`` is the text
-    after its header, ending in ``</Thread>``; ``closing`` follows the join.
+    Each thread is its number and the text after its header, ending in ``</Thread>``.
     """
 
     opening: str
-    threads: tuple[str, ...]
-    closing: str
+    threads: tuple[tuple[int, str], ...]
 
-    def header(self, number: int) -> str:
-        """The text that the engine writes before thread ``number`` (from 1) in its own context."""
-        return f"\n<Thread>\n{number}:"
+    @property
+    def joined(self) -> str:
+        """Opening and threads as they stand after the join."""
+        return f"{self.opening}\n" + "".join(f"<Thread>\n{i}:{text}" for i, text in self.threads) + "\n"
+
+    def thread(self, index: int) -> tuple[str, str]:
+        """Thread ``index`` (from 0) in its own context: the header that the engine writes, and its text."""
+        number, text = self.threads[index]
+        return f"\n<Thread>\n{number}:", text
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The right answer to a worksheet, in the pieces that forks and joins make of it."""
+
+    forks: tuple[Fork, ...]
+    closing: str
 
     @property
     def linear(self) -> str:
         """The whole transcript as a stock client sees it."""
-        if not self.threads:
-            return self.opening + self.closing
-        joined = "".join(f"<Thread>\n{i}:{t}" for i, t in enumerate(self.threads, 1))
-        return f"{self.opening}\n{joined}\n{self.closing}"
+        return "".join(f.joined for f in self.forks) + self.closing
 
 
 @dataclass(frozen=True)
@@ -117,51 +137,28 @@ class Verdict:
     """What a program can say of an answer."""
 
     right: bool
-    forked: bool
+    num_forks: int
     num_threads: int
     well_formed: bool
 
 
 def work(problem: Problem) -> str:
     """The long multiplication of ``problem``, ending in ``letter:product`` and a newline."""
-    m = list(zip(MULTIPLICAND_LABELS, str(problem.m), strict=False))
-    n = list(zip(MULTIPLIER_LABELS, str(problem.n), strict=False))
-    lines = ["".join(a + b for a, b in m) + "*" + "".join(a + b for a, b in n)]
-    places: dict[str, int] = {}
-    for shift, (row_label, row_digit) in enumerate(reversed(n)):
-        line, carry = f"{row_label}{row_digit}{PLACES[shift]}:", 0
-        for i, (label, digit) in enumerate(reversed(m)):
-            place = PLACES[shift + i]
-            product = int(digit) * int(row_digit)
-            total = product + carry
-            line += f"{label}{digit}*{row_digit}={product:02d}+{carry}={total:02d}"
-            if shift:
-                line += f"+{place}{places[place]}"
-                total += places[place]
-                line += f"={total:02d}"
-            carry, places[place] = divmod(total, 10)
-            line += f"{place}{places[place]};"
-        top = PLACES[shift + len(m)]
-        places[top] = carry
-        lines.append(f"{line}{top}{carry}")
-    digits = sorted(places.items(), reverse=True)
-    if digits[0][1] == 0:
-        digits = digits[1:]
-    lines.append("".join(f"{place}{digit}" for place, digit in digits))
-    lines.append(f"{problem.letter}:{problem.product}")
-    return "\n".join(lines) + "\n"
+    return f"{long_multiplication(problem.m, problem.n)}{problem.letter}:{problem.product}\n"
 
 
-def triage(problems: tuple[Problem, ...]) -> str:
-    """Each letter with its thread number, or, for a short problem, with its product."""
-    marks, number = [], 0
+def triage(problems: tuple[Problem, ...], now: tuple[Problem, ...], first_number: int) -> str:
+    """A word or two on each of ``problems``: those to solve ``now`` get numbers from ``first_number`` on."""
+    marks, number = [], first_number
     for p in problems:
-        if p.is_long:
+        if p in now:
+            marks.append(f"{p.letter}{p.of or ''}{number}")
             number += 1
-            marks.append(f"{p.letter}{number}")
+        elif p.is_long:
+            marks.append(f"{p.letter}{p.of}?")
         else:
             marks.append(f"{p.letter}{p.m}*{p.n} {p.letter}:{p.product}")
-    return " ".join(marks)
+    return " ".join(marks) + "\n"
 
 
 def answer(problems: tuple[Problem, ...]) -> str:
@@ -176,16 +173,21 @@ def answer(problems: tuple[Problem, ...]) -> str:
 
 def transcript(sheet: Worksheet) -> Transcript:
     """The right transcript of ``sheet`` (without the end-of-sequence token)."""
-    opening = f"<think>\n{triage(sheet.problems)}\n"
-    closing = f"</think>\n{answer(sheet.problems)}"
-    long = sheet.long_problems
-    if len(long) < 2:
-        inline = "".join(f"{p.text}\n{work(p)}" for p in long)
-        return Transcript(opening + inline, (), closing)
-    outlines = "".join(f"<Outline>{i}: {p.text}</Outline>\n" for i, p in enumerate(long, 1))
-    opening += f"<Parallel>\n<Outlines>\n{outlines}</Outlines>"
-    threads = tuple(f" {p.text}\n{work(p)}</Thread>" for p in long)
-    return Transcript(opening, threads, f"</Parallel>\n{closing}")
+    forks: list[Fork] = []
+    text, undone, number = "<think>\n", sheet.problems, 1
+    for now in sheet.levels:
+        text += triage(undone, now, number)
+        if len(now) > 1:
+            numbered = list(enumerate(now, number))
+            outlines = "".join(f"<Outline>{i}: {p.stated}</Outline>\n" for i, p in numbered)
+            threads = tuple((i, f" {p.stated}\n{work(p)}</Thread>") for i, p in numbered)
+            forks.append(Fork(f"{text}<Parallel>\n<Outlines>\n{outlines}</Outlines>", threads))
+            text = "</Parallel>\n"
+        else:
+            text += "".join(f"{p.stated}\n{work(p)}" for p in now)
+        number += len(now)
+        undone = tuple(p for p in undone if p.is_long and p not in now)
+    return Transcript(tuple(forks), f"{text}</think>\n{answer(sheet.problems)}")
 
 
 def check(sheet: Worksheet, text: str) -> Verdict:
@@ -193,41 +195,11 @@ def check(sheet: Worksheet, text: str) -> Verdict:
     thinking, _, final = text.partition("</think>\n")
     opened, closed = thinking.count("<Thread>"), thinking.count("</Thread>")
     num_threads = len(_NUMBER_OF_THREADS.findall(thinking))
-    forked = "<Parallel>" in thinking
+    num_forks = thinking.count("<Parallel>")
     well_formed = (
         thinking.startswith("<think>\n")
         and opened == closed == num_threads
-        and thinking.count("<Parallel>") == thinking.count("</Parallel>") <= 1
-        and (num_threads > 0) == forked
+        and num_forks == thinking.count("</Parallel>")
+        and (num_threads > 0) == (num_forks > 0)
     )
-    return Verdict(final == answer(sheet.problems), forked, num_threads, well_formed)
-
-
-def make_problem(rng: random.Random, letter: str, *, long: bool) -> Problem:
-    """A random problem, of ``LONG_SIZES`` if ``long``."""
-    if not long:
-        return Problem(letter, rng.randint(2, 9), rng.randint(2, 9))
-    sizes = list(LONG_SIZES)
-    a, b = rng.choices(sizes, weights=list(LONG_SIZES.values()))[0]
-    return Problem(letter, _number(rng, a), _number(rng, b))
-
-
-def _number(rng: random.Random, digits: int) -> int:
-    low = 10 ** (digits - 1)
-    return rng.randint(max(low, 2), 10 * low - 1)
-
-
-def make_worksheet(
-    rng: random.Random, *, num_long: int, num_short: int = 0, held_out: bool = False
-) -> Worksheet:
-    """A random worksheet with its problems in random order, on the asked side of the split."""
-    while True:
-        kinds = [True] * num_long + [False] * num_short
-        rng.shuffle(kinds)
-        problems = tuple(
-            make_problem(rng, letter, long=long) for letter, long in zip(LETTERS, kinds, strict=False)
-        )
-        body = rng.choice(SEPARATORS).join(p.text for p in problems)
-        sheet = Worksheet(rng.choice(PREFIXES) + body + rng.choice(SUFFIXES), problems)
-        if sheet.held_out == held_out:
-            return sheet
+    return Verdict(final == answer(sheet.problems), num_forks, num_threads, well_formed)

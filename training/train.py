@@ -1,4 +1,4 @@
-"""Train the embedded model from scratch: ``python -m training.train --out DIR``.
+"""Train the embedded model, from scratch or other weights: ``python -m training.train --out DIR``.
 
 Deterministic in its seed and resumable: ``--resume`` goes on from the last checkpoint of ``--out``.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -122,6 +123,12 @@ def batch_loss(model: Llama, batch: Batch) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
+def start_from(trainer: Trainer, folder: Path) -> None:
+    """Begin with the exported weights in ``folder``, which must be of the same sizes, as a run's first."""
+    tensors = load_file(folder / "model.safetensors")
+    trainer.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
+
+
 def run(trainer: Trainer, out: Path, *, log_every: int = 50, save_every: int = 250) -> None:
     """Train to the end, logging progress, saving checkpoints and exporting the weights."""
     started, first = time.monotonic(), trainer.step
@@ -167,6 +174,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/training"))
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument(
+        "--start-from", type=Path, help="exported weights to begin with, in place of random ones"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=recipe.steps)
     parser.add_argument("--tokens-per-batch", type=int, default=recipe.tokens_per_batch)
@@ -178,6 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     recipe = Recipe(steps=args.steps, tokens_per_batch=args.tokens_per_batch, lr=args.lr, seed=args.seed)
     trainer = Trainer(recipe, sized(args.layers, args.heads))
+    if args.start_from:
+        start_from(trainer, args.start_from)
     if args.resume:
         trainer.load(torch.load(args.out / "checkpoint.pt", weights_only=True))
     run(trainer, args.out)

@@ -1,10 +1,11 @@
 """The embedded model, unforced: fork/join against sequential decoding (``forkjoin bench abacus``).
 
-One prompt at a time, of k independent multiplications for k = 1, 2, 3, 6. Each round asks a new
-prompt of each k twice, with fork/join and with ``{"enabled": false}``, the order alternating; the
-prefix cache is emptied before every answer, so that none profits from the one before it. The ratio
-is of the two answers to one prompt. Greedy. Prints a table; writes it with every single answer as
-JSON. Needs a checkout, for the prompts come from the training task.
+One prompt at a time: k problems that do not wait, for k = 1, 2, 3, 6, and levels of problems that wait for
+those of the level before (``2 + 2`` forks twice). Each round asks a new prompt of each kind twice, with
+fork/join and with ``{"enabled": false}``, the order alternating; the prefix cache is emptied before every
+answer, so that none profits from the one before it. The ratio is of the two answers to one prompt. Greedy.
+Prints a table; writes it with every single answer as JSON. Needs a checkout, for the prompts come from the
+training task.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,15 @@ from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.publish.events import Event, FamilyEnded
 from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
-from training.task import LETTERS, Worksheet, check, make_worksheet
+from training.prompts import make_chain
+from training.task import LETTERS, Worksheet, check
 
 if TYPE_CHECKING:
     from forkjoin_bench.vllm_seam.engine import LLM
 
 WIDTHS = (1, 2, 3, 6)
+#: How many problems each level has, where the later levels wait for the ones before.
+CHAINS = ((2, 2), (2, 2, 2))
 MAX_TOKENS = 3000
 COLUMNS = (
     "problems",
@@ -51,7 +55,7 @@ COLUMNS = (
 class Run:
     """One answer: ``critical_path`` is the tokens on its longest path, all of them if it did not fork."""
 
-    problems: int
+    problems: str
     round: int
     forks: bool
     seconds: float
@@ -73,8 +77,8 @@ class Bench:
         if isinstance(event, FamilyEnded):
             self._ended = event
 
-    def run(self, sheet: Worksheet, round_: int, *, forks: bool) -> Run:
-        """Answer ``sheet`` and measure."""
+    def run(self, problems: str, sheet: Worksheet, round_: int, *, forks: bool) -> Run:
+        """Answer ``sheet``, of so many ``problems``, and measure."""
         params = sampling(temperature=0.0, max_tokens=MAX_TOKENS, extra_args={"forkjoin": {"enabled": forks}})
         self._llm.reset_prefix_cache()
         self._ended = None
@@ -86,7 +90,7 @@ class Bench:
         length = len(answer.token_ids)
         family = self._ended
         return Run(
-            len(sheet.problems),
+            problems,
             round_,
             forks,
             seconds,
@@ -97,30 +101,35 @@ class Bench:
         )
 
 
-def measure(bench: Bench, widths: Iterable[int], rounds: int, seed: int) -> list[Run]:
+def named(levels: Sequence[int]) -> str:
+    """How the table names a prompt of so many problems a level, such as ``2 + 2``."""
+    return " + ".join(map(str, levels))
+
+
+def measure(bench: Bench, kinds: Sequence[Sequence[int]], rounds: int, seed: int) -> list[Run]:
     """The runs of all rounds; round 0, which warms up, is left out."""
     rng = random.Random(seed)
-    runs, widths = [], list(widths)
-    with working("abacus", (rounds + 1) * len(widths) * 2) as work:
+    runs = []
+    with working("abacus", (rounds + 1) * len(kinds) * 2) as work:
         for round_ in range(rounds + 1):
-            for width in widths:
-                sheet = make_worksheet(rng, num_long=width, held_out=True)
+            for levels in kinds:
+                sheet = make_chain(rng, levels=levels, held_out=True)
                 order = (True, False) if round_ % 2 else (False, True)
                 for forks in order:
-                    runs.append(bench.run(sheet, round_, forks=forks))
+                    runs.append(bench.run(named(levels), sheet, round_, forks=forks))
                     work.say(str(runs[-1]))
                     work.done()
     return [run for run in runs if run.round]
 
 
-def summarise(runs: list[Run], width: int) -> dict[str, Any]:
+def summarise(runs: list[Run], problems: str) -> dict[str, Any]:
     """A row of the table: medians over the rounds, and (least, greatest)."""
-    of_width = sorted((r for r in runs if r.problems == width), key=lambda r: r.round)
-    forked = [r for r in of_width if r.forks]
-    sequential = [r for r in of_width if not r.forks]
+    of_kind = sorted((r for r in runs if r.problems == problems), key=lambda r: r.round)
+    forked = [r for r in of_kind if r.forks]
+    sequential = [r for r in of_kind if not r.forks]
     ratios = [s.seconds / f.seconds for f, s in zip(forked, sequential, strict=True)]
     return {
-        "problems": width,
+        "problems": problems,
         "fork_s": spread([r.seconds for r in forked]),
         "sequential_s": spread([r.seconds for r in sequential]),
         "sequential_over_fork": spread(ratios),
@@ -152,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=6,
         choices=range(1, len(LETTERS) + 1),
         metavar="N",
-        help=f"Problems of one prompt, 1 to {len(LETTERS)}. Default: %(default)s.",
+        help=f"Most problems of one prompt that do not wait, 1 to {len(LETTERS)}. Default: %(default)s.",
     )
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="Prompts that are measured. Default: %(default)s."
@@ -170,8 +179,9 @@ def main(args: argparse.Namespace) -> None:
     widths = sorted({w for w in WIDTHS if w < args.problems} | {args.problems})
     bench = Bench(start_engine(str(EMBEDDED_MODEL)))
     before = host_facts()
-    runs = measure(bench, widths, args.rounds, args.seed)
-    rows = [summarise(runs, width) for width in widths]
+    kinds = [*((width,) for width in widths), *CHAINS]
+    runs = measure(bench, kinds, args.rounds, args.seed)
+    rows = [summarise(runs, named(levels)) for levels in kinds]
     print(f"median (least-greatest) of {args.rounds} prompts each, greedy, one at a time")
     print(table(COLUMNS, map(cells, rows)))
     for name, fact in before.items():

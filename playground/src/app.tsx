@@ -264,7 +264,7 @@ function Welcome({ served }: { served: Served | null }) {
         they found.
       </p>
       {served?.dialect === null && <p class="notice warning">This server decodes in a row: fork/join is off.</p>}
-      {served?.isEmbedded && <p>The embedded model knows multiplications only. It forks when two of them are long.</p>}
+      {served?.isEmbedded && <p>The embedded model knows multiplications only. It forks when two of them are long. Those that wait for others, such as c=a*27, make a second fork.</p>}
     </section>
   );
 }

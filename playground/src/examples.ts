@@ -10,10 +10,13 @@ export interface Example {
 
 const THREE = "a=482*731, b=9047*36, c=218*654";
 const SIX = "a=482*731, b=907*368, c=9047*36, d=5120*48, e=639*274, f=816*925";
+/** c, d and e wait for a and b: they are a second fork, after the join of the first. */
+const TWICE = "a=48*36, b=75*92, c=a*273, d=b*481, e=a*569";
 
 const EMBEDDED: [string, Partial<Form>][] = [
   ["Three products", { prompt: THREE }],
   ["Six products", { prompt: SIX }],
+  ["Two forks", { prompt: TWICE }],
   ["Two of three fork", { prompt: "a=482*731, b=7*8, c=9047*36" }],
   ["No fork", { prompt: "a=3*4, b=7*8" }],
   ["A vote of eight", { prompt: "a=17*23, b=4*5", mode: "vote", best_of: "8", vote: String.raw`total ends in (?P<result>\d)`, temperature: "0.6" }],

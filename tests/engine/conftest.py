@@ -11,7 +11,8 @@ import pytest
 from msgspec import to_builtins
 
 from tests.engine import renamed
-from training.task import Worksheet, make_worksheet
+from training.prompts import make_worksheet
+from training.task import Worksheet
 
 #: What bf16 rounding may move a logprob by; what saw other text differs by far more.
 BF16_NATS = 0.75

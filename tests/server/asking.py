@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from training.task import Worksheet, make_worksheet
+from training.prompts import make_worksheet
+from training.task import Worksheet
 
 
 def worksheet(num_threads: int) -> Worksheet:

@@ -13,7 +13,8 @@ from forkjoin.families import Families, waits_for
 from tests.server.cancelling import ENDLESS, streaming
 from tests.server.reading import wait_until_idle
 from tests.server.unhurried import taking
-from training.task import check, make_worksheet
+from training.prompts import make_chain
+from training.task import check
 
 pytestmark = pytest.mark.server
 
@@ -193,7 +194,8 @@ def test_no_route_fails_at_a_body_of_another_type(server, body):
 
 def test_the_shipped_weights_fork_and_answer_right_through_the_server(client):
     rng = random.Random(99)
-    sheets = [make_worksheet(rng, num_long=1 + i % 6, held_out=True) for i in range(24)]
+    kinds = [(1,), (2,), (4,), (6,), (7,), (8,), (2, 2), (2, 3), (2, 2, 2), (1, 2)]
+    sheets = [make_chain(rng, levels=levels, held_out=True) for levels in kinds * 3]
 
     def ask(sheet):
         message = {"role": "user", "content": sheet.prompt}
@@ -202,9 +204,10 @@ def test_the_shipped_weights_fork_and_answer_right_through_the_server(client):
 
     with ThreadPoolExecutor(8) as pool:
         verdicts = list(pool.map(ask, sheets))
-    decided = sum(v.num_threads == s.num_threads for v, s in zip(verdicts, sheets, strict=True))
-    assert decided >= 22
-    assert sum(v.right for v in verdicts) >= 20
+    as_asked = [(s.num_forks, s.num_threads) for s in sheets]
+    decided = sum((v.num_forks, v.num_threads) == s for v, s in zip(verdicts, as_asked, strict=True))
+    assert decided >= 28
+    assert sum(v.right for v in verdicts) >= 27
 
 
 def test_an_operator_sees_the_families_that_run_and_nothing_of_their_text(server):

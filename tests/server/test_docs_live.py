@@ -32,7 +32,7 @@ def test_the_steps_of_the_quick_start_work_one_after_the_other(server, capsys):
         exec(step.replace("http://localhost:8000", server), names)
     names["client"].close()  # a program's end would
     said = capsys.readouterr().out
-    assert len(steps) == 4
+    assert len(steps) == 5
     assert EMBEDDED_NAME in guide
     assert "<Thread>\n1:" in said
     assert "0 a=482*731" in said

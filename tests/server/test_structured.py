@@ -12,7 +12,7 @@ import pytest
 
 from tests.server.conftest import start_server
 from tests.server.reading import SHOWN, without_ids
-from training.task import make_worksheet
+from training.prompts import make_worksheet
 
 pytestmark = pytest.mark.server
 

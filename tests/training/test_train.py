@@ -12,7 +12,7 @@ from training.data import Sampler
 from training.decode import Decoder
 from training.export import export
 from training.model import Llama, ModelConfig
-from training.train import Recipe, Trainer, batch_loss, learning_rate, save
+from training.train import Recipe, Trainer, batch_loss, learning_rate, save, start_from
 
 RECIPE = Recipe(steps=3, tokens_per_batch=600, warmup_steps=1)
 TINY = ModelConfig(
@@ -66,6 +66,14 @@ def test_the_data_is_the_same_for_the_same_seed_and_fits_the_budget():
         assert len(one.inputs) == 1 or one.inputs.numel() <= 2000
 
 
+def test_a_thread_can_not_take_its_letter_from_its_number():
+    sampler = Sampler(random.Random(3), tokens_per_batch=300)
+    sheets = [s for s in (sampler.worksheet() for _ in range(500)) if s.num_forks]
+    first = [s.levels[0][0].letter for s in sheets]
+    assert set(first) == set("abcdefghi")
+    assert 0.3 < first.count("a") / len(first) < 0.6
+
+
 def test_the_prompt_and_the_padding_are_no_targets():
     sampler = Sampler(random.Random(4), 2000, 16)
     batch = next(sampler.batches())
@@ -107,3 +115,12 @@ def test_decoding_ends_behind_a_stop_token(model):
     [free] = Decoder(model).generate([[1, 2, 3]], frozenset(), max_tokens=6)
     [stopped] = Decoder(model).generate([[1, 2, 3]], frozenset({free[2]}), max_tokens=6)
     assert stopped == free[: free.index(free[2]) + 1]
+
+
+def test_a_run_begins_with_the_weights_that_it_starts_from_and_refuses_those_of_another_size(model, tmp_path):
+    export(model, tmp_path, torch.float32)
+    trainer = Trainer(RECIPE, TINY)
+    start_from(trainer, tmp_path)
+    assert all(torch.equal(w, model.state_dict()[n]) for n, w in trainer.model.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"layers\.1"):
+        start_from(Trainer(RECIPE, replace(TINY, num_hidden_layers=1)), tmp_path)

@@ -33,7 +33,7 @@ class Asked:
 def _worksheet(chance: random.Random, width: int) -> Asked:
     """The model forks by itself, into a thread for each multiplication."""
     try:
-        from training.task import make_worksheet
+        from training.prompts import make_worksheet
     except ModuleNotFoundError as error:
         raise UsageError(
             "--model embedded: expected a checkout, whose training task gives its prompts"
