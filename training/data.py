@@ -19,7 +19,7 @@ from training import tokenizer as tok
 from training.prompts import make_chain
 from training.task import LETTERS, Worksheet, transcript
 
-#: The share of worksheets whose letters stand in the order of the alphabet; the others have any, in any one.
+#: The share of worksheets whose letters stand in the order of the alphabet; in the others, in any.
 #: With the first alone, a thread would take its letter from its number, and not look up its outline.
 ALPHABETICAL_SHARE = 0.4
 #: The share of forked worksheets that are trained as one linear sequence.
