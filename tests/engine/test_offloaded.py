@@ -96,6 +96,22 @@ def test_what_a_connector_has_noted_of_tokens_that_are_cut_off_would_show(model_
         compared("pacore", "offloaded", 0, model_of("pacore"))
 
 
+@pytest.mark.parametrize("status", [RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_ERROR], ids=str)
+def test_what_ends_in_the_middle_of_its_prompt_stores_no_block_that_is_filled_in_part(status):
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=400, connects=offloading(1), admission="greedy")
+    fed.add("first", 20, prompt=fed.author.text(90))
+    cut = fed.add("cut", 2, prompt=fed.author.text(3000))
+    fed.step()
+    assert cut.is_prefill_chunk
+    assert cut.num_computed_tokens % 16
+    fed.scheduler.end_requests(["cut"], status)
+    stored = fed.scheduler.schedule().kv_connector_metadata.store_jobs.values()
+    assert [job.src_spec.block_ids.tolist() for job in stored if job.req_id == "cut"] == []
+
+
 def test_vllms_own_workers_refuse_a_cpu():
     from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 

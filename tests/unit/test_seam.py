@@ -334,7 +334,7 @@ ATTRIBUTES = {
     f"{OFFLOADING}.offloading.scheduler:OffloadingConnectorScheduler": "_req_status",
     f"{OFFLOADING}.offloading.scheduler:RequestOffloadState": "config group_states",
     f"{OFFLOADING}.offloading.scheduler:SchedulerOffloadConfig": "kv_group_configs",
-    f"{OFFLOADING}.offloading.scheduler:GroupOffloadConfig": "tokens_per_chunk",
+    f"{OFFLOADING}.offloading.scheduler:GroupOffloadConfig": "tokens_per_block tokens_per_chunk",
     f"{OFFLOADING}.offloading.scheduler:RequestGroupState": "block_ids offload_keys next_stored_chunk_idx",
     "vllm.config:KVTransferConfig": "kv_connector kv_connector_module_path kv_role",
     MANAGER: "coordinator block_pool",

@@ -390,6 +390,7 @@ class ForkJoinScheduler(AsyncScheduler):
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         if self._core.bound_dialect is not None:
             self._fence.answer("learn", request, self._gate.ended, None)
+            self._fence.answer("finish", request, partial(connector.forget_uncomputed, self), None)
         freed = super()._free_request(request, delay_free_blocks)
         self._fence.answer("finish", request, self._forget, None)
         return freed

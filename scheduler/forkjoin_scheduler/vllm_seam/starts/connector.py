@@ -67,6 +67,18 @@ def forget_tokens(scheduler: SchedulerView, request: Request, num_tokens: int) -
         state.next_stored_chunk_idx = min(state.next_stored_chunk_idx, num_chunks)
 
 
+def forget_uncomputed(scheduler: SchedulerView, request: Request) -> None:
+    """``request`` ends, perhaps before all of its tokens have KV.
+
+    Patch: as of ``forget_blocks``.
+    Symptom without it: a block that is filled in part, or is another's by now, is stored by the hash of all
+    its tokens: what is ended in the middle of its prompt is taken to have computed it.
+    Upstream: only of what a client aborts the tokens that have KV are counted. Remove when they are of all.
+    """
+    for config, state in _noted(scheduler.connector, request):
+        del state.block_ids[request.num_computed_tokens // config.tokens_per_block :]
+
+
 def _noted(connector: Any, request: Request) -> list[tuple[Any, Any]]:
     """What ``OffloadingConnector`` has noted of each KV cache group of ``request``; nothing of others."""
     of_all = getattr(getattr(connector, "connector_scheduler", None), "_req_status", {})
