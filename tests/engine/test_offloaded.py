@@ -96,6 +96,27 @@ def test_what_a_connector_has_noted_of_tokens_that_are_cut_off_would_show(model_
         compared("pacore", "offloaded", 0, model_of("pacore"))
 
 
+@pytest.mark.parametrize("is_v2", [False, True], ids=["V1", "V2"])
+def test_a_thread_that_starts_once_more_has_its_new_blocks_stored(is_v2):
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=100, connects=offloading(1))
+    scheduler = fed.scheduler
+    scheduler.use_v2_model_runner = is_v2
+    fed.add("r0", 2, fed.author.fork([40, 40]), 2)
+    fed.step_until(lambda: bool(scheduler._core.threads))
+    output = scheduler.schedule()
+    thread = scheduler.requests[next(iter(scheduler._core.threads))]
+    scheduler.running.remove(thread)
+    scheduler._preempt_request(thread, 0.0, drop_stale_output=True)  # before it has written
+    scheduler.update_from_output(output, fed._sample(output))
+    assert not thread.num_output_tokens
+    fed.step_until(lambda: thread.num_output_tokens > 20)
+    ((_, state),) = connector._noted(scheduler.connector, thread)
+    assert state.block_ids == scheduler.kv_cache_manager.get_block_ids(thread.request_id)[0]
+
+
 @pytest.mark.parametrize("status", [RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_ERROR], ids=str)
 def test_what_ends_in_the_middle_of_its_prompt_stores_no_block_that_is_filled_in_part(status):
     from forkjoin_bench.vllm_seam.offloading import offloading

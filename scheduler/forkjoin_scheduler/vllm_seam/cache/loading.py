@@ -17,6 +17,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.prefixes import Prefixes
 from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.starts.connector import forget_blocks
 
 #: Loadable tokens (None: not known yet), and whether they are loaded between steps.
 Match = tuple[int | None, bool]
@@ -48,6 +49,7 @@ class Loading:
 
         def get_num_new_matched_tokens(request: Request, num_computed_tokens: int) -> Match:
             if self._needs_none(request):
+                forget_blocks(scheduler, request)  # as the connector does itself when it is asked
                 return 0, False
             num_tokens, is_async = ask(request, num_computed_tokens)
             if num_tokens and is_async and request.request_id in scheduler.reset_preempted_req_ids:

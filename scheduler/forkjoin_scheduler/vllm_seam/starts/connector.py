@@ -43,12 +43,13 @@ def is_at_work(scheduler: SchedulerView) -> bool:
 
 
 def forget_blocks(scheduler: SchedulerView, request: Request) -> None:
-    """``request`` is parked: when it goes on, it may do so on other blocks.
+    """``request`` does not run: when it goes on, it may do so on other blocks.
 
     Patch: what ``OffloadingConnector`` has noted of a request.
     Symptom without it: it appends the blocks of a branch that goes on to those that the branch had, and
     stores blocks by the hashes of tokens that others hold.
-    Upstream: a connector hears of blocks that a preemption replaces, and of no others. Remove when it does.
+    Upstream: a connector hears of blocks that a preemption replaces, of vLLM's second runner when it is asked
+    for KV, and of no others. Remove when it does.
     """
     for _, state in _noted(scheduler.connector, request):
         state.block_ids.clear()
