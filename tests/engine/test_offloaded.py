@@ -41,22 +41,34 @@ def test_a_family_ends_as_undisturbed_when_it(model_of, name, seed):
     assert compared(name, "offloaded", seed, model_of(name))[0].num_loads
 
 
-def test_nothing_is_loaded_in_the_step_in_which_its_request_leaves_the_workers():
+def _stepping(fed):
+    """Lets ``fed`` take a step in which the connector's workers copy, too."""
     import numpy as np
 
-    from forkjoin_bench.vllm_seam.offloading import OffloadingWorkers, offloading
-    from tests.engine.fed import Scripted
+    from forkjoin_bench.vllm_seam.offloading import OffloadingWorkers
 
-    fed = Scripted(num_blocks=60, connects=offloading(1))
-    scheduler, prompt = fed.scheduler, fed.author.text(200)
-    workers = OffloadingWorkers(scheduler, np.zeros(60 * 16, dtype=np.uint64))
-    fed.add("first", 2, prompt=prompt)
-    while scheduler.has_requests():
-        output = scheduler.schedule()
+    num_blocks = len(fed.scheduler.kv_cache_manager.block_pool.blocks)
+    workers = OffloadingWorkers(fed.scheduler, np.zeros(num_blocks * 16, dtype=np.uint64))
+
+    def step():
+        output = fed.scheduler.schedule()
         workers.before(output)
         sampled = fed._sample(output)
         sampled.kv_connector_output = workers.after(output)
-        scheduler.update_from_output(output, sampled)
+        fed.scheduler.update_from_output(output, sampled)
+
+    return step
+
+
+def test_nothing_is_loaded_in_the_step_in_which_its_request_leaves_the_workers():
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=60, connects=offloading(1))
+    scheduler, prompt, step = fed.scheduler, fed.author.text(200), _stepping(fed)
+    fed.add("first", 2, prompt=prompt)
+    while scheduler.has_requests():
+        step()
     again = fed.add("again", 2, prompt=prompt)
     ask = scheduler.connector.get_num_new_matched_tokens
     scheduler.reset_preempted_req_ids.add("again")
@@ -94,6 +106,30 @@ def test_what_a_connector_has_noted_of_tokens_that_are_cut_off_would_show(model_
     monkeypatch.setattr(connector, "forget_tokens", lambda scheduler, request, num_tokens: None)
     with pytest.raises(AssertionError, match="from another context"):
         compared("pacore", "offloaded", 0, model_of("pacore"))
+
+
+def test_a_load_that_has_ended_keeps_no_blocks_from_what_waits_before_it():
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=60, connects=offloading(1), admission="greedy")
+    scheduler, step = fed.scheduler, _stepping(fed)
+    manager = scheduler.kv_cache_manager
+    joined = fed.add("joined", 2, fed.author.fork([20, 20, 20]), 20)
+    while joined.request_id not in scheduler._core.live or joined.status != RequestStatus.WAITING:
+        step()  # until its threads have ended
+    loaded = fed.add("loaded", 2, prompt=fed.author.text(400))
+    scheduler.waiting.remove_request(loaded)
+    free = manager.block_pool.get_num_free_blocks()
+    assert manager.allocate_slots(loaded, free * 16) is not None
+    loaded.status, loaded.num_computed_tokens = RequestStatus.WAITING_FOR_REMOTE_KVS, loaded.num_tokens
+    scheduler.finished_recving_kv_req_ids.add("loaded")
+    scheduler._enqueue_waiting_request(loaded)
+    for _ in range(200):
+        if not scheduler.requests:
+            break
+        step()
+    assert not scheduler.requests, fed.state()
 
 
 @pytest.mark.parametrize("is_v2", [False, True], ids=["V1", "V2"])

@@ -35,11 +35,16 @@ def ends_with_load(scheduler: SchedulerView, request: Request) -> bool:
 
 
 def is_at_work(scheduler: SchedulerView) -> bool:
-    """Whether the connector moves KV: what waits for that will run without any blocks of others."""
+    """Whether the connector moves KV: what waits for that will run without any blocks of others.
+
+    A load that has ended is none of it: vLLM lets its request start when it comes to it, which is after all
+    that wait before it, and one of those may lack blocks.
+    """
     connector = scheduler.connector
-    return connector is not None and (
-        connector.has_pending_push_work() or any(map(is_loading, scheduler.requests.values()))
-    )
+    if connector is None:
+        return False
+    loading = {request.request_id for request in scheduler.requests.values() if is_loading(request)}
+    return bool(connector.has_pending_push_work()) or not loading <= scheduler.finished_recving_kv_req_ids
 
 
 def forget_blocks(scheduler: SchedulerView, request: Request) -> None:
