@@ -132,6 +132,32 @@ def test_a_load_that_has_ended_keeps_no_blocks_from_what_waits_before_it():
     assert not scheduler.requests, fed.state()
 
 
+def test_a_thread_that_ended_before_its_load_keeps_its_blocks_for_it_when_its_family_fails():
+    from vllm.v1.outputs import KVConnectorOutput
+
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=60, connects=offloading(1))
+    scheduler = fed.scheduler
+    pool = scheduler.kv_cache_manager.block_pool
+    free = pool.get_num_free_blocks()
+    fed.add("r0", 2, fed.author.fork([40, 40]), 2)
+    fed.step_until(lambda: len(scheduler._core.threads) == len(scheduler.running) == 2)
+    thread = scheduler.running.pop()
+    thread.status = RequestStatus.WAITING_FOR_REMOTE_KVS
+    scheduler._enqueue_waiting_request(thread)
+    scheduler.end_requests([thread.request_id], RequestStatus.FINISHED_ABORTED)
+    num_loading = len(scheduler.kv_cache_manager.get_block_ids(thread.request_id)[0])
+    scheduler._fence.contain("take", ValueError("of a test"), "r0")
+    scheduler._fence.evict_failed()
+    assert list(scheduler.requests) == [thread.request_id]
+    assert pool.get_num_free_blocks() == free - num_loading
+    scheduler._update_from_kv_xfer_finished(KVConnectorOutput(finished_recving={thread.request_id}))
+    assert not scheduler.requests
+    assert pool.get_num_free_blocks() == free
+
+
 @pytest.mark.parametrize("is_v2", [False, True], ids=["V1", "V2"])
 def test_a_thread_that_starts_once_more_has_its_new_blocks_stored(is_v2):
     from forkjoin_bench.vllm_seam.offloading import offloading

@@ -221,6 +221,8 @@ class Fence:
                 with contextlib.suppress(Exception):  # what it does at its end concerns nobody any more
                     job.work.close()
         for request in queues.take_out(self._core.scheduler, lambda r: root_id(r) == request_id):
+            if connector.has_ended_before_load(self._core.scheduler, request):
+                continue
             ends_later = connector.ends_with_load(self._core.scheduler, request)
             request.status = RequestStatus.FINISHED_ERROR
             self._core.scheduler._free_request(request, ends_later)

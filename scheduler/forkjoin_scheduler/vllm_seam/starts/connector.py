@@ -34,6 +34,11 @@ def ends_with_load(scheduler: SchedulerView, request: Request) -> bool:
     return is_loading(request) and not has_ended
 
 
+def has_ended_before_load(scheduler: SchedulerView, request: Request) -> bool:
+    """Whether ``request`` has ended, and vLLM forgets it when its load has, which still writes its blocks."""
+    return scheduler.connector is not None and request.is_finished()
+
+
 def is_at_work(scheduler: SchedulerView) -> bool:
     """Whether the connector moves KV: what waits for that will run without any blocks of others.
 
