@@ -55,11 +55,15 @@ class Pruner:
     """
 
     def __init__(self, policy: Pruning, vote: Vote) -> None:
-        for name, least in _LEAST.items():
-            num = getattr(policy, name)
+        counts = {name: getattr(policy, name) for name in _LEAST}
+        for name, num in counts.items():
+            least = _LEAST[name]
             if not isinstance(num, int) or num < least:
                 raise WrongAnswer(f"{name}: expected a whole number from {least} on, got {excerpt(num)}")
         self.policy = policy
+        #: As the policy has them when the vote begins: an error of its later would be the family's.
+        self.num_logprobs: int
+        self.num_logprobs, self._window, self._probe_every = counts.values()
         self._vote = vote
         self._confidence: dict[Branch, Confidence] = {}
         self._probes: dict[Branch, list[str | None]] = {}
@@ -81,14 +85,13 @@ class Pruner:
 
         -inf stands for what could not be sampled, and where vLLM returns none.
         """
-        policy = self.policy
-        confidence = self._confidence.setdefault(thread, Confidence(policy.window))
+        confidence = self._confidence.setdefault(thread, Confidence(self._window))
         for row in logprobs:
             if likely := [logprob for logprob in row if logprob > -math.inf]:
                 confidence.add(-sum(likely) / len(likely))
-        if policy.probe_every:
+        if self._probe_every:
             probes = self._probes.setdefault(thread, [])
-            if thread.num_generated >= policy.probe_every * (len(probes) + 1):
+            if thread.num_generated >= self._probe_every * (len(probes) + 1):
                 probes.append(self._vote.peek(thread))
 
     def to_stop(
@@ -107,13 +110,13 @@ class Pruner:
             len(threads),
             free,
         )
-        stopped = self.policy.stop(facts)
+        stopped = set(self.policy.stop(facts))
         if unknown := stopped - {t.sibling_index for t in threads}:
             raise WrongAnswer(
                 f"expected sibling indices of threads that run, got {excerpt(unknown.pop())} in a vote of "
                 f"{len(threads)}"
             )
-        stopped = stopped & {t.sibling_index for t in running}
+        stopped &= {t.sibling_index for t in running}
         if stopped == tally.open and tally.leader is None:
             stopped.discard(max(facts.running, key=lambda t: (t.written, -t.sibling_index)).sibling_index)
         return stopped

@@ -53,7 +53,7 @@ class Params:
         if live.pruner is not None:
             with_logprobs(
                 params,
-                live.pruner.policy.num_logprobs,
+                live.pruner.num_logprobs,
                 self._core.scheduler.vllm_config.model_config.max_logprobs,
             )
         return params

@@ -75,7 +75,7 @@ class Taking:
         None where the request has those of tokens that it names instead.
         """
         assert live.pruner is not None
-        num, logprobs = live.pruner.policy.num_logprobs, output.new_logprobs
+        num, logprobs = live.pruner.num_logprobs, output.new_logprobs
         if not num or logprobs is None or live.fj_params.sampling_params.logprob_token_ids:
             return []
         rows: list[list[float]] = logprobs.logprobs[:, 1 : num + 1].tolist()  # after the sampled one's

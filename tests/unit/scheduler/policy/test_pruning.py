@@ -255,6 +255,23 @@ def test_a_policy_may_name_threads_that_have_ended(byte_tokenizer, threads):
     assert policy._stops == {0, 1}, "what a policy returned is its own"
 
 
+@pytest.mark.parametrize("kind", [frozenset, list, tuple], ids=lambda kind: kind.__name__)
+def test_a_policy_may_stop_threads_by_any_collection(byte_tokenizer, threads, kind):
+    pruner = Pruner(policy := Recorded(), Vote("a", byte_tokenizer([]), 3))
+    policy._stops = kind((0, 1, 2))
+    assert pruner.to_stop(threads, set(threads), lambda _: True, 1.0) == {1, 2}, "one is to vote"
+    policy._stops = kind((0, 7))
+    with pytest.raises(WrongAnswer, match="got 7 in a vote of 3"):
+        pruner.to_stop(threads, set(threads), lambda _: True, 1.0)
+
+
+def test_what_a_policy_counts_in_is_asked_once(byte_tokenizer, threads):
+    pruner = Pruner(policy := Recorded(), Vote(r"=\d", byte_tokenizer([]), 3))
+    policy.num_logprobs = policy.window = policy.probe_every = None
+    _write(threads[0], pruner, "=1")
+    assert pruner.num_logprobs == Recorded.num_logprobs
+
+
 @pytest.mark.parametrize(
     ("name", "value", "least"), [("num_logprobs", -1, 0), ("window", 0, 1), ("probe_every", -32, 0)]
 )
