@@ -38,6 +38,18 @@ class ChoosingNothing:
         return None
 
 
+class AdmissionChangesWhatRuns(Admission):
+    def admits(self, new, running, room):
+        running[:] = [None]
+        raise RuntimeError("a fault for a test")
+
+
+class ChoosingEmptiesFacts:
+    def choose(self, facts):
+        facts.clear()
+        raise RuntimeError("a fault for a test")
+
+
 class AdmissionForgetsToReturn(Admission):
     def admits(self, new, running, room):
         return None
@@ -92,9 +104,9 @@ class PruningNobody(Pruning):
 
 
 FAILING = [
-    *(("admission_policy", cls) for cls in (AdmissionFails, AdmissionExits)),
+    *(("admission_policy", cls) for cls in (AdmissionFails, AdmissionExits, AdmissionChangesWhatRuns)),
     *(("thread_policy", cls) for cls in (ChoosingFails, ChoosingExits, ChoosingNothing)),
-    *(("eviction_policy", cls) for cls in (ChoosingFails, ChoosingExits)),
+    *(("eviction_policy", cls) for cls in (ChoosingFails, ChoosingExits, ChoosingEmptiesFacts)),
     *(("prune_policy", cls) for cls in (PruningFails, PruningExits, PruningSometimes)),
 ]
 #: Of the right kind, but nothing that can be used: what is expected, and what it is.

@@ -25,7 +25,7 @@ class Victims:
         by_key = {live.family.request_id: live for live in holding}
         facts = [self._facts(live) for live in holding]
         try:
-            return by_key[_one_of(by_key, self._policy.choose(facts))]
+            return by_key[_one_of(by_key, self._policy.choose([*facts]))]  # which it may change
         except (Exception, SystemExit) as error:  # the policy may be anybody's
             self._fence.blame("eviction_policy", "evict", error)
             self._policy = LastCome()

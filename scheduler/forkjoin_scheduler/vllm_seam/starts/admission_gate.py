@@ -129,7 +129,7 @@ class AdmissionGate:
         running = [self.come_to(admitted) for admitted in beside]
         if self._own is not None:
             with self._asked_no_more_if_it_raises():
-                admits: object = self._own.admits(need, running, room)
+                admits: object = self._own.admits(need, [*running], room)  # which it may change
                 if admits is None:
                     raise WrongAnswer("expected True or False, got None: does each path of it return?")
                 return bool(admits)  # which may raise too
