@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from forkjoin_scheduler.tensors import together as module
+from forkjoin_scheduler.tensors.slots import copy_slots
 from forkjoin_scheduler.tensors.together import together
 
 BLOCKS, HEADS, SIZE, CONTENT = 4, 2, 16, 8
@@ -62,3 +64,15 @@ def test_a_copy_reads_no_more_at_once_than_it_may_unless_it_is_of_one_layer(monk
     found = [layer for view in views for layer in _of_each(view)]
     assert [len(_of_each(view)) if view.dim() == 5 else 1 for view in views] == nums
     assert [layer.data_ptr() for layer in found] == [layer.data_ptr() for layer in layers]
+
+
+@pytest.mark.parametrize(("most", "nums"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (64, [5])])
+def test_slots_that_are_too_many_to_be_read_at_once_are_moved_in_turns(monkeypatch, most, nums):
+    cache = torch.zeros(SHAPE)
+    monkeypatch.setattr(module, "MOST_BYTES", most * HEADS * CONTENT * cache.element_size())
+    copies, moved = np.arange(10).reshape(5, 2), []
+    copy_slots(
+        [(lambda _, *slots: moved.append(slots), cache)], copies, lambda host, _: torch.from_numpy(host)
+    )
+    assert [len(source) for source, _ in moved] == nums
+    assert torch.cat([torch.stack(slots, 1) for slots in moved]).tolist() == copies.tolist()

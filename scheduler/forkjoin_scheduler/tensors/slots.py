@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from forkjoin_scheduler.tensors.together import together
+from forkjoin_scheduler.tensors.together import slots_at_once, together
 from forkjoin_scheduler.tensors.tokens import Int64s
 
 #: (cache view, source slots, destination slots on its device): moves them in place. The view is that of a
@@ -90,8 +90,9 @@ def copy_slots(
 ) -> None:
     """Obey ``slot_copies`` ([n, 2]) in the caches of all layers; those that share one move it once.
 
-    Layers that lie in one allocation are moved by one copy. Queued on the current stream, without waiting
-    for it, if ``to_device`` does not wait.
+    Layers that lie in one allocation are moved by one copy, or by several of as many slots as may be read at
+    once: what one writes no other reads. Queued on the current stream, without waiting for it, if
+    ``to_device`` does not wait.
     """
     if not len(slot_copies):
         return
@@ -101,4 +102,5 @@ def copy_slots(
     for copier, cache in together(caches, len(slot_copies)):
         if slots is None:
             slots = to_device(host, cache.device)
-        copier(cache, slots[0], slots[1])
+        for source, destination in zip(*(of.split(slots_at_once(cache)) for of in slots), strict=True):
+            copier(cache, source, destination)

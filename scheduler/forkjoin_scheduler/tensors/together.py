@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-#: What a copy reads before it writes has memory of its own, of which vLLM's profile of the device knows
+#: The most that a copy reads at once. It has memory of its own, of which vLLM's profile of the device knows
 #: nothing.
 MOST_BYTES = 1 << 25
 
@@ -39,6 +39,12 @@ def together(
         yield from ((key, view) for view in _views([cache for _, cache in layers], num_slots))
 
 
+def slots_at_once(view: torch.Tensor) -> int:
+    """Of how many tokens a copy may read what they have in ``view``, in all its layers; one at least."""
+    bytes_of_slot = view[0].numel() // view.shape[-2] * view.element_size()
+    return max(MOST_BYTES // bytes_of_slot, 1)
+
+
 def _views(layers: list[torch.Tensor], num_slots: int) -> Iterator[torch.Tensor]:
     """``layers`` in as few views as can be."""
     layers = sorted(layers, key=lambda cache: cache.storage_offset())
@@ -48,8 +54,7 @@ def _views(layers: list[torch.Tensor], num_slots: int) -> Iterator[torch.Tensor]
     if not others or len(distances) > 1:
         yield from layers
         return
-    bytes_of_slot = first[0].numel() // first.shape[-2] * first.element_size()
-    most = max(MOST_BYTES // (bytes_of_slot * num_slots), 1)
+    most = max(slots_at_once(first) // num_slots, 1)
     for start in range(0, len(layers), most):
         num = min(most, len(layers) - start)
         yield first.as_strided(
