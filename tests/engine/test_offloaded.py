@@ -195,6 +195,24 @@ def test_what_ends_in_the_middle_of_its_prompt_stores_no_block_that_is_filled_in
     assert [job.src_spec.block_ids.tolist() for job in stored if job.req_id == "cut"] == []
 
 
+def test_an_error_where_the_connector_would_be_asked_ends_one_family(monkeypatch):
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    def fails(request):
+        if request.request_id.startswith("r0#"):
+            raise ValueError("a fault for a test")
+        return False
+
+    fed = Scripted(num_blocks=100, connects=offloading(1), admission="greedy")
+    monkeypatch.setattr(fed.scheduler._loading, "_passes_by", fails)
+    fed.add("r0", 2, fed.author.fork([9, 9]), 2)
+    fed.add("r1", 200)
+    fed.step_until(lambda: bool(fed.scheduler._core.threads))
+    fed.scheduler.schedule()
+    assert list(fed.scheduler.requests) == ["r1"]
+
+
 def test_vllms_own_workers_refuse_a_cpu():
     from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
 

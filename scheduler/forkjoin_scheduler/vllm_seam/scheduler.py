@@ -113,7 +113,7 @@ class ForkJoinScheduler(AsyncScheduler):
         core.world = Facts(core, fence)
         self._params = params = Params(core)
         self._prefixes = prefixes = Prefixes(core, jobs)
-        self._loading = Loading(core, jobs, prefixes)
+        self._loading = Loading(core, fence, jobs, prefixes)
         self._stitching = stitching = Stitching(core, jobs)
         self._ahead = ahead = EagerJoinPrefill(core, jobs)
         self._keeping = keeping = Keeping(core, placing, jobs, stitching)

@@ -17,6 +17,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.prefixes import Prefixes
 from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.fence import Fence
 from forkjoin_scheduler.vllm_seam.starts.connector import forget_blocks
 
 #: Loadable tokens (None: not known yet), and whether they are loaded between steps.
@@ -26,8 +27,9 @@ Match = tuple[int | None, bool]
 class Loading:
     """Stands between vLLM and its KV connector. Owns what requests were before their load."""
 
-    def __init__(self, core: Core, jobs: KVJobs, prefixes: Prefixes) -> None:
+    def __init__(self, core: Core, fence: Fence, jobs: KVJobs, prefixes: Prefixes) -> None:
         self._core = core
+        self._fence = fence
         self._jobs = jobs
         self._prefixes = prefixes
         #: What a request was, new to the workers or preempted, before it waited for a load.
@@ -48,8 +50,7 @@ class Loading:
         ask: Callable[[Request, int], Match] = connector.get_num_new_matched_tokens
 
         def get_num_new_matched_tokens(request: Request, num_computed_tokens: int) -> Match:
-            if self._needs_none(request):
-                forget_blocks(scheduler, request)  # as the connector does itself when it is asked
+            if self._fence.answer("start", request, self._passes_by, False):
                 return 0, False
             num_tokens, is_async = ask(request, num_computed_tokens)
             if num_tokens and is_async and request.request_id in scheduler.reset_preempted_req_ids:
@@ -64,10 +65,13 @@ class Loading:
 
         setattr(connector, "get_num_new_matched_tokens", get_num_new_matched_tokens)  # noqa: B010
 
-    def _needs_none(self, request: Request) -> bool:
+    def _passes_by(self, request: Request) -> bool:
         """Whether ``request`` is a thread that has written nothing, on blocks that are there, or a fill."""
         is_new = request.request_id in self._prefixes.sharing and not request.num_output_tokens
-        return is_new or request.request_id in self._jobs.prefills
+        if not is_new and request.request_id not in self._jobs.prefills:
+            return False
+        forget_blocks(self._core.scheduler, request)  # as the connector does itself when it is asked
+        return True
 
     def ended(self, request: Request) -> None:
         """The load of ``request`` has ended: it is again what it was.
