@@ -1,7 +1,8 @@
 """Forks of a hybrid model, whose layers keep a recurrent state: exact, and each thread on the state at its fork.
 
-``python -m tests.engine.hybrid_case v1 async lfm2`` prints a JSON line: one runner, scheduling and model, in a
-process of its own (see ``matrix_case``). What is written is scripted up to the join; the rest the model decides.
+``python -m tests.engine.hybrid_case v1 async granite_hybrid`` prints a JSON line: one runner, scheduling and
+model, in a process of its own (see ``matrix_case``). What is written is scripted up to the join; the rest the
+model decides.
 """
 
 from __future__ import annotations
