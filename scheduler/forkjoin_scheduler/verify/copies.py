@@ -19,6 +19,7 @@ BLOCK_SIZES = (16, 32, 64, 128)
 #: KV heads and their size.
 HEADS = ((1, 128), (2, 64), (3, 96), (8, 32))
 FAR = "copy of far slots"
+FAR_BLOCK, FAR_HEAD = 16, 128
 
 
 def check(device: torch.device) -> Iterator[Result]:
@@ -74,16 +75,27 @@ def _far(device: torch.device) -> Result:
     """Slots whose bytes lie beyond what 32 bits count, on a GPU with the room."""
     if device.type != "cuda":
         return not_run(FAR, "needs a GPU")
-    block_size, content, num_blocks = 16, 256, (1 << 32) // (16 * 256) + 64
-    if torch.cuda.mem_get_info(device)[0] < 3 * num_blocks * block_size * content:
+    bytes_of_slot = 2 * FAR_HEAD
+    num_blocks = (1 << 32) // (FAR_BLOCK * bytes_of_slot) + 64
+    # counting what is not zero takes as much memory again
+    if torch.cuda.mem_get_info(device)[0] < 3 * num_blocks * FAR_BLOCK * bytes_of_slot:
         return not_run(FAR, "needs 13 GiB of free memory")
-    cache = torch.zeros((num_blocks, 1, block_size, content), dtype=torch.uint8, device=device)
-    last, far, near = num_blocks * block_size - 1, (1 << 31) // content + 3, 7
-    written = np.random.default_rng(1).integers(1, 256, (2, content), dtype=np.uint8)
+    wrong = num_wrong_bytes(device, num_blocks, far=(1 << 31) // bytes_of_slot + 3)
+    return Result(FAR, "bytes beyond 2^31 and 2^32", "fp8", float(wrong), 0)
+
+
+def num_wrong_bytes(device: torch.device, num_blocks: int, far: int) -> int:
+    """Copy the last slot of a cache to its first one, and a near slot to ``far``: bytes that are then wrong.
+
+    The rest of the cache is zero, and must stay so.
+    """
+    cache = torch.zeros((num_blocks, 1, FAR_BLOCK, 2 * FAR_HEAD), dtype=torch.uint8, device=device)
+    last, near = num_blocks * FAR_BLOCK - 1, 7
+    written = np.random.default_rng(1).integers(1, 256, (2, 2 * FAR_HEAD), dtype=np.uint8)
     for slot, token in zip((last, near), written, strict=True):
-        cache[slot // block_size, 0, slot % block_size] = to_device(token, device)
+        cache[slot // FAR_BLOCK, 0, slot % FAR_BLOCK] = to_device(token, device)
     orders = np.array([[last, 0], [near, far]])
     slots.copy_slots([(slots.COPIERS["FLASH_ATTN", None], cache)], orders, to_device)
-    found = [cache[slot // block_size, 0, slot % block_size].cpu().numpy() for slot in (0, far)]
-    wrong = np.count_nonzero(np.stack(found) != written) + int(cache.count_nonzero()) - 4 * content
-    return Result(FAR, "bytes beyond 2^31 and 2^32", "fp8", float(abs(wrong)), 0)
+    found = [cache[slot // FAR_BLOCK, 0, slot % FAR_BLOCK].cpu().numpy() for slot in (0, far)]
+    num_elsewhere = int(cache.count_nonzero()) - 2 * written.size
+    return int(np.count_nonzero(np.stack(found) != written)) + abs(num_elsewhere)

@@ -90,6 +90,17 @@ def test_a_wrong_copy_is_noticed_in_each_order_and_dtype(monkeypatch, layout, mu
     assert wrong == {(r.case.partition(",")[0], r.dtype) for r in results}
 
 
+def test_a_copy_of_far_slots_leaves_no_byte_wrong():
+    assert copies.num_wrong_bytes(CPU, num_blocks=8, far=40) == 0
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS.keys() - {"first_head"}))  # a far cache has one head
+def test_a_wrong_copy_of_far_slots_is_noticed(monkeypatch, name):
+    wrong = MUTATIONS[name](slots.COPIERS["FLASH_ATTN", None])
+    monkeypatch.setattr(slots, "COPIERS", {("FLASH_ATTN", None): wrong})
+    assert copies.num_wrong_bytes(CPU, num_blocks=8, far=40) > 0
+
+
 def test_a_layout_that_keeps_its_k_by_rows_is_not_taken_for_columns(monkeypatch):
     monkeypatch.setattr(slots, "COPIERS", {("CPU_ATTN", "vec"): slots.COPIERS["FLASH_ATTN", None]})
     assert failures(copies.check)
