@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from forkjoin_scheduler.verify import copies, graphs, rotation, streams
-from forkjoin_scheduler.verify.device import default_device, facts
+from forkjoin_scheduler.verify.device import facts, use_device
 from forkjoin_scheduler.verify.result import Result, table
 
 #: A device's part of the verification.
@@ -43,11 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all cases there")
     args = parser.parse_args(argv)
     try:
-        device = torch.device(args.device) if args.device else default_device()
-        torch.zeros(1, device=device)
+        device = use_device(args.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        print(f"--device: expected a device that torch can use, got {args.device}: {reason}", file=sys.stderr)
+        print(
+            f"--device: expected a device that torch can use, got {args.device or 'cuda'}: {reason}",
+            file=sys.stderr,
+        )
         return 2
     start = time.monotonic()
     results = run(device)

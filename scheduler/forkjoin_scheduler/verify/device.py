@@ -12,9 +12,16 @@ import numpy.typing as npt
 import torch
 
 
-def default_device() -> torch.device:
-    """A GPU if torch sees one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def use_device(name: str | None) -> torch.device:
+    """The device ``name``, by default a GPU if torch sees one, else the CPU. Raises what torch raises.
+
+    It becomes the current one: a graph that is captured, a sleep and a stream are of the current device.
+    """
+    found = torch.zeros(1, device=name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found.cpu()  # waits: a GPU that this torch has no kernels for says so here
+    if found.device.type == "cuda":
+        torch.cuda.set_device(found.device)
+    return found.device
 
 
 def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

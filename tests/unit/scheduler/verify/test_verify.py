@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace as Facts
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from forkjoin_scheduler.tensors import slots, tokens
 from forkjoin_scheduler.tensors.tokens import add_offsets
 from forkjoin_scheduler.verify import __main__ as command
 from forkjoin_scheduler.verify import copies, graphs, kv, rotation, streams
+from forkjoin_scheduler.verify.device import use_device
 from forkjoin_scheduler.verify.result import Result, not_run, table
 
 CPU = torch.device("cpu")
@@ -204,3 +206,15 @@ def test_a_failure_is_the_commands_exit_status(monkeypatch, capsys):
 def test_a_device_that_is_none_is_refused(capsys):
     assert command.main(["--device", "cuda:9"]) == 2
     assert "--device: expected a device that torch can use, got cuda:9" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_asked_for_becomes_the_current_one(monkeypatch):
+    gpu, current = torch.device("cuda:1"), []
+    monkeypatch.setattr(
+        torch, "zeros", lambda n, device: Facts(device=torch.device(device), cpu=lambda: None)
+    )
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert use_device("cpu") == CPU
+    assert current == []
+    assert use_device("cuda:1") == gpu
+    assert current == [gpu]
