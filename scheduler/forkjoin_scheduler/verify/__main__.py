@@ -13,7 +13,7 @@ import torch
 
 from forkjoin_scheduler.verify import copies, graphs, rotation, streams
 from forkjoin_scheduler.verify.device import facts, use_device
-from forkjoin_scheduler.verify.result import Result, table
+from forkjoin_scheduler.verify.result import Result, is_writable, summary, table
 
 #: A device's part of the verification.
 Check = Callable[[torch.device], Iterable[Result]]
@@ -42,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", help="default: cuda if torch sees a GPU, else cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all cases there")
     args = parser.parse_args(argv)
+    if args.json and not is_writable(args.json):
+        print(f"--json: expected a file in a folder that can be written, got {args.json}", file=sys.stderr)
+        return 2
     try:
         device = use_device(args.device)
     except (RuntimeError, AssertionError) as error:
@@ -57,9 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     seen = facts(device)
     print("\n".join(f"{name}: {value}" for name, value in seen.items()))
     print(table(results))
-    num_failed = sum(not result.ok for result in results)
-    verdict = "all within their bounds" if is_well else f"{num_failed} FAILED"
-    print(f"{len(results)} cases in {time.monotonic() - start:.0f} s: {verdict}")
+    print(f"{summary(results)} ({time.monotonic() - start:.0f} s)")
     if args.json:
         report = {"ok": is_well, "facts": seen, "results": [r.as_dict() for r in results]}
         args.json.write_text(json.dumps(report, indent=1) + "\n")

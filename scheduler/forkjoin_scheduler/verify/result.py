@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -40,6 +42,23 @@ class Result:
 def not_run(operation: str, why: str) -> Result:
     """``operation`` could not be checked here."""
     return Result(operation, "", "", None, 0, why)
+
+
+def is_writable(file: Path) -> bool:
+    """Whether a report can be written there. Asked before the minutes that its contents take."""
+    folder = file.parent
+    return folder.is_dir() and os.access(folder, os.W_OK) and not file.is_dir()
+
+
+def summary(results: Sequence[Result]) -> str:
+    """The last line of a report. A case that did not run counts neither way."""
+    num_failed = sum(not result.ok for result in results)
+    num_ran = sum(result.difference is not None for result in results)
+    if not num_ran:
+        return f"NOTHING RAN: {len(results)} cases could not"
+    verdict = f"{num_failed} FAILED" if num_failed else "all within their bounds"
+    num_not_run = len(results) - num_ran
+    return f"{num_ran} cases: {verdict}" + (f"; {num_not_run} more did not run" if num_not_run else "")
 
 
 def table(results: Iterable[Result]) -> str:

@@ -15,7 +15,7 @@ from forkjoin_scheduler.tensors.tokens import add_offsets
 from forkjoin_scheduler.verify import __main__ as command
 from forkjoin_scheduler.verify import copies, graphs, kv, rotation, streams
 from forkjoin_scheduler.verify.device import use_device
-from forkjoin_scheduler.verify.result import Result, not_run, table
+from forkjoin_scheduler.verify.result import Result, not_run, summary, table
 
 CPU = torch.device("cpu")
 
@@ -175,6 +175,18 @@ def test_the_table_shows_the_case_that_is_furthest_from_its_bound():
     assert other.endswith("not run  needs a GPU")
 
 
+def test_the_summary_counts_what_did_not_run_apart():
+    well, wrong, not_here = (
+        Result("o", "c", "fp32", 0.5, 1.0),
+        Result("o", "c", "fp32", 2, 1),
+        not_run("p", "x"),
+    )
+    assert summary([well, well]) == "2 cases: all within their bounds"
+    assert summary([well, not_here]) == "1 cases: all within their bounds; 1 more did not run"
+    assert summary([well, wrong, not_here]) == "2 cases: 1 FAILED; 1 more did not run"
+    assert summary([not_here]) == "NOTHING RAN: 1 cases could not"
+
+
 def run_command(*argv):
     """In a process of its own, for here vLLM may have been imported already."""
     script = (
@@ -218,3 +230,9 @@ def test_a_gpu_that_is_asked_for_becomes_the_current_one(monkeypatch):
     assert current == []
     assert use_device("cuda:1") == gpu
     assert current == [gpu]
+
+
+@pytest.mark.parametrize("where", ["no_such_folder/report.json", "."])
+def test_a_report_that_can_not_be_written_is_refused_at_once(tmp_path, capsys, where):
+    assert command.main(["--device", "cpu", "--json", str(tmp_path / where)]) == 2
+    assert "--json: expected a file" in capsys.readouterr().err
