@@ -83,7 +83,7 @@ def keys(dtype: str) -> npt.NDArray[np.float32]:
 
 
 def bound(dtype: str) -> float:
-    """Three roundings of a sum of two products."""
+    """Four roundings: those of two factors, of the products and of their sum."""
     return float(4 * torch.finfo(DTYPES[dtype]).eps * np.abs(keys(dtype)).max())
 
 

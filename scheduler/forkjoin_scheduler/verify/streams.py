@@ -29,9 +29,9 @@ def check(device: torch.device) -> Iterator[Result]:
     if device.type != "cuda":
         yield not_run(OPERATION, "needs a GPU")
         return
-    yield _behind_a_write(device, "one stream", None, waits=True)
-    yield _behind_a_write(device, "a side stream that waits", torch.cuda.Stream(device), waits=True)
-    control = _behind_a_write(device, "control", torch.cuda.Stream(device), waits=False)
+    yield _after_a_write(device, "one stream", None, waits=True)
+    yield _after_a_write(device, "a side stream that waits", torch.cuda.Stream(device), waits=True)
+    control = _after_a_write(device, "control", torch.cuda.Stream(device), waits=False)
     if control.difference:
         yield Result(
             OPERATION, "control: a side stream that does not wait reads what was there", "bf16", 0, 0
@@ -52,7 +52,7 @@ def _copy(raw: torch.Tensor, orders: Int64s) -> None:
     slots.copy_slots([(slots.COPIERS[LAYOUT], view) for view in MEMORY.views(raw)], orders, to_device)
 
 
-def _behind_a_write(
+def _after_a_write(
     device: torch.device, name: str, stream: torch.cuda.Stream | None, *, waits: bool
 ) -> Result:
     before, written = MEMORY.random_bytes(1), MEMORY.random_bytes(2)
@@ -71,7 +71,7 @@ def _behind_a_write(
     main.wait_stream(copying)
     found = raw.cpu().numpy()
     wrong = np.count_nonzero(found != moved(LAYOUT, MEMORY, written, orders))
-    return Result(OPERATION, f"a copy behind a write, {name}", "bf16", float(wrong), 0)
+    return Result(OPERATION, f"a copy after a write, {name}", "bf16", float(wrong), 0)
 
 
 def _many(device: torch.device) -> Result:
