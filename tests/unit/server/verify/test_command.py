@@ -10,6 +10,7 @@ import pytest
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.cli import main as cli
 from forkjoin_server.verify import command
+from forkjoin_server.verify.processes import Ended
 
 SEEN = {
     "model": "m", "dtype": "float32", "cache_dtype": "auto", "block_size": 16, "async_scheduling": False,
@@ -24,22 +25,22 @@ def machine(monkeypatch):
     """What each process writes (None: nothing), and the last line of what it complains of."""
     state = {"seen": SEEN, "masked": MASKED, "tensors": TENSORS, "complaint": "", "calls": []}
 
-    def run(module, argv):
+    def run(what, module, argv):
         state["calls"].append(argv)
         kind = module.rpartition(".")[2]
         name = {"verify": "tensors", "engine_case": "seen", "masked": "masked"}[kind]
         out = {"tensors": argv[-1], "seen": argv[0], "masked": argv[-1]}[name]
         if state[name] is not None:
             Path(out).write_text(json.dumps(state[name]))
-        return state["complaint"]
+        return Ended(state["complaint"], "Traceback …")
 
-    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "run", run)
     monkeypatch.setattr(command, "_vllm_version", lambda: "0.32.0")
     return state
 
 
 def report(tmp_path, *flags):
-    return command.verify(list(flags), tmp_path)
+    return command.verify(list(flags), tmp_path).as_dict()
 
 
 def verdicts(found):
@@ -64,12 +65,29 @@ def test_the_users_flags_win_and_each_engine_has_its_kind_of_join(machine, tmp_p
         assert argv.index("--max-model-len=4096") > argv.index("--max-model-len=1024")
 
 
-def test_on_a_gpu_engines_run_with_graphs_and_without(machine, tmp_path):
+@pytest.fixture
+def gpu(machine):
     machine["tensors"] = TENSORS | {"facts": {"device": "cuda", "gpu": "H200"}}
-    found = report(tmp_path)
+    machine["seen"] = SEEN | {"cudagraph_mode": "FULL_AND_PIECEWISE"}
+    return machine
+
+
+def test_on_a_gpu_engines_run_with_graphs_and_without(gpu, tmp_path):
+    machine, found = gpu, report(tmp_path)
     engines = [argv for argv in machine["calls"] if "--dialect" in argv]
     assert ["--enforce-eager" in argv for argv in engines] == [False, True] * 2
     assert any("graphs" in operation for operation, _ in verdicts(found))
+
+
+def test_an_engine_that_captures_no_graph_is_not_taken_for_one_that_does(gpu, tmp_path):
+    gpu["seen"] = SEEN
+    found = report(tmp_path, "--compilation-config={}")
+    (result,) = [r for r in found["results"] if r["operation"] == "stitched join, graphs"]
+    assert "capture no graph" in result["note"]
+    assert not any("graphs: threads" in r["operation"].replace("no graphs", "") for r in found["results"])
+    report(tmp_path, "--enforce-eager")
+    engines = [argv for argv in gpu["calls"] if "--dialect" in argv][4:]
+    assert [argv.count("--enforce-eager") for argv in engines] == [2, 2]
 
 
 def test_a_thread_that_differs_from_its_plain_request_fails(machine, tmp_path):
@@ -109,6 +127,7 @@ def test_a_process_that_dies_has_failed_with_its_last_line(machine, tmp_path, pr
     found = report(tmp_path)
     assert not found["ok"]
     assert any("illegal memory access" in r["note"] for r in found["results"])
+    assert "Traceback …" in found["logs"].values()
 
 
 def test_the_report_is_printed_and_written_and_a_failure_is_the_exit_status(machine, tmp_path, capsys):
@@ -129,12 +148,9 @@ def test_the_report_is_printed_and_written_and_a_failure_is_the_exit_status(mach
         (["--json"], "got no file"),
         (["--json", "--dtype"], "got no file"),
         (["--dialect=npr"], "no --dialect"),
+        (["--json", "no_such_folder/report.json"], "can be written, got no_such_folder"),
     ],
 )
 def test_flags_that_can_not_be_are_refused(argv, complaint):
     with pytest.raises(UsageError, match=complaint):
         command.main(argv)
-
-
-def test_the_last_line_of_a_process_is_what_it_complained_of():
-    assert "No module named" in command._run("forkjoin_server.no_such_module", [])
