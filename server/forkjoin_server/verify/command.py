@@ -106,7 +106,7 @@ def _masked(
         return
     told, dtype = json.loads(out.read_text()), seen["dtype"]
     report.results += judge(name, "transformers with positions and mask", dtype, bound, own, told["right"])
-    for control in ("positions_wrong", "mask_wrong"):
+    for control in ("positions_wrong", "mask_wrong", "thread_unseen"):
         apart = max(abs(mine - likely) for mine, (likely, _) in zip(own, told[control], strict=True))
         kind = control.replace("_", " ")
         case = f"{apart:.3g} nats apart"

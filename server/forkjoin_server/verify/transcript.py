@@ -1,17 +1,24 @@
 """A dialect that any model can be verified with, and how its answers are taken apart.
 
 It forks after the prompt into three threads of a fixed length, so that what the model writes does not matter.
+The join's text repeats the header of the second thread. A model that copies goes on from what that thread
+wrote, so what follows depends on the thread's KV and positions more than after another text.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, THREAD_TOKENS, AFTER_TOKENS = 3, 21, 24
-HEADER, JOIN_TEXT = "\n{n}:", "\nSo"
-#: Not a whole number of blocks of any usual size.
+HEADER, JOIN_TEXT = "\n{n}:", "\n2:"
 PROMPT = "a=482*731, b=7*8, c=9047*36 and d=64*28, e=91*73: all of them, one after the other. "
+
+
+def ending_in_a_block(prompt: list[int], block_size: int) -> list[int]:
+    """``prompt``, one token less if it would fill its last block: threads are to share one in part."""
+    return prompt if len(prompt) % block_size else prompt[:-1]
 
 
 def dialect_file(join: str) -> str:
@@ -22,10 +29,10 @@ fork_at: prompt
 tags_are: text
 width: {WIDTH}
 thread:
-  header: "\\n{{n}}:"
+  header: {json.dumps(HEADER)}
 join:
   kind: {join}
-  text: "\\nSo"
+  text: {json.dumps(JOIN_TEXT)}
 limits:
   max_forks: 1
   max_threads_per_fork: {WIDTH}

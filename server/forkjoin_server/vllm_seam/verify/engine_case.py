@@ -21,7 +21,7 @@ def main(out: Path, argv: list[str]) -> None:
     """Write what was seen to ``out``. Raises what the engine raises where it does not start."""
     engine, encode = _start(argv)
     config = engine.vllm_config
-    prompt = encode(transcript.PROMPT)
+    prompt = transcript.ending_in_a_block(encode(transcript.PROMPT), config.cache_config.block_size)
     headers = [encode(fill(transcript.HEADER, n=str(n))) for n in range(1, WIDTH + 1)]
     join_ids = encode(transcript.JOIN_TEXT)
     num = WIDTH * THREAD_TOKENS + AFTER_TOKENS  # what is injected does not count

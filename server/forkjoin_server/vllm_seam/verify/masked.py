@@ -28,10 +28,14 @@ def main(seen_file: Path, out: Path) -> None:
     positions, mask = layout(len(seen["prompt"]), [len(t) for t in seen["threads"]], len(seen["after"]))
     num = len(positions)
     in_a_row = torch.arange(num), torch.ones(num, num, dtype=torch.bool).tril()
+    unseen = mask.clone()
+    first, end = len(seen["prompt"]) + len(seen["threads"][0]), num - len(seen["after"])
+    unseen[end:, first : first + len(seen["threads"][1])] = False
     told = {
         "right": _said(model, seen, positions, mask),
         "positions_wrong": _said(model, seen, in_a_row[0], mask),
         "mask_wrong": _said(model, seen, positions, in_a_row[1]),
+        "thread_unseen": _said(model, seen, positions, unseen),
     }
     out.write_text(json.dumps(told))
 

@@ -16,7 +16,8 @@ SEEN = {
     "model": "m", "dtype": "float32", "cache_dtype": "auto", "block_size": 16, "async_scheduling": False,
     "cudagraph_mode": "NONE", "own": [[-1.0]] * 4, "plain": [[[-1.0, -1.0]]] * 4,
 }  # fmt: skip
-MASKED = {"right": [[-1.0, -1.0]], "positions_wrong": [[-2.0, -1.0]], "mask_wrong": [[-3.0, -1.0]]}
+CONTROLS = ("positions_wrong", "mask_wrong", "thread_unseen")
+MASKED = {"right": [[-1.0, -1.0]], **{control: [[-3.0, -1.0]] for control in CONTROLS}}
 TENSORS = {"ok": True, "facts": {"device": "cpu"}, "results": []}
 
 
