@@ -34,11 +34,12 @@ def main(out: Path, argv: list[str]) -> None:
     said = [_said(r.prompt_token_ids, r.prompt_logprobs) for r in read]
     seen = {
         "model": config.model_config.model,
+        "revision": config.model_config.revision,
+        "trust_remote_code": config.model_config.trust_remote_code,
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
         "cache_dtype": config.cache_config.cache_dtype,
         "block_size": config.cache_config.block_size,
         "async_scheduling": config.scheduler_config.async_scheduling,
-        "enforce_eager": config.model_config.enforce_eager,
         "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
         "prompt": prompt,
         "threads": parts.threads,

@@ -22,7 +22,11 @@ def main(seen_file: Path, out: Path) -> None:
     seen = json.loads(seen_file.read_text())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
-        seen["model"], dtype=getattr(torch, seen["dtype"]), attn_implementation="eager"
+        seen["model"],
+        revision=seen["revision"],
+        trust_remote_code=seen["trust_remote_code"],
+        dtype=getattr(torch, seen["dtype"]),
+        attn_implementation="eager",
     )
     model = model.to(device).eval()
     positions, mask = layout(len(seen["prompt"]), [len(t) for t in seen["threads"]], len(seen["after"]))
