@@ -61,6 +61,8 @@ REFUSED: tuple[Check, ...] = (
      lambda c: c.speculative_config is not None and is_recurrent(c)),
     ("pipeline parallelism or a KV connector with Mamba or linear attention layers: not tested with forks",
      lambda c: (_has_stages(c) or c.kv_transfer_config is not None) and is_recurrent(c)),
+    ("the V2 model runner with Mamba or linear attention layers: not tested (VLLM_USE_V2_MODEL_RUNNER=0 is)",
+     lambda c: is_recurrent(c) and c.use_v2_model_runner),
     ("--use-replayssm: what it keeps beside the blocks is not copied at a fork",
      lambda c: is_recurrent(c) and c.cache_config.use_replayssm),
     ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),

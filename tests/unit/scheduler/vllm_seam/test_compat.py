@@ -64,6 +64,7 @@ def _config(**changes):
         "speculative_config": None,
         "lora_config": None,
         "aux_output_config": Facts(enabled=False),
+        "use_v2_model_runner": False,
     }
     for name, value in changes.items():
         section, _, key = name.partition("__")
@@ -103,6 +104,7 @@ DRAFTED = [drafts(m) for m in ("ngram", "suffix", "draft_model", "eagle", "eagle
         {},
         {"model_config__is_hybrid": True},
         {"model_config__is_attention_free": True},
+        {"use_v2_model_runner": True},
         EAGER,
         connects(),
         connects(cpu_bytes_to_use=1 << 30, offload_prompt_only=False),
@@ -119,7 +121,7 @@ def test_a_plain_engine_is_taken_and_a_recurrent_one_and_one_with_a_tested_draft
 
 
 @pytest.mark.parametrize("layers", ["is_hybrid", "is_attention_free"])
-@pytest.mark.parametrize("changes", [STAGES, connects()])
+@pytest.mark.parametrize("changes", [STAGES, connects(), {"use_v2_model_runner": True}])
 def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes, layers):
     recurrent = _config(**changes, **{f"model_config__{layers}": True})
     with pytest.raises(UnsupportedEngine, match="with Mamba or linear attention layers: not tested"):
@@ -187,7 +189,8 @@ def test_the_facts_that_the_checks_read_are_a_real_configs():
     for section, cls in real.items():
         source = inspect.getsource(cls)
         assert all(re.search(rf"\b{name}\b *[:=(]", source) for name in vars(getattr(config, section)))
-    assert set(vars(config)) <= set(VllmConfig.__dataclass_fields__)
+    assert vars(config).keys() <= VllmConfig.__dataclass_fields__.keys() | {"use_v2_model_runner"}
+    assert isinstance(VllmConfig.use_v2_model_runner, property)
 
 
 def test_path_embeddings_are_read_by_whole_batches_only_and_each_path_has_one():
