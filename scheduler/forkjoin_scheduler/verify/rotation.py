@@ -54,7 +54,7 @@ def offset(positions: torch.Tensor, runs: dict[str, list[tuple[int, int]]]) -> N
 
 def check(device: torch.device) -> Iterator[Result]:
     """Positions exactly; rotated keys within what their dtype rounds."""
-    for name, slots in (("one row", batch()), ("three rows, as of M-RoPE", rows())):
+    for name, slots in (("one row", batch()), ("three rows, for M-RoPE", rows())):
         off = np.abs(_offset_on(device, slots).cpu().numpy() - expected(slots)).max()
         yield Result("offset of positions", name, "int64", float(off), 0)
     for style in STYLES:

@@ -15,7 +15,7 @@ from forkjoin_server.verify.processes import run
 from forkjoin_server.verify.report import Report
 from forkjoin_server.verify.transcript import dialect_file
 
-#: Enough for the prompt and all threads. A flag of the user's wins over it.
+#: Enough for the prompt and all threads. A user's flag overrides it.
 DEFAULT_FLAGS = ("--max-model-len=1024", "--max-num-seqs=16")
 #: By the kind of join; how results name it.
 JOINS = {"reprefill": "re-prefill join", "stitch": "stitched join"}

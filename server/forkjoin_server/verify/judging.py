@@ -36,12 +36,12 @@ def judge(
         told = f"expected the reference to judge {len(own)} tokens, it judged {len(said)}"
         return [Result(name, case, dtype, float("inf"), bound, told)]
     apart = _largest([abs(mine - likely) for mine, (likely, _) in zip(own, said, strict=True)])
-    behind = [best - likely for likely, best in said]
-    num_ties = sum(0 < less <= bound for less in behind)
+    less_likely = [best - likely for likely, best in said]
+    num_ties = sum(0 < less <= bound for less in less_likely)
     note = f"{len(own)} tokens, {num_ties} near-ties chosen otherwise" if num_ties else f"{len(own)} tokens"
     return [
         Result(f"{name}: log-probabilities", case, dtype, apart, bound, f"{len(own)} tokens"),
-        Result(f"{name}: greedy tokens", case, dtype, _largest(behind), bound, note),
+        Result(f"{name}: greedy tokens", case, dtype, _largest(less_likely), bound, note),
     ]
 
 
