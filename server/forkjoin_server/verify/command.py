@@ -10,7 +10,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.verify.result import Result, is_writable, not_run, summary, table
-from forkjoin_server.verify.judging import bound_of, judge
+from forkjoin_server.verify.judging import Likely, bound_of, judge
 from forkjoin_server.verify.processes import run
 from forkjoin_server.verify.report import Report
 from forkjoin_server.verify.transcript import dialect_file
@@ -92,6 +92,8 @@ def _engine(join: str, mode: str, flags: list[str], folder: Path, report: Report
     of_rest = f"{name}, {mode}: after it"
     if join == "reprefill":
         report.results += judge(of_rest, "a plain request", dtype, bound, *after)
+        unseen = seen["thread_unseen"]
+        report.results.append(_control(of_rest, "thread_unseen", dtype, bound, after[0], unseen))
     else:
         _masked(of_rest, seen, seen_file, bound, after[0], report)
 
@@ -107,14 +109,18 @@ def _masked(
     told, dtype = json.loads(out.read_text()), seen["dtype"]
     report.results += judge(name, "transformers with positions and mask", dtype, bound, own, told["right"])
     for control in ("positions_wrong", "mask_wrong", "thread_unseen"):
-        apart = max(abs(mine - likely) for mine, (likely, _) in zip(own, told[control], strict=True))
-        kind = control.replace("_", " ")
-        case = f"{apart:.3g} nats apart"
-        if apart > bound:
-            report.results.append(Result(f"{name}: control, {kind}", case, dtype, 0, 0))
-        else:
-            why = f"{case}, so this model would not show that"
-            report.results.append(not_run(f"{name}: control, {kind}", why))
+        report.results.append(_control(name, control, dtype, bound, own, told[control]))
+
+
+def _control(
+    name: str, control: str, dtype: str, bound: float, own: list[float], said: list[Likely]
+) -> Result:
+    """Whether an error of this kind would be out of the bound, and so be noticed."""
+    apart = max(abs(mine - likely) for mine, (likely, _) in zip(own, said, strict=True))
+    operation, case = f"{name}: control, {control.replace('_', ' ')}", f"{apart:.3g} nats apart"
+    if apart > bound:
+        return Result(operation, case, dtype, 0, 0)
+    return not_run(operation, f"{case}, so this model would not show that")
 
 
 def _vllm_version() -> str:

@@ -29,9 +29,16 @@ def main(out: Path, argv: list[str]) -> None:
     chosen = answer.outputs[0]
     own = [e[t].logprob for e, t in zip(chosen.logprobs, chosen.token_ids, strict=True)]
     parts = transcript.take_apart(chosen.token_ids, headers, join_ids)
-    contexts = [*([*prompt, *thread] for thread in parts.threads), [*prompt, *chosen.token_ids]]
+    first, _, third = parts.threads
+    contexts = [
+        *([*prompt, *thread] for thread in parts.threads),
+        [*prompt, *chosen.token_ids],
+        # a control: without the second thread, what follows must have other log-probabilities
+        [*prompt, *first, *third, *parts.after],
+    ]
     read = _run(engine, contexts, {"enabled": False}, max_tokens=1, prompt_logprobs=1)
     said = [_said(r.prompt_token_ids, r.prompt_logprobs) for r in read]
+    num_after = len(parts.after) - len(join_ids)
     seen = {
         "model": config.model_config.model,
         "revision": config.model_config.revision,
@@ -49,8 +56,9 @@ def main(out: Path, argv: list[str]) -> None:
         "own": _own(parts, headers, join_ids, own),
         "plain": [
             *(s[len(prompt) + len(h) :] for s, h in zip(said, headers, strict=False)),
-            said[-1][len(said[-1]) - len(parts.after) + len(join_ids) :],
+            said[-2][-num_after:],
         ],
+        "thread_unseen": said[-1][-num_after:],
     }
     out.write_text(json.dumps(seen))
 

@@ -15,6 +15,7 @@ from forkjoin_server.verify.processes import Ended
 SEEN = {
     "model": "m", "dtype": "float32", "cache_dtype": "auto", "block_size": 16, "async_scheduling": False,
     "cudagraph_mode": "NONE", "own": [[-1.0]] * 4, "plain": [[[-1.0, -1.0]]] * 4,
+    "thread_unseen": [[-3.0, -1.0]],
 }  # fmt: skip
 CONTROLS = ("positions_wrong", "mask_wrong", "thread_unseen")
 MASKED = {"right": [[-1.0, -1.0]], **{control: [[-3.0, -1.0]] for control in CONTROLS}}
@@ -113,6 +114,15 @@ def test_a_control_that_does_not_differ_is_told_as_not_run(machine, tmp_path):
     (result,) = [r for r in found["results"] if "would not show" in r["note"]]
     assert found["ok"]
     assert result["difference"] is None
+
+
+def test_a_re_prefill_join_has_a_control_too(machine, tmp_path):
+    name = "re-prefill join, eager: after it: control, thread unseen"
+    (result,) = [r for r in report(tmp_path)["results"] if r["operation"] == name]
+    assert (result["difference"], result["note"]) == (0, "")
+    machine["seen"] = SEEN | {"thread_unseen": [[-1.0, -1.0]]}
+    (result,) = [r for r in report(tmp_path)["results"] if r["operation"] == name]
+    assert "would not show" in result["note"]
 
 
 def test_a_join_that_the_engine_refuses_is_told_and_is_no_failure(machine, tmp_path):
