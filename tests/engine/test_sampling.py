@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
@@ -50,6 +51,28 @@ def test_an_answer_that_may_not_fork_after_its_prompt_is_drawn_as_without_forks(
         (refused,) = engine.run([prompt], engine.params(forkjoin={"max_forks": 0}, **drawn))
         (plain,) = engine.run([prompt], engine.params(forkjoin={"enabled": False}, **drawn))
     assert refused.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize(("name", "num_threads"), [("ssft", 6), ("pacore", 4)])
+def test_a_grammar_holds_for_each_answer_of_threads_and_for_the_request(engine, name, num_threads):
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from forkjoin_scheduler.dialects.files import load
+
+    grammar = StructuredOutputsParams(regex="x[0-9]{6}y")
+    with engine.speaking(load(name)):
+        params = engine.params(structured_outputs=grammar, temperature=1.0, seed=3)
+        request_id = engine.add(engine.prompt("q"), params)
+        live = engine.scheduler._core.live
+        engine.step_until(lambda: live)
+        family = next(iter(live.values())).family
+        answer = engine.drain()[request_id]
+    threads = [engine.tokenizer.decode(thread.token_ids) for thread in family.threads]
+    texts = [text.removesuffix("<|end|>") for text in threads]
+    assert len(texts) == num_threads
+    assert len(set(texts)) > 1, "each is drawn by itself"
+    assert all(re.fullmatch("x[0-9]{6}y", text) for text in (*texts, answer.text))
+    assert answer.finish_reason == "stop"
 
 
 def test_min_tokens_is_owed_by_the_whole_family(engine):

@@ -26,7 +26,7 @@ def block_reason(options: RequestOptions | CompiledOptions, reasons: bool) -> st
 
     ``reasons``: whether the server has a reasoning parser; vLLM's grammars begin after the reasoning.
     """
-    if options.best_of is not None:  # each thread is an answer
+    if options.best_of is not None or options.rounds is not None:  # each thread is an answer
         return None
     if options.branches is not None and options.closing is None:
         return "structured output and no closing, after which the answer would begin"

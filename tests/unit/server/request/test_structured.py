@@ -59,6 +59,12 @@ def test_what_stands_before_the_answer_may_be_forked_by_the_request(asked, reaso
     assert options == parse_options(asked)
 
 
+@pytest.mark.parametrize("reasons", [False, True])
+def test_rounds_of_structured_answers_may_be_asked_for(reasons):
+    _, options = prepare({"forkjoin": {"rounds": [2]}} | JSON, CHAT, "k", _of("pacore"), reasons=reasons)
+    assert options.rounds == [2]
+
+
 @pytest.mark.parametrize("path", [CHAT, GENERATE])
 @pytest.mark.parametrize(
     ("asked", "reasons", "message"),
