@@ -1,9 +1,8 @@
 """Each published client over stock ``vllm serve``, and our engine: the same text, drawn threads included.
 
-Both are made to write the same: texts are forced, but for the first tokens of threads, which the model draws at
-a temperature. What it draws depends on all that it sees, so equal texts are equal contexts. What follows a join
-is forced: a client's request begins its noise there, ours goes on with its own; and after a stitched join a
-plain model would see other KV.
+Both are made to write the same: texts are forced, but for the first tokens of threads, and of what follows some
+joins, which the model draws at a temperature. What it draws depends on all that it sees, so equal texts are equal
+contexts. What follows a stitched join is forced: a plain model would see other KV there.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from tests.engine.malformed_cases import (
     TRACE,
     call,
 )
-from tests.reference_clients import voted
+from tests.reference_clients import rounds, voted
 from tests.reference_clients.clients import CLIENTS
 from tests.reference_clients.completions import Drawn, Scripted, Stock
 from tests.reference_clients.stock import model_with, serving
@@ -61,7 +60,7 @@ def titled(*titles: str) -> str:
 
 #: By the dialect, and what else is special.
 SCRIPTS: dict[str, Script] = {
-    "threadweaver": block(THREADWEAVER),
+    "threadweaver": block(THREADWEAVER) | {"</Thread>\n": drawn("end")},
     # the same block again and again, until the published loop has had its turns
     "threadweaver turns": THREADWEAVER.script(
         THREADWEAVER.root(1), {1: f"a{THREADWEAVER.end}"}, THREADWEAVER.root(1)
@@ -79,7 +78,7 @@ SCRIPTS: dict[str, Script] = {
     },
     "npr": block(NPR),
     "parallel-r1": {
-        "": "so<Parallel>", "<Path>": drawn("</Path>"), "</Parallel>\n<Summary>": "both</Summary>",
+        "": "so<Parallel>", "<Path>": drawn("</Path>"), "</Parallel>\n<Summary>": drawn("</Summary>"),
         "</Summary>": "",
     },
     "aspd": {
@@ -93,6 +92,12 @@ SCRIPTS: dict[str, Script] = {
         "Transient Step 1: a\n": drawn("</Step>"),
         "Transient Step 2: b\n": drawn("</Step>"),
         "Transient Step 3: c\n": (0, "both</Step>"),
+        "<Conclusion>\n": "That is all.</Conclusion>",
+    },
+    "medverse-eval": {
+        "": f"<Plan>\n{step(1, 'a')}{step(2, 'b', '1')}</Plan>",
+        "Transient Step 1: a\n": drawn("</Step>"),
+        "Transient Step 2: b\n": drawn("</Step>"),
         "<Conclusion>\n": "That is all.</Conclusion>",
     },
     "parathinker": {
@@ -126,12 +131,21 @@ SCRIPTS: dict[str, Script] = {
         "<sync/>": "That is all.",
     },
     "skeleton": {"<|assistant|>": "1. One\n2. Two", "1. One: ": drawn("."), "2. Two: ": drawn(".")},
+    "ssft": {
+        f"<think{n}>\n": drawn(rf"\boxed{{{result}}}") for n, result in enumerate((1, 2, 2, 3, 2, 1), 1)
+    },
+    # of each round, and of the answer behind them
+    "pacore": {"q<|assistant|>": drawn(".</think>so"), "solution.<|assistant|>": drawn("</think>then")},
     "explicit": {"": drawn("")},
 }  # fmt: skip
 
 
 #: Where nothing that is drawn comes into the answer: what returns is forced.
 UNSEEN = {"threadweaver turns", "asyncthink", "apr"}
+
+
+#: The field that requests have, where theirs is not empty.
+ASKED = {"pacore": {"rounds": list(rounds.PACORE.widths)}}
 
 
 def spoken(name: str) -> Dialect:
@@ -191,7 +205,7 @@ def theirs(engine, stock, name: str, prompt: str, **options) -> str:
 def test_the_published_client_over_stock_vllm_writes_what_our_engine_does(name, engine, stock):
     prompt, options = "<|user|>q<|assistant|>", {"temperature": 0.8, "seed": 7}
     text = theirs(engine, stock, name, prompt, **options)
-    assert ours(engine, name, prompt, **options) == text
+    assert ours(engine, name, prompt, forkjoin=ASKED.get(name, {}), **options) == text
     if name not in UNSEEN:
         assert theirs(engine, stock, name, prompt, **options | {"seed": 8}) != text
 
