@@ -204,13 +204,13 @@ def _flags(page: str) -> set[str]:
 
 @pytest.mark.parametrize("page", ["tuning.md", "scheduling.md", "replicas.md", "troubleshooting.md"])
 def test_each_flag_of_ours_in_the_guides_is_one(page):
+    from forkjoin_server.doctor.verdicts.others import OTHERS
+    from forkjoin_server.doctor.verdicts.table import RULES
     from forkjoin_server.start.flags import own_flags
 
-    ours = {f"--{name}" for name in own_flags()}
-    vllms = {"--max-num-seqs", "--max-num-batched-tokens", "--max-model-len", "--block-size"}
-    vllms |= {"--gpu-memory-utilization", "--shutdown-timeout", "--scheduler-cls", "--reasoning-parser"}
-    vllms |= {"--speculative-config", "--structured-outputs-config"}
-    vllms |= {"--worker-cls", "--chat-template", "--no-enable-chunked-prefill", "--max-logprobs"}
+    ours = {f"--{name}" for name in own_flags()} | {"--device"}  # of forkjoin_scheduler.verify
+    vllms = {f"--{name}" for of in (*RULES, *OTHERS) for name in of.names}
+    vllms |= {f"--no-{flag[2:]}" for flag in vllms}
     routers = {"--cb-failure-threshold"}
     assert _flags(page) <= ours | vllms | routers
 
