@@ -12,7 +12,8 @@ import pytest
 from tests.server.asking import chat
 from tests.server.conftest import start_server
 from tests.server.reading import by_engine
-from training.task import Worksheet, make_worksheet
+from training.prompts import make_worksheet
+from training.task import Worksheet
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
