@@ -77,6 +77,7 @@ def _config(**changes):
         kv_transfer_config=None,
         speculative_config=None,
         aux_output_config=SimpleNamespace(enabled=False),
+        use_v2_model_runner=False,
         scheduler_config=SimpleNamespace(max_num_seqs=changes.get("max_num_seqs", 128)),
         load_config=SimpleNamespace(load_format="auto"),
     )
