@@ -203,7 +203,7 @@ def theirs(engine, stock, name: str, prompt: str, **options) -> str:
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "explicit"])
 def test_the_published_client_over_stock_vllm_writes_what_our_engine_does(name, engine, stock):
-    prompt, options = "<|user|>q<|assistant|>", {"temperature": 0.8, "seed": 7}
+    prompt, options = "<|user|>q<|assistant|>", {"temperature": 1.5, "seed": 7}
     text = theirs(engine, stock, name, prompt, **options)
     assert ours(engine, name, prompt, forkjoin=ASKED.get(name, {}), **options) == text
     if name not in UNSEEN:
