@@ -41,7 +41,7 @@ def together(
 
 def slots_at_once(view: torch.Tensor) -> int:
     """Of how many tokens a copy may read what they have in ``view``, in all its layers; one at least."""
-    bytes_of_slot = view[0].numel() // view.shape[-2] * view.element_size()
+    bytes_of_slot: int = view[0].numel() // view.shape[-2] * view.element_size()
     return max(MOST_BYTES // bytes_of_slot, 1)
 
 
