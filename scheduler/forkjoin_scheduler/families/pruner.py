@@ -12,8 +12,13 @@ from forkjoin_scheduler.families.vote import Vote
 from forkjoin_scheduler.policy.own import WrongAnswer
 from forkjoin_scheduler.policy.pruning import Pruning, ThreadFacts, VoteFacts
 
-#: What a policy counts in, and the least that each may be.
-_LEAST = {"num_logprobs": 0, "window": 1, "probe_every": 0}
+
+def _count(policy: Pruning, name: str, least: int) -> int:
+    """What ``policy`` has under ``name``. Raises WrongAnswer where that is not a number from ``least`` on."""
+    num = getattr(policy, name)
+    if not isinstance(num, int) or num < least:
+        raise WrongAnswer(f"{name}: expected a whole number from {least} on, got {excerpt(num)}")
+    return num
 
 
 class Confidence:
@@ -55,15 +60,11 @@ class Pruner:
     """
 
     def __init__(self, policy: Pruning, vote: Vote) -> None:
-        counts = {name: getattr(policy, name) for name in _LEAST}
-        for name, num in counts.items():
-            least = _LEAST[name]
-            if not isinstance(num, int) or num < least:
-                raise WrongAnswer(f"{name}: expected a whole number from {least} on, got {excerpt(num)}")
         self.policy = policy
         #: As the policy has them when the vote begins: an error of its later would be the family's.
-        self.num_logprobs: int
-        self.num_logprobs, self._window, self._probe_every = counts.values()
+        self.num_logprobs = _count(policy, "num_logprobs", least=0)
+        self._window = _count(policy, "window", least=1)
+        self._probe_every = _count(policy, "probe_every", least=0)
         self._vote = vote
         self._confidence: dict[Branch, Confidence] = {}
         self._probes: dict[Branch, list[str | None]] = {}
