@@ -10,7 +10,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.verify.result import Result, is_writable, not_run, summary, table
-from forkjoin_server.verify.judging import Likely, bound_of, judge
+from forkjoin_server.verify.judging import Likely, apart, bound_of, judge
 from forkjoin_server.verify.processes import run
 from forkjoin_server.verify.report import Report
 from forkjoin_server.verify.transcript import dialect_file
@@ -116,9 +116,9 @@ def _control(
     name: str, control: str, dtype: str, bound: float, own: list[float], said: list[Likely]
 ) -> Result:
     """Whether an error of this kind would be out of the bound, and so be noticed."""
-    apart = max(abs(mine - likely) for mine, (likely, _) in zip(own, said, strict=True))
-    operation, case = f"{name}: control, {control.replace('_', ' ')}", f"{apart:.3g} nats apart"
-    if apart > bound:
+    difference = apart(own, said)
+    operation, case = f"{name}: control, {control.replace('_', ' ')}", f"{difference:.3g} nats apart"
+    if difference > bound:
         return Result(operation, case, dtype, 0, 0)
     return not_run(operation, f"{case}, so this model would not show that")
 

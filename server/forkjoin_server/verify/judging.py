@@ -35,14 +35,18 @@ def judge(
     if not own or len(own) != len(said):
         told = f"expected the reference to judge {len(own)} tokens, it judged {len(said)}"
         return [Result(name, case, dtype, float("inf"), bound, told)]
-    apart = _largest([abs(mine - likely) for mine, (likely, _) in zip(own, said, strict=True)])
     less_likely = [best - likely for likely, best in said]
     num_ties = sum(0 < less <= bound for less in less_likely)
     note = f"{len(own)} tokens, {num_ties} near-ties chosen otherwise" if num_ties else f"{len(own)} tokens"
     return [
-        Result(f"{name}: log-probabilities", case, dtype, apart, bound, f"{len(own)} tokens"),
+        Result(f"{name}: log-probabilities", case, dtype, apart(own, said), bound, f"{len(own)} tokens"),
         Result(f"{name}: greedy tokens", case, dtype, _largest(less_likely), bound, note),
     ]
+
+
+def apart(own: Sequence[float], said: Sequence[Likely]) -> float:
+    """The largest difference between log-probabilities of the same tokens, in nats; NaN if one is."""
+    return _largest([abs(mine - likely) for mine, (likely, _) in zip(own, said, strict=True)])
 
 
 def _largest(values: Sequence[float]) -> float:
