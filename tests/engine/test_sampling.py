@@ -27,10 +27,10 @@ def test_every_token_has_its_logprobs_and_injected_ones_are_certain(engine):
 def test_a_seed_makes_sampled_threads_reproducible(engine):
     # the weights are so certain that below vLLM's highest temperature two seeds may agree
     hot, prompts = {"temperature": 2.0, "max_tokens": 600}, [engine.prompt(PROBLEMS)]
-    params = engine.params(**hot, seed=11)
+    params = engine.params(**hot, seed=12)
     first, second = engine.run(prompts, params), engine.run(prompts, params)
-    other = engine.run(prompts, engine.params(**hot, seed=12))
-    assert first[0].text.count("<Thread>") >= 2, "so hot, it may write the tag anywhere"
+    other = engine.run(prompts, engine.params(**hot, seed=13))
+    assert first[0].text.count("<Thread>") == 2
     assert first[0].token_ids == second[0].token_ids != other[0].token_ids
 
 
