@@ -122,7 +122,8 @@ def _started(command: list[Any], log: Path) -> Iterator[Program]:
         yield Program(process, log)
     finally:
         family = [process, *process.children(recursive=True)] if process.is_running() else []
-        process.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended by itself
+            process.terminate()
         _, alive = psutil.wait_procs(family, timeout=60)
         for rest in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
