@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import vllm
@@ -15,7 +15,12 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_scheduler.vllm_seam import connectors
-from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_are_judged, drafts_as_tested
+from forkjoin_scheduler.vllm_seam.mends.drafting import (
+    LOSSLESS,
+    check_fills_in,
+    drafts_are_judged,
+    drafts_as_tested,
+)
 from forkjoin_scheduler.vllm_seam.models.registering import NUM_ROWS
 
 logger = init_logger("vllm.forkjoin.engine")
@@ -40,36 +45,72 @@ def is_recurrent(config: Any) -> bool:
     return bool(config.model_config.is_hybrid or config.model_config.is_attention_free)
 
 
-#: (what is refused and why, whether a VllmConfig has it)
-REFUSED: tuple[Check, ...] = (
-    ("pipeline parallelism together with speculative decoding: it is not tested with forks",
+#: (what is refused; what of a config ``c`` was found; why; whether a VllmConfig has it)
+_REFUSED: tuple[tuple[str, str, str, Callable[[Any], bool]], ...] = (
+    ("pipeline parallelism together with speculative decoding",
+     "{c.parallel_config.pipeline_parallel_size} stages, drafts by {c.speculative_config.method}",
+     "it is not tested with forks",
      lambda c: _has_stages(c) and c.speculative_config is not None),
-    ("pipeline parallelism with --enforce-eager on a CPU: vLLM makes buffers between stages when it compiles",
+    ("pipeline parallelism with --enforce-eager on a CPU",
+     "{c.parallel_config.pipeline_parallel_size} stages, nothing compiled",
+     "vLLM makes buffers between stages when it compiles",
      lambda c: _has_stages(c) and c.device_config.device_type == "cpu"
      and c.compilation_config.mode == CompilationMode.NONE),
-    ("decode or prefill context parallelism: a sequence's KV is spread over ranks",
+    ("decode or prefill context parallelism",
+     "{c.parallel_config.decode_context_parallel_size} and {c.parallel_config.prefill_context_parallel_size}",
+     "a sequence's KV is spread over ranks",
      lambda c: c.parallel_config.decode_context_parallel_size > 1
      or c.parallel_config.prefill_context_parallel_size > 1),
-    *connectors.REFUSED,
-    ("speculative decoding by a method not tested with forks (ngram, suffix, draft_model, eagle(3), MTP are)",
+    ("speculative decoding by a method not tested with forks",
+     "{c.speculative_config.method}, which reads {c.num_prefill_lookahead_tokens} tokens ahead",
+     "ngram, suffix, draft_model, eagle(3) and MTP are, not in parallel, reading at most 1 token ahead",
      lambda c: not drafts_as_tested(c)),
-    ("speculative decoding with a lossy rejection_sample_method: wrong drafts may open or close threads",
+    ("speculative decoding with a lossy rejection_sample_method",
+     "{c.speculative_config.rejection_sample_method}",
+     f"wrong drafts may open or close threads; none can by {' or '.join(LOSSLESS)}",
      lambda c: not drafts_are_judged(c)),
-    ("prefix caching switched off, as vLLM does for models without attention: threads share blocks by it",
+    ("prefix caching switched off, as vLLM does for models without attention",
+     "enable_prefix_caching {c.cache_config.enable_prefix_caching} for {c.model_config.architecture}",
+     "threads share blocks by it",
      lambda c: not c.cache_config.enable_prefix_caching),
-    ("speculative decoding with Mamba or linear attention layers: their state may include a refused draft",
+    ("speculative decoding with Mamba or linear attention layers",
+     "drafts by {c.speculative_config.method} for {c.model_config.architecture}",
+     "their state may include a refused draft",
      lambda c: c.speculative_config is not None and is_recurrent(c)),
-    ("pipeline parallelism or a KV connector with Mamba or linear attention layers: not tested with forks",
-     lambda c: (_has_stages(c) or c.kv_transfer_config is not None) and is_recurrent(c)),
-    ("the V2 model runner with Mamba or linear attention layers: not tested (VLLM_USE_V2_MODEL_RUNNER=0 is)",
+    ("pipeline parallelism with Mamba or linear attention layers",
+     "{c.parallel_config.pipeline_parallel_size} stages for {c.model_config.architecture}",
+     "not tested with forks",
+     lambda c: _has_stages(c) and is_recurrent(c)),
+    ("a KV connector with Mamba or linear attention layers",
+     "{c.kv_transfer_config.kv_connector} for {c.model_config.architecture}",
+     "not tested with forks",
+     lambda c: c.kv_transfer_config is not None and is_recurrent(c)),
+    ("the V2 model runner with Mamba or linear attention layers",
+     "{c.model_config.architecture}",
+     "not tested (VLLM_USE_V2_MODEL_RUNNER=0 is)",
      lambda c: is_recurrent(c) and c.use_v2_model_runner),
-    ("--use-replayssm: what it keeps beside the blocks is not copied at a fork",
+    ("--use-replayssm",
+     "{c.cache_config.use_replayssm} for {c.model_config.architecture}",
+     "what it keeps beside the blocks is not copied at a fork",
      lambda c: is_recurrent(c) and c.cache_config.use_replayssm),
-    ("pooling models: they do not decode", lambda c: c.model_config.runner_type == "pooling"),
-    ("a diffusion model: it writes its tokens in no order", lambda c: c.model_config.is_diffusion),
-    ("--enable-return-routed-experts: those of threads would be missing from what the request returns",
+    ("pooling models",
+     "{c.model_config.architecture}, run for {c.model_config.runner_type}",
+     "they do not decode",
+     lambda c: c.model_config.runner_type == "pooling"),
+    ("a diffusion model",
+     "{c.model_config.architecture}",
+     "it writes its tokens in no order",
+     lambda c: c.model_config.is_diffusion),
+    ("--enable-return-routed-experts",
+     "{c.aux_output_config}",
+     "those of threads would be missing from what the request returns",
      lambda c: c.aux_output_config.enabled),
 )  # fmt: skip
+#: (what is refused, what was found and why, of a config ``c``; whether a VllmConfig has it)
+REFUSED: tuple[Check, ...] = (
+    *((f"{what} (found {found}): {why}", has_it) for what, found, why, has_it in _REFUSED),
+    *connectors.REFUSED,
+)
 
 #: KV cache specs of vLLM that keep one state a token, in blocks of consecutive tokens. What forks and
 #: joins copies, shares and drops blocks by tokens: of any other layout it would take the wrong ones.
@@ -104,6 +145,15 @@ def check_engine(dialect: Dialect, vllm_config: VllmConfig, kv_cache_config: KVC
     check_paths(dialect, vllm_config)
     if dialect.join.moves_kv:
         check_stitching(vllm_config, kv_cache_config.num_blocks - 1)  # one is vLLM's null block
+
+
+def check_options(settings: Settings, vllm_config: VllmConfig) -> None:
+    """Raise UnsupportedEngine or DialectError for what the options alone tell, before an engine starts."""
+    check_config(vllm_config)
+    if settings.dialect is not None:
+        check_paths(settings.dialect, vllm_config)
+    if settings.draft_from == "family":
+        check_fills_in(vllm_config)
 
 
 def check_front_end() -> None:
@@ -162,14 +212,16 @@ def check_stitching(vllm_config: VllmConfig, num_blocks: int) -> None:
     """
     if _has_stages(vllm_config):
         raise UnsupportedEngine(
-            "a stitched join can't be combined with --pipeline-parallel-size: KV that is moved in stages is "
-            "not tested. Drop the option, or choose a dialect that joins by prefilling"
+            "a stitched join can't be combined with --pipeline-parallel-size (found "
+            f"{vllm_config.parallel_config.pipeline_parallel_size}): KV that is moved in stages is not "
+            "tested. Drop the option, or choose a dialect that joins by prefilling"
         )
     if vllm_config.kv_transfer_config is not None:
         raise UnsupportedEngine(
-            "a stitched join can't be combined with a KV connector, which stores KV by its tokens: those of "
-            "a stitched context do not tell its KV. Drop --kv-transfer-config and --kv-offloading-size, "
-            "or choose a dialect that joins by prefilling"
+            "a stitched join can't be combined with a KV connector (found "
+            f"{vllm_config.kv_transfer_config.kv_connector}), which stores KV by its tokens: those of a "
+            "stitched context do not tell its KV. Drop --kv-transfer-config and --kv-offloading-size, or "
+            "choose a dialect that joins by prefilling"
         )
     if not vllm_config.parallel_config.worker_cls.endswith(".ForkJoinWorker"):
         raise UnsupportedEngine(
@@ -238,11 +290,15 @@ def untested() -> str | None:
     )
 
 
+def refusals(vllm_config: Any) -> Iterator[str]:
+    """What of the engine's options can't be combined with fork/join: what was found of each, and why."""
+    return (reason.format(c=vllm_config) for reason, has_it in REFUSED if has_it(vllm_config))
+
+
 def check_config(vllm_config: VllmConfig) -> None:
     """Raise UnsupportedEngine naming the engine option that can't be combined with fork/join."""
     check_front_end()
-    for reason, has_it in REFUSED:
-        if has_it(vllm_config):
-            raise UnsupportedEngine(
-                f"fork/join can't be combined with {reason}. Drop the option, or serve with --dialect none"
-            )
+    for reason in refusals(vllm_config):
+        raise UnsupportedEngine(
+            f"fork/join can't be combined with {reason}. Drop the option, or serve with --dialect none"
+        )

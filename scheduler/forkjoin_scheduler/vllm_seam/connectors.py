@@ -55,8 +55,12 @@ def _beside(has_it: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda config: config.kv_transfer_config is not None and has_it(config)
 
 
-#: The same, of any VllmConfig.
-REFUSED = tuple((reason, _beside(has_it)) for reason, has_it in _BESIDE)
+_FOUND = (
+    "(found {c.kv_transfer_config.kv_connector}, kv_role {c.kv_transfer_config.kv_role}, "
+    "kv_load_failure_policy {c.kv_transfer_config.kv_load_failure_policy})"
+)
+#: The same, of any VllmConfig ``c``.
+REFUSED = tuple((f"{reason} {_FOUND}", _beside(has_it)) for reason, has_it in _BESIDE)
 
 
 def block_reason(kv_cache_config: Any) -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from forkjoin_scheduler.dialects.dialect import Dialect
-from forkjoin_scheduler.errors import DialectError
+from forkjoin_scheduler.errors import DialectError, UsageError
+from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server.doctor.check import Check, fail, ok
 from forkjoin_server.start.dialect_choice import Choice
 from forkjoin_server.start.fit import found
+from forkjoin_server.vllm_seam.request.control_tokens import check_renderer
 from forkjoin_server.vllm_seam.tokenizers import bind_to_model
 
 
@@ -25,7 +27,10 @@ def dialect(vllm_config: Any, wanted: Dialect | None, choice: Choice | None = No
     try:
         bound = bind_to_model(wanted, vllm_config)
         check_model(wanted, vllm_config.model_config)
-    except DialectError as error:
+        check_renderer(
+            vllm_config.model_config, Settings.model_validate(vllm_config.additional_config.get(KEY, {}))
+        )
+    except (DialectError, UsageError) as error:
         return fail("dialect", f"{reason}{error}")
     except Exception as error:  # of whatever kind the tokenizer's files raise
         first_line = str(error).partition("\n")[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from forkjoin_scheduler.dialects.dialect import Dialect
-from forkjoin_scheduler.errors import UnsupportedEngine
-from forkjoin_server.doctor.check import Check, fail, ok
+from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
+from forkjoin_scheduler.settings import Settings
+from forkjoin_server.doctor.check import Check, fail, ok, warn
 from forkjoin_server.doctor.verdicts import checks
 
 if TYPE_CHECKING:
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
     from forkjoin_scheduler.vllm_seam.cache.machine import Machine
 
 
-def engine(vllm_config: Any, wanted: Dialect | None) -> Check:
+def engine(vllm_config: Any, settings: Settings) -> Check:
     """Whether the options go together with fork/join."""
     from forkjoin_scheduler.vllm_seam import compat
 
-    if wanted is None:
+    if settings.dialect is None:
         return ok("engine", "any option, for fork/join is off")
     try:
-        compat.check_config(vllm_config)
-    except UnsupportedEngine as error:
+        compat.check_options(settings, vllm_config)
+    except (UnsupportedEngine, DialectError) as error:
         return fail("engine", str(error))
     return ok("engine", "no option that can't be combined with fork/join")
 
@@ -32,18 +33,24 @@ def options(given: Iterable[str], vllm_config: Any) -> Iterator[Check]:
     """What each option of vLLM's that was given, by its name, means for forks."""
     from forkjoin_scheduler.vllm_seam import compat
 
-    return checks.options(given, vllm_config, compat.REFUSED)
+    return checks.options(given, list(compat.refusals(vllm_config)))
 
 
-def stitching(vllm_config: Any, cache: Cache, machine: Machine) -> Check:
-    """Whether a stitched join can move KV, and has the room to."""
+def stitching(vllm_config: Any, cache: Cache | None, machine: Machine) -> Check:
+    """Whether a stitched join can move KV, and has the room to; ``cache`` is None where that is not known."""
     from forkjoin_scheduler.vllm_seam import compat
     from forkjoin_scheduler.vllm_seam.cache import estimate
 
-    if reason := estimate.stitching_refusal(vllm_config, machine):
+    try:
+        reason = estimate.stitching_refusal(vllm_config, machine)
+    except Exception as error:  # of whatever kind a model's config raises that lacks what others have
+        return warn("stitching", f"can't be worked out for this model ({error})", "start it to see")
+    if reason is not None:
         return fail("stitching", reason)
     try:
-        compat.check_stitching(vllm_config, cache.num_blocks)
+        compat.check_stitching(vllm_config, sys.maxsize if cache is None else cache.num_blocks)
     except UnsupportedEngine as error:
         return fail("stitching", str(error))
+    if cache is None:
+        return warn("stitching", "KV can be moved; whether there is room is not known", "start it to see")
     return ok("stitching", f"room to move contexts of {vllm_config.model_config.max_model_len} tokens")

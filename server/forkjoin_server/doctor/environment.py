@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping
@@ -9,9 +10,10 @@ from glob import glob
 from importlib.metadata import metadata, version
 from typing import TYPE_CHECKING
 
-from forkjoin_scheduler.errors import UnsupportedEngine
+from forkjoin_scheduler.errors import UnsupportedEngine, UsageError
 from forkjoin_server.doctor import prerequisites
 from forkjoin_server.doctor.check import Check, fail, ok, size, warn
+from forkjoin_server.vllm_seam.start.tracing import check_tracing
 from forkjoin_server.vllm_seam.start.versions import check_version
 
 if TYPE_CHECKING:
@@ -81,6 +83,15 @@ def preload(environ: Mapping[str, str]) -> Check:
     found = next((path for pattern in TCMALLOC_FILES for path in glob(pattern)), None)
     to_do = f"set LD_PRELOAD={found}" if found else "install libtcmalloc-minimal4 and set LD_PRELOAD to it"
     return warn("preload", f"no {TCMALLOC}, without which workers on CPUs are slower", to_do)
+
+
+def traces(args: argparse.Namespace) -> Check:
+    """Whether traces can be made as asked."""
+    try:
+        check_tracing(args)
+    except UsageError as error:
+        return fail("traces", str(error))
+    return ok("traces", f"to {args.otlp_traces_endpoint}")
 
 
 def memory(machine: Machine, needed_bytes: int) -> Check:

@@ -52,6 +52,8 @@ def examine(given: Given) -> Iterator[Check]:
         return
     if here.kind == "cpu":
         yield environment.preload(os.environ)
+    if args.otlp_traces_endpoint is not None:
+        yield environment.traces(args)
     yield from _served(vllm_config, models.weight_bytes(name), here, given)
 
 
@@ -59,29 +61,28 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None 
     from forkjoin_scheduler.vllm_seam.cache import estimate
     from forkjoin_scheduler.vllm_seam.compat import is_recurrent
 
-    wanted = Settings.model_validate(vllm_config.additional_config.get(KEY, {})).dialect
+    settings = Settings.model_validate(vllm_config.additional_config.get(KEY, {}))
+    wanted = settings.dialect
     yield models.model(vllm_config, weight_bytes)
     yield dialect(vllm_config, wanted, None if given is None else given.choice)
-    yield (is_taken := engine(vllm_config, wanted))
+    yield (is_taken := engine(vllm_config, settings))
     if wanted is not None and given is not None:
         yield from options(_vllms_own(given), vllm_config)
     if wanted is not None and is_taken.status is Status.OK:
         yield beside.drafts(vllm_config)
         yield beside.answers(vllm_config, wanted)
+    cache = None
     if is_recurrent(vllm_config):
         yield warn("kv_budget", "can't be worked out for a model with recurrent layers", "start it to see")
-        reason = estimate.stitching_refusal(vllm_config, here)
-        if wanted is not None and wanted.join.moves_kv and reason is not None:
-            yield fail("stitching", reason)
-        return
-    try:
-        needed = estimate.bytes_needed(vllm_config, weight_bytes, here)
-        cache = estimate.cache_of(vllm_config, weight_bytes, here)
-    except Exception as error:  # of whatever kind a model's config raises that lacks what others have
-        yield warn("kv_budget", f"can't be worked out for this model ({error})", "start it to see")
-        return
-    yield environment.memory(here, needed)
-    yield kv_budget.kv_budget(vllm_config, cache)
+    else:
+        try:
+            needed = estimate.bytes_needed(vllm_config, weight_bytes, here)
+            cache = estimate.cache_of(vllm_config, weight_bytes, here)
+        except Exception as error:  # of whatever kind a model's config raises that lacks what others have
+            yield warn("kv_budget", f"can't be worked out for this model ({error})", "start it to see")
+        else:
+            yield environment.memory(here, needed)
+            yield kv_budget.kv_budget(vllm_config, cache)
     if wanted is not None and wanted.join.moves_kv:
         yield stitching(vllm_config, cache, here)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
 
 from forkjoin_server.doctor.check import Check, fail, ok, warn
 from forkjoin_server.doctor.verdicts.others import OTHERS
@@ -12,15 +11,16 @@ from forkjoin_server.doctor.verdicts.table import RULES
 from forkjoin_server.doctor.verdicts.verdict import Rule, Verdict, flag
 
 _TO_DO = "compare answers with those of --dialect none"
-#: What a check is for (a sentence of ``compat.REFUSED``), and whether a config is refused for it.
-Refusals = Iterable[tuple[str, Callable[[Any], bool]]]
 
 _RULES = {name: rule for rule in RULES for name in rule.names}
 _OTHERS = {name: others.verdict for others in OTHERS for name in others.names}
 
 
-def options(given: Iterable[str], vllm_config: Any, refusals: Refusals) -> Iterator[Check]:
-    """What each option of vLLM's that was given means for forks. ``given``: their names, without dashes."""
+def options(given: Iterable[str], refusals: Collection[str]) -> Iterator[Check]:
+    """What each option of vLLM's that was given means for forks.
+
+    ``given``: their names, without dashes. ``refusals``: the sentences of ``compat.refusals``.
+    """
     named: dict[Verdict, list[str]] = defaultdict(list)
     for name in sorted(given):
         rule = _RULES.get(name)
@@ -29,7 +29,7 @@ def options(given: Iterable[str], vllm_config: Any, refusals: Refusals) -> Itera
         elif rule.verdict is Verdict.WORKS:
             named[Verdict.WORKS].append(flag(name))
         else:
-            yield _of_rule(name, rule, vllm_config, refusals)
+            yield _of_rule(name, rule, refusals)
     for verdict in (Verdict.WORKS, Verdict.BESIDE):
         if flags := named[verdict]:
             yield ok("options", f"{verdict.value}: {', '.join(flags)}")
@@ -37,17 +37,11 @@ def options(given: Iterable[str], vllm_config: Any, refusals: Refusals) -> Itera
         yield warn("options", f"{Verdict.UNTESTED.value}: {', '.join(flags)}", _TO_DO)
 
 
-def _of_rule(name: str, rule: Rule, vllm_config: Any, refusals: Refusals) -> Check:
+def _of_rule(name: str, rule: Rule, refusals: Collection[str]) -> Check:
     """What is said of an option that works with limits, or that may be refused."""
-    refused = next(_holding(rule, vllm_config, refusals), None)
+    refused = next((sentence for sentence in refusals if rule.refusal and rule.refusal in sentence), None)
     if refused is not None:
         return fail("options", f"{flag(name)}, refused: {refused}", "drop it, or serve with --dialect none")
     if rule.verdict is Verdict.REFUSED and rule.refusal:
         return ok("options", f"{flag(name)}, works as it is given: {rule.sentence}")
     return ok("options", f"{flag(name)}, {rule.verdict.value}: {rule.sentence}")
-
-
-def _holding(rule: Rule, vllm_config: Any, refusals: Refusals) -> Iterator[str]:
-    for sentence, holds in refusals:
-        if rule.refusal and rule.refusal in sentence and holds(vllm_config):
-            yield sentence

@@ -33,16 +33,17 @@ def engine_config(args: argparse.Namespace) -> Any:
 def check_at_start(vllm_config: Any) -> None:
     """What the engine checks of its config, in the front end. The engine's own check stays the last.
 
-    Raises UnsupportedEngine, or DialectError where the model's tokenizer lacks what the dialect needs.
+    Raises UnsupportedEngine, or DialectError where the model lacks what the dialect needs.
     """
     from forkjoin_scheduler.vllm_seam import compat
 
     settings = Settings.model_validate(vllm_config.additional_config.get(KEY, {}))
     if (dialect := settings.dialect) is None:
         return
-    compat.check_config(vllm_config)
+    compat.check_options(settings, vllm_config)
     check_renderer(vllm_config.model_config, settings)
     bind_to_model(dialect, vllm_config)
+    compat.check_model(dialect, vllm_config.model_config)
     if dialect.join.moves_kv:
         # How many blocks there will be, the engine finds out.
         compat.check_stitching(vllm_config, num_blocks=sys.maxsize)

@@ -57,6 +57,7 @@ def _config(**changes):
             "is_attention_free": False,
             "is_diffusion": False,
             "is_multimodal_model": False,
+            "architecture": "LlamaForCausalLM",
         },
     }
     config = {
@@ -124,7 +125,7 @@ def test_a_plain_engine_is_taken_and_a_recurrent_one_and_one_with_a_tested_draft
 @pytest.mark.parametrize("changes", [STAGES, connects(), {"use_v2_model_runner": True}])
 def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes, layers):
     recurrent = _config(**changes, **{f"model_config__{layers}": True})
-    with pytest.raises(UnsupportedEngine, match="with Mamba or linear attention layers: not tested"):
+    with pytest.raises(UnsupportedEngine, match=r"with Mamba or linear attention layers .*: not tested"):
         compat.check_config(recurrent)
 
 
@@ -166,6 +167,13 @@ def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes, la
 def test_what_cannot_be_combined_is_refused_by_name_and_says_what_to_do(changes, named):
     with pytest.raises(UnsupportedEngine, match=rf"{named}.*Drop the option, or serve with --dialect none"):
         compat.check_config(_config(**changes))
+
+
+def test_what_is_refused_says_what_was_found():
+    assert all("(found " in reason and "{c." in reason for reason, _ in compat.REFUSED)
+    drafted = _config(**drafts("medusa", num_ahead=3))
+    with pytest.raises(UnsupportedEngine, match="found medusa, which reads 3 tokens ahead"):
+        compat.check_config(drafted)
 
 
 def test_the_facts_that_the_checks_read_are_a_real_configs():

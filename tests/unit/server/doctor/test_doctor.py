@@ -74,6 +74,7 @@ def _config(**changes):
         group |= {name: value for name, value in changes.items() if name in group}
     return SimpleNamespace(
         **{name: SimpleNamespace(**group) for name, group in groups.items()},
+        additional_config={},
         kv_transfer_config=None,
         speculative_config=None,
         aux_output_config=SimpleNamespace(enabled=False),
@@ -265,9 +266,29 @@ def test_families_by_hand():
     [({}, "OK"), ({"decode_context_parallel_size": 2}, "FAIL"), ({"is_hybrid": True}, "OK")],
 )
 def test_engine_options_are_those_that_serving_refuses(changes, status):
-    check = engine(_config(**changes), load("threadweaver"))
+    check = engine(_config(**changes), Settings.of(load("threadweaver"), {}))
     assert check.status.value == status
-    assert engine(_config(**changes), None).status is Status.OK
+    assert engine(_config(**changes), Settings()).status is Status.OK
+
+
+def test_engine_options_are_checked_with_those_of_the_dialect():
+    check = engine(_config(), Settings.of(load("threadweaver"), {}, draft_from="family"))
+    assert (check.status, "--draft-from family expects a drafter" in check.seen) == (Status.FAIL, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({}, "OK    traces        to http://collector:4317"),
+        (
+            {"disable_log_stats": True},
+            "FAIL  traces        --otlp-traces-endpoint: expected no --disable-log",
+        ),
+    ],
+)
+def test_traces_that_serving_refuses_fail(flags, line):
+    args = {"otlp_traces_endpoint": "http://collector:4317", "disable_log_stats": False} | flags
+    assert str(environment.traces(SimpleNamespace(**args))).startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +401,16 @@ def test_a_model_whose_cache_cannot_be_worked_out_is_a_warning(monkeypatch):
     assert (last.name, last.status) == ("kv_budget", Status.WARN)
 
 
+def test_whether_such_a_model_can_be_stitched_is_not_left_out(monkeypatch):
+    monkeypatch.setattr(examine, "dialect", lambda config, wanted, choice: ok("dialect", "seen"))
+    monkeypatch.setattr(examine.beside, "answers", lambda config, wanted: ok("answers", "seen"))
+    config = _config(get_head_size=None)
+    config.additional_config = {KEY: Settings.of(load("multiverse"), {}).model_dump(mode="json")}
+    *_, last = examine._served(config, GIB, CPU)
+    assert (last.name, last.status) == ("stitching", Status.WARN)
+    assert stitching(_config(), None, CPU).to_do == "start it to see"
+
+
 @pytest.mark.parametrize(
     ("name", "last", "said"),
     [("threadweaver", "kv_budget", "recurrent layers"), ("multiverse", "stitching", "Mamba layers")],
@@ -401,6 +432,7 @@ def test_a_dialect_that_nobody_named_is_shown_with_the_reason(monkeypatch):
     spoken = BoundDialect(load("threadweaver"), ByteTokenizer([]), None)
     monkeypatch.setattr(dialect, "bind_to_model", lambda wanted, config: spoken)
     monkeypatch.setattr(compat, "check_model", lambda wanted, config: None)
+    monkeypatch.setattr(dialect, "check_renderer", lambda config, settings: None)
     choice = Choice("threadweaver", "the default: no dialect fits the model", "default")
     check = dialect.dialect(_config(), load("threadweaver"), choice)
     assert check.seen.startswith(
