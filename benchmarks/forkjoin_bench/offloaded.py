@@ -9,7 +9,9 @@ them: so all is counted, and the same on every machine.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_bench.host import host_facts
@@ -79,12 +81,22 @@ def _scheduler(case: str, num_blocks: int, transfer_steps: int) -> OffloadedFed:
     )
 
 
+def _with_recomputed(counts: dict[str, Count]) -> list[dict[str, Any]]:
+    return [asdict(c) | {"recomputed": recomputed(c, counts)} for c in counts.values()]
+
+
 def cells(count: Count, counts: dict[str, Count]) -> list[object]:
     """``count`` as the table shows it, by ``COLUMNS``."""
     again = recomputed(count, counts)
     without = recomputed(counts[RECOMPUTED], counts)
     share = f"{again / without:.2f}" if without and count.case != AMPLE else "–"
     return [count.case, count.steps, count.computed, again, count.loaded, share]
+
+
+def total(case: str, counts: Iterable[Count]) -> Count:
+    """The sum of several runs of ``case``."""
+    rows = [(c.steps, c.computed, c.loaded) for c in counts]
+    return Count(case, *map(sum, zip(*rows, strict=True)))
 
 
 def recomputed(count: Count, counts: dict[str, Count]) -> int:
@@ -95,15 +107,21 @@ def recomputed(count: Count, counts: dict[str, Count]) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``main``."""
     parser.add_argument(
-        "--families", type=int, default=16, metavar="N", help="Requests that fork. Default: %(default)s."
+        "--families",
+        type=int,
+        nargs="+",
+        default=[16],
+        metavar="N",
+        help="Requests that fork. Default: 16.",
     )
     parser.add_argument(
         "--blocks",
         type=int,
-        default=160,
+        nargs="+",
+        default=[160],
         metavar="N",
         help=f"KV blocks of {BLOCK_SIZE} tokens that they share, at least {MAX_MODEL_LEN // BLOCK_SIZE + 2}. "
-        "Default: %(default)s.",
+        "Of several numbers of families or blocks each pair is run, and the table sums up. Default: 160.",
     )
     parser.add_argument(
         "--transfer-steps",
@@ -119,21 +137,31 @@ def main(args: argparse.Namespace) -> None:
     """Count, print, write."""
     least = MAX_MODEL_LEN // BLOCK_SIZE + 2
     for flag, given, wanted in (
-        ("--families", args.families, 1),
-        ("--blocks", args.blocks, least),
+        ("--families", min(args.families), 1),
+        ("--blocks", min(args.blocks), least),
         ("--transfer-steps", args.transfer_steps, 1),
     ):
         if given < wanted:
             raise UsageError(f"{flag}: expected at least {wanted}, got {given}")
     before = host_facts()
-    counts: dict[str, Count] = {}
-    for case in (AMPLE, RECOMPUTED, OFFLOADED):
-        counts[case] = measure(case, args.families, args.blocks, args.transfer_steps)
-    print(f"{args.families} families of {THREADS} threads on {args.blocks} KV blocks")
+    cases = (AMPLE, RECOMPUTED, OFFLOADED)
+    pairs = list(product(args.families, args.blocks))
+    runs = [{case: measure(case, *pair, args.transfer_steps) for case in cases} for pair in pairs]
+    counts = {case: total(case, (run[case] for run in runs)) for case in cases}
+    families, blocks = (", ".join(map(str, given)) for given in (args.families, args.blocks))
+    print(f"{families} families of {THREADS} threads on {blocks} KV blocks")
     print(table(COLUMNS, [cells(count, counts) for count in counts.values()]))
+    ratios = [run[OFFLOADED].steps / run[RECOMPUTED].steps for run in runs]
+    print(
+        f"steps offloaded, of those recomputed: {min(ratios):.2f} to {max(ratios):.2f} in {len(runs)} run(s)"
+    )
     result: dict[str, Any] = {
         "command": args.command,
         "host": before,
-        "counts": [asdict(c) | {"recomputed": recomputed(c, counts)} for c in counts.values()],
+        "runs": [
+            {"families": pair[0], "blocks": pair[1], "counts": _with_recomputed(run)}
+            for pair, run in zip(pairs, runs, strict=True)
+        ],
+        "counts": _with_recomputed(counts),
     }
     print(f"written to {write_json(args.out, 'offloaded', result)}")

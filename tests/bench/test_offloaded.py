@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_bench.offloaded import AMPLE, OFFLOADED, RECOMPUTED, cells, measure, recomputed
+from forkjoin_bench.offloaded import AMPLE, OFFLOADED, RECOMPUTED, Count, cells, measure, recomputed, total
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +26,7 @@ def test_the_table_shows_what_is_recomputed_of_what_is_without_a_connector(count
     assert cells(counts[RECOMPUTED], counts)[-1] == "1.00"
     assert float(cells(counts[OFFLOADED], counts)[-1]) < 0.5
     assert cells(counts[AMPLE], counts)[-1] == "–"
+
+
+def test_the_counts_of_several_runs_are_added():
+    assert total("x", [Count("x", 1, 20, 300), Count("x", 2, 30, 400)]) == Count("x", 3, 50, 700)
