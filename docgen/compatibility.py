@@ -13,6 +13,7 @@ from pathlib import Path
 
 from forkjoin_server.doctor.verdicts.others import OTHERS
 from forkjoin_server.doctor.verdicts.table import RULES
+from forkjoin_server.doctor.verdicts.together import RUN
 from forkjoin_server.doctor.verdicts.verdict import Topic, Verdict, flag
 
 PAGE = Path(__file__).parents[1] / "docs/compatibility.md"
@@ -25,7 +26,8 @@ _SAID = {
 
 def section(topic: Topic) -> str:
     """What is made of a topic."""
-    return "\n".join((_BEGIN, "", *_rules(topic), *_others(topic), _END))
+    made = _together() if topic is Topic.TOGETHER else (*_rules(topic), *_others(topic))
+    return "\n".join((_BEGIN, "", *made, _END))
 
 
 def _rules(topic: Topic) -> Iterator[str]:
@@ -34,6 +36,14 @@ def _rules(topic: Topic) -> Iterator[str]:
         if rule.topic is topic:
             names, tested = ", ".join(f"`{flag(n)}`" for n in rule.names), f"`{rule.tested}`"
             yield f"| {names} | {rule.verdict.value} | {rule.sentence} | {tested if rule.tested else '–'} |"
+    yield ""
+
+
+def _together() -> Iterator[str]:
+    yield from ("| | run together with | tested in |", "|---|---|---|")
+    for one, others in RUN.items():
+        tests = ", ".join(f"`{test}`" for test in dict.fromkeys(others.values()))
+        yield f"| {one} | {', '.join(others)} | {tests} |"
     yield ""
 
 

@@ -44,6 +44,7 @@ def test_a_server_that_would_start_is_told_a_line_a_check():
             "dialect",
             "engine",
             "options",
+            "together",
             "drafts",
             "answers",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def engine(vllm_config: Any, settings: Settings) -> Check:
     """Whether the options go together with fork/join."""
-    from forkjoin_scheduler.vllm_seam import compat
+    from forkjoin_scheduler.vllm_seam import compat, connectors
+    from forkjoin_scheduler.vllm_seam.cache import estimate
 
     if settings.dialect is None:
         return ok("engine", "any option, for fork/join is off")
@@ -26,11 +27,14 @@ def engine(vllm_config: Any, settings: Settings) -> Check:
         compat.check_options(settings, vllm_config)
     except (UnsupportedEngine, DialectError) as error:
         return fail("engine", str(error))
+    has_connector = vllm_config.kv_transfer_config is not None
+    if has_connector and (reason := connectors.block_reason(estimate.cache_groups(vllm_config))):
+        return fail("engine", reason)
     return ok("engine", "no option that can't be combined with fork/join")
 
 
-def options(given: Iterable[str], vllm_config: Any) -> Iterator[Check]:
-    """What each option of vLLM's that was given, by its name, means for forks."""
+def options(given: Mapping[str, Any], vllm_config: Any) -> Iterator[Check]:
+    """What each option of vLLM's that was given, a value by its name, means for forks."""
     from forkjoin_scheduler.vllm_seam import compat
 
     return checks.options(given, list(compat.refusals(vllm_config)))

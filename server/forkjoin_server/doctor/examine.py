@@ -14,6 +14,8 @@ from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, warn
 from forkjoin_server.doctor.dialect import dialect
 from forkjoin_server.doctor.engine import engine, options, stitching
+from forkjoin_server.doctor.verdicts import together
+from forkjoin_server.doctor.verdicts.checks import variables
 from forkjoin_server.start.effective import Given, Value
 from forkjoin_server.start.flags import own_flags
 from forkjoin_server.vllm_seam.start.configs import engine_config
@@ -67,8 +69,9 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None 
     yield dialect(vllm_config, wanted, None if given is None else given.choice)
     yield (is_taken := engine(vllm_config, settings))
     if wanted is not None and given is not None:
-        yield from options(_vllms_own(given), vllm_config)
+        yield from options(_vllms_own(given) | variables(os.environ), vllm_config)
     if wanted is not None and is_taken.status is Status.OK:
+        yield together.check(vllm_config, wanted)
         yield beside.drafts(vllm_config)
         yield beside.answers(vllm_config, wanted)
     cache = None
@@ -87,10 +90,11 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None 
         yield stitching(vllm_config, cache, here)
 
 
-def _vllms_own(given: Given) -> list[str]:
-    """The options of vLLM's among those that were given."""
+def _vllms_own(given: Given) -> dict[str, Any]:
+    """The options of vLLM's among those that were given, and their values."""
     ours = {action.dest for action in own_flags().values()}
-    return [dest.replace("_", "-") for dest in given.origins if dest not in ours]
+    names = [dest for dest in given.origins if dest not in ours]
+    return {dest.replace("_", "-"): getattr(given.args, dest, None) for dest in names}
 
 
 def is_well(checks: list[Check]) -> bool:

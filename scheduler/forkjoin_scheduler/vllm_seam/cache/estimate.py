@@ -12,7 +12,14 @@ from typing import Any
 from vllm.config import ParallelConfig, VllmConfig
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, get_kv_quant_mode
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+    get_kv_quant_mode,
+)
 
 from forkjoin_scheduler.vllm_seam.cache.layouts import (
     COPIED_MODES,
@@ -78,6 +85,23 @@ def _spec(vllm_config: VllmConfig) -> Any:
         head_size=model.get_head_size(),
         dtype=kv_cache_dtype_str_to_dtype(cache.cache_dtype, model),
     )
+
+
+def cache_groups(vllm_config: VllmConfig) -> KVCacheConfig:
+    """The kinds of KV cache that an engine with this config will have, as groups of no layers."""
+    spec, window = _spec(vllm_config), vllm_config.model_config.get_sliding_window()
+    specs = [spec]
+    if window and not vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
+        specs.append(
+            SlidingWindowSpec(
+                block_size=spec.block_size,
+                num_kv_heads=spec.num_kv_heads,
+                head_size=spec.head_size,
+                dtype=spec.dtype,
+                sliding_window=window,
+            )
+        )
+    return KVCacheConfig(0, [], [KVCacheGroupSpec([], each) for each in specs])
 
 
 def stitching_refusal(vllm_config: VllmConfig, machine: Machine) -> str | None:

@@ -22,6 +22,7 @@ class Topic(str, Enum):
 
     ENGINE = "Engine options"
     PARALLEL = "Parallelism"
+    TOGETHER = "Together"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Rule:
     topic: Topic = Topic.ENGINE
     #: What the sentence of ``compat.REFUSED`` holds that refuses it; empty where it is not, or elsewhere.
     refusal: str = ""
+    #: The values that ran with forks, as they are given; empty where it works whatever the value is.
+    values: tuple[str, ...] = ()
 
 
 def flag(name: str) -> str:

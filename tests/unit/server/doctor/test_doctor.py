@@ -24,6 +24,7 @@ from forkjoin_server.doctor import beside, environment, examine, kv_budget, port
 from forkjoin_server.doctor import model as models
 from forkjoin_server.doctor.check import Check, Status, fail, ok, size, warn
 from forkjoin_server.doctor.engine import engine, stitching
+from forkjoin_server.doctor.verdicts import together
 from forkjoin_server.start.dialect_choice import Choice
 from forkjoin_server.start.effective import Value
 from tests.unit.conftest import ByteTokenizer
@@ -52,6 +53,9 @@ def _config(**changes):
         "architecture": "LlamaForCausalLM",
         "using_transformers_backend": lambda: False,
         "model": "/",
+        "is_multimodal_model": False,
+        "is_moe": False,
+        "quantization": None,
     }
     cache = {
         "block_size": 128,
@@ -64,6 +68,7 @@ def _config(**changes):
     }
     parallel = {
         "tensor_parallel_size": 1,
+        "data_parallel_size": 1,
         "pipeline_parallel_size": 1,
         "decode_context_parallel_size": 1,
         "prefill_context_parallel_size": 1,
@@ -77,9 +82,14 @@ def _config(**changes):
         additional_config={},
         kv_transfer_config=None,
         speculative_config=None,
+        lora_config=None,
         aux_output_config=SimpleNamespace(enabled=False),
         use_v2_model_runner=False,
-        scheduler_config=SimpleNamespace(max_num_seqs=changes.get("max_num_seqs", 128)),
+        scheduler_config=SimpleNamespace(
+            max_num_seqs=changes.get("max_num_seqs", 128),
+            async_scheduling=False,
+            disable_hybrid_kv_cache_manager=False,
+        ),
         load_config=SimpleNamespace(load_format="auto"),
     )
 
@@ -289,6 +299,36 @@ def test_engine_options_are_checked_with_those_of_the_dialect():
 def test_traces_that_serving_refuses_fail(flags, line):
     args = {"otlp_traces_endpoint": "http://collector:4317", "disable_log_stats": False} | flags
     assert str(environment.traces(SimpleNamespace(**args))).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({}, "OK"), ({"get_sliding_window": lambda: 64}, "FAIL"), ({"use_mla": True}, "FAIL")],
+)
+def test_a_kv_cache_that_no_connector_takes_is_seen_before_an_engine_starts(changes, status):
+    config = _config(**changes)
+    config.kv_transfer_config = SimpleNamespace(
+        kv_connector="OffloadingConnector", kv_connector_module_path=None, kv_role="kv_both",
+        kv_load_failure_policy="fail", kv_connector_extra_config={},
+    )  # fmt: skip
+    config.cache_config.prefix_cache_retention_interval = 0
+    check = engine(config, Settings.of(load("threadweaver"), {}))
+    assert check.status.value == status, check
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("threadweaver", {}, "OK    together      nothing that needs"),
+        ("multiverse", {"is_moe": True}, "OK    together      stitched joins, experts: run together"),
+        ("threadweaver", {"quantization": "awq", "tensor_parallel_size": 2},
+         "WARN  together      no test has run together tensor parallelism and quantised weights: compare"),
+        ("multiverse", {"cache_dtype": "fp8", "is_moe": True},
+         "WARN  together      no test has run together experts and quantised KV: compare"),
+    ],
+)  # fmt: skip
+def test_what_no_test_has_run_together_is_said(name, changes, said):
+    assert str(together.check(_config(**changes), load(name))).startswith(said)
 
 
 @pytest.mark.parametrize(

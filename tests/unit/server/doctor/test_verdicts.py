@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from docgen import compatibility
+from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.vllm_seam import compat
-from forkjoin_server.doctor.verdicts.checks import options
+from forkjoin_server.doctor.verdicts import together
+from forkjoin_server.doctor.verdicts.checks import options, variables
 from forkjoin_server.doctor.verdicts.others import NEWER, OTHERS
 from forkjoin_server.doctor.verdicts.table import RULES
 from forkjoin_server.doctor.verdicts.verdict import Verdict
+from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.start.command_line import ServeParser
 
 ROOT = Path(__file__).parents[4]
@@ -76,14 +79,38 @@ def test_vllm_still_runs_no_workers_on_ray_without_gpus():
         (["pipeline-parallel-size"], ["pipeline parallelism: no"],
          ["FAIL  options       --pipeline-parallel-size, refused: pipeline parallelism: no: drop it"]),
         (["decode-context-parallel-size"], [], ["OK    options       --decode-context-parallel-size, works as it is"]),
+        ({"kv-cache-dtype": "fp8"}, [], ["OK    options       --kv-cache-dtype, works with limits: fp8"]),
+        ({"kv-cache-dtype": "int4"}, [], ["WARN  options       --kv-cache-dtype int4, not tested with forks: fp8"]),
+        ({"enable-dbo": True}, [], ["WARN  options       --enable-dbo True, not tested with forks"]),
+        ({"VLLM_BATCH_INVARIANT": "1"}, [], ["WARN  options       VLLM_BATCH_INVARIANT 1, not tested with forks"]),
         ([], ["pipeline parallelism: no"], []),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+    ids=lambda value: " ".join(value) if isinstance(value, list | dict) else str(value),
 )  # fmt: skip
 def test_each_given_option_is_in_one_line_of_the_doctors(given, refusals, lines):
+    given = given if isinstance(given, dict) else dict.fromkeys(given)
     said = [str(check) for check in options(given, refusals)]
     assert len(said) == len(lines)
     assert all(line in told for line, told in zip(lines, said, strict=True))
+
+
+def test_variables_of_the_table_are_told_like_options():
+    environ = {"VLLM_BATCH_INVARIANT": "1", "VLLM_PORT": "1", "PATH": "/"}
+    assert variables(environ) == {"VLLM_BATCH_INVARIANT": "1"}
+
+
+def test_pairs_that_were_run_together_are_pairs_of_features_each_once_and_of_a_test():
+    pairs = [(one, other) for one, others in together.RUN.items() for other in others]
+    assert {name for pair in pairs for name in pair} <= together.FEATURES.keys()
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs)
+    assert all((ROOT / test).exists() for others in together.RUN.values() for test in others.values())
+
+
+def test_the_facts_that_features_are_found_by_are_a_real_configs():
+    from vllm.engine.arg_utils import EngineArgs
+
+    config = EngineArgs(model=str(EMBEDDED_MODEL), enforce_eager=True).create_engine_config()
+    assert str(together.check(config, load("threadweaver"))).startswith("OK    together")
 
 
 def test_the_page_on_compatibility_is_made_of_the_table():
