@@ -12,6 +12,9 @@ Example::
     print(events.answer.content)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from forkjoin.answer import ROOT, Answer, ForkJoinUsage, Thread, ThreadUsage, Usage, Vote
 from forkjoin.client import AsyncClient, Client
 from forkjoin.errors import (
@@ -42,8 +45,16 @@ from forkjoin.options import Branch, ForkJoin
 from forkjoin.reading import AnswerReader
 from forkjoin.retrying import Retries
 from forkjoin.streams import AsyncEventStream, EventStream
+from forkjoin.tree.layout import Layout
+from forkjoin.tree.segment import Joined as JoinedThread
+from forkjoin.tree.segment import Segment
+from forkjoin.tree.tree import Tree, read_jsonl, write_parquet
+
+if TYPE_CHECKING:
+    LLM: Any
 
 __all__ = [
+    "LLM",
     "ROOT",
     "Answer",
     "AnswerDelta",
@@ -62,10 +73,13 @@ __all__ = [
     "ForkJoinUsage",
     "Forked",
     "Joined",
+    "JoinedThread",
+    "Layout",
     "NotConnected",
     "Overloaded",
     "RequestRefused",
     "Retries",
+    "Segment",
     "ServerFailed",
     "StartedThread",
     "StreamBroken",
@@ -74,10 +88,26 @@ __all__ = [
     "ThreadEnded",
     "ThreadUsage",
     "ThreadWaits",
+    "Tree",
     "Unreadable",
     "Usage",
     "Vote",
     "WrongKey",
     "async_events_of",
     "events_of",
+    "read_jsonl",
+    "write_parquet",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``LLM`` is there where the server is. It is imported when it is asked for, and vLLM with it."""
+    if name != "LLM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return import_module("forkjoin_server.vllm_seam.offline.llm").LLM
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"forkjoin.LLM: expected vllm-forkjoin and vLLM in this Python, found no {error.name}: "
+            "pip install 'vllm-forkjoin[cuda]', or [cpu]. The client alone has everything else"
+        ) from error

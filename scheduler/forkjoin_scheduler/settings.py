@@ -19,6 +19,8 @@ from forkjoin_scheduler.policy.threads import ThreadPolicy
 KEY = "forkjoin"
 #: Of ``extra_args``: what an API process has checked and compiled.
 COMPILED = "forkjoin_compiled"
+#: Of ``extra_args``: whether the request's tree is recorded, and emitted as segments.
+TREE = "forkjoin_tree"
 
 #: Who may draft tokens for requests that fork.
 DraftSource = Literal["drafter", "family"]

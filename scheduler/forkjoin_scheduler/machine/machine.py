@@ -38,6 +38,7 @@ from forkjoin_scheduler.publish.events import (
     JoinLatency,
     Progress,
 )
+from forkjoin_scheduler.publish.recording import Recording
 from forkjoin_scheduler.request.options import CompiledOptions
 
 Counted = TypeVar("Counted", Progress, FamilyEnded)
@@ -91,6 +92,8 @@ class Machine:
     cancelled: list[Branch] = field(default_factory=list)
     #: Stops those that are not worth going on with, if the request says so.
     pruner: Pruner | None = None
+    #: Its tree, if the request wants that.
+    recording: Recording | None = None
     #: Turns that the answer has had (``Dialect.max_turns``), up to the trigger or the join that came last.
     num_turns: int = 0
     #: Forks that were planned in this step and not made yet.

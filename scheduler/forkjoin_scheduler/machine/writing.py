@@ -48,6 +48,8 @@ def thread_wrote(
         machine.is_overdrawn = True
         end = None if end is None else ThreadEnd.LENGTH
     machine.family.generated(thread, token_ids)
+    if machine.recording is not None:
+        machine.recording.wrote(thread.index, token_ids, rows)
     if machine.clocks:
         machine.clock_token(thread)
     if machine.pruner is not None:

@@ -137,6 +137,44 @@ class Limited(_Event, frozen=True, kw_only=True):
     policy: Policy
 
 
+class Joins(Struct, frozen=True, kw_only=True):
+    """A thread whose KV a stitched join takes: ``num_tokens`` tokens of its last ``segment``.
+
+    ``num_skipped``: tokens at the thread's start that are left out.
+    """
+
+    segment: int
+    num_tokens: int
+    num_skipped: int
+
+
+class SegmentBegan(_Event, frozen=True, kw_only=True):
+    """A branch goes on in a context of its own, of a request that wants its tree (``publish/recording.py``).
+
+    The context is that of segment ``parent`` up to ``fork_offset`` of its own tokens (None: there is none),
+    the threads that are ``joined`` with it, and ``token_ids``, the first of them at ``position``.
+    """
+
+    segment: int
+    index: int
+    token_ids: list[int]
+    position: int
+    parent: int | None = None
+    fork_offset: int = 0
+    forked_by: int | None = None
+    joined: list[Joins] = []
+    seed: int | None = None
+
+
+class SegmentWrote(_Event, frozen=True, kw_only=True):
+    """What the model sampled in a segment in a step; with logprobs, if they are wanted, ``top`` ones too."""
+
+    segment: int
+    token_ids: list[int]
+    logprobs: list[float] | None = None
+    top: list[dict[int, float]] | None = None
+
+
 class Drafted(_Event, frozen=True, kw_only=True):
     """Tokens that were drafted for a family by ``source``, and those of them that were right."""
 
@@ -215,6 +253,8 @@ Event = (
     | Refused
     | Tolerated
     | Limited
+    | SegmentBegan
+    | SegmentWrote
     | Drafted
     | ForkLatency
     | JoinLatency

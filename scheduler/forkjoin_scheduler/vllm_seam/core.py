@@ -6,6 +6,8 @@ docstring says, is kept nowhere else.
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
@@ -14,6 +16,7 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.families.family import Branch, Family
 from forkjoin_scheduler.machine.world import World
+from forkjoin_scheduler.publish.recording import Recording
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of, terms_of
 from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
@@ -51,6 +54,8 @@ class Core:
         self.threads: dict[str, tuple[LiveFamily, Branch]] = {}
         #: What requests that fork/join has to do with ask for, by id; of threads, too.
         self.fj_params: dict[str, ForkJoinParams] = {}
+        #: The trees of requests that want them, by id: as long as ``fj_params`` or a family holds them.
+        self.recordings: WeakValueDictionary[str, Recording] = WeakValueDictionary()
         #: Requests with a fork planned in this step beside which they go on: they may have ended since.
         self.forking: dict[str, Request] = {}
         self.bound_dialect: BoundDialect | None = None
@@ -105,6 +110,7 @@ class Core:
             family.num_shown = family.num_generated
             terms = terms_of(request, fj_params)
             live = LiveFamily(family, terms, self.world, request=request, fj_params=fj_params)
+            live.recording = fj_params.recording
             self.live[request.request_id] = live
         return live, live.family.root
 

@@ -83,6 +83,8 @@ class LiveFamily(Machine):
         family, pieces = self.family, self.release()
         for source in () if family.is_live else sorted(self.drafted):
             self.emit(Drafted(source=source, num=self.drafted[source], num_right=self.accepted[source]))
+        if self.recording is not None:
+            self.events += self.recording.take()
         # A stop string ends the request in the front end, which needs the counts of that very step.
         if self.events or self.fj_params.sampling_params.stop or not family.is_live:
             self.emit(self.counts(Progress) if family.is_live else self.counts(FamilyEnded))

@@ -260,6 +260,9 @@ class ForkJoinScheduler(AsyncScheduler):
     def _step_ended(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Take what a step brought, do what it calls for, and put into ``result`` what leaves."""
         core, fence, forks = self._core, self._fence, self._forks
+        if core.recordings:
+            for of_client in result.values():
+                fence.sift("take", of_client.outputs, self._taking.record)
         if core.live:
             for of_client in result.values():
                 of_client.outputs = fence.sift("take", of_client.outputs, self._taking.take)

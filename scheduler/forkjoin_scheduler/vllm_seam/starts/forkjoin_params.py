@@ -8,6 +8,7 @@ from vllm.sampling_params import SamplingParams
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.publish.recording import Recording
 from forkjoin_scheduler.request.options import CompiledOptions
 
 
@@ -17,7 +18,7 @@ class ForkJoinParams:
 
     ``since``: tokens of the context that were there before the request wrote, or when it forked
     last, or was refused to. ``at_prompt``: whether it is still to fork behind its prompt. ``not_in_threads``:
-    rows of tokens that no thread writes, as vLLM has bad words.
+    rows of tokens that no thread writes, as vLLM has bad words. ``recording``: of its tree, if it wants that.
     """
 
     options: CompiledOptions
@@ -28,3 +29,4 @@ class ForkJoinParams:
     since: int
     at_prompt: bool
     not_in_threads: list[list[int]] = field(default_factory=list)
+    recording: Recording | None = None

@@ -12,10 +12,11 @@ from forkjoin_scheduler.dialects.dialect import ForkAt
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut
+from forkjoin_scheduler.publish.recording import Recording
 from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import CompiledOptions
-from forkjoin_scheduler.settings import COMPILED, KEY
+from forkjoin_scheduler.settings import COMPILED, KEY, TREE
 from forkjoin_scheduler.vllm_seam.cache.layouts import has_media_of_one_request
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers, place_of_answer
@@ -53,6 +54,9 @@ class ParamsReader:
         request.sampling_params = with_stops(fj_params.sampling_params, fj_params.bound_dialect.stop_ids)
         request.max_tokens = self._own_max_tokens(request.max_tokens, fj_params)
         self._core.fj_params[request.request_id] = fj_params
+        if (request.sampling_params.extra_args or {}).get(TREE):
+            recording = Recording(request.prompt_token_ids or [], fj_params.sampling_params)
+            fj_params.recording = self._core.recordings[request.request_id] = recording
 
     @staticmethod
     def _own_max_tokens(max_tokens: int, fj_params: ForkJoinParams) -> int:

@@ -7,6 +7,7 @@ from vllm.v1.request import RequestStatus
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.machine import effects, ending
 from forkjoin_scheduler.machine.effects import Effect, Effects, How
+from forkjoin_scheduler.publish.recording import CONTEXTS, branch_of
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.ahead import EagerJoinPrefill
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
@@ -52,6 +53,9 @@ class Performing:
         """Perform what is ``wanted``, each effect before the machine says the next."""
         for effect in wanted:
             getattr(self, _PERFORMED_BY[type(effect)])(live, effect)
+            if live.recording is not None and isinstance(effect, CONTEXTS):
+                params = self._core.request_of(branch_of(effect)).sampling_params
+                live.recording.note(live, effect, None if params is None else params.seed)
 
     def closed(self, live: LiveFamily, thread: Branch) -> None:
         """All KV of ``thread``, which has ended, is there: its machine goes on."""

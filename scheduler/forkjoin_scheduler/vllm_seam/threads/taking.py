@@ -10,6 +10,7 @@ from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine import writing
 from forkjoin_scheduler.machine.output_token import OutputToken
+from forkjoin_scheduler.publish.events import ROOT
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -42,6 +43,15 @@ class Taking:
             return True
         root = self._core.live.get(request_id)
         return root is not None and root.buffers_parent_output and self._take_root(root, output)
+
+    def record(self, output: EngineCoreOutput) -> bool:
+        """Record what a request itself has written that wants its tree; returns False: this takes nothing."""
+        recording = self._core.recordings.get(output.request_id)
+        if recording is not None:
+            logprobs = output.new_logprobs
+            rows = None if logprobs is None else _rows(len(logprobs.logprobs), logprobs)
+            recording.wrote(ROOT, output.new_token_ids, rows)
+        return False
 
     def _take_thread(self, live: LiveFamily, thread: Branch, output: EngineCoreOutput) -> None:
         """This runs for each token of each thread: what few of them need is asked of few."""

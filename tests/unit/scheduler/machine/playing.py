@@ -17,7 +17,9 @@ from forkjoin_scheduler.machine import ending
 from forkjoin_scheduler.machine.effects import Effect, Effects, How
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.policy.pruning import Pruning
-from forkjoin_scheduler.publish.events import Forked, ThreadEnded
+from forkjoin_scheduler.publish.events import ROOT, Forked, ThreadEnded
+from forkjoin_scheduler.publish.recording import CONTEXTS
+from forkjoin_server.trees import TreeBuilder
 
 EOS = 0
 _HOW = {How.STOPPED: "stop", How.CAPPED: "length"}
@@ -56,6 +58,8 @@ class Stage:
         #: What the root's joins put into its context.
         self.joined: list[str] = []
         self.prune_policy: Pruning | None = None
+        #: What the machine's recording tells.
+        self.tree = TreeBuilder()
 
     # ---- what the machine may ask --------------------------------------------------------------
 
@@ -93,6 +97,8 @@ class Stage:
         for effect in effects or ():
             self.log.append(self._said(effect))
             getattr(self, f"_{type(effect).__name__.lower()}")(effect)
+            if isinstance(effect, CONTEXTS) and self.machine.recording is not None:
+                self.machine.recording.note(self.machine, effect, None)
 
     def end_request(self, branch: Branch) -> None:
         """The request of ``branch`` is over; what its join may need of it is held."""
@@ -246,12 +252,25 @@ class Stage:
             assert not (branch in self.held and branch in self.contexts), "one owner"
             if not branch.is_live and branch.parent is not None and not branch.parent.is_live:
                 assert branch not in self.held, branch
+        self._check_tree()
         for branch, left in self.left.items():
             assert left >= 0, branch
         if machine.family.has_live_threads:
             assert machine.family.remaining > 0, "the budget binds"
         if machine.finish is not None:
             assert not machine.family.is_live
+
+    def _check_tree(self) -> None:
+        """What was recorded of each branch is its context."""
+        assert self.machine.recording is not None
+        self.tree.hear(self.machine.recording.take())
+        tree = self.tree.tree([], None)
+        last = {segment.thread: number for number, segment in enumerate(tree.segments)}
+        for branch, context in self.contexts.items():
+            number = last[ROOT if branch.parent is None else branch.index]
+            assert tree.context(number) == context, branch
+            position = tree.segments[number].position + len(tree.segments[number].token_ids)
+            assert position == len(context) + branch.offset, branch
 
     def check_ended(self) -> None:
         """The family has ended: nothing is left of it, and all of it was told, once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect, ForkAt
@@ -21,7 +22,8 @@ from forkjoin_scheduler.machine.effects import Effects
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine, Terms
 from forkjoin_scheduler.machine.output_token import OutputToken
-from forkjoin_scheduler.publish.events import Event
+from forkjoin_scheduler.publish.events import ROOT, Event
+from forkjoin_scheduler.publish.recording import Recording
 from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.options import CompiledOptions
 from tests.unit.conftest import ByteTokenizer
@@ -80,6 +82,7 @@ class Play:
         terms = Terms(options, self.spoken, max_tokens, prompt_len=len(prompt_ids))
         self.machine = Machine(family, terms, self.stage)
         self.stage.machine = self.machine
+        self.machine.recording = Recording(prompt_ids, SimpleNamespace(seed=None, logprobs=None))
         self.root = family.root
         self.stage.contexts[self.root] = prompt_ids
         self.stage.since[self.root] = len(self.stage.contexts[self.root])
@@ -290,7 +293,10 @@ class Play:
             yield from forking.fork(self.machine, branch, Fork(plan, len(context), since))
 
     def _take(self, run: Run) -> None:
-        if run.branch is not self.root:
+        if run.branch is self.root:
+            assert self.machine.recording is not None
+            self.machine.recording.wrote(ROOT, run.token_ids, None)
+        else:
             self.stage.perform(
                 writing.thread_wrote(
                     self.machine,

@@ -1,0 +1,113 @@
+"""Trees of answers, made of the events that tell of their segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from forkjoin.tree.segment import ROOT, Joined, Segment
+from forkjoin.tree.tree import Tree
+from forkjoin_scheduler.publish.events import (
+    Event,
+    Forked,
+    SegmentBegan,
+    SegmentWrote,
+    ThreadEnded,
+    Voted,
+)
+
+#: How a thread ended that had not when its request did.
+CANCELLED = "cancelled"
+
+
+class TreeBuilder:
+    """Gathers the events of one family. Of a request without events ``sequential`` makes the tree."""
+
+    def __init__(self) -> None:
+        self._segments: list[Segment] = []
+        self._titles: dict[int, str] = {}
+        self._ends: dict[int, str] = {}
+        self._voted: int | None = None
+
+    def hear(self, events: Iterable[Event]) -> None:
+        """Take in what happened, in its order."""
+        for event in events:
+            match event:
+                case SegmentBegan():
+                    self._segments.append(_begun(event))
+                case SegmentWrote():
+                    _write(self._segments[event.segment], event)
+                case Forked(threads=threads):
+                    self._titles |= {thread.index: thread.title for thread in threads}
+                case ThreadEnded(index=index, reason=reason):
+                    self._ends[index] = reason.value
+                case Voted(index=index):
+                    self._voted = index
+
+    def tree(self, answer_ids: Sequence[int], finish_reason: str | None) -> Tree:
+        """The tree as it is now, of the answer that a stock client sees."""
+        last = {segment.thread: segment for segment in self._segments}
+        for thread, segment in last.items():
+            segment.finish_reason = finish_reason if thread == ROOT else self._ends.get(thread, CANCELLED)
+        for segment in self._segments:
+            segment.title = self._titles.get(segment.thread, "")
+        return Tree(self._segments, list(answer_ids), self._voted)
+
+
+def sequential(
+    prompt_ids: Sequence[int],
+    answer_ids: Sequence[int],
+    logprobs: Sequence[dict[int, float]] | None,
+    num_top: int,
+    seed: int | None,
+    finish_reason: str | None,
+) -> Tree:
+    """The tree of a request that has not forked: one segment.
+
+    ``logprobs``: of each token of the answer its own, and those of the ``num_top`` most likely ones.
+    """
+    segment = Segment(ROOT, list(prompt_ids), len(prompt_ids), 0, seed=seed, finish_reason=finish_reason)
+    own = top = None
+    if logprobs is not None:
+        own = [row[token] for token, row in zip(answer_ids, logprobs, strict=True)]
+        top = [_most_likely(row, num_top) for row in logprobs] if num_top else None
+    _append(segment, answer_ids, own, top)
+    return Tree([segment], list(answer_ids))
+
+
+def _most_likely(row: dict[int, float], num: int) -> dict[int, float]:
+    likely = sorted(row.items(), key=lambda item: -item[1])
+    return dict(likely if num < 0 else likely[:num])
+
+
+def _begun(event: SegmentBegan) -> Segment:
+    return Segment(
+        thread=event.index,
+        token_ids=list(event.token_ids),
+        num_injected=len(event.token_ids),
+        position=event.position,
+        parent=event.parent,
+        fork_offset=event.fork_offset,
+        forked_by=event.forked_by,
+        joined=[Joined(j.segment, j.num_tokens, j.num_skipped) for j in event.joined],
+        seed=event.seed,
+    )
+
+
+def _write(segment: Segment, event: SegmentWrote) -> None:
+    _append(segment, event.token_ids, event.logprobs, event.top)
+
+
+def _append(
+    segment: Segment,
+    token_ids: Sequence[int],
+    logprobs: Sequence[float] | None,
+    top: Sequence[dict[int, float]] | None,
+) -> None:
+    """Append sampled tokens. Tokens before them that have no logprobs were injected."""
+    num = len(segment.token_ids)
+    if logprobs is not None:
+        segment.logprobs = [*(segment.logprobs or [None] * num), *logprobs]
+    if top is not None:
+        nothing: list[dict[int, float]] = [{} for _ in range(num)]
+        segment.top_logprobs = [*(segment.top_logprobs or nothing), *top]
+    segment.token_ids += token_ids

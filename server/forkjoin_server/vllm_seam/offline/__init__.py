@@ -1,0 +1,1 @@
+"""vLLM's ``LLM`` with fork/join and trees, without a server."""

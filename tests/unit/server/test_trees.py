@@ -1,0 +1,81 @@
+"""Trees from events."""
+
+from __future__ import annotations
+
+from forkjoin import JoinedThread
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.publish.events import (
+    Forked,
+    Joins,
+    NewThread,
+    SegmentBegan,
+    SegmentWrote,
+    ThreadEnded,
+    Voted,
+)
+from forkjoin_server.trees import TreeBuilder, sequential
+
+FORK = [
+    SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0, seed=3),
+    SegmentWrote(segment=0, token_ids=[4], logprobs=[-0.25], top=[{4: -0.25, 5: -2.0}]),
+    Forked(
+        parent_index=-1,
+        threads=[NewThread(index=0, number="1", title="a"), NewThread(index=1, number="2", title="b")],
+        shared_tokens=3,
+    ),
+    SegmentBegan(segment=1, index=0, token_ids=[6], position=3, parent=0, fork_offset=3, forked_by=0),
+    SegmentBegan(segment=2, index=1, token_ids=[6], position=3, parent=0, fork_offset=3, forked_by=0),
+    SegmentWrote(segment=1, token_ids=[7, 8], logprobs=[-1.0, -2.0]),
+]
+JOIN = [
+    ThreadEnded(index=0, reason=ThreadEnd.STOP, num_tokens=2),
+    ThreadEnded(index=1, reason=ThreadEnd.LENGTH, num_tokens=0),
+    SegmentBegan(
+        segment=3, index=-1, token_ids=[9], position=6, parent=0, fork_offset=3,
+        joined=[Joins(segment=1, num_tokens=3, num_skipped=0), Joins(segment=2, num_tokens=1, num_skipped=1)],
+    ),
+    SegmentWrote(segment=3, token_ids=[10]),
+]  # fmt: skip
+
+
+def built(*events):
+    builder = TreeBuilder()
+    for event in events:
+        builder.hear([event])
+    return builder
+
+
+def test_segments_have_what_their_events_tell():
+    tree = built(*FORK, *JOIN).tree([4, 6, 7], "stop")
+    root, first, second, joined = tree.segments
+    assert (root.token_ids, root.num_injected, root.seed) == ([1, 2, 4], 2, 3)
+    assert root.logprobs == [None, None, -0.25]
+    assert root.top_logprobs == [{}, {}, {4: -0.25, 5: -2.0}]
+    assert (first.title, first.logprobs, first.parent, first.forked_by) == ("a", [None, -1.0, -2.0], 0, 0)
+    assert (second.title, second.finish_reason, second.logprobs) == ("b", "length", None)
+    assert (joined.token_ids, joined.joined) == ([9, 10], [JoinedThread(1, 3), JoinedThread(2, 1, 1)])
+    assert [s.finish_reason for s in tree.segments] == [None, "stop", "length", "stop"]
+    assert tree.linear() == [4, 6, 7]
+
+
+def test_of_a_request_that_ended_in_the_middle_there_is_the_tree_so_far():
+    tree = built(*FORK).tree([4], "stop")
+    assert [(s.token_ids, s.finish_reason) for s in tree.segments] == [
+        ([1, 2, 4], "stop"), ([6, 7, 8], "cancelled"), ([6], "cancelled"),
+    ]  # fmt: skip
+
+
+def test_a_tree_says_whose_text_a_vote_made_the_answer():
+    assert built(*FORK, Voted(index=1, result="7")).tree([], "stop").voted == 1
+    assert built(*FORK).tree([], "stop").voted is None
+
+
+def test_a_request_that_has_not_forked_is_one_segment():
+    told = [{7: -0.5, 8: -1.0}, {9: -3.0, 8: -0.1, 7: -0.2}]
+    (segment,) = sequential([1, 2], [7, 9], told, 2, 5, "length").segments
+    assert (segment.token_ids, segment.num_injected, segment.seed) == ([1, 2, 7, 9], 2, 5)
+    assert segment.logprobs == [None, None, -0.5, -3.0]
+    assert segment.top_logprobs == [{}, {}, {7: -0.5, 8: -1.0}, {8: -0.1, 7: -0.2}]
+    assert segment.finish_reason == "length"
+    (plain,) = sequential([1], [7], None, 0, None, "stop").segments
+    assert (plain.logprobs, plain.top_logprobs) == (None, None)
