@@ -44,6 +44,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin keys new NAME
        forkjoin chat|top [URL]
        forkjoin trace FILE|ID [URL] [--svg FILE] [--png FILE]
+       forkjoin run-batch -i FILE -o FILE --url URL
        forkjoin bench run|report|targets|abacus|drafted|scheduler|overload|simulate
        forkjoin completion bash|zsh|fish
        forkjoin --version
@@ -52,8 +53,8 @@ Without MODEL, serves the embedded model. Every flag of `vllm serve` works as it
 
 
 COMMANDS = (
-    "serve", "doctor", "verify", "dialects", "keys", "chat", "top", "trace", "bench", "completion", "--help",
-    "--version",
+    "serve", "doctor", "verify", "dialects", "keys", "chat", "top", "trace", "run-batch", "bench",
+    "completion", "--help", "--version",
 )  # fmt: skip
 #: Commands, and none, whose help is the list of all.
 _SHORT_HELP = ("--help", "-h", "dialects", "keys", "completion", "verify")
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(verify(argv[1:]))
         elif argv[:1] == ["bench"]:
             bench(argv[1:])
-        elif argv[:1] in (["chat"], ["trace"], ["top"]):
+        elif argv[:1] in (["chat"], ["trace"], ["top"], ["run-batch"]):
             terminal(argv)
         elif argv[:1] == ["completion"]:
             complete(argv[1:])

@@ -158,18 +158,6 @@ def _answers_all(said: str) -> None:
     assert f"c={905 * 264}" in third
 
 
-def _answers_a_file(said: str) -> None:
-    """Each line of the file has its own answer, the wrong one a 400."""
-    answers = dict(part.split("\n", 1) for part in said.split("--- ")[1:])
-    assert list(answers) == ["two 200", "none 200", "three 200", "wrong 400"]
-    _joined(answers["two 200"])
-    assert f"a={7 * 8}" in answers["none 200"]
-    assert f"b={264 * 905}" in answers["none 200"]
-    assert f"c={905 * 264}" in answers["three 200"]
-    _saved(answers["three 200"], threads=3)
-    assert "max_fork" in answers["wrong 400"]
-
-
 def _spawns_agents(said: str) -> None:
     """Three agents are spawned, find their products, and are waited for."""
     products = {"/root/1": f"a:{A}", "/root/2": f"b:{B}", "/root/3": f"c:{218 * 654}"}
@@ -201,7 +189,6 @@ SHOWS: dict[str, Callable[[str], None]] = {
     "agent_that_forks.py": _checks_itself,
     "forkjoin.ipynb": _draws,
     "offline_batch.py": _answers_all,
-    "run_batch.py": _answers_a_file,
     "with_curl.sh": _is_the_wire,
     "with_httpx.py": _streams,
     "with_langchain.py": _shows_texts,

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 from forkjoin.asking import ADDRESS, KEY_VARIABLE, URL_VARIABLE
+from forkjoin.batch.command import add_command as add_run_batch
+from forkjoin.batch.command import main as run_batch
 from forkjoin.client import Client
 from forkjoin.errors import ForkJoinError
 from forkjoin.terminal.printable import printable
 
-NAMES = ("chat", "trace", "top")
+NAMES = ("chat", "trace", "top", "run-batch")
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,6 +70,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=2.0,
         help="Seconds between two readings. Default: %(default)s.",
     )
+    add_run_batch(commands)
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +106,8 @@ def main(argv: list[str] | None = None, prog: str = "forkjoin") -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.command == "run-batch":
+        raise SystemExit(run_batch(args))
     try:
         import rich  # noqa: F401
     except ImportError as error:

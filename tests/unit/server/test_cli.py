@@ -333,7 +333,7 @@ def test_help_is_written_to_where_a_pager_reads_it(argv, capsys):
     assert "forkjoin serve" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["serve", "bench", "chat", "trace", "top"])
+@pytest.mark.parametrize("command", ["serve", "bench", "chat", "trace", "top", "run-batch"])
 def test_the_help_of_a_command_needs_nothing_that_the_command_needs(command, monkeypatch, capsys):
     monkeypatch.setattr("forkjoin_server.cli.find_spec", lambda name: None)
     with pytest.raises(SystemExit) as exit_:
