@@ -44,7 +44,7 @@ USAGE = """usage: forkjoin serve [MODEL] [--dialect NAME|FILE|none] [limits] [an
        forkjoin keys new NAME
        forkjoin chat|top [URL]
        forkjoin trace FILE|ID [URL] [--svg FILE] [--png FILE]
-       forkjoin run-batch -i FILE -o FILE --url URL
+       forkjoin run-batch -i FILE -o FILE [--url URL | [MODEL] [flags of serve]]
        forkjoin bench run|report|targets|abacus|drafted|scheduler|overload|simulate
        forkjoin completion bash|zsh|fish
        forkjoin --version
@@ -90,8 +90,12 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(verify(argv[1:]))
         elif argv[:1] == ["bench"]:
             bench(argv[1:])
-        elif argv[:1] in (["chat"], ["trace"], ["top"], ["run-batch"]):
+        elif argv[:1] in (["chat"], ["trace"], ["top"]):
             terminal(argv)
+        elif argv[:1] == ["run-batch"]:
+            from forkjoin_server.start.batches import run_batch
+
+            raise SystemExit(run_batch(argv[1:]))
         elif argv[:1] == ["completion"]:
             complete(argv[1:])
         elif argv[:2] == ["keys", "new"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,11 @@ from forkjoin.terminal.printable import printable
 #: Each request has a row with an answer; some have not; nothing was asked.
 ALL_ANSWERED, SOME_NOT, NOTHING_ASKED = 0, 1, 2
 
+DESCRIPTION = (
+    "Ask a file of requests, and write a file of answers, in the shapes of OpenAI's batches. If the command "
+    "ends early, run it again: it asks what has no answer yet."
+)
+
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``run-batch`` to the commands of a parser."""
@@ -30,8 +36,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         commands.add_parser(
             "run-batch",
             help="Ask a file of requests.",
-            description="Ask a file of requests, and write a file of answers, in the shapes of OpenAI's "
-            "batches. If the command ends early, run it again: it asks what has no answer yet.",
+            description=DESCRIPTION,
         )
     )
 
@@ -148,14 +153,18 @@ def say(text: str) -> None:
     print(f"run-batch: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run ``args`` against the server that they name. Returns the status to end with."""
+def main(args: argparse.Namespace, asked: AbstractContextManager[Asked] | None = None) -> int:
+    """Run ``args``: ask ``asked``, or the server at ``--url``. Returns the status to end with."""
     try:
-        if args.url is None:
-            raise BadBatch(
-                "--url: expected the address of a server, got none: forkjoin of the server starts one"
-            )
-        return run_batch(args, nullcontext(Asked(Server.named(args.url, None))))
+        return run_batch(args, asked or nullcontext(Asked(_server(args.url))))
     except ForkJoinError as error:
         say(str(error))
         return NOTHING_ASKED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _server(url: str | None) -> Server:
+    if url is None:
+        raise BadBatch("--url: expected the address of a server, got none: give one")
+    return Server.named(url, None)

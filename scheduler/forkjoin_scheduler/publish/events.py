@@ -241,13 +241,6 @@ class Admission(_Event, frozen=True, kw_only=True):
     peak_ratios: list[float]
 
 
-class Grouped(_Event, frozen=True, kw_only=True):
-    """Rows of steps that read shared KV together, and tokens of KV so not read again, in each layer."""
-
-    rows: int
-    saved_tokens: int
-
-
 Event = (
     Forked
     | ThreadsStarted
@@ -270,5 +263,4 @@ Event = (
     | InternalError
     | Load
     | Admission
-    | Grouped
 )

@@ -37,7 +37,7 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_forkjoin; printf '%s\\n' "${CO
 
 
 def test_the_first_word_is_any_command_of_the_usage(complete):
-    named = re.findall(r"^(?:usage:)? +forkjoin ([\w|]+)", USAGE, flags=re.M)
+    named = re.findall(r"^(?:usage:)? +forkjoin (\w[\w|-]*)", USAGE, flags=re.M)
     commands = {command for names in named for command in names.split("|")}
     assert complete("") == commands
     assert {"serve", "doctor", "chat", "trace", "top", "completion"} < commands

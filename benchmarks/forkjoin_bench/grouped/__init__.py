@@ -1,1 +1,0 @@
-"""What grouped attention reads, and where there is a GPU, what it costs."""
