@@ -64,6 +64,10 @@ LATER: dict[str, Later] = {
     ),
     "tests/engine/test_matrix.py::test_path_embeddings_are_what_transformers_computes_and_are_restored_when_lost"
     "[v1-async-2]": Later(Tier.ALL, "30 s; v2-async-1 has steps in flight, and the stitched case two ranks"),
+    "tests/engine/test_grouped.py::test_an_engine_answers_the_same_with_grouped_attention_and_reads_less": Later(
+        Tier.ALL,
+        "a process with an engine for each of four cases; unit/…/grouped has the passes without a model",
+    ),
     "tests/engine/test_hybrid.py": Later(
         Tier.ALL, "an engine, and a process with one for each case; test_recurrent has states without a model"
     ),

@@ -147,6 +147,7 @@ def _add_single(commands: Commands) -> None:
     """Add the commands that measure one thing each, and have their arguments in their own modules."""
     from forkjoin_bench import fork_cost, offloaded, scheduler_cost
     from forkjoin_bench.drafted import command as drafted
+    from forkjoin_bench.grouped import command as grouped
     from forkjoin_bench.overload import command as overload
     from forkjoin_bench.votes import command as votes
 
@@ -155,6 +156,7 @@ def _add_single(commands: Commands) -> None:
     for name, module, what in (
         ("drafted", drafted, "Measure speculative decoding, with and without forks."),
         ("forks", fork_cost, "Measure what a fork and its join cost the scheduler."),
+        ("grouped", grouped, "Count the KV that grouped attention reads; on a GPU, time it."),
         (
             "offloaded",
             offloaded,

@@ -22,6 +22,8 @@ COMPILED = "forkjoin_compiled"
 #: Of ``extra_args``: whether the request's tree is recorded, and emitted as segments.
 TREE = "forkjoin_tree"
 
+#: How attention is grouped unless it is said otherwise: where that is expected to pay.
+AUTO = "auto"
 #: Who may draft tokens for requests that fork.
 DraftSource = Literal["drafter", "family"]
 UNLIMITED = Limits(
@@ -125,6 +127,21 @@ class Settings(BaseModel):
         "as text. allow: as control tokens, as in vLLM. refuse: the request gets a 400.",
     )
 
+    grouped_attention: str = Field(
+        default=AUTO,
+        description="Whether KV that several rows of a step share is read once. auto: where a check at the "
+        "start finds it exact, in steps that save at least 50 MB a layer. N: in steps that save N tokens of "
+        "KV a layer or more. order: rows that share KV only stand side by side. off: as in vLLM.",
+        json_schema_extra={"metavar": "auto|N|order|off"},
+    )
+
+    @field_validator("grouped_attention")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in (AUTO, "order", "off") and not (value.isascii() and value.isdigit()):
+            raise ValueError(f"expected auto, order, off or a number of tokens, got {value!r}")
+        return value
+
     @field_validator(*OWN_POLICIES)
     @classmethod
     def _can_be_made(cls, path: str | None, info: ValidationInfo) -> str | None:
@@ -145,6 +162,11 @@ class Settings(BaseModel):
         if len(both) > 1:
             raise ValueError(f"expected one way to choose threads, got {' and '.join(both)}")
         return self
+
+    @property
+    def groups_attention(self) -> bool:
+        """Whether workers are to attend to groups, if they can."""
+        return self.grouped_attention not in ("order", "off")
 
     def policy(self, setting: str) -> Any:
         """A new policy of the user's own, if ``setting``, one of ``OWN_POLICIES``, brings one; else None."""

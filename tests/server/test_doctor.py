@@ -46,6 +46,7 @@ def test_a_server_that_would_start_is_told_a_line_a_check():
             "options",
             "together",
             "drafts",
+            "attention",
             "answers",
         ),
         *("memory", "kv_budget"),

@@ -142,8 +142,8 @@ INSIDES = {
         "coordinator single_type_managers block_pool req_to_blocks num_cached_block pop_blocks_for_free "
         "free_blocks cache_blocks get_blocks create_kv_cache_blocks num_gpu_blocks get_num_skipped_tokens"
     ),
-    "worker.py": "kv_cache",
-    "layouts.py worker.py": "static_forward_context",
+    "runner.py worker.py": "kv_cache",
+    "layouts.py runner.py worker.py": "static_forward_context",
 }
 
 
@@ -277,11 +277,16 @@ def test_no_file_copies_schedule(path):
 # ---- the workers' and the front end's side -------------------------------------------------
 
 V1, V2 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner", "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
+STATES, FLASH = "vllm.v1.worker.gpu.model_states.default", "vllm.v1.attention.backends.flash_attn"
 #: Our class -> the one of vLLM that it stands in front of.
 IN_FRONT = {
     "worker:ObeysOrdersV1": V1,
     "worker:ObeysOrdersV2": V2,
     "worker:ForkJoinWorker": "vllm.v1.worker.gpu_worker:Worker",
+    "runner:GroupsRows": V2,
+    "runner:GroupingWorker": "vllm.v1.worker.gpu_worker:Worker",
+    "model_state:GroupingModelState": f"{STATES}:DefaultModelState",
+    "flash_attention:GroupedAttention": f"{FLASH}:FlashAttentionImpl",
     "worker:OffsetPositions": "vllm.v1.worker.gpu.model_states.interface:ModelState",
     "output:ForkJoinOutputProcessor": "vllm.v1.engine.output_processor:OutputProcessor",
 }
@@ -358,7 +363,8 @@ ATTRIBUTES = {
     "vllm.parser.abstract_parser:Parser": "_tool_parser model_tokenizer",
     "vllm.config.parallel:ParallelConfig": "_api_process_count",
     "vllm.v1.core.sched.output:SchedulerOutput": (
-        "num_scheduled_tokens total_num_scheduled_tokens scheduled_spec_decode_tokens"
+        "num_scheduled_tokens total_num_scheduled_tokens scheduled_spec_decode_tokens scheduled_new_reqs "
+        "scheduled_cached_reqs"
     ),
     "vllm.v1.outputs:ModelRunnerOutput": "req_ids sampled_token_ids",
     "vllm.v1.outputs:DraftTokenIds": "req_ids draft_token_ids",
@@ -392,7 +398,14 @@ ATTRIBUTES = {
     "vllm.v1.worker.gpu_input_batch:InputBatch": "req_ids req_id_to_index vocab_size",
     "vllm.v1.worker.gpu_input_batch:CachedRequestState": "req_id sampling_params num_prompt_tokens generator",
     "vllm.v1.worker.gpu.sample.penalties:PenaltiesState": "prompt_bin_mask _new_penalties_reqs",
-    "vllm.v1.worker.utils:AttentionGroup": "backend layer_names kv_cache_spec",
+    "vllm.v1.worker.utils:AttentionGroup": (
+        "backend layer_names kv_cache_spec kv_cache_group_id kernel_block_size"
+    ),
+    f"{FLASH}:FlashAttentionImpl": (
+        "scale head_size num_heads num_kv_heads logits_soft_cap vllm_flash_attn_version sliding_window sinks "
+        "alibi_slopes attn_type kv_cache_dtype"
+    ),
+    f"{FLASH}:FlashAttentionMetadataBuilder": "block_size aot_schedule",
     "vllm.utils.argparse_utils:FlexibleArgumentParser": "_option_string_actions",
 }
 
@@ -442,7 +455,11 @@ CALLED = {
     "vllm.envs": "VLLM_MAX_NUM_BAD_WORDS VLLM_MAX_BAD_WORDS_TOTAL_TOKENS",
     V1: "_update_states _prepare_inputs _update_streaming_request",
     "vllm.v1.worker.cpu_model_runner:CPUModelRunner": "_sample _bookkeeping_sync",
-    V2: "load_model update_requests",
+    V2: "load_model update_requests gather_batch_req_state sample_tokens",
+    f"{STATES}:DefaultModelState": "prepare_attn",
+    "vllm.v1.worker.gpu.model_states.interface:ModelSpecificAttnMetadata": "get_extra_attn_kwargs",
+    f"{FLASH}:FlashAttentionMetadataBuilder": "build _get_scheduler_metadata",
+    "vllm.v1.worker.utils:AttentionGroup": "get_metadata_builder",
     "vllm.v1.worker.gpu_worker:Worker": "init_device initialize_from_config",
     "vllm.v1.worker.gpu.model_states.interface:ModelState": "prepare_inputs prepare_dummy_inputs",
     "vllm.v1.engine.output_processor:OutputProcessor": (

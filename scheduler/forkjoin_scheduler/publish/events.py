@@ -241,6 +241,13 @@ class Admission(_Event, frozen=True, kw_only=True):
     peak_ratios: list[float]
 
 
+class Grouped(_Event, frozen=True, kw_only=True):
+    """Rows of steps that read shared KV together, and tokens of KV so not read again, in each layer."""
+
+    rows: int
+    saved_tokens: int
+
+
 Event = (
     Forked
     | ThreadsStarted
@@ -263,4 +270,5 @@ Event = (
     | InternalError
     | Load
     | Admission
+    | Grouped
 )

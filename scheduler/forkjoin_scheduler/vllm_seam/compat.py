@@ -9,6 +9,7 @@ import vllm
 from vllm import envs
 from vllm.config import CompilationMode, ModelConfig, VllmConfig
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
 
 from forkjoin_scheduler.dialects.dialect import Dialect
@@ -31,6 +32,8 @@ SUPPORTED = ("0.32.", "0.33.")
 TESTED = ("0.32.",)
 #: The worker class that stitched joins need.
 WORKER = "forkjoin_scheduler.vllm_seam.worker.ForkJoinWorker"
+#: The one that groups attention, where the workers need not be those.
+GROUPING_WORKER = "forkjoin_scheduler.vllm_seam.grouped.runner.GroupingWorker"
 
 Check = tuple[str, Callable[[Any], bool]]
 
@@ -119,6 +122,13 @@ KNOWN_SPECS = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "Ch
 #: layers with it that ran with forks and were exact, by vLLM's names: Mamba2 and gated DeltaNet.
 RECURRENT_SPEC = "MambaSpec"
 RECURRENT_KINDS = ("MAMBA2", "GDN_ATTN")
+
+
+def worker_of(settings: Settings) -> str | None:
+    """The worker class that an engine with these settings is to have; None for vLLM's own."""
+    if settings.dialect is not None and settings.dialect.join.moves_kv:
+        return WORKER
+    return GROUPING_WORKER if settings.groups_attention and current_platform.is_cuda() else None
 
 
 def settings_of(vllm_config: VllmConfig) -> Settings:

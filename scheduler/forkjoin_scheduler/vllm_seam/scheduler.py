@@ -45,6 +45,7 @@ from forkjoin_scheduler.vllm_seam.cache.stitching import Stitching
 from forkjoin_scheduler.vllm_seam.cache.victims import Victims
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence, drained
+from forkjoin_scheduler.vllm_seam.grouped.ordering import Grouping
 from forkjoin_scheduler.vllm_seam.mends.family_drafts import FamilyDrafts
 from forkjoin_scheduler.vllm_seam.mends.media_again import send_media_with_each_request
 from forkjoin_scheduler.vllm_seam.starts import connector, queues
@@ -109,6 +110,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._overview = Overview(core, fence, jobs, gate, waits)
         num_front_ends = self.vllm_config.parallel_config._api_process_count
         self._report = LoadReport(core, gate, waits, num_front_ends)
+        self._grouping = Grouping.of(core)
         # what machines want done, and where each effect of theirs is performed
         core.world = Facts(core, fence)
         self._params = params = Params(core)
@@ -195,6 +197,8 @@ class ForkJoinScheduler(AsyncScheduler):
             by_request = zip(model_runner_output.req_ids, sampled, strict=False)
             drafted = scheduler_output.scheduled_spec_decode_tokens
             self._fence.fenced("draft", None, self._drafts.count, drafted, by_request)
+        if self._grouping is not None:
+            self._fence.fenced("group", None, self._grouping.step_ended, model_runner_output)
         result = super().update_from_output(scheduler_output, model_runner_output)
         self._fence.evict_failed()
         self._step_ended(result)
@@ -237,6 +241,10 @@ class ForkJoinScheduler(AsyncScheduler):
         fence.fenced("pace", None, self._pacer.step_scheduled, output)
         fence.evict_failed()
         fence.fenced("admit", None, self._gate.take_in_started)
+        if self._grouping is not None and not fence.fenced(
+            "group", None, self._grouping.step_scheduled, output
+        ):
+            self._grouping = None  # its tree may be of other rows
         if not core.live:
             return
         if not output.total_num_scheduled_tokens and self._is_recurrent:
@@ -285,6 +293,8 @@ class ForkJoinScheduler(AsyncScheduler):
             fence.fenced("restore", waiting[0], self._eviction.restore_next)
         if core.bound_dialect is not None:
             fence.fenced("load", None, self._report.emit, result)
+        if self._grouping is not None:
+            fence.fenced("group", None, self._grouping.emit, result)
         if fence.has_obituaries:
             fence.publish_obituaries(result)
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request, RequestStatus
 
 
@@ -26,6 +27,7 @@ class SchedulerView(Protocol):
     #: Of requests that the V2 runner forgets and then adds again.
     reset_preempted_req_ids: set[str]
     kv_cache_manager: KVCacheManager
+    kv_cache_config: KVCacheConfig
     connector: Any
     #: Requests whose load has ended.
     finished_recving_kv_req_ids: set[str]

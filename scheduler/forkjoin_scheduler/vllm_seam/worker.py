@@ -35,8 +35,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from vllm.platforms import current_platform
-from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from forkjoin_scheduler.errors import UnsupportedEngine
@@ -49,12 +47,10 @@ from forkjoin_scheduler.vllm_seam.cache.worker_step_metadata import (
     WorkerStepMetadata,
     metadata_of,
 )
+from forkjoin_scheduler.vllm_seam.grouped.runner import GroupingWorker
 
-#: The base classes, to the type checker: which they are is the platform's choice.
+#: The base class, to the type checker: which it is is the platform's choice.
 Runner: Any = object
-PlatformWorker: Any = resolve_obj_by_qualname(
-    "vllm.v1.worker.cpu_worker.CPUWorker" if current_platform.is_cpu() else "vllm.v1.worker.gpu_worker.Worker"
-)
 
 
 class PathIds:
@@ -217,8 +213,8 @@ def _offset(
         add_offsets(positions, async_tensor_h2d(offsets, device=positions.device), max_model_len)
 
 
-class ForkJoinWorker(PlatformWorker):
-    """The platform's worker with a model runner that obeys metadata."""
+class ForkJoinWorker(GroupingWorker):
+    """The platform's worker with a model runner that obeys metadata, and that groups attention if it can."""
 
     def init_device(self) -> None:
         """Build the runner and put our methods in front of its class.

@@ -1,4 +1,4 @@
-"""What the server does beside forks: drafts, and structured answers."""
+"""What the server does beside forks: drafts, grouped attention, and structured answers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ def drafts(vllm_config: Any) -> Check:
     settings = Settings.model_validate(vllm_config.additional_config.get(KEY, {}))
     family = ", where it finds none those of its family" if settings.draft_from == "family" else ""
     return ok("drafts", f"of {speculative.num_speculative_tokens} tokens by {speculative.method}{family}")
+
+
+def attention(vllm_config: Any) -> Check:
+    """Whether KV that rows share is read once. Layers and devices are looked at when a server starts."""
+    from forkjoin_scheduler.vllm_seam.grouped import eligible
+
+    settings = Settings.model_validate(vllm_config.additional_config.get(KEY, {}))
+    if not settings.groups_attention:
+        return ok("attention", f"not grouped: --grouped-attention {settings.grouped_attention}")
+    if reason := eligible.server_reason(vllm_config):
+        return ok("attention", f"not grouped: {reason}")
+    return ok("attention", "grouped, if the model's layers and a check at start allow it")
 
 
 def answers(vllm_config: Any, dialect: Dialect) -> Check:

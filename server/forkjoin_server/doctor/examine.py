@@ -73,6 +73,7 @@ def _served(vllm_config: Any, weight_bytes: int, here: Any, given: Given | None 
     if wanted is not None and is_taken.status is Status.OK:
         yield together.check(vllm_config, wanted)
         yield beside.drafts(vllm_config)
+        yield beside.attention(vllm_config)
         yield beside.answers(vllm_config, wanted)
     cache = None
     if is_recurrent(vllm_config):

@@ -19,6 +19,7 @@ from forkjoin_scheduler.publish.events import (
     FamilyEnded,
     Forked,
     ForkLatency,
+    Grouped,
     InternalError,
     Joined,
     JoinedAhead,
@@ -92,6 +93,16 @@ PREFILLED = Counter(f"{_PREFIX}join_prefilled_tokens", "Tokens prefilled at join
 AHEAD = Counter(
     f"{_PREFIX}join_ahead_tokens", "Tokens of ended threads prefilled before their join was due.", _OF_ENGINE
 )
+GROUPED = Counter(
+    f"{_PREFIX}grouped_rows",
+    "Rows of steps whose attention read KV together with that of other rows (`--grouped-attention`).",
+    _OF_ENGINE,
+)
+NOT_READ = Counter(
+    f"{_PREFIX}grouped_kv_tokens_saved",
+    "Tokens of KV that were so not read again, in each layer that can be grouped.",
+    _OF_ENGINE,
+)
 VOTES = Counter(f"{_PREFIX}votes", "Votes of best-of-N requests, by outcome.", [*_OF_ENGINE, "outcome"])
 CRITICAL = Counter(
     f"{_PREFIX}critical_path_tokens",
@@ -132,7 +143,7 @@ INTERNAL_ERRORS = Counter(
 #: What has no label beside those of each engine.
 _PLAIN: tuple[Counter | Gauge | Histogram, ...] = (
     FORKS, FORK_LATENCY, JOIN_LATENCY, JOINS, STARTED, RUNNING, WAITING, QUEUED, WIDTH, ADMITTED, SHARED,
-    PREFILLED, AHEAD, CRITICAL, TOTAL,
+    PREFILLED, AHEAD, CRITICAL, TOTAL, GROUPED, NOT_READ,
 )  # fmt: skip
 #: Model name and number of the engine that something happened on, as labels.
 Engine = tuple[str, str]
@@ -221,6 +232,9 @@ def _count(event: Event, of: Engine) -> None:
         case Admission():
             for ratio in event.peak_ratios:
                 ADMITTED.labels(*of).observe(ratio)
+        case Grouped():
+            GROUPED.labels(*of).inc(event.rows)
+            NOT_READ.labels(*of).inc(event.saved_tokens)
         case InternalError():
             INTERNAL_ERRORS.labels(*of, event.where).inc()
 

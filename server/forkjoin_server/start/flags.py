@@ -141,7 +141,7 @@ def configure(args: argparse.Namespace) -> None:
             )
         return
     settings = Settings.of(load(dialect_name), limits, **more)
-    _take_classes(args, is_stitched=settings.dialect is not None and settings.dialect.join.moves_kv)
+    _take_classes(args, settings)
     args.additional_config = config | {KEY: settings.model_dump(mode="json")}
 
 
@@ -157,20 +157,20 @@ def _check_keys(args: argparse.Namespace, *, are_weighed: bool) -> None:
         )
 
 
-def _take_classes(args: argparse.Namespace, *, is_stitched: bool) -> None:
-    """Our scheduler, and our worker where joins are stitched, in the place of vLLM's own."""
+def _take_classes(args: argparse.Namespace, settings: Settings) -> None:
+    """Our scheduler, and our worker where joins are stitched or attention is grouped, in vLLM's place."""
     if args.scheduler_cls is not None:
         raise UsageError(
             "--scheduler-cls: expected none, for fork/join is a scheduler itself: drop it, or serve "
             "with --dialect none"
         )
     args.scheduler_cls = SCHEDULER
-    if is_stitched:
-        if args.worker_cls != "auto":
-            raise UsageError(
-                "--worker-cls: expected none, for a stitched join needs a worker of its own: drop it, or "
-                "choose a dialect that joins by prefilling"
-            )
-        from forkjoin_scheduler.vllm_seam.compat import WORKER
+    if args.worker_cls == "auto":
+        from forkjoin_scheduler.vllm_seam.compat import worker_of
 
-        args.worker_cls = WORKER
+        args.worker_cls = worker_of(settings) or "auto"
+    elif settings.dialect is not None and settings.dialect.join.moves_kv:
+        raise UsageError(
+            "--worker-cls: expected none, for a stitched join needs a worker of its own: drop it, or "
+            "choose a dialect that joins by prefilling"
+        )

@@ -238,6 +238,17 @@ def request_slots(manager: KVCacheManager, request_id: str, tokens: Slots) -> Sl
     return slots([b.block_id for b in blocks], single.block_size, tokens)
 
 
+def tokens_of_block(manager: KVCacheManager, group: int) -> int:
+    """Tokens of a block of one KV cache group."""
+    return int(manager.coordinator.single_type_managers[group].block_size)
+
+
+def first_blocks(manager: KVCacheManager, group: int, request_id: str, num: int) -> list[int]:
+    """The ids of the first ``num`` blocks that a request has in one KV cache group."""
+    blocks = manager.coordinator.single_type_managers[group].req_to_blocks[request_id]
+    return [block.block_id for block in blocks[:num]]
+
+
 def has_blocks(manager: KVCacheManager, request: Request) -> bool:
     """Whether ``request`` holds any: one may before any of its tokens counts as computed."""
     return any(

@@ -77,7 +77,8 @@ _SCHEDULING: tuple[Rule, ...] = (
     Rule(("max-num-active-seqs",), _LIMITED,
          "Parked parents are not counted, so that their threads can run."),
     Rule(("scheduler-cls",), _REFUSED, "Fork/join is a scheduler itself.", "tests/unit/server/test_cli.py"),
-    Rule(("worker-cls",), _LIMITED, "Refused with stitched joins, which need a worker of their own.",
+    Rule(("worker-cls",), _LIMITED, "Refused with stitched joins, which need a worker of their own. With yours, "
+         "attention is not grouped.",
          "tests/unit/server/test_cli.py"),
     Rule(("middleware", "additional-config"), _WORKS, "Yours run beside ours.", "tests/unit/server/test_cli.py"),
     Rule(("speculative-config", "spec-method", "spec-model", "spec-tokens"), _LIMITED,

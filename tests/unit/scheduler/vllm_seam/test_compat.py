@@ -31,6 +31,7 @@ from vllm.v1.kv_cache_interface import (
 
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import DialectError, UnsupportedEngine
+from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam import compat, connectors
 
 
@@ -393,3 +394,35 @@ def test_the_next_vllm_is_one_that_we_run_on_and_not_taken_for_tested():
     (version,) = re.findall(r"^next=(.*)$", (ROOT / "scripts/install-next").read_text(), re.MULTILINE)
     assert version.startswith(compat.SUPPORTED)
     assert not version.startswith(compat.TESTED)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "setting", "is_cuda", "worker"),
+    [
+        ("threadweaver", "auto", True, compat.GROUPING_WORKER),
+        ("threadweaver", "100", True, compat.GROUPING_WORKER),
+        ("threadweaver", "auto", False, None),
+        ("threadweaver", "order", True, None),
+        ("threadweaver", "off", True, None),
+        ("multiverse", "off", False, compat.WORKER),
+    ],
+)
+def test_a_worker_of_ours_is_taken_where_it_does_something(monkeypatch, dialect, setting, is_cuda, worker):
+    monkeypatch.setattr(compat, "current_platform", Facts(is_cuda=lambda: is_cuda))
+    assert compat.worker_of(Settings.of(load(dialect), {}, grouped_attention=setting)) == worker
+
+
+def test_the_worker_that_groups_is_there():
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    from forkjoin_scheduler.vllm_seam.grouped.runner import GroupingWorker
+    from forkjoin_scheduler.vllm_seam.worker import ForkJoinWorker
+
+    assert resolve_obj_by_qualname(compat.GROUPING_WORKER) is GroupingWorker
+    assert issubclass(ForkJoinWorker, GroupingWorker)
+
+
+@pytest.mark.parametrize("value", ["on", "-1", "1.5", "", "²"])
+def test_a_setting_of_grouped_attention_that_cant_be_says_what_can(value):
+    with pytest.raises(ValueError, match="expected auto, order, off or a number of tokens"):
+        Settings.of(load("threadweaver"), {}, grouped_attention=value)

@@ -347,6 +347,31 @@ def test_who_drafts_is_said(draft_from, said):
 
 
 @pytest.mark.parametrize(
+    ("setting", "is_cuda", "is_v2", "changes", "said"),
+    [
+        ("off", True, True, {}, "not grouped: --grouped-attention off"),
+        ("auto", False, True, {}, "not grouped: no CUDA device"),
+        ("auto", True, False, {}, "not grouped: vLLM's first model runner"),
+        ("0", True, True, {"decode_context_parallel_size": 2}, "not grouped: context parallelism"),
+        ("auto", True, True, {}, "grouped, if the model's layers and a check at start allow it"),
+    ],
+)
+def test_whether_attention_is_grouped_is_said(monkeypatch, setting, is_cuda, is_v2, changes, said):
+    from vllm.config import CUDAGraphMode
+
+    from forkjoin_scheduler.vllm_seam.grouped import eligible
+
+    monkeypatch.setattr(eligible, "current_platform", SimpleNamespace(is_cuda=lambda: is_cuda))
+    config = _config(**changes)
+    config.use_v2_model_runner = is_v2
+    config.additional_config = {"forkjoin": {"grouped_attention": setting}}
+    config.parallel_config.use_ubatching = False
+    vars(config.model_config).update(rswa_window=None, is_mm_prefix_lm=False)
+    config.compilation_config = SimpleNamespace(cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE)
+    assert beside.attention(config).seen == said
+
+
+@pytest.mark.parametrize(
     ("parser", "dialect", "said"),
     [
         ("qwen3", "npr", "after the reasoning, by parser qwen3"),

@@ -14,6 +14,7 @@ from forkjoin_scheduler.publish.events import (
     Admission,
     Drafted,
     Forked,
+    Grouped,
     InternalError,
     JoinedAhead,
     Load,
@@ -35,6 +36,8 @@ DRAFTED = Drafted(source="family", num=9, num_right=4)
 @pytest.mark.parametrize(
     ("event", "name", "labels", "grows_by"),
     [
+        (Grouped(rows=8, saved_tokens=7), "forkjoin:grouped_rows_total", {}, 8),
+        (Grouped(rows=8, saved_tokens=7), "forkjoin:grouped_kv_tokens_saved_total", {}, 7),
         (JoinedAhead(prefilled_tokens=7), "forkjoin:join_ahead_tokens_total", {}, 7),
         (Voted(index=0, result="4"), "forkjoin:votes_total", {"outcome": "decided"}, 1),
         (InternalError(where="x"), "forkjoin:internal_errors_total", {"where": "x"}, 1),

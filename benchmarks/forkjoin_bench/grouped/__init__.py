@@ -1,0 +1,1 @@
+"""What grouped attention reads, and where there is a GPU, what it costs."""

@@ -1,0 +1,134 @@
+"""vLLM's FlashAttention in two passes, for the steps whose metadata have groups; for others it is vLLM's own.
+
+Instances of vLLM's classes are made instances of these where a layer can be grouped (``runner.py``): nothing
+is registered, and layers that can't be grouped keep vLLM's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.utils.torch_utils import async_tensor_h2d, canonicalize_singleton_dim_strides
+from vllm.v1.attention.backends import flash_attn
+
+from forkjoin_scheduler.tensors.two_passes import HostPlan, Pass, StepGroups, TwoPasses, split
+
+_PASSES = "forkjoin_passes"
+
+
+@dataclass(frozen=True)
+class _Scheduled:
+    """The two passes, with what FlashAttention 3 wants to know of each before it runs."""
+
+    passes: TwoPasses
+    shared: torch.Tensor | None
+    own: torch.Tensor | None
+
+
+class GroupedMetadataBuilder(flash_attn.FlashAttentionMetadataBuilder):
+    """Adds the two passes to vLLM's metadata, which stay as they are for layers that are not grouped."""
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: Any,
+        fast_build: bool = False,
+        groups: StepGroups | None = None,
+    ) -> Any:
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        if groups is not None and common_prefix_len == 0 and metadata.causal is True:
+            passes = self._two_passes(groups, common_attn_metadata)
+            setattr(metadata, _PASSES, self._schedule(passes, metadata.max_num_splits, fast_build))
+        return metadata
+
+    def _two_passes(self, groups: StepGroups, common: Any) -> TwoPasses:
+        longest = common.seq_lens_cpu_upper_bound[: common.num_reqs].numpy()
+        plan = HostPlan.of(groups, longest)
+        return split(
+            plan,
+            async_tensor_h2d(plan.numbers, device=self.device),
+            common.query_start_loc,
+            common.max_query_len,
+            common.seq_lens[: common.num_reqs],
+            common.block_table_tensor[: common.num_reqs],
+            self.block_size,
+        )
+
+    def _schedule(self, passes: TwoPasses, max_num_splits: int, fast_build: bool) -> _Scheduled:
+        def of(part: Pass, causal: bool) -> torch.Tensor | None:
+            return self._get_scheduler_metadata(
+                aot_schedule=self.aot_schedule and not fast_build,
+                batch_size=len(part.lengths),
+                cu_query_lens=part.starts,
+                max_query_len=part.max_rows,
+                seqlens=part.lengths,
+                max_seq_len=part.max_length,
+                causal=causal,
+                max_num_splits=max_num_splits,
+            )
+
+        return _Scheduled(passes, shared=of(passes.shared, causal=False), own=of(passes.own, causal=True))
+
+
+class GroupedAttention(flash_attn.FlashAttentionImpl):
+    """Attends in two passes where the metadata have them."""
+
+    def forward(
+        self,
+        layer: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        scheduled: _Scheduled | None = getattr(attn_metadata, _PASSES, None)
+        if scheduled is None or output_scale is not None or output_block_scale is not None:
+            return super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
+            )
+        assert self.vllm_flash_attn_version is not None  # ``eligible.py``
+        passes, version = scheduled.passes, self.vllm_flash_attn_version
+        keys, values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
+        keys, values = canonicalize_singleton_dim_strides(keys), canonicalize_singleton_dim_strides(values)
+
+        def attend(
+            part: Pass, of: torch.Tensor | None, queries: torch.Tensor, out: torch.Tensor, causal: bool
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            found: tuple[torch.Tensor, torch.Tensor] = flash_attn.flash_attn_varlen_func(
+                q=queries,
+                k=keys,
+                v=values,
+                out=out,
+                cu_seqlens_q=part.starts,
+                max_seqlen_q=part.max_rows,
+                seqused_k=part.lengths,
+                max_seqlen_k=part.max_length,
+                softmax_scale=self.scale,
+                causal=causal,
+                window_size=[-1, -1],
+                block_table=part.block_table,
+                softcap=self.logits_soft_cap,
+                return_softmax_lse=True,
+                scheduler_metadata=of,
+                fa_version=version,
+                num_splits=attn_metadata.max_num_splits,
+            )
+            return found
+
+        num, num_tokens = passes.num_grouped, attn_metadata.num_actual_tokens
+        _, own_lse = attend(passes.own, scheduled.own, query[:num_tokens], output[:num_tokens], causal=True)
+        grouped = query[:num]
+        shared, shared_lse = attend(
+            passes.shared, scheduled.shared, grouped, torch.empty_like(grouped), causal=False
+        )
+        # The kernel takes log-sum-exps by their shape: a part of a larger tensor would be read wrongly.
+        flash_attn.merge_attn_states(
+            output[:num], shared, shared_lse.contiguous(), output[:num], own_lse[:, :num].contiguous()
+        )
+        return output
