@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,16 +16,19 @@ from forkjoin_bench.simulator.cluster import ROUTERS, simulate
 from forkjoin_bench.simulator.costs import MULTIVERSE as MULTIVERSE_COST
 from forkjoin_bench.simulator.costs import Cost, Linear
 from forkjoin_bench.simulator.engine import Engine
+from forkjoin_bench.simulator.foreseen import Foreseen
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Gate, Greedy
 from forkjoin_bench.simulator.results.measures import Result, Slo
 from forkjoin_bench.simulator.results.plots import draw_curves
 from forkjoin_bench.simulator.results.table import results_table, validation_table
 from forkjoin_bench.simulator.shapes import SHAPES
+from forkjoin_bench.simulator.tried import Outlasting, Sure
 from forkjoin_bench.simulator.workload import (
     MULTIVERSE,
     PACORE,
     THREADWEAVER,
     Request,
+    Spoken,
     at_rate,
     draw,
     in_sessions,
@@ -41,11 +45,23 @@ SPOKEN = {"pacore": PACORE}
 FRACTIONS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 
 
-def gate_of(name: str) -> Callable[[], Gate]:
-    """``family``, ``greedy``, or a number: at most so many families."""
+def gate_of(name: str, spoken: Spoken) -> Callable[[], Gate]:
+    """The gate called ``name``, as the command's help lists them, for a dialect that is ``spoken``."""
     if name.isdigit():
         return lambda: AtMost(int(name))
-    return {"family": FamilyAware, "greedy": Greedy}[name]
+    named: dict[str, Callable[[], Gate]] = {
+        "family": FamilyAware,
+        "greedy": Greedy,
+        "foreseen": lambda: Foreseen(spoken),
+        "outlasting": lambda: FamilyAware(Outlasting()),
+    }
+    if name in named:
+        return named[name]
+    if not (sure := re.fullmatch(r"sure(\d+(?:\.\d+)?)", name)):
+        known = ", ".join(named)
+        raise UsageError(f"admission: expected {known}, a number, or sure with a number, got {name!r}")
+    times = float(sure[1])
+    return lambda: FamilyAware(Sure(times))
 
 
 def policy_of(name: str, slo_itl: float, cost: Cost) -> Callable[[], ThreadPolicy]:
@@ -86,9 +102,10 @@ def engine_of(args: argparse.Namespace, requests: Sequence[Request], threads: st
     return Engine(
         num_blocks=args.blocks or num_blocks(requests, args.kv, args.replicas),
         block_size=BLOCK_SIZE,
+        join_ahead_tokens=args.join_ahead_tokens,
         max_num_seqs=args.slots,
         spoken=spoken,
-        gate=gate_of(args.admission),
+        gate=gate_of(args.admission, spoken),
         policy=policy_of(threads, slo_itl, cost),
         cost=cost,
         slo_itl=slo_itl if threads == "slack" else None,
@@ -120,7 +137,11 @@ def compare(args: argparse.Namespace) -> dict[str, Result]:
         curves[name] = {
             part: _simulated(
                 args,
-                replace(engine, gate=gate_of(name), num_blocks=num_blocks(requests, part, args.replicas)),
+                replace(
+                    engine,
+                    gate=gate_of(name, engine.spoken),
+                    num_blocks=num_blocks(requests, part, args.replicas),
+                ),
                 requests,
             )
             for part in FRACTIONS
@@ -248,7 +269,16 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         "--admission",
         default="family",
         metavar="GATE",
-        help="family, greedy, or a fixed number of families. Default: %(default)s.",
+        help="family; greedy; a fixed number of families; foreseen, which knows what each will write; sure "
+        "with a number (sure1.2), which wants that part of what it expects free; or outlasting, which learns "
+        "from those that wrote most. Default: %(default)s.",
+    )
+    command.add_argument(
+        "--join-ahead-tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="Tokens that are prefilled at once for joins to come. Default: %(default)s.",
     )
     command.add_argument(
         "--step-ms",

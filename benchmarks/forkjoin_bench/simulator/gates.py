@@ -6,14 +6,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from forkjoin_bench.simulator.workload import Request
 from forkjoin_scheduler.policy.admission import Admission, Need, Room
+
+
+@dataclass(frozen=True)
+class Running:
+    """What runs beside a new request. A server knows ``num`` and ``needs``, which counts what each has used.
+
+    ``plans`` are what nobody can know: what each will write, and how many steps ago it was admitted.
+    """
+
+    num: int
+    needs: Callable[[], Sequence[Need]]
+    plans: Callable[[], Sequence[tuple[Request, int]]]
 
 
 class Gate(Protocol):
     """Keeps requests that may fork waiting."""
 
-    def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
-        """Whether one more may start beside ``running``, which counts them."""
+    def admits(self, new: Need, request: Request, running: Running, room: Room) -> bool:
+        """Whether ``request``, which needs ``new`` as far as it says, may start beside ``running``."""
         ...
 
     def learn(self, need: Need) -> None:
@@ -23,7 +36,7 @@ class Gate(Protocol):
 class Greedy:
     """All, as vLLM does."""
 
-    def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, request: Request, running: Running, room: Room) -> bool:
         """Always."""
         return True
 
@@ -37,9 +50,9 @@ class AtMost(Greedy):
 
     num_families: int
 
-    def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, request: Request, running: Running, room: Room) -> bool:
         """As long as there are fewer."""
-        return num_running < self.num_families
+        return running.num < self.num_families
 
 
 class FamilyAware:
@@ -49,8 +62,7 @@ class FamilyAware:
         self.admission = admission or Admission()
         self.learn = self.admission.learn
 
-    def admits(self, new: Need, running: Callable[[], Sequence[Need]], num_running: int, room: Room) -> bool:
+    def admits(self, new: Need, request: Request, running: Running, room: Room) -> bool:
         """What the policy says; it counts nothing where that does not matter."""
-        return (
-            not num_running or not self.admission.is_due(new) or self.admission.admits(new, running(), room)
-        )
+        is_free = not running.num or not self.admission.is_due(new)
+        return is_free or self.admission.admits(new, running.needs(), room)

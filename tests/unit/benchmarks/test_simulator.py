@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forkjoin_bench.simulator.__main__ import gate_of
 from forkjoin_bench.simulator.cluster import LeastLoaded, RoundRobin, SessionAffinity, simulate
 from forkjoin_bench.simulator.costs import Linear, fitted
 from forkjoin_bench.simulator.engine import Engine
+from forkjoin_bench.simulator.foreseen import Foreseen, held_alone
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
 from forkjoin_bench.simulator.replica.blocks import BlockPool
 from forkjoin_bench.simulator.replica.replica import Replica
 from forkjoin_bench.simulator.results.measures import Slo, measure, spread, weighted_spread
 from forkjoin_bench.simulator.shapes import SHAPES
+from forkjoin_bench.simulator.tried import Outlasting, Sure
 from forkjoin_bench.simulator.workload import (
     MULTIVERSE,
     PACORE,
@@ -33,6 +36,8 @@ from forkjoin_bench.simulator.workload import (
     num_generated,
     peak_tokens,
 )
+from forkjoin_scheduler.errors import UsageError
+from forkjoin_scheduler.policy.admission import Need
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
 from forkjoin_scheduler.policy.threads import Capped, Slack
 
@@ -70,7 +75,8 @@ REQUESTS = st.lists(
 )
 SPOKEN = st.sampled_from([THREADWEAVER, MULTIVERSE, replace(THREADWEAVER, header=1, joined_header=0, join=3)])
 POLICIES = st.sampled_from([None, Capped(1), Capped(2)])
-GATES = st.sampled_from([Greedy, FamilyAware, lambda: AtMost(2)])
+TRIED = (lambda: FamilyAware(Sure(1.2)), lambda: FamilyAware(Outlasting()))
+GATES = st.sampled_from([Greedy, FamilyAware, lambda: AtMost(2), lambda: Foreseen(THREADWEAVER), *TRIED])
 
 
 # ---- by hand -----------------------------------------------------------------------------------
@@ -193,6 +199,74 @@ def test_a_gate_keeps_families_waiting_and_lets_plain_requests_pass():
     replica = ran(requests, replace(ENGINE, gate=lambda: AtMost(1)))
     ends = {family.number: family.ended_at for family in replica.core.counts.ended}
     assert ends == {0: 11.0, 1: 22.0, 2: 11.0}
+
+
+# ---- what admission could know, and what was tried ------------------------------------------------
+
+
+def test_what_a_family_holds_alone_follows_its_text():
+    held = held_alone(FAMILY, THREADWEAVER, 16)
+    # The prompt, then the block that the answer begins. Beside the prompt each thread has one of its own. When
+    # the second has ended its own is given back; behind the join its text takes another.
+    assert held == (2, 3, 3, 3, 4, 4, 4, 4, 3, 4, 0)
+
+
+def test_a_foreseeing_gate_lets_in_what_fits_to_its_end_and_no_more():
+    peak = max(held_alone(FAMILY, THREADWEAVER, 16))
+    for num_blocks, num_at_once in ((2 * peak, 2), (2 * peak - 1, 1)):
+        counts = ran([FAMILY] * 2, _foreseen(num_blocks)).core.counts
+        started = [f.admitted_at for f in counts.ended]
+        assert started.count(1) == num_at_once
+        assert counts.num_preempted == 0
+
+
+def test_a_foreseeing_gate_lets_one_in_as_soon_as_others_give_back_in_time():
+    wide = Request(32, (4, Fork(((5,),) * 4), 16))
+    engine = _foreseen(2 * max(held_alone(wide, THREADWEAVER, 16)) - 1)
+    starts = []
+    for gate in (engine.gate, lambda: AtMost(1)):
+        counts = ran([wide] * 2, replace(engine, gate=gate)).core.counts
+        assert counts.num_preempted == 0
+        starts.append(max(family.admitted_at for family in counts.ended))
+    assert 1 < starts[0] < starts[1]
+
+
+def _foreseen(num_blocks):
+    return replace(ENGINE, num_blocks=num_blocks, gate=lambda: Foreseen(THREADWEAVER))
+
+
+def test_one_that_has_written_much_is_expected_to_go_on_as_those_that_wrote_more():
+    outlasting = Outlasting()
+    for written in (100, 100, 100, 900, 1100):
+        outlasting.learn(Need(written, 4, written // 2))
+    begun, long = Need(50, 4, 25), Need(500, 4, 250)
+    assert outlasting.future(begun, 16).growth == pytest.approx((3 * 50 + 850 + 1050) / 5 / 16)
+    assert outlasting.future(long, 16).growth == pytest.approx((400 + 600) / 2 / 16)
+
+
+def test_one_that_has_outlasted_all_is_expected_to_go_on_as_the_policy_says():
+    outlasting, policy = Outlasting(), Sure(1.0)
+    for admission in (outlasting, policy):
+        admission.learn(Need(100, 4, 50))
+    assert outlasting.future(Need(100, 4, 50), 16) == policy.future(Need(100, 4, 50), 16)
+
+
+def test_who_wants_to_be_sure_wants_that_part_of_the_growth_free():
+    once, twice = (Sure(times).future(Need(blocks=3), 16).growth for times in (1.0, 2.0))
+    assert twice == pytest.approx(2 * once)
+
+
+@pytest.mark.parametrize("name", ["surely", "sure", "1.2", ""])
+def test_an_unknown_kind_of_admission_is_refused_with_those_that_there_are(name):
+    with pytest.raises(UsageError, match=f"expected family, .*, got '{name}'"):
+        gate_of(name, THREADWEAVER)
+
+
+@pytest.mark.parametrize("name", ["family", "greedy", "foreseen", "outlasting", "sure1.2", "3"])
+def test_each_kind_of_admission_ends_all_requests(name):
+    requests = draw(SHAPES["tight"], 6, seed=1)
+    engine = replace(ENGINE, num_blocks=100, gate=gate_of(name, THREADWEAVER))
+    assert len(ran(requests, engine).core.counts.ended) == 6
 
 
 # ---- for every run -----------------------------------------------------------------------------

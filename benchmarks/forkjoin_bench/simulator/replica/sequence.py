@@ -125,6 +125,8 @@ class Family:
     request: Request
     number: int
     root: Sequence = field(init=False)
+    #: The step that it was admitted in, if it may fork.
+    admitted_at: int = 0
     first_token_at: float | None = None
     ended_at: float | None = None
     #: Tokens written, but for those that the decoding ones have written since they began.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from functools import partial
 
+from forkjoin_bench.simulator.gates import Running
 from forkjoin_bench.simulator.replica.begun import BegunQueue
 from forkjoin_bench.simulator.replica.core import Core
 from forkjoin_bench.simulator.replica.needs import needs
 from forkjoin_bench.simulator.replica.pacing import Pacing
 from forkjoin_bench.simulator.replica.sequence import Role, Sequence, State
+from forkjoin_bench.simulator.workload import Request
 from forkjoin_scheduler.policy.admission import Need, Room
 
 #: As the engine's gate: steps between two looks at a request that did not fit.
@@ -69,11 +71,16 @@ class Starting:
         found, _ = core.findable(root)
         num_new = core.num_blocks(root.tokens) - len(found) + core.pool.num_unheld(found)
         room = Room(core.pool.num_free, core.engine.block_size, core.engine.max_num_seqs)
-        if not core.gate.admits(Need(blocks=num_new), partial(needs, core), len(core.admitted), room):
+        running = Running(len(core.admitted), partial(needs, core), self._plans)
+        if not core.gate.admits(Need(blocks=num_new), root.family.request, running, room):
             core.asked_next = core.step + ASKED_EVERY
             return False
         core.admitted[root.family] = None
+        root.family.admitted_at = core.step
         return True
+
+    def _plans(self) -> list[tuple[Request, int]]:
+        return [(family.request, self._core.step - family.admitted_at) for family in self._core.admitted]
 
     def _start(self, sequence: Sequence) -> bool:
         """Let it run if its whole context fits."""
