@@ -127,6 +127,9 @@ LATER: dict[str, Later] = {
             "fp8_kv-stitch",
         )
     },
+    "tests/engine/test_cpu_kernels.py": Later(
+        Tier.ALL, "a fault of vLLM's alone, which test_shapes goes round there"
+    ),
     "tests/engine/test_layouts.py": Later(
         Tier.CI, "every layout of KV that GPUs have; the CPU's is in test_stitched"
     ),

@@ -34,14 +34,18 @@ def _attention(dtype: torch.dtype | None) -> Any:
 
 
 class ShapeReference:
-    """The checkpoint in ``folder`` in transformers, in fp32, with explicit positions and masks."""
+    """The checkpoint in ``folder`` in transformers, with explicit positions and masks.
+
+    It computes in fp32, with weights as the engine has them: rounded, if that computes in bf16.
+    """
 
     def __init__(self, folder: Path, engine: Any) -> None:
-        cache_dtype = engine.core.vllm_config.cache_config.cache_dtype
-        AttentionInterface.register("written_out", _attention(FP8.get(cache_dtype)))
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="written_out", local_files_only=True
-        ).eval()
+        config = engine.core.vllm_config
+        AttentionInterface.register("written_out", _attention(FP8.get(config.cache_config.cache_dtype)))
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=config.model_config.dtype, attn_implementation="written_out", local_files_only=True
+        )
+        self._model: Any = model.float().eval()
 
     def logprobs(self, context: list[Any], **wrong: bool) -> torch.Tensor:
         """What the model says after each slot of ``context``."""

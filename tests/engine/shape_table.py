@@ -31,10 +31,13 @@ TITLES = {
     "llama": "dense (Llama, Qwen)",
     "moe": "experts (Qwen3-MoE)",
     "mistral": "sliding window in all layers (Mistral)",
+    "window": "the same, with contexts no longer than the window",
     "gemma": "sliding window + full (Gemma 3)",
+    "gemma_window": "the same, with contexts no longer than the window and one KV cache group",
     "gpt_oss": "sliding window + full, sinks, experts (gpt-oss)",
     "gdn": "gated DeltaNet + full, experts (Qwen3-Next)",
     "mla": "MLA, experts (DeepSeek V3)",
+    "mla_native": "the same, without vLLM's kernel for rotations",
     "w8a8": "weights in int8 (compressed-tensors W8A8)",
     "awq": "weights in int4 (AWQ)",
     "gptq": "weights in int4 (GPTQ)",
@@ -42,12 +45,14 @@ TITLES = {
 }
 RUN = [
     ("llama", "reprefill"), ("moe", "reprefill"), ("moe", "stitch"), ("mistral", "reprefill"),
-    ("gemma", "reprefill"), ("gpt_oss", "reprefill"), ("gdn", "reprefill"), ("mla", "reprefill"), ("w8a8", "reprefill"),
-    ("awq", "reprefill"), ("gptq", "reprefill"), ("fp8_kv", "reprefill"), ("fp8_kv", "stitch"),
+    ("gemma", "reprefill"), ("gpt_oss", "reprefill"), ("gdn", "reprefill"), ("mla", "reprefill"), ("mla_native", "stitch"),
+    ("window", "stitch"), ("gemma_window", "stitch"), ("w8a8", "reprefill"), ("awq", "reprefill"), ("gptq", "reprefill"),
+    ("fp8_kv", "reprefill"), ("fp8_kv", "stitch"),
 ]  # fmt: skip
 CASES = [Case(shape, join) for shape, join in RUN]
 CASES += [Case(shape, "reprefill", "v1-async") for shape in ("moe", "gemma", "gpt_oss", "gdn")]
-CASES += [Case(s, "stitch", refused="a sliding window") for s in ("mistral", "gemma")]
+CASES += [Case(s, "stitch", refused="a sliding window") for s in ("mistral", "gemma", "gpt_oss")]
+CASES += [Case("gdn", "stitch", refused="Mamba layers")]
 
 JOINS = {"reprefill": "re-prefill", "stitch": "stitch"}
 #: What the log-probabilities of a family are compared with.
@@ -66,10 +71,25 @@ class Other(NamedTuple):
     compared: str
     file: str
     test: str
+    #: In ``tests``, where the file is.
+    folder: str = "engine"
+
+    @property
+    def place(self) -> str:
+        """The test's file, as the table names it."""
+        return self.file if self.folder == "engine" else f"tests/{self.folder}/{self.file}.py"
 
 
 _ALONE = "plain requests"
+_ALL_RUNNERS = "V1 and V2, sync and async"
 OTHERS = [
+    Other("dense (the embedded model)", "re-prefill", _ALL_RUNNERS, "plain requests with the same contexts", "test_matrix",
+          "test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism"),
+    Other("dense (the embedded model)", "stitch", _ALL_RUNNERS, "transformers, explicit positions and masks", "test_matrix",
+          "test_a_stitched_join_is_what_transformers_computes_and_is_restored_when_lost"),
+    Other("dense (the embedded model)", "finish, in place, on demand, rewrite, rounds, splice, vote", "V1 sync",
+          "each published client over stock vLLM", "test_stock",
+          "test_the_published_client_over_stock_vllm_writes_what_our_engine_does", "reference_clients"),
     Other("vision (Qwen2.5-VL)", "re-prefill", "V1 sync", _ALONE, "test_images",
           "test_branches_after_an_image_are_what_plain_requests_write"),
     Other("vision (Qwen2.5-VL)", "re-prefill, stitch", "V2 async", f"{_ALONE}; transformers", "test_images",
@@ -85,7 +105,7 @@ OTHERS = [
 
 def _runs_on(runners: list[str]) -> str:
     if runners == list(RUNNERS):
-        return "V1 and V2, sync and async"
+        return _ALL_RUNNERS
     return ", ".join(f"{runner[:2].upper()} {runner[3:]}" for runner in runners)
 
 
@@ -100,7 +120,7 @@ def rows() -> list[tuple[str, str, str, str]]:
         if of_it[0].refused:
             runs, seen = "refused at start", of_it[0].refused
         found.append((TITLES[shape], JOINS[join], runs, f"{seen} (`test_shapes`)"))
-    found += [(o.family, o.join, o.runners, f"{o.compared} (`{o.file}`)") for o in OTHERS]
+    found += [(o.family, o.join, o.runners, f"{o.compared} (`{o.place}`)") for o in OTHERS]
     return found
 
 

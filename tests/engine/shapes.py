@@ -124,14 +124,24 @@ class Shape:
 
 
 BF16 = {"dtype": "bfloat16"}
+#: vLLM's own kernel for CPUs, used without compilation, rotates wrongly what comes with a dimension of heads
+#: (``test_cpu_kernels``): the queries and keys of MLA.
+ROTATED = {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
 SHAPES = {
     "llama": Shape("Llama"),
     "mistral": Shape("Mistral", {"sliding_window": 2 * WINDOW}),
+    "window": Shape("Mistral", {"sliding_window": CONTEXT}),
     "gemma": Shape("Gemma3", {**MIXED, "query_pre_attn_scalar": 32}),
+    "gemma_window": Shape(
+        "Gemma3",
+        {**MIXED, "sliding_window": CONTEXT, "query_pre_attn_scalar": 32},
+        {"disable_hybrid_kv_cache_manager": True},
+    ),
     "gpt_oss": Shape("GptOss", {**MIXED, **EXPERTS}),
     "moe": Shape("Qwen3Moe", EXPERTS),
     "gdn": Shape("Qwen3Next", DELTA, BF16, nats=0.15),
     "mla": Shape("DeepseekV3", LATENT, {**BF16, "block_size": 32}, nats=0.3, queries=0.1),
+    "mla_native": Shape("DeepseekV3", LATENT, {**BF16, **ROTATED, "block_size": 32}, nats=0.2),
     "w8a8": Shape("Llama", options=BF16, nats=0.5, quantization=_W8A8, quantize=int8),
     "awq": Shape("Llama", options=BF16, nats=0.5, quantization=_AWQ, quantize=awq),
     "gptq": Shape("Llama", options=BF16, nats=0.5, quantization=_GPTQ, quantize=gptq),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch
 from vllm import _custom_ops as ops
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
+from vllm.v1.attention.backends.mla.amx_mla import AMXMLAImpl
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
 from vllm.v1.attention.backends.utils import _DEFAULT_LAYOUT_PREFERENCE
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -23,6 +27,7 @@ from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheTensor,
     KVQuantMode,
+    MLAAttentionSpec,
     compute_layout_strides,
     create_kv_cache_views,
 )
@@ -62,11 +67,16 @@ class Memory:
     num_layers: int = 3
     kernel_block_size: int | None = None
     dtype: torch.dtype = torch.bfloat16
+    spec_class: type[FullAttentionSpec] = FullAttentionSpec
+    num_heads: int = HEADS
 
     @property
     def spec(self) -> FullAttentionSpec:
-        return FullAttentionSpec(
-            block_size=self.block_size, num_kv_heads=HEADS, head_size=self.head_size, dtype=self.dtype
+        return self.spec_class(
+            block_size=self.block_size,
+            num_kv_heads=self.num_heads,
+            head_size=self.head_size,
+            dtype=self.dtype,
         )
 
     def random_bytes(self, seed: int = 0) -> torch.Tensor:
@@ -228,6 +238,46 @@ def test_cpu_kv_in_fp8_that_was_moved_is_what_the_op_writes_there(
     assert torch.equal(moved, written)
 
 
+MLA = [name for name, _ in COPIERS if "MLA" in name]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8], ids=str)
+@pytest.mark.parametrize("layout", _DEFAULT_LAYOUT_PREFERENCE, ids=lambda x: x.name)
+@pytest.mark.parametrize("name", MLA)
+def test_a_latent_vector_that_was_moved_is_what_vllm_writes_there(name, layout, dtype):
+    """Bytes of the cache's rows stand for what is written: all backends write by slot, a row at a time."""
+    memory = Memory(layout, 16, 576, num_layers=2, dtype=dtype, spec_class=MLAAttentionSpec, num_heads=1)
+    moved, written = memory.random_bytes(), memory.random_bytes()
+    copies = _random_copies(BLOCKS * 16, 37)
+    for cache in memory.views(written):
+        rows = cache.squeeze(1)  # as MLAAttention.bind_kv_cache has it
+        for source, destination in copies.tolist():
+            rows[destination // 16, destination % 16] = rows[source // 16, source % 16].clone()
+    copy_slots([(slot_copier(name, None), cache.squeeze(1)) for cache in memory.views(moved)], copies)
+    assert torch.equal(moved, written)
+
+
+def test_the_cpu_writes_a_latent_vector_and_its_key_into_the_row_of_its_slot():
+    latent, key = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((3, 512), (3, 1, 64)))
+    slots, cache = torch.tensor([5, 18, 40]), torch.zeros(4, 16, 576, dtype=torch.bfloat16)
+    AMXMLAImpl.do_kv_cache_update(None, latent, key, cache, slots, "auto", None)
+    expected = torch.zeros(64, 576, dtype=torch.bfloat16)
+    expected[slots] = torch.cat([latent, key[:, 0]], -1)
+    assert torch.equal(cache.view(-1, 576), expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["CUTLASS_MLA", "FLASHINFER_MLA", "FLASHMLA", "FLASH_ATTN_MLA", "TRITON_MLA"]
+)
+def test_named_latent_backends_of_gpus_write_by_the_function_that_all_share(name):
+    """Read, not imported: most of them can't be without a GPU."""
+    module, _, _ = AttentionBackendEnum[name].get_path().rpartition(".")
+    source = Path(find_spec(module).origin).read_text()
+    assert f'return "{name}"' in source
+    assert "Impl(MLACommonImpl" in source
+    assert "def do_kv_cache_update" not in source
+
+
 @pytest.mark.parametrize("isa", ["vec", "vec16"])
 def test_the_cpu_keeps_k_by_columns_and_v_by_rows(isa):
     cache = torch.tensor([[[[0.0, 1, 10, 11], [2, 3, 12, 13]]]])
@@ -257,7 +307,11 @@ def test_amx_has_tiles_of_pairs_of_a_head_for_k_and_of_tokens_for_v(block_size, 
 
 
 #: Those that a block of two tokens with one head of size 1 can be laid out in.
-SMALL = {layout: copier for layout, copier in COPIERS.items() if layout != ("CPU_ATTN", "amx")}
+SMALL = {
+    layout: copier
+    for layout, copier in COPIERS.items()
+    if layout != ("CPU_ATTN", "amx") and "MLA" not in layout[0]
+}
 ALL = pytest.mark.parametrize("copier", SMALL.values(), ids=[f"{n}-{i}" for n, i in SMALL])
 
 
@@ -324,7 +378,7 @@ def test_an_unpickled_order_that_may_not_be_written_is_obeyed():
 
 def test_the_table_above_covers_every_named_layout():
     tested = {(param.values[0], None) for param in ROWS} | {("CPU_ATTN", isa) for isa, *_ in ISAS}
-    assert tested == set(COPIERS)
+    assert tested | {(name, None) for name in MLA} == set(COPIERS)
 
 
 @pytest.mark.parametrize(
@@ -406,25 +460,25 @@ REFUSED = {
         ("known before the forward pass", "M-RoPE with --video-pruning-rate", "drop --video-pruning-rate"),
     ),
     "alibi": ({"has_alibi": True}, ("positions that the model is given", "ALiBi slopes", OR_ELSE)),
-    "mla": (
-        {"specs": ("MLAAttentionSpec",)},
-        ("the KV of each token", "MLA (MLAAttentionSpec)", OR_ELSE),
-    ),
     "mamba": (
         {"specs": ("FullAttentionSpec", "MambaSpec")},
         ("the KV of each token", "Mamba layers (FullAttentionSpec, MambaSpec)", OR_ELSE),
     ),
     "window": (
-        {"window": 4096},
-        ("attention to all tokens", "a sliding window or local chunks (FullAttentionSpec)", OR_ELSE),
+        {"window": 4096, "max_model_len": 4097},
+        (
+            "attention to all tokens",
+            "a sliding window or local chunks (FullAttentionSpec)",
+            "set --max-model-len",
+        ),
     ),
     "other_spec": (
         {"specs": ("FullAttentionSpec", "CrossAttentionSpec")},
-        ("plain full attention", "found FullAttentionSpec, CrossAttentionSpec", OR_ELSE),
+        ("one of the KV cache specs", "found FullAttentionSpec, CrossAttentionSpec", OR_ELSE),
     ),
     "groups": (
         {"num_groups": 2},
-        ("one KV cache group", "found 2, each with blocks", OR_ELSE),
+        ("one KV cache group", "found 2, each with blocks", "set --disable-hybrid"),
     ),
     "quantized": (
         {"has_token_scales": True, "cache_dtype": "int8_per_token_head"},
@@ -471,8 +525,14 @@ def test_a_window_is_known_by_the_kind_of_its_cache_too(spec):
     assert f"local chunks ({spec})" in refusal(_facts(specs=(spec,)))
 
 
-def test_fp8_with_a_scale_of_the_layer_is_stitched():
-    assert refusal(_facts(cache_dtype="fp8_e4m3")) is None
+@pytest.mark.parametrize("changes", [
+    {"window": 4096, "max_model_len": 4096, "specs": ("SlidingWindowSpec",)},
+    {"window": 4096, "max_model_len": 512},
+    {"specs": ("MLAAttentionSpec",), "layouts": (("TRITON_MLA", None),)},
+    {"cache_dtype": "fp8_e4m3"},
+], ids=["window_of_the_context", "longer_window", "mla", "fp8"])  # fmt: skip
+def test_what_a_copy_moves_as_it_is_and_each_context_sees_to_its_end_is_stitched(changes):
+    assert refusal(_facts(**changes)) is None
 
 
 @pytest.mark.parametrize("layout", COPIERS, ids=lambda layout: "-".join(filter(None, layout)))
@@ -480,11 +540,11 @@ def test_plain_facts_of_a_named_layout_are_not_refused(layout):
     assert refusal(_facts(layouts=(layout,))) is None
 
 
-def _facts_of_a_runner(kernel_block_size=None, impl=None, **spec) -> CacheFacts:
+def _facts_of_a_runner(kernel_block_size=None, impl=None, spec_class=FullAttentionSpec, **spec) -> CacheFacts:
     """The facts of a stand-in for a runner that has one attention layer."""
     plain = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
     group = SimpleNamespace(
-        kv_cache_spec=FullAttentionSpec(**{**plain, **spec}),
+        kv_cache_spec=spec_class(**{**plain, **spec}),
         backend=FlashAttentionBackend,
         layer_names=["attn"],
         kernel_block_size=kernel_block_size,
@@ -493,7 +553,7 @@ def _facts_of_a_runner(kernel_block_size=None, impl=None, **spec) -> CacheFacts:
         compilation_config=SimpleNamespace(static_forward_context={"attn": SimpleNamespace(impl=impl)}),
         cache_config=SimpleNamespace(cache_dtype="auto"),
         parallel_config=SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
-        model_config=SimpleNamespace(uses_mrope=False, multimodal_config=None),
+        model_config=SimpleNamespace(uses_mrope=False, multimodal_config=None, max_model_len=0),
         speculative_config=None,
     )
     return facts_of(config, SimpleNamespace(kv_cache_groups=[group]), [[group]])
@@ -522,6 +582,12 @@ def test_the_facts_of_a_plain_runner_are_the_plain_facts():
 )
 def test_what_is_not_plain_in_a_runner_is_a_fact(runner, facts):
     assert _facts_of_a_runner(**runner) == _facts(**facts)
+
+
+def test_a_latent_vector_has_no_v_and_is_irregular_only_if_it_is_packed():
+    latent = {"spec_class": MLAAttentionSpec}
+    assert _facts_of_a_runner(**latent) == _facts(specs=("MLAAttentionSpec",))
+    assert _facts_of_a_runner(**latent, state_content_bytes=24).is_irregular
 
 
 def test_a_layout_is_the_name_of_the_backend_and_of_the_kernels_if_the_layer_has_any():

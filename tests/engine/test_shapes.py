@@ -35,7 +35,7 @@ def results(runner: str, names: tuple[str, ...]) -> dict[str, dict]:
     return found
 
 
-WITH_EXPERTS = {"moe", "gpt_oss", "gdn", "mla"}
+WITH_EXPERTS = {"moe", "gpt_oss", "gdn", "mla", "mla_native"}
 
 
 def share_a_process(a: Case, b: Case) -> bool:
@@ -46,7 +46,7 @@ def lacks(case: Case) -> str | None:
     """What of vLLM's a case needs that it has not on this CPU."""
     if case.shape == "fp8_kv" and not torch.cpu._is_avx512_supported():
         return "a CPU without AVX-512: vLLM has no fp8 KV cache there"
-    if case.shape == "mla" and not torch.cpu._is_amx_tile_supported():
+    if case.shape.startswith("mla") and not torch.cpu._is_amx_tile_supported():
         return "a CPU without AMX: vLLM switches prefix caching off for MLA there, which is refused"
     if case.shape == "gdn" and not torch.cpu._is_avx512_bf16_supported():
         return "a CPU without AVX-512 for bf16: vLLM computes gated DeltaNet by other code there"

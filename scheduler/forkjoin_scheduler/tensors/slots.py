@@ -1,8 +1,9 @@
 """Where the KV of one token lies in each layout that this package knows, and how to move it.
 
-A layer's cache is a view [kernel blocks, KV heads, tokens of a block, content]. What a backend keeps
-in a block is its own affair, so a layout is known by the backend's name (on CPUs: and the kernels'),
-and what is not named here is refused at start: a wrong guess would not crash, it would answer wrongly.
+A layer's cache is a view [kernel blocks, KV heads, tokens of a block, content], with MLA one without heads.
+What a backend keeps in a block is its own affair, so a layout is known by the backend's name (on CPUs: and
+the kernels'), and what is not named here is refused at start: a wrong guess would not crash, it would answer
+wrongly.
 
 A token keeps its position where its slot changes, so no key is rotated again: a copy of its bytes is
 exact, also in fp8, whose scales are the layer's.
@@ -35,7 +36,7 @@ Layout = tuple[str, str | None]
 
 
 def _copy_rows(cache: torch.Tensor, source: torch.Tensor, destination: torch.Tensor) -> None:
-    """A token's K and V side by side, for each head: cache[block, head, offset] = K | V."""
+    """What a token has in one row: for each head its K and V, with MLA its latent vector and its key."""
     size = cache.shape[-2]
     cache[destination // size, ..., destination % size, :] = cache[source // size, ..., source % size, :]
 
@@ -77,6 +78,13 @@ COPIERS: dict[Layout, Copier] = {
     ("FLASH_ATTN", None): _copy_rows,
     ("FLASHINFER", None): _copy_rows,
     ("TRITON_ATTN", None): _copy_rows,
+    # MLA. Those for GPUs all write by one function of vLLM's, which no test can call without a GPU.
+    ("AMX_MLA", None): _copy_rows,
+    ("CUTLASS_MLA", None): _copy_rows,
+    ("FLASHINFER_MLA", None): _copy_rows,
+    ("FLASHMLA", None): _copy_rows,
+    ("FLASH_ATTN_MLA", None): _copy_rows,
+    ("TRITON_MLA", None): _copy_rows,
 }
 
 

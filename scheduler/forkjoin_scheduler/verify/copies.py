@@ -18,15 +18,17 @@ from forkjoin_scheduler.verify.result import Result, not_run
 BLOCK_SIZES = (16, 32, 64, 128)
 #: KV heads and their size.
 HEADS = ((1, 128), (2, 64), (3, 96), (8, 32))
+#: The row of MLA: half of what a latent vector of 512 and a key of 64 have.
+LATENT = (1, 288)
 FAR = "copy of far slots"
 FAR_BLOCK, FAR_HEAD = 16, 128
 
 
 def check(device: torch.device) -> Iterator[Result]:
     """Every layout that has a copier, on ``device``; a difference counts bytes."""
-    alike: dict[Copier, list[Layout]] = {}
+    alike: dict[tuple[Copier, bool], list[Layout]] = {}
     for layout, copier in slots.COPIERS.items():
-        alike.setdefault(copier, []).append(layout)
+        alike.setdefault((copier, _is_latent(layout)), []).append(layout)
     for layouts in alike.values():
         for memory in _memories(layouts[0]):
             for kind, orders in _orders(memory).items():
@@ -34,15 +36,21 @@ def check(device: torch.device) -> Iterator[Result]:
     yield _far(device)
 
 
+def _is_latent(layout: Layout) -> bool:
+    """Whether a backend keeps one latent vector of a token, and no heads."""
+    return "MLA" in layout[0]
+
+
 def _memories(layout: Layout) -> Iterator[Memory]:
     """What a backend lays out in this way: CPUs have one order of axes, and bf16 in tiles."""
-    is_cpu = layout[0] == "CPU_ATTN"
+    is_cpu, has_heads = layout[0] == "CPU_ATTN", not _is_latent(layout)
     for order in ("LBHNC",) if is_cpu else kv.ORDERS:
         for dtype in ("bf16",) if layout[1] == "amx" else kv.DTYPES:
             for block_size in BLOCK_SIZES:
                 # each size meets each of the heads in one of the orders
                 turn = list(kv.ORDERS).index(order) + BLOCK_SIZES.index(block_size)
-                yield Memory(order, dtype, block_size, *HEADS[turn % len(HEADS)])
+                heads = HEADS[turn % len(HEADS)] if has_heads else LATENT
+                yield Memory(order, dtype, block_size, *heads, has_heads=has_heads)
 
 
 def _orders(memory: Memory) -> dict[str, npt.NDArray[np.int64]]:
@@ -66,7 +74,8 @@ def _compared(
     raw = to_device(before, device)
     slots.copy_slots([(slots.COPIERS[layout], view) for view in memory.views(raw)], orders, to_device)
     wrong = np.count_nonzero(raw.cpu().numpy() != kv.moved(layout, memory, before, orders))
-    case = f"{memory.order}, blocks of {memory.block_size}, {memory.num_heads} heads of {memory.head_size}"
+    row = f"{memory.num_heads} heads of {memory.head_size}" if memory.has_heads else "latent vectors"
+    case = f"{memory.order}, blocks of {memory.block_size}, {row}"
     name = ", ".join("/".join(filter(None, layout)) for layout in layouts)
     return Result(f"copy of slots, {name}", f"{case}, {kind}", memory.dtype, float(wrong), 0)
 

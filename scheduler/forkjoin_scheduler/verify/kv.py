@@ -43,6 +43,8 @@ class Memory:
     head_size: int
     num_layers: int = 2
     num_blocks: int = 7
+    #: Whether a layer's view has a dimension of heads: with MLA, which has one, vLLM drops it.
+    has_heads: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,12 +62,13 @@ class Memory:
         return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
 
     def views(self, raw: torch.Tensor) -> list[torch.Tensor]:
-        """The cache of each layer, as vLLM views it: [blocks, heads, tokens of a block, content]."""
+        """The cache of each layer, as vLLM views it: [blocks, heads if any, tokens of a block, content]."""
         order, strides, step = ORDERS[self.order], [0] * 5, 1
         for axis in reversed(order):
             strides[axis], step = step, step * self.shape[axis]
         inside = raw[GUARD:-GUARD].view(DTYPES[self.dtype])
-        return list(torch.as_strided(inside, self.shape, strides, inside.storage_offset()))
+        layers = torch.as_strided(inside, self.shape, strides, inside.storage_offset())
+        return list(layers if self.has_heads else layers.squeeze(2))
 
     def logical(self, raw: npt.NDArray[np.uint8]) -> Array:
         """The same memory for the reference, with the axes in their logical order."""
@@ -88,7 +91,7 @@ def places(layout: Layout, memory: Memory, token: int) -> npt.NDArray[np.int64]:
         return np.concatenate([keys, size * head_size + values])
     if layout[0] == "CPU_ATTN":  # K by columns, then V by rows
         return np.concatenate([i * size + token, size * head_size + token * head_size + i])
-    return token * 2 * head_size + np.arange(2 * head_size)  # K, then V
+    return token * 2 * head_size + np.arange(2 * head_size)  # K, then V; or a latent vector, then its key
 
 
 def moved(

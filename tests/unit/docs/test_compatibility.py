@@ -22,4 +22,4 @@ def test_each_shape_has_a_case():
 
 @pytest.mark.parametrize("row", OTHERS, ids=lambda row: row.test)
 def test_a_row_of_another_test_names_one_that_is_there(row: Other):
-    assert f"def {row.test}(" in (ROOT / "tests" / "engine" / f"{row.file}.py").read_text()
+    assert f"def {row.test}(" in (ROOT / "tests" / row.folder / f"{row.file}.py").read_text()

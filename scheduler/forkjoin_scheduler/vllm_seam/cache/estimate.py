@@ -112,7 +112,7 @@ def stitching_refusal(vllm_config: VllmConfig, machine: Machine) -> str | None:
     cache_dtype = vllm_config.cache_config.cache_dtype
     spec = _spec(vllm_config)
     isa = None
-    if machine.kind == "cpu":
+    if machine.kind == "cpu" and not model.use_mla:
         isa = kernels(_get_attn_isa(model.dtype, spec.block_size, spec.head_size, cache_dtype), cache_dtype)
     facts = CacheFacts(
         layouts=() if isa is None else (("CPU_ATTN", isa),),
@@ -120,6 +120,7 @@ def stitching_refusal(vllm_config: VllmConfig, machine: Machine) -> str | None:
         cache_dtype=cache_dtype,
         has_token_scales=get_kv_quant_mode(cache_dtype) not in COPIED_MODES,
         window=model.get_sliding_window(),
+        max_model_len=model.max_model_len,
         recomputes_positions=recomputes_positions(model),
         num_context_ranks=parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size,
         drafts_with_kv=drafts_with_kv(vllm_config),

@@ -9,7 +9,6 @@ finds the layouts where not).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,8 @@ from forkjoin_scheduler.tensors.slots import COPIERS, Copier, Layout, slot_copie
 from forkjoin_scheduler.tensors.tokens import Int64s
 from forkjoin_scheduler.vllm_seam.mends.drafting import drafts_with_kv
 
+#: Kinds of KV cache whose KV may be stitched: that of a token is in one slot.
+STITCHED_SPECS = {"FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec"}
 #: What scales belong to: the layer, so that a token's bytes mean the same in each slot.
 COPIED_MODES = {KVQuantMode.NONE, KVQuantMode.FP8_PER_TENSOR}
 
@@ -52,8 +53,9 @@ class CacheFacts:
     cache_dtype: str = "auto"
     #: Whether a token's KV has scales of its own, beside it.
     has_token_scales: bool = False
-    #: Tokens that a layer looks back, where it does not see all of them.
+    #: Tokens that a layer looks back, where it may not see all of them; of several the fewest.
     window: int | None = None
+    max_model_len: int = 0
     #: Content other than K and V of one head size for each token, or attention to later tokens.
     is_irregular: bool = False
     #: Kernel blocks that do not follow each other, other layers' lying between.
@@ -69,6 +71,13 @@ class CacheFacts:
     def spec_names(self) -> str:
         """The kinds of KV cache, for a reader."""
         return ", ".join(self.specs)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether a layer may not see all of a context, for it has more tokens than the layer's window."""
+        if self.window is None:
+            return "SlidingWindow" in self.spec_names or "ChunkedLocal" in self.spec_names
+        return self.window < self.max_model_len
 
     @property
     def unknown_layouts(self) -> str:
@@ -129,7 +138,8 @@ def facts_of(vllm_config: Any, kv_cache_config: Any, attn_groups: Any) -> CacheF
         has_token_scales=any(
             getattr(s, "kv_quant_mode", KVQuantMode.NONE) not in COPIED_MODES for s in specs
         ),
-        window=next(filter(None, map(_window, specs)), None),
+        window=min(filter(None, map(_window, specs)), default=None),
+        max_model_len=vllm_config.model_config.max_model_len,
         is_irregular=any(map(_is_irregular, specs)),
         is_interleaved=any(group.kernel_block_size is not None for group in groups),
         has_alibi=any(getattr(impl, "alibi_slopes", None) is not None for impl in impls),
@@ -144,19 +154,19 @@ def _window(spec: Any) -> int | None:
 
 
 def _is_irregular(spec: Any) -> bool:
-    """Whether ``spec`` is one of full attention and yet not [block, KV head, token, K | V]."""
-    if type(spec).__name__ != "FullAttentionSpec":
+    """Whether a stitched ``spec`` is yet not [block, KV head, token, K | V] (MLA has no V)."""
+    name = type(spec).__name__
+    if name not in STITCHED_SPECS:
         return False
     return (
-        spec.head_size_v != spec.head_size
+        (spec.head_size_v != spec.head_size and name != "MLAAttentionSpec")
         or spec.tokens_per_state != 1
         or spec.num_head_slots is not None
         or spec.state_content_bytes is not None
-        or spec.non_causal
+        or getattr(spec, "non_causal", False)
     )
 
 
-_TOKENS_KV = "the KV of each token, in a slot of its own"
 _OTHER_JOIN = "use a dialect that joins by prefilling again, or serve with --dialect none"
 
 #: (whether the facts have it; expected; seen; what to do, if more than _OTHER_JOIN). The first that
@@ -175,17 +185,18 @@ REFUSALS: tuple[Refusal, ...] = (
      "M-RoPE with --video-pruning-rate, which computes them again", "drop --video-pruning-rate"),
     (lambda f: f.has_alibi,
      "positions that the model is given", "ALiBi slopes, which count by the slots of the KV cache", ""),
-    (lambda f: "MLA" in f.spec_names,
-     _TOKENS_KV, "MLA ({f.spec_names}), which keeps one latent vector in a layout of its kernels", ""),
     (lambda f: "Mamba" in f.spec_names,
-     _TOKENS_KV, "Mamba layers ({f.spec_names}), whose state is of the whole sequence", ""),
-    (lambda f: f.window is not None or re.search("SlidingWindow|ChunkedLocal", f.spec_names),
+     "the KV of each token, in a slot of its own",
+     "Mamba layers ({f.spec_names}), whose state is of the whole sequence", ""),
+    (lambda f: f.is_windowed,
      "attention to all tokens",
-     "a sliding window or local chunks ({f.spec_names}), which count by slots", ""),
-    (lambda f: f.spec_names != "FullAttentionSpec",
-     "plain full attention (FullAttentionSpec) in all layers", "{f.spec_names}", ""),
+     "a sliding window or local chunks ({f.spec_names}), which count by slots",
+     "set --max-model-len to the window's tokens at most, so that it never ends"),
+    (lambda f: set(f.specs) - STITCHED_SPECS,
+     f"one of the KV cache specs {', '.join(sorted(STITCHED_SPECS))} in all layers", "{f.spec_names}", ""),
     (lambda f: f.num_groups != 1,
-     "one KV cache group", "{f.num_groups}, each with blocks of its own", ""),
+     "one KV cache group", "{f.num_groups}, each with blocks of its own",
+     "set --disable-hybrid-kv-cache-manager"),
     (lambda f: f.has_token_scales,
      "a KV cache in the model's precision, or in fp8 with one scale a layer",
      "a quantised one ({f.cache_dtype}), whose scales of each token would not move along",

@@ -396,6 +396,8 @@ PRUNING = MultiModalConfig(video_pruning_rate=0.5)
         ({"cache_dtype": "fp8"}, 18, "OK", "room to move contexts"),
         ({"cache_dtype": "int8_per_token_head"}, 18, "FAIL", "quantised"),
         ({"get_sliding_window": lambda: 64}, 18, "FAIL", "sliding window"),
+        ({"get_sliding_window": lambda: 1024}, 18, "OK", "room to move contexts"),
+        ({"use_mla": True, "get_head_size": lambda: 576}, 18, "OK", "room to move contexts"),
         ({"uses_mrope": True}, 18, "OK", "room to move contexts"),
         ({"uses_mrope": True, "multimodal_config": PRUNING}, 18, "FAIL", "M-RoPE with --video-pruning-rate"),
         ({"worker_cls": "auto"}, 18, "FAIL", "needs --worker-cls"),
