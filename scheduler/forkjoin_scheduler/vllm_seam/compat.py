@@ -273,10 +273,12 @@ def check_paths(dialect: Dialect, vllm_config: VllmConfig) -> None:
             f"dialect {dialect.name!r}: expected a width of at most {rows - 1}, the paths that the model has "
             f"embeddings for, got {dialect.width}: lower the width"
         )
-    if vllm_config.parallel_config.use_ubatching:
+    parallel = vllm_config.parallel_config
+    if parallel.use_ubatching:
         raise UnsupportedEngine(
-            f"dialect {dialect.name!r} can't be combined with --enable-dbo: the halves of a batch would read "
-            "the same path embeddings. Drop the option, or serve with --dialect none"
+            f"dialect {dialect.name!r} can't be combined with --enable-dbo or a --ubatch-size (found "
+            f"{parallel.enable_dbo} and {parallel.ubatch_size}): the parts of a batch would read the same path "
+            "embeddings. Drop the option, or serve with --dialect none"
         )
 
 
