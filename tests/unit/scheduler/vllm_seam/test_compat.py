@@ -204,11 +204,15 @@ def test_the_facts_that_the_checks_read_are_a_real_configs():
 
 def test_path_embeddings_are_read_by_whole_batches_only_and_each_path_has_one():
     model, spoken = Facts(hf_config=Facts(max_segments=5)), load("parathinker")
-    config = Facts(model_config=model, parallel_config=Facts(use_ubatching=False, enable_dbo=False, ubatch_size=2))
+    config = Facts(
+        model_config=model, parallel_config=Facts(use_ubatching=False, enable_dbo=False, ubatch_size=2)
+    )
     compat.check_paths(spoken, config)
     config.parallel_config.use_ubatching = True
     compat.check_paths(load("multiverse"), config)
-    with pytest.raises(UnsupportedEngine, match=r"with --enable-dbo or a --ubatch-size \(found False and 2\)"):
+    with pytest.raises(
+        UnsupportedEngine, match=r"with --enable-dbo or a --ubatch-size \(found False and 2\)"
+    ):
         compat.check_paths(spoken, config)
     model.hf_config.max_segments = 4
     with pytest.raises(DialectError, match=r"a width of at most 3, .* got 4: lower the width"):
