@@ -21,8 +21,11 @@ NUM_LINES = 6
 
 
 @contextlib.contextmanager
-def _standing_in(status_of):
-    """The address of a server that answers with the status that ``status_of`` gives a prompt; what was asked."""
+def _standing_in(status_of, port=0):
+    """The address of a server that answers with the status that ``status_of`` gives a prompt; what was asked.
+
+    It hangs up on a prompt whose status is None.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,6 +33,9 @@ def _standing_in(status_of):
             prompt = json.loads(self.rfile.read(int(self.headers["content-length"])))["prompt"]
             asked.append(prompt)
             status = status_of(prompt)
+            if status is None:
+                self.close_connection = True
+                return
             body = {"id": f"cmpl-{prompt}", "text": prompt} if status == 200 else {"error": {"message": "no"}}
             data = json.dumps(body).encode()
             with contextlib.suppress(ConnectionError):  # who was killed reads no answer
@@ -41,7 +47,7 @@ def _standing_in(status_of):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -169,3 +175,34 @@ def test_a_run_that_is_ended_in_the_middle_keeps_what_it_has_and_the_next_does_t
         assert sorted(asked) == [3, 4, 5]
     assert files[1].read_text().startswith(before)
     assert _statuses(files) == dict.fromkeys(map(str, range(NUM_LINES)), 200)
+
+
+def test_a_run_loses_no_answer_when_its_server_ends_in_the_middle_and_comes_back(files):
+    env = os.environ | {"PYTHONPATH": str(ROOT / "client")}
+    held, is_over = threading.Semaphore(0), threading.Event()
+
+    def status_of(prompt):
+        if prompt < 2:
+            return 200
+        held.release()
+        is_over.wait(60)
+        return None
+
+    with _standing_in(status_of) as (url, _):
+        command = [sys.executable, "-m", "forkjoin", *_argv(files, url, "--max-concurrency", "2")]
+        run = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        for _ in range(2):  # both wait for an answer now, and have written their first
+            assert held.acquire(timeout=60)
+        before = files[1].read_text()
+        is_over.set()
+    # Nobody listens now.
+    assert run.poll() is None
+    refuses = iter([503, 503, 503])
+    with _standing_in(lambda prompt: next(refuses, 200), int(url.rpartition(":")[2])) as (_, asked):
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 0, said
+        assert set(asked) == {2, 3, 4, 5}
+        assert len(asked) == 4 + 3
+    assert _statuses(files) == {"0": 200, "1": 200} | dict.fromkeys("2345", 200)
+    assert files[1].read_text().startswith(before)
+    assert len(files[1].read_text().splitlines()) == NUM_LINES
