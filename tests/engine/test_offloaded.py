@@ -108,6 +108,25 @@ def test_what_a_connector_has_noted_of_tokens_that_are_cut_off_would_show(model_
         compared("pacore", "offloaded", 0, model_of("pacore"))
 
 
+def test_blocks_of_a_family_return_when_no_step_in_flight_can_write_them_under_a_load():
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=60, connects=offloading(1))
+    scheduler, pool = fed.scheduler, fed.scheduler.kv_cache_manager.block_pool
+    scheduler.defer_block_free = True  # as vLLM sets it where steps are in flight beside others
+    fed.add("r0", 40, fed.author.fork([9, 9]), 2)
+    fed.step_until(lambda: bool(scheduler._core.threads))
+    output = scheduler.schedule()
+    free = pool.get_num_free_blocks()
+    scheduler._eviction.evict(scheduler._core.live["r0"])
+    assert pool.get_num_free_blocks() == free
+    assert connector.awaits_blocks(scheduler)
+    scheduler.update_from_output(output, fed._sample(output))
+    assert pool.get_num_free_blocks() > free
+    assert not connector.awaits_blocks(scheduler)
+
+
 def test_a_load_that_has_ended_keeps_no_blocks_from_what_waits_before_it():
     from forkjoin_bench.vllm_seam.offloading import offloading
     from tests.engine.fed import Scripted

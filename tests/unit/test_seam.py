@@ -333,7 +333,7 @@ ATTRIBUTES = {
         "vllm_config current_step max_num_scheduled_tokens deferred_frees policy _pause_state "
         "prefill_capacity_bound kv_cache_config hash_block_size structured_output_manager scheduler_config "
         "num_spec_tokens num_lookahead_tokens _spec_decode_step_blocks use_pp connector "
-        "finished_recving_kv_req_ids"
+        "finished_recving_kv_req_ids sched_step_seq processed_step_seq"
     ),
     f"{OFFLOADING}.offloading_connector:OffloadingConnector": "connector_scheduler",
     f"{OFFLOADING}.offloading.scheduler:OffloadingConnectorScheduler": "_req_status",
@@ -427,7 +427,10 @@ CALLED = {
         "_update_after_schedule update_draft_token_ids"
     ),
     f"{OFFLOADING}.base:KVConnectorBase_V1": "on_new_request get_num_new_matched_tokens has_pending_push_work",
-    MANAGER: "get_blocks cache_blocks create_kv_cache_blocks free get_computed_blocks estimate_cached_tokens",
+    MANAGER: (
+        "get_blocks cache_blocks create_kv_cache_blocks free get_computed_blocks estimate_cached_tokens "
+        "pop_blocks_for_free"
+    ),
     COORDINATOR: "cache_blocks",
     SINGLE: "pop_blocks_for_free get_num_skipped_tokens",
     "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks",

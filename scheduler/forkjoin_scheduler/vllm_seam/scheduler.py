@@ -143,6 +143,7 @@ class ForkJoinScheduler(AsyncScheduler):
             self.waiting = gate.queue
             if self.connector is not None:
                 self._loading.stand_between()
+                kv.give_back_with(self.kv_cache_manager, partial(connector.give_back, self))
             send_media_with_each_request()
             if core.bound_dialect.dialect.join.moves_kv:
                 kv.guard_hashing(

@@ -31,7 +31,11 @@ class SchedulerView(Protocol):
     connector: Any
     #: Requests whose load has ended.
     finished_recving_kv_req_ids: set[str]
+    #: Blocks that return to the pool once the step with a number has ended.
     deferred_frees: deque[Any]
+    #: Steps begun and ended, counted where loads may overtake steps in flight; else 0.
+    sched_step_seq: int
+    processed_step_seq: int
     policy: SchedulingPolicy
     current_step: int
     max_model_len: int

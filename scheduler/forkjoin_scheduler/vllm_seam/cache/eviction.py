@@ -44,7 +44,8 @@ class Eviction:
         What waits with blocks is no victim of vLLM's preemption, so a pool full of them would wait
         forever. What a family shared is recomputed.
         """
-        if self._has_uncompiled() or connector.is_at_work(self._core.scheduler):
+        scheduler = self._core.scheduler
+        if self._has_uncompiled() or connector.is_at_work(scheduler) or connector.awaits_blocks(scheduler):
             return
         holding = [live for live in self._core.live.values() if self._holders(live) or live.held or live.jobs]
         if holding:
@@ -75,7 +76,7 @@ class Eviction:
                 self.evicted.append(live)
             return
         for request in self._holders(live):
-            self._core.kv_cache_manager.free(request)
+            kv.free(self._core.kv_cache_manager, request)
             queues.repark(self._core.scheduler, request, 0)
         self._jobs.drop(live)
         kv.release(self._core.kv_cache_manager, *live.take_held(list(live.held)))

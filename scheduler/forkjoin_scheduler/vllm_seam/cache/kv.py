@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from math import lcm
 from operator import attrgetter
@@ -18,6 +19,8 @@ from vllm.v1.request import Request
 from forkjoin_scheduler.families.stitch import BlockSpan, Slots, lay_out, slots
 
 _BLOCK_ID, _IS_NULL = attrgetter("block_id"), attrgetter("is_null")
+#: The attribute of vLLM's manager that ``give_back_with`` sets.
+_GIVE_BACK = "_forkjoin_give_back"
 
 
 @dataclass(eq=False)
@@ -90,12 +93,12 @@ def release(manager: KVCacheManager, *all_held: HeldBlocks) -> None:
     """Return held blocks to the pool, of each the tail first."""
     for held in all_held:
         for blocks in held.blocks:
-            manager.block_pool.free_blocks(reversed(blocks))
+            _give_back(manager, blocks)
 
 
 def transfer_blocks(manager: KVCacheManager, request: Request, held: HeldBlocks) -> None:
     """Give ``request`` the held blocks in place of its own, which return to the pool."""
-    manager.free(request)
+    free(manager, request)
     for single, blocks, num_cached in zip(
         manager.coordinator.single_type_managers, held.blocks, held.num_cached, strict=True
     ):
@@ -150,7 +153,7 @@ def keep(manager: KVCacheManager, request: Request, num_tokens: int) -> int:
     if kept < request.num_computed_tokens and is_recurrent(manager):
         kept = 0
     if not kept:
-        manager.free(request)
+        free(manager, request)
     return kept
 
 
@@ -190,8 +193,35 @@ def keep_whole_blocks(manager: KVCacheManager, request: Request, num_tokens: int
 
 def _give_back_after(manager: KVCacheManager, blocks: list[KVCacheBlock], num_kept: int) -> None:
     """Return all but the first ``num_kept`` of a request's ``blocks`` to the pool, the last one first."""
-    manager.block_pool.free_blocks(reversed(blocks[num_kept:]))
+    _give_back(manager, blocks[num_kept:])
     del blocks[num_kept:]
+
+
+def free(manager: KVCacheManager, request: Request) -> None:
+    """Return the blocks of ``request`` to the pool, the tail first."""
+    if hasattr(manager, _GIVE_BACK):
+        _give_back(manager, manager.pop_blocks_for_free(request))
+    else:
+        manager.free(request)
+
+
+def _give_back(manager: KVCacheManager, blocks: list[KVCacheBlock]) -> None:
+    """Return ``blocks`` to the pool, the last one first; see ``give_back_with``."""
+    if blocks:
+        getattr(manager, _GIVE_BACK, partial(return_blocks, manager))(blocks)
+
+
+def return_blocks(manager: KVCacheManager, blocks: list[KVCacheBlock]) -> None:
+    """Return ``blocks`` to the pool now, the last one first."""
+    manager.block_pool.free_blocks(reversed(blocks))
+
+
+def give_back_with(manager: KVCacheManager, give_back: Callable[[list[KVCacheBlock]], None]) -> None:
+    """Let ``give_back`` return the blocks to the pool that are given back here.
+
+    A load of a KV connector is not ordered after steps in flight, which may still write them.
+    """
+    setattr(manager, _GIVE_BACK, give_back)
 
 
 def stitch(manager: KVCacheManager, start: KVSpan, others: Sequence[KVSpan]) -> Stitched:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.view import SchedulerView
 
 
@@ -50,6 +52,23 @@ def is_at_work(scheduler: SchedulerView) -> bool:
         return False
     loading = {request.request_id for request in scheduler.requests.values() if is_loading(request)}
     return bool(connector.has_pending_push_work()) or not loading <= scheduler.finished_recving_kv_req_ids
+
+
+def give_back(scheduler: SchedulerView, blocks: list[KVCacheBlock]) -> None:
+    """Return ``blocks`` of a family to the pool once the steps in flight have ended, as vLLM does its own.
+
+    A load into them is not ordered after what such a step still writes.
+    """
+    if scheduler.sched_step_seq > scheduler.processed_step_seq:
+        scheduler.deferred_frees.append((scheduler.sched_step_seq, blocks))
+    else:
+        kv.return_blocks(scheduler.kv_cache_manager, blocks)
+
+
+def awaits_blocks(scheduler: SchedulerView) -> bool:
+    """Whether blocks return to the pool when a step in flight has ended."""
+    begun, ended = scheduler.sched_step_seq, scheduler.processed_step_seq
+    return any(ended < fence <= begun for fence, _ in scheduler.deferred_frees)
 
 
 def forget_blocks(scheduler: SchedulerView, request: Request) -> None:
