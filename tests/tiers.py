@@ -81,6 +81,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_paths.py": Later(
         Tier.CI, "an engine of its own, 25 s; test_layouts has what the model is told of paths"
     ),
+    "tests/engine/test_trees.py": Later(
+        Tier.CI, "30 s of sampling; unit/scheduler/machine compares what is recorded with each context"
+    ),
     "tests/engine/test_simulated.py": Later(
         Tier.CI, "three schedulers; unit/test_simulator works steps out by hand"
     ),

@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     LLM: Any
 
 __all__ = [
-    "LLM",
     "ROOT",
     "Answer",
     "AnswerDelta",
@@ -101,7 +100,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``LLM`` is there where the server is. It is imported when it is asked for, and vLLM with it."""
+    """``LLM`` is there where the server is. It is imported when it is asked for by name, and vLLM with it."""
     if name != "LLM":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

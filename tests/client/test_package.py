@@ -35,9 +35,10 @@ def test_it_needs_httpx_and_pydantic_and_for_the_terminal_rich_and_for_figures_m
     ("code", "unwanted"),
     [
         ("import forkjoin", "openai matplotlib vllm torch"),
+        ("from forkjoin import *", "openai matplotlib vllm torch"),
         ("from forkjoin_server.cli import main; main(['--help'])", "rich httpx matplotlib vllm torch"),
     ],
-    ids=["client", "help"],
+    ids=["client", "all_of_it", "help"],
 )
 def test_what_is_not_needed_is_not_imported(code, unwanted):
     tried = f"import sys\ntry:\n  {code}\nexcept SystemExit: pass\nprint(*sys.modules)"
