@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from forkjoin.answer import Answer, Thread
 from forkjoin.events import AnswerDelta, Finished, Forked, Joined, ThreadDelta, ThreadEnded
 from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_server.answer import releasing
 from forkjoin_server.http import cancelling
 from forkjoin_server.routes import INVOCATIONS, PATHS
 
@@ -75,7 +76,8 @@ Put the entries of a stream together by `index`: append `content`, set all else.
 helper does so. The npm SDK's `.stream()` does not: its `finalChatCompletion()` keeps the last entries only.
 Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.
 
-A request that forked, or that asked for its threads, has `usage.forkjoin` on each of these endpoints. If no thread ran,
+A request that forked, that asked for its threads, or that asks for a [kept answer](kept-answers.md), has
+`usage.forkjoin` on each of these endpoints. If no thread ran,
 the answer has `threads: []`, `num_threads` is 0, and all its tokens are on the critical path.
 
 {usage}
@@ -89,6 +91,12 @@ continue. A thread of `best_of` then has no vote.
 {cancel}
 With several API servers (`--api-server-count`), any of them takes the request.
 
+## Release a kept answer
+
+`POST {release_path}` ends the lease of an answer that `forkjoin.keep` [keeps](kept-answers.md). It has
+no body, and needs the API key that asked for the answer.
+
+{release}
 ## Threads as agents: the field `multi_agent`
 
 `POST /v1/responses` shows threads as OpenAI's beta for several agents does, if its body has this object
@@ -151,6 +159,8 @@ def page(schema: Json) -> str:
             agents=_asked(schemas["MultiAgent"]),
             cancel_path=cancelling.PATH,
             cancel=_statuses(schema["paths"][cancelling.PATH]["post"]),
+            release_path=releasing.PATH,
+            release=_statuses(schema["paths"][releasing.PATH]["post"]),
             about=_told(schemas["ForkJoinAbout"], schemas),
             families=_told(schemas["ForkJoinFamilies"], schemas),
             events="".join(map(_event, EVENTS)),

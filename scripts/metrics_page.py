@@ -100,8 +100,14 @@ VLLMS = tuple(
 )
 
 LABELS = {
-    "reason": "why a thread ended: " + ", ".join(f"`{end.value}`" for end in ThreadEnd),
-    "outcome": "`decided`, or `undecided` where no answer had a result",
+    "reason": "why a thread ended: "
+    + ", ".join(f"`{end.value}`" for end in ThreadEnd)
+    + "; or a lease: "
+    + ", ".join(f"`{end}`" for end in label_values.LEASE_ENDS),
+    "outcome": "`decided`, or `undecided` where no answer had a result; of a [kept answer](kept-answers.md): "
+    + ", ".join(f"`{outcome}`" for outcome in label_values.KEPT),
+    "state": "what a request found of the answer that it goes on from: "
+    + ", ".join(f"`{state}`" for state in label_values.LEASE_STATES),
     "kind": "what was malformed, or which limit was met (`thread_` and the reason, of a thread's end)",
     "policy": "what was done about it ([policies](dialects.md#policies)): "
     + ", ".join(f"`{policy.value}`" for policy in Policy)

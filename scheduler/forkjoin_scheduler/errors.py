@@ -24,8 +24,8 @@ Limit = Literal[
 #: The places in fork/join code where an error of ours is contained: in an engine core.
 EnginePlace = Literal[
     "add", "admit", "advance", "ahead", "ask", "cost", "draft", "evict", "finish", "fork", "group", "hash",
-    "hear", "hold", "learn", "load", "overview", "pace", "preempt", "prune", "restore", "start", "stitch",
-    "swap", "take", "waits",
+    "hear", "hold", "keep", "learn", "load", "overview", "pace", "preempt", "prune", "restore", "start",
+    "stitch", "swap", "take", "waits",
 ]  # fmt: skip
 
 #: The same in the front end.

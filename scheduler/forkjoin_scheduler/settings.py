@@ -121,6 +121,17 @@ class Settings(BaseModel):
         "full contexts.",
     )
 
+    max_kept_share: float = Field(
+        default=0.25,
+        ge=0,
+        le=0.9,
+        description="Share of the KV blocks that answers may hold which clients have kept (forkjoin.keep). "
+        "With 0, none is kept.",
+    )
+    max_keep_s: float = Field(
+        default=3600, gt=0, description="Seconds for which a client may have an answer kept."
+    )
+
     control_tokens_in_prompts: Literal["neutralise", "allow", "refuse"] = Field(
         default="neutralise",
         description="How the dialect's control tokens in a chat's messages and tools are read. neutralise: "

@@ -57,7 +57,7 @@ PARTS = [
     and name not in ("Fence", "Overview", "FamilyDrafts", "ForkJoinScheduler")
 ]
 #: Those that look things up in dictionaries and call nothing of ours, so that there is nothing to raise in.
-LOOK_UPS = {"_holds_kv_blocks", "get_num_unfinished_requests", "_update_after_schedule"}
+LOOK_UPS = {"_holds_kv_blocks", "get_num_unfinished_requests", "has_requests", "_update_after_schedule"}
 #: What cleans up behind an error: where that fails, the engine ends.
 _CLEANERS = {"take_out", "misplaced", "drop_tables", "free_unowned", "miscounted"}
 #: Bodies of hooks, which have the fence inside.

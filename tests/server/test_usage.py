@@ -283,3 +283,15 @@ def test_of_any_request_the_counts_are_right_and_whole_streamed_and_stored_are_t
         )
         random_requests.check(asked, streamed)
         assert streamed == whole
+
+
+def test_responses_that_go_on_from_a_kept_one_share_it_until_the_cache_is_reset(address, ask):
+    first = ask(RESPONSES, input=P2, max_output_tokens=300, forkjoin={"keep": 600})
+    assert first["usage"]["forkjoin"]["kept"]["refused"] is None
+    goes_on = {"previous_response_id": first["id"], "input": SHORT, "max_output_tokens": 8}
+    agents = [ask(RESPONSES, **goes_on) for _ in range(3)]
+    assert [agent["usage"]["forkjoin"]["continued"] for agent in agents] == ["kept"] * 3
+    fetched = httpx.get(f"{address}{RESPONSES}/{agents[0]['id']}", timeout=300).json()
+    assert fetched["usage"]["forkjoin"]["continued"] == "kept"
+    assert httpx.post(f"{address}/reset_prefix_cache", timeout=300).status_code == 200
+    assert ask(RESPONSES, **goes_on)["usage"]["forkjoin"]["continued"] == "reset"

@@ -76,6 +76,8 @@ class Tenant:
     max_families: int | None = None
     #: Tokens of its prompts that may wait.
     max_queued_tokens: int | None = None
+    #: Tokens of its answers that an engine may keep for it.
+    max_kept_tokens: int | None = None
     #: What its KV cache is named by, if it is its own.
     cache: str | None = None
     #: Whether it is shown the ids of others' requests.

@@ -26,6 +26,8 @@ _MESSAGES = {
     "tolerated": "%(branch)s wrote what is malformed, %(num)s times: %(reason)s, %(policy)s",
     "limited": "%(branch)s ran into a limit: %(reason)s, %(policy)s",
     "voted": "%(branch)s has most votes: %(result)s",
+    "kept": "%(branch)s is kept for %(seconds)s s: %(num_tokens)s tokens, refused: %(refusal)s",
+    "continued": "%(branch)s goes on from a kept answer: %(state)s",
     "internal_error": "%(branch)s met an error in fork/join code: %(where)s",
     "family_ended": "%(branch)s ended: %(num_threads)s threads, %(total_tokens)s tokens, "
     "%(critical_path_tokens)s on the critical path",

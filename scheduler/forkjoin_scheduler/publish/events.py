@@ -15,6 +15,7 @@ from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, OwnPolicy
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.waits import Wait
+from forkjoin_scheduler.policy.leases import KeepRefusal, LeaseEnd, LeaseState
 
 #: The index of the request itself, as a parent of threads.
 ROOT = -1
@@ -217,6 +218,20 @@ class FamilyEnded(Counts, frozen=True, kw_only=True):
     """In all: the last event of a family."""
 
 
+class Kept(_Event, frozen=True, kw_only=True):
+    """The KV of so many tokens of the answer is kept for ``seconds``; none, if there is a ``refusal``."""
+
+    num_tokens: int
+    seconds: float
+    refusal: KeepRefusal | None
+
+
+class Continued(_Event, frozen=True, kw_only=True):
+    """The request goes on from an answer that is ``kept``, or was and why it is no more."""
+
+    state: LeaseState
+
+
 class InternalError(_Event, frozen=True, kw_only=True):
     """An error in fork/join code, or in a policy of the user's own, contained."""
 
@@ -233,6 +248,14 @@ class Load(_Event, frozen=True, kw_only=True):
     requests: int
     expected_tokens: int
     expected_threads: float
+
+
+class Leased(_Event, frozen=True, kw_only=True):
+    """Answers that are kept, their KV blocks, and why others are no more."""
+
+    num_leases: int
+    num_blocks: int
+    ends: list[LeaseEnd]
 
 
 class Admission(_Event, frozen=True, kw_only=True):
@@ -267,8 +290,11 @@ Event = (
     | JoinLatency
     | Progress
     | FamilyEnded
+    | Kept
+    | Continued
     | InternalError
     | Load
+    | Leased
     | Admission
     | Grouped
 )

@@ -78,6 +78,7 @@ def check_and_compile(asked: Any, settings: Settings, encode: Callable[[str], li
     options.check_limits(settings.limits, settings.caps)
     options.check_pruning(settings.prune_policy)
     options.check_rounds(settings.dialect)
+    options.check_keep(settings)
     return compile_options(options, encode, _no_format)
 
 

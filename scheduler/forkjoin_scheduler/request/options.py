@@ -17,6 +17,7 @@ from forkjoin_scheduler.wrong_fields import UNKNOWN_KEY, expected_and_got, place
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.dialects.dialect import Dialect
+    from forkjoin_scheduler.settings import Settings
 
 #: Wrong keys that an error names; the others are counted.
 _MAX_NAMED = 3
@@ -179,6 +180,20 @@ class RequestOptions(_AtPrompt, Limits):
         "dialect's own.",
     )
 
+    keep: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds for which the KV of the answer is kept after its end, so that requests which go "
+        "on from it prefill only what is new. It is kept within --max-kept-share, and gives way to running "
+        "requests; `usage.forkjoin` says so.",
+    )
+    continues: Annotated[Unicode, AfterValidator(_is_short)] | None = Field(
+        default=None,
+        description="Id of a kept answer that the request goes on from; `usage.forkjoin` says whether it is "
+        "kept still. `/v1/responses` takes it from `previous_response_id`.",
+    )
+
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> RequestOptions:
         num_openings = len(self.branches or ())
@@ -266,6 +281,26 @@ class RequestOptions(_AtPrompt, Limits):
                 f"--dialect {'none' if dialect is None else dialect.name}: leave it out"
             )
 
+    def check_keep(self, settings: Settings) -> None:
+        """Raise BadRequestOptions if the answer can't be kept as the request asks."""
+        if self.keep is None:
+            return
+        if settings.dialect is None:
+            raise BadRequestOptions(
+                "forkjoin.keep: expected a server with a dialect, but it runs with --dialect none: "
+                "leave it out"
+            )
+        if not settings.max_kept_share:
+            raise BadRequestOptions(
+                "forkjoin.keep: expected a server that keeps answers, but it runs with --max-kept-share 0: "
+                "leave it out"
+            )
+        if self.keep > settings.max_keep_s:
+            raise BadRequestOptions(
+                f"forkjoin.keep: expected at most {settings.max_keep_s:g} seconds, the server's "
+                f"--max-keep-s, got {self.keep:g}"
+            )
+
     def _set_limits(self) -> list[str]:
         return [n for n in Limits.model_fields if n in self.model_fields_set]
 
@@ -298,6 +333,8 @@ class CompiledOptions(_AtPrompt, msgspec.Struct, frozen=True, kw_only=True, omit
     branches: list[CompiledBranch] | None = None
     closing: list[int] | None = None
     rounds: list[int] | None = None
+    keep: float | None = None
+    continues: str | None = None
 
     def branch_of(self, sibling_index: int) -> CompiledBranch | None:
         """What the thread at that place continues from, None if from the prompt alone."""

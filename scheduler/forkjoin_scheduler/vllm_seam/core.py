@@ -16,8 +16,10 @@ from vllm.v1.request import Request, RequestStatus
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.families.family import Branch, Family
 from forkjoin_scheduler.machine.world import World
+from forkjoin_scheduler.policy.leases import Leases
 from forkjoin_scheduler.publish.recording import Recording
 from forkjoin_scheduler.settings import Settings
+from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of, terms_of
 from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
 from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer, end_of_sequence_ids
@@ -58,6 +60,8 @@ class Core:
         self.recordings: WeakValueDictionary[str, Recording] = WeakValueDictionary()
         #: Requests with a fork planned in this step beside which they go on: they may have ended since.
         self.forking: dict[str, Request] = {}
+        #: Answers that are kept for requests to come.
+        self.leases = Leases(int(settings.max_kept_share * kv.num_blocks(self.kv_cache_manager)))
         self.bound_dialect: BoundDialect | None = None
         if settings.dialect is not None:
             model_config = scheduler.vllm_config.model_config
@@ -74,6 +78,11 @@ class Core:
     def max_model_len(self) -> int:
         """Tokens, and positions, that a context may have."""
         return self.scheduler.max_model_len
+
+    def num_free_blocks(self) -> int:
+        """Blocks that a request can have: nobody holds them, or leases alone, which give way."""
+        num_kept = kv.num_held_by_none_else(self.kv_cache_manager, self.leases.holders)
+        return kv.num_free_blocks(self.kv_cache_manager) + num_kept
 
     def forget(self, request_id: str) -> None:
         """Keep nothing of a request that vLLM has forgotten."""

@@ -269,6 +269,7 @@ class Fence:
     def _owned(self) -> Counter[int]:
         """How often each block, by its id, is held beside the tables of requests."""
         held = [h for stitched in self._named(kv.Stitched) for h in stitched.rest]
+        held += self._named(kv.HeldBlocks)
         for live in self._families():
             held += live.held.values()
             held += [h for job in live.jobs for h in job.unclaimed_blocks]

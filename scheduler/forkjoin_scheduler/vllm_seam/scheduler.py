@@ -46,6 +46,7 @@ from forkjoin_scheduler.vllm_seam.cache.victims import Victims
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence, drained
 from forkjoin_scheduler.vllm_seam.grouped.ordering import Grouping
+from forkjoin_scheduler.vllm_seam.kept.leasing import Leasing
 from forkjoin_scheduler.vllm_seam.mends.family_drafts import FamilyDrafts
 from forkjoin_scheduler.vllm_seam.mends.media_again import send_media_with_each_request
 from forkjoin_scheduler.vllm_seam.starts import connector, queues
@@ -102,12 +103,13 @@ class ForkJoinScheduler(AsyncScheduler):
         self._placing = placing = Placing(core, fence)
         self._jobs = jobs = KVJobs(core, placing)
         self._answers = answers = Answers(self.structured_output_manager)
-        self._params_reader = ParamsReader(core, answers)
         # who starts, who runs, and what is emitted
         self._gate = gate = AdmissionGate(core, fence, placing)
+        self._leasing = leasing = Leasing(core, fence, gate)
+        self._params_reader = ParamsReader(core, answers, leasing)
         self._waits = waits = Waiters(core, jobs)
         self._pacer = ThreadPacer(core, fence, jobs, gate, waits)
-        self._overview = Overview(core, fence, jobs, gate, waits)
+        self._overview = Overview(core, fence, jobs, gate, waits, leasing)
         num_front_ends = self.vllm_config.parallel_config._api_process_count
         self._report = LoadReport(core, gate, waits, num_front_ends)
         self._grouping = Grouping.of(core)
@@ -136,7 +138,7 @@ class ForkJoinScheduler(AsyncScheduler):
         # whose blocks are taken back, and how they come again
         self._restoring = restoring = Restoring(core, fence, placing, jobs, stitching, performing)
         self._victims = victims = Victims(core, fence, gate)
-        self._eviction = Eviction(core, fence, jobs, restoring, victims)
+        self._eviction = Eviction(core, fence, jobs, restoring, victims, leasing)
         fence.look_through([part for part in vars(self).values() if _is_ours(part) and part is not fence])
         if core.bound_dialect is not None:
             self.kv_holding_waiting = queues.BegunQueue(self.policy)
@@ -169,6 +171,8 @@ class ForkJoinScheduler(AsyncScheduler):
             self._fence.fenced("pace", None, self._eviction.spare_the_oldest)
             if not self._fence.fenced("pace", None, self._pacer.choose):
                 self._pacer.stop()
+        if self._core.leases:
+            self._fence.fenced("keep", None, self._leasing.expire)
         pause_state = self._pause_state
         interval: AbstractContextManager[None] = nullcontext()
         self._gate.step_admission.open()
@@ -222,6 +226,7 @@ class ForkJoinScheduler(AsyncScheduler):
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         if reset_running_requests:
             self._fence.each("evict", [(live,) for live in self._core.live.values()], self._eviction.evict)
+        self._fence.fenced("keep", None, self._leasing.reset)
         done = super().reset_prefix_cache(reset_running_requests, reset_connector)
         self._fence.evict_failed()
         self._restoring.restore_all()
@@ -246,6 +251,9 @@ class ForkJoinScheduler(AsyncScheduler):
             "group", None, self._grouping.step_scheduled, output
         ):
             self._grouping = None  # its tree may be of other rows
+        if self._leasing.is_asked:
+            for new in output.scheduled_new_reqs:
+                fence.fenced("keep", new.req_id, self._leasing.started, new.req_id)
         if not core.live:
             return
         if not output.total_num_scheduled_tokens and self._is_recurrent:
@@ -296,6 +304,8 @@ class ForkJoinScheduler(AsyncScheduler):
             fence.fenced("load", None, self._report.emit, result)
         if self._grouping is not None:
             fence.fenced("group", None, self._grouping.emit, result)
+        if self._leasing.has_told:
+            fence.fenced("keep", None, self._leasing.emit, result)
         if fence.has_obituaries:
             fence.publish_obituaries(result)
 
@@ -325,6 +335,11 @@ class ForkJoinScheduler(AsyncScheduler):
         """
         num = super().get_num_unfinished_requests()
         return num if self._pause_state == PauseState.PAUSED_ALL else max(num, len(self._core.live))
+
+    def has_requests(self) -> bool:
+        """A lease that ends, or has, is told of in a step, though nothing else runs."""
+        has_news = self._pause_state == PauseState.UNPAUSED and self._leasing.has_news
+        return has_news or super().has_requests()
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether vLLM may start ``request`` in this step."""
@@ -404,6 +419,7 @@ class ForkJoinScheduler(AsyncScheduler):
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         if self._core.bound_dialect is not None:
             self._fence.answer("learn", request, self._gate.ended, None)
+            self._fence.answer("keep", request, self._leasing.ended, None)
             self._fence.answer("finish", request, partial(connector.forget_uncomputed, self), None)
         freed = super()._free_request(request, delay_free_blocks)
         self._fence.answer("finish", request, self._forget, None)
@@ -411,7 +427,7 @@ class ForkJoinScheduler(AsyncScheduler):
 
     def _forget(self, request: Request) -> None:
         """Keep nothing of a request that vLLM has forgotten."""
-        for keeper in (self._core, self._placing, self._restoring, self._loading):
+        for keeper in (self._core, self._placing, self._restoring, self._loading, self._leasing):
             keeper.forget(request.request_id)
 
     # ---- what the parts ask of vLLM (``view.py``) ------------------------------------------
@@ -429,6 +445,10 @@ class ForkJoinScheduler(AsyncScheduler):
     def cancel_thread(self, key: str, index: int, tenant: str) -> str:
         """Let a thread end; returns what its client hears of it: see ``cancelling.py``."""
         return self._cancelling.ask(key, index, tenant)
+
+    def release_kept(self, name: str, tenant: str) -> str:
+        """End a lease; returns what its client hears of it: see ``kept/leasing.py``."""
+        return self._leasing.release(name, tenant)
 
     def overview(self) -> Row:
         """What runs and what waits: see ``overview.py``."""

@@ -40,6 +40,7 @@ class KeyLimits(BaseModel):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     max_families: int | None = Field(default=None, ge=1)
     max_queued_tokens: int | None = Field(default=None, ge=1)
+    max_kept_tokens: int | None = Field(default=None, ge=0)
     weight: float = Field(default=1, gt=0, le=1000, allow_inf_nan=False)
 
 
@@ -55,6 +56,8 @@ class Key:
     max_queued_tokens: int | None = None
     #: Its share of the engine where several keys' requests wait, against the others' weights.
     weight: float = 1
+    #: Tokens of its answers that an engine keeps for it (``forkjoin.keep``).
+    max_kept_tokens: int | None = None
     #: Whether it is the operator's, who gave it with ``--api-key`` and not in the file of clients' keys.
     is_operators: bool = False
 
@@ -65,6 +68,7 @@ class Key:
             weight=self.weight,
             max_families=self.max_families,
             max_queued_tokens=self.max_queued_tokens,
+            max_kept_tokens=self.max_kept_tokens,
             cache=self.digest.hex() if has_own_cache else None,
             sees_all=self.is_operators,
         )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from forkjoin_scheduler.families.waits import Wait
+from forkjoin_scheduler.policy.leases import KeepRefusal, LeaseState
 
 FinishReason = Literal["stop", "length", "cut", "not_started", "pruned", "cancelled"]
 #: A field that an entry may leave out, and that is never null.
@@ -93,6 +94,17 @@ class ForkJoinVote(_Fields):
     cancelled: list[int] = Field(description="Indices of threads that the client cancelled.")
 
 
+class ForkJoinKeptUsage(_Fields):
+    """``usage.forkjoin.kept``."""
+
+    tokens: int = Field(ge=0, description="Tokens of the answer and its prompt whose KV is kept.")
+    seconds: float = Field(description="Seconds for which the request asked.")
+    refused: KeepRefusal | None = Field(
+        description="Why the answer is not kept. `budget`: the API key keeps as much as it may. `share`: all "
+        "keys together do. `not_cached`: no KV block of it can be found again. null: it is kept."
+    )
+
+
 class ForkJoinUsage(_Fields):
     """``usage.forkjoin`` of an answer."""
 
@@ -106,4 +118,12 @@ class ForkJoinUsage(_Fields):
     )
     vote: ForkJoinVote | _Absent = _sometimes(
         "Outcome of the vote. Only a request that votes gets it (`best_of`, or the dialect)."
+    )
+    kept: ForkJoinKeptUsage | _Absent = _sometimes(
+        "Whether the answer is kept. Only a request with `keep` gets it."
+    )
+    continued: LeaseState | _Absent = _sometimes(
+        "What the request found of the answer that it goes on from, if that was kept. `kept`: it shares its "
+        "KV. `expired`, `released`, `reset` (of the prefix cache), `pressure` (running requests needed its "
+        "KV blocks): it is kept no more, and what the prefix cache has lost of it was prefilled again."
     )

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import (
+    Continued,
     Counts,
     Event,
     Forked,
+    Kept,
     ThreadEnded,
     Tokens,
     Voted,
@@ -70,6 +72,8 @@ class ThreadLog:
     families: dict[str, Counts] = field(default_factory=dict)
     #: What a best-of-N request chose: the index of the thread, the result that most have, who did not vote.
     vote: Json | None = None
+    #: Whether the answer is kept, and what the request found of the one that it goes on from.
+    lease: Json = field(default_factory=dict)
     #: The threads that had no vote: the others had decided it, a policy had stopped them, or the client.
     _left_out: dict[str, list[int]] = field(
         default_factory=lambda: {"cut": [], "not_started": [], "pruned": [], "cancelled": []}
@@ -80,7 +84,7 @@ class ThreadLog:
     @property
     def has_news(self) -> bool:
         """Whether the response gets anything that vLLM's own does not have."""
-        return self.is_wanted or bool(self.families)
+        return self.is_wanted or bool(self.families or self.lease)
 
     def delta(self, event: Event) -> list[Json]:
         """The entries of ``delta.threads`` that ``event`` adds, empty if none."""
@@ -95,6 +99,11 @@ class ThreadLog:
                 return self._ended(event)
             case Counts():
                 self.families[event.family] = event
+            case Kept():
+                kept = {"tokens": event.num_tokens, "seconds": event.seconds, "refused": event.refusal}
+                self.lease["kept"] = kept
+            case Continued():
+                self.lease["continued"] = event.state
             case Voted() if self.num_answers == 1:
                 # Of several answers each has a vote of its own, and nowhere to stand.
                 self.vote = {"index": event.index, "result": event.result, **self._left_out}
@@ -164,7 +173,7 @@ class ThreadLog:
         surplus = usage[word] - generated
         corrected = {name: usage[name] - surplus for name in (word, "total_tokens") if name in usage}
         vote = {} if self.vote is None else {"vote": self.vote}
-        return usage | corrected | {"forkjoin": counts | vote}
+        return usage | corrected | {"forkjoin": counts | vote | self.lease}
 
     @staticmethod
     def _sum(families: Iterable[Counts]) -> Json:

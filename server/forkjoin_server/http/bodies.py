@@ -11,6 +11,7 @@ from forkjoin_server.access import entrance
 from forkjoin_server.access.guard import route_path
 from forkjoin_server.access.preparing import Preparing
 from forkjoin_server.access.settings import OverloadSettings
+from forkjoin_server.answer import releasing
 from forkjoin_server.answer.stored import AnothersResponse, StoredResponses
 from forkjoin_server.asgi import App, Json, Message, Receive, Send
 from forkjoin_server.http import cancelling
@@ -55,6 +56,10 @@ class BodyMiddleware:
             return
         if (thread_id := cancelling.asked_at(scope["method"], route_path(scope))) is not None:
             await cancelling.respond(thread_id, served_tenant(), client_of(scope), send)
+            return
+        if (kept_id := releasing.asked_at(scope["method"], route_path(scope))) is not None:
+            forks = self._settings_of(scope).dialect is not None
+            await releasing.respond(kept_id, served_tenant(), client_of(scope), forks, send)
             return
         path, max_bytes = route_path(scope), _max_bytes(scope, "max_body_mib")
         try:

@@ -48,7 +48,11 @@ class Families:
             "object": "forkjoin.families",
             "age_s": round(self._clock() - self._answered_at, 3),
             "engines": [
-                {**engine, "families": [_shown(family, tenant) for family in engine["families"]]}
+                {
+                    **engine,
+                    "families": [_shown(family, tenant) for family in engine["families"]],
+                    "kept": _kept(engine["kept"], tenant),
+                }
                 for engine in sorted(engines, key=lambda engine: int(engine["engine"]))
             ],
         }
@@ -95,3 +99,8 @@ def _shown(family: Json, tenant: Tenant) -> Json:
     is_own = family.pop("tenant") == tenant.id
     request_id = _RANDOM.sub("", family["request_id"])
     return family | {"request_id": request_id if is_own or tenant.sees_all else None}
+
+
+def _kept(kept: Json, tenant: Tenant) -> Json:
+    """``kept`` with the same done to each answer."""
+    return kept | {"answers": [_shown(answer, tenant) for answer in kept["answers"]]}

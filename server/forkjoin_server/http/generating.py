@@ -32,6 +32,7 @@ from forkjoin_server.request.handover import Asked, compiled, handing_over, widt
 from forkjoin_server.request.incoming import replay
 from forkjoin_server.request.shape import check_beside_prompt, check_request_id
 from forkjoin_server.routes import GENERATE, RESPONSES
+from forkjoin_server.vllm_seam.request.keeping import check_keeps
 from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser
 from forkjoin_server.vllm_seam.request.responses import stores_responses
 
@@ -118,6 +119,7 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     given, as_agents = agents.take(given, path)
     reasons = has_reasoning_parser(vllm_config_of(scope))
     body, options = prepare(given, path, key, settings, reasons=reasons)
+    check_keeps(options, vllm_config_of(scope))
     data = _encoded(body)
     num_answers, num_choices = count_answers(sampling_of(body, path))
     check_beside_prompt(body, len(data), num_answers)

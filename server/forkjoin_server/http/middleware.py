@@ -22,6 +22,7 @@ from forkjoin_server.access import entrance
 from forkjoin_server.access.access import Access
 from forkjoin_server.access.entrance import Entrance
 from forkjoin_server.access.guard import NotAllowed, refuse, route_path
+from forkjoin_server.answer import releasing
 from forkjoin_server.asgi import App, Json, Message, Receive, Send
 from forkjoin_server.http import cancelling
 from forkjoin_server.http.bodies import BodyMiddleware
@@ -152,4 +153,5 @@ def _is_mounted(scope: Message) -> bool:
 
 def _is_new_work(method: str, path: str) -> bool:
     """Whether a drain lets a request wait for another server; what ends a part of an answer is welcome."""
-    return method == "POST" and cancelling.asked_at(method, path) is None
+    ends_something = cancelling.asked_at(method, path) or releasing.asked_at(method, path)
+    return method == "POST" and ends_something is None

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.request.options import RequestOptions
+from forkjoin_server.answer import releasing
 from forkjoin_server.answer.agents import FIELD, MultiAgent
 from forkjoin_server.answer.answer_fields import ForkJoinThread, ForkJoinUsage
 from forkjoin_server.asgi import Json
@@ -85,6 +86,29 @@ _CANCEL: Json = {
         },
     }
 }
+_RELEASE: Json = {
+    "post": {
+        "summary": "Release a kept answer",
+        "description": "End the lease of an answer that `forkjoin.keep` keeps. Requests that go on from it "
+        "now keep what they share.",
+        "parameters": [
+            {
+                "name": "response_id",
+                "in": "path",
+                "required": True,
+                "description": "the `id` of the answer",
+                "schema": {"type": "string"},
+            }
+        ],
+        "responses": {
+            "200": {
+                "description": "It is kept no more: `id`, `object` (`forkjoin.kept`), `status` (`released`)"
+            },
+            "404": {"description": "No answer of this API key is kept by that id"},
+            "503": {"description": "The engine does not answer any more"},
+        },
+    }
+}
 
 
 def publish(app: Any) -> None:
@@ -121,7 +145,7 @@ def with_forkjoin(schema: Json) -> Json:
         }
         schemas["StreamOptions"].setdefault("properties", {})["include_threads"] = include
     schema["paths"] |= {"/ready": _READY, about.PATH: _ABOUT, families.PATH: _FAMILIES}
-    schema["paths"] |= {cancelling.PATH: _CANCEL}
+    schema["paths"] |= {cancelling.PATH: _CANCEL, releasing.PATH: _RELEASE}
     schema["info"] = {"title": "vllm-forkjoin", "version": schema["info"]["version"]}
     return schema
 

@@ -97,6 +97,29 @@ class ForkJoinFamily(_Fields):
     expected_kv_blocks: float | None = Field(description="KV blocks that admission expected.")
 
 
+class ForkJoinKeptAnswer(_Fields):
+    """An answer whose KV is kept."""
+
+    request_id: str | None = Field(
+        description="Id of the answer. null: the answer is of another key of `--api-key-file`."
+    )
+    tokens: int = Field(description="Tokens whose KV is kept.")
+    kv_blocks: int = Field(description="KV blocks that it holds. Several answers may hold the same.")
+    expires_in_s: float = Field(description="Seconds until its lease ends.")
+    num_continued: int = Field(description="Requests that went on from it.")
+
+
+class ForkJoinKept(_Fields):
+    """What an engine keeps for requests to come (`forkjoin.keep`)."""
+
+    kv_blocks: int = Field(description="KV blocks that kept answers hold, each counted once.")
+    max_kv_blocks: int = Field(description="The most that they may hold: `--max-kept-share`.")
+    num_answers: int = Field(description="Answers that are kept.")
+    answers: list[ForkJoinKeptAnswer] = Field(
+        description="Those that end first, a hundred at most. None has a client's text."
+    )
+
+
 class ForkJoinEngine(_Fields):
     """What one engine does."""
 
@@ -104,6 +127,7 @@ class ForkJoinEngine(_Fields):
     kv_blocks: ForkJoinBlocks = Field(description="Its KV cache.")
     waiting: ForkJoinWaiting = Field(description="What waits.")
     expected: ForkJoinExpected = Field(description="What admission expects of one more request.")
+    kept: ForkJoinKept = Field(description="What it keeps for requests to come.")
     num_families: int = Field(description="Families that run or wait.")
     num_left_out: int = Field(description="Families that are not listed. At most a hundred are.")
     families: list[ForkJoinFamily] = Field(

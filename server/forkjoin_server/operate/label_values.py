@@ -9,6 +9,7 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.policies import Policy
 from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, Limit, OwnPolicy
 from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.policy.leases import KeepRefusal, LeaseEnd, LeaseState
 from forkjoin_scheduler.request.explicit import POLICIES
 from forkjoin_scheduler.settings import DraftSource
 
@@ -19,6 +20,10 @@ LIMITS: tuple[str, ...] = get_args(Limit)
 ENGINE_PLACES: tuple[str, ...] = get_args(EnginePlace)
 OWN_POLICIES: tuple[str, ...] = get_args(OwnPolicy)
 FRONT_END_PLACES: tuple[str, ...] = get_args(FrontEndPlace)
+#: What became of a request to keep an answer, how leases end, and what requests find that go on from one.
+KEPT: tuple[str, ...] = ("kept", *get_args(KeepRefusal))
+LEASE_ENDS: tuple[str, ...] = get_args(LeaseEnd)
+LEASE_STATES: tuple[str, ...] = get_args(LeaseState)
 #: A tag that the model wrote where the dialect has another text for it.
 STRAY_TAG = ("stray_tag", "swap")
 

@@ -14,6 +14,7 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.errors import Limit
 from forkjoin_scheduler.publish.events import (
     Admission,
+    Continued,
     Drafted,
     Event,
     FamilyEnded,
@@ -24,6 +25,8 @@ from forkjoin_scheduler.publish.events import (
     Joined,
     JoinedAhead,
     JoinLatency,
+    Kept,
+    Leased,
     Limited,
     Load,
     Refused,
@@ -127,6 +130,29 @@ DRAFTED = Counter(
 ACCEPTED = Counter(
     f"{_PREFIX}draft_tokens_accepted", "Those of them that were right.", [*_OF_ENGINE, "source"]
 )
+KEPT = Counter(
+    f"{_PREFIX}answers_kept",
+    "Answers that their clients asked to keep, by outcome: `kept`, or why not.",
+    [*_OF_ENGINE, "outcome"],
+)
+CONTINUED = Counter(
+    f"{_PREFIX}answers_continued",
+    "Requests that went on from an answer that was kept, by what they found of it: `kept`, or why it is no "
+    "more.",
+    [*_OF_ENGINE, "state"],
+)
+LEASES_ENDED = Counter(
+    f"{_PREFIX}leases_ended",
+    "Kept answers that are kept no more, by reason. `pressure`: running requests needed their KV blocks.",
+    [*_OF_ENGINE, "reason"],
+)
+LEASES = Gauge(f"{_PREFIX}leases", "Answers that are kept.", _OF_ENGINE, multiprocess_mode="livemostrecent")
+LEASED_BLOCKS = Gauge(
+    f"{_PREFIX}leased_kv_blocks",
+    "KV blocks that kept answers hold, each counted once. They count as free for what waits.",
+    _OF_ENGINE,
+    multiprocess_mode="livemostrecent",
+)
 REFUSED = Counter(
     f"{_PREFIX}requests_refused",
     "Requests refused because too much waits: by limit, of all (queued_…) or of their API key (key_…).",
@@ -143,7 +169,7 @@ INTERNAL_ERRORS = Counter(
 #: What has no label beside those of each engine.
 _PLAIN: tuple[Counter | Gauge | Histogram, ...] = (
     FORKS, FORK_LATENCY, JOIN_LATENCY, JOINS, STARTED, RUNNING, WAITING, QUEUED, WIDTH, ADMITTED, SHARED,
-    PREFILLED, AHEAD, CRITICAL, TOTAL, GROUPED, NOT_READ,
+    PREFILLED, AHEAD, CRITICAL, TOTAL, GROUPED, NOT_READ, LEASES, LEASED_BLOCKS,
 )  # fmt: skip
 #: Model name and number of the engine that something happened on, as labels.
 Engine = tuple[str, str]
@@ -193,6 +219,13 @@ def _start_engine(of: Engine, dialect: Dialect) -> None:
     for source in label_values.DRAFT_SOURCES:
         DRAFTED.labels(*of, source)
         ACCEPTED.labels(*of, source)
+    for metric_of, values in (
+        (KEPT, label_values.KEPT),
+        (CONTINUED, label_values.LEASE_STATES),
+        (LEASES_ENDED, label_values.LEASE_ENDS),
+    ):
+        for value in values:
+            metric_of.labels(*of, value)
     for place in (*label_values.ENGINE_PLACES, *label_values.OWN_POLICIES):
         INTERNAL_ERRORS.labels(*of, place)
 
@@ -229,6 +262,12 @@ def _count(event: Event, of: Engine) -> None:
         case Load():
             WAITING.labels(*of).set(event.threads)
             QUEUED.labels(*of).set(event.requests)
+        case Kept():
+            KEPT.labels(*of, event.refusal or "kept").inc()
+        case Continued():
+            CONTINUED.labels(*of, event.state).inc()
+        case Leased():
+            _leased(event, of)
         case Admission():
             for ratio in event.peak_ratios:
                 ADMITTED.labels(*of).observe(ratio)
@@ -237,6 +276,13 @@ def _count(event: Event, of: Engine) -> None:
             NOT_READ.labels(*of).inc(event.saved_tokens)
         case InternalError():
             INTERNAL_ERRORS.labels(*of, event.where).inc()
+
+
+def _leased(event: Leased, of: Engine) -> None:
+    LEASES.labels(*of).set(event.num_leases)
+    LEASED_BLOCKS.labels(*of).set(event.num_blocks)
+    for end in event.ends:
+        LEASES_ENDED.labels(*of, end).inc()
 
 
 def _forked(event: Forked, of: Engine) -> None:

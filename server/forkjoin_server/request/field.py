@@ -38,6 +38,7 @@ def prepare(
     structured.check_place(options, settings.dialect)
     options.check_pruning(settings.prune_policy)
     options.check_rounds(settings.dialect)
+    options = _with_lease(body, path, options, settings)
     _check_num_threads(sampling_of(body, path), options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
@@ -77,6 +78,29 @@ def _check_hides_no_options(body: Json) -> None:
             value = place.get(key)
             if value is not None and not isinstance(value, dict):
                 raise BadRequestOptions(f"{name}.{key}: expected an object, got {excerpt(value)}", field=name)
+
+
+def _with_lease(body: Json, path: str, options: RequestOptions, settings: Settings) -> RequestOptions:
+    """``options`` with the answer that the body goes on from.
+
+    Raises BadRequestOptions for a ``keep`` that can't be.
+    """
+    options.check_keep(settings)
+    if options.keep is not None:
+        num_answers, _ = count_answers(sampling_of(body, path))
+        if num_answers != 1:
+            raise BadRequestOptions(
+                f"forkjoin.keep: expected one answer, got {cut(str(num_answers))}: ask for each by itself"
+            )
+        if path == RESPONSES and body.get("background") and body.get("request_id") is not None:
+            raise BadRequestOptions(
+                "forkjoin.keep: expected no request_id beside background, for the answer is kept by the id "
+                "that the server makes: leave it out"
+            )
+    previous = body.get("previous_response_id") if path == RESPONSES else None
+    if isinstance(previous, str) and options.continues is None and settings.dialect is not None:
+        options = options.model_copy(update={"continues": previous})
+    return options
 
 
 def _instruction(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> str | None:

@@ -10,6 +10,7 @@ from forkjoin_scheduler.vllm_seam.cache.restoring import Restoring
 from forkjoin_scheduler.vllm_seam.cache.victims import Victims
 from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.kept.leasing import Leasing
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts import connector, queues
 
@@ -18,13 +19,20 @@ class Eviction:
     """Takes back the blocks of families, and gives them back. Owns who waits for theirs."""
 
     def __init__(
-        self, core: Core, fence: Fence, jobs: KVJobs, restoring: Restoring, victims: Victims
+        self,
+        core: Core,
+        fence: Fence,
+        jobs: KVJobs,
+        restoring: Restoring,
+        victims: Victims,
+        leasing: Leasing,
     ) -> None:
         self._core = core
         self._fence = fence
         self._jobs = jobs
         self._restoring = restoring
         self._victims = victims
+        self._leasing = leasing
         #: Stitched families whose blocks were taken back, to be restored when another has ended.
         self.evicted: list[LiveFamily] = []
 
@@ -46,6 +54,8 @@ class Eviction:
         """
         scheduler = self._core.scheduler
         if self._has_uncompiled() or connector.is_at_work(scheduler) or connector.awaits_blocks(scheduler):
+            return
+        if self._leasing.make_room():
             return
         holding = [live for live in self._core.live.values() if self._holders(live) or live.held or live.jobs]
         if holding:

@@ -302,10 +302,13 @@ def block_size(manager: KVCacheManager) -> int:
     return max(round(1 / sum(1 / size for size in sizes)), 1)
 
 
-def num_new_blocks(manager: KVCacheManager, request: Request) -> int:
-    """Blocks that ``request`` takes from the free ones when it starts: all but those that others hold."""
+def num_new_blocks(manager: KVCacheManager, request: Request, leases: Counter[int]) -> int:
+    """Blocks that ``request`` takes from the free ones when it starts: all but those that others hold.
+
+    ``leases``: how often each is kept, for nobody who runs.
+    """
     found, _, _ = manager.get_computed_blocks(request)
-    num_held = sum(block.ref_cnt > 0 for blocks in found.blocks for block in blocks)
+    num_held = sum(block.ref_cnt > leases[block.block_id] for blocks in found.blocks for block in blocks)
     return -(-request.num_tokens // block_size(manager)) - num_held
 
 
@@ -364,6 +367,49 @@ def num_freed_with(
     ids = [*map(_BLOCK_ID, chain.from_iterable(tables))]
     owned, blocks = Counter(ids), dict(zip(ids, chain.from_iterable(tables), strict=True))
     return sum(num == blocks[i].ref_cnt and not blocks[i].is_null for i, num in owned.items())
+
+
+def cached_blocks(manager: KVCacheManager, request: Request) -> list[list[KVCacheBlock]]:
+    """The blocks of ``request`` that the prefix cache can find, by KV cache group."""
+    tables = manager.get_blocks(request.request_id).blocks
+    return [[b for b in blocks if b.block_hash is not None and not b.is_null] for blocks in tables]
+
+
+def hold_too(manager: KVCacheManager, groups: list[list[KVCacheBlock]], num_tokens: int) -> HeldBlocks:
+    """Hold these blocks beside whoever holds them, with the KV of so many tokens."""
+    for blocks in groups:
+        manager.block_pool.touch(blocks)
+    return HeldBlocks(groups, [len(blocks) for blocks in groups], num_tokens)
+
+
+def num_holders(manager: KVCacheManager, block_id: int) -> int:
+    """How often the block is taken."""
+    return manager.block_pool.blocks[block_id].ref_cnt
+
+
+def num_held_by_none_else(manager: KVCacheManager, holders: Counter[int]) -> int:
+    """Of the blocks that are held so often as ``holders`` says: how many nobody else holds."""
+    blocks = manager.block_pool.blocks
+    return sum(blocks[block_id].ref_cnt == num for block_id, num in holders.items())
+
+
+def let_give_way(manager: KVCacheManager, make_room: Callable[[], bool]) -> None:
+    """Where too few blocks are free, ask ``make_room`` for more as long as it says that there are.
+
+    Patch: ``KVCacheManager.allocate_slots`` of this manager.
+    Symptom without it: blocks that are kept for requests to come are no candidates for vLLM's preemption,
+    so it preempts what runs, and lets wait what would fit.
+    Upstream: blocks that are held by no request are never given up (vLLM v1). Remove when there is a way.
+    """
+    original: Callable[..., KVCacheBlocks | None] = manager.allocate_slots
+
+    def allocate_slots(*args: Any, **kwargs: Any) -> KVCacheBlocks | None:
+        blocks = original(*args, **kwargs)
+        while blocks is None and make_room():
+            blocks = original(*args, **kwargs)
+        return blocks
+
+    setattr(manager, "allocate_slots", allocate_slots)  # noqa: B010
 
 
 def guard_hashing(manager: KVCacheManager, may_be_hashed: Callable[[Request], bool]) -> None:

@@ -185,6 +185,8 @@ def _say_whose(request: EngineCoreRequest, tenant: Tenant) -> None:
         return
     others = {name: value for name, value in (params.extra_args or {}).items() if name != TENANT}
     if tenant.id:
-        params.extra_args = others | {TENANT: {"id": tenant.id, "weight": tenant.weight}}
+        told = {"id": tenant.id, "weight": tenant.weight}
+        most = {} if tenant.max_kept_tokens is None else {"max_kept_tokens": tenant.max_kept_tokens}
+        params.extra_args = others | {TENANT: told | most}
     elif params.extra_args and TENANT in params.extra_args:
         params.extra_args = others

@@ -96,7 +96,7 @@ class AdmissionGate:
     def new_need(self, request: Request) -> Need:
         """What ``request``, which has not begun, will need as far as it says."""
         scheduler, manager = self._core.scheduler, self._core.kv_cache_manager
-        blocks = kv.num_new_blocks(manager, request)
+        blocks = kv.num_new_blocks(manager, request, self._core.leases.holders)
         ahead = (scheduler.num_spec_tokens + scheduler.num_lookahead_tokens) / kv.block_size(manager)
         fj_params = self._core.fj_params.get(request.request_id)
         if fj_params is None:
@@ -125,7 +125,7 @@ class AdmissionGate:
         if not beside or (self._own is None and not self.admission.is_due(need)):
             return True  # without counting what the others use
         manager = self._core.kv_cache_manager
-        room = Room(kv.num_free_blocks(manager), kv.block_size(manager), self._core.num_slots)
+        room = Room(self._core.num_free_blocks(), kv.block_size(manager), self._core.num_slots)
         running = [self.come_to(admitted) for admitted in beside]
         if self._own is not None:
             with self._asked_no_more_if_it_raises():

@@ -19,6 +19,7 @@ from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.kept.leasing import Leasing
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 from forkjoin_scheduler.vllm_seam.starts.sharing import tenant_of
@@ -36,8 +37,11 @@ Row = dict[str, Any]
 class Overview:
     """Says what runs and what waits. Keeps nothing."""
 
-    def __init__(self, core: Core, fence: Fence, jobs: KVJobs, gate: AdmissionGate, waits: Waiters) -> None:
+    def __init__(
+        self, core: Core, fence: Fence, jobs: KVJobs, gate: AdmissionGate, waits: Waiters, leasing: Leasing
+    ) -> None:
         self._core, self._fence, self._jobs, self._gate, self._waits = core, fence, jobs, gate, waits
+        self._leasing = leasing
 
     def now(self) -> Row:
         """The families, those that have begun first, each group in the order of arrival."""
@@ -70,6 +74,7 @@ class Overview:
                 "threads": round(admission.width.mean, 1),
                 "forking_share": round(admission.forks.mean, 3),
             },
+            "kept": self._leasing.now(),
             "num_families": num_families,
             "num_left_out": num_families - len(rows),
             "families": rows,

@@ -19,6 +19,7 @@ from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import COMPILED, KEY, TREE
 from forkjoin_scheduler.vllm_seam.cache.layouts import has_media_of_one_request
 from forkjoin_scheduler.vllm_seam.core import Core, logger
+from forkjoin_scheduler.vllm_seam.kept.leasing import Leasing
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers, place_of_answer
 from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
 from forkjoin_scheduler.vllm_seam.threads.sampling import can_ban, with_stops, without_banned
@@ -29,15 +30,17 @@ _MAX_WARNING_CHARS = 300
 class ParamsReader:
     """Reads the options of new requests, and notes the result (``forkjoin_params.py``). Keeps nothing."""
 
-    def __init__(self, core: Core, answers: Answers) -> None:
+    def __init__(self, core: Core, answers: Answers, leasing: Leasing) -> None:
         self._core = core
         self._answers = answers
+        self._leasing = leasing
         #: Whether media are handed on in a way that threads can't share.
         self._keeps_media = has_media_of_one_request(core.scheduler.vllm_config.model_config)
 
     def attach(self, request: Request) -> None:
         """Note what ``request`` asks of fork/join, and what that means for it from its start."""
         options = self._options(request)
+        self._leasing.attach(request, options)
         # Whether it forks or not; one that does counts all its threads.
         limits = options.limits(self._core.settings.limits)
         request.max_tokens = min(request.max_tokens, limits.max_total_tokens or request.max_tokens)

@@ -96,6 +96,14 @@ class SharedQueue(RequestQueue):
         return (ticket.item for ticket in self._queue)
 
 
+def max_kept_tokens_of(request: Request) -> float:
+    """Tokens of answers that the tenant of ``request`` may have kept in an engine."""
+    params = request.sampling_params
+    told = (params.extra_args or {}).get(TENANT) if params is not None else None
+    most = told.get("max_kept_tokens") if told else None
+    return float("inf") if most is None else most
+
+
 def tenant_of(request: Request) -> tuple[str, float]:
     """Whose ``request`` is and the weight of that tenant; all that name none are one."""
     params = request.sampling_params

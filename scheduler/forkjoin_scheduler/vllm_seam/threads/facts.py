@@ -53,8 +53,7 @@ class Facts:
         return kv.has_blocks(self._core.kv_cache_manager, self._core.request_of(thread))
 
     def free_kv(self) -> float:
-        manager = self._core.kv_cache_manager
-        return kv.num_free_blocks(manager) / kv.num_blocks(manager)
+        return self._core.num_free_blocks() / kv.num_blocks(self._core.kv_cache_manager)
 
     def pruner(self, name: str, vote: Vote) -> Pruner | None:
         try:

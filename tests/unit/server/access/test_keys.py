@@ -47,8 +47,13 @@ def test_two_keys_are_never_alike_and_logs_hide_them():
 
 
 def test_a_key_has_the_limits_that_the_file_gives_it(written):
-    (key,) = read(written(f"a: {{sha256: {HASH}, max_families: 3, max_queued_tokens: 500, weight: 2.5}}\n"))
-    assert key == Key("a", bytes.fromhex(HASH), 3, 500, 2.5)
+    (key,) = read(
+        written(
+            f"a: {{sha256: {HASH}, max_families: 3, max_queued_tokens: 500, weight: 2.5, "
+            "max_kept_tokens: 900}}\n"
+        )
+    )
+    assert key == Key("a", bytes.fromhex(HASH), 3, 500, 2.5, 900)
 
 
 @pytest.mark.parametrize(

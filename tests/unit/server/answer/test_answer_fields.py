@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import (
+    Continued,
     FamilyEnded,
     Forked,
+    Kept,
     NewThread,
     ThreadEnded,
     Tokens,
@@ -35,6 +37,8 @@ def _told(*, has_token_ids: bool = False) -> tuple[ThreadLog, list[dict]]:
         Tokens(index=0, text="a", token_ids=[7]),
         ThreadEnded(index=0, reason=ThreadEnd.STOP, num_tokens=1),
         Voted(index=0, result=None),
+        Continued(state="pressure"),
+        Kept(num_tokens=32, seconds=60.0, refusal=None),
         FamilyEnded(family="key", num_threads=2, critical_path_tokens=1, total_tokens=1, surplus_tokens=0),
     ]  # fmt: skip
     entries = [entry for event in events for entry in log.delta(event)]

@@ -23,7 +23,9 @@ KEY = "fj" + "0" * 32
 
 def engine(number: int, *request_ids: str, tenant: str = "") -> dict[str, Any]:
     rows = [{"request_id": f"{i}-0123abcd", "tenant": tenant, "state": "forked"} for i in request_ids]
-    return {"engine": number, "num_families": len(rows), "families": rows}
+    answers = [{"request_id": f"{i}-0123abcd", "tenant": tenant, "tokens": 64} for i in request_ids]
+    kept = {"kv_blocks": 4, "num_answers": len(answers), "answers": answers}
+    return {"engine": number, "num_families": len(rows), "families": rows, "kept": kept}
 
 
 class Core:
@@ -61,9 +63,12 @@ def test_a_key_of_the_file_sees_no_ids_of_others(key, sees):
     tenants = {name: Key(name, b"").tenant(1, has_own_cache=False).id for name in ("alice", "bob")}
     core = Core(engine(0, "a", tenant=tenants["alice"]), engine(1, "b", tenant=tenants["bob"]))
     seen = asyncio.run(Families(core).shown_to(key.tenant(1, has_own_cache=False)))
-    rows = [family for e in seen["engines"] for family in e["families"]]
-    assert [row["request_id"] for row in rows] == sees
-    assert not [row for row in rows if "tenant" in row]
+    for rows in (
+        [family for e in seen["engines"] for family in e["families"]],
+        [answer for e in seen["engines"] for answer in e["kept"]["answers"]],
+    ):
+        assert [row["request_id"] for row in rows] == sees
+        assert not [row for row in rows if "tenant" in row]
 
 
 def test_whoever_asks_at_the_same_time_or_a_moment_later_gets_the_same_answer():

@@ -12,11 +12,14 @@ from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import end_policy
 from forkjoin_scheduler.publish.events import (
     Admission,
+    Continued,
     Drafted,
     Forked,
     Grouped,
     InternalError,
     JoinedAhead,
+    Kept,
+    Leased,
     Load,
     NewThread,
     Refused,
@@ -30,6 +33,9 @@ from scripts.metrics_page import PAGE, ours, page
 
 OF_ENGINE = {"model_name": "", "engine": "1"}
 THREAD = NewThread(index=0, number="1", title="")
+KEPT = Kept(num_tokens=32, seconds=60, refusal=None)
+NOT_KEPT = Kept(num_tokens=0, seconds=60, refusal="budget")
+LEASED = Leased(num_leases=1, num_blocks=8, ends=["expired", "expired"])
 DRAFTED = Drafted(source="family", num=9, num_right=4)
 
 
@@ -42,6 +48,10 @@ DRAFTED = Drafted(source="family", num=9, num_right=4)
         (Voted(index=0, result="4"), "forkjoin:votes_total", {"outcome": "decided"}, 1),
         (InternalError(where="x"), "forkjoin:internal_errors_total", {"where": "x"}, 1),
         (Voted(index=0, result=None), "forkjoin:votes_total", {"outcome": "undecided"}, 1),
+        (KEPT, "forkjoin:answers_kept_total", {"outcome": "kept"}, 1),
+        (NOT_KEPT, "forkjoin:answers_kept_total", {"outcome": "budget"}, 1),
+        (Continued(state="pressure"), "forkjoin:answers_continued_total", {"state": "pressure"}, 1),
+        (LEASED, "forkjoin:leases_ended_total", {"reason": "expired"}, 2),
         (DRAFTED, "forkjoin:draft_tokens_total", {"source": "family"}, 9),
         (DRAFTED, "forkjoin:draft_tokens_accepted_total", {"source": "family"}, 4),
     ],
@@ -51,6 +61,13 @@ def test_an_event_counts_in_its_metric(event, name, labels, grows_by):
     before = REGISTRY.get_sample_value(name, labels) or 0
     SERVER.observe(event, 1)
     assert REGISTRY.get_sample_value(name, labels) == before + grows_by
+
+
+def test_what_is_kept_at_the_moment_is_a_gauge():
+    SERVER.observe(LEASED, 1)
+    SERVER.observe(Leased(num_leases=2, num_blocks=3, ends=[]), 1)
+    assert REGISTRY.get_sample_value("forkjoin:leases", OF_ENGINE) == 2
+    assert REGISTRY.get_sample_value("forkjoin:leased_kv_blocks", OF_ENGINE) == 3
 
 
 def test_threads_of_a_later_wave_are_started_when_they_start():

@@ -315,3 +315,47 @@ def test_tokens_in_tokens_out_has_its_sampling_parameters_in_an_object():
     structured = {"sampling_params": {"structured_outputs": {"regex": "a"}}, "forkjoin": BRANCHES}
     with pytest.raises(BadRequestOptions, match="structured output"):
         prepare(structured, GENERATE, "k", THREADWEAVER)
+
+
+KEEPS = Settings.of(load("threadweaver"), {})
+
+
+def test_a_response_goes_on_from_its_previous_one_unless_the_field_names_another():
+    body = {"input": "x", "previous_response_id": "resp_a", "forkjoin": {"keep": 60}}
+    assert prepare(body, RESPONSES, "k", KEEPS)[1].continues == "resp_a"
+    body["forkjoin"] = {"continues": "resp_b"}
+    assert prepare(body, RESPONSES, "k", KEEPS)[1].continues == "resp_b"
+    assert prepare({"input": "x"}, RESPONSES, "k", KEEPS)[1].continues is None
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "settings", "message"),
+    [
+        ({"keep": 0}, CHAT, {}, "forkjoin.keep: .*greater than 0"),
+        ({"keep": "1m"}, CHAT, {}, "forkjoin.keep: .*number.*'1m'"),
+        ({"keep": 61}, CHAT, {"max_keep_s": 60}, "at most 60 seconds, the server's --max-keep-s, got 61"),
+        ({"keep": 9}, CHAT, {"max_kept_share": 0}, "keeps answers, but it runs with --max-kept-share 0"),
+    ],
+)
+def test_what_can_not_be_kept_is_refused(body, path, settings, message):
+    settings = Settings.of(load("threadweaver"), {}, **settings)
+    with pytest.raises(BadRequestOptions, match=message):
+        prepare({"forkjoin": body}, path, "k", settings)
+
+
+def test_without_a_dialect_nothing_is_kept():
+    with pytest.raises(BadRequestOptions, match="expected a server with a dialect"):
+        prepare({"forkjoin": {"keep": 9}}, CHAT, "k")
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "message"),
+    [
+        ({"n": 2}, CHAT, "expected one answer, got 2"),
+        ({"prompt": ["a", "b", "c"]}, COMPLETIONS, "expected one answer, got 3"),
+        ({"background": True, "request_id": "mine"}, RESPONSES, "no request_id beside background"),
+    ],
+)
+def test_an_answer_is_kept_by_its_own_id(body, path, message):
+    with pytest.raises(BadRequestOptions, match=message):
+        prepare(body | {"forkjoin": {"keep": 60}}, path, "k", KEEPS)

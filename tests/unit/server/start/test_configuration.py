@@ -242,6 +242,8 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "max-request-threads": ("256", "default"),
         "max-request-tokens": ("None", "default"),
         "no-playground": ("False", "default"),
+        "max-kept-share": ("0.25", "default"),
+        "max-keep-s": ("3600", "default"),
         "control-tokens-in-prompts": ("neutralise", "default"),
         "port": ("1025", f"file {path}"),
         "seed": ("8", "flag"),
