@@ -145,7 +145,7 @@ def _add_of_results(
 
 def _add_single(commands: Commands) -> None:
     """Add the commands that measure one thing each, and have their arguments in their own modules."""
-    from forkjoin_bench import fork_cost, offloaded, scheduler_cost
+    from forkjoin_bench import fork_cost, kept, offloaded, scheduler_cost
     from forkjoin_bench.drafted import command as drafted
     from forkjoin_bench.grouped import command as grouped
     from forkjoin_bench.overload import command as overload
@@ -157,6 +157,7 @@ def _add_single(commands: Commands) -> None:
         ("drafted", drafted, "Measure speculative decoding, with and without forks."),
         ("forks", fork_cost, "Measure what a fork and its join cost the scheduler."),
         ("grouped", grouped, "Count the KV that grouped attention reads; on a GPU, time it."),
+        ("kept", kept, "Count tokens that sub-agents prefill again, with a kept context and without."),
         (
             "offloaded",
             offloaded,

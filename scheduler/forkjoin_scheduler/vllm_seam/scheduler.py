@@ -106,6 +106,7 @@ class ForkJoinScheduler(AsyncScheduler):
         # who starts, who runs, and what is emitted
         self._gate = gate = AdmissionGate(core, fence, placing)
         self._leasing = leasing = Leasing(core, fence, gate)
+        self.release_kept = leasing.release
         self._params_reader = ParamsReader(core, answers, leasing)
         self._waits = waits = Waiters(core, jobs)
         self._pacer = ThreadPacer(core, fence, jobs, gate, waits)
@@ -134,6 +135,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._drafts = FamilyDrafts.of(core)
         self._taking = Taking(core, jobs, forks, performing)
         self._cancelling = Cancelling(core)
+        self.cancel_thread = self._cancelling.ask
         self._leaving = Leaving(core, placing, gate, performing)
         # whose blocks are taken back, and how they come again
         self._restoring = restoring = Restoring(core, fence, placing, jobs, stitching, performing)
@@ -441,14 +443,6 @@ class ForkJoinScheduler(AsyncScheduler):
         super()._preempt_request(request, time.monotonic(), drop_stale_output=True)
 
     # ---- what front ends ask ---------------------------------------------------------------
-
-    def cancel_thread(self, key: str, index: int, tenant: str) -> str:
-        """Let a thread end; returns what its client hears of it: see ``cancelling.py``."""
-        return self._cancelling.ask(key, index, tenant)
-
-    def release_kept(self, name: str, tenant: str) -> str:
-        """End a lease; returns what its client hears of it: see ``kept/leasing.py``."""
-        return self._leasing.release(name, tenant)
 
     def overview(self) -> Row:
         """What runs and what waits: see ``overview.py``."""

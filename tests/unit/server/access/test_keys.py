@@ -50,7 +50,7 @@ def test_a_key_has_the_limits_that_the_file_gives_it(written):
     (key,) = read(
         written(
             f"a: {{sha256: {HASH}, max_families: 3, max_queued_tokens: 500, weight: 2.5, "
-            "max_kept_tokens: 900}}\n"
+            "max_kept_tokens: 900}\n"
         )
     )
     assert key == Key("a", bytes.fromhex(HASH), 3, 500, 2.5, 900)
