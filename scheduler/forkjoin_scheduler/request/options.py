@@ -185,13 +185,13 @@ class RequestOptions(_AtPrompt, Limits):
         gt=0,
         allow_inf_nan=False,
         description="Seconds for which the KV of the answer is kept after its end, so that requests which go "
-        "on from it prefill only what is new. It is kept within --max-kept-share, and gives way to running "
-        "requests; `usage.forkjoin` says so.",
+        "on from it prefill only what is new. It gives way to running requests. The answer's "
+        "`usage.forkjoin` says whether it is kept.",
     )
     continues: Annotated[Unicode, AfterValidator(_is_short)] | None = Field(
         default=None,
-        description="Id of a kept answer that the request goes on from; `usage.forkjoin` says whether it is "
-        "kept still. `/v1/responses` takes it from `previous_response_id`.",
+        description="Id of a kept answer that the request goes on from. The answer's `usage.forkjoin` says "
+        "whether that one is still kept. `/v1/responses` takes it from `previous_response_id`.",
     )
 
     @model_validator(mode="after")
