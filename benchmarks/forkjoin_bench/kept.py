@@ -62,21 +62,20 @@ class Count:
 
 def measure(case: str, num_agents: int, num_blocks: int, num_abreast: int, *, at_once: bool) -> Count:
     """Let the agent read, the load run, and the sub-agents come."""
-    from vllm.engine.arg_utils import EngineArgs
-
     from forkjoin_bench.vllm_seam.agents import CONTEXT, LOAD, loaded
 
     settings = Settings.of(load("threadweaver"), {}, max_kept_share=0.5)
-    config = EngineArgs(
+    fed = loaded(
+        num_blocks,
+        BLOCK_SIZE,
+        stock=case == STOCK,
+        load=(num_abreast, *LOAD_TOKENS),
         model=str(EMBEDDED_MODEL),
         max_model_len=8192,
         max_num_seqs=64,
         max_num_batched_tokens=2048,
         additional_config={KEY: settings.model_dump(mode="json")},
-    ).create_engine_config()
-    config.cache_config.block_size = BLOCK_SIZE  # behind vLLM's back, which has no such on a CPU
-    config.scheduler_config.async_scheduling = False
-    fed = loaded(num_blocks, config, stock=case == STOCK, load=(num_abreast, *LOAD_TOKENS))
+    )
     keep = {"keep": 3600} if case == KEPT else {}
     context = fed.send(CONTEXT, fed.tokens(CONTEXT_TOKENS), ANSWER_TOKENS, **keep)
     fed.run(BEFORE)

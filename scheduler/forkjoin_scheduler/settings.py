@@ -128,8 +128,8 @@ class Settings(BaseModel):
         description="Share of the KV blocks that answers may hold which clients have kept (forkjoin.keep). "
         "With 0, none is kept.",
     )
-    max_keep_s: float = Field(
-        default=3600, gt=0, description="Seconds for which a client may have an answer kept."
+    max_keep_s: int = Field(
+        default=3600, ge=1, description="Seconds for which a client may have an answer kept."
     )
 
     control_tokens_in_prompts: Literal["neutralise", "allow", "refuse"] = Field(

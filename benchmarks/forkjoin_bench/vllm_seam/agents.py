@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request
 
@@ -79,10 +80,15 @@ class LoadedFed(Fed):
         return [] if request.num_computed_tokens < request.num_tokens else self.tokens(1)
 
 
-def loaded(num_blocks: int, config: Any, *, stock: bool, load: tuple[int, int, int]) -> LoadedFed:
-    """One of our schedulers, or vLLM's own.
+def loaded(
+    num_blocks: int, block_size: int, *, stock: bool, load: tuple[int, int, int], **options: Any
+) -> LoadedFed:
+    """One of our schedulers, or vLLM's own. ``options``: vLLM's, of an engine.
 
     ``load``: requests at a time, tokens of each prompt and of each answer.
     """
+    config = EngineArgs(**options).create_engine_config()
+    config.cache_config.block_size = block_size  # behind vLLM's back, which has no such on a CPU
+    config.scheduler_config.async_scheduling = False
     make = AsyncScheduler if stock else ForkJoinScheduler
     return LoadedFed(*without_model(make, config, num_blocks), *load)

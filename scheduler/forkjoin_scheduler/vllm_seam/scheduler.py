@@ -106,7 +106,6 @@ class ForkJoinScheduler(AsyncScheduler):
         # who starts, who runs, and what is emitted
         self._gate = gate = AdmissionGate(core, fence, placing)
         self._leasing = leasing = Leasing(core, fence, gate)
-        self.release_kept = leasing.release
         self._params_reader = ParamsReader(core, answers, leasing)
         self._waits = waits = Waiters(core, jobs)
         self._pacer = ThreadPacer(core, fence, jobs, gate, waits)
@@ -134,8 +133,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._hearing = Hearing(core, fence, answers, forks)
         self._drafts = FamilyDrafts.of(core)
         self._taking = Taking(core, jobs, forks, performing)
-        self._cancelling = Cancelling(core)
-        self.cancel_thread = self._cancelling.ask
+        self.cancel_thread, self.release_kept = Cancelling(core).ask, leasing.release
         self._leaving = Leaving(core, placing, gate, performing)
         # whose blocks are taken back, and how they come again
         self._restoring = restoring = Restoring(core, fence, placing, jobs, stitching, performing)
