@@ -110,8 +110,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._waits = waits = Waiters(core, jobs)
         self._pacer = ThreadPacer(core, fence, jobs, gate, waits)
         self._overview = Overview(core, fence, jobs, gate, waits, leasing)
-        num_front_ends = self.vllm_config.parallel_config._api_process_count
-        self._report = LoadReport(core, gate, waits, num_front_ends)
+        self._report = LoadReport(core, gate, waits, self.vllm_config.parallel_config._api_process_count)
         self._grouping = Grouping.of(core)
         # what machines want done, and where each effect of theirs is performed
         core.world = Facts(core, fence)
@@ -125,9 +124,8 @@ class ForkJoinScheduler(AsyncScheduler):
         self._handover = Handover(core, jobs)
         self._starting = starting = Starting(core, answers, placing, params)
         self._tails = tails = Tails(core)
-        self._performing = performing = Performing(
-            core, answers, placing, jobs, ahead, keeping, resuming, starting, tails
-        )
+        performing = Performing(core, answers, placing, jobs, ahead, keeping, resuming, starting, tails)
+        self._performing = performing
         # what branches write, and what comes of it
         self._forks = forks = Forks(core, performing)
         self._hearing = Hearing(core, fence, answers, forks)
