@@ -71,6 +71,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_hybrid.py": Later(
         Tier.ALL, "an engine, and a process with one for each case; test_recurrent has states without a model"
     ),
+    "tests/engine/test_offloaded_engine.py": Later(
+        Tier.ALL, "a process with an engine for each case; test_offloaded has the scheduler of it, at random"
+    ),
     "tests/engine/test_images.py": Later(Tier.CI, "an engine of its own, 28 s"),
     "tests/engine/test_images.py::test_forks_after_images_are_exact_on_the_v2_runner_with_steps_in_flight": Later(
         Tier.ALL, "a process with an engine, 35 s; test_matrix has that runner, and this file the V1 runner"

@@ -6,11 +6,16 @@ vLLM takes as it takes anybody's: ``EXTRA_CONFIG`` names them.
 
 Each transfer takes ``"transfer_steps"`` steps (default: 1) and copies in the last of them, later than any GPU
 would. What reads a block before its load has ended, or writes one before its store has, so differs.
+
+``HostTieringSpec`` is the same of vLLM's ``TieringOffloadingSpec``, which keeps what it has stored in further
+tiers too, such as a folder that several servers share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from vllm.v1.kv_offload.base import (
@@ -21,7 +26,9 @@ from vllm.v1.kv_offload.base import (
     OffloadingWorker,
     TransferResult,
 )
+from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 #: What a server is given to offload so, less the bytes that it may take.
 EXTRA_CONFIG = {"spec_name": "HostOffloadingSpec", "spec_module_path": __name__, "offload_prompt_only": False}
@@ -41,10 +48,18 @@ class _Transfer:
 class HostOffloadingWorker(OffloadingWorker):
     """Copies blocks to rows of the host's memory and back, in the order in which they were asked for."""
 
-    def __init__(self, kv_caches: CanonicalKVCaches, num_rows: int, transfer_steps: int) -> None:
+    def __init__(
+        self,
+        kv_caches: CanonicalKVCaches,
+        host: list[torch.Tensor],
+        transfer_steps: int,
+        region: SharedOffloadRegion | None = None,
+    ) -> None:
+        """``host``: rows of int8 for each tensor of ``kv_caches``, in ``region`` if there is one."""
         self._caches = [cache.tensor for cache in kv_caches.tensors]
         self._groups = [[ref.tensor_idx for ref in refs] for refs in kv_caches.group_data_refs]
-        self._host = [torch.empty(num_rows, cache.shape[1], dtype=torch.int8) for cache in self._caches]
+        self._host = host
+        self._region = region
         self._steps = transfer_steps
         self._due: list[_Transfer] = []
         self._done: list[TransferResult] = []
@@ -74,6 +89,12 @@ class HostOffloadingWorker(OffloadingWorker):
         """Copy these now: their blocks are about to be others'."""
         self._copy(job_ids)
 
+    def shutdown(self) -> None:
+        """Give the memory back that is shared with the scheduler."""
+        self._host = []
+        if self._region is not None:
+            self._region.cleanup()
+
     def _copy(self, job_ids: set[int]) -> None:
         for transfer in [t for t in self._due if t.job_id in job_ids]:
             self._due.remove(transfer)
@@ -100,8 +121,32 @@ class HostOffloadingSpec(CPUOffloadingSpec):
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         """The worker. Raises ValueError for chunks of several blocks, which it can't copy."""
-        if self.blocks_per_chunk != 1:
-            raise ValueError(f"expected chunks of one block, got blocks_per_chunk={self.blocks_per_chunk}")
-        return HostOffloadingWorker(
-            kv_caches, self.num_chunks, int(self.extra_config.get("transfer_steps", 1))
+        _check_chunks(self.blocks_per_chunk)
+        host = [torch.empty(self.num_chunks, c.tensor.shape[1], dtype=torch.int8) for c in kv_caches.tensors]
+        return HostOffloadingWorker(kv_caches, host, _transfer_steps(self.extra_config))
+
+
+class HostTieringSpec(TieringOffloadingSpec):
+    """VLLM's spec for offloading to the host's memory and to tiers behind it, with the workers above."""
+
+    def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
+        """The worker, which copies to where tiers read. Raises ValueError for chunks of several blocks."""
+        _check_chunks(self.blocks_per_chunk)
+        region = SharedOffloadRegion(
+            engine_id=self.config.engine_id,
+            num_chunks=self.num_chunks,
+            rank=0,
+            kv_bytes_per_chunk=self.kv_bytes_per_chunk,
+            cpu_page_size=self.cpu_page_size_per_worker,
         )
+        host = [region.create_next_worker_view(c.tensor.shape[1]) for c in kv_caches.tensors]
+        return HostOffloadingWorker(kv_caches, host, _transfer_steps(self.extra_config), region)
+
+
+def _check_chunks(blocks_per_chunk: int) -> None:
+    if blocks_per_chunk != 1:
+        raise ValueError(f"expected chunks of one block, got blocks_per_chunk={blocks_per_chunk}")
+
+
+def _transfer_steps(extra_config: Mapping[str, Any]) -> int:
+    return int(extra_config.get("transfer_steps", 1))

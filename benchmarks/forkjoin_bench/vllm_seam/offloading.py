@@ -27,9 +27,15 @@ from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 MANY = 1 << 24
 
 
-def offloading(transfer_steps: int, num_bytes: int = MANY) -> KVTransferConfig:
-    """VLLM's configuration of the connector. ``transfer_steps``: that each copy takes."""
+def offloading(transfer_steps: int, num_bytes: int = MANY, folder: str | None = None) -> KVTransferConfig:
+    """VLLM's configuration of the connector. ``transfer_steps``: that each copy takes.
+
+    ``folder``: where to keep what is stored in files, too; its own threads read and write them.
+    """
     extra = EXTRA_CONFIG | {"cpu_bytes_to_use": num_bytes, "transfer_steps": transfer_steps}
+    if folder is not None:
+        tiers = [{"type": "fs", "root_dir": folder, "n_read_threads": 1, "n_write_threads": 1}]
+        extra |= {"spec_name": "HostTieringSpec", "secondary_tiers": tiers}
     return KVTransferConfig(
         kv_connector="OffloadingConnector", kv_role="kv_both", kv_connector_extra_config=extra
     )

@@ -13,14 +13,27 @@ from forkjoin_scheduler.vllm_seam.mends.drafting import WITHOUT_KV
 
 #: The KV connector that is tested.
 CONNECTOR = "OffloadingConnector"
-#: Its specs that are: vLLM's, and ours for CPUs, which the tests and ``forkjoin bench`` name.
-SPECS = ("CPUOffloadingSpec", "HostOffloadingSpec")
+#: Its specs that are: vLLM's, and for CPUs those of ``forkjoin bench``, which differ in who copies.
+SPECS = ("CPUOffloadingSpec", "TieringOffloadingSpec", "HostOffloadingSpec", "HostTieringSpec")
+#: Those of them that keep what they have stored in further tiers, too.
+TIERED = ("TieringOffloadingSpec", "HostTieringSpec")
+#: The further tier that is tested, files in a folder that servers may share, and the keys of its config.
+TIER, TIER_KEYS = "fs", ("type", "root_dir", "n_read_threads", "n_write_threads")
 #: What may stand in ``kv_connector_extra_config``.
-EXTRA_KEYS = ("cpu_bytes_to_use", "offload_prompt_only", "spec_name", "spec_module_path", "transfer_steps")
+EXTRA_KEYS = ("cpu_bytes_to_use", "offload_prompt_only", "spec_name", "spec_module_path", "secondary_tiers",
+              "transfer_steps")  # fmt: skip
 
 
 def _extra(config: Any) -> dict[str, Any]:
     return dict(config.kv_transfer_config.kv_connector_extra_config or {})
+
+
+def _has_other_tiers(config: Any) -> bool:
+    tiers = _extra(config).get("secondary_tiers", [])
+    if not tiers:
+        return False
+    is_one = isinstance(tiers, list) and len(tiers) == 1 and isinstance(tiers[0], dict)
+    return not (is_one and tiers[0].get("type") == TIER and tiers[0].keys() <= set(TIER_KEYS))
 
 
 def _is_another(config: Any) -> bool:
@@ -39,6 +52,10 @@ _BESIDE: tuple[tuple[str, Callable[[Any], bool]], ...] = (
      lambda c: _extra(c).get("spec_name", SPECS[0]) not in SPECS),
     ("a KV connector with more in kv_connector_extra_config than is tested: expected "
      + ", ".join(EXTRA_KEYS), lambda c: bool(_extra(c).keys() - set(EXTRA_KEYS))),
+    (f"a KV connector with secondary_tiers not tested with forks: expected one, of type {TIER}, with no more "
+     "than " + ", ".join(TIER_KEYS), _has_other_tiers),
+    (f"a KV connector with secondary_tiers that vLLM ignores: expected the spec_name {TIERED[0]} beside them",
+     lambda c: bool(_extra(c).get("secondary_tiers")) and _extra(c).get("spec_name") not in TIERED),
     ("a KV connector with kv_load_failure_policy other than fail: families that lose a load are not tested",
      lambda c: c.kv_transfer_config.kv_load_failure_policy != "fail"),
     ("a KV connector with a drafter that has KV of its own: whose of the two is stored is not tested",

@@ -55,9 +55,10 @@ _MEMORY: tuple[Rule, ...] = (
          "Stitched joins refuse backends whose KV layout is unknown. Layouts of GPUs are tested on tensors only.",
          "tests/engine/test_layouts.py"),
     Rule(("kv-transfer-config", "kv-offloading-backend", "kv-offloading-size"), _LIMITED,
-         "vLLM's `OffloadingConnector` is exact with re-prefill joins; its copies between a GPU and the host never ran. "
-         "Other connectors are refused, and all of them with stitched joins and with what else is not tested.",
-         "tests/engine/test_offloaded.py", refusal="a KV connector"),
+         "vLLM's `OffloadingConnector` is exact with re-prefill joins, in memory and with files (`TieringOffloadingSpec`, "
+         "`fs`); its copies between a GPU and the host never ran. Other connectors are refused, and all of them with "
+         "stitched joins and with what else is not tested.",
+         "tests/engine/test_offloaded_engine.py", refusal="a KV connector"),
     Rule(("use-replayssm",), _REFUSED,
          "Refused with recurrent layers: what it keeps beside the blocks is not copied at a fork.",
          "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="--use-replayssm"),

@@ -89,6 +89,14 @@ def connects(name="OffloadingConnector", *, module_path=None, role="kv_both", po
     return {"kv_transfer_config": connector}
 
 
+FILES = {"type": "fs", "root_dir": "kv"}
+
+
+def tiers(*tiers):
+    """The same, of one that keeps what it stores in ``tiers``, too."""
+    return connects(spec_name="TieringOffloadingSpec", secondary_tiers=list(tiers))
+
+
 def drafts(method, *, num_ahead=1, parallel_drafting=False, judged_by="standard"):
     """What makes a config of one with speculative decoding."""
     speculative = Facts(method=method, parallel_drafting=parallel_drafting, rejection_sample_method=judged_by)
@@ -111,6 +119,7 @@ DRAFTED = [drafts(m) for m in ("ngram", "suffix", "draft_model", "eagle", "eagle
         connects(),
         connects(cpu_bytes_to_use=1 << 30, offload_prompt_only=False),
         connects(spec_name="HostOffloadingSpec", spec_module_path="forkjoin_bench.vllm_seam.host_offloading"),
+        connects(spec_name="TieringOffloadingSpec", secondary_tiers=[FILES | {"n_read_threads": 1}]),
         connects() | drafts("ngram"),
         STAGES,
         STAGES | EAGER | {"device_config__device_type": "cuda"},
@@ -144,7 +153,12 @@ def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes, la
         (STAGES | connects(), "KV connector with pipeline, tensor or data parallelism"),
         ({"parallel_config__tensor_parallel_size": 2} | connects(), "with pipeline, tensor or data"),
         ({"parallel_config__data_parallel_size": 2} | connects(), "with pipeline, tensor or data"),
-        (connects(spec_name="TieringOffloadingSpec"), "expected CPUOffloadingSpec or HostOffloadingSpec"),
+        (connects(spec_name="MineSpec", spec_module_path="mine"), "expected CPUOffloadingSpec or Tiering"),
+        (tiers({"type": "p2p"}), "expected one, of type fs"),
+        (tiers(FILES, FILES), "expected one, of type fs"),
+        (tiers(FILES | {"backpressure": {}}), "no more than type, root_dir"),
+        (connects(spec_name="TieringOffloadingSpec", secondary_tiers=FILES), "expected one, of type fs"),
+        (connects(secondary_tiers=[FILES]), "secondary_tiers that vLLM ignores"),
         (connects(blocks_per_chunk=4), "more in kv_connector_extra_config than is tested"),
         (connects(policy="recompute"), "kv_load_failure_policy other than fail"),
         (connects() | drafts("eagle"), "KV connector with a drafter that has KV of its own"),

@@ -1,0 +1,52 @@
+"""A real engine with vLLM's ``OffloadingConnector``: families that lose KV load it, and are exact."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.hybrid_case import NATS
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
+
+
+def _case(*args):
+    command = [sys.executable, "-m", "tests.engine.offloaded_case", *map(str, args)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=840, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    case = json.loads(lines[0].removeprefix("CASE "))
+    assert case["returned"]
+    return case
+
+
+def _assert_same(ours, theirs):
+    assert all(ours["forked"])
+    assert ours["tokens"] == theirs["tokens"]
+    pairs = [
+        zip(*of_answer, strict=True) for of_answer in zip(ours["logprobs"], theirs["logprobs"], strict=True)
+    ]
+    assert max(abs(a - b) for pair in pairs for a, b in pair) < NATS
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_families_that_lose_their_kv_to_others_load_it_and_end_as_they_do_alone(mode):
+    case = _case(mode)
+    assert case["async"] is (mode == "async")
+    assert case["alone"]["loads"] == 0
+    assert case["together"]["loads"]
+    _assert_same(case["together"], case["alone"])
+
+
+def test_an_engine_loads_what_one_before_it_has_stored_in_files_and_its_families_are_the_same(tmp_path):
+    first = _case("async", tmp_path)
+    assert first["alone"]["loads"] == 0
+    second = _case("async", tmp_path)
+    assert second["alone"]["loads"]
+    for run in ("alone", "together"):
+        _assert_same(second[run], first["alone"])
