@@ -14,6 +14,8 @@ PROMPT = "a=482*731, b=9047*36"
 #: As many as a request must have left to fork (``min_left``), and some more.
 NUM_FREE = 32
 NATS = 1e-4
+#: The same of tokens that were forced, of which many are unlikely: rounding moves these more.
+FORCED_NATS = 5e-4
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,23 @@ def test_what_follows_a_stitched_join_is_what_the_reference_says(engine, model, 
     controls = [compare(model, context, tokens, own, **{w: True}) for w in ("positions_wrong", "mask_wrong")]
     if name != "one_thread":  # which stands in a row
         assert all(c.max_delta > NATS for c in controls)
+
+
+def test_the_trees_of_all_of_them_are_one_masked_pass(engine, model):
+    from tests.engine import tree_reference as reference
+
+    driver = Driver(engine)
+    params = [driver.params(trajectory, NUM_FREE) for trajectory in TRAJECTORIES.values()]
+    trees = reference.run(engine, [engine.prompt(PROMPT)] * len(params), params)
+    for name, tree in zip(TRAJECTORIES, trees, strict=True):
+        right = reference.deltas(model, tree)
+        assert right[-NUM_FREE:].max() <= NATS, name
+        assert right.max() <= FORCED_NATS, name
+        if name != "one_thread":  # which stands in a row
+            wrong = reference.deltas(model, tree, mask=reference.in_a_row(tree))
+            assert wrong.max() > FORCED_NATS, name
+            in_slots = list(range(len(tree.positions())))
+            assert reference.deltas(model, tree, positions=in_slots).max() > FORCED_NATS, name
 
 
 def test_in_bf16_it_is_as_likely_as_the_reference_says(multiverse, model):
