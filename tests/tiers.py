@@ -248,6 +248,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_usage.py": Later(
         Tier.CI, "a server of its own, and forty random requests, each twice"
     ),
+    "tests/server/test_batch_restart.py": Later(
+        Tier.ALL, "three servers of its own; test_batch kills the run, tests/client/batch has each rule"
+    ),
     "tests/server/test_start.py": Later(Tier.CI, "seven starts of vLLM that are refused"),
     "tests/server/test_doctor.py": Later(Tier.CI, "four starts of vLLM's configuration"),
     "tests/soak/test_primitives.py": Later(Tier.CI, "two processes with vLLM's kernels; 20 s"),
