@@ -122,7 +122,7 @@ LATER: dict[str, Later] = {
         Tier.ALL, "86 s; the same without drafts, and test_speculation without LoRA"
     ),
     "tests/engine/test_shapes.py": Later(
-        Tier.ALL, "four processes with up to ten engines on models of two layers; six of them run before"
+        Tier.ALL, "five processes with up to ten engines on models of two layers; six of them run before"
     ),
     **{
         f"tests/engine/test_shapes.py::test_a_family_on_a_model_of_this_shape_is_exact_or_refused[v1-sync-{case}]": Later(
