@@ -47,7 +47,7 @@ def test_every_metric_of_the_rules_is_there_with_the_labels_that_they_use(measur
         for metric in promql.metrics(query):
             series = result(measured, metric)
             assert series, f"{metric} of {query}"
-    labels = {"reason", "kind", "policy", "outcome", "status", "where", "source", "le", "instance"}
+    labels = {"reason", "kind", "policy", "outcome", "status", "where", "source", "state", "le", "instance"}
     labels |= {"model_name"}
     used = {label for group in queries(rendered).values() for q in group for label in promql.labels(q)}
     assert used <= labels | POD.keys()
