@@ -8,6 +8,20 @@ export interface ForkJoinUsage {
   /** All generated tokens, each once. */
   total_tokens: number;
   vote?: Vote;
+  /** Only with `keep`. */
+  kept?: KeptUsage;
+  /** What the request found of the kept answer that it goes on from. The list may grow, so keep a default case. */
+  continued?: "kept" | "expired" | "released" | "pressure" | "reset" | (string & {});
+}
+
+/** Whether an answer is kept. */
+export interface KeptUsage {
+  /** Tokens of the answer and its prompt whose KV is kept. */
+  tokens: number;
+  /** Seconds for which the request asked. */
+  seconds: number;
+  /** Why the answer is not kept; null: it is. The list may grow, so keep a default case. */
+  refused: "budget" | "share" | "not_cached" | (string & {}) | null;
 }
 
 /** The outcome of a request with `best_of`. */
@@ -100,6 +114,10 @@ export interface ForkJoinOptions {
   confidence?: number;
   prune?: "confidence" | "agreement" | "memory" | "own";
   wait_for_all?: boolean;
+  /** Seconds for which the KV of the answer is kept after its end. */
+  keep?: number;
+  /** Id of a kept answer that the request goes on from. */
+  continues?: string;
 }
 
 export interface Message {

@@ -15,7 +15,7 @@ Example::
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from forkjoin.answer import ROOT, Answer, ForkJoinUsage, Thread, ThreadUsage, Usage, Vote
+from forkjoin.answer import ROOT, Answer, ForkJoinUsage, KeptUsage, Thread, ThreadUsage, Usage, Vote
 from forkjoin.client import AsyncClient, Client
 from forkjoin.errors import (
     BadRequest,
@@ -73,6 +73,7 @@ __all__ = [
     "Forked",
     "Joined",
     "JoinedThread",
+    "KeptUsage",
     "Layout",
     "NotConnected",
     "Overloaded",

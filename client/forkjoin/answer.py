@@ -44,6 +44,15 @@ class Vote(_Part):
     result: str | None = None
 
 
+class KeptUsage(_Part):
+    """Whether an answer is kept, as its request asked with ``keep``."""
+
+    tokens: Count
+    seconds: float
+    #: Why it is not kept. None: it is.
+    refused: str | None = None
+
+
 class ForkJoinUsage(_Part):
     """What forking gave."""
 
@@ -52,6 +61,9 @@ class ForkJoinUsage(_Part):
     critical_path_tokens: Count = 0
     total_tokens: Count = 0
     vote: Vote | None = None
+    kept: KeptUsage | None = None
+    #: What the request found of the kept answer that it goes on from: `kept`, or why it is kept no more.
+    continued: str | None = None
 
 
 class Usage(_Part):

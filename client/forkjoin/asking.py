@@ -63,6 +63,11 @@ def cancel_path(thread_id: str) -> str:
     return f"/v1/forkjoin/threads/{quote(thread_id, safe='')}/cancel"
 
 
+def release_path(answer_id: str) -> str:
+    """Where to ask for the end of a kept answer's lease."""
+    return f"/v1/forkjoin/kept/{quote(answer_id, safe='')}/release"
+
+
 def chat_body(
     messages: Messages, forkjoin: ForkJoin | None, more: Mapping[str, Any], *, is_stream: bool
 ) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import httpx
 from pydantic import BaseModel
 
 from forkjoin.answer import Answer
-from forkjoin.asking import CHAT, MODELS, TIMEOUT, Messages, Server, cancel_path, chat_body
+from forkjoin.asking import CHAT, MODELS, TIMEOUT, Messages, Server, cancel_path, chat_body, release_path
 from forkjoin.errors import ForkJoinError, NotConnected, RequestRefused, Unreadable, refusal
 from forkjoin.options import ForkJoin
 from forkjoin.parsing import parsed
@@ -150,6 +150,10 @@ class Client(_Client):
         """
         self._send("POST", cancel_path(thread_id))
 
+    def release(self, answer_id: str) -> None:
+        """End the lease of an answer that ``keep`` keeps. Raises BadRequest if none is kept by that id."""
+        self._send("POST", release_path(answer_id))
+
     def models(self) -> list[str]:
         """The names of the models served."""
         return self._names(self._send("GET", MODELS))
@@ -223,6 +227,10 @@ class AsyncClient(_Client):
         already, BadRequest if the server knows no such thread.
         """
         await self._send("POST", cancel_path(thread_id))
+
+    async def release(self, answer_id: str) -> None:
+        """End the lease of an answer that ``keep`` keeps. Raises BadRequest if none is kept by that id."""
+        await self._send("POST", release_path(answer_id))
 
     async def models(self) -> list[str]:
         """The names of the models served."""

@@ -32,3 +32,5 @@ class ForkJoin(TypedDict, total=False):
     branches: list[Branch]
     closing: str
     rounds: list[int]
+    keep: float
+    continues: str

@@ -100,6 +100,14 @@ def test_a_thread_is_cancelled_by_its_id(is_async):
 
 
 @both
+def test_a_kept_answer_is_released_by_its_id(is_async):
+    server = StandIn(httpx.Response(200, json={"status": "released"}))
+    assert server.called(is_async, "release", "chatcmpl-1/x") is None
+    asked = server.requests[0]
+    assert (asked.method, asked.url.raw_path) == ("POST", b"/v1/forkjoin/kept/chatcmpl-1%2Fx/release")
+
+
+@both
 @pytest.mark.parametrize(
     "first",
     [{"status_code": 503}, {"status_code": 429, "headers": {"retry-after": "0"}}, httpx.ConnectError("no")],

@@ -112,10 +112,14 @@ def test_the_usage_behind_the_end_is_part_of_the_answer():
         "critical_path_tokens": 5,
         "total_tokens": 8,
         "vote": {"index": 1, "result": "7"},
+        "kept": {"tokens": 32, "seconds": 60.0, "refused": None},
+        "continued": "expired",
     }
     usage = {"prompt_tokens": 1, "completion_tokens": 8, "total_tokens": 9, "forkjoin": counts}
     _, reader = read(chunk(finish_reason="stop"), chunk() | {"choices": [], "usage": usage})
-    assert reader.end().answer.usage.model_dump() == usage
+    answer = reader.end().answer
+    assert answer.usage.model_dump() == usage
+    assert (answer.usage.forkjoin.kept.tokens, answer.usage.forkjoin.continued) == (32, "expired")
 
 
 def test_reasoning_and_tool_calls_are_put_together():
