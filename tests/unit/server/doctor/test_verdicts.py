@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from forkjoin_server.doctor.verdicts.table import RULES
 from forkjoin_server.doctor.verdicts.verdict import Verdict
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.start.command_line import ServeParser
+from tests.engine.shape_table import CASES
 
 ROOT = Path(__file__).parents[4]
 CLASSED = Counter(
@@ -104,6 +106,24 @@ def test_pairs_that_were_run_together_are_pairs_of_features_each_once_and_of_a_t
     assert {name for pair in pairs for name in pair} <= together.FEATURES.keys()
     assert len({frozenset(pair) for pair in pairs}) == len(pairs)
     assert all((ROOT / test).exists() for others in together.RUN.values() for test in others.values())
+
+
+#: What the engines of ``test_shapes`` have, by the shapes of their models; the others' have nothing of its own.
+OF_SHAPES = {
+    "moe": {"experts"}, "mistral": {"sliding windows"}, "window": {"sliding windows"}, "gemma": {"sliding windows"},
+    "gemma_window": {"sliding windows"}, "gpt_oss": {"sliding windows", "experts"},
+    "gdn": {"recurrent layers", "experts"}, "mla": {"MLA", "experts"}, "mla_native": {"MLA", "experts"},
+    "w8a8": {"quantised weights"}, "awq": {"quantised weights"}, "gptq": {"quantised weights"}, "fp8_kv": {"quantised KV"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.runner}")
+def test_what_the_tests_of_model_families_run_together_is_in_the_table(case):
+    features = set() if case.refused else set(OF_SHAPES.get(case.shape, ()))
+    features |= {"stitched joins"} if case.join == "stitch" else set()
+    features |= {"the V2 runner"} if case.runner.startswith("v2") else set()
+    features |= {"async scheduling"} if case.runner.endswith("async") else set()
+    assert [pair for pair in combinations(sorted(features), 2) if not together.is_run(*pair)] == []
 
 
 def test_the_facts_that_features_are_found_by_are_a_real_configs():
