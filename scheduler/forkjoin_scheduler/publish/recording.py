@@ -75,8 +75,9 @@ class Recording:
         top: list[dict[int, float]] | None = None
         if rows is not None and self._num_top is not None:
             token_ids = token_ids[: len(rows)]
+            rows = rows[: len(token_ids)]
             likely = [(row.logprob_token_ids[0].tolist(), row.logprobs[0].tolist()) for row in rows]
-            logprobs = [values[0] for _, values in likely[: len(token_ids)]]
+            logprobs = [values[0] for _, values in likely]
             if self._num_top:
                 end = None if self._num_top < 0 else self._num_top + 1
                 top = [dict(zip(ids[1:end], values[1:end], strict=True)) for ids, values in likely]
