@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from forkjoin.errors import ForkJoinError
 from forkjoin.parsing import parsed
 
@@ -108,6 +110,10 @@ def _line(text: bytes) -> Line:
             f"url: expected one of {', '.join(URLS)}, or a path that ends in {' or '.join(_ENDS)}, got "
             f"{_shown(url)}: send other requests by themselves"
         )
+    try:
+        httpx.URL(f"http://localhost{url}")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise _BadLine(f"url: expected one that can be sent, got {_shown(url)}: correct it") from error
     if not isinstance(body, dict):
         raise _BadLine(f"body: expected a JSON object, got {_shown(body)}: {_EXAMPLE}")
     for key in _NOT_WHOLE:

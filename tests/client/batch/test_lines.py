@@ -37,6 +37,8 @@ def test_a_line_is_a_request_to_one_of_the_routes(url):
         (RIGHT | {"method": "GET"}, 'method: expected "POST", got "GET": write'),
         (RIGHT | {"url": "/v1/messages"}, "url: expected one of /v1/chat/completions, /v1/completions, "),
         (RIGHT | {"url": "http://h/v1/score"}, "url: expected one of "),
+        (RIGHT | {"url": "/\n/score"}, r'url: expected one that can be sent, got "/\n/score": '),
+        (RIGHT | {"url": "/\udcff/score"}, r'url: expected one that can be sent, got "/\udcff/score": '),
         (RIGHT | {"body": "a"}, 'body: expected a JSON object, got "a": write'),
         (RIGHT | {"body": {"stream": True}}, "body.stream: expected none, for a batch has whole answers"),
         (RIGHT | {"body": {"background": True}}, "body.background: expected none, for a batch"),
