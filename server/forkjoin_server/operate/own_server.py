@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from forkjoin.asking import KEY_VARIABLE, Server
+from forkjoin.asking import Server
 from forkjoin.batch.command import Asked
 from forkjoin.batch.running import Interrupted
 from forkjoin.errors import ForkJoinError
@@ -30,20 +31,27 @@ _ADDRESS = "http://localhost"
 def serving(flags: list[str]) -> Iterator[Asked]:
     """Inside, ``forkjoin serve FLAGS`` answers. What it writes goes to standard error.
 
+    It has an API key of its own, whatever keys others have.
+
     Raises ForkJoinError if it does not start, and Interrupted if this process is told to end before it has.
     """
     with tempfile.TemporaryDirectory(prefix="forkjoin-") as folder:
         uds = f"{folder}/socket"
+        key = os.environ.get("VLLM_API_KEY") or secrets.token_urlsafe()
+        server = Server.named(_ADDRESS, key)
         command = [sys.executable, "-m", "forkjoin_server.cli", "serve", *flags, "--uds", uds]
         # A session of its own: Ctrl-C in a terminal is for us, who end it then.
         process = subprocess.Popen(  # noqa: S603 - our own command
-            command, stdout=2, start_new_session=True, preexec_fn=die_with_the_parent
+            command,
+            stdout=2,
+            start_new_session=True,
+            preexec_fn=die_with_the_parent,
+            env={**os.environ, "VLLM_API_KEY": key},
         )
         try:
             with _interruptible():
                 _wait_until_ready(process, uds)
-            key = os.environ.get(KEY_VARIABLE) or os.environ.get("VLLM_API_KEY")
-            yield Asked(Server.named(_ADDRESS, key), uds, lambda: _why_over(process))
+            yield Asked(server, uds, lambda: _why_over(process))
         finally:
             _end(process)
 

@@ -33,7 +33,7 @@ def resolve(argv: list[str], environ: Mapping[str, str]) -> Given:
     variables = environment.read(environ, own)
     for name in own.keys() & variables.keys():
         check_value(name, variables[name], environment.variable(name))
-    flags, path = _without_config(argv)
+    flags, path = without_config(argv)
     from_flags = parser.given(flags)
     called = "--config" if path is not None else environment.variable("config")
     path = variables.get("config") if path is None else path
@@ -51,7 +51,7 @@ def resolve(argv: list[str], environ: Mapping[str, str]) -> Given:
     return Given(args, origins, choice)
 
 
-def _without_config(argv: list[str]) -> tuple[list[str], str | None]:
+def without_config(argv: list[str]) -> tuple[list[str], str | None]:
     """``argv`` without its ``--config``, and the file that this names.
 
     vLLM reads the file only where its name stands apart, and drops it elsewhere without a word.

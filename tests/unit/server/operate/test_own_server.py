@@ -25,7 +25,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             os._exit(3)
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(str(os.getpid()).encode())
+        said = os.environ["VLLM_API_KEY"] if self.path == "/key" else str(os.getpid())
+        self.wfile.write(said.encode())
 
     def address_string(self):
         return "socket"
@@ -54,6 +55,7 @@ def _get(asked, path):
 
 def test_it_answers_inside_and_is_gone_afterwards(put, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "k")
+    monkeypatch.setenv("FORKJOIN_CLIENT_API_KEY", "of another server")
     put(SERVER)
     with own_server.serving(["m"]) as asked:
         pid = int(_get(asked, "/"))
@@ -63,6 +65,16 @@ def test_it_answers_inside_and_is_gone_afterwards(put, monkeypatch):
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert not os.path.exists(os.path.dirname(asked.uds))
+
+
+def test_without_a_key_it_gets_one_of_its_own(put, monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    put(SERVER)
+    with own_server.serving(["--api-key-file", "f"]) as asked:
+        assert len(asked.server.api_key) > 30
+        assert _get(asked, "/key") == asked.server.api_key
+    with own_server.serving([]) as other:
+        assert other.server.api_key != asked.server.api_key
 
 
 def test_whoever_asks_learns_that_it_has_ended(put):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from forkjoin_scheduler.errors import UsageError
 from forkjoin_server.cli import main
 from forkjoin_server.start import batches
 from forkjoin_server.vllm_seam.start.command_line import ServeParser
@@ -62,6 +63,33 @@ def test_flags_of_a_server_beside_the_url_of_another_are_an_error(capsys):
         main(["run-batch", *FILES, "--url", "http://s", "--dialect", "npr"])
     assert exit_.value.code == 2
     assert "got --dialect npr: drop these or --url" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "flag", "why"),
+    [
+        (["--api-key", "k"], "--api-key", "the run gives it a key of its own"),
+        (["--api_key=k"], "--api-key", "the run gives it a key of its own"),
+        (["m", "--ssl-keyfile", "f"], "--ssl-keyfile", "it is asked at a socket"),
+        (["--ssl-certfile=f"], "--ssl-certfile", "it is asked at a socket"),
+        (["--headless"], "--headless", "such a server answers nobody"),
+        (["--grpc"], "--grpc", "such a server speaks no HTTP"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_flags_of_a_server_that_the_run_cant_ask_are_an_error(flags, flag, why):
+    with pytest.raises(UsageError, match=f"can ask, got {flag}, but {why}.*: drop it, or start"):
+        batches.run_batch([*FILES, *flags])
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_a_config_file_may_have_none_of_them_either(by, monkeypatch, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("headless: false\napi_key: k\n")
+    flags = ["--config", str(path)] if by == "flag" else []
+    monkeypatch.setenv("FORKJOIN_CONFIG", "" if by == "flag" else str(path))
+    with pytest.raises(UsageError, match="got --api-key, but"):
+        batches.run_batch([*FILES, *flags])
 
 
 def test_a_wrong_input_ends_it_before_a_server_starts(tmp_path, capsys):
