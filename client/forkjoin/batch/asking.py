@@ -88,10 +88,10 @@ class Asker:
                     f"expected an answer of {self._server.address}, got none for {waited_s:.0f} s: "
                     f"{outcome.why}: check the address, and that the server runs"
                 )
-            num_doubled = min(num_again, _MAX_DOUBLED)
-            await self._sleep(
-                _BACKOFF.wait_s(num_doubled, None, outcome.retry_after_s, random.random()) or 0.0
-            )
+            num_doubled, asked_s = min(num_again, _MAX_DOUBLED), outcome.retry_after_s
+            if asked_s is not None:  # no longer than there is patience, or of our own wait
+                asked_s = min(asked_s, max(self._patience_s - waited_s, _BACKOFF.cap_s))
+            await self._sleep(_BACKOFF.wait_s(num_doubled, None, asked_s, random.random()) or 0.0)
             num_again += 1
 
     async def _ask(self, line: Line) -> Row | _Again:
