@@ -30,6 +30,8 @@ _NO_KEY = (401, 403)
 MAX_LOST = 5
 #: The row of a request that nobody refused, and that nobody has answered either.
 LOST = "connection_lost"
+#: The row of a request that the server itself has ended.
+ABORTED = "aborted"
 _BACKOFF = Retries(max_retries=1_000_000, max_retry_after_s=float("inf"))
 #: Doubled so often, the wait has long come to its cap.
 _MAX_DOUBLED = 9
@@ -122,11 +124,24 @@ def _outcome(line: Line, response: httpx.Response) -> Row | _Again:
         body = None
     if status in _PASSING:
         return _Again(_refused(response), wait_s)
+    if isinstance(body, dict) and status == 200 and _is_aborted(body):
+        why = "expected a whole answer, got one that the server has aborted"
+        return _Again(why, wait_s, _failed(line, ABORTED, f"{why}, {MAX_LOST} times: its log has more"))
     if isinstance(body, dict):
         row = _answered(line, response, body)
         return _Again(_refused(response), wait_s, row) if status >= 500 else row
     why = f"expected JSON, got {status}: {response.text[:200]!r}"
     return _Again(why, wait_s, _failed(line, "unreadable", f"{why}: check the address"))
+
+
+def _is_aborted(body: dict[str, Any]) -> bool:
+    """Whether an engine that ends, or an operator, has cut the answer."""
+    choices = body.get("choices")
+    ends = (
+        [c.get("finish_reason") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+    )
+    # As /v1/responses says it.
+    return "abort" in ends or (body.get("object") == "response" and body.get("status") == "cancelled")
 
 
 def _answered(line: Line, response: httpx.Response, body: dict[str, Any]) -> Row:

@@ -17,6 +17,7 @@ LINE = Line("a", "/v1/completions", b'{"prompt": "x"}')
 BODY = {"id": "cmpl-1", "choices": []}
 OK = httpx.Response(200, json=BODY)
 RESET = httpx.ReadError("reset")
+ABORTED = {"id": "cmpl-2", "choices": [{"finish_reason": "stop"}, {"finish_reason": "abort"}]}
 
 
 class StandIn:
@@ -90,6 +91,8 @@ def test_a_request_that_is_wrong_has_the_servers_error_as_its_response(status):
         *map(_status, (408, 429, 500, 502, 503, 504)),
         httpx.Response(502, text="<html>"),
         httpx.Response(200, text="half of a J"),
+        httpx.Response(200, json=ABORTED),
+        httpx.Response(200, json={"object": "response", "status": "cancelled", "output": []}),
     ],
     ids=lambda first: str(first),
 )
@@ -122,6 +125,18 @@ def test_what_may_have_ended_the_server_is_asked_a_few_times_and_a_refusal_does_
         }
     else:
         assert (row["response"]["status_code"], row["error"]) == (500, None)
+
+
+def test_an_answer_that_the_server_aborts_each_time_is_none():
+    row = StandIn(*[httpx.Response(200, json=ABORTED)] * MAX_LOST).row()
+    assert row["response"] is None
+    assert fault_of(row).startswith("aborted: expected a whole answer")
+
+
+def test_no_server_puts_a_request_off_for_longer_than_there_is_patience():
+    server = StandIn(_status(503, **{"retry-after": "1e9"}), OK, patience_s=60)
+    server.row()
+    assert 60 <= server.waits[0] <= 60.5
 
 
 def test_what_is_no_json_is_no_answer():
