@@ -35,6 +35,8 @@ ABORTED = "aborted"
 _BACKOFF = Retries(max_retries=1_000_000, max_retry_after_s=float("inf"))
 #: Doubled so often, the wait has long come to its cap.
 _MAX_DOUBLED = 9
+#: How httpx traces that a request has a connection, which may not be a new one.
+_SENDING = ".send_request_headers.started"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Asker:
     Args:
         http: what it asks through.
         server: whom.
-        patience_s: so long no request may have an answer, and none be open, until it gives up.
+        patience_s: so long no request may have an answer, and none that reached the server wait for its own,
+            until it gives up.
         sleep, clock: to be replaced in tests.
     """
 
@@ -67,6 +70,7 @@ class Asker:
     ) -> None:
         self._http, self._server, self._patience_s = http, server, patience_s
         self._sleep, self._clock = sleep, clock
+        #: Requests that have reached the server, and wait for its answer.
         self._num_open = 0
         self._answered_s = clock()
         #: Why the last request that was asked has no answer; None if it has.
@@ -98,10 +102,20 @@ class Asker:
 
     async def _ask(self, line: Line) -> Row | _Again:
         headers = {"content-type": "application/json", **self._server.headers}
-        self._num_open += 1
+        is_open = False
+
+        async def trace(event: str, _: object) -> None:
+            nonlocal is_open
+            if event.endswith(_SENDING) and not is_open:
+                is_open = True
+                self._num_open += 1
+
         try:
             response = await self._http.post(
-                self._server.address + line.url, content=line.body, headers=headers
+                self._server.address + line.url,
+                content=line.body,
+                headers=headers,
+                extensions={"trace": trace},
             )
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return _Again(_said(error))
@@ -109,7 +123,7 @@ class Asker:
             why = _said(error)
             return _Again(why, row=_failed(line, LOST, f"{why}, {MAX_LOST} times: the server's log has more"))
         finally:
-            self._num_open -= 1
+            self._num_open -= is_open
         return _outcome(line, response)
 
 

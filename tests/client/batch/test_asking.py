@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 
 import httpx
@@ -154,39 +155,76 @@ def test_it_gives_up_when_nobody_has_answered_for_too_long():
     assert len(server.requests) > 8
 
 
+async def _beside_one_that_waits(http, address, is_waiting):
+    """Asks with a patience of 10 s, while another request waits. Returns the seconds and both statuses."""
+    now_s = 0.0
+
+    async def sleep(seconds):
+        nonlocal now_s
+        now_s += seconds
+        await asyncio.sleep(0)
+
+    asker = Asker(http, Server.named(address, None), 10, sleep=sleep, clock=lambda: now_s)
+    other = asyncio.create_task(asker.row(Line("slow", "/score", b"{}")))
+    await is_waiting.wait()
+    try:
+        rows = [await asker.row(LINE), await other]
+    finally:
+        other.cancel()
+    return now_s, [row["response"]["status_code"] for row in rows]
+
+
 def test_it_does_not_give_up_while_another_request_waits_for_its_answer():
-    """The server is there then, and busy."""
+    """The server is there then, and busy. A real one: what counts is that the request has a connection."""
 
     async def run():
-        is_over, num_refused = asyncio.Event(), 0
+        is_waiting, is_over, num_refused = asyncio.Event(), asyncio.Event(), 0
 
-        async def answer(request):
+        async def answer(reader, writer):
             nonlocal num_refused
-            if request.content == b"{}":
+            head, status = await reader.readuntil(b"\r\n\r\n"), b"200 OK"
+            is_slow = head.startswith(b"POST /score")
+            await reader.readexactly(len(b"{}" if is_slow else LINE.body))
+            if is_slow:
+                is_waiting.set()
                 await is_over.wait()
             elif num_refused < 50:
-                num_refused += 1
-                return _status(503)
-            is_over.set()
-            return OK
+                num_refused, status = num_refused + 1, b"503 Busy"
+            else:
+                is_over.set()
+            writer.write(b"HTTP/1.1 %s\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}" % status)
+            writer.close()
 
-        now_s = 0.0
-
-        async def sleep(seconds):
-            nonlocal now_s
-            now_s += seconds
-            await asyncio.sleep(0)
-
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
-            asker = Asker(http, Server.named("http://s", None), 10, sleep=sleep, clock=lambda: now_s)
-            slow = asyncio.create_task(asker.row(Line("slow", "/score", b"{}")))
-            await asyncio.sleep(0)
-            rows = [await asker.row(LINE), await slow]
-            return now_s, [row["response"]["status_code"] for row in rows]
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, httpx.AsyncClient(trust_env=False) as http:
+            return await _beside_one_that_waits(http, f"http://127.0.0.1:{port}", is_waiting)
 
     waited_s, statuses = asyncio.run(run())
     assert waited_s > 100
     assert statuses == [200, 200]
+
+
+def test_it_gives_up_while_another_request_still_connects():
+    """A host that drops packets lets nobody connect, and refuses nobody at once."""
+
+    async def run():
+        is_connecting = asyncio.Event()
+
+        async def connect(request):
+            if request.url.path == "/score":
+                is_connecting.set()
+                await asyncio.Event().wait()
+            if next(tries) > 100:
+                pytest.fail("it does not give up")
+            raise httpx.ConnectTimeout("")
+
+        tries = itertools.count(1)
+        async with httpx.AsyncClient(transport=httpx.MockTransport(connect)) as http:
+            with pytest.raises(NotConnected, match="got none for"):
+                await _beside_one_that_waits(http, "http://s", is_connecting)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("status", [401, 403])
