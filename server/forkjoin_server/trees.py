@@ -28,6 +28,11 @@ class TreeBuilder:
         self._ends: dict[int, str] = {}
         self._voted: int | None = None
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether the family was recorded. One that is kept has events without it."""
+        return bool(self._segments)
+
     def hear(self, events: Iterable[Event]) -> None:
         """Take in what happened, in its order."""
         for event in events:

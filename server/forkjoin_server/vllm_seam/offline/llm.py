@@ -85,12 +85,14 @@ class LLM(vllm.LLM):
     ) -> list[RequestOutput]:
         """As vLLM's ``generate``. ``forkjoin``: what all requests ask of fork/join, or what each does.
 
-        Each of ``outputs`` of a RequestOutput has a ``tree`` (``forkjoin.Tree``), with logprobs.
+        Each of ``outputs`` of a RequestOutput has a ``tree`` (``forkjoin.Tree``), with logprobs. Requests
+        that an interrupted call or ``enqueue`` has left end, too, but only those of this call are returned.
         Raises BadRequestOptions for what can't be asked.
         """
         single = isinstance(prompts, (str, Mapping)) or (bool(prompts) and isinstance(prompts[0], int))
         params = self._params(sampling_params, forkjoin, 1 if single else len(prompts))
-        return self._with_trees(super().generate(prompts, params, **options), params)
+        first = self.request_counter.counter
+        return self._with_trees(super().generate(prompts, params, **options), params, first)
 
     def chat(
         self,
@@ -103,7 +105,8 @@ class LLM(vllm.LLM):
         """As vLLM's ``chat``; for the rest see ``generate``."""
         single = bool(messages) and not isinstance(messages[0], Sequence)
         params = self._params(sampling_params, forkjoin, 1 if single else len(messages))
-        return self._with_trees(super().chat(messages, params, *args, **options), params)
+        first = self.request_counter.counter
+        return self._with_trees(super().chat(messages, params, *args, **options), params, first)
 
     def _params(self, given: Params, forkjoin: Asked, num: int) -> list[SamplingParams]:
         """The parameters of each of ``num`` requests, with what it asks of fork/join.
@@ -134,20 +137,22 @@ class LLM(vllm.LLM):
         return params
 
     def _with_trees(
-        self, outputs: list[RequestOutput], params: Sequence[SamplingParams]
+        self, outputs: list[RequestOutput], params: Sequence[SamplingParams], first: int
     ) -> list[RequestOutput]:
-        for output, asked in zip(outputs, params, strict=True):
+        """Those of ``outputs`` whose requests are from number ``first`` on, each with its trees."""
+        own = [output for output in outputs if int(output.request_id) >= first]
+        for output, asked in zip(own, params, strict=True):
             for answer in output.outputs:
                 builder = self._processor.builders.pop((output.request_id, answer.index), None)
                 setattr(answer, "tree", _tree(output, answer, builder, asked))  # noqa: B010
         self._processor.builders.clear()
-        return outputs
+        return own
 
 
 def _tree(
     output: RequestOutput, answer: CompletionOutput, builder: TreeBuilder | None, asked: SamplingParams
 ) -> Any:
-    if builder is not None:
+    if builder is not None and builder.has_segments:
         return builder.tree(answer.token_ids, answer.finish_reason)
     logprobs = None
     if answer.logprobs is not None:
