@@ -8,6 +8,9 @@ from collections import Counter
 import pytest
 from vllm.v1.request import RequestStatus
 
+from forkjoin_bench.vllm_seam.offloading import offloading
+from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.joins.kinds import make_join
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.cache import kv
 from tests.engine.fed import BLOCK_SIZE, Scripted
@@ -181,6 +184,72 @@ def test_a_request_that_would_not_fit_beside_leases_starts_at_once():
     assert request.status == RequestStatus.RUNNING
     keeping.drain()
     assert keeping.is_empty()
+
+
+def test_a_request_that_would_not_fit_even_then_ends_no_lease():
+    keeping = Keeping(num_blocks=101, max_kept_share=0.25)
+    keeping.answer("a", 8, prompt=keeping.author.text(300), forkjoin={"keep": 60})
+    runs = keeping.ask("runs", 100, prompt=keeping.author.text(600), forkjoin={})
+    keeping.step()
+    big = keeping.ask("big", 8, prompt=keeping.author.text(1300), forkjoin={})
+    for _ in range(10):
+        keeping.step()
+    assert (runs.status, big.status) == (RequestStatus.RUNNING, RequestStatus.WAITING)
+    assert [lease.name for lease in keeping.leases] == ["a"]
+    keeping.drain()
+    assert big.is_finished()
+
+
+def test_a_family_that_fails_after_its_answer_was_kept_leaves_the_lease_as_it_is():
+    def fail():
+        raise ValueError
+
+    keeping = Keeping()
+    context = keeping.answer("a", 60, forkjoin={"keep": 60})
+    keeping.scheduler._fence.fenced("advance", "a", fail)
+    keeping.check()
+    assert list(keeping.leasing._held) == list(keeping.leases)
+    request = keeping.goes_on("b", context, {"continues": "a"})
+    assert _prefilled(keeping, request) < BLOCK_SIZE + 40
+    keeping.drain()
+    keeping.clock.now += 60
+    keeping.step()
+    assert not keeping.scheduler.has_requests()
+    assert keeping.is_empty()
+
+
+def test_of_a_stitched_answer_only_what_can_be_found_again_is_kept():
+    published = load("threadweaver")
+    stitched = make_join(**published.join.model_dump() | {"kind": "stitch"})
+    keeping = Keeping(dialect=published.model_copy(update={"join": stitched}))
+    prompt = keeping.author.text(100)
+    context = keeping.answer(
+        "a", 20, keeping.author.fork([30, 300]), 20, prompt=prompt, forkjoin={"keep": 60}
+    )
+    (kept,) = keeping.told("kept")
+    assert 100 <= kept["num_tokens"] < 200
+    assert keeping.leases.num_blocks * BLOCK_SIZE == kept["num_tokens"]
+    request = keeping.goes_on("b", context, {"continues": "a"})
+    assert _prefilled(keeping, request) == request.num_prompt_tokens - kept["num_tokens"]
+    keeping.drain()
+
+
+def test_beside_a_connector_one_lease_gives_way_at_once_though_a_step_is_in_flight():
+    keeping = Keeping(num_blocks=100, max_kept_share=0.6, is_async=True, connects=offloading(1))
+    for name in ("old", "new"):
+        keeping.answer(name, 60, prompt=keeping.author.text(250), forkjoin={"keep": 60})
+        keeping.clock.now += 1
+    keeping.ask("runs", 200, forkjoin={})
+    for _ in range(4):
+        keeping.step()
+    in_flight = keeping.scheduler.schedule()
+    keeping.ask("big", 40, prompt=keeping.author.text(960), forkjoin={})
+    output = keeping.scheduler.schedule()
+    assert "big" in output.num_scheduled_tokens
+    assert [lease.name for lease in keeping.leases] == ["new"]
+    for scheduled in (in_flight, output):
+        keeping.scheduler.update_from_output(scheduled, keeping._sample(scheduled))
+    keeping.drain()
 
 
 @pytest.mark.parametrize("resets_running", [False, True])

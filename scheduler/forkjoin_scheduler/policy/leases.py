@@ -24,6 +24,8 @@ LeaseState = Literal["kept", "expired", "released", "pressure", "reset"]
 
 #: Of so many leases that have ended it is known why.
 MAX_ENDED = 1000
+#: Leases of one key, and of all: those of short answers behind one prompt hold hardly a block of their own.
+MAX_OWN, MAX_LEASES = 256, 1024
 
 
 @dataclass(eq=False)
@@ -36,8 +38,8 @@ class Lease:
     num_tokens: int
     expires_at: float
     used_at: float
-    #: Of the request that it was.
-    request_id: str = ""
+    #: The id of the request that it was. (No ``request_id``: a lease is of no family, and outlives it.)
+    answer_id: str = ""
     #: Requests that went on from it.
     num_continued: int = 0
 
@@ -69,9 +71,11 @@ class Leases:
         """Why ``tenant``, which may keep ``max_own`` blocks, may not keep these; None if it may."""
         if not blocks:
             return "not_cached"
-        own = (lease.blocks for lease in self._leases.values() if lease.tenant == tenant)
-        if len(frozenset(blocks).union(*own)) > max_own:
+        own = [lease.blocks for lease in self._leases.values() if lease.tenant == tenant]
+        if len(own) >= MAX_OWN or len(frozenset(blocks).union(*own)) > max_own:
             return "budget"
+        if len(self) >= MAX_LEASES:
+            return "share"
         num_new = sum(block not in self.holders for block in blocks)
         return "share" if self.num_blocks + num_new > self.max_blocks else None
 
@@ -103,9 +107,12 @@ class Leases:
     def end(self, lease: Lease, why: LeaseEnd) -> None:
         """``lease`` holds its blocks no more."""
         del self._leases[lease.name]
-        self.holders.subtract(lease.blocks)
-        self.holders = +self.holders
-        self.next_end = min((other.expires_at for other in self), default=float("inf"))
+        for block in lease.blocks:
+            self.holders[block] -= 1
+            if not self.holders[block]:
+                del self.holders[block]
+        if lease.expires_at <= self.next_end:
+            self.next_end = min((other.expires_at for other in self), default=float("inf"))
         self._ended[lease.name] = lease.tenant, why
         while len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]

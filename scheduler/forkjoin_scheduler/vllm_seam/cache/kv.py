@@ -12,8 +12,9 @@ from operator import attrgetter
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
-from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.kv_cache_utils import KVCacheBlock, get_block_hash, resolve_block_hashes
 from vllm.v1.core.single_type_kv_cache_manager import MambaManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.stitch import BlockSpan, Slots, lay_out, slots
@@ -211,6 +212,12 @@ def _give_back(manager: KVCacheManager, blocks: list[KVCacheBlock]) -> None:
         getattr(manager, _GIVE_BACK, partial(return_blocks, manager))(blocks)
 
 
+def return_held(manager: KVCacheManager, held: HeldBlocks) -> None:
+    """Return held blocks to the pool now."""
+    for blocks in held.blocks:
+        return_blocks(manager, blocks)
+
+
 def return_blocks(manager: KVCacheManager, blocks: list[KVCacheBlock]) -> None:
     """Return ``blocks`` to the pool now, the last one first."""
     manager.block_pool.free_blocks(reversed(blocks))
@@ -369,10 +376,23 @@ def num_freed_with(
     return sum(num == blocks[i].ref_cnt and not blocks[i].is_null for i, num in owned.items())
 
 
-def cached_blocks(manager: KVCacheManager, request: Request) -> list[list[KVCacheBlock]]:
-    """The blocks of ``request`` that the prefix cache can find, by KV cache group."""
-    tables = manager.get_blocks(request.request_id).blocks
-    return [[b for b in blocks if b.block_hash is not None and not b.is_null] for blocks in tables]
+def cached_blocks(manager: KVCacheManager, request: Request) -> tuple[list[list[KVCacheBlock]], int]:
+    """The blocks that the prefix cache finds for the tokens of ``request``, by KV cache group, and tokens.
+
+    A stitched context has blocks of threads in its table, too: they are found for other tokens, or for none.
+    """
+    found, num_tokens, hash_size = [], request.num_tokens, manager.block_pool.hash_block_size
+    for single in manager.coordinator.single_type_managers:
+        hashes = resolve_block_hashes(request.block_hashes, hash_size, single.block_size)
+        table = single.req_to_blocks[request.request_id]
+        there = [
+            (i, block)
+            for i, (block, of_tokens) in enumerate(zip(table, hashes, strict=False))
+            if block.block_hash is not None and get_block_hash(block.block_hash) == of_tokens
+        ]
+        found.append([block for _, block in there])
+        num_tokens = min(num_tokens, (there[-1][0] + 1) * single.block_size if there else 0)
+    return found, num_tokens
 
 
 def hold_too(manager: KVCacheManager, groups: list[list[KVCacheBlock]], num_tokens: int) -> HeldBlocks:
@@ -393,8 +413,12 @@ def num_held_by_none_else(manager: KVCacheManager, holders: Counter[int]) -> int
     return sum(blocks[block_id].ref_cnt == num for block_id, num in holders.items())
 
 
-def let_give_way(manager: KVCacheManager, make_room: Callable[[], bool]) -> None:
+def let_give_way(
+    manager: KVCacheManager, num_in_reach: Callable[[], int], make_room: Callable[[], bool]
+) -> None:
     """Where too few blocks are free, ask ``make_room`` for more as long as it says that there are.
+
+    It is not asked by who would need more than ``num_in_reach`` blocks: for that one nothing need give way.
 
     Patch: ``KVCacheManager.allocate_slots`` of this manager.
     Symptom without it: blocks that are kept for requests to come are no candidates for vLLM's preemption,
@@ -403,13 +427,38 @@ def let_give_way(manager: KVCacheManager, make_room: Callable[[], bool]) -> None
     """
     original: Callable[..., KVCacheBlocks | None] = manager.allocate_slots
 
-    def allocate_slots(*args: Any, **kwargs: Any) -> KVCacheBlocks | None:
-        blocks = original(*args, **kwargs)
-        while blocks is None and make_room():
-            blocks = original(*args, **kwargs)
+    def allocate_slots(request: Request, num_new_tokens: int, **more: Any) -> KVCacheBlocks | None:
+        blocks = original(request, num_new_tokens, **more)
+        if blocks is None and _num_needed(manager, request, num_new_tokens, **more) <= num_in_reach():
+            while blocks is None and make_room():
+                blocks = original(request, num_new_tokens, **more)
         return blocks
 
     setattr(manager, "allocate_slots", allocate_slots)  # noqa: B010
+
+
+def _num_needed(
+    manager: KVCacheManager,
+    request: Request,
+    num_new_tokens: int,
+    *,
+    num_new_computed_tokens: int = 0,
+    new_computed_blocks: KVCacheBlocks | None = None,
+    full_sequence_must_fit: bool = False,
+    **_: Any,
+) -> int:
+    """Free blocks that ``allocate_slots`` needs at least, with these arguments; 0 where that is unknown."""
+    if len(manager.coordinator.single_type_managers) != 1:
+        return 0
+    (single,) = manager.coordinator.single_type_managers
+    if type(single.kv_cache_spec) is not FullAttentionSpec:
+        return 0
+    num_tokens = request.num_computed_tokens + num_new_computed_tokens + num_new_tokens
+    if full_sequence_must_fit:
+        num_tokens = max(num_tokens, request.num_tokens)
+    num_there = len(single.req_to_blocks[request.request_id]) if has_blocks(manager, request) else 0
+    num_found = len(new_computed_blocks.blocks[0]) if new_computed_blocks is not None else 0
+    return -(-num_tokens // single.block_size) - num_there - num_found
 
 
 def guard_hashing(manager: KVCacheManager, may_be_hashed: Callable[[Request], bool]) -> None:

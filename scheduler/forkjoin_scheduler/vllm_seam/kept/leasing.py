@@ -50,14 +50,19 @@ class Leasing:
         self._can_keep = manager.enable_caching and not kv.is_recurrent(manager)
         #: By the id of the request.
         self._asked: dict[str, Asked] = {}
-        #: By the lease. (Not by a name that may be a request's, whose family's end is not the lease's.)
-        self._held: dict[Lease, kv.HeldBlocks] = {}
+        #: By the lease; and the last step that may write them still. (Not by a name that may be a request's,
+        #: whose family's end is not the lease's.)
+        self._held: dict[Lease, tuple[kv.HeldBlocks, int]] = {}
         #: Events that have not left: the front end, the request and what it hears.
         self._told: list[tuple[int, str, Event]] = []
         self._ends: list[LeaseEnd] = []
         self._is_changed = False
         if core.bound_dialect is not None:
-            kv.let_give_way(manager, lambda: fence.answer("keep", None, lambda _: self.make_room(), False))
+            kv.let_give_way(
+                manager,
+                num_in_reach=core.num_free_blocks,
+                make_room=lambda: fence.answer("keep", None, lambda _: self.make_room(), False),
+            )
 
     # ---- a request -------------------------------------------------------------------------
 
@@ -97,12 +102,11 @@ class Leasing:
         name, tenant = name_of(request.request_id), tenant_of(request)[0]
         if before := core.leases.find(name, tenant):  # an earlier turn of the same answer
             self._end(before, "released")
-        found = kv.cached_blocks(manager, request) if self._can_keep else []
+        found, num_tokens = kv.cached_blocks(manager, request) if self._can_keep else ([], 0)
         blocks = frozenset(block.block_id for group in found for block in group)
         max_own = max_kept_tokens_of(request) / kv.block_size(manager)
         if refusal := core.leases.refusal(tenant, blocks, max_own):
             return refusal, 0
-        num_tokens = kv.num_cached_tokens(manager, request)
         lease = Lease(
             name,
             tenant,
@@ -110,9 +114,9 @@ class Leasing:
             num_tokens,
             expires_at=now + keep_s,
             used_at=now,
-            request_id=request.request_id,
+            answer_id=request.request_id,
         )
-        self._held[lease] = kv.hold_too(manager, found, num_tokens)
+        self._held[lease] = kv.hold_too(manager, found, num_tokens), core.scheduler.sched_step_seq
         core.leases.add(lease)
         self._is_changed = True
         return None, num_tokens
@@ -156,10 +160,14 @@ class Leasing:
         return RELEASED
 
     def _end(self, lease: Lease, why: LeaseEnd) -> None:
-        kv.release(self._core.kv_cache_manager, self._held.pop(lease))
         self._core.leases.end(lease, why)
         self._ends.append(why)
         self._is_changed = True
+        held, last_step = self._held.pop(lease)
+        if last_step <= self._core.scheduler.processed_step_seq:  # nothing writes them: no need to wait
+            kv.return_held(self._core.kv_cache_manager, held)
+        else:
+            kv.release(self._core.kv_cache_manager, held)
 
     # ---- what is told ----------------------------------------------------------------------
 
@@ -201,7 +209,7 @@ class Leasing:
             "num_answers": len(leases),
             "answers": [
                 {
-                    "request_id": lease.request_id,
+                    "request_id": lease.answer_id,
                     "tenant": lease.tenant,
                     "tokens": lease.num_tokens,
                     "kv_blocks": len(lease.blocks),

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from forkjoin_scheduler.policy.leases import MAX_ENDED, Lease, Leases
+from forkjoin_scheduler.policy.leases import MAX_ENDED, MAX_LEASES, MAX_OWN, Lease, Leases
 
 ANY = float("inf")
 
@@ -46,6 +46,15 @@ def test_a_block_of_two_leases_counts_once():
 def test_a_lease_is_refused_over_the_share_of_all_or_the_budget_of_its_key(blocks, tenant, max_own, refusal):
     leases = leases_of(lease("a", {1, 2, 3}, tenant="alice"), most=5)
     assert leases.refusal(tenant, blocks, max_own) == refusal
+
+
+def test_a_key_and_all_keys_together_have_so_many_leases_however_small_these_are():
+    leases = leases_of(*(lease(f"a{n}", {1}, tenant="alice") for n in range(MAX_OWN)))
+    assert leases.refusal("alice", {1}, ANY) == "budget"
+    assert leases.refusal("bob", {1}, ANY) is None
+    for n in range(MAX_LEASES - MAX_OWN):
+        leases.add(lease(f"b{n}", {1}, tenant=f"b{n}"))
+    assert leases.refusal("bob", {1}, ANY) == "share"
 
 
 def test_leases_expire_at_their_time_and_not_before():
