@@ -42,6 +42,8 @@ def largest_difference(builder: Any, layer: Any, cache: torch.Tensor, kv_cache_g
 
     def attend(**more: Any) -> torch.Tensor:
         metadata = builder.build(0, common, **more)
+        if builder.has_passes(metadata) != bool(more):
+            raise RuntimeError("expected two passes for groups and one without, found otherwise")
         return impl.forward(layer, query, new, new, own_cache, metadata, torch.zeros_like(query)).float()
 
     return float((attend(groups=groups) - attend()).abs().max())

@@ -43,6 +43,11 @@ class GroupedMetadataBuilder(flash_attn.FlashAttentionMetadataBuilder):
             setattr(metadata, _PASSES, self._schedule(passes, metadata.max_num_splits, fast_build))
         return metadata
 
+    @staticmethod
+    def has_passes(metadata: Any) -> bool:
+        """Whether attention with these metadata is computed in two passes."""
+        return hasattr(metadata, _PASSES)
+
     def _two_passes(self, groups: StepGroups, common: Any) -> TwoPasses:
         longest = common.seq_lens_cpu_upper_bound[: common.num_reqs].numpy()
         plan = HostPlan.of(groups, longest)
