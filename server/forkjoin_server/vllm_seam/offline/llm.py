@@ -18,7 +18,7 @@ from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.settings import COMPILED, KEY, TREE, Settings
-from forkjoin_scheduler.vllm_seam.compat import WORKER
+from forkjoin_scheduler.vllm_seam.compat import worker_of
 from forkjoin_server.flag_values import dest_of
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.start.dialect_choice import choose
@@ -74,8 +74,8 @@ class LLM(vllm.LLM):
             **options.get("additional_config", {}),
             KEY: self._settings.model_dump(mode="json"),
         }
-        if dialect.join.moves_kv:
-            options.setdefault("worker_cls", WORKER)
+        if worker := worker_of(self._settings):
+            options.setdefault("worker_cls", worker)
         super().__init__(model=str(model), scheduler_cls=SCHEDULER, **options)
         processor = TreeOutputProcessor.in_place_of(self.llm_engine.output_processor)
         self.llm_engine.output_processor = self._processor = processor
