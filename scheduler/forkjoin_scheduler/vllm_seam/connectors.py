@@ -56,6 +56,9 @@ _BESIDE: tuple[tuple[str, Callable[[Any], bool]], ...] = (
      "than " + ", ".join(TIER_KEYS), _has_other_tiers),
     (f"a KV connector with secondary_tiers that vLLM ignores: expected the spec_name {TIERED[0]} beside them",
      lambda c: bool(_extra(c).get("secondary_tiers")) and _extra(c).get("spec_name") not in TIERED),
+    ("secondary_tiers of a KV connector beside sleep mode or weight updates: files outlive the weights",
+     lambda c: bool(_extra(c).get("secondary_tiers"))
+     and (c.model_config.enable_sleep_mode or c.weight_transfer_config is not None)),
     ("a KV connector with kv_load_failure_policy other than fail: families that lose a load are not tested",
      lambda c: c.kv_transfer_config.kv_load_failure_policy != "fail"),
     ("a KV connector with a drafter that has KV of its own: whose of the two is stored is not tested",

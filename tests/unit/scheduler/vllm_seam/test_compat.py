@@ -59,6 +59,7 @@ def _config(**changes):
             "is_diffusion": False,
             "is_multimodal_model": False,
             "architecture": "LlamaForCausalLM",
+            "enable_sleep_mode": False,
         },
     }
     config = {
@@ -66,6 +67,7 @@ def _config(**changes):
         "speculative_config": None,
         "lora_config": None,
         "aux_output_config": Facts(enabled=False),
+        "weight_transfer_config": None,
         "use_v2_model_runner": False,
     }
     for name, value in changes.items():
@@ -159,6 +161,8 @@ def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes, la
         (tiers(FILES | {"backpressure": {}}), "no more than type, root_dir"),
         (connects(spec_name="TieringOffloadingSpec", secondary_tiers=FILES), "expected one, of type fs"),
         (connects(secondary_tiers=[FILES]), "secondary_tiers that vLLM ignores"),
+        (tiers(FILES) | {"model_config__enable_sleep_mode": True}, "beside sleep mode or weight updates"),
+        (tiers(FILES) | {"weight_transfer_config": Facts()}, "beside sleep mode or weight updates"),
         (connects(blocks_per_chunk=4), "more in kv_connector_extra_config than is tested"),
         (connects(policy="recompute"), "kv_load_failure_policy other than fail"),
         (connects() | drafts("eagle"), "KV connector with a drafter that has KV of its own"),
