@@ -194,8 +194,9 @@ def keep_whole_blocks(manager: KVCacheManager, request: Request, num_tokens: int
 
 def _give_back_after(manager: KVCacheManager, blocks: list[KVCacheBlock], num_kept: int) -> None:
     """Return all but the first ``num_kept`` of a request's ``blocks`` to the pool, the last one first."""
-    _give_back(manager, blocks[num_kept:])
-    del blocks[num_kept:]
+    gone = blocks[num_kept:]
+    del blocks[num_kept:]  # first: an error must not leave them to be returned twice
+    _give_back(manager, gone)
 
 
 def free(manager: KVCacheManager, request: Request) -> None:
