@@ -414,12 +414,10 @@ def num_held_by_none_else(manager: KVCacheManager, holders: Counter[int]) -> int
     return sum(blocks[block_id].ref_cnt == num for block_id, num in holders.items())
 
 
-def let_give_way(
-    manager: KVCacheManager, num_in_reach: Callable[[], int], make_room: Callable[[], bool]
-) -> None:
+def let_give_way(manager: KVCacheManager, make_room: Callable[[Callable[[], int]], bool]) -> None:
     """Where too few blocks are free, ask ``make_room`` for more as long as it says that there are.
 
-    It is not asked by who would need more than ``num_in_reach`` blocks: for that one nothing need give way.
+    It is given what says how many free blocks are needed at least.
 
     Patch: ``KVCacheManager.allocate_slots`` of this manager.
     Symptom without it: blocks that are kept for requests to come are no candidates for vLLM's preemption,
@@ -430,9 +428,9 @@ def let_give_way(
 
     def allocate_slots(request: Request, num_new_tokens: int, **more: Any) -> KVCacheBlocks | None:
         blocks = original(request, num_new_tokens, **more)
-        if blocks is None and _num_needed(manager, request, num_new_tokens, **more) <= num_in_reach():
-            while blocks is None and make_room():
-                blocks = original(request, num_new_tokens, **more)
+        needed = partial(_num_needed, manager, request, num_new_tokens, **more)
+        while blocks is None and make_room(needed):
+            blocks = original(request, num_new_tokens, **more)
         return blocks
 
     setattr(manager, "allocate_slots", allocate_slots)  # noqa: B010

@@ -59,9 +59,7 @@ class Leasing:
         self._is_changed = False
         if core.bound_dialect is not None:
             kv.let_give_way(
-                manager,
-                num_in_reach=core.num_free_blocks,
-                make_room=lambda: fence.answer("keep", None, lambda _: self.make_room(), False),
+                manager, lambda needed: fence.answer("keep", None, lambda _: self._give_way(needed), False)
             )
 
     # ---- a request -------------------------------------------------------------------------
@@ -131,6 +129,11 @@ class Leasing:
         """End the leases whose time is over."""
         for lease in self._core.leases.expired(self._clock()):
             self._end(lease, "expired")
+
+    def _give_way(self, num_needed: Callable[[], int]) -> bool:
+        """The same, for a request that so many blocks may be enough for: if not, nothing need give way."""
+        has_leases = len(self._core.leases) > 0
+        return has_leases and num_needed() <= self._core.num_free_blocks() and self.make_room()
 
     def make_room(self) -> bool:
         """Let one lease give way to what runs or waits; returns whether one did."""
