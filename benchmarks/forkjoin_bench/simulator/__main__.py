@@ -269,9 +269,8 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         "--admission",
         default="family",
         metavar="GATE",
-        help="family; greedy; a fixed number of families; foreseen, which knows what each will write; sure "
-        "with a number (sure1.2), which wants that part of what it expects free; or outlasting, which learns "
-        "from those that wrote most. Default: %(default)s.",
+        help="Who is let in: family, greedy, a number of families, or a rule of docs/benchmarks.md. "
+        "Default: %(default)s.",
     )
     command.add_argument(
         "--join-ahead-tokens",

@@ -12,9 +12,9 @@ from msgspec import to_builtins
 
 from forkjoin_scheduler.publish.events import ROOT, Event
 
+#: Has no level of its own until somebody asks: --enable-log-requests (``switch_on``), or a logging config of
+#: the user's. (One set at import would be lost when vLLM configures its loggers behind that.)
 LOG = logging.getLogger("vllm.forkjoin.events")
-#: Nobody has asked yet: --enable-log-requests does (``switch_on``), or a logging config of the user's.
-LOG.setLevel(logging.WARNING)
 
 #: What is logged of a family, and in which words.
 _MESSAGES = {
@@ -32,6 +32,11 @@ _MESSAGES = {
     "family_ended": "%(branch)s ended: %(num_threads)s threads, %(total_tokens)s tokens, "
     "%(critical_path_tokens)s on the critical path",
 }
+
+
+def is_wanted() -> bool:
+    """Whether somebody has asked for these lines: that vLLM logs at level INFO is not enough."""
+    return LOG.level != logging.NOTSET and LOG.isEnabledFor(logging.INFO)
 
 
 def switch_on() -> None:

@@ -13,8 +13,7 @@ from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, get_block_hash, resolve_block_hashes
-from vllm.v1.core.single_type_kv_cache_manager import MambaManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, MambaManager
 from vllm.v1.request import Request
 
 from forkjoin_scheduler.families.stitch import BlockSpan, Slots, lay_out, slots
@@ -450,7 +449,7 @@ def _num_needed(
     if len(manager.coordinator.single_type_managers) != 1:
         return 0
     (single,) = manager.coordinator.single_type_managers
-    if type(single.kv_cache_spec) is not FullAttentionSpec:
+    if not isinstance(single, FullAttentionManager):
         return 0
     num_tokens = request.num_computed_tokens + num_new_computed_tokens + num_new_tokens
     if full_sequence_must_fit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
@@ -160,7 +159,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
                 BACKLOG.expected = Expected(event.expected_tokens, event.expected_threads)
 
     def _log(self, batch: wire.EventBatch, state: RequestState | None) -> None:
-        if event_log.LOG.isEnabledFor(logging.INFO):
+        if event_log.is_wanted():
             for event in batch.events:
                 event_log.log(_external_id(state) or batch.request_id, event)
 

@@ -193,8 +193,11 @@ def test_forks_joins_and_ends_are_logged_with_their_ids(told):
     assert {r.forkjoin["request_id"] for r in told} == {"r"}
 
 
-def test_nothing_is_logged_of_them_unasked():
-    assert not event_log.LOG.isEnabledFor(logging.INFO)
+def test_nothing_is_logged_of_them_unasked(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vllm"), "level", logging.DEBUG)
+    assert not event_log.is_wanted()
+    monkeypatch.setattr(event_log.LOG, "level", logging.INFO)
+    assert event_log.is_wanted()
 
 
 def test_the_engine_names_the_request_that_it_warns_of(kept):
