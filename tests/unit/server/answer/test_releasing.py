@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -16,47 +14,18 @@ from forkjoin_scheduler.settings import Settings
 from forkjoin_server.answer.releasing import asked_at
 from forkjoin_server.http.bodies import BodyMiddleware
 from forkjoin_server.http.middleware import ForkJoinMiddleware
+from tests.unit.server.engines import Engines
+from tests.unit.server.engines import ask as ask_app
 
 ANSWER = "resp_fj" + "0123456789abcdef" * 2
 FORKS = {KEY_OF_SETTINGS: Settings.of(load("threadweaver"), {}).model_dump(mode="json")}
 
 
-class Engines:
-    """Stands in for vLLM's engine client: each engine says what it is told to."""
-
-    def __init__(self, *says):
-        self.says, self.asked = says, []
-        self.engine_core = self
-
-    async def call_utility_all_async(self, *call):
-        self.asked.append(call)
-        if isinstance(self.says[0], Exception):
-            raise self.says[0]
-        return list(self.says)
-
-
 def ask(app, engines, *, config=FORKS):
     """The status and the body of what ``app`` answers."""
-    sent = []
-
-    async def receive():
-        raise AssertionError("the request has no body to be read")
-
-    async def send(message):
-        sent.append(message)
-
-    state = SimpleNamespace(
-        engine_client=engines, vllm_config=SimpleNamespace(additional_config=config, model_config=None)
-    )
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": f"/v1/forkjoin/kept/{ANSWER}/release",
-        "headers": [],
-        "app": SimpleNamespace(state=state),
-    }
-    asyncio.run(app(scope, receive, send))
-    return sent[0]["status"], json.loads(sent[1]["body"])
+    config = SimpleNamespace(additional_config=config, model_config=None)
+    path = f"/v1/forkjoin/kept/{ANSWER}/release"
+    return ask_app(app, path, engine_client=engines, vllm_config=config)
 
 
 async def vllm(scope, receive, send):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from types import SimpleNamespace
-
 import pytest
 
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
@@ -14,45 +10,17 @@ from forkjoin_server.answer.thread_ids import ThreadName, name_in, thread_id
 from forkjoin_server.http.bodies import BodyMiddleware
 from forkjoin_server.http.cancelling import asked_at
 from forkjoin_server.http.middleware import ForkJoinMiddleware
+from tests.unit.server.engines import Engines
+from tests.unit.server.engines import ask as ask_app
 
 KEY = "fj" + "0123456789abcdef" * 2
 THREAD = thread_id(KEY, 3)
 
 
-class Engines:
-    """Stands in for vLLM's engine client: each engine says what it is told to."""
-
-    def __init__(self, *says):
-        self.says, self.asked = says, []
-        self.engine_core = self
-
-    async def call_utility_all_async(self, *call):
-        self.asked.append(call)
-        if isinstance(self.says[0], Exception):
-            raise self.says[0]
-        return list(self.says)
-
-
 def ask(app, engines, thread, method="POST"):
     """The status and the body of what ``app`` answers."""
-    sent = []
-
-    async def receive():
-        raise AssertionError("the request has no body to be read")
-
-    async def send(message):
-        sent.append(message)
-
-    state = SimpleNamespace(engine_client=engines)
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": f"/v1/forkjoin/threads/{thread}/cancel",
-        "headers": [],
-        "app": SimpleNamespace(state=state),
-    }
-    asyncio.run(app(scope, receive, send))
-    return sent[0]["status"], json.loads(sent[1]["body"])
+    path = f"/v1/forkjoin/threads/{thread}/cancel"
+    return ask_app(app, path, method=method, engine_client=engines)
 
 
 async def vllm(scope, receive, send):
