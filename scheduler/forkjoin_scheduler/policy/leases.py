@@ -20,7 +20,7 @@ KeepRefusal = Literal["budget", "share", "not_cached"]
 #: prefix cache was reset.
 LeaseEnd = Literal["expired", "released", "pressure", "reset"]
 #: What a request that goes on from an answer finds of its lease.
-LeaseState = Literal["kept", "expired", "released", "pressure", "reset"]
+LeaseState = Literal["kept", LeaseEnd]
 
 #: Of so many leases that have ended it is known why.
 MAX_ENDED = 1000
