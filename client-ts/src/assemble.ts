@@ -25,6 +25,7 @@ export class Assembler {
   readonly threads: Thread[] = [];
   /** The threads that the request itself forked. */
   readonly tree: Thread[] = [];
+  private id: string | null = null;
   private content = "";
   private reasoning = "";
   private finishReason: string | null = null;
@@ -35,6 +36,7 @@ export class Assembler {
   /** The events that `chunk` brings. */
   take(chunk: Chunk): ForkJoinEvent[] {
     const events: ForkJoinEvent[] = [];
+    this.id = chunk.id ?? this.id;
     this.usage = chunk.usage ?? this.usage;
     const choice = chunk.choices.find((c) => c.index === 0);
     if (choice === undefined) return events;
@@ -48,8 +50,8 @@ export class Assembler {
 
   /** The answer as a whole. */
   finish(): Extract<ForkJoinEvent, { type: "finished" }> {
-    const { content, reasoning, finishReason, usage, tree } = this;
-    return { type: "finished", content, reasoning, finishReason, usage, tree };
+    const { id, content, reasoning, finishReason, usage, tree } = this;
+    return { type: "finished", id, content, reasoning, finishReason, usage, tree };
   }
 
   private takeText(

@@ -71,6 +71,15 @@ export class ForkJoin {
     await this.fetch(`/forkjoin/threads/${encodeURIComponent(threadId)}/cancel`, { method: "POST" }, options);
   }
 
+  /**
+   * Ends the lease of an answer that `keep` keeps, by the `id` of `finished`.
+   *
+   * Throws `ApiError`, with the status 404 where no answer of that id is kept, or `ConnectionFailed`.
+   */
+  async release(answerId: string, options: CallOptions = {}): Promise<void> {
+    await this.fetch(`/forkjoin/kept/${encodeURIComponent(answerId)}/release`, { method: "POST" }, options);
+  }
+
   /** The JSON of a GET below the base URL, such as `/models`. Throws `ApiError` or `ConnectionFailed`. */
   async get(path: string, options: CallOptions = {}): Promise<unknown> {
     const response = await this.fetch(path, { method: "GET" }, options);

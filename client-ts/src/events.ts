@@ -64,6 +64,8 @@ export interface AnswerDelta {
 /** The answer is complete. */
 export interface Finished {
   type: "finished";
+  /** What `release` and `continues` take; null if the stream had no chunk with an id. */
+  id: string | null;
   content: string;
   reasoning: string;
   finishReason: string | null;

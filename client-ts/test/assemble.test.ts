@@ -69,10 +69,10 @@ test("a thread says what it waits for, and when it runs again", () => {
 
 test("text in the reasoning field is told apart from the answer", async () => {
   const usage = { prompt_tokens: 1, completion_tokens: 2, total_tokens: 3 };
-  const chunks = [chunk({ reasoning: "hm" }), chunk({ content: "ab" }), chunk({ content: "c" }, "stop"), { choices: [], usage }];
+  const chunks = [{ id: "chatcmpl-1", ...chunk({ reasoning: "hm" }) }, chunk({ content: "ab" }), chunk({ content: "c" }, "stop"), { choices: [], usage }];
   const events = await gather(eventsOf((async function* () { yield* chunks; })()));
   assert.deepEqual(events.at(-1), {
-    type: "finished", content: "abc", reasoning: "hm", finishReason: "stop", usage, tree: [],
+    type: "finished", id: "chatcmpl-1", content: "abc", reasoning: "hm", finishReason: "stop", usage, tree: [],
   });
 });
 

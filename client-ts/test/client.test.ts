@@ -78,6 +78,21 @@ test("a thread is cancelled by its id, and one that has ended is an error at onc
   );
 });
 
+test("a kept answer is released by its id, and one that is not kept is an error at once", async (t) => {
+  const released: Answer = (response) => response.writeHead(200).end("{}");
+  const { baseUrl, asked } = await serving(t, released, refuses(404, "no answer of that id is kept"));
+  const client = new ForkJoin({ baseUrl });
+  await client.release("chatcmpl-1/x");
+  await assert.rejects(client.release("chatcmpl-2"), (e) => e instanceof ApiError && e.status === 404);
+  assert.deepEqual(
+    asked.map((r) => [r.method, r.url]),
+    [
+      ["POST", "/v1/forkjoin/kept/chatcmpl-1%2Fx/release"],
+      ["POST", "/v1/forkjoin/kept/chatcmpl-2/release"],
+    ],
+  );
+});
+
 test("a wrong request is sent once", async (t) => {
   const { baseUrl, asked } = await serving(t, refuses(400, "forkjoin: no such key"));
   await assert.rejects(new ForkJoin({ baseUrl }).complete(ASK), /no such key/);
