@@ -30,6 +30,7 @@ FLAGS = (
     "--shutdown-timeout",
     str(LIMIT_S),
     "--enable-server-load-tracking",
+    "--enable-prompt-tokens-details",
 )
 
 
@@ -172,3 +173,58 @@ def held_open(server: str) -> Iterator[None]:
     with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
         connection.sendall(head.encode())
         yield
+
+
+#: Sub-agents that go on from one kept answer.
+NUM_SUB_AGENTS = 8
+
+
+@dataclass(frozen=True)
+class SubAgents:
+    """What requests were told that went on from a kept answer through a router."""
+
+    #: Of the answer that they went on from: ``usage.forkjoin.kept``.
+    kept: dict[str, Any]
+    #: Of each, in the session of that answer: ``usage.forkjoin.continued``, and the prompt tokens that it did not prefill.
+    of_session: list[str | None]
+    cached_tokens_of_session: list[int]
+    #: Of one in a session of the other server.
+    of_other_session: str | None
+    #: The status of the release, sent in the session of the answer.
+    released: int
+
+
+async def ask_sub_agents(router: str, *, home: str, other: str) -> SubAgents:
+    """Keep an answer in session ``home``, go on from it there and in ``other``, and release it.
+
+    By completions: the embedded model's chat template shows it the last user message, and no history.
+    """
+    context = "a=482*731, b=9047*36, " * 20
+    async with httpx.AsyncClient(base_url=router, timeout=LIMIT_S) as http:
+
+        async def answer(session: str, prompt: str, forkjoin: dict[str, Any]) -> dict[str, Any]:
+            body = {"model": "abacus", "prompt": prompt, "max_tokens": 8, "forkjoin": forkjoin}
+            got = await http.post("/v1/completions", json=body, headers={"X-Session-ID": session})
+            return got.raise_for_status().json()
+
+        kept = await answer(home, context, {"keep": 600, "enabled": False})
+
+        def go_on(session: str, number: int):
+            prompt = f"{context}{kept['choices'][0]['text']}c={number}*8"
+            return answer(session, prompt, {"continues": kept["id"], "enabled": False})
+
+        agents = await asyncio.gather(*(go_on(home, number) for number in range(2, 2 + NUM_SUB_AGENTS)))
+        stranger = await go_on(other, 2)
+        path = f"/v1/forkjoin/kept/{kept['id']}/release"
+        released = await http.post(path, headers={"X-Session-ID": home})
+    return SubAgents(
+        kept["usage"]["forkjoin"]["kept"],
+        [_continued(agent) for agent in agents],
+        [agent["usage"]["prompt_tokens_details"]["cached_tokens"] for agent in agents],
+        _continued(stranger),
+        released.status_code,
+    )
+
+
+def _continued(answer: dict[str, Any]) -> str | None:
+    return (answer["usage"].get("forkjoin") or {}).get("continued")

@@ -1,4 +1,4 @@
-"""Two servers behind PyPI's vllm-router: one is killed in the middle of its work, the other drained.
+"""Two servers behind PyPI's vllm-router: they keep answers; one is killed in the middle of its work, the other drained.
 
 A session (``X-Session-ID``) stays on one server, so it is known who answers whom.
 """
@@ -22,9 +22,12 @@ import pytest
 from tests.server.asking import chat, worksheet
 from tests.server.reading import assert_the_same
 from tests.server.replicas import (
+    NUM_SUB_AGENTS,
     Client,
     Counts,
+    SubAgents,
     Told,
+    ask_sub_agents,
     held_open,
     start_replica,
     start_router,
@@ -61,6 +64,8 @@ class Incident:
 
     #: Before anything happened, streamed and not.
     undisturbed: list[Told]
+    #: That went on from an answer which their session's server keeps.
+    sub_agents: SubAgents
     #: Of the server that was killed while they ran, and of the other one beside it.
     of_killed: list[Told]
     of_survivor: list[Told]
@@ -93,6 +98,7 @@ async def _incident(folder: Path) -> Incident:
         router = stack.enter_context(start_router(folder / "router", doomed, survivor))
         sessions = _sessions(router, doomed, survivor)
         undisturbed = await _told(_started(_clients(router, sessions[survivor][:1])))
+        sub_agents = await ask_sub_agents(router, home=sessions[survivor][0], other=sessions[doomed][0])
 
         counts = {server: Counts(server) for server in sessions}
         clients = {server: _clients(router, sessions[server]) for server in sessions}
@@ -124,6 +130,7 @@ async def _incident(folder: Path) -> Incident:
         of_nobody = await _told(_started(_clients(router, sessions[survivor])))
     return Incident(
         undisturbed,
+        sub_agents,
         by_killed,
         by_survivor,
         counted,
@@ -212,6 +219,16 @@ def test_a_stream_through_the_router_says_what_a_whole_answer_says(incident):
     answer = incident.undisturbed[0].answer
     assert [t["title"] for t in answer.threads] == [p.text for p in SHEET.long_problems]
     assert (answer.finish_reason, answer.usage.forkjoin["num_threads"]) == ("stop", NUM_THREADS)
+
+
+def test_sub_agents_of_a_session_go_on_from_the_answer_that_its_server_keeps(incident):
+    agents = incident.sub_agents
+    assert agents.kept["refused"] is None
+    assert agents.kept["tokens"] > 0
+    assert agents.of_session == ["kept"] * NUM_SUB_AGENTS
+    # More where two end on the same block: then the later one finds that of the first.
+    assert all(cached >= agents.kept["tokens"] for cached in agents.cached_tokens_of_session)
+    assert (agents.of_other_session, agents.released) == (None, 200)
 
 
 def test_the_other_server_answers_as_if_nothing_had_happened(incident):
