@@ -46,6 +46,7 @@ from forkjoin.reading import AnswerReader
 from forkjoin.retrying import Retries
 from forkjoin.streams import AsyncEventStream, EventStream
 from forkjoin.tree.layout import Layout
+from forkjoin.tree.rows import Row
 from forkjoin.tree.segment import Joined as JoinedThread
 from forkjoin.tree.segment import Segment
 from forkjoin.tree.tree import Tree, read_jsonl, write_parquet
@@ -79,6 +80,7 @@ __all__ = [
     "Overloaded",
     "RequestRefused",
     "Retries",
+    "Row",
     "Segment",
     "ServerFailed",
     "StartedThread",

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from forkjoin.tree import drawing, files
+from forkjoin.tree import drawing, files, rows
+from forkjoin.tree.context import places
 from forkjoin.tree.layout import Layout, lay_out
+from forkjoin.tree.rows import Row
 from forkjoin.tree.segment import Joined, Segment
 
 
@@ -50,21 +52,22 @@ class Tree:
 
     def context(self, number: int) -> list[int]:
         """The text that segment ``number`` ends: all that it sees, joined threads in order, and itself."""
-        return [*self._before(number), *self.segments[number].token_ids]
-
-    def _before(self, number: int) -> list[int]:
-        segment = self.segments[number]
-        if segment.parent is None:
-            return []
-        text = self.context_up_to(segment.parent, segment.fork_offset)
-        num_shared = len(text)
-        for thread in segment.joined:
-            text += self.context_up_to(thread.segment, thread.num_tokens)[num_shared + thread.num_skipped :]
-        return text
+        return self.context_up_to(number, len(self.segments[number].token_ids))
 
     def context_up_to(self, number: int, num_tokens: int) -> list[int]:
         """The same up to the first ``num_tokens`` of the segment's own tokens."""
-        return [*self._before(number), *self.segments[number].token_ids[:num_tokens]]
+        return [self.segments[n].token_ids[offset] for n, offset in places(self.segments, number, num_tokens)]
+
+    def rows(self) -> list[Row]:
+        """One row of prompt and completion for each context; each sampled token counts in one of them.
+
+        Raises ValueError without logprobs.
+        """
+        return rows.rows(self.segments)
+
+    def transcript(self) -> Row:
+        """One row: the prompt, and ``linear()`` with a mask. Raises ValueError without logprobs."""
+        return rows.transcript(self.segments, self.answer_ids, self.voted)
 
     def draw(self, decode: Callable[[list[int]], str] | None = None) -> str:
         """The tree as lines of text; ``decode`` shows the beginning and end of what was written."""
