@@ -79,6 +79,11 @@ def test_a_load_mixes_plain_requests_the_same_way_each_time(family, compile_, wo
     assert len(order) == 5
 
 
+def test_a_group_is_one_family_many_times(family, compile_, words):
+    (other,) = map(compile_, make_trace("tiny", 1, words))
+    assert Load("group", 3, concurrency=3, is_group=True).order([family, other], []) == [family] * 3
+
+
 def test_arrivals_lie_within_their_time_and_in_order():
     delays = Load("burst", 5, within_s=2.0).delays(5)
     assert delays == sorted(delays)

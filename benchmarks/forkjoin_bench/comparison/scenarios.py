@@ -80,6 +80,17 @@ def _mixed(*, quick: bool) -> Scenario:
     )
 
 
+def _group(*, quick: bool) -> Scenario:
+    """Samples of one prompt, all at once, as a rollout asks for them."""
+    num = 4 if quick else 16
+    return Scenario(
+        "group",
+        ("families",),
+        (FORKJOIN, STITCH, CLIENT_HTTP, SEQUENTIAL),
+        (Load(f"group-of-{num}", num, concurrency=num, is_group=True),),
+    )
+
+
 def _pressure(*, quick: bool) -> Scenario:
     """Families that come within 2 s, and a third of the KV cache that they need."""
     gates = (4,) if quick else (3, 4, 5, 6)
@@ -117,6 +128,7 @@ MAKERS: dict[str, Callable[..., Scenario]] = {
     "join-stall": _join_stall,
     "load": _load,
     "mixed": _mixed,
+    "group": _group,
     "pressure": _pressure,
     "plain": _plain,
     "smoke": _smoke,

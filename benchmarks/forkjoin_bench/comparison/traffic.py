@@ -18,7 +18,8 @@ class Load:
 
     ``concurrency`` at a time, each followed by the next (closed loop); or, with ``within_s``, all at
     moments drawn once within so many seconds, however many that makes at a time. ``num_plain``
-    requests that do not fork come among them.
+    requests that do not fork come among them. With ``is_group`` all families are the same one: samples of
+    one prompt.
     """
 
     name: str
@@ -26,10 +27,12 @@ class Load:
     concurrency: int = 1
     within_s: float | None = None
     num_plain: int = 0
+    is_group: bool = False
 
     def order(self, families: Sequence[Compiled], plain: Sequence[Compiled]) -> list[Compiled]:
         """Which requests, in which order; the same for every system."""
-        mixed = [*families[: self.num_families], *plain[: self.num_plain]]
+        chosen = [families[0]] * self.num_families if self.is_group else families[: self.num_families]
+        mixed = [*chosen, *plain[: self.num_plain]]
         if self.num_plain:
             random.Random(self.name).shuffle(mixed)
         return mixed
