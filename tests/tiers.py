@@ -240,6 +240,9 @@ LATER: dict[str, Later] = {
         Tier.ALL, "two API servers that export traces; test_observability has one"
     ),
     "tests/server/test_reasoning.py": Later(Tier.CI, "a server with a reasoning parser"),
+    "tests/server/test_groups.py": Later(
+        Tier.ALL, "a server of two engines and two API servers, 90 s; unit/…/test_placement has the choice"
+    ),
     "tests/server/test_parallel.py": Later(
         Tier.ALL, "servers of several engines and API servers; test_liveness has one of two engines"
     ),

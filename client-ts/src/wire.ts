@@ -118,6 +118,8 @@ export interface ForkJoinOptions {
   keep?: number;
   /** Id of a kept answer that the request goes on from. */
   continues?: string;
+  /** Requests of one group share a prompt: one engine prefills it once. */
+  group_id?: string;
 }
 
 export interface Message {

@@ -58,6 +58,13 @@ class Server:
         return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
 
 
+def routing(body: Any) -> dict[str, str]:
+    """The header by which routers keep all requests of a group on one replica."""
+    asked = body.get("forkjoin") if isinstance(body, dict) else None
+    group_id = asked.get("group_id") if isinstance(asked, dict) else None
+    return {"x-session-id": quote(group_id, safe="")} if isinstance(group_id, str) else {}
+
+
 def cancel_path(thread_id: str) -> str:
     """Where to ask for the end of a thread."""
     return f"/v1/forkjoin/threads/{quote(thread_id, safe='')}/cancel"

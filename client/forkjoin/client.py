@@ -12,7 +12,17 @@ import httpx
 from pydantic import BaseModel
 
 from forkjoin.answer import Answer
-from forkjoin.asking import CHAT, MODELS, TIMEOUT, Messages, Server, cancel_path, chat_body, release_path
+from forkjoin.asking import (
+    CHAT,
+    MODELS,
+    TIMEOUT,
+    Messages,
+    Server,
+    cancel_path,
+    chat_body,
+    release_path,
+    routing,
+)
 from forkjoin.errors import ForkJoinError, NotConnected, RequestRefused, Unreadable, refusal
 from forkjoin.options import ForkJoin
 from forkjoin.parsing import parsed
@@ -55,7 +65,8 @@ class _Client:
         self, http: httpx.Client | httpx.AsyncClient, method: str, path: str, body: Any
     ) -> httpx.Request:
         try:
-            return http.build_request(method, self.address + path, json=body, headers=self._server.headers)
+            headers = self._server.headers | routing(body)
+            return http.build_request(method, self.address + path, json=body, headers=headers)
         except (ValueError, httpx.InvalidURL) as error:  # half of a surrogate pair, or NaN
             raise ForkJoinError(
                 f"expected a request that can be sent, got one that can't: {error}: change the request"

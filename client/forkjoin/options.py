@@ -34,3 +34,4 @@ class ForkJoin(TypedDict, total=False):
     rounds: list[int]
     keep: float
     continues: str
+    group_id: str

@@ -59,15 +59,16 @@ class StandIn:
         """An answer of either client to "x"."""
         return self.called(is_async, "ask", "x", **more)
 
-    def called(self, is_async, method, *args, **more):
-        """What ``method`` of either client returns."""
+    def called(self, is_async, method, *args, asked=None, **more):
+        """What ``method`` of either client returns; ``asked``: its keyword arguments."""
+        asked = asked or {}
         if not is_async:
-            return getattr(self.client(**more), method)(*args)
+            return getattr(self.client(**more), method)(*args, **asked)
 
         async def run():
             http = httpx.AsyncClient(transport=httpx.MockTransport(self))
             client = AsyncClient("http://s", http=http, **({"retries": AT_ONCE} | more))
-            return await getattr(client, method)(*args)
+            return await getattr(client, method)(*args, **asked)
 
         return asyncio.run(run())
 
@@ -87,6 +88,15 @@ def test_a_question_is_one_message_and_asks_for_the_threads(is_async, monkeypatc
         "messages": [{"role": "user", "content": "x"}],
         "forkjoin": {"include_threads": True},
     }
+
+
+@both
+def test_a_group_is_a_session_for_routers(is_async):
+    server = StandIn(httpx.Response(200, json=WHOLE))
+    server.called(is_async, "ask", "x", asked={"forkjoin": {"group_id": "a group/1"}})
+    (request,) = server.requests
+    assert request.headers["x-session-id"] == "a%20group%2F1"
+    assert json.loads(request.content)["forkjoin"]["group_id"] == "a group/1"
 
 
 @both

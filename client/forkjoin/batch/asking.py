@@ -8,6 +8,7 @@ server, so it is asked a few times only.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from forkjoin.asking import Server
+from forkjoin.asking import Server, routing
 from forkjoin.batch.answers import Row
 from forkjoin.batch.lines import Line
 from forkjoin.errors import NotConnected, refusal
@@ -102,6 +103,7 @@ class Asker:
 
     async def _ask(self, line: Line) -> Row | _Again:
         headers = {"content-type": "application/json", **self._server.headers}
+        headers |= routing(json.loads(line.body))
         is_open = False
 
         async def trace(event: str, _: object) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
 from forkjoin_scheduler.errors import BadRequestOptions, Limit, Overloaded
@@ -93,8 +93,14 @@ class Visit:
 
     tenant: Tenant
     num_families: int = 1
+    #: Different prompts of these.
+    num_prompts: int = 1
     #: Threads that it asks for itself.
     width: int | None = None
+    #: What names the requests that it shares prompts with.
+    group: str | None = None
+    #: The engine that is to take it; None: any.
+    engine: int | None = None
     refused: Overloaded | BadRequestOptions | None = None
     is_in: bool = False
     #: Called once, when it is admitted or refused.
@@ -128,12 +134,14 @@ class _OfTenant:
     queued_tokens: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Family:
     tenant: str
     load: Load
     prompt_tokens: int
     waits: bool = True
+    #: What it shares its prompt with while it waits: equal for equal prompts of a group.
+    shares: Hashable | None = None
 
 
 @dataclass
@@ -148,6 +156,8 @@ class Backlog:
     _arriving: set[Visit] = field(default_factory=set)
     _families: dict[str, _Family] = field(default_factory=dict)
     _tenants: dict[str, _OfTenant] = field(default_factory=dict)
+    #: Those that wait and share a prompt, which the first of them counts if it is still to be prefilled.
+    _sharing: dict[Hashable, list[_Family]] = field(default_factory=dict)
     _rate: Rate = field(default_factory=Rate)
     _at: float | None = None
     #: Until when refused clients were asked to stay away, by the tenant whose limit it was ("": all).
@@ -168,22 +178,40 @@ class Backlog:
             self._arriving.remove(visit)
             self._count(visit.tenant.id, Load(families=-1), families=-1)
 
-    def enter(self, request_id: str, visit: Visit, prompt_tokens: int, max_tokens: int | None) -> None:
-        """A family of ``visit`` comes to the engine. Raises Overloaded if none of its may."""
+    def enter(
+        self,
+        request_id: str,
+        visit: Visit,
+        prompt_tokens: int,
+        max_tokens: int | None,
+        prompt: Hashable | None = None,
+    ) -> None:
+        """A family of ``visit`` comes to the engine. Raises Overloaded if none of its may.
+
+        ``prompt`` is equal for equal prompts. Those of one group are prefilled once: while the first of them
+        waits, the others count no prompt.
+        """
         if visit.refused is not None:
             raise visit.refused
+        shares = None if visit.group is None else (visit.tenant.id, visit.group, prompt)
+        if shares in self._sharing:
+            prompt_tokens = 0
         load = self._load_of(visit, prompt_tokens, max_tokens)
         if not visit.is_in:
             self.leave(visit)
+            num_prompts = visit.num_families if shares is None else visit.num_prompts
+            shared = Load(tokens=prompt_tokens * (visit.num_families - num_prompts))
             try:
-                self._check(visit, load * visit.num_families, prompt_tokens * visit.num_families)
+                self._check(visit, load * visit.num_families - shared, prompt_tokens * num_prompts)
             except Overloaded as error:
                 visit.refused = error
                 visit.decided()
                 raise
             visit.is_in = True
             visit.decided()
-        self._families[request_id] = _Family(visit.tenant.id, load, prompt_tokens)
+        family = self._families[request_id] = _Family(visit.tenant.id, load, prompt_tokens, shares=shares)
+        if shares is not None:
+            self._sharing.setdefault(shares, []).append(family)
         self._count(visit.tenant.id, load, 1, prompt_tokens)
 
     def _load_of(self, visit: Visit, prompt_tokens: int, max_tokens: int | None) -> Load:
@@ -197,9 +225,7 @@ class Backlog:
         """The engine has sent something of it: it waits no more."""
         family = self._families.get(request_id)
         if family is not None and family.waits:
-            family.waits = False
-            self.waiting -= family.load
-            self._tenants[family.tenant].queued_tokens -= family.prompt_tokens
+            self._waits_no_more(family)
 
     def has_ended(self, request_id: str) -> None:
         """It is over, however."""
@@ -207,10 +233,31 @@ class Backlog:
         family = self._families.get(request_id)
         if family is None:
             return
-        self.has_begun(request_id)
+        if family.waits and self._waits_no_more(family):
+            self._count_prompt(family)
         del self._families[request_id]
         self._rate.ended += family.load
         self._count(family.tenant, Load(), families=-1)
+
+    def _waits_no_more(self, family: _Family) -> list[_Family]:
+        """Those that wait with the same prompt."""
+        family.waits = False
+        self.waiting -= family.load
+        self._tenants[family.tenant].queued_tokens -= family.prompt_tokens
+        others = self._sharing.get(family.shares, [])
+        if others:
+            others.remove(family)
+        if not others:
+            self._sharing.pop(family.shares, None)
+        return others
+
+    def _count_prompt(self, ended: _Family) -> None:
+        """The prompt of ``ended``, which never began, is the next one's to prefill."""
+        heir, prompt = self._sharing[ended.shares][0], Load(tokens=ended.prompt_tokens)
+        heir.prompt_tokens += ended.prompt_tokens
+        heir.load += prompt
+        self.waiting += prompt
+        self._tenants[heir.tenant].queued_tokens += ended.prompt_tokens
 
     @property
     def num_families(self) -> int:

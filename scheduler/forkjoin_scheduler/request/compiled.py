@@ -54,7 +54,7 @@ def compile_options(
     for name, ids in token_ids.items():
         if not ids:
             raise BadRequestOptions(f"{name}: expected a text with tokens, got one without")
-    fields = options.model_dump(exclude_unset=True, exclude={"branches", "closing"})
+    fields = options.model_dump(exclude_unset=True, exclude={"branches", "closing", "group_id"})
     if options.branches is not None:
         fields["branches"] = [
             CompiledBranch(

@@ -193,6 +193,12 @@ class RequestOptions(_AtPrompt, Limits):
         description="Id of a kept answer that the request goes on from. The answer's `usage.forkjoin` says "
         "whether that one is still kept. `/v1/responses` takes it from `previous_response_id`.",
     )
+    group_id: Annotated[NonEmpty, AfterValidator(_is_unicode), AfterValidator(_is_short)] | None = Field(
+        default=None,
+        description="Name of a group of requests that share a prompt, such as the samples of one rollout. "
+        "With several engines all of a group run on one, which prefills the prompt once. Equal prompts of a "
+        "group that wait count once for the limits of an API key.",
+    )
 
     @model_validator(mode="after")
     def _asks_for_one_thing(self) -> RequestOptions:

@@ -26,6 +26,16 @@ def client_of(scope: Message) -> Any:
     return getattr(_state(scope), "engine_client", None)
 
 
+def num_engines_of(scope: Message) -> int:
+    """How many engines this API server sends requests to; 1 where there is none."""
+    if (vllm_config := vllm_config_of(scope)) is None:
+        return 1
+    parallel = vllm_config.parallel_config
+    return int(
+        parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size
+    )
+
+
 def settings_of(scope: Message) -> Settings:
     """The dialect and the limits, as the operator gave them to the engine."""
     vllm_config = vllm_config_of(scope)

@@ -23,13 +23,14 @@ from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.answer.tokens import TokenThreads
 from forkjoin_server.answer.weaver import PassThrough, Presenter, Weaver
 from forkjoin_server.asgi import App, Json, Message, Receive, Send
-from forkjoin_server.http.app_state import client_of, vllm_config_of
+from forkjoin_server.http.app_state import client_of, num_engines_of, vllm_config_of
 from forkjoin_server.http.hangup import noticing
 from forkjoin_server.operate.logs import REQUEST_ID
-from forkjoin_server.request.field import count_answers, prepare, sampling_of
+from forkjoin_server.request.field import count_answers, options_in, prepare, sampling_of
 from forkjoin_server.request.grammars import check_grammars
 from forkjoin_server.request.handover import Asked, compiled, handing_over, width_in_answers
 from forkjoin_server.request.incoming import replay
+from forkjoin_server.request.placement import Placement, place
 from forkjoin_server.request.shape import check_beside_prompt, check_request_id
 from forkjoin_server.routes import GENERATE, RESPONSES
 from forkjoin_server.vllm_seam.request.keeping import check_keeps
@@ -50,6 +51,12 @@ class Prepared:
     scope: Message
     asked: Asked
     num_answers: int
+    #: How many different prompts these have.
+    num_prompts: int
+    #: Names the requests that share a prompt with it.
+    group: str | None
+    #: The engine that is to answer; None: any.
+    engine: int | None
     #: What its request id ends with, and its events are published under.
     key: str
     #: Gathers the threads of all its answers, which ``present`` shows if that ``is_wanted``.
@@ -82,7 +89,8 @@ class Generating:
 
     async def _weave(self, path: str, of: Prepared, receive: Receive, send: Send, *, is_stored: bool) -> None:
         if (visit := VISIT.get()) is not None:
-            visit.num_families, visit.width = max(of.num_answers, 1), of.asked.options.width
+            visit.num_families, visit.num_prompts = max(of.num_answers, 1), of.num_prompts
+            visit.width, visit.group, visit.engine = of.asked.options.width, of.group, of.engine
         request_id = _request_id(of.scope)
         REQUEST_ID.set(request_id)
         feed = feed_of(of.body, path, of.key)
@@ -113,7 +121,8 @@ def served_tenant() -> str:
 
 async def _prepared(path: str, given: Json, settings: Settings, scope: Message) -> Prepared:
     """``given`` checked and without what is ours. Raises BadRequestOptions."""
-    key, client = new_key(), client_of(scope)
+    client, placement = client_of(scope), _placement(path, given, settings, scope)
+    key = placement.key
     scope = _with_request_id(scope, given.get("request_id"), key)
     check_grammars(given)
     given, as_agents = agents.take(given, path)
@@ -129,7 +138,17 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     is_wanted = options.include_threads
     log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
     present = as_agents or _presenter(path)
-    return Prepared(body, data, scope, asked, num_answers, key, log, present, is_wanted)
+    num_prompts = max(num_answers // num_choices, 1)
+    group, engine = options.group_id, placement.engine
+    return Prepared(
+        body, data, scope, asked, num_answers, num_prompts, group, engine, key, log, present, is_wanted
+    )
+
+
+def _placement(path: str, given: Json, settings: Settings, scope: Message) -> Placement:
+    """Of one engine there is nothing to choose, so the field is read once."""
+    num_engines = num_engines_of(scope)
+    return Placement(new_key()) if num_engines == 1 else place(options_in(given, path, settings), num_engines)
 
 
 def _max_tokens(settings: Settings, client: Any) -> int | None:

@@ -51,6 +51,11 @@ def prepare(
     return body, options
 
 
+def options_in(body: Json, path: str, settings: Settings = DEFAULTS) -> RequestOptions:
+    """What the field in ``body`` asks for, before ``prepare``. Raises BadRequestOptions."""
+    return _going_on(body, path, _take_options(dict(body)), settings)
+
+
 def sampling_of(body: Json, path: str) -> Json:
     """``body`` with its sampling parameters in it, which one route has in an object of their own."""
     own = body.get("sampling_params")
@@ -81,10 +86,7 @@ def _check_hides_no_options(body: Json) -> None:
 
 
 def _with_lease(body: Json, path: str, options: RequestOptions, settings: Settings) -> RequestOptions:
-    """``options`` with the answer that the body goes on from.
-
-    Raises BadRequestOptions for a ``keep`` that can't be.
-    """
+    """The same as ``_going_on``. Raises BadRequestOptions for a ``keep`` that can't be."""
     options.check_keep(settings)
     if options.keep is not None:
         num_answers, _ = count_answers(sampling_of(body, path))
@@ -97,6 +99,11 @@ def _with_lease(body: Json, path: str, options: RequestOptions, settings: Settin
                 "forkjoin.keep: expected no request_id beside background, for the answer is kept by the id "
                 "that the server makes: leave it out"
             )
+    return _going_on(body, path, options, settings)
+
+
+def _going_on(body: Json, path: str, options: RequestOptions, settings: Settings) -> RequestOptions:
+    """``options`` with the answer that the body goes on from."""
     previous = body.get("previous_response_id") if path == RESPONSES else None
     if isinstance(previous, str) and options.continues is None and settings.dialect is not None:
         options = options.model_copy(update={"continues": previous})

@@ -39,13 +39,13 @@ class StandIn:
         self.waits.append(seconds)
         self.now_s += seconds
 
-    async def _rows(self, number):
+    async def _rows(self, number, line=LINE):
         async with httpx.AsyncClient(transport=httpx.MockTransport(self._answer)) as http:
             asker = Asker(
                 http, Server.named("http://s/v1", "k"), self.patience_s,
                 sleep=self._sleep, clock=lambda: self.now_s,
             )  # fmt: skip
-            return [await asker.row(LINE) for _ in range(number)]
+            return [await asker.row(line) for _ in range(number)]
 
     def row(self):
         return self.rows(1)[0]
@@ -71,6 +71,13 @@ def test_an_answer_is_a_row_of_openais_shape():
     assert request.headers["authorization"] == "Bearer k"
     assert request.headers["content-type"] == "application/json"
     assert request.content == LINE.body
+
+
+def test_a_group_is_a_session_for_routers():
+    server = StandIn(OK)
+    line = Line("a", "/v1/completions", b'{"prompt": "x", "forkjoin": {"group_id": "g"}}')
+    asyncio.run(server._rows(1, line))
+    assert server.requests[0].headers["x-session-id"] == "g"
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])

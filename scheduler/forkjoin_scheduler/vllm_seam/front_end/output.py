@@ -57,11 +57,14 @@ class ForkJoinOutputProcessor(OutputProcessor):
                 visit,
                 len(request.prompt_token_ids or ()),
                 params.max_tokens if params is not None else 0,
+                None if visit.group is None else _prompt_of(request),
             )
         except Overloaded as error:
             raise GracefulHTTPError(str(error), HTTPStatus(error.status)) from error
         try:
             _say_whose(request, visit.tenant)
+            if request.data_parallel_rank is None:
+                request.data_parallel_rank = visit.engine
             super().add_request(request, *args, **kwargs)
         except BaseException:
             BACKLOG.has_ended(request.request_id)
@@ -173,6 +176,17 @@ def _external_id(state: RequestState | None) -> str | None:
         return None
     external: str = state.parent_req.external_req_id if state.parent_req else state.external_req_id
     return external
+
+
+def _prompt_of(request: EngineCoreRequest) -> tuple[object, ...] | None:
+    """What tells the prompt of ``request`` from others; None if its tokens alone do not."""
+    if request.mm_features or request.prompt_embeds is not None or request.prompt_token_ids is None:
+        return None
+    return (
+        request.cache_salt,
+        request.lora_request and request.lora_request.lora_int_id,
+        *request.prompt_token_ids,
+    )
 
 
 def _say_whose(request: EngineCoreRequest, tenant: Tenant) -> None:

@@ -160,6 +160,68 @@ def test_a_key_may_let_so_many_tokens_of_prompts_wait(clock):
     _enter(backlog, "c", Visit(alice), prompt=40)
 
 
+def _enter_group(backlog, name, group="g", prompt="p", num=1, tokens=60, tenant=None):
+    visit = Visit(tenant or Tenant("a", max_queued_tokens=100), num_families=num, group=group)
+    backlog.arrive(visit)
+    backlog.enter(name, visit, tokens, None, prompt)
+    return visit
+
+
+def test_equal_prompts_of_a_group_count_once_while_the_first_is_still_to_be_prefilled(clock):
+    backlog = _backlog(clock)
+    visit = _enter_group(backlog, "a", num=16)
+    for number in range(15):
+        backlog.enter(f"b{number}", visit, 60, None, "p")
+    assert backlog.waiting == Load(16, 64, 60 + 16 * 100)
+    with pytest.raises(Overloaded):
+        _enter_group(backlog, "c", prompt="another")
+    with pytest.raises(Overloaded):
+        _enter_group(backlog, "c", group="another")
+    _enter_group(backlog, "c", tenant=Tenant("b", max_queued_tokens=100))
+    backlog.has_begun("a")
+    assert backlog.waiting == Load(16, 64, 60 + 16 * 100)
+    _enter_group(backlog, "d", prompt="another")
+
+
+def test_the_prompt_of_one_that_ends_before_it_begins_is_the_next_ones(clock):
+    backlog = _backlog(clock)
+    _enter_group(backlog, "a")
+    _enter_group(backlog, "b")
+    backlog.has_ended("a")
+    assert backlog.waiting == Load(1, 4, 160)
+    with pytest.raises(Overloaded):
+        _enter_group(backlog, "c", group="another")
+    backlog.has_ended("b")
+    assert (backlog.waiting, backlog._sharing) == (Load(0, 0, 0), {})
+    _enter_group(backlog, "c", group="another")
+
+
+GROUP_MOVES = st.lists(
+    st.tuples(st.sampled_from(["enter", "begin", "end"]), st.integers(0, 5), st.integers(0, 1)), max_size=60
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(GROUP_MOVES)
+def test_one_of_those_that_wait_with_a_prompt_counts_it_until_it_begins(moves):
+    backlog, rows, counts, names = _backlog(Clock()), {"p": [], "q": []}, {}, iter(range(99))
+    for move, which, number in moves:
+        prompt, row = "pq"[number], rows["pq"[number]]
+        if move == "enter":
+            name = f"{next(names)}"
+            _enter_group(backlog, name, prompt=prompt, tenant=Tenant("a"))
+            if not row:
+                counts[prompt] = name
+            row.append(name)
+        elif row:
+            name = row.pop(which % len(row))
+            getattr(backlog, "has_begun" if move == "begin" else "has_ended")(name)
+            if counts.get(prompt) == name:
+                counts[prompt] = row[0] if row and move == "end" else None
+        num_prompts = sum(name is not None for name in counts.values())
+        assert backlog.waiting.tokens == 60 * num_prompts + 100 * sum(map(len, rows.values()))
+
+
 def test_each_of_several_front_ends_keeps_its_part():
     assert shared(Bounds(10, 3, None), 4) == Bounds(3, 1, None)
     assert share_of_tenant(ALICE, 3) == Tenant("alice", max_families=1, max_queued_tokens=34)

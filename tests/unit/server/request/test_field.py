@@ -9,10 +9,21 @@ from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.publish.feed import new_key
 from forkjoin_scheduler.request.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.request.field import count_answers, prepare
+from forkjoin_server.request.field import count_answers, options_in, prepare
 from forkjoin_server.routes import CHAT, COMPLETIONS, GENERATE, PATHS, RESPONSES
 
 SHOWN = {"include_threads": True}
+
+
+def test_what_a_request_shares_is_known_before_it_is_prepared():
+    body = {"forkjoin": {"group_id": "g", "keep": 5}, "previous_response_id": "resp_1"}
+    settings = Settings.of(load("threadweaver"), {})
+    options = options_in(body, RESPONSES, settings)
+    assert (options.group_id, options.keep, options.continues) == ("g", 5, "resp_1")
+    assert options == prepare(body, RESPONSES, "k", settings)[1]
+    assert body["forkjoin"] == {"group_id": "g", "keep": 5}
+    with pytest.raises(BadRequestOptions, match="group_id"):
+        options_in({"forkjoin": {"group_id": ""}}, CHAT, settings)
 
 
 def test_the_field_is_taken_out_of_what_vllm_reads():
