@@ -42,7 +42,7 @@ def test_a_family_ends_as_undisturbed_when_it(model_of, name, seed):
 
 
 def _stepping(fed):
-    """Lets ``fed`` take a step in which the connector's workers copy, too."""
+    """Lets ``fed`` take a step in which the connector's workers copy, too; it returns what was scheduled."""
     import numpy as np
 
     from forkjoin_bench.vllm_seam.offloading import OffloadingWorkers
@@ -56,6 +56,7 @@ def _stepping(fed):
         sampled = fed._sample(output)
         sampled.kv_connector_output = workers.after(output)
         fed.scheduler.update_from_output(output, sampled)
+        return output
 
     return step
 
@@ -212,6 +213,46 @@ def test_what_ends_in_the_middle_of_its_prompt_stores_no_block_that_is_filled_in
     fed.scheduler.end_requests(["cut"], status)
     stored = fed.scheduler.schedule().kv_connector_metadata.store_jobs.values()
     assert [job.src_spec.block_ids.tolist() for job in stored if job.req_id == "cut"] == []
+
+
+@pytest.mark.parametrize("most", [None, 0, 32])
+def test_no_request_of_a_family_stores_more_tokens_than_its_client_allows(most):
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=200, connects=offloading(1))
+    asked = {} if most is None else {"extra_args": {"kv_transfer_params": {"max_offload_tokens": most}}}
+    fed.add("r0", 40, fed.author.fork([40, 60, 300]), 40, **asked)
+    num_blocks: dict[str, int] = {}
+    step = _stepping(fed)
+    while fed.scheduler.requests:
+        for job in step().kv_connector_metadata.store_jobs.values():
+            num_blocks[job.req_id] = num_blocks.get(job.req_id, 0) + len(job.src_spec.block_ids)
+    if most is None:
+        assert {"r0", "r0#1", "r0#fill0"} <= num_blocks.keys()
+    else:
+        assert sum(num_blocks.values()) == most // 16
+
+
+@pytest.mark.parametrize("most", [None, 0, 32])
+def test_a_thread_loads_no_more_tokens_than_its_client_allows(most):
+    from forkjoin_bench.vllm_seam.offloading import offloading
+    from tests.engine.fed import Scripted
+
+    fed = Scripted(num_blocks=200, connects=offloading(1))
+    asked = {} if most is None else {"extra_args": {"kv_transfer_params": {"max_load_tokens": most}}}
+    fed.add("r0", 40, fed.author.fork([90, 90]), 2, **asked)
+    scheduler, step = fed.scheduler, _stepping(fed)
+    while not scheduler._core.threads:
+        step()
+    thread = scheduler.requests[next(iter(scheduler._core.threads))]
+    while thread.num_output_tokens < 80:
+        step()
+    scheduler.running.remove(thread)
+    scheduler._preempt_request(thread, 0.0, drop_stale_output=True)
+    scheduler.reset_preempted_req_ids.clear()  # as when the workers have been told
+    num_tokens, _ = scheduler.connector.get_num_new_matched_tokens(thread, 0)
+    assert num_tokens > 100 if most is None else num_tokens == most
 
 
 def test_an_error_where_the_connector_would_be_asked_ends_one_family(monkeypatch):

@@ -353,8 +353,9 @@ ATTRIBUTES = {
         "output_token_ids _block_hasher block_hashes prompt_token_ids num_prompt_tokens max_tokens "
         "num_computed_tokens spec_token_ids drop_stale_output num_stale_output_tokens "
         "num_in_flight_tokens num_output_placeholders client_index arrival_time lora_request cache_salt "
-        "priority trace_headers resumable prompt_embeds mm_features skip_reading_prefix_cache "
-        "next_decode_eligible_step prefill_stats structured_output_request is_prefill_chunk"
+        "priority kv_transfer_params trace_headers resumable prompt_embeds mm_features "
+        "skip_reading_prefix_cache next_decode_eligible_step prefill_stats structured_output_request "
+        "is_prefill_chunk"
     ),
     "vllm.v1.structured_output:StructuredOutputManager": "reasoner_cls",
     "vllm.v1.structured_output.request:StructuredOutputRequest": (

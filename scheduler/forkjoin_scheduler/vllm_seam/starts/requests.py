@@ -19,7 +19,8 @@ def new_request(
 ) -> Request:
     """A request of the same client, adapter and priority as ``root`` on ``token_ids``, which nobody changes.
 
-    They are not copied, but once by vLLM: contexts are long, and each slice of a prefill is a request.
+    Its parameters for KV connectors are those of ``root``, too. The tokens are not copied, but once by vLLM:
+    contexts are long, and each slice of a prefill is a request.
     ``known_hashes``: of its first blocks, as another request of the family has them: the others alone are
     computed.
     """
@@ -39,6 +40,7 @@ def new_request(
     request.block_hashes.extend(known_hashes)
     request._block_hasher = root._block_hasher
     request.update_block_hashes()
+    request.kv_transfer_params = root.kv_transfer_params
     request.prefill_stats = None  # vLLM would count the blocks of each, for a front end that hears of none
     return request
 
