@@ -246,6 +246,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_parallel.py": Later(
         Tier.ALL, "servers of several engines and API servers; test_liveness has one of two engines"
     ),
+    "tests/server/test_offloaded_server.py": Later(
+        Tier.ALL, "two servers; engine/test_offloaded has the scheduler of them, at random"
+    ),
     "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
     "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
     "tests/server/test_usage.py": Later(
