@@ -20,7 +20,8 @@ _PARALLELISM: tuple[Rule, ...] = (
          "run in step, are not tested.",
          "tests/server/test_parallel.py", _PARALLEL),
     Rule(("distributed-executor-backend",), _LIMITED,
-         "`mp` and `uni` are tested. `ray` and `external_launcher` never ran with forks; with `ray` vLLM itself refuses CPUs.",
+         "`mp` and `uni` are tested. `ray` and `external_launcher` never ran with forks; with `ray` vLLM itself refuses "
+         "CPUs. Under Ray Serve each replica is a whole server (`tests/deploy/test_ray.py`) and needs no such backend.",
          "tests/engine/test_matrix.py", _PARALLEL, values=("mp", "uni")),
     Rule(("decode-context-parallel-size", "prefill-context-parallel-size"), _REFUSED,
          "Refused above 1: a sequence's KV is spread over ranks.",
