@@ -11,10 +11,10 @@ _PARALLELISM: tuple[Rule, ...] = (
     Rule(("tensor-parallel-size",), _WORKS, "Re-prefill and stitched joins are exact on two ranks.",
          "tests/engine/test_matrix.py", _PARALLEL),
     Rule(("pipeline-parallel-size",), _LIMITED,
-         "Re-prefill joins are exact in two stages on CPUs (`test_matrix`). With async scheduling, the default on GPUs, "
-         "only the scheduler is tested. Refused with stitched joins, speculative decoding or recurrent layers, and on a "
-         "CPU with `--enforce-eager`.",
-         "tests/engine/test_pipeline.py", _PARALLEL, refusal="pipeline parallelism"),
+         "Re-prefill joins are exact in two stages on CPUs, in an engine (`test_matrix`) and over HTTP. With async "
+         "scheduling, the default on GPUs, only the scheduler is tested (`test_pipeline`). Refused with stitched joins, "
+         "speculative decoding or recurrent layers, and on a CPU with `--enforce-eager`.",
+         "tests/server/test_parallel.py", _PARALLEL, refusal="pipeline parallelism"),
     Rule(("data-parallel-size", "data-parallel-size-local", "api-server-count"), _LIMITED,
          "20 families at once on two engines behind two API servers answer as each does alone. MoE models, whose engines "
          "run in step, are not tested.",
