@@ -51,7 +51,7 @@ RUN = [
 ]  # fmt: skip
 CASES = [Case(shape, join) for shape, join in RUN]
 CASES += [Case(shape, "reprefill", "v1-async") for shape in ("moe", "gemma", "gpt_oss", "gdn")]
-CASES += [Case("gemma", "reprefill", "v2-async")]
+CASES += [Case(s, "reprefill", r) for s in ("gemma", "moe", "gpt_oss") for r in ("v2-sync", "v2-async")]
 CASES += [Case(s, "stitch", refused="a sliding window") for s in ("mistral", "gemma", "gpt_oss")]
 CASES += [Case("gdn", "stitch", refused="Mamba layers")]
 

@@ -49,7 +49,7 @@ RUN: dict[str, dict[str, str]] = {
     },
     "the V2 runner": {
         "async scheduling": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
-        "sliding windows": _SHAPES,
+        "sliding windows": _SHAPES, "experts": _SHAPES,
     },
     "async scheduling": {
         "tensor parallelism": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
