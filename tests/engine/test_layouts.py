@@ -258,6 +258,8 @@ def test_a_latent_vector_that_was_moved_is_what_vllm_writes_there(name, layout, 
 
 
 def test_the_cpu_writes_a_latent_vector_and_its_key_into_the_row_of_its_slot():
+    if not hasattr(torch.ops._C, "concat_and_cache_mla_cpu"):
+        pytest.skip("a CPU for which vLLM's library has no MLA")
     latent, key = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((3, 512), (3, 1, 64)))
     slots, cache = torch.tensor([5, 18, 40]), torch.zeros(4, 16, 576, dtype=torch.bfloat16)
     AMXMLAImpl.do_kv_cache_update(None, latent, key, cache, slots, "auto", None)
