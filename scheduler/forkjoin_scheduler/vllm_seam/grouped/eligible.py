@@ -12,10 +12,9 @@ from typing import Any
 from vllm import envs
 from vllm.config import CUDAGraphMode
 from vllm.platforms import current_platform
-from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl, FlashAttentionMetadataBuilder
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, is_quantized_kv_cache
 
 Check = tuple[str, Callable[[Any], bool]]
 
