@@ -5,6 +5,7 @@ Each step checks the engine's invariants (``invariants.py``) and the KV that is 
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from itertools import dropwhile
 from operator import attrgetter
@@ -16,6 +17,7 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.joins.kinds import make_join
 from forkjoin_scheduler.machine import cancelling
+from forkjoin_scheduler.vllm_seam.cache import kv
 from tests.engine.renamed import dialect_for
 
 pytestmark = pytest.mark.engine
@@ -427,6 +429,19 @@ def test_a_join_under_a_sliding_window_reads_what_is_in_it(drive, popping, num_t
         hand.say(thread, "</Thread>")
     hand.steps_until(lambda: hand.decodes("r"))
     hand.say("r", "<|end|>")
+    hand.finish()
+
+
+def test_what_lies_before_a_sliding_window_takes_no_blocks(drive):
+    hand = drive("threadweaver", block_size=4, window=16)
+    hand.add("r", "q" * 30)
+    hand.steps_until(lambda: hand.decodes("r"))
+    hand.add("s", "q" * 30)
+    found, _, _ = hand.scheduler.kv_cache_manager.get_computed_blocks(hand.request("s"))
+    assert [block.is_null for block in found.blocks[0]] == [True] * 3 + [False] * 4
+    assert kv.num_new_blocks(hand.scheduler.kv_cache_manager, hand.request("s"), Counter()) == 1
+    for request in ("r", "s"):
+        hand.say(request, "<|end|>")
     hand.finish()
 
 

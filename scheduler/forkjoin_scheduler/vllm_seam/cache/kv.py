@@ -312,10 +312,11 @@ def block_size(manager: KVCacheManager) -> int:
 def num_new_blocks(manager: KVCacheManager, request: Request, leases: Counter[int]) -> int:
     """Blocks that ``request`` takes from the free ones when it starts: all but those that others hold.
 
-    ``leases``: how often each is kept, for nobody who runs.
+    Null ones, before a sliding window, are taken by nobody. ``leases``: how often each is kept, for nobody
+    who runs.
     """
     found, _, _ = manager.get_computed_blocks(request)
-    num_held = sum(block.ref_cnt > leases[block.block_id] for blocks in found.blocks for block in blocks)
+    num_held = sum(b.is_null or b.ref_cnt > leases[b.block_id] for blocks in found.blocks for b in blocks)
     return -(-request.num_tokens // block_size(manager)) - num_held
 
 
