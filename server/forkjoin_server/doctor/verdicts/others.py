@@ -36,7 +36,7 @@ OTHERS: tuple[Others, ...] = (
         disable-fastapi-docs disable-log-stats disable-uvicorn-access-log download-dir
         enable-flash-late-interaction enable-force-include-usage enable-layerwise-nvtx-tracing
         enable-log-deltas enable-log-outputs enable-log-requests enable-logging-iteration-details
-        enable-mfu-metrics enable-offline-docs enable-per-request-metrics enable-prompt-tokens-details
+        enable-mfu-metrics enable-offline-docs enable-prompt-tokens-details
         enable-request-id-headers enable-server-load-tracking enable-ssl-refresh
         enable-tokenizer-info-endpoint exclude-tools-when-tool-choice-none fail-on-environ-validation
         fingerprint-mode fingerprint-value generation-config h11-max-header-count
@@ -44,7 +44,7 @@ OTHERS: tuple[Others, ...] = (
         jit-monitor-verbose kv-cache-metrics kv-cache-metrics-sample load-format log-config-file
         log-error-stack log-level logging-config max-log-len max-logprobs max-lora-cls-labels
         max-num-queued-reqs max-num-queued-tokens media-io-kwargs model-loader-extra-config
-        override-generation-config per-request-spec-decode-metrics port prefix-caching-hash-algo
+        override-generation-config port prefix-caching-hash-algo
         profiler-config pt-load-map-location reasoning-effort-map reasoning-parser-plugin
         renderer-num-workers response-role
         return-tokens-as-token-ids revision root-path safetensors-load-strategy

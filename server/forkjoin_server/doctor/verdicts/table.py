@@ -131,6 +131,10 @@ _ANSWERS: tuple[Rule, ...] = (
     Rule(("api-key",), _WORKS, "Also asked for by our own routes.", "tests/server/test_keys.py"),
     Rule(("otlp-traces-endpoint",), _LIMITED,
          "Threads have spans. Refused with `--disable-log-stats`.", "tests/server/test_observability.py"),
+    Rule(("enable-per-request-metrics",), _LIMITED,
+         "Its rates are of an answer's whole text, so injected tokens count too; `usage` leaves them out. Read, not run."),
+    Rule(("per-request-spec-decode-metrics",), _LIMITED,
+         "It counts the drafts of what a request decodes itself, none of its threads'. Read, not run."),
     Rule(("shutdown-timeout",), _WORKS, "Families end before the server does.", "tests/server/test_lifecycle.py"),
 )  # fmt: skip
 
