@@ -76,11 +76,31 @@ Put the entries of a stream together by `index`: append `content`, set all else.
 helper does so. The npm SDK's `.stream()` does not: its `finalChatCompletion()` keeps the last entries only.
 Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.
 
-A request that forked, that asked for its threads, or that asks for a [kept answer](kept-answers.md), has
+A request that forked, that asked for its threads or its tree, or that asks for a [kept answer](kept-answers.md), has
 `usage.forkjoin` on each of these endpoints. If no thread ran,
 the answer has `threads: []`, `num_threads` is 0, and all its tokens are on the critical path.
 
 {usage}
+## The tree of an answer
+
+`forkjoin.return_tree` gives each answer its [tree](offline.md#the-tree), in an answer and in a stream, where it comes once:
+
+| endpoint | in an answer | in a stream |
+| --- | --- | --- |
+| `/v1/chat/completions`, `/v1/completions`, `/inference/v1/generate` | `choices[].tree` | `choices[].tree`, of the chunk that has the `finish_reason` |
+| `/v1/chat/completions/batch` | `choices[].tree` | |
+| `/v1/responses` | `tree` | `response.tree` of the last event |
+| `/v1/messages` | refused | refused |
+
+{tree}
+`Tree.from_dict` of the Python client reads it. The numbers are those that the same request has [offline](offline.md), with its
+seed. Log-probabilities are always there, those of the likeliest tokens if the request asks for them
+(`logprobs`, `top_logprobs`). One that is not finite is -9999. An answer that ends early (a stop string, a limit, an abort) has its tree so far.
+A response of several turns (tools of the server) has the tree of the last one.
+
+A request that may generate more than `--max-tree-tokens` is a 400, and so are `background`, beam search and prompt embeddings.
+A response that is fetched later has no tree.
+
 ## Cancel one thread
 
 `POST {cancel_path}` ends one thread of a running answer and the threads
@@ -156,6 +176,7 @@ def page(schema: Json) -> str:
             stream_options=_asked({"properties": {_OURS_OF_STREAMS: stream_options}}),
             threads=_told(schemas["ForkJoinThread"], schemas),
             usage=_told(schemas["ForkJoinUsage"], schemas),
+            tree=_told(schemas["ForkJoinTree"], schemas),
             agents=_asked(schemas["MultiAgent"]),
             cancel_path=cancelling.PATH,
             cancel=_statuses(schema["paths"][cancelling.PATH]["post"]),

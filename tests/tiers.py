@@ -251,6 +251,10 @@ LATER: dict[str, Later] = {
     ),
     "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
     "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
+    "tests/server/test_trees.py": Later(
+        Tier.ALL,
+        "a server and an engine, 270 s; tests/engine/test_trees.py and unit/server/answer fail first",
+    ),
     "tests/server/test_usage.py": Later(
         Tier.CI, "a server of its own, and forty random requests, each twice"
     ),

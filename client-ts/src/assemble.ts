@@ -1,7 +1,7 @@
 /** Turns chunks into events and keeps the tree of threads. Decides only: no input or output. */
 
 import type { ForkJoinEvent, Thread } from "./events.js";
-import type { Chunk, ThreadEntry, Usage } from "./wire.js";
+import type { Chunk, ThreadEntry, TokenTree, Usage } from "./wire.js";
 
 /** The parent of the threads that the request itself forked. */
 export const ROOT = "root";
@@ -30,6 +30,7 @@ export class Assembler {
   private reasoning = "";
   private finishReason: string | null = null;
   private usage: Usage | null = null;
+  private tokenTree: TokenTree | null = null;
   private readonly byId = new Map<string, Thread>();
   private readonly forkOf = new Map<number, Fork>();
 
@@ -45,13 +46,14 @@ export class Assembler {
     this.takeText(reasoning ?? reasoning_content, true, chunk, events);
     this.takeText(content, false, chunk, events);
     this.finishReason = choice.finish_reason ?? this.finishReason;
+    this.tokenTree = choice.tree ?? this.tokenTree;
     return events;
   }
 
   /** The answer as a whole. */
   finish(): Extract<ForkJoinEvent, { type: "finished" }> {
-    const { id, content, reasoning, finishReason, usage, tree } = this;
-    return { type: "finished", id, content, reasoning, finishReason, usage, tree };
+    const { id, content, reasoning, finishReason, usage, tree, tokenTree } = this;
+    return { type: "finished", id, content, reasoning, finishReason, usage, tree, tokenTree };
   }
 
   private takeText(

@@ -1,6 +1,6 @@
 /** The events of one answer, in the order in which the server sends them. */
 
-import type { ThreadFinishReason, Usage, Wait } from "./wire.js";
+import type { ThreadFinishReason, TokenTree, Usage, Wait } from "./wire.js";
 
 /** A thread as it is at the moment: `content` grows until `finishReason` is set. */
 export interface Thread {
@@ -72,6 +72,8 @@ export interface Finished {
   usage: Usage | null;
   /** The threads that the request forked, each with its own as `children`. */
   tree: Thread[];
+  /** All tokens that were computed for the answer, with `return_tree`. */
+  tokenTree: TokenTree | null;
 }
 
 export type ForkJoinEvent = Forked | ThreadDelta | ThreadWaits | ThreadEnded | Joined | AnswerDelta | Finished;

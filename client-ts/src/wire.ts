@@ -79,11 +79,49 @@ export interface Delta {
   threads?: ThreadEntry[];
 }
 
+/** A thread whose KV a stitched join gave to a segment. */
+export interface JoinedThread {
+  segment: number;
+  num_tokens: number;
+  num_skipped: number;
+}
+
+/** Tokens that follow each other in one context; docs/http-api.md explains each field. */
+export interface Segment {
+  /** The index of its thread; -1: the request itself. */
+  thread: number;
+  token_ids: number[];
+  /** The first of them, which were given; the model sampled the others. */
+  num_injected: number;
+  position: number;
+  parent: number | null;
+  fork_offset: number;
+  forked_by: number | null;
+  joined: JoinedThread[];
+  logprobs: (number | null)[] | null;
+  /** By token id. */
+  top_logprobs: Record<string, number>[] | null;
+  seed: number | null;
+  finish_reason: string | null;
+  title: string;
+  weight_version: string | null;
+}
+
+/** All tokens that were computed for an answer: only with `return_tree`. */
+export interface TokenTree {
+  /** Each after those that it sees. */
+  segments: Segment[];
+  /** The transcript. */
+  answer_ids: number[];
+  /** The thread that a vote made the answer. */
+  voted: number | null;
+}
+
 /** A `chat.completion.chunk`. Chunks of the `openai` package fit, too. */
 export interface Chunk {
   id?: string;
   model?: string;
-  choices: { index: number; delta: Delta; finish_reason?: string | null }[];
+  choices: { index: number; delta: Delta; finish_reason?: string | null; tree?: TokenTree }[];
   usage?: Usage | null;
 }
 
@@ -98,6 +136,7 @@ export interface Branch {
 export interface ForkJoinOptions {
   enabled?: boolean;
   include_threads?: boolean;
+  return_tree?: boolean;
   max_threads_per_fork?: number;
   max_forks?: number;
   max_tokens_per_thread?: number;

@@ -72,11 +72,19 @@ test("text in the reasoning field is told apart from the answer", async () => {
   const chunks = [{ id: "chatcmpl-1", ...chunk({ reasoning: "hm" }) }, chunk({ content: "ab" }), chunk({ content: "c" }, "stop"), { choices: [], usage }];
   const events = await gather(eventsOf((async function* () { yield* chunks; })()));
   assert.deepEqual(events.at(-1), {
-    type: "finished", id: "chatcmpl-1", content: "abc", reasoning: "hm", finishReason: "stop", usage, tree: [],
+    type: "finished", id: "chatcmpl-1", content: "abc", reasoning: "hm", finishReason: "stop", usage, tree: [], tokenTree: null,
   });
 });
 
 test("choices beside the first and empty texts bring nothing", () => {
   const other: Chunk = { choices: [{ index: 1, delta: { content: "x" } }] };
   assert.deepEqual(taken(other, chunk({ content: "" }), chunk({ role: "assistant" }), { choices: [] }), []);
+});
+
+test("the tree of an answer comes with the chunk that ends it", () => {
+  const answer = new Assembler();
+  const tree = { segments: [], answer_ids: [7], voted: null };
+  answer.take({ choices: [{ index: 0, delta: {}, finish_reason: "stop", tree }] });
+  assert.deepEqual(answer.finish().tokenTree, tree);
+  assert.equal(new Assembler().finish().tokenTree, null);
 });

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from forkjoin.tree.tree import Tree
+
 #: The ``parent_id`` of the threads that the request itself forked.
 ROOT = "root"
 
@@ -88,6 +90,9 @@ class Answer(BaseModel):
     threads: list[Thread] = Field(default_factory=list, description="All threads, by their `index`.")
     finish_reason: str | None = Field(default=None, description="Why the answer ended. None until then.")
     usage: Usage | None = Field(default=None, description="What it used. None until the server sends it.")
+    tree: Tree | None = Field(
+        default=None, description="Its tree. None until it has ended, and without `return_tree`."
+    )
 
     @field_validator("threads")
     @classmethod
@@ -121,6 +126,7 @@ class Answer(BaseModel):
                 "threads": message.get("threads") or [],
                 "finish_reason": choice.get("finish_reason"),
                 "usage": completion.get("usage"),
+                "tree": choice.get("tree"),
             }
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no chat completion: {error!r}") from error

@@ -23,6 +23,7 @@ class ForkJoin(TypedDict, total=False):
     max_threads_running: int
     enabled: bool
     include_threads: bool
+    return_tree: bool
     structured: Literal["answer"]
     best_of: int
     vote: str

@@ -26,6 +26,7 @@ from forkjoin.events import (
     ThreadWaits,
 )
 from forkjoin.parsing import fault
+from forkjoin.tree.tree import Tree
 
 #: What an entry that announces a thread may hold, too.
 _COME_LATER = {"content", "finish_reason", "usage", "waits_for"}
@@ -70,6 +71,7 @@ class _Choice(BaseModel):
     index: int = 0
     delta: _Delta = Field(default_factory=_Delta)
     finish_reason: str | None = None
+    tree: Tree | None = None
 
 
 class _Chunk(BaseModel):
@@ -121,6 +123,7 @@ class AnswerReader:
         yield from self._threads(choice.delta.threads or [])
         yield from self._transcript(choice.delta)
         self.answer.finish_reason = choice.finish_reason or self.answer.finish_reason
+        self.answer.tree = choice.tree or self.answer.tree
 
     def _transcript(self, delta: _Delta) -> Iterator[Event]:
         text, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""

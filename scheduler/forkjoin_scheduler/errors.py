@@ -29,7 +29,7 @@ EnginePlace = Literal[
 ]  # fmt: skip
 
 #: The same in the front end.
-FrontEndPlace = Literal["backlog", "event_log", "events", "feed", "observer", "text", "tracing"]
+FrontEndPlace = Literal["backlog", "event_log", "events", "feed", "observer", "text", "tracing", "tree"]
 
 #: The settings that bring a policy of the user's own. Its errors are counted by these, and not by places.
 OwnPolicy = Literal["admission_policy", "thread_policy", "prune_policy", "eviction_policy"]

@@ -121,6 +121,13 @@ class Settings(BaseModel):
         "full contexts.",
     )
 
+    max_tree_tokens: int = Field(
+        default=1 << 20,
+        ge=1,
+        description="Tokens that all answers to one request may generate together if it asks for their trees "
+        "(forkjoin.return_tree). Each likeliest token that is told beside a token counts as one more.",
+    )
+
     max_kept_share: float = Field(
         default=0.25,
         ge=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from forkjoin.tree.segment import ROOT, Joined, Segment
 from forkjoin.tree.tree import Tree
@@ -56,6 +57,28 @@ class TreeBuilder:
         for segment in self._segments:
             segment.title = self._titles.get(segment.thread, "")
         return Tree(self._segments, list(answer_ids), self._voted)
+
+
+def tree_of(
+    builder: TreeBuilder | None,
+    prompt_ids: Sequence[int],
+    answer_ids: Sequence[int],
+    logprobs: Iterable[Any] | None,
+    num_top: int,
+    seed: int | None,
+    finish_reason: str | None,
+) -> Tree:
+    """The tree of an answer: what ``builder`` has heard of it, else one segment.
+
+    ``logprobs`` are vLLM's: of each token of the answer an object with a ``logprob`` for it, and for those of
+    the ``num_top`` likeliest.
+    """
+    if builder is not None and builder.has_segments:
+        return builder.tree(answer_ids, finish_reason)
+    values = None
+    if logprobs is not None:
+        values = [{token: told.logprob for token, told in row.items()} for row in logprobs]
+    return sequential(prompt_ids, answer_ids, values, num_top, seed, finish_reason)
 
 
 def sequential(

@@ -19,6 +19,7 @@ from forkjoin import (
     ThreadDelta,
     ThreadEnded,
     ThreadWaits,
+    Tree,
 )
 from forkjoin_server.answer.threads import ThreadLog
 
@@ -264,3 +265,23 @@ def rebuilt(events):
                 )
                 parents_with_open_forks.remove(parent)
     return threads
+
+
+TREE = {"segments": [], "answer_ids": [7], "voted": None}
+
+
+def test_the_tree_comes_with_the_chunk_that_ends_the_answer():
+    last = chunk(finish_reason="stop")
+    last["choices"][0]["tree"] = TREE
+    _, reader = read(chunk(content="a"), last)
+    assert reader.answer.tree == Tree([], [7])
+    whole = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop", "tree": TREE}]}
+    assert Answer.of(whole).tree == Tree([], [7])
+    assert Answer.of({"choices": [{"message": {}}]}).tree is None
+
+
+def test_a_tree_that_is_none_is_no_chunk_of_an_answer():
+    broken = chunk(finish_reason="stop")
+    broken["choices"][0]["tree"] = TREE | {"segments": [{"thread": "x"}]}
+    with pytest.raises(StreamBroken, match="tree"):
+        read(broken)

@@ -11,13 +11,16 @@ import contextlib
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from forkjoin_scheduler.errors import FrontEndPlace
 from forkjoin_scheduler.publish.events import Event, InternalError
 
 #: Takes an event and the number of the engine that it comes from, None for one of the front end's own.
 Observer = Callable[[Event, int | None], None]
+
+#: Takes events of one of a request's answers, and the number of that answer.
+Listener = Callable[[int, list[Event]], None]
 
 #: Beneath vLLM's, whose handler, level and format it so has.
 LOG = logging.getLogger("vllm.forkjoin.events")
@@ -61,6 +64,7 @@ class Feeds:
     def __init__(self) -> None:
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self.observers: list[Observer] = []
+        self._listeners: dict[str, Listener] = {}
 
     def subscribe(self, key: str) -> asyncio.Queue[Event]:
         """Open the feed of the request whose id holds ``key``."""
@@ -69,6 +73,20 @@ class Feeds:
     def unsubscribe(self, key: str) -> None:
         """Close a feed; later events of its request go to the observers alone."""
         self._queues.pop(key, None)
+
+    @contextlib.contextmanager
+    def listening(self, request_id: str, hear: Listener) -> Iterator[None]:
+        """Let ``hear`` have the events of each answer to the request of exactly this id, as they come."""
+        self._listeners[request_id] = hear
+        try:
+            yield
+        finally:
+            del self._listeners[request_id]
+
+    def tell(self, request_id: str, answer: int, events: list[Event]) -> None:
+        """Hand on ``events`` of one ``answer`` to who listens to its request."""
+        if (hear := self._listeners.get(request_id)) is not None:
+            hear(answer, events)
 
     def publish(self, external_request_id: str | None, events: list[Event], engine: int) -> None:
         """Hand on ``events`` of ``engine``; the request's id is None where it is gone already."""

@@ -114,6 +114,11 @@ class RequestOptions(_AtPrompt, Limits):
     include_threads: bool = Field(
         default=False, description="Whether a chat completion or a response lists its threads."
     )
+    return_tree: bool = Field(
+        default=False,
+        description="Whether each answer comes with its tree: all tokens that were computed for it, with "
+        "their contexts, positions and log-probabilities.",
+    )
     max_threads_running: int | None = Field(
         default=None,
         ge=1,
@@ -329,6 +334,7 @@ class CompiledOptions(_AtPrompt, msgspec.Struct, frozen=True, kw_only=True, omit
 
     enabled: bool = True
     include_threads: bool = False
+    return_tree: bool = False
     max_threads_running: int | None = None
     structured: Literal["answer"] | None = None
     best_of: int | None = None

@@ -81,6 +81,62 @@ class ForkJoinThread(_Fields):
     )
 
 
+class ForkJoinJoined(_Fields):
+    """A thread whose KV a stitched join gave to a segment."""
+
+    segment: int = Field(ge=0, description="Number of the thread's last segment.")
+    num_tokens: int = Field(ge=0, description="Tokens of that segment which the join took.")
+    num_skipped: int = Field(ge=0, description="Tokens at the start of the thread which the join left out.")
+
+
+class ForkJoinSegment(_Fields):
+    """Tokens that follow each other in one context: an entry of ``tree.segments``."""
+
+    thread: int = Field(ge=-1, description="Index of the thread that it is of. -1: the request itself.")
+    token_ids: list[int] = Field(description="Its tokens.")
+    num_injected: int = Field(
+        ge=0,
+        description="The first of them, which were given: the prompt, a header, what a join put there. The "
+        "model sampled the others.",
+    )
+    position: int = Field(ge=0, description="Position of the first one. The others follow without a gap.")
+    parent: int | None = Field(
+        description="Number of the segment whose context it continues. null: it sees nothing before it."
+    )
+    fork_offset: int = Field(ge=0, description="After how many of the parent's own tokens it does so.")
+    forked_by: int | None = Field(
+        description="Number of the segment that called for this thread. null: none did, or the thread has "
+        "an earlier segment."
+    )
+    joined: list[ForkJoinJoined] = Field(
+        description="Threads whose KV it sees beside its parent's context (stitched joins)."
+    )
+    logprobs: list[float | None] | None = Field(
+        description="Log-probability of each token. null where it was injected."
+    )
+    top_logprobs: list[dict[str, float]] | None = Field(
+        description="Of each token the likeliest ones, by token id. null: the request asks for none."
+    )
+    seed: int | None = Field(
+        description="What the sampler was seeded with, derived from the request's seed. null: it had none."
+    )
+    finish_reason: str | None = Field(
+        description="How the thread ended that ended here. null: it continued in another segment."
+    )
+    title: str = Field(description="Title of the thread.")
+    weight_version: str | None = Field(
+        description="Version of the weights that sampled it. null: the server does not know."
+    )
+
+
+class ForkJoinTree(_Fields):
+    """``tree`` of an answer."""
+
+    segments: list[ForkJoinSegment] = Field(description="Its segments, each after those that it sees.")
+    answer_ids: list[int] = Field(description="Token ids of the answer as a stock client sees it.")
+    voted: int | None = Field(description="Index of the thread that a vote made the answer. null: no vote.")
+
+
 class ForkJoinVote(_Fields):
     """``usage.forkjoin.vote``."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.publish.feed import FEEDS, new_key
+from forkjoin_scheduler.request.options import RequestOptions
 from forkjoin_scheduler.request.visits import VISIT
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server import own_responses
@@ -21,6 +22,7 @@ from forkjoin_server.answer.responses import ResponseThreads
 from forkjoin_server.answer.stored import AnothersResponse, StoredResponses, feed_of
 from forkjoin_server.answer.threads import ThreadLog
 from forkjoin_server.answer.tokens import TokenThreads
+from forkjoin_server.answer.trees import TreePresenter, Trees
 from forkjoin_server.answer.weaver import PassThrough, Presenter, Weaver
 from forkjoin_server.asgi import App, Json, Message, Receive, Send
 from forkjoin_server.http.app_state import client_of, num_engines_of, vllm_config_of
@@ -111,6 +113,8 @@ class Generating:
                 self._stored.answered(of.body, weaver, feed, of.present)
             else:
                 FEEDS.unsubscribe(feed)
+            if of.asked.trees is not None:
+                of.asked.trees.ended.clear()  # a response that is stored keeps what presents them
 
 
 def served_tenant() -> str:
@@ -134,10 +138,12 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     check_beside_prompt(body, len(data), num_answers)
     compiled_options = await compiled(options, client)
     width = width_in_answers(compiled_options, settings)
+    trees = Trees(key, num_choices, num_answers) if options.return_tree else None
     asked = Asked(compiled_options, _max_tokens(settings, client), width=width)
-    is_wanted = options.include_threads
+    asked.trees, asked.max_tree_tokens = trees, settings.max_tree_tokens
+    is_wanted = options.include_threads or options.return_tree
     log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
-    present = as_agents or _presenter(path)
+    present = _present(as_agents or _presenter(path), options, trees)
     num_prompts = max(num_answers // num_choices, 1)
     group, engine = options.group_id, placement.engine
     return Prepared(
@@ -161,6 +167,16 @@ def _max_tokens(settings: Settings, client: Any) -> int | None:
 def _presenter(path: str) -> Present:
     presenters: dict[str, Present] = {GENERATE: TokenThreads, RESPONSES: ResponseThreads}
     return presenters.get(path, ChatThreads)
+
+
+def _present(threads: Present, options: RequestOptions, trees: Trees | None) -> Present:
+    """What shows ``threads``, if they are wanted, and ``trees``."""
+    inner = threads if options.include_threads else _nothing
+    return inner if trees is None else lambda log: TreePresenter(inner(log), trees)
+
+
+def _nothing(_log: ThreadLog) -> Presenter:
+    return PassThrough()
 
 
 def _encoded(body: Json) -> bytes:

@@ -16,7 +16,7 @@ from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.request.options import RequestOptions
 from forkjoin_server.answer import releasing
 from forkjoin_server.answer.agents import FIELD, MultiAgent
-from forkjoin_server.answer.answer_fields import ForkJoinThread, ForkJoinUsage
+from forkjoin_server.answer.answer_fields import ForkJoinThread, ForkJoinTree, ForkJoinUsage
 from forkjoin_server.asgi import Json
 from forkjoin_server.http import about, cancelling, families
 from forkjoin_server.http.route_fields import ForkJoinAbout, ForkJoinFamilies
@@ -129,7 +129,7 @@ def with_forkjoin(schema: Json) -> Json:
     schemas |= _described(RequestOptions, "ForkJoinOptions")
     for limit in Limits.model_fields:  # a request that leaves it out gets the server's
         schemas["ForkJoinOptions"]["properties"][limit].pop("default", None)
-    for told in (ForkJoinUsage, ForkJoinThread, ForkJoinAbout, ForkJoinFamilies):
+    for told in (ForkJoinUsage, ForkJoinThread, ForkJoinTree, ForkJoinAbout, ForkJoinFamilies):
         schemas |= _described(told)
     for path in PATHS:
         if body := _request_schema(schema, path):

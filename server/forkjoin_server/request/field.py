@@ -13,7 +13,7 @@ from forkjoin_server.asgi import Json
 from forkjoin_server.request import structured
 from forkjoin_server.request.bypass import bypass_reason
 from forkjoin_server.request.instruction import with_instruction
-from forkjoin_server.routes import CHAT, GENERATE, RESPONSES
+from forkjoin_server.routes import CHAT, GENERATE, MESSAGES, PATHS, RESPONSES
 
 DEFAULTS = Settings()
 #: More choices than any server makes; Python writes out no number of thousands of digits.
@@ -42,6 +42,8 @@ def prepare(
     _check_num_threads(sampling_of(body, path), options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
+    if options.return_tree:
+        _check_has_tree(body, path)
     if options.forks_at_prompt or options.rounds is not None:
         _check_forks_at_prompt(sampling_of(body, path), options, settings, reasons)
     elif instruction := _instruction(sampling_of(body, path), options, settings, reasons):
@@ -177,6 +179,19 @@ def _check_threads_can_be_shown(body: Json, path: str) -> None:
         raise BadRequestOptions(
             "include_threads: expected background = false: what is fetched later has no threads"
         )
+
+
+def _check_has_tree(body: Json, path: str) -> None:
+    """Raise BadRequestOptions where an answer can't come with its tree."""
+    asked = "forkjoin.return_tree"
+    if path == MESSAGES:
+        others = ", ".join(known for known in PATHS if known != path)
+        raise BadRequestOptions(f"{asked}: expected one of {others}, got {path}")
+    if body.get("background"):
+        raise BadRequestOptions(f"{asked}: expected background = false: what is fetched later has no tree")
+    for name in ("use_beam_search", "prompt_embeds"):
+        if body.get(name):
+            raise BadRequestOptions(f"{asked}: expected a request without {name}: drop one")
 
 
 def _check_forks_at_prompt(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> None:

@@ -28,6 +28,7 @@ from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, compile_options
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import COMPILED, KEY, Settings
+from forkjoin_server.answer.trees import Trees, with_logprobs
 from forkjoin_server.request.structured import block_reason
 from forkjoin_server.vllm_seam.request.formats import constraint_of
 from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser, why_not_reasoning
@@ -46,6 +47,9 @@ class Asked:
     num_tokens: int = 0
     #: Into how many answers its fork goes, each with a budget of its own.
     width: int = 1
+    #: Gathers the trees of its answers, if it wants them, which may hold ``max_tree_tokens``.
+    trees: Trees | None = None
+    max_tree_tokens: int = 0
 
     def charge(self, num_answers: int, max_tokens: int | None, max_model_len: int) -> None:
         """Count what another prompt's answers may cost at most, as ``live.py`` gives each its budget.
@@ -61,6 +65,19 @@ class Asked:
                 f"expected at most {self.max_tokens} tokens over all answers to a request (the server's "
                 f"--max-request-tokens), got up to {self.num_tokens}: lower max_tokens, which is the rest of "
                 "the context where none is given, n, best_of or the number of prompts"
+            )
+
+    def check_trees(self, num_top: int) -> None:
+        """Raise BadRequestOptions if the trees of what was charged may be too large.
+
+        ``num_top``: likeliest tokens that are told beside each.
+        """
+        if (num := self.num_tokens * (1 + num_top)) > self.max_tree_tokens:
+            raise BadRequestOptions(
+                f"forkjoin.return_tree: expected at most {self.max_tree_tokens} tokens over all answers (the "
+                f"server's --max-tree-tokens), with {num_top} likeliest ones beside each, got up to {num}: "
+                "lower max_tokens, which is the rest of the context where none is given, n, best_of or the "
+                "number of logprobs"
             )
 
 
@@ -131,10 +148,22 @@ def install(client: Any) -> None:
             asked.charge(sampling_params.n, sampling_params.max_tokens, max_model_len)
             fields = msgspec.to_builtins(asked.options)
         sampling_params.extra_args = (others | ({COMPILED: fields} if fields else {})) or None
-        return generate(prompt, sampling_params, *args, **kwargs)
+        if asked is None or asked.trees is None:
+            return generate(prompt, sampling_params, *args, **kwargs)
+        sampling_params = with_logprobs(sampling_params)
+        asked.check_trees(_num_top(client, sampling_params))
+        request_id = args[0] if args else kwargs["request_id"]
+        outputs = generate(prompt, sampling_params, *args, **kwargs)
+        return asked.trees.gathering(request_id, sampling_params, outputs)
 
     renderer.process_for_engine_async = process_for_engine_async
     client.generate = generate_as_asked
+
+
+def _num_top(client: Any, sampling_params: Any) -> int:
+    """Likeliest tokens that are told beside each token; -1 stands for the whole vocabulary."""
+    num: int = sampling_params.num_logprobs
+    return client.model_config.get_vocab_size() if num < 0 else num
 
 
 def _check_integers(sampling_params: Any) -> None:

@@ -57,7 +57,7 @@ class ParamsReader:
         request.sampling_params = with_stops(fj_params.sampling_params, fj_params.bound_dialect.stop_ids)
         request.max_tokens = self._own_max_tokens(request.max_tokens, fj_params)
         self._core.fj_params[request.request_id] = fj_params
-        if (request.sampling_params.extra_args or {}).get(TREE):
+        if options.return_tree or (request.sampling_params.extra_args or {}).get(TREE):
             recording = Recording(request.prompt_token_ids or [], fj_params.sampling_params)
             fj_params.recording = self._core.recordings[request.request_id] = recording
 

@@ -23,7 +23,7 @@ from forkjoin_server.flag_values import dest_of
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.start.dialect_choice import choose
 from forkjoin_server.start.flags import SCHEDULER
-from forkjoin_server.trees import TreeBuilder, sequential
+from forkjoin_server.trees import TreeBuilder, tree_of
 from forkjoin_server.vllm_seam.offline.tree_output import TreeOutputProcessor
 
 #: What one request asks of fork/join, or each of them in its order; the field ``forkjoin`` of the HTTP API.
@@ -152,16 +152,12 @@ class LLM(vllm.LLM):
 def _tree(
     output: RequestOutput, answer: CompletionOutput, builder: TreeBuilder | None, asked: SamplingParams
 ) -> Any:
-    if builder is not None and builder.has_segments:
-        return builder.tree(answer.token_ids, answer.finish_reason)
-    logprobs = None
-    if answer.logprobs is not None:
-        logprobs = [{token: told.logprob for token, told in row.items()} for row in answer.logprobs]
     seed = None if asked.seed is None else asked.seed + answer.index  # as vLLM counts those of n
-    return sequential(
+    return tree_of(
+        builder,
         output.prompt_token_ids or [],
         answer.token_ids,
-        logprobs,
+        answer.logprobs,
         asked.logprobs or 0,
         seed,
         answer.finish_reason,

@@ -71,3 +71,13 @@ def test_an_error_of_one_observer_is_counted_and_keeps_events_from_nobody():
     assert [event.kind for event, _ in seen] == ["internal_error", "forked", "internal_error", "joined"]
     assert seen[0] == (InternalError(where="observer"), None)
     assert seen[1][1] == 1
+
+
+def test_who_listens_to_a_request_hears_of_each_of_its_answers_while_it_listens():
+    feeds, heard = Feeds(), []
+    event = Joined(parent_index=-1, prefilled_tokens=0)
+    with feeds.listening("r", lambda answer, events: heard.append((answer, events))):
+        feeds.tell("r", 1, [event])
+        feeds.tell("r-1", 0, [event])
+    feeds.tell("r", 0, [event])
+    assert heard == [(1, [event])]

@@ -10,7 +10,7 @@ from forkjoin_scheduler.publish.feed import new_key
 from forkjoin_scheduler.request.options import RequestOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.request.field import count_answers, options_in, prepare
-from forkjoin_server.routes import CHAT, COMPLETIONS, GENERATE, PATHS, RESPONSES
+from forkjoin_server.routes import BATCH, CHAT, COMPLETIONS, GENERATE, MESSAGES, PATHS, RESPONSES
 
 SHOWN = {"include_threads": True}
 
@@ -370,3 +370,22 @@ def test_without_a_dialect_nothing_is_kept():
 def test_an_answer_is_kept_by_its_own_id(body, path, message):
     with pytest.raises(BadRequestOptions, match=message):
         prepare(body | {"forkjoin": {"keep": 60}}, path, "k", KEEPS)
+
+
+@pytest.mark.parametrize("path", [CHAT, BATCH, COMPLETIONS, RESPONSES, GENERATE])
+def test_each_route_with_a_place_for_it_gives_the_tree(path):
+    assert prepare({"forkjoin": {"return_tree": True}}, path, "k")[1].return_tree
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "message"),
+    [
+        ({}, MESSAGES, "expected one of /v1/chat/completions, .*, got /v1/messages"),
+        ({"background": True}, RESPONSES, "expected background = false"),
+        ({"use_beam_search": True}, CHAT, "expected a request without use_beam_search"),
+        ({"prompt_embeds": "x"}, COMPLETIONS, "expected a request without prompt_embeds"),
+    ],
+)
+def test_a_tree_that_can_not_be_is_refused(body, path, message):
+    with pytest.raises(BadRequestOptions, match=rf"^forkjoin\.return_tree: {message}"):
+        prepare(body | {"forkjoin": {"return_tree": True}}, path, "k")

@@ -15,6 +15,7 @@ from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions, parse_options
 from forkjoin_scheduler.settings import Settings
+from forkjoin_server.answer.trees import Trees
 from forkjoin_server.request.handover import Asked, compiled, handing_over, install, width_in_answers
 
 
@@ -324,3 +325,39 @@ def test_each_thread_of_a_vote_is_a_structured_answer(client):
     with handing_over(Asked(CompiledOptions(best_of=2, vote="a"))):
         client.generate({"type": "token"}, _params(**_OUTPUTS), "r")
     assert len(client.calls) == 1
+
+
+def _asked_for_trees(client, max_tree_tokens, **given):
+    """The parameters that the engine gets of a request for ten tokens that wants its tree."""
+    seen = []
+
+    async def generate(prompt, sampling_params, request_id):
+        seen.append(sampling_params)
+        yield SimpleNamespace(prompt_token_ids=[1], outputs=[])
+
+    async def read(outputs):
+        return [output async for output in outputs]
+
+    client.generate = generate
+    install(client)
+    client.model_config.get_vocab_size = lambda: 64
+    asked = Asked(CompiledOptions(return_tree=True), trees=Trees("k"), max_tree_tokens=max_tree_tokens)
+    params = _params(**given)
+    assert len(asyncio.run(read(_generate(client, asked, params)))) == 1
+    assert seen[0] is not params
+    return params, seen[0]
+
+
+def test_who_wants_a_tree_gets_log_probabilities_that_only_the_tree_has(client):
+    own, engines = _asked_for_trees(client, 10)
+    assert (own.logprobs, engines.logprobs) == (None, 0)
+    assert engines.extra_args == {"forkjoin_compiled": {"return_tree": True}}
+
+
+@pytest.mark.parametrize(("logprobs", "num"), [(None, 10), (3, 40), (-1, 650)])
+def test_trees_that_may_grow_over_the_servers_limit_are_refused(client, logprobs, num):
+    _asked_for_trees(client, num, logprobs=logprobs)
+    with pytest.raises(
+        BadRequestOptions, match=rf"at most {num - 1} tokens .* got up to {num}: lower max_tokens"
+    ):
+        _asked_for_trees(client, num - 1, logprobs=logprobs)

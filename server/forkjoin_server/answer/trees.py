@@ -1,0 +1,160 @@
+"""The trees of the answers to one request (``forkjoin.return_tree``), and where its response carries them.
+
+A tree stands beside the end of its answer: in ``choices``, and on ``/v1/responses`` in the response.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from forkjoin.tree.tree import Tree
+from forkjoin_scheduler.publish.events import Event
+from forkjoin_scheduler.publish.feed import FEEDS
+from forkjoin_server.answer.weaver import Presenter
+from forkjoin_server.asgi import Json
+from forkjoin_server.routes import FINAL_EVENTS
+from forkjoin_server.trees import TreeBuilder, tree_of
+
+#: What vLLM numbers the prompts of a request by, behind its id.
+_PROMPT = re.compile(r"[-_](\d+)\Z")
+#: What vLLM's routes tell of a token that can't be; JSON knows no infinity.
+_LEAST_LOGPROB = -9999.0
+
+
+def with_logprobs(params: Any) -> Any:
+    """``params``, of vLLM's, by which each token comes with its log-probability at least."""
+    params = copy(params)
+    if params.logprobs is None:
+        params.logprobs = 0  # of the sampled token alone
+    return params
+
+
+@dataclass
+class Trees:
+    """Gathers the trees of all answers to the request that has this ``key`` in its id."""
+
+    key: str
+    #: Answers to each prompt.
+    num_choices: int = 1
+    num_answers: int = 1
+    #: As JSON has them, by the ``index`` of the choice, once its answer has ended.
+    ended: dict[int, Json] = field(default_factory=dict)
+
+    async def gathering(
+        self, request_id: str, params: Any, outputs: AsyncGenerator[Any, None]
+    ) -> AsyncIterator[Any]:
+        """``outputs`` of vLLM's for one prompt, as they are; before an answer's last, its tree is there."""
+        first, answers = self._first(request_id), dict[int, _Answer]()
+
+        def answer_of(index: int) -> _Answer:
+            return answers.setdefault(index, _Answer(params, index))
+
+        def hear(index: int, events: list[Event]) -> None:
+            answer_of(index).builder.hear(events)
+
+        with FEEDS.listening(request_id, hear):
+            async with aclosing(outputs) as given:
+                async for output in given:
+                    for told in output.outputs:
+                        answer = answer_of(told.index)
+                        answer.take(output.prompt_token_ids, told)
+                        if told.finish_reason is not None:
+                            self.ended[first + told.index] = as_json(answer.tree(told.finish_reason))
+                            del answers[told.index]
+                    yield output
+
+    def _first(self, request_id: str) -> int:
+        """The index of the first choice for the prompt that a request of vLLM's is of."""
+        if self.num_answers <= self.num_choices:
+            return 0
+        prompt = _PROMPT.match(request_id.rpartition(self.key)[2])
+        return int(prompt[1]) * self.num_choices if prompt else 0
+
+
+class _Answer:
+    """What vLLM has put out of an answer, and what was told of its segments."""
+
+    def __init__(self, params: Any, index: int) -> None:
+        self.builder = TreeBuilder()
+        self._params, self._index = params, index
+        self._prompt_ids: list[int] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[Any] = []
+
+    def take(self, prompt_ids: list[int] | None, told: Any) -> None:
+        """Take in an output, of a stream or of the whole answer."""
+        self._prompt_ids = prompt_ids or self._prompt_ids
+        self._token_ids += told.token_ids
+        self._logprobs += told.logprobs or ()
+
+    def tree(self, finish_reason: str) -> Tree:
+        """The tree of the answer, which has ended."""
+        seed, num_top = self._params.seed, self._params.logprobs or 0
+        return tree_of(
+            self.builder,
+            self._prompt_ids,
+            self._token_ids,
+            self._logprobs,
+            num_top,
+            None if seed is None else seed + self._index,  # as vLLM counts those of n
+            finish_reason,
+        )
+
+
+def as_json(tree: Tree) -> Json:
+    """``tree`` as ``Tree.to_dict`` has it, made of what JSON knows."""
+    value: Json = msgspec.to_builtins(tree, str_keys=True)
+    for segment in value["segments"]:
+        if segment["logprobs"] is not None:
+            segment["logprobs"] = [p if p is None else _finite(p) for p in segment["logprobs"]]
+        if segment["top_logprobs"] is not None:
+            segment["top_logprobs"] = [
+                {token: _finite(p) for token, p in row.items()} for row in segment["top_logprobs"]
+            ]
+    return value
+
+
+def _finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else _LEAST_LOGPROB
+
+
+class TreePresenter:
+    """Shows threads as ``inner`` does, and a tree beside the end of its answer."""
+
+    def __init__(self, inner: Presenter, trees: Trees) -> None:
+        self._inner, self._trees = inner, trees
+
+    @property
+    def is_ready(self) -> bool:
+        return self._inner.is_ready
+
+    def pass_on(self, chunk: Json) -> list[Json]:
+        if chunk.get("type") in FINAL_EVENTS:
+            chunk = chunk | {"response": self._with_tree(chunk["response"], 0)}
+        return self._inner.pass_on(self._with_trees(chunk))
+
+    def show(self, entries: list[Json]) -> list[Json]:
+        return self._inner.show(entries)
+
+    def whole(self, response: Json) -> Json:
+        response = self._inner.whole(response)
+        return self._with_trees(response) if "choices" in response else self._with_tree(response, 0)
+
+    def _with_trees(self, response: Json) -> Json:
+        """``response``, or a chunk, with the tree of each choice that ends in it."""
+        choices = response.get("choices") or []
+        if not any(choice.get("finish_reason") for choice in choices):
+            return response
+        return response | {"choices": [self._with_tree(choice, choice["index"]) for choice in choices]}
+
+    def _with_tree(self, value: Json, index: int) -> Json:
+        tree = self._trees.ended.get(index)
+        return value if tree is None else value | {"tree": tree}

@@ -1,0 +1,235 @@
+"""Trees of answers over HTTP are those that the same requests have offline."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from forkjoin import LLM, Client, Tree
+from tests.server import unhurried
+from tests.server.conftest import start_server
+
+pytestmark = pytest.mark.server
+
+CHAT, COMPLETIONS, BATCH = "/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch"
+RESPONSES, GENERATE, MESSAGES = "/v1/responses", "/inference/v1/generate", "/v1/messages"
+LIMIT_S = 300
+MESSAGES_OF = [{"role": "user", "content": "a=482*731, b=64*28"}]
+DRAWN = {"temperature": 1.0, "seed": 7, "max_tokens": 600}
+ASKED = {"return_tree": True}
+VOTE = {"best_of": 3, "vote": r"\d+", "max_tokens_per_thread": 40}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    log = tmp_path_factory.mktemp("trees") / "log"
+    flags = ("--enable-scale-out", "--max-tree-tokens", "20000", *unhurried.FLAGS)
+    with start_server(log, *flags, env=unhurried.ENV) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def llm():
+    import tests.engine.harness  # noqa: F401 - an engine in this process, none to be ended
+
+    return LLM(max_model_len=4096, block_size=32, enforce_eager=True)
+
+
+def offline(llm, *, forkjoin=None, prompt=None, **more):
+    """The trees that the same request has without a server."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(**DRAWN | more)
+    if prompt is None:
+        (output,) = llm.chat([MESSAGES_OF], params, forkjoin=forkjoin, use_tqdm=False)
+    else:
+        (output,) = llm.generate([prompt], params, forkjoin=forkjoin, use_tqdm=False)
+    return [answer.tree for answer in output.outputs]
+
+
+def post(address, path, body):
+    return httpx.post(address + path, json=body, timeout=LIMIT_S)
+
+
+def ask(address, path, body):
+    response = post(address, path, body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def events(address, path, body):
+    with httpx.stream("POST", address + path, json=body | {"stream": True}, timeout=LIMIT_S) as response:
+        return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+
+
+def chat(**more):
+    return {"model": "abacus", "messages": MESSAGES_OF, "forkjoin": ASKED} | DRAWN | more
+
+
+def same(given, tree):
+    """Whether a tree of an answer is one of another engine, whose last bits may differ."""
+    mine, other = Tree.from_dict(given), Tree.from_dict(json.loads(json.dumps(tree.to_dict())))
+    for segment, theirs in zip(mine.segments, other.segments, strict=True):
+        assert segment.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+        segment.logprobs = theirs.logprobs = None
+        for row, their_row in zip(segment.top_logprobs or [], theirs.top_logprobs or [], strict=True):
+            assert row == pytest.approx(their_row, abs=1e-4)
+        segment.top_logprobs = theirs.top_logprobs = None
+    return mine == other
+
+
+def test_the_tree_of_a_chat_is_the_one_that_it_has_offline(address, llm):
+    (expected,) = offline(llm)
+    assert len(expected.segments) > 2, "it forks"
+    choice = ask(address, CHAT, chat())["choices"][0]
+    assert same(choice["tree"], expected)
+    assert choice["logprobs"] is None
+    assert "threads" not in choice["message"]
+
+
+def test_a_stream_has_it_once_in_the_chunk_that_ends_the_answer(address, llm):
+    (expected,) = offline(llm, logprobs=2)
+    body = chat(
+        logprobs=True, top_logprobs=2, stream_options={"include_threads": True, "include_usage": True}
+    )
+    chunks = events(address, CHAT, body)
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    (last,) = [choice for choice in choices if "tree" in choice]
+    assert last["finish_reason"] == "stop"
+    assert last is choices[-1]
+    assert same(last["tree"], expected)
+    assert any("threads" in choice["delta"] for choice in choices)
+    assert chunks[-1]["usage"]["forkjoin"]["num_threads"] == 2
+
+
+def test_each_choice_has_its_own(address, llm):
+    expected = offline(llm, n=2)
+    whole = ask(address, CHAT, chat(n=2))["choices"]
+    assert [same(c["tree"], tree) for c, tree in zip(whole, expected, strict=True)] == [True, True]
+    ends = [c for chunk in events(address, CHAT, chat(n=2)) for c in chunk["choices"] if "tree" in c]
+    assert [Tree.from_dict(c["tree"]) for c in sorted(ends, key=lambda c: c["index"])] == [
+        Tree.from_dict(c["tree"]) for c in whole
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_prompt_of_a_completion_has_its_own(address, llm, stream):
+    prompts = ["a=7*8", "a=64*28"]
+    body = {"model": "abacus", "prompt": prompts, "n": 2, "forkjoin": ASKED | {"enabled": False}}
+    body |= DRAWN | {"max_tokens": 40}
+    told = events(address, COMPLETIONS, body) if stream else [ask(address, COMPLETIONS, body)]
+    trees = {c["index"]: c["tree"] for part in told for c in part["choices"] if "tree" in c}
+    for number, prompt in enumerate(prompts):
+        for index, tree in enumerate(
+            offline(llm, prompt=prompt, n=2, max_tokens=40, forkjoin={"enabled": False})
+        ):
+            assert same(trees[2 * number + index], tree)
+    assert len(trees) == 4
+
+
+def test_branches_and_votes_have_trees(address, llm):
+    branches = {"branches": [{"text": "a="}, {"text": "b=6"}], "closing": "\nso", "max_tokens_per_thread": 40}
+    for forkjoin in (branches, VOTE):
+        (expected,) = offline(llm, forkjoin=forkjoin, max_tokens=150)
+        choice = ask(address, CHAT, chat(forkjoin=ASKED | forkjoin, max_tokens=150))["choices"][0]
+        assert same(choice["tree"], expected)
+    assert choice["tree"]["voted"] is not None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_has_it_and_its_threads_beside_it(address, llm, stream):
+    (expected,) = offline(llm)
+    body = {"model": "abacus", "input": MESSAGES_OF, "temperature": 1.0, "seed": 7, "max_output_tokens": 600}
+    body["forkjoin"] = ASKED | {"include_threads": True}
+    if stream:
+        told = events(address, RESPONSES, body)
+        assert [e["type"] for e in told if "tree" in e.get("response", {})] == [told[-1]["type"]]
+        response = told[-1]["response"]
+    else:
+        response = ask(address, RESPONSES, body)
+    assert same(response["tree"], expected)
+    assert any("thread" in item for item in response["output"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_in_and_tokens_out_have_it(address, llm, stream):
+    (expected,) = offline(llm)
+    prompt_ids = expected.segments[0].token_ids[: expected.segments[0].num_injected]
+    body = {"model": "abacus", "token_ids": prompt_ids, "sampling_params": DRAWN, "forkjoin": ASKED}
+    told = events(address, GENERATE, body) if stream else [ask(address, GENERATE, body)]
+    (choice,) = [c for part in told for c in part["choices"] if "tree" in c]
+    assert same(choice["tree"], expected)
+    assert not choice.get("logprobs")
+
+
+def test_an_answer_that_a_stop_string_ends_has_its_tree_so_far(address, llm):
+    (expected,) = offline(llm, stop=["p4q8"], seed=1)
+    choice = ask(address, CHAT, chat(stop=["p4q8"], seed=1))["choices"][0]
+    assert choice["stop_reason"] == "p4q8"
+    assert same(choice["tree"], expected)
+
+
+def test_a_batch_of_chats_has_one_each(address):
+    body = chat(messages=[MESSAGES_OF, [{"role": "user", "content": "a=7*8"}]])
+    choices = ask(address, BATCH, body)["choices"]
+    assert [len(choice["tree"]["segments"]) > 1 for choice in choices] == [True, False]
+
+
+def test_who_does_not_ask_gets_none(address):
+    answer = ask(address, CHAT, chat(forkjoin={}))
+    assert "tree" not in answer["choices"][0]
+    assert not any("tree" in c for e in events(address, CHAT, chat(forkjoin={})) for c in e["choices"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        (
+            CHAT,
+            chat(forkjoin={"return_tree": "yes"}),
+            "forkjoin.return_tree: Input should be a valid boolean",
+        ),
+        (MESSAGES, chat(), f"forkjoin.return_tree: expected one of {CHAT}"),
+        (RESPONSES, {"input": "a=7*8", "background": True, "forkjoin": ASKED}, "background = false"),
+        (CHAT, chat(use_beam_search=True), "without use_beam_search"),
+        (
+            CHAT,
+            chat(max_tokens=3000, n=7),
+            "at most 20000 tokens over all answers (the server's --max-tree-t",
+        ),
+        (CHAT, chat(logprobs=True, top_logprobs=20, max_tokens=1000), "20 likeliest ones beside each"),
+    ],
+)
+def test_what_can_not_have_it_is_refused(address, path, body, says):
+    response = post(address, path, {"model": "abacus"} | body)
+    assert response.status_code == 400
+    assert says in response.text
+
+
+def test_our_client_reads_it(address):
+    with Client(address) as client:
+        asked = DRAWN | {"model": "abacus", "forkjoin": ASKED}
+        whole = client.ask(MESSAGES_OF[0]["content"], **asked)
+        with client.stream(MESSAGES_OF[0]["content"], **asked) as stream:
+            for _ in stream:
+                pass
+    assert isinstance(whole.tree, Tree)
+    assert whole.tree == stream.answer.tree
+    assert whole.tree.segments[-1].finish_reason == "stop"
+
+
+def test_the_openai_sdk_takes_it_as_one_field_more(address):
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{address}/v1", api_key="none", timeout=LIMIT_S) as client:
+        answer = client.chat.completions.create(
+            model="abacus", messages=MESSAGES_OF, extra_body={"forkjoin": ASKED}, **DRAWN
+        )
+        response = client.responses.create(
+            model="abacus", input="a=7*8", extra_body={"forkjoin": ASKED, "seed": 7}, max_output_tokens=200
+        )
+    assert Tree.from_dict(answer.choices[0].tree).segments
+    assert Tree.from_dict(response.tree).segments
+    assert answer.choices[0].message.content
