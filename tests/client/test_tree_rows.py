@@ -159,6 +159,15 @@ def test_what_another_text_has_in_place_of_what_was_sampled_does_not_count():
     assert not row.is_exact
 
 
+def test_what_two_weights_have_sampled_is_not_exact():
+    tree = joined_by_prefill()
+    for segment in tree.segments:
+        segment.weight_version = "1"
+    assert all(row.is_exact for row in tree.rows())
+    tree.segments[-1].weight_version = "2"
+    assert [row.is_exact for row in tree.rows()] == [False, True, True]
+
+
 def test_without_logprobs_there_are_no_rows():
     tree = Tree([Segment(REQUEST, [1, 2], 1, 0)], [2])
     for rows in (tree.rows, tree.transcript):
