@@ -225,6 +225,7 @@ LATER: dict[str, Later] = {
         f"tests/server/test_examples.py::test_{test}": Later(Tier.CI, "needs no packages but the server's")
         for test in (
             f"{_EXAMPLE}[offline_batch.py]",
+            f"{_EXAMPLE}[train_on_trees.py]",
             f"{_EXAMPLE}[with_curl.sh]",
             "every_file_is_run_and_listed",
         )

@@ -26,6 +26,8 @@ HELPERS = {
     "package-lock.json",
     "tsconfig.json",
 }
+#: They have an engine in their own process, and ask no server.
+IN_PROCESS = {"offline_batch.py", "train_on_trees.py"}
 #: The products of the question that all of them ask.
 A, B = 482 * 731, 9047 * 36
 
@@ -68,7 +70,7 @@ def run(request, server, tmp_path) -> Run:
 
     def run(name: str) -> str:
         path = EXAMPLES / name
-        if name == "offline_batch.py":
+        if name in IN_PROCESS:
             command = [sys.executable, path]
         elif path.suffix in (".py", ".ipynb"):
             env["PYTHONPATH"] = str(ROOT / "client")
@@ -172,6 +174,20 @@ def _spawns_agents(said: str) -> None:
     assert re.search(rf"^a={A} \(\d\)\nb={B} \(\d\)\nc={218 * 654} \(\d\)$", said, flags=re.MULTILINE), said
 
 
+def _learns(said: str) -> None:
+    """Its loss falls at each step, and more of its new answers are right than before."""
+    before = re.search(r"^before: (\d+) of (\d+) right, with (\d+) threads$", said, flags=re.MULTILINE)
+    after = re.search(r"^after: (\d+) of (\d+) right$", said, flags=re.MULTILINE)
+    assert before is not None, said
+    assert after is not None, said
+    losses = [float(loss) for loss in re.findall(r"^step \d: loss (\S+)$", said, flags=re.MULTILINE)]
+    assert len(losses) == 5
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.9 * losses[0]
+    assert int(before[3]) > int(before[1]), "answers fork"
+    assert int(after[1]) > int(before[1])
+
+
 def _draws(notebook: str) -> None:
     outputs = [out for cell in json.loads(notebook)["cells"] for out in cell.get("outputs", [])]
     said = "".join("".join(out["text"]) for out in outputs if out["output_type"] == "stream")
@@ -189,6 +205,7 @@ SHOWS: dict[str, Callable[[str], None]] = {
     "agent_that_forks.py": _checks_itself,
     "forkjoin.ipynb": _draws,
     "offline_batch.py": _answers_all,
+    "train_on_trees.py": _learns,
     "with_curl.sh": _is_the_wire,
     "with_httpx.py": _streams,
     "with_langchain.py": _shows_texts,
