@@ -145,7 +145,7 @@ def _add_of_results(
 
 def _add_single(commands: Commands) -> None:
     """Add the commands that measure one thing each, and have their arguments in their own modules."""
-    from forkjoin_bench import fork_cost, kept, offloaded, scheduler_cost
+    from forkjoin_bench import first_tokens, fork_cost, kept, offloaded, scheduler_cost
     from forkjoin_bench.drafted import command as drafted
     from forkjoin_bench.grouped import command as grouped
     from forkjoin_bench.overload import command as overload
@@ -155,6 +155,7 @@ def _add_single(commands: Commands) -> None:
     _add_of_checkout(abacus, "abacus")
     for name, module, what in (
         ("drafted", drafted, "Measure speculative decoding, with and without forks."),
+        ("first-tokens", first_tokens, "Measure when sub-agents on a kept context see their first tokens."),
         ("forks", fork_cost, "Measure what a fork and its join cost the scheduler."),
         ("grouped", grouped, "Count the KV that grouped attention reads; on a GPU, time it."),
         ("kept", kept, "Count tokens that sub-agents prefill again, with a kept context and without."),

@@ -121,11 +121,16 @@ class Server:
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """The first choice of a completion. Raises ServerFailed if it is refused."""
+        choice: dict[str, Any] = (await self.answer(body))["choices"][0]
+        return choice
+
+    async def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A completion, whole. Raises ServerFailed if it is refused."""
         assert self._session is not None
         async with self._session.post("/v1/completions", json=body) as response:
             await self._check(response)
-            choice: dict[str, Any] = (await response.json())["choices"][0]
-            return choice
+            answer: dict[str, Any] = await response.json()
+            return answer
 
     async def stream(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The first choice of each chunk of a completion. Raises ServerFailed if it is refused."""
