@@ -43,11 +43,12 @@ def thread_wrote(
     if thread.state is not _DECODING:
         return None
     # Several threads end a step together: what is over the budget was never generated.
-    wrote, token_ids = token_ids, token_ids[: machine.family.remaining]
-    if len(token_ids) < len(wrote):
+    family = machine.family
+    if len(token_ids) > family.remaining:
+        token_ids = token_ids[: family.remaining]
         machine.is_overdrawn = True
         end = None if end is None else ThreadEnd.LENGTH
-    machine.family.generated(thread, token_ids)
+    family.generated(thread, token_ids)
     if machine.recording is not None:
         machine.recording.wrote(thread.index, token_ids, rows)
     if machine.clocks:
@@ -56,7 +57,7 @@ def thread_wrote(
         machine.pruner.wrote(thread, likely)
     if end is not None and is_by_eos(thread, end):
         token_ids = token_ids[:-1]
-    if machine.family.include_threads and token_ids:
+    if family.include_threads and token_ids:
         machine.emit(Tokens(index=thread.index, token_ids=token_ids))
     pieces = list(map(OutputToken, token_ids) if rows is None else map(OutputToken, token_ids, rows))
     if end is not None and end is ThreadEnd.REQUEST_STOP:

@@ -428,6 +428,8 @@ def let_give_way(manager: KVCacheManager, make_room: Callable[[Callable[[], int]
 
     def allocate_slots(request: Request, num_new_tokens: int, **more: Any) -> KVCacheBlocks | None:
         blocks = original(request, num_new_tokens, **more)
+        if blocks is not None:  # nearly always, and each step asks for each row
+            return blocks
         needed = partial(_num_needed, manager, request, num_new_tokens, **more)
         while blocks is None and make_room(needed):
             blocks = original(request, num_new_tokens, **more)
