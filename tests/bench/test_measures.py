@@ -134,3 +134,24 @@ def test_plain_traffic_stands_beside_each_stock_server_and_these_beside_each_oth
     assert "| plain throughput, ours / stock | forkjoin / sequential, alone | 0.9 | **not met** |" in told
     assert "| plain throughput, ours / stock | forkjoin / sequential-again, alone | 1 | met |" in told
     assert "| throughput, sequential-again / sequential, alone | 0.9 |" in told
+
+
+def test_slack_is_compared_with_the_best_other_policy_of_each_load():
+    def run(good, p95_s):
+        return {"num_good": good, "num_requests": 10, "plain_token_s": {"p95": p95_s}}
+
+    def of_load(load, threads, *runs):
+        return {"load": load, "threads": threads, "slo_itl_ms": 40.0, "runs": runs}
+
+    low = [of_load("low", "eager", run(10, 0.02)), of_load("low", "slack", run(10, 0.02))]
+    high = [
+        of_load("high", "eager", run(4, 0.06)),
+        of_load("high", "capped2", run(5, 0.05), run(7, 0.05)),
+        of_load("high", "slack", run(8, 0.03), run(10, 0.05)),
+    ]
+    alone = [of_load("alone", "slack", run(1, 0.05))]
+    told = targets_of([({"goodput": [*low, *high, *alone]}, [])])
+    assert "| requests in time, slack / the best other policy | low | 1 | met |" in told
+    assert "| requests in time, slack / the best other policy | high | 1.5 | met |" in told
+    assert "p95 of a token's time / the SLO, slack | high | 1 | met |" in told
+    assert "| alone | 1.25 | **not met** |" in told

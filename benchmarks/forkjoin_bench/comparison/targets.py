@@ -265,10 +265,14 @@ MAX_EXPONENT = 1.05
 
 
 def markdown(results: Sequence[tuple[dict[str, Any], Sequence[Run]]]) -> str:
-    """A table of all targets for each result: of ``run``, or (without runs) of ``scheduler``."""
-    return "\n\n".join(
-        _of_scheduler(result) if "costs" in result else _of_run(result, runs) for result, runs in results
-    )
+    """A table of all targets for each result: of ``run``, ``scheduler`` or ``simulate goodput``."""
+    return "\n\n".join(_of_any(result, runs) for result, runs in results)
+
+
+def _of_any(result: dict[str, Any], runs: Sequence[Run]) -> str:
+    if "goodput" in result:
+        return _of_goodput(result["goodput"])
+    return _of_scheduler(result) if "costs" in result else _of_run(result, runs)
 
 
 def _of_run(result: dict[str, Any], runs: Sequence[Run]) -> str:
@@ -302,6 +306,32 @@ def _of_scheduler(result: dict[str, Any]) -> str:
             ("scheduler time a step ~ threads^n, 128 to 1,024", Bound("≤", MAX_EXPONENT), growth, command),
             ("the same, less vLLM's own n", Bound("≤", MAX_EXPONENT - 1), above, command),
             ("scheduler time a step, plain, ours / vLLM's", Bound("≤", 1.02), over_stock, command),
+        ],
+    )
+
+
+def _of_goodput(loads: Sequence[dict[str, Any]]) -> str:
+    """Those of ``forkjoin bench simulate goodput``: ``slack`` against the best of the others, by load."""
+    shares: dict[str, dict[str, float]] = {}
+    late: dict[str, float] = {}
+    for of_load in loads:
+        name, runs = of_load["load"], of_load["runs"]
+        share = statistics.fmean(r["num_good"] / r["num_requests"] for r in runs)
+        shares.setdefault(name, {})[of_load["threads"]] = share
+        if of_load["threads"] == "slack":
+            p95_ms = 1e3 * statistics.fmean(r["plain_token_s"]["p95"] for r in runs)
+            late[name] = p95_ms / of_load["slo_itl_ms"]
+    over_best = {
+        name: own / max(others.values())
+        for name, others in shares.items()
+        if (own := others.pop("slack", None)) is not None and any(others.values())
+    }
+    command = "`forkjoin bench simulate goodput --json FILE`"
+    return _tables(
+        "goodput",
+        [
+            ("requests in time, slack / the best other policy", Bound("≥", 1), over_best, command),
+            ("plain requests, p95 of a token's time / the SLO, slack", Bound("≤", 1), late, command),
         ],
     )
 

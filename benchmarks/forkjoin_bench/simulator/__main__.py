@@ -1,4 +1,4 @@
-"""``forkjoin bench simulate``: run, compare and validate."""
+"""``forkjoin bench simulate``: run, goodput, compare and validate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from forkjoin_bench.simulator.foreseen import Foreseen
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Gate, Greedy
 from forkjoin_bench.simulator.results.measures import Result, Slo
 from forkjoin_bench.simulator.results.plots import draw_curves
-from forkjoin_bench.simulator.results.table import results_table, validation_table
+from forkjoin_bench.simulator.results.table import goodput_table, results_table, validation_table
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.tried import Outlasting, Sure
 from forkjoin_bench.simulator.workload import (
@@ -109,6 +109,8 @@ def engine_of(args: argparse.Namespace, requests: Sequence[Request], threads: st
         policy=policy_of(threads, slo_itl, cost),
         cost=cost,
         slo_itl=slo_itl if threads == "slack" else None,
+        drafted=args.drafted,
+        tokens_a_step=args.tokens_a_step,
     )
 
 
@@ -126,6 +128,30 @@ def run(args: argparse.Namespace) -> dict[str, Result]:
             args, engine_of(args, requests, threads), requests
         )
         for threads in args.threads
+    }
+
+
+def goodput(args: argparse.Namespace) -> dict[tuple[float, str], list[Result]]:
+    """By load and thread policy, a simulation of each seed."""
+    found: dict[tuple[float, str], list[Result]] = {}
+    for rate in args.rates:
+        for seed in range(1, args.seeds + 1):
+            requests = requests_of(argparse.Namespace(**{**vars(args), "rate": rate, "seed": seed}))
+            for threads in args.threads:
+                result = _simulated(args, engine_of(args, requests, threads), requests)
+                found.setdefault((rate, threads), []).append(result)
+    return found
+
+
+def _of_load(
+    args: argparse.Namespace, rate: float, threads: str, runs: Sequence[Result]
+) -> dict[str, object]:
+    """For JSON, and for ``forkjoin bench targets``."""
+    return {
+        "load": f"{args.shape}, {rate:g} a second",
+        "threads": threads,
+        "slo_itl_ms": args.slo_itl_ms,
+        "runs": [r.as_dict() for r in runs],
     }
 
 
@@ -172,6 +198,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         compared = compare_runs(record(uses_wall=args.wall))
         print(validation_table(compared))
         found: object = [c.as_dict() for c in compared]
+    elif args.command == "goodput":
+        by_load = goodput(args)
+        print(goodput_table(by_load))
+        found = {"goodput": [_of_load(args, *key, of_seeds) for key, of_seeds in by_load.items()]}
     else:
         results = (run if args.command == "run" else compare)(args)
         print(results_table(results))
@@ -185,16 +215,30 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="Simulate each thread policy.")
     compare = commands.add_parser("compare", help="Simulate kinds of admission over sizes of the KV cache.")
-    for command in (run, compare):
+    goodput = commands.add_parser("goodput", help="Count what is in time, by load and thread policy.")
+    for command in (run, compare, goodput):
         _add_traffic(command)
         _add_engine(command)
+    for command in (run, compare):
+        _add_load(command)
     policies = "eager, capped with a number (capped2), or slack"
-    run.add_argument(
-        "--threads",
-        nargs="+",
-        default=["eager"],
-        metavar="POLICY",
-        help=f"Thread policies that are compared: {policies}. Default: eager.",
+    for command, default in ((run, ["eager"]), (goodput, ["eager", "capped2", "slack"])):
+        command.add_argument(
+            "--threads",
+            nargs="+",
+            default=default,
+            metavar="POLICY",
+            help=f"Thread policies that are compared: {policies}. Default: {', '.join(default)}.",
+        )
+    goodput.add_argument(
+        "--rates", type=float, nargs="+", required=True, metavar="R", help="Requests a second, of each load."
+    )
+    goodput.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="Seeds of each load, from 1 on. Default: %(default)s.",
     )
     compare.add_argument(
         "--threads",
@@ -227,6 +271,17 @@ def _add_traffic(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--shape", choices=SHAPES, default="tight", help="Shape of the requests. Default: %(default)s."
     )
+    for flag, number, says in (
+        ("--num", 100, "Number of requests."),
+        ("--sessions", 0, "Sessions whose requests share a prefix. With 0, none do."),
+        ("--shared-tokens", 2000, "Tokens of the prefix that a session shares."),
+    ):
+        command.add_argument(
+            flag, type=int, default=number, metavar="N", help=f"{says} Default: %(default)s."
+        )
+
+
+def _add_load(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rate",
         type=float,
@@ -234,15 +289,9 @@ def _add_traffic(command: argparse.ArgumentParser) -> None:
         metavar="R",
         help="Requests a second, as a Poisson process. With 0, all arrive at once. Default: %(default)s.",
     )
-    for flag, number, says in (
-        ("--num", 100, "Number of requests."),
-        ("--seed", 1, "Seed of the requests."),
-        ("--sessions", 0, "Sessions whose requests share a prefix. With 0, none do."),
-        ("--shared-tokens", 2000, "Tokens of the prefix that a session shares."),
-    ):
-        command.add_argument(
-            flag, type=int, default=number, metavar="N", help=f"{says} Default: %(default)s."
-        )
+    command.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="Seed of the requests. Default: %(default)s."
+    )
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
@@ -285,6 +334,20 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("BASE", "TOKEN"),
         help="Milliseconds of a step and of each token in it. Default: Multiverse's.",
+    )
+    command.add_argument(
+        "--drafted",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Drafts that each decoding sequence verifies in a step. Default: %(default)s.",
+    )
+    command.add_argument(
+        "--tokens-a-step",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="Tokens that a sequence gets of a step with drafts, on average. Default: %(default)s.",
     )
     command.add_argument(
         "--slo-itl-ms",

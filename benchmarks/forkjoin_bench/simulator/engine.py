@@ -16,6 +16,9 @@ class Engine:
     """Settings of a replica; ``gate`` and ``policy`` make one for each.
 
     ``slo_itl``: seconds a token, for a policy that protects streams (``Slack``); None: none is.
+
+    ``drafted``: tokens that each decoding sequence verifies beside its own; ``tokens_a_step``: what it
+    gets of a step. Drafts count as this mean: each sequence gets the same of each step.
     """
 
     num_blocks: int
@@ -28,8 +31,14 @@ class Engine:
     gate: Callable[[], Gate] = FamilyAware
     policy: Callable[[], ThreadPolicy] = field(default=Eager)
     slo_itl: float | None = None
+    drafted: int = 0
+    tokens_a_step: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.tokens_a_step <= 1 + self.drafted:
+            raise ValueError(
+                f"tokens_a_step: expected 1 to 1 + drafted ({1 + self.drafted}), got {self.tokens_a_step:g}"
+            )
         if self.max_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_batched_tokens: expected at least max_num_seqs ({self.max_num_seqs}), "

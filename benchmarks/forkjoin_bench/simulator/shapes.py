@@ -77,6 +77,8 @@ SHAPES: dict[str, Shape] = {
     "pacore": pacore,
     "plain": plain,
     "mixed": mixed((2, threadweaver), (1, tight), (2, plain)),
+    "mixed-small": mixed((1, tight), (1, plain)),
+    "mixed-wide": mixed((1, npr_wide), (3, plain)),
     "half-forking": mixed((1, multiverse), (1, sequential)),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkjoin_bench.simulator.__main__ import gate_of
+from forkjoin_bench.simulator.__main__ import gate_of, main
 from forkjoin_bench.simulator.cluster import LeastLoaded, RoundRobin, SessionAffinity, simulate
 from forkjoin_bench.simulator.costs import Linear, fitted
 from forkjoin_bench.simulator.engine import Engine
@@ -342,6 +342,42 @@ def test_sitting_out_steps_costs_no_tokens():
     assert paced.num_decoded == eager.num_decoded
     assert paced.num_steps > eager.num_steps
     assert paced.busy_s / paced.num_steps < eager.busy_s / eager.num_steps
+
+
+def test_drafts_make_steps_dearer_and_tokens_come_in_fewer():
+    # 10 tokens after the first: with two drafts each step computes 3 tokens, 0.3 s, and brings two of them
+    engine = replace(ENGINE, cost=Linear(0.0, per_token=0.1), drafted=2, tokens_a_step=2.0)
+    (family,) = ran([Request(10, (11,))], engine).core.counts.ended
+    assert family.first_token_at == pytest.approx(1.0)
+    assert family.ended_at == pytest.approx(1.0 + 10 * 0.3 / 2)
+
+
+def test_what_is_prefilled_beside_drafts_is_paid_whole():
+    # the first decodes when the second comes: its prompt of 20 takes 2 s, as without drafts
+    engine = replace(ENGINE, cost=Linear(0.0, per_token=0.1), drafted=2, tokens_a_step=2.0)
+    replica = Replica(engine)
+    replica.submit(Request(10, (11,)))
+    replica.run(until=1.0)
+    replica.submit(Request(20, (1,), arrival=1.0))
+    replica.run(until=1.1)
+    assert replica.core.now == pytest.approx(1.0 + 2.0 + 0.15)
+
+
+@pytest.mark.parametrize(("drafted", "tokens"), [(2, 3.5), (2, 0.5), (0, 2.0)])
+def test_a_step_brings_no_more_than_was_drafted(drafted, tokens):
+    with pytest.raises(ValueError, match=f"tokens_a_step: expected 1 to .*, got {tokens:g}"):
+        replace(ENGINE, drafted=drafted, tokens_a_step=tokens)
+
+
+def test_goodput_is_counted_by_load_and_policy(capsys):
+    traffic = ["--shape", "tight", "--num", "6", "--rates", "1", "50", "--seeds", "2"]
+    engine = ["--blocks", "600", "--slo-itl-ms", "18", "--threads", "eager", "slack"]
+    main(["goodput", *traffic, *engine])
+    rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines()[2:]]
+    cells = [tuple(cell.strip() for cell in row) for row in rows]
+    assert [c[:2] for c in cells] == [("1", "eager"), ("1", "slack"), ("50", "eager"), ("50", "slack")]
+    in_time = [int(c[2].rstrip("%")) for c in cells]
+    assert in_time[0] > in_time[2], "no more is in time where all come at once"
 
 
 # ---- replicas ----------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class Pacing:
                 self._slack(),
                 core.engine.max_num_seqs,
                 self.step_admission.num_could_start(self._num_others_waiting()),
+                core.engine.tokens_a_step,
             )
         )
         for key, thread in by_key.items():
@@ -58,12 +59,14 @@ class Pacing:
         core = self._core
         context = thread.tokens_at(core.step)
         family = str(thread.family.number)
-        return ThreadFacts(key, family, thread.written_at(core.step), context, thread in core.running)
+        written, has_slot = thread.written_at(core.step), thread in core.running
+        return ThreadFacts(key, family, written, context, has_slot, 1 + core.engine.drafted)
 
     def _load_of_others(self) -> Load:
         core = self._core
         others = [s for s in core.running if s.role is not Role.THREAD]
-        num_tokens = sum(1 if s.state is State.DECODING else s.tokens - s.kv.computed for s in others)
+        each = 1 + core.engine.drafted
+        num_tokens = sum(each if s.state is State.DECODING else s.tokens - s.kv.computed for s in others)
         context = sum(s.tokens_at(core.step) for s in others)
         return Load(len(others), min(num_tokens, core.engine.max_batched_tokens), context)
 

@@ -6,6 +6,7 @@ exactly once; a run depends on its requests and settings alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 
 from forkjoin_bench.simulator.engine import Engine
@@ -87,7 +88,7 @@ class Replica:
         context = core.context_decoding + sum(s.kv.computed for s, _ in core.chunks)
         context -= sum(s.tokens_at(core.step - 1) for s in self._pacing.sitting if s.state is State.DECODING)
         load = Load(num_decoding + len(core.chunks), num_decoding + num_prefilled, context)
-        seconds = core.engine.cost(load)
+        seconds = self._seconds(load, num_decoding)
         core.now += seconds
         counts.num_steps += 1
         counts.busy_s += seconds
@@ -96,6 +97,19 @@ class Replica:
         counts.peak_blocks = max(counts.peak_blocks, core.pool.num_blocks - core.pool.num_free)
         if num_in_time := num_decoding - self._num_back():
             counts.gaps.append((seconds, num_in_time))
+
+    def _seconds(self, load: Load, num_decoding: int) -> float:
+        """What a step of ``load`` takes; with drafts, the share of one of the tokens that it brings.
+
+        What it prefills is paid whole: drafts bring no more of that.
+        """
+        engine = self.core.engine
+        if not engine.drafted:
+            return engine.cost(load)
+        num_drafts = num_decoding * engine.drafted
+        whole = engine.cost(replace(load, num_tokens=load.num_tokens + num_drafts))
+        decoding = engine.cost(Load(num_decoding, num_decoding + num_drafts, load.num_context))
+        return whole - decoding * (1 - 1 / engine.tokens_a_step) if num_decoding else whole
 
     def _num_back(self) -> int:
         """Threads that sat out the step before this one, and decode in it: their gap is longer."""

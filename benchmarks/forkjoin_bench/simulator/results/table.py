@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from forkjoin_bench.simulator.results.measures import Result
 from forkjoin_bench.simulator.validation import Compared
@@ -38,6 +39,25 @@ def _row(name: str, r: Result) -> tuple[str, ...]:
         str(r.prefilled["recomputed"]),
         str(r.peak_blocks),
         str(r.num_preempted),
+    )
+
+
+def goodput_table(by_load: Mapping[tuple[float, str], Sequence[Result]]) -> str:
+    """A row for each load, in requests a second, and thread policy: means of the runs."""
+    head = ("requests/s", "threads", "in time", "good/s", "plain p95 ms", "families s", "tok/s", "rows")
+    return _aligned([head, *(_in_time(rate, name, runs) for (rate, name), runs in by_load.items())])
+
+
+def _in_time(rate: float, name: str, runs: Sequence[Result]) -> tuple[str, ...]:
+    return (
+        f"{rate:g}",
+        name,
+        f"{fmean(r.num_good / r.num_requests for r in runs):.0%}",
+        f"{fmean(r.goodput_per_s for r in runs):.3f}",
+        f"{1e3 * fmean(r.plain_token_s.p95 for r in runs):.1f}",
+        f"{fmean(r.family_latency_s.mean for r in runs):.1f}",
+        f"{fmean(r.tokens_per_s for r in runs):.0f}",
+        f"{fmean(r.rows_per_step for r in runs):.1f}",
     )
 
 
