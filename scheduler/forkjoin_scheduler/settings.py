@@ -80,7 +80,7 @@ class Settings(BaseModel):
         default=None,
         gt=0,
         description="Target time between two tokens of a stream, in milliseconds. Threads skip steps that "
-        "would make a stream slower.",
+        "would make the streams of others slower.",
     )
 
     thread_policy: str | None = Field(

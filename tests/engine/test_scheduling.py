@@ -8,6 +8,8 @@ from itertools import groupby
 
 import pytest
 
+from forkjoin_scheduler.policy.threads import AIM
+
 pytestmark = pytest.mark.engine
 
 NUM_BLOCKS = 134
@@ -206,9 +208,16 @@ class Known:
         pass
 
 
-@pytest.mark.parametrize(("slo_itl_ms", "most"), [(1.5, 6), (4.5, 4), (100.0, 6)])
-def test_as_many_threads_run_as_the_slack_allows_and_all_if_it_is_lost(under, monkeypatch, slo_itl_ms, most):
-    """Where a step of one thread is too slow already (1.5 ms: two families), threads wait for nothing."""
+@pytest.mark.parametrize(
+    ("slo_itl_ms", "has_plain", "most"), [(1.5, True, 6), (5.8, True, 4), (5.8, False, 6), (100.0, True, 6)]
+)
+def test_as_many_threads_run_as_the_slack_allows_and_all_if_it_is_lost(
+    under, monkeypatch, slo_itl_ms, has_plain, most
+):
+    """Where a step of one thread is too slow already (1.5 ms: two families), threads wait for nothing.
+
+    Nor where no other stream gains by it.
+    """
     engine = under()
     rng = random.Random(3)
     prompts, params = (list(p) for p in zip(*(family(engine, rng, 3) for _ in range(2)), strict=True))
@@ -218,9 +227,12 @@ def test_as_many_threads_run_as_the_slack_allows_and_all_if_it_is_lost(under, mo
     now = [0.0]
     monkeypatch.setattr("forkjoin_scheduler.vllm_seam.starts.thread_pacer.time.monotonic", lambda: now[0])
     ids = [engine.add(p, q) for p, q in zip(prompts, params, strict=True)]
+    if has_plain:  # it outlasts both families
+        plain = engine.params(forkjoin={"enabled": False}, max_tokens=600, ignore_eos=True)
+        engine.add(engine.prompt("q"), plain)
     while engine.core.has_unfinished_requests():
         engine.step()
-        now[0] += slo_itl_ms / 1e3  # every stream is just in time
+        now[0] += AIM * slo_itl_ms / 1e3  # every stream is just in time
     answers = engine.drain()
     assert [answers[i].text for i in ids] == eager
     running = [sum(threads_by_family(step).values()) for step in engine.steps]

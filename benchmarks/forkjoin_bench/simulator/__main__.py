@@ -36,7 +36,7 @@ from forkjoin_bench.simulator.workload import (
 )
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
-from forkjoin_scheduler.policy.threads import Capped, Eager, Slack, ThreadPolicy
+from forkjoin_scheduler.policy.threads import AIM, Capped, Eager, Slack, ThreadPolicy
 
 BLOCK_SIZE = 16
 #: Shapes of dialects that join in another way than ThreadWeaver.
@@ -70,7 +70,7 @@ def policy_of(name: str, slo_itl: float, cost: Cost) -> Callable[[], ThreadPolic
         return lambda: Capped(int(name.removeprefix("capped")))
     named: dict[str, Callable[[], ThreadPolicy]] = {
         "eager": Eager,
-        "slack": lambda: Slack(_known(cost), slo_itl),
+        "slack": lambda: Slack(_known(cost), AIM * slo_itl),
     }
     return named[name]
 

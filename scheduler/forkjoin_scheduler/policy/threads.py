@@ -32,13 +32,16 @@ class ThreadFacts:
     has_slot: bool = False
     #: Tokens that its step computes: the one that comes next, and drafts of those after it.
     computes: int = 1
+    #: Its family's turn where not all can run: the lowest is first.
+    turn: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class StepFacts:
     """What is known before a step. ``others``: what all but these threads will compute in it.
 
-    ``slack``: seconds until the first of all streams is late; None: nobody is protected.
+    ``slack``: seconds until the first stream is late; None: no stream is protected. A family is one while it
+    writes in one branch: in a fork it makes steps long itself, and its threads don't gain by sitting out.
     ``tokens_a_step``: what a sequence gets in a step on average: more than one where drafts are right.
     ``num_others_waiting``: requests that wait for a slot and could start.
     """
@@ -92,15 +95,31 @@ class Capped:
         return within(dict.fromkeys(families, self.per_family), facts.threads, _started_fairly(facts))
 
 
+#: Of the promised seconds a token, what ``Slack`` aims at: a stream at the very edge misses half of the time.
+AIM = 0.95
+
+
 @dataclass(frozen=True)
 class Slack:
-    """As many as the predicted step leaves every stream in time; ``target``: seconds a token."""
+    """As many as the predicted step leaves every stream in time; ``target``: seconds a token, aimed at.
+
+    What the first stream is ahead of its time, or behind it, is spent or regained over ``spread`` steps: one
+    long step, which prefills a prompt, holds no thread back where steps are short enough on average.
+    """
 
     cost: StepCost
     target: float
+    spread: int = 16
+
+    def allowed(self, facts: StepFacts) -> float:
+        """Seconds that the next step may take. There has to be a ``slack``."""
+        assert facts.slack is not None
+        return self.target * facts.tokens_a_step + (facts.slack - self.target) / self.spread
 
     def choose(self, facts: StepFacts) -> set[str]:
-        """One of each family, then more in rank, up to the slack.
+        """One of each family, then more up to what the step may take: the first family's, then the next's.
+
+        One family after the other, for those served whole are done sooner, and the last no later.
 
         All, as long as nothing is known, and where even the first ones would take longer than the
         target: what can't be kept is not worth the waiting.
@@ -115,9 +134,11 @@ class Slack:
             chosen.add(thread.key)
         if self.cost.predict(load) > self.target * facts.tokens_a_step:
             return fair
-        for thread in (t for rank, t in pairs if rank > 0):
+        allowed = self.allowed(facts)
+        more = [t for rank, t in pairs if rank > 0]
+        for thread in sorted(more, key=lambda t: t.turn):
             load = load.plus(thread.context, thread.computes)
-            if self.cost.predict(load) > facts.slack:
+            if self.cost.predict(load) > allowed:
                 break
             chosen.add(thread.key)
         return chosen

@@ -335,13 +335,21 @@ def test_sitting_out_steps_costs_no_tokens():
         ENGINE, cost=Linear(0.0, 0.01), policy=lambda: Slack(cost, 0.05), slo_itl=0.05, max_num_seqs=64
     )
     request = Request(32, (4, Fork(tuple((20,) for _ in range(12))), 4))
-    paced, eager = (
-        ran([request], engine).core.counts,
-        ran([request], replace(ENGINE, cost=engine.cost)).core.counts,
-    )
+    both = [request, Request(32, (40,), may_fork=False)]
+    paced, eager = ran(both, engine).core.counts, ran(both, replace(ENGINE, cost=engine.cost)).core.counts
     assert paced.num_decoded == eager.num_decoded
     assert paced.num_steps > eager.num_steps
     assert paced.busy_s / paced.num_steps < eager.busy_s / eager.num_steps
+
+
+def test_a_family_is_not_slowed_down_for_itself():
+    cost = StepCost()
+    for n in range(1, 60):
+        cost.observe(Load(n, n, 0), 0.01 * n)
+    engine = replace(ENGINE, cost=Linear(0.0, 0.01), policy=lambda: Slack(cost, 0.05), slo_itl=0.05)
+    request = Request(32, (4, Fork(tuple((20,) for _ in range(12))), 4))
+    eager = ran([request], replace(ENGINE, cost=engine.cost)).core
+    assert ran([request], engine).core.now == eager.now
 
 
 def test_drafts_make_steps_dearer_and_tokens_come_in_fewer():

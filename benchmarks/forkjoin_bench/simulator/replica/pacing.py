@@ -7,7 +7,7 @@ from forkjoin_bench.simulator.replica.sequence import Role, Sequence, State
 from forkjoin_scheduler.policy.deadlines import Deadlines
 from forkjoin_scheduler.policy.step_admission import StepAdmission
 from forkjoin_scheduler.policy.step_cost import Load
-from forkjoin_scheduler.policy.threads import Eager, StepFacts, ThreadFacts
+from forkjoin_scheduler.policy.threads import AIM, Eager, StepFacts, ThreadFacts
 
 
 class Pacing:
@@ -16,7 +16,7 @@ class Pacing:
     def __init__(self, core: Core) -> None:
         self._core, engine = core, core.engine
         self.policy = engine.policy()
-        self._deadlines = None if engine.slo_itl is None else Deadlines(engine.slo_itl)
+        self._deadlines = None if engine.slo_itl is None else Deadlines(AIM * engine.slo_itl)
         #: Threads that sit the step out, and those that may not start in it.
         self.sitting: set[Sequence] = set()
         self.held_back: set[Sequence] = set()
@@ -60,7 +60,8 @@ class Pacing:
         context = thread.tokens_at(core.step)
         family = str(thread.family.number)
         written, has_slot = thread.written_at(core.step), thread in core.running
-        return ThreadFacts(key, family, written, context, has_slot, 1 + core.engine.drafted)
+        turn = (thread.family.number,)
+        return ThreadFacts(key, family, written, context, has_slot, 1 + core.engine.drafted, turn)
 
     def _load_of_others(self) -> Load:
         core = self._core
@@ -78,5 +79,6 @@ class Pacing:
         if self._deadlines is None:
             return None
         families = {s.family for s in self._core.running if s.role is Role.ROOT} | self._core.admitted.keys()
+        families -= {thread.family for thread in self._core.threads}
         written = {str(f.number): f.critical(self._core.step) for f in families}
         return self._deadlines.slack(written, self._core.now)

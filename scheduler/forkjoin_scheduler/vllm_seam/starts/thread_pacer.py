@@ -14,6 +14,7 @@ from forkjoin_scheduler.policy.deadlines import Deadlines
 from forkjoin_scheduler.policy.own import WrongAnswer
 from forkjoin_scheduler.policy.step_cost import Load, StepCost
 from forkjoin_scheduler.policy.threads import (
+    AIM,
     Capped,
     Eager,
     Slack,
@@ -54,7 +55,7 @@ class ThreadPacer:
         if settings.max_threads_running is not None:
             return Capped(settings.max_threads_running)
         if settings.slo_itl_ms is not None:
-            target = settings.slo_itl_ms / 1e3
+            target = AIM * settings.slo_itl_ms / 1e3
             self.deadlines = Deadlines(target)
             return Slack(self.cost, target)
         return Eager()
@@ -152,6 +153,7 @@ class ThreadPacer:
             request.num_computed_tokens if has_slot else request.num_tokens,
             has_slot,
             1 + self._core.scheduler.num_spec_tokens,
+            self._core.turn(live.request),
         )
 
     def _load_of_others(self) -> Load:
@@ -170,16 +172,17 @@ class ThreadPacer:
         return self._gate.step_admission.num_could_start(self._waits.count()[1])
 
     def _slack(self) -> float | None:
-        """Seconds until the first stream is late."""
+        """Seconds until the first stream is late. Families in a fork are none: see ``StepFacts.slack``."""
         if self.deadlines is None:
             return None
+        forked = {live.family.request_id for live, _ in self._core.threads.values()}
         others = [
             r
             for r in self._core.scheduler.running
             if r.request_id not in self._core.threads and r.request_id not in self._jobs.prefills
         ]
         streams = {r.request_id: r for r in (*others, *(a.request for a in self._gate.admitted.values()))}
-        written = {i: self._gate.written(r)[2] for i, r in streams.items()}
+        written = {i: self._gate.written(r)[2] for i, r in streams.items() if i not in forked}
         return self.deadlines.slack(written, time.monotonic())
 
     # ---- what steps take -------------------------------------------------------------------

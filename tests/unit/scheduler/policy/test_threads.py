@@ -131,7 +131,8 @@ def test_a_cap_of_one_family_leaves_the_others_as_they_were_chosen():
 
 
 def slack(target=100.0):
-    return Slack(Known(), target)
+    """One that spends in a step all that the first stream is ahead."""
+    return Slack(Known(), target, spread=1)
 
 
 @given(THREADS, st.integers(0, 3), st.floats(-5, 12))
@@ -181,6 +182,44 @@ def test_what_cannot_be_kept_is_not_waited_for():
     assert slack(target=2.0).choose(StepFacts(threads, slack=0.0)) == {"0"}
 
 
+def test_what_a_stream_is_ahead_or_behind_is_spread_over_steps():
+    policy, threads = Slack(Known(), 4.0, spread=4), [ThreadFacts(str(i), "a") for i in range(9)]
+
+    def num_chosen(seconds):
+        return len(policy.choose(StepFacts(threads, slack=seconds)))
+
+    assert num_chosen(4.0) == 3  # just in time: 1 s, and 1 s for each of three
+    assert num_chosen(7.9) == 3
+    assert num_chosen(8.0) == 4  # 4 s ahead, a fourth of it in this step
+    assert num_chosen(0.0) == 2  # 4 s behind
+    assert num_chosen(-99.0) == 1
+
+
+def test_families_get_their_other_threads_one_after_the_other_the_first_come_first():
+    threads = [
+        ThreadFacts(f"{family}{n}", family, written=n, turn=turn)
+        for family, turn in (("late", (0, 9.0)), ("first", (0, 2.0)))
+        for n in range(3)
+    ]
+    chosen = slack().choose(StepFacts(threads, slack=6.0))  # 1 s, and five threads
+    assert chosen == {"first0", "first1", "first2", "late0", "late1"}
+
+
+@given(THREADS, st.floats(-100, 100), st.floats(0, 100), st.integers(1, 32))
+def test_who_is_further_ahead_has_no_fewer_run(threads, seconds, more, spread):
+    policy = Slack(Known(), 5.0, spread)
+    assert policy.choose(StepFacts(threads, slack=seconds)) <= policy.choose(
+        StepFacts(threads, slack=seconds + more)
+    )
+
+
+@given(THREADS, st.integers(1, 32))
+def test_in_time_all_run_that_fit_into_the_target(threads, spread):
+    policy = Slack(Known(), 1.0 + len(threads), spread)
+    keys = {t.key for t in threads}
+    assert policy.choose(StepFacts(threads, slack=policy.target)) == keys
+
+
 def test_a_step_that_brings_several_tokens_may_take_as_many_targets():
     threads = [ThreadFacts(str(i), "a") for i in range(4)]
     late = StepFacts(threads, slack=0.0, tokens_a_step=2.0)
@@ -193,7 +232,7 @@ def test_a_thread_counts_with_all_tokens_that_its_step_computes():
         def predict(self, load):
             return float(load.num_tokens)
 
-    policy = Slack(ByTokens(), 100.0)
+    policy = Slack(ByTokens(), 100.0, spread=1)
     plain = [ThreadFacts(str(i), "a") for i in range(4)]
     drafted = [ThreadFacts(str(i), "a", computes=3) for i in range(4)]
     assert policy.choose(StepFacts(plain, slack=6.0)) == set("0123")
