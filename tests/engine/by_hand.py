@@ -13,6 +13,7 @@ import torch
 from msgspec import to_builtins
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.interface import PauseState
@@ -44,7 +45,8 @@ class ByHand:
     A request that has nothing to write writes ``filler``. ``window``: the sliding window of all layers.
     ``max_drafts``: so many tokens of a request are drafted for each step, all of them right; what it is told
     to write only then, no draft knows. If ``draft_from`` is family, the drafter itself finds none.
-    ``policies``: the class paths of the user's own, by their settings.
+    ``policies``: the class paths of the user's own, by their settings. ``max_loras``: so many adapters, of rank 8,
+    in a step.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ByHand:
         max_drafts: int = 0,
         draft_from: str = "drafter",
         policies: dict[str, str] | None = None,
+        max_loras: int = 0,
     ) -> None:
         dialect = dialect.model_copy(update={"min_room": 1, "min_left": 0, "reserve": 0})
         settings = Settings.of(dialect, {}, draft_from=draft_from, **(policies or {}))
@@ -74,6 +77,7 @@ class ByHand:
             worker_cls=WORKER if dialect.join.moves_kv else "auto",
             reasoning_parser=reasoning_parser,
             speculative_config=speculation(max_drafts),
+            **({"enable_lora": True, "max_lora_rank": 8, "max_loras": max_loras} if max_loras else {}),
         )
         config = args.create_engine_config()
         config.cache_config.block_size, config.cache_config.num_gpu_blocks = block_size, num_blocks
@@ -105,7 +109,7 @@ class ByHand:
 
     # ---- what a test does ------------------------------------------------------------------
 
-    def add(self, request_id: str, prompt: str, **params: Any) -> None:
+    def add(self, request_id: str, prompt: str, lora: LoRARequest | None = None, **params: Any) -> None:
         asked = compile_options(
             parse_options(params.pop("forkjoin", {})), self.tokenizer.encode, self.constrain
         )
@@ -119,6 +123,7 @@ class ByHand:
             prompt_token_ids=self.tokenizer.encode(prompt),
             sampling_params=sampling,
             pooling_params=None,
+            lora_request=lora,
             block_hasher=self._hasher,
             arrival_time=len(self.scheduler.requests),
         )

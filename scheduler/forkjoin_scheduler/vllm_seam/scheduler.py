@@ -350,8 +350,12 @@ class ForkJoinScheduler(AsyncScheduler):
         return is_free and self._fence.answer("admit", request, self._may_start, False)
 
     def _may_start(self, request: Request) -> bool:
-        """Whether there is room for what ``request`` will need; threads and what has run always may."""
-        if self._core.bound_dialect is None or self._holds_kv_blocks(request):
+        """Whether there is room for ``request``; threads and what has run need it for their adapter only."""
+        if self._core.bound_dialect is None:
+            return True
+        if not self._waits.has_room_for_adapter(request):
+            return False
+        if self._holds_kv_blocks(request):
             return True
         try_admit = self._gate.try_admit(request)
         if self._gate.step_admission.is_shut:

@@ -41,6 +41,18 @@ class Waiters:
             # vLLM's own means for microbatches: not eligible before the step after the next.
             request.next_decode_eligible_step = self._core.scheduler.current_step + 2
 
+    def has_room_for_adapter(self, request: Request) -> bool:
+        """Whether the adapter of ``request`` fits beside those of all that runs.
+
+        vLLM counts the adapters of what a step computes, without threads that sit it out. In the step in
+        which these run again, there would be more than ``max_loras``, which ends the engine.
+        """
+        lora_config = self._core.scheduler.vllm_config.lora_config
+        if lora_config is None or request.lora_request is None or not self.held_back:
+            return True
+        adapters = {r.lora_request.lora_int_id for r in self._core.scheduler.running if r.lora_request}
+        return len(adapters | {request.lora_request.lora_int_id}) <= lora_config.max_loras
+
     def let_all_run(self) -> None:
         """Hold no thread back any more."""
         self.held_back = set()
