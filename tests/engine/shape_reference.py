@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from tests.engine import stitched_reference
 
@@ -33,18 +34,45 @@ def _attention(dtype: torch.dtype | None) -> Any:
     return attend
 
 
+def _inputs_in_int8(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    """What W8A8 makes of the inputs of a projection: those of each token in int8, by a scale of their own."""
+    scale = inputs[0].abs().amax(-1, keepdim=True) / 127
+    return (inputs[0] / scale).round() * scale
+
+
+def _w8a8(folder: Path, dtype: torch.dtype) -> Any:
+    """The checkpoint with the weights that its numbers stand for; what is not quantised is rounded to ``dtype``."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    del config.quantization_config
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="written_out").float()
+    kept, weights = load_file(folder / "model.safetensors"), {}
+    for name, weight in kept.items():
+        if not name.endswith("_scale"):
+            scale = kept.get(f"{name}_scale")
+            weights[name] = weight.to(dtype).float() if scale is None else weight.float() * scale
+    model.load_state_dict(weights)
+    for name, module in model.named_modules():
+        if f"{name}.weight_scale" in kept:
+            module.register_forward_pre_hook(_inputs_in_int8)
+    return model
+
+
 class ShapeReference:
     """The checkpoint in ``folder`` in transformers, with explicit positions and masks.
 
-    It computes in fp32, with weights as the engine has them: rounded, if that computes in bf16.
+    It computes in fp32, with weights as the engine has them: rounded, if that computes in bf16, or quantised (W8A8).
     """
 
     def __init__(self, folder: Path, engine: Any) -> None:
         config = engine.core.vllm_config
+        dtype = config.model_config.dtype
         AttentionInterface.register("written_out", _attention(FP8.get(config.cache_config.cache_dtype)))
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=config.model_config.dtype, attn_implementation="written_out", local_files_only=True
-        )
+        if config.model_config.quantization:
+            model = _w8a8(folder, dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation="written_out", local_files_only=True
+            )
         self._model: Any = model.float().eval()
 
     def logprobs(self, context: list[Any], **wrong: bool) -> torch.Tensor:

@@ -39,6 +39,7 @@ TITLES = {
     "mla": "MLA, experts (DeepSeek V3)",
     "mla_native": "the same, without vLLM's kernel for rotations",
     "w8a8": "weights in int8 (compressed-tensors W8A8)",
+    "w8a8_fp32": "the same, computing in fp32",
     "awq": "weights in int4 (AWQ)",
     "gptq": "weights in int4 (GPTQ)",
     "fp8_kv": "KV cache in fp8",
@@ -46,7 +47,8 @@ TITLES = {
 RUN = [
     ("llama", "reprefill"), ("moe", "reprefill"), ("moe", "stitch"), ("mistral", "reprefill"),
     ("gemma", "reprefill"), ("gpt_oss", "reprefill"), ("gdn", "reprefill"), ("mla", "reprefill"), ("mla_native", "stitch"),
-    ("window", "stitch"), ("gemma_window", "stitch"), ("w8a8", "reprefill"), ("awq", "reprefill"), ("gptq", "reprefill"),
+    ("window", "stitch"), ("gemma_window", "stitch"), ("w8a8", "reprefill"), ("w8a8_fp32", "stitch"),
+    ("awq", "reprefill"), ("gptq", "reprefill"),
     ("fp8_kv", "reprefill"), ("fp8_kv", "stitch"),
 ]  # fmt: skip
 CASES = [Case(shape, join) for shape, join in RUN]

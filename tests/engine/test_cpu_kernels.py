@@ -1,6 +1,6 @@
-"""What of vLLM's kernels for CPUs makes MLA and LFM2 inexact there, without any fork: rotations, not convolutions.
+"""What vLLM's kernels for CPUs compute without any fork: rotations make MLA and LFM2 inexact there, not convolutions.
 
-Where the last test fails, vLLM has mended its fault: drop ``shapes.ROTATED``, and what docs/compatibility.md says
+Where the test with a dimension of heads fails, vLLM has mended its fault: drop ``shapes.ROTATED``, and what docs/compatibility.md says
 of it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from vllm import _custom_ops as ops
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.mamba.ops.cpu.causal_conv1d import (
     causal_conv1d_fn_cpu,
@@ -69,3 +70,16 @@ def test_with_one_it_rotates_one_head_of_one_token_and_of_several_none_as_it_sho
     assert of_one[0] < 1e-5
     assert of_one[1:].min() > 1
     assert _off(rope, 7, with_heads=True).min() > 1
+
+
+@pytest.mark.parametrize("num_tokens", [1, 40])
+def test_int8_is_multiplied_exactly_by_weights_up_to_63(num_tokens):
+    """Up to 127, CPUs without VNNI are off by a fifth of the result: they add products in pairs, in 16 bits."""
+    weight = torch.randint(-63, 64, (HEADS * SIZE, CHANNELS), dtype=torch.int8)
+    scales, inputs = torch.rand(len(weight), 1), torch.randn(num_tokens, CHANNELS)
+    handler = ops.create_onednn_scaled_mm(weight.T, scales, torch.float32, True, False, 32)
+    numbers, of_tokens, _ = ops.onednn_scaled_int8_quant(inputs)
+    found = torch.empty(num_tokens, len(weight))
+    ops.onednn_scaled_mm(handler, numbers, found, of_tokens, None, None, None)
+    expected = (numbers.double() * of_tokens.view(-1, 1)) @ (weight.double() * scales).T
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -46,6 +46,8 @@ def lacks(case: Case) -> str | None:
     """What of vLLM's a case needs that it has not on this CPU."""
     if case.shape == "fp8_kv" and not torch.cpu._is_avx512_supported():
         return "a CPU without AVX-512: vLLM has no fp8 KV cache there"
+    if case.shape in ("awq", "gptq") and not torch.cpu._is_avx512_supported():
+        return "a CPU without AVX-512: vLLM has no kernel for weights in int4 there"
     if case.shape.startswith("mla") and not torch.cpu._is_amx_tile_supported():
         return "a CPU without AMX: vLLM switches prefix caching off for MLA there, which is refused"
     if case.shape == "gdn" and not torch.cpu._is_avx512_bf16_supported():

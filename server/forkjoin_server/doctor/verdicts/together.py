@@ -45,7 +45,8 @@ RUN: dict[str, dict[str, str]] = {
     "stitched joins": {
         "the V2 runner": _MATRIX, "async scheduling": _MATRIX, "tensor parallelism": _MATRIX,
         "drafts": "tests/engine/test_speculation.py", "images": "tests/engine/test_images_stitched.py",
-        "experts": _SHAPES, "sliding windows": _SHAPES, "MLA": _SHAPES, "quantised KV": _SHAPES,
+        "experts": _SHAPES, "sliding windows": _SHAPES, "MLA": _SHAPES, "quantised weights": _SHAPES,
+        "quantised KV": _SHAPES,
     },
     "the V2 runner": {
         "async scheduling": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
