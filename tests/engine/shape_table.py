@@ -36,6 +36,7 @@ TITLES = {
     "gemma_window": "the same, with contexts no longer than the window and one KV cache group",
     "gpt_oss": "sliding window + full, sinks, experts (gpt-oss)",
     "gdn": "gated DeltaNet + full, experts (Qwen3-Next)",
+    "lfm2": "short convolutions + full (LFM2), without vLLM's kernel for rotations",
     "mla": "MLA, experts (DeepSeek V3)",
     "mla_native": "the same, without vLLM's kernel for rotations",
     "w8a8": "weights in int8 (compressed-tensors W8A8)",
@@ -46,7 +47,7 @@ TITLES = {
 }
 RUN = [
     ("llama", "reprefill"), ("moe", "reprefill"), ("moe", "stitch"), ("mistral", "reprefill"),
-    ("gemma", "reprefill"), ("gpt_oss", "reprefill"), ("gdn", "reprefill"), ("mla", "reprefill"), ("mla_native", "stitch"),
+    ("gemma", "reprefill"), ("gpt_oss", "reprefill"), ("gdn", "reprefill"), ("lfm2", "reprefill"), ("mla", "reprefill"), ("mla_native", "stitch"),
     ("window", "stitch"), ("gemma_window", "stitch"), ("w8a8", "reprefill"), ("w8a8_fp32", "stitch"),
     ("awq", "reprefill"), ("gptq", "reprefill"),
     ("fp8_kv", "reprefill"), ("fp8_kv", "stitch"),

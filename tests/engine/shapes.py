@@ -42,6 +42,12 @@ DELTA = {
     "linear_key_head_dim": 64, "linear_value_head_dim": 64, "mlp_only_layers": [0], "num_experts": 2,
     "num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
 }  # fmt: skip
+#: vLLM reads keys of the published configs that transformers has renamed, and ties the embeddings.
+CONVOLVED = {
+    "layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "conv_dim": 128, "conv_bias": False,
+    "block_dim": 128, "block_ff_dim": 192, "block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0,
+    "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
 # ---- quantised weights ------------------------------------------------------------------------
@@ -128,7 +134,7 @@ class Shape:
 
 BF16 = {"dtype": "bfloat16"}
 #: vLLM's own kernel for CPUs, used without compilation, rotates wrongly what comes with a dimension of heads
-#: (``test_cpu_kernels``): the queries and keys of MLA.
+#: (``test_cpu_kernels``): the queries and keys of MLA and LFM2.
 ROTATED = {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}}
 SHAPES = {
     "llama": Shape("Llama"),
@@ -145,6 +151,7 @@ SHAPES = {
     "gdn": Shape("Qwen3Next", DELTA, BF16, nats=0.15),
     "mla": Shape("DeepseekV3", LATENT, {**BF16, "block_size": 32}, nats=0.3, queries=0.1),
     "mla_native": Shape("DeepseekV3", LATENT, {**BF16, **ROTATED, "block_size": 32}, nats=0.2),
+    "lfm2": Shape("Lfm2", CONVOLVED, ROTATED),
     "w8a8_fp32": Shape("Llama", nats=0.1, quantization=_W8A8, quantize=int8),
     "w8a8": Shape("Llama", options=BF16, nats=0.5, quantization=_W8A8, quantize=int8),
     "awq": Shape("Llama", options=BF16, nats=0.5, quantization=_AWQ, quantize=awq),

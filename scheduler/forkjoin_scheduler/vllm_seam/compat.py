@@ -119,9 +119,9 @@ REFUSED: tuple[Check, ...] = (
 #: joins copies, shares and drops blocks by tokens: of any other layout it would take the wrong ones.
 KNOWN_SPECS = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec")
 #: The one that keeps a state of the whole sequence, in its last block (``kv.is_recurrent``), and the kinds of
-#: layers with it that ran with forks and were exact, by vLLM's names: Mamba2 and gated DeltaNet.
+#: layers with it that ran with forks and were exact, by vLLM's names: Mamba2, gated DeltaNet, convolutions.
 RECURRENT_SPEC = "MambaSpec"
-RECURRENT_KINDS = ("MAMBA2", "GDN_ATTN")
+RECURRENT_KINDS = ("MAMBA2", "GDN_ATTN", "SHORT_CONV")
 
 
 def worker_of(settings: Settings) -> str | None:

@@ -319,6 +319,7 @@ STATE = MambaSpec(
 )
 MAMBA1 = replace(STATE, mamba_type=MambaAttentionBackendEnum.MAMBA1)
 DELTA = replace(STATE, mamba_type=MambaAttentionBackendEnum.GDN_ATTN)
+CONVOLUTION = replace(STATE, mamba_type=MambaAttentionBackendEnum.SHORT_CONV)
 #: What the config of a model with gated DeltaNet has, and one of a model with KDA has not.
 WITH_DELTA = Facts(linear_key_head_dim=64)
 
@@ -332,6 +333,7 @@ WITH_DELTA = Facts(linear_key_head_dim=64)
         [FULL, STATE],
         [STATE],
         [FULL, DELTA],
+        [FULL, CONVOLUTION],
     ],
 )
 def test_kv_caches_of_one_state_a_token_are_taken_and_recurrent_states(specs):
