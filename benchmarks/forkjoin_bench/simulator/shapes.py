@@ -43,6 +43,11 @@ def tight(rng: random.Random) -> Request:
     return Request(400, _forks(rng, 1, (2, 3, 4, 5, 6), (16, 96), (4, 24)))
 
 
+def unequal(rng: random.Random) -> Request:
+    """One fork into threads of 32, 64 … 256 tokens, in this order: most end long before the last."""
+    return Request(200, (10, Fork(tuple((32 * n,) for n in range(1, 9))), rng.randint(8, 24)))
+
+
 def medverse(rng: random.Random) -> Request:
     """A plan of three to five stages of one to three steps, which see the stages before. Lengths are ours."""
     body: list[int | Fork] = [rng.randint(150, 300)]
@@ -73,6 +78,7 @@ SHAPES: dict[str, Shape] = {
     "npr-wide": npr_wide,
     "fork-heavy": fork_heavy,
     "tight": tight,
+    "unequal": unequal,
     "medverse": medverse,
     "pacore": pacore,
     "plain": plain,

@@ -115,6 +115,14 @@ def test_threads_that_have_ended_are_prefilled_while_a_slower_one_decodes():
     assert sum(ahead.prefilled.values()) == sum(plain.prefilled.values())
 
 
+@pytest.mark.parametrize(("num_short", "num_long", "begins"), [(2, 1, True), (2, 2, False), (14, 2, True)])
+def test_threads_are_prefilled_ahead_when_few_are_left(num_short, num_long, begins):
+    request = Request(32, (4, Fork(((3,),) * num_short + ((40,),) * num_long), 2))
+    counts = ran([request]).core.counts
+    ahead = {cause.value: n for cause, n in counts.prefilled.items()}.get("ahead", 0)
+    assert ahead == (1 + (num_short - 1) * (4 + 3) if begins else 0)
+
+
 def test_a_stitched_join_computes_its_text_and_the_threads_last_tokens():
     counts = ran([FAMILY], replace(ENGINE, spoken=Spoken(join=2, is_stitched=True))).core.counts
     prefilled = {cause.value: n for cause, n in counts.prefilled.items()}
