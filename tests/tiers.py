@@ -230,6 +230,9 @@ LATER: dict[str, Later] = {
             "every_file_is_run_and_listed",
         )
     },
+    "tests/server/test_trainers.py": Later(
+        Tier.ALL, "three trainers from PyPI, one of which trains; client/test_tree_rows has what rows are"
+    ),
     "tests/server/test_overload.py": Later(Tier.CI, "a server of its own, with more than it can take"),
     "tests/server/test_lifecycle.py": Later(Tier.CI, "four servers"),
     "tests/server/test_lifecycle.py::test_no_api_server_hangs_up_while_another_has_requests_in_flight": Later(

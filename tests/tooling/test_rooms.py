@@ -24,6 +24,7 @@ LARGE = {
     "docs": "one page or figure a file; mkdocs.yml has their order",
     "examples": "one example a file; its README has the list",
     "playground/src": "one part of the page a file",
+    "requirements": "one environment a lock, and what it is made of; scripts/lock has the list",
     "tests/bench": "one command of the benchmarks a file",
     "tests/deploy": "one subject of deployment a file, and what they share",
     "tests/engine": "one subject a file, and the drivers, oracles and references that they share",
