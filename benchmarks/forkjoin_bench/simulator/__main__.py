@@ -219,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, compare, goodput):
         _add_traffic(command)
         _add_engine(command)
+        _add_steps(command)
     for command in (run, compare):
         _add_load(command)
     policies = "eager, capped with a number (capped2), or slack"
@@ -328,6 +329,10 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Tokens that are prefilled at once for joins to come. Default: %(default)s.",
     )
+
+
+def _add_steps(command: argparse.ArgumentParser) -> None:
+    """Add what steps take, and what they are to take."""
     command.add_argument(
         "--step-ms",
         type=float,
