@@ -105,6 +105,7 @@ export interface Segment {
   finish_reason: string | null;
   title: string;
   weight_version: string | null;
+  has_old_kv: boolean | null;
 }
 
 /** All tokens that were computed for an answer: only with `return_tree`. */

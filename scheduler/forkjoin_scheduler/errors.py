@@ -25,7 +25,7 @@ Limit = Literal[
 EnginePlace = Literal[
     "add", "admit", "advance", "ahead", "ask", "cost", "draft", "evict", "finish", "fork", "group", "hash",
     "hear", "hold", "keep", "learn", "load", "overview", "pace", "preempt", "prune", "restore", "start",
-    "stitch", "swap", "take", "waits",
+    "stitch", "swap", "take", "waits", "weights",
 ]  # fmt: skip
 
 #: The same in the front end.

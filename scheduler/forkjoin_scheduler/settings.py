@@ -128,6 +128,13 @@ class Settings(BaseModel):
         "(forkjoin.return_tree). Each likeliest token that is told beside a token counts as one more.",
     )
 
+    on_new_weights: Literal["finish", "recompute", "abort"] = Field(
+        default="finish",
+        description="What happens to requests that have begun when the weights change. finish: they go on, "
+        "on KV of the old weights where they have it. recompute: the new weights compute it again. abort: "
+        "they end with what they have.",
+    )
+
     max_kept_share: float = Field(
         default=0.25,
         ge=0,

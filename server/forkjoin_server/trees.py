@@ -16,6 +16,8 @@ from forkjoin_scheduler.publish.events import (
     Voted,
 )
 
+#: A version of the weights, the first token that it sampled, and the one after the last.
+Span = tuple[str | None, int, int]
 #: How a thread ended that had not when its request did.
 CANCELLED = "cancelled"
 
@@ -67,18 +69,20 @@ def tree_of(
     num_top: int,
     seed: int | None,
     finish_reason: str | None,
+    versions: Sequence[Any] | None = None,
 ) -> Tree:
     """The tree of an answer: what ``builder`` has heard of it, else one segment.
 
     ``logprobs`` are vLLM's: of each token of the answer an object with a ``logprob`` for it, and for those of
-    the ``num_top`` likeliest.
+    the ``num_top`` likeliest. ``versions``: its spans of tokens by the weights that sampled them.
     """
     if builder is not None and builder.has_segments:
         return builder.tree(answer_ids, finish_reason)
     values = None
     if logprobs is not None:
         values = [{token: told.logprob for token, told in row.items()} for row in logprobs]
-    return sequential(prompt_ids, answer_ids, values, num_top, seed, finish_reason)
+    spans = [(span.version, span.start, span.end) for span in versions or ()]
+    return sequential(prompt_ids, answer_ids, values, num_top, seed, finish_reason, spans)
 
 
 def sequential(
@@ -88,18 +92,34 @@ def sequential(
     num_top: int,
     seed: int | None,
     finish_reason: str | None,
+    spans: Sequence[Span] = (),
 ) -> Tree:
-    """The tree of a request that has not forked: one segment.
+    """The tree of a request that has not forked: one segment, or one for each of ``spans`` of the answer.
 
     ``logprobs``: of each token of the answer its own, and those of the ``num_top`` most likely ones.
     """
-    segment = Segment(ROOT, list(prompt_ids), len(prompt_ids), 0, seed=seed, finish_reason=finish_reason)
     own = top = None
     if logprobs is not None:
         own = [row[token] for token, row in zip(answer_ids, logprobs, strict=True)]
         top = [_most_likely(row, num_top) for row in logprobs] if num_top else None
-    _append(segment, answer_ids, own, top)
-    return Tree([segment], list(answer_ids))
+    segments: list[Segment] = []
+    for version, start, end in spans or [(None, 0, len(answer_ids))]:
+        segment = _following(segments, prompt_ids)
+        segment.seed, segment.weight_version = seed, version
+        part = slice(start, end)
+        _append(segment, answer_ids[part], own and own[part], top and top[part])
+        segments.append(segment)
+    segments[-1].finish_reason = finish_reason
+    return Tree(segments, list(answer_ids))
+
+
+def _following(segments: Sequence[Segment], prompt_ids: Sequence[int]) -> Segment:
+    """One that goes on where ``segments`` end; the first has the prompt."""
+    if not segments:
+        return Segment(ROOT, list(prompt_ids), len(prompt_ids), 0)
+    last = segments[-1]
+    num = len(last.token_ids)
+    return Segment(ROOT, [], 0, last.position + num, parent=len(segments) - 1, fork_offset=num)
 
 
 def _most_likely(row: dict[int, float], num: int) -> dict[int, float]:
@@ -118,10 +138,12 @@ def _begun(event: SegmentBegan) -> Segment:
         forked_by=event.forked_by,
         joined=[Joined(j.segment, j.num_tokens, j.num_skipped) for j in event.joined],
         seed=event.seed,
+        has_old_kv=event.has_old_kv,
     )
 
 
 def _write(segment: Segment, event: SegmentWrote) -> None:
+    segment.weight_version = event.weight_version
     _append(segment, event.token_ids, event.logprobs, event.top)
 
 

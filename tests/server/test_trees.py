@@ -16,6 +16,8 @@ pytestmark = pytest.mark.server
 CHAT, COMPLETIONS, BATCH = "/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch"
 RESPONSES, GENERATE, MESSAGES = "/v1/responses", "/inference/v1/generate", "/v1/messages"
 LIMIT_S = 300
+#: With vLLM's routes for trainers.
+DEV = {"VLLM_SERVER_DEV_MODE": "1"}
 MESSAGES_OF = [{"role": "user", "content": "a=482*731, b=64*28"}]
 DRAWN = {"temperature": 1.0, "seed": 7, "max_tokens": 600}
 ASKED = {"return_tree": True}
@@ -26,7 +28,7 @@ VOTE = {"best_of": 3, "vote": r"\d+", "max_tokens_per_thread": 40}
 def address(tmp_path_factory):
     log = tmp_path_factory.mktemp("trees") / "log"
     flags = ("--enable-scale-out", "--max-tree-tokens", "20000", *unhurried.FLAGS)
-    with start_server(log, *flags, env=unhurried.ENV) as (address, _):
+    with start_server(log, *flags, env=DEV | unhurried.ENV) as (address, _):
         yield address
 
 
@@ -77,6 +79,7 @@ def same(given, tree):
         for row, their_row in zip(segment.top_logprobs or [], theirs.top_logprobs or [], strict=True):
             assert row == pytest.approx(their_row, abs=1e-4)
         segment.top_logprobs = theirs.top_logprobs = None
+        segment.weight_version = theirs.weight_version
     return mine == other
 
 
@@ -233,3 +236,64 @@ def test_the_openai_sdk_takes_it_as_one_field_more(address):
     assert Tree.from_dict(answer.choices[0].tree).segments
     assert Tree.from_dict(response.tree).segments
     assert answer.choices[0].message.content
+
+
+def in_the_middle(address, body, do):
+    """The chunks of a stream; ``do`` is called once when all its threads write."""
+    chunks, has_done = [], False
+    body |= {"stream": True, "stream_options": {"include_threads": True}}
+    with httpx.stream("POST", address + CHAT, json=body, timeout=LIMIT_S) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunks.append(json.loads(line[6:]))
+            threads = [
+                e for c in chunks for choice in c["choices"] for e in choice["delta"].get("threads", ())
+            ]
+            if not has_done and {e["index"] for e in threads if e.get("content")} == {0, 1}:
+                do()
+                has_done = True
+    assert has_done
+    return chunks
+
+
+def trainer(address, *, clear_cache, version):
+    """What changes the weights of a server as a trainer does; here they stay what they are."""
+
+    def update():
+        given = {"mode": "keep", "clear_cache": clear_cache}
+        assert httpx.post(f"{address}/pause", params=given, timeout=LIMIT_S).status_code == 200
+        named = {"new_version": version}
+        assert httpx.post(f"{address}/update_weight_version", json=named, timeout=LIMIT_S).status_code == 200
+        assert httpx.post(f"{address}/resume", timeout=LIMIT_S).status_code == 200
+
+    return update
+
+
+@pytest.mark.parametrize("clear_cache", [True, False])
+def test_an_answer_over_an_update_of_the_weights_says_which_wrote_what(address, llm, clear_cache):
+    (before,) = offline(llm)
+    version = f"step-{clear_cache}"
+    chunks = in_the_middle(address, chat(), trainer(address, clear_cache=clear_cache, version=version))
+    tree = Tree.from_dict(chunks[-1]["choices"][0]["tree"])
+    threads = [[s for s in tree.segments if s.thread == index] for index in range(2)]
+    assert any([s.weight_version for s in of_thread][1:] == [version] for of_thread in threads)
+    after = [s for s in tree.segments if s.weight_version == version]
+    assert {s.has_old_kv for s in after} == {not clear_cache}
+    assert tree.linear() == before.linear(), "they are the same weights, by another name"
+
+
+def test_a_family_that_a_pause_aborts_has_its_tree_so_far(address):
+    def abort():
+        assert httpx.post(f"{address}/pause", params={"mode": "abort"}, timeout=LIMIT_S).status_code == 200
+        assert httpx.post(f"{address}/resume", timeout=LIMIT_S).status_code == 200
+
+    chunks = in_the_middle(address, chat(), abort)
+    (last,) = [choice for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
+    assert last["finish_reason"] == "abort"
+    tree = Tree.from_dict(last["tree"])
+    assert [s.finish_reason for s in tree.segments] == ["abort", "cancelled", "cancelled"]
+    assert all(len(s.token_ids) > s.num_injected for s in tree.segments)
+    (engine,) = httpx.get(f"{address}/v1/forkjoin/families", timeout=LIMIT_S).json()["engines"]
+    assert engine["num_families"] == 0
+    assert ask(address, CHAT, chat())["choices"][0]["finish_reason"] == "stop"

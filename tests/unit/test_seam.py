@@ -426,7 +426,7 @@ CALLED = {
         "__init__ add_request schedule update_from_output finish_requests reset_prefix_cache _preempt_request "
         "_get_local_prefix_cache_hit _free_request_blocks _update_request_with_output _enqueue_waiting_request "
         "_handle_blocked_waiting_request _free_request _holds_kv_blocks get_num_unfinished_requests "
-        "has_requests "
+        "has_requests reset_connector_cache "
         "_update_after_schedule update_draft_token_ids"
     ),
     f"{OFFLOADING}.base:KVConnectorBase_V1": "on_new_request get_num_new_matched_tokens has_pending_push_work",
@@ -436,7 +436,7 @@ CALLED = {
     ),
     COORDINATOR: "cache_blocks",
     SINGLE: "pop_blocks_for_free get_num_skipped_tokens",
-    "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks touch",
+    "vllm.v1.core.block_pool:BlockPool": "free_blocks get_num_free_blocks touch evict_blocks",
     "vllm.v1.core.sched.request_queue:SchedulingPolicy": "PRIORITY",
     "vllm.v1.core.sched.request_queue:RequestQueue": (
         "add_request prepend_request prepend_requests peek_request pop_request remove_request remove_requests"

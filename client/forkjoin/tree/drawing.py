@@ -35,6 +35,8 @@ def _line(number: int, segment: Segment, decode: Callable[[list[int]], str] | No
     line = f"{number}: {name} at {segment.position}: {segment.num_injected} given, {len(sampled)} sampled"
     if segment.joined:
         line += f", joins {', '.join(str(joined.segment) for joined in segment.joined)}"
+    if segment.has_old_kv:
+        line += ", old KV"
     if segment.finish_reason is not None:
         line += f", {segment.finish_reason}"
     if decode is not None and sampled:

@@ -62,6 +62,7 @@ def _schema(pa: Any) -> Any:
             ("top_logprobs", pa.list_(pa.map_(int64, number))),
             ("seed", int64),
             *((name, text) for name in ("finish_reason", "title", "weight_version")),
+            ("has_old_kv", pa.bool_()),
             ("answer_ids", pa.list_(int64)),
             ("voted", int64),
         ]

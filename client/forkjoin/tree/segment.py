@@ -53,8 +53,10 @@ class Segment:
     finish_reason: str | None = None
     #: What the thread is called.
     title: str = ""
-    #: Of the weights that sampled it; None: the server does not tell.
+    #: Of the weights that sampled it; None: nothing was sampled, or the server does not tell.
     weight_version: str | None = None
+    #: Whether some of the KV that it reads may be of earlier weights; None: the server does not tell.
+    has_old_kv: bool | None = None
 
     @property
     def sampled(self) -> list[bool]:

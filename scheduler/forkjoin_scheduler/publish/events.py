@@ -165,6 +165,8 @@ class SegmentBegan(_Event, frozen=True, kw_only=True):
     forked_by: int | None = None
     joined: list[Joins] = []
     seed: int | None = None
+    #: Whether some of the KV that it reads may be of earlier weights than those that write it.
+    has_old_kv: bool = False
 
 
 class SegmentWrote(_Event, frozen=True, kw_only=True):
@@ -172,6 +174,7 @@ class SegmentWrote(_Event, frozen=True, kw_only=True):
 
     segment: int
     token_ids: list[int]
+    weight_version: str | None = None
     logprobs: list[float] | None = None
     top: list[dict[int, float]] | None = None
 

@@ -2,7 +2,8 @@
 
 A recording is made only for a request that wants it. It notes segments: tokens in a row of one branch. A
 branch begins another segment when it starts, after a join and after a swap: its context is no longer what it
-wrote. What is noted leaves as events, step by step. So there is a tree of a request that ends early, too.
+wrote. So it does where other weights go on with it. What is noted leaves as events, step by step. So there is
+a tree of a request that ends early, too.
 
 Places in a context are counted as its KV slots are. Positions differ from them by the branch's offset
 (``families/stitch.py``).
@@ -19,6 +20,7 @@ from forkjoin_scheduler.families.stitch import num_skipped
 from forkjoin_scheduler.joins.joined import closing_ids_of, written
 from forkjoin_scheduler.machine.effects import Effect, Resume, Start, Swap
 from forkjoin_scheduler.publish.events import ROOT, Event, Joins, SegmentBegan, SegmentWrote
+from forkjoin_scheduler.publish.weights import Weights
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.machine.machine import Machine
@@ -36,13 +38,15 @@ class Sampling(Protocol):
 
 @dataclass(eq=False)
 class _Segment:
-    """``start``: tokens of its context before its own."""
+    """``start``: tokens of its context before its own. ``version``: of the weights that write it."""
 
     number: int
     start: int
     position: int
     num_tokens: int
     parent: _Segment | None
+    seed: int | None
+    version: str | None = None
 
 
 def branch_of(effect: Start | Resume | Swap) -> Branch:
@@ -53,8 +57,11 @@ def branch_of(effect: Start | Resume | Swap) -> Branch:
 class Recording:
     """Owns the segments of a family, and the events that tell of them until these are taken."""
 
-    def __init__(self, prompt_ids: Sequence[int], sampling: Sampling) -> None:
+    def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, weights: Weights | None = None) -> None:
         self._num_top = sampling.logprobs
+        self._weights = weights or Weights()
+        #: Whether the family goes on with KV that earlier weights have computed.
+        self.has_old_kv = False
         self._num_segments = 0
         self._events: list[Event] = []
         #: The segment that each branch is in, by its index.
@@ -83,10 +90,27 @@ class Recording:
                 top = [dict(zip(ids[1:end], values[1:end], strict=True)) for ids, values in likely]
         if not token_ids:
             return
-        segment = self._last[index]
+        segment = self._written_by(index, self._weights.version)
         segment.num_tokens += len(token_ids)
-        wrote = SegmentWrote(segment=segment.number, token_ids=list(token_ids), logprobs=logprobs, top=top)
+        wrote = SegmentWrote(
+            segment=segment.number,
+            token_ids=list(token_ids),
+            weight_version=self._weights.version,
+            logprobs=logprobs,
+            top=top,
+        )
         self._events.append(wrote)
+
+    def _written_by(self, index: int, version: str) -> _Segment:
+        """The segment that a branch writes with the weights of this ``version``: a new one after others."""
+        segment = self._last[index]
+        if segment.version not in (None, version):
+            start, position = segment.start + segment.num_tokens, segment.position + segment.num_tokens
+            segment = self._begin(
+                index, [], context=segment, start=start, position=position, seed=segment.seed
+            )
+        segment.version = version
+        return segment
 
     def note(self, machine: Machine, effect: Effect, seed: int | None) -> None:
         """An effect has been performed after which its branch has another context, and this ``seed``."""
@@ -139,8 +163,11 @@ class Recording:
 
     def _close(self, machine: Machine, thread: Branch, *, is_first: bool) -> Joins:
         """What a stitched join takes of ``thread``, with what the engine closes it with."""
-        segment = self._last[thread.index]
-        num_tokens = segment.num_tokens - (len(thread.token_ids) - len(written(thread)))
+        segment, num_cut = self._last[thread.index], len(thread.token_ids) - len(written(thread))
+        while num_cut > segment.num_tokens and segment.parent is not None:
+            num_cut -= segment.num_tokens
+            segment = segment.parent
+        num_tokens = segment.num_tokens - num_cut
         if closing := closing_ids_of(machine.dialect, thread, machine.world.tokenizer):
             start, position = segment.start + num_tokens, segment.position + num_tokens
             segment = self._begin(thread.index, closing, context=segment, start=start, position=position)
@@ -165,7 +192,7 @@ class Recording:
         cut = start if cut is None else cut
         while context is not None and context.start >= cut:
             context = context.parent
-        segment = _Segment(self._num_segments, start, position, len(token_ids), context)
+        segment = _Segment(self._num_segments, start, position, len(token_ids), context, seed)
         self._num_segments += 1
         self._last[index] = segment
         began = SegmentBegan(
@@ -178,6 +205,7 @@ class Recording:
             forked_by=forked_by,
             joined=list(joined),
             seed=seed,
+            has_old_kv=self.has_old_kv,
         )
         self._events.append(began)
         return segment

@@ -18,6 +18,7 @@ from forkjoin_scheduler.families.family import Branch, Family
 from forkjoin_scheduler.machine.world import World
 from forkjoin_scheduler.policy.leases import Leases
 from forkjoin_scheduler.publish.recording import Recording
+from forkjoin_scheduler.publish.weights import Weights
 from forkjoin_scheduler.settings import Settings
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of, terms_of
@@ -58,6 +59,8 @@ class Core:
         self.fj_params: dict[str, ForkJoinParams] = {}
         #: The trees of requests that want them, by id: as long as ``fj_params`` or a family holds them.
         self.recordings: WeakValueDictionary[str, Recording] = WeakValueDictionary()
+        #: Which weights the workers have.
+        self.weights = Weights()
         #: Requests with a fork planned in this step beside which they go on: they may have ended since.
         self.forking: dict[str, Request] = {}
         #: Answers that are kept for requests to come.

@@ -47,6 +47,7 @@ from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
 from forkjoin_scheduler.vllm_seam.fence import Fence, drained
 from forkjoin_scheduler.vllm_seam.grouped.ordering import Grouping
 from forkjoin_scheduler.vllm_seam.kept.leasing import Leasing
+from forkjoin_scheduler.vllm_seam.kept.new_weights import NewWeights
 from forkjoin_scheduler.vllm_seam.mends.family_drafts import FamilyDrafts
 from forkjoin_scheduler.vllm_seam.mends.media_again import send_media_with_each_request
 from forkjoin_scheduler.vllm_seam.starts import connector, queues
@@ -106,6 +107,7 @@ class ForkJoinScheduler(AsyncScheduler):
         # who starts, who runs, and what is emitted
         self._gate = gate = AdmissionGate(core, fence, placing)
         self._leasing = leasing = Leasing(core, fence, gate)
+        self.new_weights = NewWeights(core, fence, leasing)
         self._params_reader = ParamsReader(core, answers, leasing)
         self._waits = waits = Waiters(core, jobs)
         self._pacer = ThreadPacer(core, fence, jobs, gate, waits)
@@ -128,8 +130,7 @@ class ForkJoinScheduler(AsyncScheduler):
         self._performing = performing
         # what branches write, and what comes of it
         self._forks = forks = Forks(core, performing)
-        self._hearing = Hearing(core, fence, answers, forks)
-        self._drafts = FamilyDrafts.of(core)
+        self._hearing, self._drafts = Hearing(core, fence, answers, forks), FamilyDrafts.of(core)
         self._taking = Taking(core, jobs, forks, performing)
         self.cancel_thread, self.release_kept = Cancelling(core).ask, leasing.release
         self._leaving = Leaving(core, placing, gate, performing)
@@ -230,6 +231,8 @@ class ForkJoinScheduler(AsyncScheduler):
         self._restoring.restore_all()
         while waiting := self._eviction.evicted:
             self._fence.fenced("restore", waiting[0], self._eviction.restore_next)
+        if reset_running_requests:
+            self._fence.fenced("weights", None, self.new_weights.computed_again)
         return done
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:

@@ -14,7 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 
 
 class SchedulerView(Protocol):
-    """What of it is touched; all of it in ``queues.py`` and ``fence.py`` but for facts, and the two last."""
+    """What of it is touched; all of it in ``queues.py`` and ``fence.py`` but for facts, and the last five."""
 
     vllm_config: VllmConfig
     requests: dict[str, Request]
@@ -52,6 +52,17 @@ class SchedulerView(Protocol):
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         """Forget ``request``, which has ended, and return its blocks."""
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """End these, with the families that they are of; those that had not ended."""
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """Forget cached KV, and that of what runs if it is to be computed again."""
+
+    def reset_connector_cache(self) -> bool:
+        """Let the KV connector, if there is one, forget what it has."""
 
     # ---- vLLM's own, past what we put around them ------------------------------------------
 

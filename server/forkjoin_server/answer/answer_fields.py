@@ -96,8 +96,8 @@ class ForkJoinSegment(_Fields):
     token_ids: list[int] = Field(description="Its tokens.")
     num_injected: int = Field(
         ge=0,
-        description="The first of them, which were given: the prompt, a header, what a join put there. The "
-        "model sampled the others.",
+        description="How many of the first of them were given: the prompt, a header, what a join put there. "
+        "The model sampled the others.",
     )
     position: int = Field(ge=0, description="Position of the first one. The others follow without a gap.")
     parent: int | None = Field(
@@ -125,7 +125,11 @@ class ForkJoinSegment(_Fields):
     )
     title: str = Field(description="Title of the thread.")
     weight_version: str | None = Field(
-        description="Version of the weights that sampled it. null: the server does not know."
+        description="Version of the weights that sampled it. null: nothing was sampled."
+    )
+    has_old_kv: bool | None = Field(
+        description="Whether some of the KV that it reads may be of earlier weights. null: the answer did "
+        "not fork."
     )
 
 

@@ -67,7 +67,7 @@ class Trees:
                         answer = answer_of(told.index)
                         answer.take(output.prompt_token_ids, told)
                         if told.finish_reason is not None:
-                            self.ended[first + told.index] = as_json(answer.tree(told.finish_reason))
+                            self.ended[first + told.index] = as_json(answer.tree(told))
                             del answers[told.index]
                     yield output
 
@@ -95,8 +95,8 @@ class _Answer:
         self._token_ids += told.token_ids
         self._logprobs += told.logprobs or ()
 
-    def tree(self, finish_reason: str) -> Tree:
-        """The tree of the answer, which has ended."""
+    def tree(self, last: Any) -> Tree:
+        """The tree of the answer, which has ended with the output ``last``."""
         seed, num_top = self._params.seed, self._params.logprobs or 0
         return tree_of(
             self.builder,
@@ -105,7 +105,8 @@ class _Answer:
             self._logprobs,
             num_top,
             None if seed is None else seed + self._index,  # as vLLM counts those of n
-            finish_reason,
+            last.finish_reason,
+            last.weight_versions,
         )
 
 

@@ -79,3 +79,25 @@ def test_a_request_that_has_not_forked_is_one_segment():
     assert segment.finish_reason == "length"
     (plain,) = sequential([1], [7], None, 0, None, "stop").segments
     assert (plain.logprobs, plain.top_logprobs) == (None, None)
+
+
+def test_a_request_that_has_not_forked_has_a_segment_for_each_of_its_weights():
+    told = [{7: -0.5}, {8: -1.0}, {9: -2.0}]
+    first, second = sequential([1, 2], [7, 8, 9], told, 0, 5, "stop", [("a", 0, 2), ("b", 2, 3)]).segments
+    assert (first.token_ids, first.weight_version, first.finish_reason) == ([1, 2, 7, 8], "a", None)
+    assert (second.token_ids, second.weight_version, second.finish_reason) == ([9], "b", "stop")
+    assert (second.parent, second.fork_offset, second.position, second.num_injected) == (0, 4, 4, 0)
+    assert (first.logprobs, second.logprobs, second.seed) == ([None, None, -0.5, -1.0], [-2.0], 5)
+
+
+def test_segments_name_the_weights_that_wrote_them():
+    builder = built(
+        SegmentBegan(segment=0, index=-1, token_ids=[1], position=0),
+        SegmentWrote(segment=0, token_ids=[4], weight_version="a"),
+        SegmentBegan(segment=1, index=-1, token_ids=[], position=2, parent=0, fork_offset=2, has_old_kv=True),
+        SegmentWrote(segment=1, token_ids=[5], weight_version="b"),
+    )
+    tree = builder.tree([4, 5], "stop")
+    assert [(s.weight_version, s.has_old_kv) for s in tree.segments] == [("a", False), ("b", True)]
+    assert tree.layout.predictors == [-1, 0, 1]
+    assert tree.draw().splitlines()[1] == "1: request at 2: 0 given, 1 sampled, old KV, stop"

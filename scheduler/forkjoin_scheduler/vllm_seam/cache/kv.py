@@ -462,6 +462,12 @@ def _num_needed(
     return -(-num_tokens // single.block_size) - num_there - num_found
 
 
+def forget_hashes(manager: KVCacheManager) -> None:
+    """Let the prefix cache find no block that there is; who holds blocks holds them on."""
+    pool = manager.block_pool
+    pool.evict_blocks({block.block_id for block in pool.blocks if block.block_hash is not None})
+
+
 def guard_hashing(manager: KVCacheManager, may_be_hashed: Callable[[Request], bool]) -> None:
     """Let the prefix cache pass by requests that may not be hashed.
 

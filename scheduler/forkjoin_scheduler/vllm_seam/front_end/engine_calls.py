@@ -1,10 +1,15 @@
-"""What front ends ask of engine cores beside vLLM's own calls.
+"""What front ends ask of engine cores beside vLLM's own calls, and what schedulers hear of these.
 
 Patch: ``vllm.v1.engine.core.EngineCore`` has three more methods, ``cancel_thread``,
 ``forkjoin_release`` and ``forkjoin_overview``.
 Symptom without it: a front end can call methods of an engine core only, and none of them hands a call on
 to the scheduler and its answer back.
 Upstream: there is no such method. Remove when there is one.
+
+Patch: its ``set_weight_version`` and ``collective_rpc`` tell its scheduler of new weights.
+Symptom without it: the prefix cache and kept answers give requests KV of the old weights, and trees can't
+say which weights sampled what.
+Upstream: the scheduler does not hear of it. Remove when it does.
 """
 
 from __future__ import annotations
@@ -12,6 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 from forkjoin_scheduler.machine.cancelling import UNKNOWN
+
+#: Calls of workers after which they have other weights.
+_LOADS = ("finish_weight_update", "reload_weights")
 
 
 def answer_front_ends() -> None:
@@ -21,6 +29,36 @@ def answer_front_ends() -> None:
     setattr(EngineCore, "cancel_thread", _cancel_thread)  # noqa: B010
     setattr(EngineCore, "forkjoin_release", _release)  # noqa: B010
     setattr(EngineCore, "forkjoin_overview", _overview)  # noqa: B010
+    set_version, rpc = EngineCore.set_weight_version, EngineCore.collective_rpc
+    if getattr(set_version, "tells", False):
+        return  # this process has been here before
+
+    def set_weight_version(core: Any, weight_version: str) -> None:
+        is_new = weight_version != core.get_weight_version()
+        set_version(core, weight_version)
+        if is_new:
+            _tell_of_new_weights(core, weight_version)
+
+    def collective_rpc(core: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+        told = rpc(core, method, *args, **kwargs)
+        if method in _LOADS:
+            _tell_of_new_weights(core, None)
+        return told
+
+    setattr(set_weight_version, "tells", True)  # noqa: B010
+    setattr(EngineCore, "set_weight_version", set_weight_version)  # noqa: B010
+    setattr(EngineCore, "collective_rpc", collective_rpc)  # noqa: B010
+
+
+def _tell_of_new_weights(core: Any, version: str | None) -> None:
+    """See ``NewWeights.take``; vLLM's own scheduler does nothing."""
+    new_weights = getattr(core.scheduler, "new_weights", None)
+    if new_weights is None:
+        return
+    aborted = new_weights.take(version)
+    send = getattr(core, "_send_abort_outputs", None)  # an engine in a process of its own has it
+    if aborted and send is not None:
+        send(aborted)
 
 
 def _cancel_thread(core: Any, key: str, index: int, tenant: str) -> str:

@@ -58,7 +58,9 @@ class ParamsReader:
         request.max_tokens = self._own_max_tokens(request.max_tokens, fj_params)
         self._core.fj_params[request.request_id] = fj_params
         if options.return_tree or (request.sampling_params.extra_args or {}).get(TREE):
-            recording = Recording(request.prompt_token_ids or [], fj_params.sampling_params)
+            recording = Recording(
+                request.prompt_token_ids or [], fj_params.sampling_params, self._core.weights
+            )
             fj_params.recording = self._core.recordings[request.request_id] = recording
 
     @staticmethod

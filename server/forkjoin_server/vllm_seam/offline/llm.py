@@ -161,6 +161,7 @@ def _tree(
         asked.logprobs or 0,
         seed,
         answer.finish_reason,
+        answer.weight_versions,
     )
 
 

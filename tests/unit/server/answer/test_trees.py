@@ -25,7 +25,9 @@ PARAMS = SamplingParams(seed=5, logprobs=0)
 
 def told(index, token_ids, finish_reason=None, logprob=-0.5):
     rows = [{token: Logprob(logprob)} for token in token_ids]
-    return SimpleNamespace(index=index, token_ids=token_ids, logprobs=rows, finish_reason=finish_reason)
+    return SimpleNamespace(
+        index=index, token_ids=token_ids, logprobs=rows, finish_reason=finish_reason, weight_versions=None
+    )
 
 
 def output(*completions):
