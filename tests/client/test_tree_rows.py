@@ -168,6 +168,12 @@ def test_what_two_weights_have_sampled_is_not_exact():
     assert [row.is_exact for row in tree.rows()] == [False, True, True]
 
 
+def test_what_was_sampled_on_kv_of_earlier_weights_is_not_exact():
+    tree = joined_by_prefill()
+    tree.segments[-1].has_old_kv = True
+    assert [row.is_exact for row in tree.rows()] == [False, True, True]
+
+
 def test_without_logprobs_there_are_no_rows():
     tree = Tree([Segment(REQUEST, [1, 2], 1, 0)], [2])
     for rows in (tree.rows, tree.transcript):

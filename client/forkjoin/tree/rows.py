@@ -96,7 +96,8 @@ def _is_exact(segments: Sequence[Segment], text: list[Place], counts: list[Place
     """Whether tokens that count stand where one model sampled them, after what they saw, at its positions."""
     if any(place is not None and place != here for place, here in zip(counts, text, strict=True)):
         return False
-    if len({segments[place[0]].weight_version for place in counts if place is not None}) > 1:
+    counted = [segments[place[0]] for place in counts if place is not None]
+    if len({segment.weight_version for segment in counted}) > 1 or any(s.has_old_kv for s in counted):
         return False
     in_place = all(segments[n].position + offset == index for index, (n, offset) in enumerate(text))
     return in_place and not any(segments[n].joined for n, _ in text)
