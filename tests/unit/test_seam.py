@@ -380,7 +380,10 @@ ATTRIBUTES = {
     "vllm.v1.engine.output_processor:OutputProcessor": "request_states tokenizer tracing_enabled",
     "vllm.v1.engine.output_processor:RequestState": "request_id parent_req external_req_id",
     "vllm.v1.engine.parallel_sampling:ParentRequest": "external_req_id",
-    "vllm.v1.engine:EngineCoreRequest": "request_id prompt_token_ids sampling_params cache_salt",
+    "vllm.v1.engine:EngineCoreRequest": (
+        "request_id prompt_token_ids sampling_params cache_salt data_parallel_rank mm_features prompt_embeds "
+        "lora_request"
+    ),
     "vllm.config:ParallelConfig": "_api_process_count data_parallel_index",
     "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware": "app api_tokens",
     "vllm.renderers.base:BaseRenderer": "_executor _tokenize_prompt_async",

@@ -63,8 +63,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
             raise GracefulHTTPError(str(error), HTTPStatus(error.status)) from error
         try:
             _say_whose(request, visit.tenant)
-            if request.data_parallel_rank is None:
-                request.data_parallel_rank = visit.engine
+            _place(request, visit.engine)
             super().add_request(request, *args, **kwargs)
         except BaseException:
             BACKLOG.has_ended(request.request_id)
@@ -181,6 +180,12 @@ def _external_id(state: RequestState | None) -> str | None:
         return None
     external: str = state.parent_req.external_req_id if state.parent_req else state.external_req_id
     return external
+
+
+def _place(core_request: EngineCoreRequest, engine: int | None) -> None:
+    """Send it to ``engine``, unless the client has chosen another."""
+    if core_request.data_parallel_rank is None:
+        core_request.data_parallel_rank = engine
 
 
 def _prompt_of(request: EngineCoreRequest) -> tuple[object, ...] | None:
