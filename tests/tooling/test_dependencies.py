@@ -37,7 +37,13 @@ PROGRAMS |= {"types-pyyaml", "types-regex", "mkdocstrings"}
 EXPORTERS = {"opentelemetry-sdk", "opentelemetry-exporter-otlp"}  # vLLM imports them
 
 #: In environments of their own (requirements/*.in).
-ELSEWHERE = ("tests/deploy/in_tools.py", "tests/fuzz/__main__.py", "deploy", "examples")
+ELSEWHERE = (
+    "tests/deploy/in_tools.py",
+    "tests/fuzz/__main__.py",
+    "tests/server/trainers",
+    "deploy",
+    "examples",
+)
 
 
 def project(path: str) -> dict[str, Any]:
