@@ -37,6 +37,16 @@ def new_key() -> str:
     return f"fj{uuid.uuid4().hex}"
 
 
+def new_placed_key() -> str:
+    """The same, marked as one that names an engine: a UUID of version 8, which RFC 9562 leaves to us."""
+    return f"fj{uuid.UUID(int=uuid.uuid4().int & ~(0xF << 76) | 8 << 76).hex}"
+
+
+def is_placed(key: str) -> bool:
+    """Whether ``key`` is of ``new_placed_key``."""
+    return uuid.UUID(hex=key.removeprefix("fj")).version == 8
+
+
 def key_in(request_id: str) -> str | None:
     """The key of the request that has this id, None without one.
 
