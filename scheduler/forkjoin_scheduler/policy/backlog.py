@@ -188,12 +188,13 @@ class Backlog:
     ) -> None:
         """A family of ``visit`` comes to the engine. Raises Overloaded if none of its may.
 
-        ``prompt`` is equal for equal prompts. Those of one group are prefilled once: while the first of them
-        waits, the others count no prompt.
+        ``prompt`` is equal for equal prompts; None: not known. Those of one group are prefilled once: while
+        the first of them waits, the others count no prompt.
         """
         if visit.refused is not None:
             raise visit.refused
-        shares = None if visit.group is None else (visit.tenant.id, visit.group, prompt)
+        is_shared = visit.group is not None and prompt is not None
+        shares = (visit.tenant.id, visit.group, prompt) if is_shared else None
         if shares in self._sharing:
             prompt_tokens = 0
         load = self._load_of(visit, prompt_tokens, max_tokens)

@@ -196,6 +196,13 @@ def test_the_prompt_of_one_that_ends_before_it_begins_is_the_next_ones(clock):
     _enter_group(backlog, "c", group="another")
 
 
+def test_prompts_that_are_not_told_apart_count_each(clock):
+    backlog = _backlog(clock)
+    _enter_group(backlog, "a", prompt=None)
+    with pytest.raises(Overloaded):
+        _enter_group(backlog, "b", prompt=None)
+
+
 GROUP_MOVES = st.lists(
     st.tuples(st.sampled_from(["enter", "begin", "end"]), st.integers(0, 5), st.integers(0, 1)), max_size=60
 )
