@@ -47,6 +47,8 @@ def stitching(vllm_config: Any, cache: Cache | None, machine: Machine) -> Check:
 
     try:
         reason = estimate.stitching_refusal(vllm_config, machine)
+    except NotImplementedError as error:  # vLLM has no kernel for it on this CPU
+        return fail("stitching", str(error))
     except Exception as error:  # of whatever kind a model's config raises that lacks what others have
         return warn("stitching", f"can't be worked out for this model ({error})", "start it to see")
     if reason is not None:

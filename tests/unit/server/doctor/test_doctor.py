@@ -403,9 +403,17 @@ PRUNING = MultiModalConfig(video_pruning_rate=0.5)
         ({"worker_cls": "auto"}, 18, "FAIL", "needs --worker-cls"),
     ],
 )
-def test_stitched_joins_need_a_layout_and_room(changes, num_blocks, status, said):
+def test_stitched_joins_need_a_layout_and_room(changes, num_blocks, status, said, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
     check = stitching(_config(**changes), Cache(num_blocks, 128, BLOCK_BYTES), CPU)
     assert (check.status.value, said in str(check)) == (status, True)
+
+
+def test_a_cpu_for_which_vllm_has_no_kernel_fails_with_its_words(monkeypatch):
+    for has in ("_is_avx512_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, has, lambda: False)
+    check = stitching(_config(cache_dtype="fp8"), Cache(18, 128, BLOCK_BYTES), CPU)
+    assert (check.status, "requires x86 with AVX-512" in check.seen) == (Status.FAIL, True)
 
 
 def test_kernels_whose_layout_is_not_known_are_seen_before_an_engine_starts(monkeypatch):
