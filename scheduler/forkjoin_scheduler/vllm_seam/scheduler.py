@@ -170,6 +170,8 @@ class ForkJoinScheduler(AsyncScheduler):
             self._fence.fenced("pace", None, self._eviction.spare_the_oldest)
             if not self._fence.fenced("pace", None, self._pacer.choose):
                 self._pacer.stop()
+        elif self._waits.held_back:  # the last threads ended while they sat out
+            self._waits.let_all_run()
         if self._core.leases:
             self._fence.fenced("keep", None, self._leasing.expire)
         pause_state = self._pause_state

@@ -130,9 +130,11 @@ class ThreadPacer:
         }
 
     def stop(self) -> None:
-        """The policy has failed: from here on all threads run."""
+        """The policy has failed: from the next step on all threads run.
+
+        In this one, those that sit out still count for what may start beside them.
+        """
         self.policy = Eager()
-        self._waits.let_all_run()
 
     def _could_be_kept(self) -> bool:
         """Whether more want a slot than there are, a thread among them: one that has a slot keeps it.

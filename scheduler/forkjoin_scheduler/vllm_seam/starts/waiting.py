@@ -33,6 +33,8 @@ class Waiters:
         self._core, self._jobs = core, jobs
         #: Threads that the policy does not let run in this step (``thread_pacer.py``).
         self.held_back: set[str] = set()
+        #: The adapters of what runs, by the step and how many run: asked for each waiting request.
+        self._adapters: tuple[tuple[int, int], set[int]] = ((-1, 0), set())
 
     def hold_back(self, request: Request) -> None:
         """Let a thread sit the next step out."""
@@ -50,8 +52,17 @@ class Waiters:
         lora_config = self._core.scheduler.vllm_config.lora_config
         if lora_config is None or request.lora_request is None or not self.held_back:
             return True
-        adapters = {r.lora_request.lora_int_id for r in self._core.scheduler.running if r.lora_request}
-        return len(adapters | {request.lora_request.lora_int_id}) <= lora_config.max_loras
+        adapters = self._running_adapters()
+        is_new = request.lora_request.lora_int_id not in adapters
+        return len(adapters) + is_new <= lora_config.max_loras
+
+    def _running_adapters(self) -> set[int]:
+        scheduler = self._core.scheduler
+        known_for = (scheduler.current_step, len(scheduler.running))
+        if self._adapters[0] != known_for:
+            adapters = {r.lora_request.lora_int_id for r in scheduler.running if r.lora_request}
+            self._adapters = (known_for, adapters)
+        return self._adapters[1]
 
     def let_all_run(self) -> None:
         """Hold no thread back any more."""
