@@ -79,10 +79,10 @@ LATER: dict[str, Later] = {
         Tier.ALL, "a process with an engine, 35 s; test_matrix has that runner, and this file the V1 runner"
     ),
     "tests/engine/test_images_stitched.py": Later(
-        Tier.CI, "an engine of its own, 25 s; test_layouts has the positions that its workers offset"
+        Tier.ALL, "an engine of its own, 25 s; test_layouts has the positions that its workers offset"
     ),
     "tests/engine/test_paths.py": Later(
-        Tier.CI, "an engine of its own, 25 s; test_layouts has what the model is told of paths"
+        Tier.ALL, "an engine of its own, 25 s; test_layouts has what the model is told of paths"
     ),
     "tests/engine/test_trees.py": Later(
         Tier.CI, "30 s of sampling; unit/scheduler/machine compares what is recorded with each context"
@@ -147,7 +147,7 @@ LATER: dict[str, Later] = {
         Tier.CI, "50 s; the first tier has the case of joins at once"
     ),
     "tests/engine/test_pressure.py::test_families_that_give_way_at_any_step_have_the_logprobs_of_undisturbed_ones": Later(
-        Tier.CI, "90 s; test_random compares those of a stand-in for a model"
+        Tier.ALL, "90 s; test_random compares those of a stand-in for a model"
     ),
     "tests/reference_clients/test_stock.py": Later(
         Tier.ALL, "stock vllm serve and an engine; test_scripted has the clients on a model that is a script"
@@ -156,7 +156,7 @@ LATER: dict[str, Later] = {
         Tier.CI, "ten schedulers; tooling/test_docs_site has the figures that are drawn"
     ),
     "tests/engine/test_own_policies.py": Later(
-        Tier.CI, "two engines, 40 s; test_victims, test_admitting and test_votes have policies of one's own"
+        Tier.ALL, "two engines, 40 s; test_victims, test_admitting and test_votes have policies of one's own"
     ),
     "tests/engine/test_overview.py": Later(
         Tier.CI, "a dozen schedulers; unit/server/http/test_families has what is made of their answers"
@@ -183,7 +183,10 @@ LATER: dict[str, Later] = {
     "tests/server/test_agents.py": Later(
         Tier.CI, "six answers on the shared server; unit/server/answer/test_agents has each event and item"
     ),
-    "tests/server/test_instruct.py": Later(Tier.CI, "a server on a model of 135 M parameters"),
+    "tests/server/test_instruct.py": Later(
+        Tier.ALL,
+        "a server on a model of 135 M parameters, 400 s on a CPU with AVX2 only; test_explicit forks as it does",
+    ),
     "tests/server/test_way.py::test_each_file_of_the_path_runs_for_a_request": Later(
         Tier.ALL, "a server that traces all functions; unit/docs has that each file is there"
     ),
@@ -225,7 +228,6 @@ LATER: dict[str, Later] = {
         f"tests/server/test_examples.py::test_{test}": Later(Tier.CI, "needs no packages but the server's")
         for test in (
             f"{_EXAMPLE}[offline_batch.py]",
-            f"{_EXAMPLE}[train_on_trees.py]",
             f"{_EXAMPLE}[with_curl.sh]",
             "every_file_is_run_and_listed",
         )
@@ -268,8 +270,12 @@ LATER: dict[str, Later] = {
     "tests/server/test_start.py": Later(Tier.CI, "seven starts of vLLM that are refused"),
     "tests/server/test_doctor.py": Later(Tier.CI, "four starts of vLLM's configuration"),
     "tests/soak/test_primitives.py": Later(Tier.CI, "two processes with vLLM's kernels; 20 s"),
-    "tests/soak/test_soak.py": Later(Tier.CI, "two minutes of load on a server of its own"),
-    "tests/bench/test_smoke.py": Later(Tier.CI, "a server, an engine and a load"),
+    "tests/soak/test_soak.py": Later(
+        Tier.ALL, "two minutes of load on a server of its own; test_usage and test_overload have shorter ones"
+    ),
+    "tests/bench/test_smoke.py": Later(
+        Tier.ALL, "a server, an engine and a load; the other tests of the folder have each part of it"
+    ),
     "tests/deploy/test_values.py": Later(
         Tier.CI, "renders the chart seventeen times; test_schemas has the values that we ship"
     ),
