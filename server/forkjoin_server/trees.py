@@ -156,8 +156,11 @@ def _append(
     """Append sampled tokens. Tokens before them that have no logprobs were injected."""
     num = len(segment.token_ids)
     if logprobs is not None:
-        segment.logprobs = [*(segment.logprobs or [None] * num), *logprobs]
+        if segment.logprobs is None:
+            segment.logprobs = [None] * num
+        segment.logprobs += logprobs
     if top is not None:
-        nothing: list[dict[int, float]] = [{} for _ in range(num)]
-        segment.top_logprobs = [*(segment.top_logprobs or nothing), *top]
+        if segment.top_logprobs is None:
+            segment.top_logprobs = [{} for _ in range(num)]
+        segment.top_logprobs += top
     segment.token_ids += token_ids

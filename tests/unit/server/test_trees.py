@@ -58,6 +58,17 @@ def test_segments_have_what_their_events_tell():
     assert tree.linear() == [4, 6, 7]
 
 
+def test_a_token_more_is_appended_and_no_list_is_made_anew():
+    builder = built(*FORK[:2])
+    (segment,) = builder.tree([4], None).segments
+    lists = segment.token_ids, segment.logprobs, segment.top_logprobs
+    for _ in range(100):
+        builder.hear([SegmentWrote(segment=0, token_ids=[5], logprobs=[-0.5], top=[{5: -0.5}])])
+    assert segment.logprobs is lists[1]
+    assert segment.top_logprobs is lists[2]
+    assert [len(own) for own in lists] == [103] * 3
+
+
 def test_of_a_request_that_ended_in_the_middle_there_is_the_tree_so_far():
     tree = built(*FORK).tree([4], "stop")
     assert [(s.token_ids, s.finish_reason) for s in tree.segments] == [
