@@ -98,7 +98,8 @@ seed. Log-probabilities are always there, those of the likeliest tokens if the r
 (`logprobs`, `top_logprobs`). One that is not finite is -9999. An answer that ends early (a stop string, a limit, an abort) has its tree so far.
 A response of several turns (tools of the server) has the tree of the last one.
 
-A request that may generate more than `--max-tree-tokens` is a 400, and so are `background`, beam search and prompt embeddings.
+A request whose trees may be larger than `--max-tree-tokens` is a 400: what all answers may generate, and the prompt once for each,
+since each tree repeats it. So are `background`, beam search and prompt embeddings, also those in a chat's messages.
 A response that is fetched later has no tree.
 
 ## Cancel one thread

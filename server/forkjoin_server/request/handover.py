@@ -50,6 +50,7 @@ class Asked:
     #: Gathers the trees of its answers, if it wants them, which may hold ``max_tree_tokens``.
     trees: Trees | None = None
     max_tree_tokens: int = 0
+    num_tree_tokens: int = 0
 
     def charge(self, num_answers: int, max_tokens: int | None, max_model_len: int) -> None:
         """Count what another prompt's answers may cost at most, as ``live.py`` gives each its budget.
@@ -67,17 +68,20 @@ class Asked:
                 "the context where none is given, n, best_of or the number of prompts"
             )
 
-    def check_trees(self, num_top: int) -> None:
-        """Raise BadRequestOptions if the trees of what was charged may be too large.
+    def charge_trees(self, num_answers: int, num_prompt_tokens: int, num_top: int) -> None:
+        """Count the prompt of what was charged last, which each of its answers' trees repeats.
 
-        ``num_top``: likeliest tokens that are told beside each.
+        ``num_top``: likeliest tokens that are told beside each generated one. Raises BadRequestOptions if all
+        trees together may be too large.
         """
-        if (num := self.num_tokens * (1 + num_top)) > self.max_tree_tokens:
+        num_prompts = 1 + len(self.options.rounds or ())  # each round asks again
+        self.num_tree_tokens += num_answers * num_prompts * num_prompt_tokens
+        if (num := self.num_tree_tokens + self.num_tokens * (1 + num_top)) > self.max_tree_tokens:
             raise BadRequestOptions(
                 f"forkjoin.return_tree: expected at most {self.max_tree_tokens} tokens over all answers (the "
-                f"server's --max-tree-tokens), with {num_top} likeliest ones beside each, got up to {num}: "
-                "lower max_tokens, which is the rest of the context where none is given, n, best_of or the "
-                "number of logprobs"
+                f"server's --max-tree-tokens), each with its prompt, and with {num_top} likeliest ones "
+                f"beside each generated token, got up to {num}: lower max_tokens, which is the rest of the "
+                "context where none is given, n, best_of or the number of logprobs, or shorten the prompt"
             )
 
 
@@ -151,13 +155,32 @@ def install(client: Any) -> None:
         if asked is None or asked.trees is None:
             return generate(prompt, sampling_params, *args, **kwargs)
         sampling_params = with_logprobs(sampling_params)
-        asked.check_trees(_num_top(client, sampling_params))
+        num_prompt_tokens = len(_tokens_of(prompt))
+        asked.charge_trees(sampling_params.n, num_prompt_tokens, _num_top(client, sampling_params))
         request_id = args[0] if args else kwargs["request_id"]
         outputs = generate(prompt, sampling_params, *args, **kwargs)
         return asked.trees.gathering(request_id, sampling_params, outputs)
 
     renderer.process_for_engine_async = process_for_engine_async
     client.generate = generate_as_asked
+
+
+def _tokens_of(engine_input: Any) -> list[int]:
+    """The tokens that a tree begins with. Raises BadRequestOptions if the prompt has others than tokens.
+
+    The parts of a chat may be embeddings, which ``field.py`` does not see.
+    """
+    given = engine_input if isinstance(engine_input, dict) else {}
+    ids: list[int] | None = given.get("prompt_token_ids")
+    if given.get("prompt_embeds") is not None or "prompt_embeds" in (given.get("mm_placeholders") or ()):
+        reason = "prompt embeddings"
+    elif ids is None:
+        reason = f"a prompt of the kind {given.get('type')}"
+    else:
+        return ids
+    raise BadRequestOptions(
+        f"forkjoin.return_tree: expected a prompt of tokens alone, got {reason}: drop one"
+    )
 
 
 def _num_top(client: Any, sampling_params: Any) -> int:

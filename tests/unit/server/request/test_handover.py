@@ -327,7 +327,7 @@ def test_each_thread_of_a_vote_is_a_structured_answer(client):
     assert len(client.calls) == 1
 
 
-def _asked_for_trees(client, max_tree_tokens, **given):
+def _asked_for_trees(client, max_tree_tokens, prompt=(), options=None, **given):
     """The parameters that the engine gets of a request for ten tokens that wants its tree."""
     seen = []
 
@@ -341,9 +341,10 @@ def _asked_for_trees(client, max_tree_tokens, **given):
     client.generate = generate
     install(client)
     client.model_config.get_vocab_size = lambda: 64
-    asked = Asked(CompiledOptions(return_tree=True), trees=Trees("k"), max_tree_tokens=max_tree_tokens)
+    options = CompiledOptions(return_tree=True, **(options or {}))
+    asked = Asked(options, trees=Trees("k"), max_tree_tokens=max_tree_tokens)
     params = _params(**given)
-    assert len(asyncio.run(read(_generate(client, asked, params)))) == 1
+    assert len(asyncio.run(read(_generate(client, asked, params, prompt)))) == 1
     assert seen[0] is not params
     return params, seen[0]
 
@@ -354,10 +355,47 @@ def test_who_wants_a_tree_gets_log_probabilities_that_only_the_tree_has(client):
     assert engines.extra_args == {"forkjoin_compiled": {"return_tree": True}}
 
 
-@pytest.mark.parametrize(("logprobs", "num"), [(None, 10), (3, 40), (-1, 650)])
-def test_trees_that_may_grow_over_the_servers_limit_are_refused(client, logprobs, num):
-    _asked_for_trees(client, num, logprobs=logprobs)
+@pytest.mark.parametrize(
+    ("given", "num"),
+    [
+        ({}, 10),
+        ({"logprobs": 3}, 40),
+        ({"logprobs": -1}, 650),
+        ({"prompt": range(7)}, 17),
+        ({"prompt": range(7), "n": 3, "logprobs": 1}, 3 * 7 + 3 * 10 * 2),
+        ({"prompt": range(7), "options": {"rounds": [2, 1]}}, 10 + 3 * 7),
+    ],
+    ids=str,
+)
+def test_trees_that_may_grow_over_the_servers_limit_are_refused(client, given, num):
+    _asked_for_trees(client, num, **given)
     with pytest.raises(
         BadRequestOptions, match=rf"at most {num - 1} tokens .* got up to {num}: lower max_tokens"
     ):
-        _asked_for_trees(client, num - 1, logprobs=logprobs)
+        _asked_for_trees(client, num - 1, **given)
+
+
+def test_the_trees_of_all_prompts_of_a_request_are_counted(client):
+    asked = Asked(CompiledOptions(return_tree=True), trees=Trees("k"), max_tree_tokens=2 * 17)
+    _generate(client, asked, prompt=range(7))
+    _generate(client, asked, prompt=range(7))
+    with pytest.raises(BadRequestOptions, match=r"forkjoin\.return_tree: .* got up to 51"):
+        _generate(client, asked, prompt=range(7))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ({"type": "embeds", "prompt_token_ids": [1], "prompt_embeds": "x"}, "prompt embeddings"),
+        (
+            {"type": "multimodal", "prompt_token_ids": [1], "mm_placeholders": {"prompt_embeds": []}},
+            "prompt embeddings",
+        ),
+        ({"type": "enc_dec"}, "a prompt of the kind enc_dec"),
+    ],
+)
+def test_a_tree_of_what_are_no_tokens_is_refused(client, prompt, reason):
+    asked = Asked(CompiledOptions(return_tree=True), trees=Trees("k"), max_tree_tokens=100)
+    with handing_over(asked), pytest.raises(BadRequestOptions, match=f"return_tree: .* got {reason}"):
+        client.generate(prompt, _params(), "r")
+    assert client.calls == []
