@@ -14,6 +14,8 @@ from forkjoin.errors import ForkJoinError
 from forkjoin.options import ForkJoin
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+#: By it routers choose a replica.
+SESSION = "x-session-id"
 ADDRESS = "http://localhost:8000"
 #: The variables that stand in for arguments.
 URL_VARIABLE, KEY_VARIABLE = "FORKJOIN_CLIENT_URL", "FORKJOIN_CLIENT_API_KEY"
@@ -58,11 +60,23 @@ class Server:
         return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
 
 
-def routing(body: Any) -> dict[str, str]:
-    """The header by which routers keep all requests of a group on one replica."""
+def group_in(body: Any) -> Any:
+    """The group that a body names, whatever stands there; None: none."""
     asked = body.get("forkjoin") if isinstance(body, dict) else None
-    group_id = asked.get("group_id") if isinstance(asked, dict) else None
-    return {"x-session-id": quote(group_id, safe="")} if isinstance(group_id, str) else {}
+    return asked.get("group_id") if isinstance(asked, dict) else None
+
+
+def routing(group_id: Any) -> dict[str, str]:
+    """The header by which routers keep all requests of a group on one replica.
+
+    An id that no header can hold has none: what is wrong with it is the server's to say.
+    """
+    if not isinstance(group_id, str):
+        return {}
+    try:
+        return {SESSION: quote(group_id, safe="")}
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return {}
 
 
 def cancel_path(thread_id: str) -> str:

@@ -15,11 +15,13 @@ from forkjoin.answer import Answer
 from forkjoin.asking import (
     CHAT,
     MODELS,
+    SESSION,
     TIMEOUT,
     Messages,
     Server,
     cancel_path,
     chat_body,
+    group_in,
     release_path,
     routing,
 )
@@ -62,10 +64,17 @@ class _Client:
         return self._server.address
 
     def _request(
-        self, http: httpx.Client | httpx.AsyncClient, method: str, path: str, body: Any
+        self,
+        http: httpx.Client | httpx.AsyncClient,
+        method: str,
+        path: str,
+        body: Any,
+        group_id: str | None,
     ) -> httpx.Request:
+        headers = self._server.headers
+        if SESSION not in http.headers:  # of the user's own
+            headers |= routing(group_in(body) if group_id is None else group_id)
         try:
-            headers = self._server.headers | routing(body)
             return http.build_request(method, self.address + path, json=body, headers=headers)
         except (ValueError, httpx.InvalidURL) as error:  # half of a surrogate pair, or NaN
             raise ForkJoinError(
@@ -153,17 +162,21 @@ class Client(_Client):
         asked = chat_body(messages, forkjoin, body, is_stream=False)
         return self._answer(self._send("POST", CHAT, asked))
 
-    def cancel_thread(self, thread_id: str) -> None:
+    def cancel_thread(self, thread_id: str, *, group_id: str | None = None) -> None:
         """End one thread of an answer that is being made, with the threads that it has forked.
 
-        From any Python thread; the others go on, and the stream of the answer tells of the end. Raises
-        Conflict if it has ended already, BadRequest if the server knows no such thread.
+        From any Python thread; the others go on, and the stream of the answer tells of the end. Behind a
+        router, ``group_id`` is that of the answer. Raises Conflict if it has ended already, BadRequest if the
+        server knows no such thread.
         """
-        self._send("POST", cancel_path(thread_id))
+        self._send("POST", cancel_path(thread_id), group_id=group_id)
 
-    def release(self, answer_id: str) -> None:
-        """End the lease of an answer that ``keep`` keeps. Raises BadRequest if none is kept by that id."""
-        self._send("POST", release_path(answer_id))
+    def release(self, answer_id: str, *, group_id: str | None = None) -> None:
+        """End the lease of an answer that ``keep`` keeps. Raises BadRequest if none is kept by that id.
+
+        Behind a router, ``group_id`` is that of the answer.
+        """
+        self._send("POST", release_path(answer_id), group_id=group_id)
 
     def models(self) -> list[str]:
         """The names of the models served."""
@@ -173,10 +186,18 @@ class Client(_Client):
         """What the server has at ``path``, with the retries and errors of all requests."""
         return self._send("GET", path)
 
-    def _send(self, method: str, path: str, body: Any = None, *, is_stream: bool = False) -> httpx.Response:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        group_id: str | None = None,
+        is_stream: bool = False,
+    ) -> httpx.Response:
         num_retries = 0
         while True:
-            request = self._request(self._http, method, path, body)
+            request = self._request(self._http, method, path, body, group_id)
             error: Exception | None
             try:
                 response = self._http.send(request, stream=is_stream)
@@ -231,17 +252,20 @@ class AsyncClient(_Client):
         asked = chat_body(messages, forkjoin, body, is_stream=False)
         return self._answer(await self._send("POST", CHAT, asked))
 
-    async def cancel_thread(self, thread_id: str) -> None:
+    async def cancel_thread(self, thread_id: str, *, group_id: str | None = None) -> None:
         """End one thread of an answer that is being made, with the threads that it has forked.
 
-        The others go on, and the stream of the answer tells of the end. Raises Conflict if it has ended
-        already, BadRequest if the server knows no such thread.
+        The others go on, and the stream of the answer tells of the end. Behind a router, ``group_id`` is that
+        of the answer. Raises Conflict if it has ended already, BadRequest if the server knows no such thread.
         """
-        await self._send("POST", cancel_path(thread_id))
+        await self._send("POST", cancel_path(thread_id), group_id=group_id)
 
-    async def release(self, answer_id: str) -> None:
-        """End the lease of an answer that ``keep`` keeps. Raises BadRequest if none is kept by that id."""
-        await self._send("POST", release_path(answer_id))
+    async def release(self, answer_id: str, *, group_id: str | None = None) -> None:
+        """End the lease of an answer that ``keep`` keeps. Raises BadRequest if none is kept by that id.
+
+        Behind a router, ``group_id`` is that of the answer.
+        """
+        await self._send("POST", release_path(answer_id), group_id=group_id)
 
     async def models(self) -> list[str]:
         """The names of the models served."""
@@ -252,11 +276,17 @@ class AsyncClient(_Client):
         return await self._send("GET", path)
 
     async def _send(
-        self, method: str, path: str, body: Any = None, *, is_stream: bool = False
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        group_id: str | None = None,
+        is_stream: bool = False,
     ) -> httpx.Response:
         num_retries = 0
         while True:
-            request = self._request(self._http, method, path, body)
+            request = self._request(self._http, method, path, body, group_id)
             error: Exception | None
             try:
                 response = await self._http.send(request, stream=is_stream)

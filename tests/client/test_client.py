@@ -100,6 +100,35 @@ def test_a_group_is_a_session_for_routers(is_async):
 
 
 @both
+@pytest.mark.parametrize("method", ["cancel_thread", "release"])
+def test_what_is_asked_about_an_answer_goes_to_its_replica(is_async, method):
+    server = StandIn(httpx.Response(200, json={}), httpx.Response(200, json={}))
+    server.called(is_async, method, "x", asked={"group_id": "a group/1"})
+    server.called(is_async, method, "x")
+    assert [r.headers.get("x-session-id") for r in server.requests] == ["a%20group%2F1", None]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_session_of_the_users_own_stays(is_async):
+    server, headers = StandIn(*[httpx.Response(200, json=WHOLE)] * 2), {"X-Session-ID": "mine"}
+    forkjoin = {"group_id": "g"}
+    if is_async:
+
+        async def run():
+            http = httpx.AsyncClient(transport=httpx.MockTransport(server), headers=headers)
+            client = AsyncClient("http://s", http=http)
+            await client.ask("x", forkjoin=forkjoin)
+            await client.release("x", group_id="g")
+
+        asyncio.run(run())
+    else:
+        client = Client("http://s", http=httpx.Client(transport=httpx.MockTransport(server), headers=headers))
+        client.ask("x", forkjoin=forkjoin)
+        client.release("x", group_id="g")
+    assert [r.headers.get_list("x-session-id") for r in server.requests] == [["mine"]] * 2
+
+
+@both
 def test_a_thread_is_cancelled_by_its_id(is_async):
     server = StandIn(httpx.Response(503), httpx.Response(202, json={"status": "cancelling"}))
     assert server.called(is_async, "cancel_thread", "th_1/x", api_key="k") is None

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from forkjoin.asking import Server, routing
+from forkjoin.asking import Server, group_in, routing
 from forkjoin.batch.answers import Row
 from forkjoin.batch.lines import Line
 from forkjoin.errors import NotConnected, refusal
@@ -80,8 +80,9 @@ class Asker:
     async def row(self, line: Line) -> Row:
         """The row of ``line``. Raises NotConnected when patience ends, WrongKey if the key is none."""
         num_again = num_lost = 0
+        session = routing(group_in(json.loads(line.body)))
         while True:
-            outcome = await self._ask(line)
+            outcome = await self._ask(line, session)
             if not isinstance(outcome, _Again):
                 self._answered_s, self.trouble = self._clock(), None
                 return outcome
@@ -101,9 +102,8 @@ class Asker:
             await self._sleep(_BACKOFF.wait_s(num_doubled, None, asked_s, random.random()) or 0.0)
             num_again += 1
 
-    async def _ask(self, line: Line) -> Row | _Again:
-        headers = {"content-type": "application/json", **self._server.headers}
-        headers |= routing(json.loads(line.body))
+    async def _ask(self, line: Line, session: dict[str, str]) -> Row | _Again:
+        headers = {"content-type": "application/json", **self._server.headers, **session}
         is_open = False
 
         async def trace(event: str, _: object) -> None:

@@ -80,6 +80,15 @@ def test_a_group_is_a_session_for_routers():
     assert server.requests[0].headers["x-session-id"] == "g"
 
 
+@pytest.mark.parametrize("group_id", [b'"\\ud800"', b"7", b"null"])
+def test_a_group_that_no_header_can_hold_is_the_servers_to_refuse(group_id):
+    server = StandIn(_status(400))
+    line = Line("a", "/v1/completions", b'{"prompt": "x", "forkjoin": {"group_id": %s}}' % group_id)
+    (row,) = asyncio.run(server._rows(1, line))
+    assert row["response"]["status_code"] == 400
+    assert "x-session-id" not in server.requests[0].headers
+
+
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 def test_a_request_that_is_wrong_has_the_servers_error_as_its_response(status):
     row = StandIn(_status(status)).row()
