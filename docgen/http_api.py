@@ -96,11 +96,13 @@ the answer has `threads: []`, `num_threads` is 0, and all its tokens are on the 
 `Tree.from_dict` of the Python client reads it. The numbers are those that the same request has [offline](offline.md), with its
 seed. Log-probabilities are always there, those of the likeliest tokens if the request asks for them
 (`logprobs`, `top_logprobs`). One that is not finite is -9999. An answer that ends early (a stop string, a limit, an abort) has its tree so far.
-A response of several turns (tools of the server) has the tree of the last one.
+A response of several turns (tools of the server) has the tree of the last one. Seeds have up to 63 bits, which `JSON.parse` of
+JavaScript rounds.
 
 A request whose trees may be larger than `--max-tree-tokens` is a 400: what all answers may generate, and the prompt once for each,
 since each tree repeats it. So are `background`, beam search and prompt embeddings, also those in a chat's messages.
-A response that is fetched later has no tree.
+A response that is fetched later has no tree. Neither has an answer whose tree could not be built: that is a bug, which
+`forkjoin:internal_errors_total` counts as `where="tree"`.
 
 ## Cancel one thread
 

@@ -51,25 +51,36 @@ class Trees:
     async def gathering(
         self, request_id: str, params: Any, outputs: AsyncGenerator[Any, None]
     ) -> AsyncIterator[Any]:
-        """``outputs`` of vLLM's for one prompt, as they are; before an answer's last, its tree is there."""
+        """``outputs`` of vLLM's for one prompt, as they are; before an answer's last, its tree is there.
+
+        An error of ours leaves an answer without its tree, and ends none.
+        """
         first, answers = self._first(request_id), dict[int, _Answer]()
 
         def answer_of(index: int) -> _Answer:
             return answers.setdefault(index, _Answer(params, index))
 
         def hear(index: int, events: list[Event]) -> None:
-            answer_of(index).builder.hear(events)
+            answer_of(index).hear(events)
 
         with FEEDS.listening(request_id, hear):
             async with aclosing(outputs) as given:
                 async for output in given:
-                    for told in output.outputs:
-                        answer = answer_of(told.index)
-                        answer.take(output.prompt_token_ids, told)
-                        if told.finish_reason is not None:
-                            self.ended[first + told.index] = as_json(answer.tree(told))
-                            del answers[told.index]
+                    for completion in output.outputs:
+                        answer = answer_of(completion.index)
+                        answer.take(output.prompt_token_ids, completion)
+                        if completion.finish_reason is not None:
+                            self._end(first + completion.index, answer, completion)
+                            del answers[completion.index]
                     yield output
+
+    def _end(self, index: int, answer: _Answer, last: Any) -> None:
+        if not answer.is_whole:
+            return
+        try:
+            self.ended[index] = as_json(answer.tree(last))
+        except Exception as error:
+            FEEDS.contain("tree", error)
 
     def _first(self, request_id: str) -> int:
         """The index of the first choice for the prompt that a request of vLLM's is of."""
@@ -80,26 +91,36 @@ class Trees:
 
 
 class _Answer:
-    """What vLLM has put out of an answer, and what was told of its segments."""
+    """What vLLM has put out of an answer, and the events of its segments."""
 
     def __init__(self, params: Any, index: int) -> None:
-        self.builder = TreeBuilder()
+        #: Whether no event is missing.
+        self.is_whole = True
+        self._builder = TreeBuilder()
         self._params, self._index = params, index
         self._prompt_ids: list[int] = []
         self._token_ids: list[int] = []
         self._logprobs: list[Any] = []
 
-    def take(self, prompt_ids: list[int] | None, told: Any) -> None:
+    def hear(self, events: list[Event]) -> None:
+        """Take in what happened. Who calls contains an error, after which the answer is not whole."""
+        try:
+            self._builder.hear(events)
+        except Exception:
+            self.is_whole = False
+            raise
+
+    def take(self, prompt_ids: list[int] | None, completion: Any) -> None:
         """Take in an output, of a stream or of the whole answer."""
         self._prompt_ids = prompt_ids or self._prompt_ids
-        self._token_ids += told.token_ids
-        self._logprobs += told.logprobs or ()
+        self._token_ids += completion.token_ids
+        self._logprobs += completion.logprobs or ()
 
     def tree(self, last: Any) -> Tree:
         """The tree of the answer, which has ended with the output ``last``."""
         seed, num_top = self._params.seed, self._params.logprobs or 0
         return tree_of(
-            self.builder,
+            self._builder,
             self._prompt_ids,
             self._token_ids,
             self._logprobs,

@@ -72,6 +72,31 @@ def test_segments_that_the_engine_tells_of_are_of_their_own_answer():
     assert (second["token_ids"], second["finish_reason"]) == ([1, 2, 9], "length")
 
 
+def test_an_answer_whose_tree_can_not_be_built_ends_without_it():
+    errors = []
+    observe = lambda event, engine: errors.append(event.where)  # noqa: E731
+    trees, last = Trees(KEY, num_choices=2, num_answers=2), [told(0, [7], "stop"), told(1, [8], "stop")]
+    last[0].logprobs = []
+    FEEDS.observers.append(observe)
+    try:
+        outputs = gather(trees, "r", output(*last))
+    finally:
+        FEEDS.observers.remove(observe)
+    assert outputs == [(output(*last), {1})]
+    assert errors == ["tree"]
+
+
+def test_an_answer_that_lacks_an_event_has_no_tree():
+    def tells():
+        FEEDS.tell("r", 0, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
+        with pytest.raises(IndexError):
+            FEEDS.tell("r", 0, [SegmentWrote(segment=9, token_ids=[9], logprobs=[-0.25])])
+
+    trees = Trees(KEY)
+    assert len(gather(trees, "r", tells, output(told(0, [7], "stop")))) == 1
+    assert trees.ended == {}
+
+
 @pytest.mark.parametrize("joint", "-_")
 def test_the_answers_to_several_prompts_are_numbered_as_choices_are(joint):
     trees = Trees(KEY, num_choices=2, num_answers=6)
