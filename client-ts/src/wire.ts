@@ -101,6 +101,7 @@ export interface Segment {
   logprobs: (number | null)[] | null;
   /** By token id. */
   top_logprobs: Record<string, number>[] | null;
+  /** Up to 63 bits, of which `JSON.parse` keeps 53: take it from the JSON text where it must be exact. */
   seed: number | null;
   finish_reason: string | null;
   title: string;
