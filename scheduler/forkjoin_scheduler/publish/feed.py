@@ -85,18 +85,18 @@ class Feeds:
         self._queues.pop(key, None)
 
     @contextlib.contextmanager
-    def listening(self, request_id: str, hear: Listener) -> Iterator[None]:
-        """Let ``hear`` have the events of each answer to the request of exactly this id, as they come."""
-        self._listeners[request_id] = hear
+    def listening(self, request_id: str, listener: Listener) -> Iterator[None]:
+        """Let ``listener`` have the events of each answer to the request of exactly this id, as they come."""
+        self._listeners[request_id] = listener
         try:
             yield
         finally:
             del self._listeners[request_id]
 
-    def tell(self, request_id: str, answer: int, events: list[Event]) -> None:
+    def emit(self, request_id: str, answer: int, events: list[Event]) -> None:
         """Hand on ``events`` of one ``answer`` to who listens to its request."""
-        if (hear := self._listeners.get(request_id)) is not None:
-            hear(answer, events)
+        if (listener := self._listeners.get(request_id)) is not None:
+            listener(answer, events)
 
     def publish(self, external_request_id: str | None, events: list[Event], engine: int) -> None:
         """Hand on ``events`` of ``engine``; the request's id is None where it is gone already."""

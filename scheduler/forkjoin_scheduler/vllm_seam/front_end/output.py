@@ -132,7 +132,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
             "tracing": self._trace,
             "backlog": self._note_load,
             "event_log": self._log,
-            "tree": self._tell,
+            "tree": self._emit,
             "feed": self._feed,
         }
         for where, hand_on in readers.items():
@@ -166,9 +166,9 @@ class ForkJoinOutputProcessor(OutputProcessor):
             for event in batch.events:
                 event_log.log(_external_id(state) or batch.request_id, event)
 
-    def _tell(self, batch: wire.EventBatch, state: RequestState | None) -> None:
+    def _emit(self, batch: wire.EventBatch, state: RequestState | None) -> None:
         if state is not None and (request_id := _external_id(state)) is not None:
-            FEEDS.tell(request_id, state.request_index, batch.events)
+            FEEDS.emit(request_id, state.request_index, batch.events)
 
     def _feed(self, batch: wire.EventBatch, state: RequestState | None) -> None:
         FEEDS.publish(_external_id(state), batch.events, batch.engine)

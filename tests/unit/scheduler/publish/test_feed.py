@@ -77,7 +77,7 @@ def test_who_listens_to_a_request_hears_of_each_of_its_answers_while_it_listens(
     feeds, heard = Feeds(), []
     event = Joined(parent_index=-1, prefilled_tokens=0)
     with feeds.listening("r", lambda answer, events: heard.append((answer, events))):
-        feeds.tell("r", 1, [event])
-        feeds.tell("r-1", 0, [event])
-    feeds.tell("r", 0, [event])
+        feeds.emit("r", 1, [event])
+        feeds.emit("r-1", 0, [event])
+    feeds.emit("r", 0, [event])
     assert heard == [(1, [event])]

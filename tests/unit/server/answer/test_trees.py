@@ -61,9 +61,9 @@ def test_an_answer_that_did_not_fork_is_one_segment_of_all_its_outputs():
 
 def test_segments_that_the_engine_tells_of_are_of_their_own_answer():
     def tells():
-        FEEDS.tell("r", 1, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
-        FEEDS.tell("r", 1, [SegmentWrote(segment=0, token_ids=[9], logprobs=[-0.25])])
-        FEEDS.tell("another", 1, [SegmentBegan(segment=1, index=0, token_ids=[6], position=3)])
+        FEEDS.emit("r", 1, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
+        FEEDS.emit("r", 1, [SegmentWrote(segment=0, token_ids=[9], logprobs=[-0.25])])
+        FEEDS.emit("another", 1, [SegmentBegan(segment=1, index=0, token_ids=[6], position=3)])
 
     trees = Trees(KEY, num_choices=2, num_answers=2)
     gather(trees, "r", tells, output(told(0, [7], "stop"), told(1, [8], "length")))
@@ -88,9 +88,9 @@ def test_an_answer_whose_tree_can_not_be_built_ends_without_it():
 
 def test_an_answer_that_lacks_an_event_has_no_tree():
     def tells():
-        FEEDS.tell("r", 0, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
+        FEEDS.emit("r", 0, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
         with pytest.raises(IndexError):
-            FEEDS.tell("r", 0, [SegmentWrote(segment=9, token_ids=[9], logprobs=[-0.25])])
+            FEEDS.emit("r", 0, [SegmentWrote(segment=9, token_ids=[9], logprobs=[-0.25])])
 
     trees = Trees(KEY)
     assert len(gather(trees, "r", tells, output(told(0, [7], "stop")))) == 1
