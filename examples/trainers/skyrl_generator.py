@@ -28,7 +28,7 @@ class ForkJoinGenerator(GeneratorInterface):
         self.forkjoin = dict(forkjoin or {}) | {"return_tree": True}
 
     async def generate(self, input_batch: GeneratorInput) -> GeneratorOutput:
-        """The rows of one answer to each prompt, in the order of the prompts, the request's own row last."""
+        """The rows of one answer to each prompt, in the order of the prompts; of each, the final row last."""
         prompts = input_batch["prompts"]
         sampling = dict(input_batch["sampling_params"] or {})
         sampling.pop("logprobs", None)  # they are in the tree
@@ -45,9 +45,9 @@ class ForkJoinGenerator(GeneratorInterface):
         extras = input_batch["env_extras"] or [{}] * len(prompts)
         trajectories = input_batch["trajectory_ids"] or [None] * len(prompts)
         for answer, extra, trajectory in zip(answers, extras, trajectories, strict=True):
-            request, *threads = answer.tree.rows()
-            for row in [*threads, request]:
-                is_last = row is request
+            final = answer.tree.final_row()
+            for row in [*(row for row in answer.tree.rows() if row != final), final]:
+                is_last = row is final
                 output["prompt_token_ids"].append(row.prompt_ids)
                 output["response_ids"].append(row.completion_ids)
                 output["loss_masks"].append(row.mask)

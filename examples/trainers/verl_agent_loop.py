@@ -42,7 +42,7 @@ class ForkJoinAgentLoop(AgentLoopBase):
     async def run(
         self, sampling_params: dict[str, Any], **kwargs: Any
     ) -> AgentLoopOutput | list[AgentLoopOutput]:
-        """The rows of one answer to ``raw_prompt``, the request's own last: verl rewards that one."""
+        """The rows of one answer to ``raw_prompt``, the final one last: verl rewards that."""
         started = monotonic()
         async with AsyncClient(self.address) as client:
             answer = await client.ask(
@@ -54,8 +54,9 @@ class ForkJoinAgentLoop(AgentLoopBase):
         seconds = monotonic() - started
         if self.in_one_row:
             return self._output(answer.tree.transcript(), seconds)
-        request, *threads = answer.tree.rows()
-        return [self._output(row, seconds) for row in [*threads, request]]
+        final = answer.tree.final_row()
+        rows = [*(row for row in answer.tree.rows() if row != final), final]
+        return [self._output(row, seconds) for row in rows]
 
     def _output(self, row: Row, seconds: float) -> AgentLoopOutput:
         most = self.rollout_config.response_length

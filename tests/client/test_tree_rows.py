@@ -120,6 +120,7 @@ def test_a_thread_that_went_on_from_a_part_of_what_it_wrote_has_two_rows():
     whole, swapped = tree.rows()
     assert (whole.prompt_ids, whole.completion_ids) == ([1], [2, 3])
     assert (swapped.prompt_ids, swapped.completion_ids) == ([1, 2, 5], [4])
+    assert tree.final_row() == swapped
 
 
 def test_a_sequential_answer_is_one_exact_row_either_way():
@@ -140,6 +141,23 @@ def test_of_a_vote_the_transcript_is_the_thread_that_won():
     )
     assert shown(tree.transcript()) == ([1], [3], [1], [-0.3], True)
     assert [row.completion_ids for row in tree.rows()] == [[2], [3, 4]]
+    assert tree.final_row().completion_ids == [3, 4]
+
+
+def test_the_final_row_is_the_requests_own_wherever_it_sampled_something():
+    tree = joined_by_prefill()
+    assert tree.final_row() == tree.rows()[0]
+    del tree.segments[-1]  # it ends before the join
+    assert shown(tree.final_row())[:2] == ([1], [2])
+    tree.segments[0].num_injected = 2  # and wrote nothing before the fork
+    assert tree.final_row().completion_ids == [6, 9]
+
+
+def test_without_a_sampled_token_there_is_no_final_row():
+    tree = Tree([Segment(REQUEST, [1, 2], 2, 0)], [])
+    assert tree.rows() == []
+    with pytest.raises(ValueError, match="expected a sampled token, found none"):
+        tree.final_row()
 
 
 def test_of_an_answer_that_ends_before_the_join_the_threads_count():

@@ -48,6 +48,20 @@ def rows(segments: Sequence[Segment]) -> list[Row]:
     return sorted(found, key=lambda row: row.thread)
 
 
+def final_row(segments: Sequence[Segment], voted: int | None) -> Row:
+    """Of ``rows`` the one that ends the answer: the request's last, or the last of the vote's winner.
+
+    If that one sampled nothing, the last of all. Raises ValueError if nothing was sampled, or if the segments
+    have no logprobs.
+    """
+    found = rows(segments)
+    if not found:
+        raise ValueError("tree: expected a sampled token, found none: ask again, or leave this answer out")
+    thread = ROOT if voted is None else voted
+    own = [row for row in found if row.thread == thread]
+    return (own or found)[-1]
+
+
 def transcript(segments: Sequence[Segment], answer_ids: Sequence[int], voted: int | None) -> Row:
     """The prompt and the answer; what the request and its threads are seen to have sampled counts.
 

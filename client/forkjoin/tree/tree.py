@@ -65,6 +65,13 @@ class Tree:
         """
         return rows.rows(self.segments)
 
+    def final_row(self) -> Row:
+        """The row of ``rows()`` that ends the answer: the request's last one, or that of the vote's winner.
+
+        Raises ValueError if nothing was sampled, or without logprobs.
+        """
+        return rows.final_row(self.segments, self.voted)
+
     def transcript(self) -> Row:
         """One row: the prompt, and ``linear()`` with a mask. Raises ValueError without logprobs."""
         return rows.transcript(self.segments, self.answer_ids, self.voted)
