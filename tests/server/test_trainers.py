@@ -76,6 +76,7 @@ def test_verl_takes_a_row_for_each_context_or_one_for_all(run, server):
     (one,) = seen["one"]
     assert one["prompts"] == request["prompts"]
     assert sum(one["response_mask"]) > len(one["responses"]) / 2, "the threads' tokens count"
+    assert "row of thread 0: expected at most rollout.prompt_length=30 tokens" in seen["too_long"]
 
 
 def test_skyrl_accepts_the_contexts_of_a_tree_as_the_steps_of_a_trajectory(run, server):

@@ -11,13 +11,12 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigW
 
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
-config = OmegaConf.create(
-    {"actor_rollout_ref": {"rollout": {"prompt_length": 64, "response_length": 900}}, "data": {}}
-)
 tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
 
 
-async def run(in_one_row: bool) -> list[dict]:
+async def run(in_one_row: bool, prompt_length: int = 128) -> list[dict]:
+    rollout = {"prompt_length": prompt_length, "response_length": 1200}
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "data": {}})
     loop = hydra.utils.instantiate(
         config={
             "_target_": "examples.trainers.verl_agent_loop.ForkJoinAgentLoop",
@@ -42,7 +41,12 @@ async def run(in_one_row: bool) -> list[dict]:
 
 
 async def main() -> None:
-    print("SEEN", json.dumps({"rows": await run(False), "one": await run(True)}))
+    seen = {"rows": await run(False), "one": await run(True)}
+    try:
+        await run(False, prompt_length=30)  # too short for what a thread reads
+    except ValueError as error:
+        seen["too_long"] = str(error)
+    print("SEEN", json.dumps(seen))
 
 
 asyncio.run(main())
