@@ -2,6 +2,8 @@
 
     generator = ForkJoinGenerator("http://localhost:8000", reward)
 
+Start the server with ``--logprobs-mode processed_logprobs``: SkyRL divides logits by the temperature.
+
 With ``generator.step_wise_trajectories=true`` a trajectory has several rows, each with a prompt of its own.
 SkyRL means the turns of an agent; here they are the contexts of a tree. The last one has the reward.
 """

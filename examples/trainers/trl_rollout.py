@@ -1,10 +1,14 @@
 """TRL: a ``rollout_func`` for ``GRPOTrainer`` whose answers fork.
 
-    llm = LLM(max_model_len=4096)
+    llm = LLM(max_model_len=4096, logprobs_mode="processed_logprobs")
     trainer = GRPOTrainer(model=..., rollout_func=TreeRollouts(llm), ...)
 
 TRL takes one row for each prompt, so an answer is its transcript: the threads one after the other. Tokens
 that were not sampled (headers, joins) have 0 in ``env_mask``; TRL leaves them out of the loss.
+
+Without ``use_vllm``, TRL does not correct for the difference between sampling and the transcript: it takes
+its own pass over the transcript as the policy that sampled. It reads ``logprobs`` only for
+``off_policy_mask_threshold``, and divides logits by the temperature: so ``logprobs`` are processed ones.
 """
 
 from __future__ import annotations

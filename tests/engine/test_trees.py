@@ -117,6 +117,17 @@ def test_in_bf16_they_are_one_pass_in_bf16_but_for_rounding():
     assert wrong.mean() > BF16_MEAN
 
 
+def test_processed_logprobs_of_threads_are_those_at_the_temperature_that_sampled_them(model):
+    from tests.engine.harness import Engine
+    from tests.engine.tree_reference import deltas
+
+    engine = Engine(logprobs_mode="processed_logprobs")
+    branches = {"branches": [{"text": "a="}, {"text": "b=6"}], "closing": "\nso", "max_tokens_per_thread": 40}
+    (tree,) = trees(engine, engine.params(temperature=1.7, seed=5, max_tokens=150, forkjoin=branches))
+    assert deltas(model, tree, temperature=1.7).max() <= NATS
+    assert deltas(model, tree).max() > WRONG_NATS, "at temperature 1 they are others"
+
+
 def test_threads_that_fork_again_are_one_pass(engine, model):
     from forkjoin_scheduler.dialects.dialect import Dialect
 

@@ -33,9 +33,17 @@ def run(engine: Any, prompts: list[list[int]], params: list[Any]) -> list[Tree]:
 
 @torch.inference_mode()
 def deltas(
-    model: Any, tree: Tree, *, positions: list[int] | None = None, mask: torch.Tensor | None = None
+    model: Any,
+    tree: Tree,
+    *,
+    positions: list[int] | None = None,
+    mask: torch.Tensor | None = None,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
-    """How far the logprob of each sampled token is from that of one pass; all of them have one."""
+    """How far the logprob of each sampled token is from that of one pass; all of them have one.
+
+    ``temperature``: what the logits of the pass are divided by.
+    """
     layout = tree.layout
     mask = torch.tensor(tree.attention_mask()) if mask is None else mask
     additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
@@ -48,7 +56,7 @@ def deltas(
     places = [place for place, is_sampled in enumerate(layout.sampled) if is_sampled]
     predictors = [layout.predictors[place] for place in places]
     assert min(predictors) >= 0
-    rows = logits[predictors].float().log_softmax(-1)
+    rows = (logits[predictors].float() / temperature).log_softmax(-1)
     said = rows[range(len(places)), [layout.token_ids[place] for place in places]]
     return (said - torch.tensor([layout.logprobs[place] for place in places])).abs()
 

@@ -21,6 +21,12 @@ from examples.trainers.trl_rollout import TreeRollouts
 from forkjoin import LLM
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 
+ENGINE = {
+    "max_model_len": 4096,
+    "enforce_eager": True,
+    "dtype": "float32",
+    "logprobs_mode": "processed_logprobs",
+}
 PROMPT = [{"role": "user", "content": "a=48*36, b=75*92"}]
 seen = {"calls": []}
 
@@ -52,7 +58,7 @@ trainer = GRPOTrainer(
     model=AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32),
     processing_class=AutoTokenizer.from_pretrained(EMBEDDED_MODEL),
     reward_funcs=reward,
-    rollout_func=Watched(LLM(max_model_len=4096, enforce_eager=True, dtype="float32")),
+    rollout_func=Watched(LLM(**ENGINE)),
     # With a fingerprint, for it hashes its rows else: dill fails at that here.
     train_dataset=Dataset(InMemoryTable(rows), fingerprint="four"),
     args=GRPOConfig(

@@ -79,7 +79,7 @@ OTHERS: tuple[Others, ...] = (
         enable-sleep-mode enable-tower-connector-lora enable-trace-replay engram-config
         gdn-prefill-backend hf-overrides interleave-mm-strings io-processor-plugin ir-op-priority
         kda-decode-backend kda-prefill-backend kernel-config kv-cache-dtype-skip-layers kv-events-config
-        kv-sharing-fast-prefill language-model-only linear-backend logprobs-mode
+        kv-sharing-fast-prefill language-model-only linear-backend
         long-prefill-token-threshold long-prefill-token-threshold-adaptive lora-dtype lora-modules
         lora-target-modules mamba-backend mamba-block-size mamba-cache-dtype
         mamba-cache-philox-rounds mamba-ssm-cache-dtype mamba-ssu-algorithm max-cpu-loras
