@@ -158,7 +158,8 @@ def test_a_wrong_option_is_refused_by_the_servers_sentence(ours):
     assert caught.value.status == 400
 
 
-def test_the_programs_of_the_guide_run(server, monkeypatch, capsys):
+def test_the_programs_of_the_guide_run(server, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # one writes a file
     programs = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.S)
     assert len(programs) == 5
     for program in programs:
