@@ -34,19 +34,21 @@ def _assert_same(ours, theirs):
     assert max(abs(a - b) for pair in pairs for a, b in pair) < NATS
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_families_that_lose_their_kv_to_others_load_it_and_end_as_they_do_alone(mode):
-    case = _case(mode)
-    assert case["async"] is (mode == "async")
+@pytest.mark.parametrize(
+    ("runner", "mode"), [("v1", "sync"), ("v1", "async"), ("v2", "sync"), ("v2", "async")], ids=str
+)
+def test_families_that_lose_their_kv_to_others_load_it_and_end_as_they_do_alone(runner, mode):
+    case = _case(runner, mode)
+    assert (case["runner"], case["async"]) == (runner, mode == "async")
     assert case["alone"]["loads"] == 0
     assert case["together"]["loads"]
     _assert_same(case["together"], case["alone"])
 
 
 def test_an_engine_loads_what_one_before_it_has_stored_in_files_and_its_families_are_the_same(tmp_path):
-    first = _case("async", tmp_path)
+    first = _case("v1", "async", tmp_path)
     assert first["alone"]["loads"] == 0
-    second = _case("async", tmp_path)
+    second = _case("v1", "async", tmp_path)
     assert second["alone"]["loads"]
     for run in ("alone", "together"):
         _assert_same(second[run], first["alone"])

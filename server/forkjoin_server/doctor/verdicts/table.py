@@ -57,7 +57,7 @@ _MEMORY: tuple[Rule, ...] = (
          "tests/engine/test_layouts.py"),
     Rule(("kv-transfer-config", "kv-offloading-backend", "kv-offloading-size"), _LIMITED,
          "vLLM's `OffloadingConnector` is exact with re-prefill joins, in memory and with files (`TieringOffloadingSpec`, "
-         "`fs`), over HTTP too; its copies between a GPU and the host never ran. Other connectors are refused, and all of them with "
+         "`fs`), on both runners; its copies between a GPU and the host never ran. Other connectors are refused, and all of them with "
          "stitched joins and with what else is not tested.",
          "tests/engine/test_offloaded_engine.py", refusal="a KV connector"),
     Rule(("use-replayssm",), _REFUSED,

@@ -40,6 +40,7 @@ FEATURES: dict[str, Callable[[Any, Dialect], bool]] = {
 }
 
 _MATRIX, _SHAPES, _IMAGES = (f"tests/engine/test_{name}.py" for name in ("matrix", "shapes", "images"))
+_OFFLOADED = "tests/engine/test_offloaded_engine.py"
 #: With what each was run, and where.
 RUN: dict[str, dict[str, str]] = {
     "stitched joins": {
@@ -50,13 +51,13 @@ RUN: dict[str, dict[str, str]] = {
     },
     "the V2 runner": {
         "async scheduling": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
-        "sliding windows": _SHAPES, "experts": _SHAPES,
+        "sliding windows": _SHAPES, "experts": _SHAPES, "a KV connector": _OFFLOADED,
     },
     "async scheduling": {
         "tensor parallelism": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
         "experts": _SHAPES, "sliding windows": _SHAPES, "recurrent layers": "tests/engine/test_hybrid.py",
         "pipeline parallelism": "tests/engine/test_pipeline.py",
-        "a KV connector": "tests/engine/test_offloaded.py",
+        "a KV connector": _OFFLOADED,
     },
     "drafts": {"LoRA": "tests/engine/test_variants.py", "a KV connector": "tests/engine/test_offloaded.py"},
     "experts": {"sliding windows": _SHAPES, "MLA": _SHAPES, "recurrent layers": _SHAPES},
