@@ -47,6 +47,8 @@ CONVOLVED = {
     "layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "conv_dim": 128, "conv_bias": False,
     "block_dim": 128, "block_ff_dim": 192, "block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0,
     "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True,
+    # Gemma's engine has rotations of the same parameters but this, and all engines of a process share those.
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
 }  # fmt: skip
 
 
