@@ -38,7 +38,10 @@ class Sampling(Protocol):
 
 @dataclass(eq=False)
 class _Segment:
-    """``start``: tokens of its context before its own. ``version``: of the weights that write it."""
+    """``start``: tokens of its context before its own. ``version``: of the weights that write it.
+
+    ``has_old_kv``: what its beginning has told.
+    """
 
     number: int
     start: int
@@ -46,6 +49,7 @@ class _Segment:
     num_tokens: int
     parent: _Segment | None
     seed: int | None
+    has_old_kv: bool
     version: str | None = None
 
 
@@ -102,9 +106,12 @@ class Recording:
         self._events.append(wrote)
 
     def _written_by(self, index: int, version: str) -> _Segment:
-        """The segment that a branch writes with the weights of this ``version``: a new one after others."""
+        """The segment that a branch writes with the weights of this ``version``.
+
+        A new one after others, and where the last has begun before its KV was that of earlier weights.
+        """
         segment = self._last[index]
-        if segment.version not in (None, version):
+        if segment.version not in (None, version) or (self.has_old_kv and not segment.has_old_kv):
             start, position = segment.start + segment.num_tokens, segment.position + segment.num_tokens
             segment = self._begin(
                 index, [], context=segment, start=start, position=position, seed=segment.seed
@@ -192,7 +199,9 @@ class Recording:
         cut = start if cut is None else cut
         while context is not None and context.start >= cut:
             context = context.parent
-        segment = _Segment(self._num_segments, start, position, len(token_ids), context, seed)
+        segment = _Segment(
+            self._num_segments, start, position, len(token_ids), context, seed, self.has_old_kv
+        )
         self._num_segments += 1
         self._last[index] = segment
         began = SegmentBegan(
@@ -205,7 +214,7 @@ class Recording:
             forked_by=forked_by,
             joined=list(joined),
             seed=seed,
-            has_old_kv=self.has_old_kv,
+            has_old_kv=segment.has_old_kv,
         )
         self._events.append(began)
         return segment

@@ -59,3 +59,21 @@ def test_weights_that_change_before_a_branch_writes_begin_no_segment():
     weights.version = "b"
     recording.wrote(ROOT, [7], None)
     assert [event.kind for event in recording.take()] == ["segment_began", "segment_wrote"]
+
+
+def test_what_began_before_its_kv_was_of_earlier_weights_says_so_once_it_writes():
+    """A prompt in the middle of its prefill, or a header: no token of it was sampled yet."""
+    weights = Weights()
+    recording = Recording([1, 2], SimpleNamespace(seed=3, logprobs=None), weights)
+    weights.version = "b"
+    recording.has_old_kv = True
+    recording.wrote(ROOT, [7], None)
+    recording.wrote(ROOT, [8], None)
+    assert recording.take() == [
+        SegmentBegan(segment=0, index=ROOT, token_ids=[1, 2], position=0, seed=3),
+        SegmentBegan(
+            segment=1, index=ROOT, token_ids=[], position=2, parent=0, fork_offset=2, seed=3, has_old_kv=True
+        ),
+        SegmentWrote(segment=1, token_ids=[7], weight_version="b"),
+        SegmentWrote(segment=1, token_ids=[8], weight_version="b"),
+    ]
