@@ -44,24 +44,31 @@ class Trainer:
 
     def __init__(self, engine):
         self.engine, self.core = engine, engine.core.engine_core.engine_core
+        self.has_scaled = False
 
     def update(self, *, mode="keep", clear_cache=False):
         self.core.pause_scheduler(mode, clear_cache)
         assert not self.engine.scheduler.has_unfinished_requests()
         self.core.collective_rpc(scaled(2.0))
+        self.has_scaled = True
         self.core.set_weight_version(NEW)
+        self.core.resume_scheduler()
+
+    def reload(self):
+        """The same weights once more, by a call that vLLM has for it and without a name."""
+        self.core.pause_scheduler("keep", False)
+        self.core.collective_rpc("reload_weights")
         self.core.resume_scheduler()
 
 
 @pytest.fixture
 def trainer(engine):
     before = engine.scheduler._core.settings
-    yield Trainer(engine)
+    yield (trainer := Trainer(engine))
     engine.scheduler._core.settings = before
-    core = engine.core.engine_core.engine_core
-    if core.get_weight_version() != OLD:
-        core.collective_rpc(scaled(0.5))
-        core.set_weight_version(OLD)
+    if trainer.has_scaled:
+        trainer.core.collective_rpc(scaled(0.5))
+    trainer.core.set_weight_version(OLD)
     engine.llm.reset_prefix_cache()
 
 
@@ -136,19 +143,27 @@ def test_what_goes_on_with_old_kv_says_so(engine, trainer, trees, models):
     assert answer.finish_reason in ("stop", "length"), "these weights write nonsense, but it ends"
 
 
-def test_an_aborted_family_has_its_tree_so_far(engine, trainer, trees, models):
+def test_an_aborted_family_ends_with_its_tree_so_far(engine, trainer, trees, models):
     from tests.engine.tree_reference import deltas
 
     settings(engine, on_new_weights="abort")
     request_id = begin(engine)
-    aborted = engine.scheduler.new_weights.take(NEW)
-    assert any(request.request_id.startswith(f"{request_id}-") for request in aborted)
-    tree = trees[request_id, 0].tree([], "abort")
-    engine.core.abort_request([request_id])
+    trainer.update()
+    answer = engine.drain()[request_id]
+    assert answer.finish_reason == "abort"
+    tree = trees[request_id, 0].tree(answer.token_ids, answer.finish_reason)
     assert deltas(models[OLD], tree).max() <= NATS
     assert [s.finish_reason for s in tree.segments] == ["abort", "cancelled", "cancelled"]
     assert all(len(s.token_ids) - s.num_injected >= 20 for s in tree.segments[1:])
-    engine.scheduler._core.weights.version = OLD
+
+
+def test_weights_that_are_reloaded_without_a_name_are_others(engine, trainer, trees, models):
+    request_id = begin(engine)
+    trainer.reload()
+    answer = engine.drain()[request_id]
+    tree = trees[request_id, 0].tree(answer.token_ids, answer.finish_reason)
+    assert {(s.weight_version, s.has_old_kv) for s in tree.segments} == {(OLD, False), ("default+1", True)}
+    check({OLD: models[OLD], "default+1": models[OLD]}, tree)
 
 
 @pytest.mark.parametrize("policy", ["finish", "recompute"])

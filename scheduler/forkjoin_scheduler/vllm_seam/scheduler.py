@@ -228,14 +228,15 @@ class ForkJoinScheduler(AsyncScheduler):
         if reset_running_requests:
             self._fence.each("evict", [(live,) for live in self._core.live.values()], self._eviction.evict)
         self._fence.fenced("keep", None, self._leasing.reset)
-        done = super().reset_prefix_cache(reset_running_requests, reset_connector)
-        self._fence.evict_failed()
-        self._restoring.restore_all()
-        while waiting := self._eviction.evicted:
-            self._fence.fenced("restore", waiting[0], self._eviction.restore_next)
-        if reset_running_requests:
-            self._fence.fenced("weights", None, self.new_weights.computed_again)
-        return done
+        try:
+            return super().reset_prefix_cache(reset_running_requests, reset_connector)
+        finally:  # vLLM's raises where a load has blocks: what has lost its own goes on all the same
+            self._fence.evict_failed()
+            if reset_running_requests:
+                self._fence.fenced("weights", None, self.new_weights.computed_again)
+            self._restoring.restore_all()
+            while waiting := self._eviction.evicted:
+                self._fence.fenced("restore", waiting[0], self._eviction.restore_next)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         if self._drafts is not None and self._core.live:
@@ -309,6 +310,8 @@ class ForkJoinScheduler(AsyncScheduler):
             fence.fenced("group", None, self._grouping.emit, result)
         if self._leasing.has_told:
             fence.fenced("keep", None, self._leasing.emit, result)
+        if self.new_weights.has_aborted:
+            fence.fenced("weights", None, self.new_weights.emit, result)
         if fence.has_obituaries:
             fence.publish_obituaries(result)
 

@@ -6,7 +6,8 @@ Symptom without it: a front end can call methods of an engine core only, and non
 to the scheduler and its answer back.
 Upstream: there is no such method. Remove when there is one.
 
-Patch: its ``set_weight_version`` and ``collective_rpc`` tell its scheduler of new weights.
+Patch: its ``set_weight_version`` and ``collective_rpc`` tell its scheduler of new weights, and name those
+that are loaded without a name.
 Symptom without it: the prefix cache and kept answers give requests KV of the old weights, and trees can't
 say which weights sampled what.
 Upstream: the scheduler does not hear of it. Remove when it does.
@@ -14,9 +15,12 @@ Upstream: the scheduler does not hear of it. Remove when it does.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forkjoin_scheduler.machine.cancelling import UNKNOWN
+
+if TYPE_CHECKING:
+    from forkjoin_scheduler.vllm_seam.kept.new_weights import NewWeights
 
 #: Calls of workers after which they have other weights.
 _LOADS = ("finish_weight_update", "reload_weights")
@@ -34,15 +38,18 @@ def answer_front_ends() -> None:
         return  # this process has been here before
 
     def set_weight_version(core: Any, weight_version: str) -> None:
-        is_new = weight_version != core.get_weight_version()
+        new_weights = _new_weights(core)
         set_version(core, weight_version)
-        if is_new:
-            _tell_of_new_weights(core, weight_version)
+        if new_weights is not None and new_weights.weights.name(weight_version):
+            _take(core, new_weights)
 
     def collective_rpc(core: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+        new_weights = _new_weights(core) if method in _LOADS else None
+        if new_weights is None:
+            return rpc(core, method, *args, **kwargs)
         told = rpc(core, method, *args, **kwargs)
-        if method in _LOADS:
-            _tell_of_new_weights(core, None)
+        set_version(core, new_weights.weights.load())
+        _take(core, new_weights)
         return told
 
     setattr(set_weight_version, "tells", True)  # noqa: B010
@@ -50,15 +57,19 @@ def answer_front_ends() -> None:
     setattr(EngineCore, "collective_rpc", collective_rpc)  # noqa: B010
 
 
-def _tell_of_new_weights(core: Any, version: str | None) -> None:
-    """See ``NewWeights.take``; vLLM's own scheduler does nothing."""
-    new_weights = getattr(core.scheduler, "new_weights", None)
-    if new_weights is None:
-        return
-    aborted = new_weights.take(version)
-    send = getattr(core, "_send_abort_outputs", None)  # an engine in a process of its own has it
-    if aborted and send is not None:
-        send(aborted)
+def _new_weights(core: Any) -> NewWeights | None:
+    """Who wants to hear of them; vLLM's own scheduler does not."""
+    found: NewWeights | None = getattr(core.scheduler, "new_weights", None)
+    return found
+
+
+def _take(core: Any, new_weights: NewWeights) -> None:
+    """The workers have other weights: forget what old ones have made of images, too."""
+    try:
+        new_weights.take()
+    finally:
+        if core.vllm_config.model_config.is_multimodal_model:
+            core.reset_encoder_cache()
 
 
 def _cancel_thread(core: Any, key: str, index: int, tenant: str) -> str:
