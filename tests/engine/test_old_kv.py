@@ -7,6 +7,7 @@ from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
 
 from forkjoin_bench.vllm_seam.offloading import offloading
+from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_scheduler.vllm_seam.cache import kv
 from tests.engine.fed import BLOCK_SIZE, Scripted
 
@@ -67,8 +68,17 @@ def test_without_a_connector_what_goes_on_keeps_its_kv():
     assert not fed.num_hashed()
 
 
+def test_beside_a_connector_nobody_keeps_kv_that_it_would_store_once_more():
+    fed = Updated(connects=offloading(1))
+    fed.write()
+    fed.new_weights.take()
+    assert fed.holders() == []
+    assert fed.new_weights.may_be_found(fed.root)
+    assert not fed.root.is_finished()
+
+
 def test_what_a_connector_loads_ends_for_its_kv_can_not_be_taken_back():
-    fed = Updated(connects=offloading(1), on_new_weights="recompute")
+    fed = Updated(connects=offloading(1))
     fed.write()
     loading = fed.load()
     fed.new_weights.take()
@@ -77,6 +87,12 @@ def test_what_a_connector_loads_ends_for_its_kv_can_not_be_taken_back():
     assert not fed.root.is_finished()
     fed.step()
     assert fed.ends("loading") == [FinishReason.ABORT]
+
+
+def test_beside_files_of_a_connector_the_weights_may_not_change(tmp_path):
+    Updated(connects=offloading(1)).new_weights.check()
+    with pytest.raises(UnsupportedEngine, match=r"secondary_tiers .* another root_dir"):
+        Updated(connects=offloading(1, folder=str(tmp_path))).new_weights.check()
 
 
 def test_a_family_that_has_joined_and_lost_its_blocks_has_begun():

@@ -39,6 +39,8 @@ def answer_front_ends() -> None:
 
     def set_weight_version(core: Any, weight_version: str) -> None:
         new_weights = _new_weights(core)
+        if new_weights is not None and weight_version != core.get_weight_version():
+            new_weights.check()
         set_version(core, weight_version)
         if new_weights is not None and new_weights.weights.name(weight_version):
             _take(core, new_weights)
@@ -47,6 +49,7 @@ def answer_front_ends() -> None:
         new_weights = _new_weights(core) if method in _LOADS else None
         if new_weights is None:
             return rpc(core, method, *args, **kwargs)
+        new_weights.check()
         told = rpc(core, method, *args, **kwargs)
         set_version(core, new_weights.weights.load())
         _take(core, new_weights)

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
+from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_scheduler.publish.weights import Weights
+from forkjoin_scheduler.vllm_seam import connectors
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.fence import Fence, drained, root_id
@@ -33,6 +35,16 @@ class NewWeights:
         """Which ones the workers have."""
         return self._core.weights
 
+    def check(self) -> None:
+        """Raise UnsupportedEngine where KV of the old weights would be found after they have changed."""
+        config = self._core.scheduler.vllm_config
+        if connectors.keeps_files(config):
+            tiers = config.kv_transfer_config.kv_connector_extra_config["secondary_tiers"]
+            raise UnsupportedEngine(
+                f"the weights can't change beside secondary_tiers of a KV connector (found {tiers}): files "
+                "outlive the weights. Start a server with the new ones and another root_dir, or drop them"
+            )
+
     def take(self) -> None:
         """The workers have other weights.
 
@@ -48,7 +60,7 @@ class NewWeights:
         try:
             if core.settings.on_new_weights == "abort":
                 self._end(self._found(self._begun))
-            elif core.settings.on_new_weights == "recompute":
+            elif core.settings.on_new_weights == "recompute" or scheduler.connector is not None:
                 self._compute_again()
         finally:  # when nobody has KV left that a connector would store once more
             is_reset = scheduler.reset_connector_cache()

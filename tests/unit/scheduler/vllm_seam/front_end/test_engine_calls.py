@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from forkjoin_scheduler.errors import UnsupportedEngine
 from forkjoin_scheduler.publish.weights import Weights
 
 
@@ -61,7 +62,11 @@ class Noting:
 
     def __init__(self, done):
         self.weights, self.done = Weights(), done
-        self.error = None
+        self.refusal = self.error = None
+
+    def check(self):
+        if self.refusal is not None:
+            raise self.refusal
 
     def take(self):
         self.done.append("take")
@@ -111,6 +116,17 @@ def test_images_are_encoded_again_whatever_else_fails(loading):
         loading.collective_rpc("reload_weights")
     assert loading.done == ["reload_weights", "take", "scheduler's encoder cache", "workers' encoder cache"]
     assert loading.get_weight_version() == "default+1", "they are others all the same"
+
+
+def test_what_may_not_change_is_neither_loaded_nor_named(loading):
+    loading.scheduler.new_weights.refusal = UnsupportedEngine("files")
+    with pytest.raises(UnsupportedEngine, match="files"):
+        loading.collective_rpc("reload_weights")
+    with pytest.raises(UnsupportedEngine, match="files"):
+        loading.set_weight_version("a")
+    loading.set_weight_version("default")
+    assert loading.done == []
+    assert loading.get_weight_version() == "default"
 
 
 def test_vllms_own_scheduler_hears_of_no_weights(loading):
