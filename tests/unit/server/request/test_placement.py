@@ -29,7 +29,11 @@ def test_all_of_a_group_run_on_one_engine(group_id, num_engines):
 
 
 @pytest.mark.parametrize("num_engines", [2, 3, 16])
-@pytest.mark.parametrize("asked", [{}, {"group_id": "g"}, {"continues": f"resp_{new_placed_key()}"}])
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"group_id": "g"}, {"continues": f"resp_{new_placed_key()}"}],
+    ids=["alone", "group", "continues"],
+)
 def test_what_goes_on_from_a_kept_answer_runs_where_that_one_is_kept(num_engines, asked):
     kept = _place(num_engines, keep=5, **asked)
     for answer_id in (f"chatcmpl-{kept.key}", f"resp_{kept.key}", f"cmpl-mine-{kept.key}"):
@@ -38,7 +42,9 @@ def test_what_goes_on_from_a_kept_answer_runs_where_that_one_is_kept(num_engines
     assert _place(num_engines, continues=f"chatcmpl-{again.key}").engine == kept.engine
 
 
-@pytest.mark.parametrize("answer_id", [f"resp_{new_key()}", "resp_of_another_server", ""])
+@pytest.mark.parametrize(
+    "answer_id", [f"resp_{new_key()}", "resp_of_another_server", ""], ids=["ours", "another", "none"]
+)
 def test_what_goes_on_from_an_answer_that_is_not_kept_runs_anywhere(answer_id):
     assert _place(4, continues=answer_id).engine is None
     assert _place(4, continues=answer_id, keep=5).engine is not None
