@@ -36,9 +36,9 @@ def _has_other_tiers(config: Any) -> bool:
     return not (is_one and tiers[0].get("type") == TIER and tiers[0].keys() <= set(TIER_KEYS))
 
 
-def keeps_files(config: Any) -> bool:
-    """Whether what a KV connector has stored outlives the weights that computed it."""
-    return config.kv_transfer_config is not None and bool(_extra(config).get("secondary_tiers"))
+def tiers_of(config: Any) -> Any:
+    """The further tiers of a KV connector: what they have stored outlives the weights that computed it."""
+    return None if config.kv_transfer_config is None else _extra(config).get("secondary_tiers")
 
 
 def _is_another(config: Any) -> bool:
@@ -60,9 +60,9 @@ _BESIDE: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     (f"a KV connector with secondary_tiers not tested with forks: expected one, of type {TIER}, with no more "
      "than " + ", ".join(TIER_KEYS), _has_other_tiers),
     (f"a KV connector with secondary_tiers that vLLM ignores: expected the spec_name {TIERED[0]} beside them",
-     lambda c: keeps_files(c) and _extra(c).get("spec_name") not in TIERED),
+     lambda c: bool(tiers_of(c)) and _extra(c).get("spec_name") not in TIERED),
     ("secondary_tiers of a KV connector beside sleep mode or weight updates: files outlive the weights",
-     lambda c: keeps_files(c)
+     lambda c: bool(tiers_of(c))
      and (c.model_config.enable_sleep_mode or c.weight_transfer_config is not None)),
     ("a KV connector with kv_load_failure_policy other than fail: families that lose a load are not tested",
      lambda c: c.kv_transfer_config.kv_load_failure_policy != "fail"),

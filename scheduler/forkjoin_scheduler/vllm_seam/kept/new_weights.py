@@ -37,9 +37,7 @@ class NewWeights:
 
     def check(self) -> None:
         """Raise UnsupportedEngine where KV of the old weights would be found after they have changed."""
-        config = self._core.scheduler.vllm_config
-        if connectors.keeps_files(config):
-            tiers = config.kv_transfer_config.kv_connector_extra_config["secondary_tiers"]
+        if tiers := connectors.tiers_of(self._core.scheduler.vllm_config):
             raise UnsupportedEngine(
                 f"the weights can't change beside secondary_tiers of a KV connector (found {tiers}): files "
                 "outlive the weights. Start a server with the new ones and another root_dir, or drop them"
