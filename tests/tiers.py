@@ -84,6 +84,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_paths.py": Later(
         Tier.ALL, "an engine of its own, 25 s; test_layouts has what the model is told of paths"
     ),
+    "tests/engine/test_new_weights.py": Later(
+        Tier.CI, "120 s of engines whose weights change; test_old_kv and unit/…/test_weights have the rules"
+    ),
     "tests/engine/test_trees.py": Later(
         Tier.CI, "30 s of sampling; unit/scheduler/machine compares what is recorded with each context"
     ),
