@@ -124,9 +124,9 @@ class Settings(BaseModel):
     max_tree_tokens: int = Field(
         default=1 << 20,
         ge=1,
-        description="Tokens that the trees of all answers to one request may have together, if it asks for "
-        "them (forkjoin.return_tree): what the answers may generate, and the prompt once for each answer. "
-        "Each likeliest token that is told beside a generated one counts as one more.",
+        description="Tokens that the trees of all answers to one request may have together "
+        "(forkjoin.return_tree). What the answers may generate counts, and the prompt once for each answer. "
+        "Each likeliest token that is reported beside a generated one counts as one more.",
     )
 
     on_new_weights: Literal["finish", "recompute", "abort"] = Field(
