@@ -145,9 +145,10 @@ def _add_of_results(
 
 def _add_single(commands: Commands) -> None:
     """Add the commands that measure one thing each, and have their arguments in their own modules."""
-    from forkjoin_bench import first_tokens, fork_cost, kept, loads, offloaded, scheduler_cost
+    from forkjoin_bench import fork_cost, loads, offloaded, scheduler_cost
     from forkjoin_bench.drafted import command as drafted
     from forkjoin_bench.grouped import command as grouped
+    from forkjoin_bench.kept import counts, first_tokens
     from forkjoin_bench.overload import command as overload
     from forkjoin_bench.votes import command as votes
 
@@ -158,7 +159,7 @@ def _add_single(commands: Commands) -> None:
         ("first-tokens", first_tokens, "Measure when sub-agents on a kept context see their first tokens."),
         ("forks", fork_cost, "Measure what a fork and its join cost the scheduler."),
         ("grouped", grouped, "Count the KV that grouped attention reads; on a GPU, time it."),
-        ("kept", kept, "Count tokens that sub-agents prefill again, with a kept context and without."),
+        ("kept", counts, "Count tokens that sub-agents prefill again, with a kept context and without."),
         ("loads", loads, "Measure what loading KV takes, and computing it again."),
         (
             "offloaded",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from forkjoin_bench.first_tokens import Wait, num_prefilled, rows
-from forkjoin_bench.kept import CACHED, KEPT, STOCK
+from forkjoin_bench.kept.counts import CACHED, KEPT, STOCK
+from forkjoin_bench.kept.first_tokens import Wait, num_prefilled, rows
 
 
 def test_only_prompts_that_are_asked_about_count_and_only_up_to_their_ends():

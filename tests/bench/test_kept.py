@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forkjoin_bench.kept import ANSWER_TOKENS, BLOCK_SIZE, CONTEXT_TOKENS, KEPT, STOCK, cells, measure
+from forkjoin_bench.kept.counts import ANSWER_TOKENS, BLOCK_SIZE, CONTEXT_TOKENS, KEPT, STOCK, cells, measure
 
 NUM_AGENTS, NUM_BLOCKS, NUM_ABREAST = 2, 700, 6
 

@@ -22,7 +22,7 @@ from forkjoin_bench.comparison.deployment import Config, Deployment
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.inputs.models import Model
 from forkjoin_bench.inputs.script import digest, write_script
-from forkjoin_bench.kept import CASES, KEPT, LOAD_TOKENS, MAX_MODEL_LEN, QUESTION_TOKENS, STOCK
+from forkjoin_bench.kept.counts import CASES, KEPT, LOAD_TOKENS, MAX_MODEL_LEN, QUESTION_TOKENS, STOCK
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.systems.names import FORKJOIN, SEQUENTIAL
 from forkjoin_bench.systems.server import Server

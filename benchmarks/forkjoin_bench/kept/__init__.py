@@ -1,0 +1,1 @@
+"""What sub-agents gain that go on from a kept answer: counted, and in seconds."""
