@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from forkjoin_bench.arguments import check_at_least
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.inputs.script import Compiler
 from forkjoin_bench.inputs.traces import Author, Family
@@ -21,7 +22,6 @@ from forkjoin_bench.inputs.words import Words
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import table
 from forkjoin_scheduler.dialects.files import load
-from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
@@ -136,13 +136,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Count, print, write."""
     least = MAX_MODEL_LEN // BLOCK_SIZE + 2
-    for flag, given, wanted in (
+    check_at_least(
         ("--families", min(args.families), 1),
         ("--blocks", min(args.blocks), least),
         ("--transfer-steps", args.transfer_steps, 1),
-    ):
-        if given < wanted:
-            raise UsageError(f"{flag}: expected at least {wanted}, got {given}")
+    )
     before = host_facts()
     cases = (AMPLE, RECOMPUTED, OFFLOADED)
     pairs = list(product(args.families, args.blocks))

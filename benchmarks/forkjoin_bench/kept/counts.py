@@ -14,6 +14,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from forkjoin_bench.arguments import check_at_least
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import table
@@ -133,13 +134,11 @@ def main(args: argparse.Namespace) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     least = 2 * (CONTEXT_TOKENS + ANSWER_TOKENS) // BLOCK_SIZE
-    for flag, given, wanted in (
+    check_at_least(
         ("--agents", args.agents, 1),
         ("--blocks", args.blocks, least),
         ("--load", args.load, 0),
-    ):
-        if given < wanted:
-            raise UsageError(f"{flag}: expected at least {wanted}, got {given}")
+    )
     before = host_facts()
     counts = [
         measure(case, args.agents, args.blocks, args.load, at_once=at_once)

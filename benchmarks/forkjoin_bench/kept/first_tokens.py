@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from forkjoin_bench.arguments import check_at_least
 from forkjoin_bench.comparison.deployment import Config, Deployment
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.inputs.models import Model
@@ -165,14 +166,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     least = 2 * (CONTEXT_TOKENS + ANSWER_TOKENS) // BLOCK_SIZE
-    for flag, given, wanted in (
+    check_at_least(
         ("--agents", args.agents, 1),
         ("--blocks", args.blocks, least),
         ("--load", args.load, 1),
         ("--rounds", args.rounds, 1),
-    ):
-        if given < wanted:
-            raise UsageError(f"{flag}: expected at least {wanted}, got {given}")
+    )
     before = host_facts()
     waits = asyncio.run(measure_all(args))
     print(
