@@ -32,6 +32,7 @@ class Later(NamedTuple):
 
 
 _ASYNC = "test_forks_and_joins_are_the_same_with_steps_in_flight"
+_FENCE = "test_an_error_in_any_function_that_a_hook_comes_to_ends_one_family_at_most"
 _MATRIX = (
     "test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism",
     "test_a_stitched_join_is_what_transformers_computes_and_is_restored_when_lost",
@@ -42,6 +43,12 @@ _KILLED = "test_a_server_that_logs_to_a_full_disk_starts_and_ends_when_one_of_it
 
 #: By file, or by the beginning of a test's id; the longest that fits a test counts.
 LATER: dict[str, Later] = {
+    **{
+        f"tests/engine/test_fence.py::{_FENCE}[{dialect}]": Later(
+            Tier.ALL, "30 s; apar, npr and threadweaver join as these do"
+        )
+        for dialect in ("aspd", "explicit", "hpd", "medverse", "multiverse", "parallel-r1", "parathinker")
+    },
     # Each case is a process with an engine; without them the same rules are tested with the V1 runner, sync.
     "tests/engine/test_async.py": Later(Tier.CI, "runs six other files again, with async scheduling"),
     **{

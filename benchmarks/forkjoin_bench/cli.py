@@ -126,6 +126,14 @@ def _add_engines(run: argparse.ArgumentParser) -> None:
         help="Let the engines compile the model, which takes minutes longer.",
     )
     run.add_argument(
+        "--slo-itl-ms",
+        type=float,
+        default=30.0,
+        metavar="MS",
+        help="Scenario goodput: milliseconds that an answer may take for a token of its critical path. "
+        "Also what the slack policy is told. Default: %(default)g.",
+    )
+    run.add_argument(
         "--timeout",
         type=float,
         default=900.0,
@@ -206,6 +214,8 @@ def _run(args: argparse.Namespace) -> None:
     for flag, given in (("--rounds", rounds), ("--starts", args.starts)):
         if given < 1:
             raise UsageError(f"{flag}: expected at least 1, got {given}")
+    if not args.slo_itl_ms > 0:
+        raise UsageError(f"--slo-itl-ms: expected more than 0, got {args.slo_itl_ms:g}")
     folder = (args.out / args.model).resolve()
     plan = Plan(
         make_model(args.model, folder),
@@ -218,6 +228,7 @@ def _run(args: argparse.Namespace) -> None:
         not args.compiled,
         args.timeout,
         args.starts,
+        args.slo_itl_ms,
     )
     facts = {
         "command": args.command,

@@ -54,6 +54,17 @@ def test_answers_that_are_wrong_count_for_nothing(family):
     )
 
 
+def test_the_slack_policy_is_compared_with_the_best_of_the_others_at_each_load():
+    shares = {"1/s": (0.9, 0.5, 0.9), "2/s": (0.4, 0.8, 0.6), "4/s": (0, 0, 0.1)}
+    runs = [
+        run(system, scenario="goodput", load=load, in_time=share)
+        for load, of_load in shares.items()
+        for system, share in zip(("forkjoin", "forkjoin-capped2", "forkjoin-slack"), of_load, strict=True)
+    ]
+    (target,) = [t for t in TARGETS if t.scenario == "goodput"]
+    assert target.measure(runs) == {"1/s": 1.0, "2/s": pytest.approx(0.75)}
+
+
 def test_goodput_is_of_the_answers_within_the_slo():
     both = Run("load", "families", "c2", "a", 0, ("f", "g"), {"wall_s": 4.0}, [1.0, 3.0], [])
     assert (goodput(both, 0.5), goodput(both, 1.0), goodput(both, 3.0)) == (0.0, 0.25, 0.5)

@@ -36,5 +36,16 @@ def test_a_trace_that_the_quick_form_leaves_out_may_be_asked_for():
     assert idle.traces == ("nested",)
 
 
+def test_requests_of_goodput_come_at_the_rate_that_its_load_is_called_by():
+    (goodput,) = choose(["goodput"], quick=False)
+    for load in goodput.loads:
+        num = load.num_families + load.num_plain
+        delays = load.delays(num)
+        assert len(delays) == num
+        assert load.within_s is not None
+        assert 0.9 * load.within_s < max(delays) < load.within_s
+        assert load.name == f"{num / load.within_s:g}/s"
+
+
 def test_all_but_the_smoke_test_is_run_by_default():
     assert set(MAKERS) - set(DEFAULT) == {"smoke"}

@@ -28,6 +28,21 @@ def test_each_context_goes_on_as_the_transcript_does(family, tokenizer):
     ]
 
 
+def test_the_longest_path_has_the_longest_thread_of_each_fork(family, tokenizer):
+    short = len(tokenizer.encode("<Thread>\n1:pp</Thread>"))
+    # each thread's newline counts, which the second has not in the transcript
+    assert family.num_critical == len(family.token_ids) - short - 1
+
+
+def test_the_longest_path_goes_through_forks_of_threads(tokenizer):
+    inner = Fork((Thread("1.1", "c", ("k" * 30,)), Thread("1.2", "d", ("k",))))
+    outer = Fork((Thread("1", "a", (inner,)), Thread("2", "b", ("m" * 50,))))
+    compiled = Compiler(tokenizer).compile(Family("f", "ask:", ("x", outer)))
+    short = "<Thread>\n1.2:k</Thread>", f"<Thread>\n2:{'m' * 50}</Thread>"
+    critical = len(compiled.token_ids) - sum(len(tokenizer.encode(thread)) for thread in short)
+    assert critical - len(short) <= compiled.num_critical <= critical
+
+
 def test_contexts_are_known_by_the_digest_of_their_tokens(family, tokenizer):
     opening = "ask:" + family.text.partition("\n<Thread>")[0]
     (first, second) = [c for c in family.contexts if c.kind == "thread"]

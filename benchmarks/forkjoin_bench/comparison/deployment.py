@@ -55,9 +55,16 @@ class Deployment:
     """Makes systems by name; those that can share an engine do."""
 
     def __init__(
-        self, model: Model, config: Config, tokenizer: Tokenizer, script: Path, folder: Path
+        self,
+        model: Model,
+        config: Config,
+        tokenizer: Tokenizer,
+        script: Path,
+        folder: Path,
+        slo_itl_ms: float,
     ) -> None:
         self.config = config
+        self._slo_itl_ms = slo_itl_ms
         self._model = model
         self._tokenizer = tokenizer
         self._folder = folder
@@ -78,6 +85,10 @@ class Deployment:
                 return Whole(name, self._forkjoin(name, "reprefill"))
             case "forkjoin-at-once":
                 return Whole(name, self._forkjoin(name, "reprefill", "--join-ahead-tokens", "0"))
+            case "forkjoin-capped2":
+                return Whole(name, self._forkjoin(name, "reprefill", "--max-threads-running", "2"))
+            case "forkjoin-slack":
+                return Whole(name, self._forkjoin(name, "reprefill", "--slo-itl-ms", f"{self._slo_itl_ms:g}"))
             case "forkjoin-stitch":
                 return Whole(name, self._forkjoin(name, "stitch"))
             case "sequential":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forkjoin_bench.comparison.deployment import Config, Deployment
+from forkjoin_bench.comparison.in_time import kept_to
 from forkjoin_bench.comparison.measures import Run, values_of
 from forkjoin_bench.comparison.scenarios import Scenario
 from forkjoin_bench.comparison.steps import count
@@ -18,6 +19,7 @@ from forkjoin_bench.inputs.script import Compiled, Compiler, write_script
 from forkjoin_bench.inputs.traces import make_trace
 from forkjoin_bench.inputs.words import Words
 from forkjoin_bench.progress import Work, working
+from forkjoin_bench.simulator.results.measures import Slo
 from forkjoin_bench.systems.base import Engine, System
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
@@ -47,6 +49,8 @@ class Plan:
     eager: bool = True
     timeout_s: float = 900.0
     starts: int = 1
+    #: What scenarios with an SLO hold their answers to, in milliseconds a token of the critical path.
+    slo_itl_ms: float = 30.0
 
 
 class Bench:
@@ -122,7 +126,9 @@ class Bench:
         return Config(longest, num_blocks, block_size, enforce_eager=self.plan.eager)
 
     async def _run_group(self, group: Sequence[Scenario], config: Config, script: Path, start: int) -> None:
-        deployment = Deployment(self.plan.model, config, self._tokenizer, script, self.plan.folder)
+        deployment = Deployment(
+            self.plan.model, config, self._tokenizer, script, self.plan.folder, self.plan.slo_itl_ms
+        )
         chosen = {s.name: list(self.plan.systems or s.systems) for s in group}
         systems = {n: deployment.system(n) for names in chosen.values() for n in names}
         self._work.say(f"starting {len(systems)} systems: {config}")
@@ -176,6 +182,8 @@ class Bench:
         await asyncio.sleep(SETTLE_S)
         counts = count(system.engine.take_steps(), requests, self.plan.block_size, system.engine.num_blocks)
         values = values_of(outcome, counts, requests, self.plan.block_size)
+        if scenario.has_slo:
+            values |= kept_to(Slo(token_s=self.plan.slo_itl_ms / 1e3), outcome, requests)
         if cpu_before is not None and cpu_after is not None:
             ms_a_token = 1e3 / sum(len(r.token_ids) for r in requests)
             values["cpu_ms"] = ms_a_token * (cpu_after.all - cpu_before.all)

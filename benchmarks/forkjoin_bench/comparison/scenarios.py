@@ -9,11 +9,13 @@ from forkjoin_bench.comparison.traffic import Load
 from forkjoin_bench.systems.names import (
     AGAIN,
     AT_ONCE,
+    CAPPED,
     CLIENT_HTTP,
     CLIENT_IN_PROCESS,
     FORKJOIN,
     GATE,
     SEQUENTIAL,
+    SLACK,
     STITCH,
 )
 from forkjoin_scheduler.errors import UsageError
@@ -28,7 +30,8 @@ COMPARED = (FORKJOIN, STITCH, CLIENT_HTTP, CLIENT_IN_PROCESS)
 class Scenario:
     """``kv_share``: of the KV blocks that the families of its first load need at once; None: ample.
 
-    ``alone``: how many families of each trace are asked, each in a run of its own.
+    ``alone``: how many families of each trace are asked, each in a run of its own. ``has_slo``: whether its
+    runs count the answers that keep to the SLO of the plan.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Scenario:
     loads: tuple[Load, ...] = (ALONE,)
     alone: int = 1
     kv_share: float | None = None
+    has_slo: bool = False
 
 
 def _idle(*, quick: bool) -> Scenario:
@@ -103,6 +107,19 @@ def _pressure(*, quick: bool) -> Scenario:
     )
 
 
+def _goodput(*, quick: bool) -> Scenario:
+    """Families and plain requests that come at random, under three thread policies."""
+    num = 12 if quick else 32
+    rates = (1.0,) if quick else (0.5, 1.0, 2.0)
+    return Scenario(
+        "goodput",
+        ("families",),
+        (FORKJOIN, CAPPED, SLACK),
+        tuple(Load(f"{rate:g}/s", num, within_s=2 * num / rate, num_plain=num) for rate in rates),
+        has_slo=True,
+    )
+
+
 def _plain(*, quick: bool) -> Scenario:
     """Requests that do not fork: a server with fork/join loaded, stock, and stock again."""
     levels = ((1, 4), (16, 16)) if quick else ((1, 8), (16, 48), (64, 64))
@@ -130,6 +147,7 @@ MAKERS: dict[str, Callable[..., Scenario]] = {
     "mixed": _mixed,
     "group": _group,
     "pressure": _pressure,
+    "goodput": _goodput,
     "plain": _plain,
     "smoke": _smoke,
 }

@@ -86,6 +86,18 @@ class Compiled:
     contexts: list[Context] = field(default_factory=list)
     forks: list[ForkFacts] = field(default_factory=list)
 
+    @property
+    def num_critical(self) -> int:
+        """Tokens on the longest path: of each fork, those of its longest thread; within a token a thread."""
+        return self._critical(digest(self.prompt_ids), len(self.token_ids))
+
+    def _critical(self, branch: str, num_tokens: int) -> int:
+        for fork in self.forks:
+            if fork.within == branch:
+                longest = max(map(self._critical, fork.threads, fork.thread_tokens))
+                num_tokens += longest - sum(fork.thread_tokens)
+        return num_tokens
+
     def ideal_blocks(self, block_size: int) -> int:
         """KV blocks that are needed at once: the prefix and the sum of the threads, or the whole at its end.
 
