@@ -42,6 +42,26 @@ class Waiting(BaseModel):
     for_room: int
 
 
+class KeptAnswer(BaseModel):
+    """An answer whose KV is kept for requests that continue it."""
+
+    #: None: of another API key.
+    request_id: str | None
+    tokens: int
+    kv_blocks: int
+    expires_in_s: float
+    num_continued: int
+
+
+class Kept(BaseModel):
+    """What an engine keeps; ``kv_blocks`` counts each block once, ``answers`` are those that end first."""
+
+    kv_blocks: int
+    max_kv_blocks: int
+    num_answers: int
+    answers: list[KeptAnswer]
+
+
 class Engine(BaseModel):
     """What one engine does."""
 
@@ -50,6 +70,8 @@ class Engine(BaseModel):
     num_families: int
     num_left_out: int
     families: list[Family]
+    #: None: of a server from before there were kept answers.
+    kept: Kept | None = None
 
 
 class Families(BaseModel):

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { age, type Engine, expectationOf, type Family, parseFamilies, threadsOf, waitsOf } from "../src/operator/families";
+import { age, type Engine, expectationOf, type Family, keptOf, parseFamilies, threadsOf, waitsOf } from "../src/operator/families";
 
 const family = (threads: Partial<Family["threads"]>): Family => ({
   request_id: "a",
@@ -28,6 +28,12 @@ test("what a family waits for is named, or a dash stands there", () => {
 test("what is expected is said as a sentence would", () => {
   const engine = { expected: { tokens: 511.6, threads: 4, forking_share: 0.955 } } as Engine;
   assert.equal(expectationOf(engine), "512 tokens; 96 % fork, the widest fork into 4.0 threads");
+});
+
+test("what is kept is said beside what may be", () => {
+  const kept = { kv_blocks: 12, max_kv_blocks: 250, num_answers: 1, answers: [] };
+  assert.equal(keptOf({ kept } as unknown as Engine), "1 answer, 12 of 250 KV blocks");
+  assert.equal(keptOf({ kept: { ...kept, num_answers: 2 } } as unknown as Engine), "2 answers, 12 of 250 KV blocks");
 });
 
 test("ages are in seconds, minutes and hours", () => {

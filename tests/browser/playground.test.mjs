@@ -494,6 +494,35 @@ test("the operator's page shows a family that runs, its threads and its KV block
   await operator.getByRole("table", { name: /^0 families/ }).waitFor();
 });
 
+/** What the server said of a completion that is kept for so many seconds. */
+async function keep(seconds) {
+  const response = await fetch(`${BASE_URL}/v1/chat/completions`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Authorization: `Bearer ${API_KEY}` },
+    body: JSON.stringify({ messages: [{ role: "user", content: "long ".repeat(40) }], max_tokens: 4, forkjoin: { enabled: false, keep: seconds } }),
+  });
+  assert.equal(response.status, 200, await response.clone().text());
+  return response.json();
+}
+
+test("the operator's page shows what is kept, until it is released", async () => {
+  const { id, usage } = await keep(600);
+  assert.equal(usage.forkjoin.kept.refused, null);
+  const page = await open({ path: "/playground/operator" });
+  const row = page.getByRole("table", { name: "Kept answers" }).getByRole("row").filter({ hasText: id });
+  await row.waitFor();
+  const [seconds, tokens, blocks, continued] = await row.getByRole("cell").allInnerTexts();
+  assert.match(seconds, /^9 min|^10 min/);
+  assert.equal(tokens, String(usage.forkjoin.kept.tokens));
+  assert.ok(Number(blocks) > 0 && continued === "0", `${blocks}, ${continued}`);
+  await page.getByText(new RegExp(`^1 answer, ${blocks} of \\d+ KV blocks`)).waitFor();
+  await serious(page, "kept");
+  const path = `${BASE_URL}/v1/forkjoin/kept/${id}/release`;
+  const released = await fetch(path, { method: "POST", headers: { Authorization: `Bearer ${API_KEY}` } });
+  assert.equal(released.status, 200);
+  await page.getByText(/^0 answers, 0 of/).waitFor();
+});
+
 test("the operator's page says what keeps the families from it, and shows the metrics on", async () => {
   const page = await open();
   const error = { message: "expected every engine to answer within 5 s", code: 503 };

@@ -13,7 +13,7 @@ from forkjoin import Client, NotConnected
 from forkjoin import load as load_module
 from forkjoin.families import PATH, Families, Family, waits_for
 from forkjoin.load import Look, load
-from forkjoin.terminal import commands, families_table, top
+from forkjoin.terminal import commands, families_table, kept_table, top
 from scripts.metrics_page import VLLMS, ours
 
 
@@ -156,9 +156,13 @@ def engine(*families, left_out=0):
 
 
 def shown(engines, most=30):
+    return said_by(families_table.table(Families.model_validate({"engines": engines}), most))
+
+
+def said_by(table):
     console = Console(width=140, force_terminal=False)
     with console.capture() as text:
-        console.print(families_table.table(Families.model_validate({"engines": engines}), most))
+        console.print(table)
     return [re.split(r"  +", line.strip()) for line in text.get().splitlines()]
 
 
@@ -170,6 +174,38 @@ def test_each_family_has_its_threads_its_blocks_and_what_it_waits_for():
     ]  # fmt: skip
     assert other == ["another key's", "3.2 s", "decoding", "–", "0", "0, –, –"]
     assert more == ["… 3 more"]
+
+
+def kept(*answers, num_answers=None, blocks=12):
+    return {
+        "kv_blocks": blocks,
+        "max_kv_blocks": 250,
+        "num_answers": len(answers) if num_answers is None else num_answers,
+        "answers": answers,
+    }
+
+
+def kept_answer(name, expires_in_s=7.25):
+    return {
+        "request_id": name, "tokens": 1200, "kv_blocks": 75, "expires_in_s": expires_in_s, "num_continued": 3
+    }  # fmt: skip
+
+
+def test_kept_answers_are_shown_with_what_they_hold_and_those_that_end_first():
+    engines = [
+        engine() | {"kept": kept(kept_answer("chat-1", 150), kept_answer(None, 151), num_answers=4)},
+        engine() | {"kept": kept(kept_answer("chat-2"), blocks=75)},
+        engine(),  # of a server from before
+    ]
+    title, _, *rows, more = said_by(kept_table.table(Families.model_validate({"engines": engines}), 2))
+    assert title == ["kept answers: 5, which hold 87 of 500 KV blocks"]
+    assert rows == [["chat-2", "7.2 s", "1,200", "75", "3"], ["chat-1", "2 min", "1,200", "75", "3"]]
+    assert more == ["… 3 more"]
+
+
+def test_no_table_says_that_nothing_is_kept():
+    engines = [engine() | {"kept": kept(blocks=0)}, engine()]
+    assert kept_table.table(Families.model_validate({"engines": engines}), 5) is None
 
 
 def test_more_families_than_fit_are_counted():
@@ -204,11 +240,12 @@ def test_a_request_is_found_by_the_name_that_it_was_given():
     ("answer", "expected"),
     [
         (httpx.Response(200, json={"engines": [engine(family("chat-7", running=3))]}), "chat-7"),
+        (httpx.Response(200, json={"engines": [engine() | {"kept": kept(kept_answer("chat-8"))}]}), "chat-8"),
         (httpx.Response(404, json={"error": {"message": "it has no families"}}), "it has no families"),
         (httpx.Response(200, json={"engines": 3}), "got other JSON: engines: "),
         (httpx.Response(200, text="<html>"), "families: expected JSON"),
     ],
-    ids=["families", "none", "other_json", "no_json"],
+    ids=["families", "kept", "none", "other_json", "no_json"],
 )
 def test_below_the_load_it_shows_the_families_or_why_not(monkeypatch, capsys, answer, expected):
     in_a_terminal(monkeypatch)

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forkjoin.families import Families, Family, waits_for
+from forkjoin.terminal.ages import age
 from forkjoin.terminal.printable import one_line
 
 _COLOURS = {"waiting": "yellow", "forked": "cyan", "joining": "magenta"}
@@ -34,7 +35,7 @@ def _cells(family: Family) -> list[Text]:
     state = one_line(family.state)
     return [
         Text(name),
-        Text(_age(family.age_s), "dim"),
+        Text(age(family.age_s), "dim"),
         Text(state, _COLOURS.get(state, "green")),
         Text(_threads(family)),
         Text(one_line(waits_for(family)), "yellow"),
@@ -46,7 +47,3 @@ def _cells(family: Family) -> list[Text]:
 def _threads(family: Family) -> str:
     counts = family.threads.model_dump()
     return ", ".join(f"{num} {state}" for state, num in counts.items() if num) or "–"
-
-
-def _age(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.0f} min"

@@ -17,12 +17,14 @@ from forkjoin.errors import ForkJoinError
 from forkjoin.families import PATH, Families
 from forkjoin.load import Load, Look, load
 from forkjoin.parsing import fault, parsed
-from forkjoin.terminal import families_table
+from forkjoin.terminal import families_table, kept_table
 from forkjoin.terminal.printable import one_line, printable
 
 _BARS = " ▁▂▃▄▅▆▇█"
-#: The lines of a page that show no family.
+#: The lines of a page that show neither a family nor a kept answer.
 _OTHER_LINES = 16
+#: The most kept answers, and the lines above them.
+_KEPT_ANSWERS, _KEPT_HEAD = 5, 3
 #: How many looks the course of tokens a second goes back.
 _COURSE = 60
 
@@ -46,7 +48,7 @@ def run(client: Client, interval_s: float) -> None:
                 continue
             seen = load(before, now)
             course.append(seen.tokens_rate or 0.0)
-            families = _families(client, max(console.height - _OTHER_LINES, 1))
+            families = _families(client, console.height - _OTHER_LINES)
             page = Group(*_load(client.address, now, seen, list(course)), "", families)
             live.update(page, refresh=True)
             before = now
@@ -56,8 +58,11 @@ def _look(client: Client) -> Look:
     return Look.of(client.get("/metrics").text, time.monotonic())
 
 
-def _families(client: Client, most: int) -> ConsoleRenderable:
-    """The first ``most`` families, or why they can't be shown: the load can be without them."""
+def _families(client: Client, num_lines: int) -> ConsoleRenderable:
+    """The families and kept answers that fit into so many lines, one family at least.
+
+    Or why they can't be shown: the load can be without them.
+    """
     try:
         seen = Families.model_validate(parsed(client.get(PATH).content))
     except ForkJoinError as error:
@@ -69,7 +74,11 @@ def _families(client: Client, most: int) -> ConsoleRenderable:
         )
     except ValueError:
         return Text("families: expected JSON, got something else", "dim")
-    return families_table.table(seen, most)
+    kept = kept_table.table(seen, _KEPT_ANSWERS)
+    if kept is None:
+        return families_table.table(seen, max(num_lines, 1))
+    families = families_table.table(seen, max(num_lines - kept.row_count - _KEPT_HEAD, 1))
+    return Group(families, "", kept)
 
 
 def line(seen: Load) -> str:

@@ -1,7 +1,8 @@
 /** The families of one engine: their threads, and the KV blocks of each against those that admission expected. */
 
 import { waitOf } from "../words";
-import { age, type Engine, expectationOf, type Family, threadsOf, waitsOf } from "./families";
+import { age, type Engine, expectationOf, type Family, keptOf, threadsOf, waitsOf } from "./families";
+import { KeptAnswers } from "./kept-answers";
 
 const whole = (n: number): string => Math.round(n).toLocaleString("en");
 
@@ -14,6 +15,7 @@ export function EngineFamilies({ engine, isOnlyOne }: { engine: Engine; isOnlyOn
         <Fact name="KV blocks in use" value={`${whole(blocks.total - blocks.free)} of ${whole(blocks.total)}, ${blocks.tokens_per_block} tokens each`} />
         <Fact name="Queue" value={`${whole(waiting.requests)} requests, ${whole(waiting.threads)} threads`} />
         <Fact name="Kept waiting for room" value={waiting.for_room > 0 ? "yes: admission expects too little room for the next" : "no"} />
+        <Fact name="Kept for requests to come" value={keptOf(engine)} />
         <Fact name="Expected of one more request" value={expectationOf(engine)} />
       </dl>
       <div class="wide" role="region" aria-label={`Families of engine ${engine.engine}`} tabIndex={0}>
@@ -41,6 +43,7 @@ export function EngineFamilies({ engine, isOnlyOne }: { engine: Engine; isOnlyOn
           </tbody>
         </table>
       </div>
+      {engine.kept.num_answers > 0 && <KeptAnswers engine={engine} />}
     </div>
   );
 }

@@ -18,6 +18,16 @@ export interface Family {
   expected_kv_blocks: number | null;
 }
 
+/** An answer whose KV is kept for requests that continue it. */
+export interface KeptAnswer {
+  /** As the answer's `id`; null: of another API key. */
+  request_id: string | null;
+  tokens: number;
+  kv_blocks: number;
+  expires_in_s: number;
+  num_continued: number;
+}
+
 export interface Engine {
   engine: number;
   kv_blocks: { total: number; free: number; tokens_per_block: number };
@@ -26,6 +36,8 @@ export interface Engine {
   num_families: number;
   num_left_out: number;
   families: Family[];
+  /** Blocks count once; the answers are those that end first. */
+  kept: { kv_blocks: number; max_kv_blocks: number; num_answers: number; answers: KeptAnswer[] };
 }
 
 export function parseFamilies(text: string): Engine[] {
@@ -47,6 +59,12 @@ export function waitsOf({ waits_for }: Family): string {
 export function expectationOf({ expected }: Engine): string {
   const share = Math.round(expected.forking_share * 100);
   return `${Math.round(expected.tokens)} tokens; ${share} % fork, the widest fork into ${expected.threads.toFixed(1)} threads`;
+}
+
+/** What kept answers hold, and may: "2 answers, 12 of 250 KV blocks". */
+export function keptOf({ kept }: Engine): string {
+  const { num_answers: num, kv_blocks: blocks, max_kv_blocks: most } = kept;
+  return `${num} ${num === 1 ? "answer" : "answers"}, ${blocks} of ${most} KV blocks`;
 }
 
 export function age(seconds: number): string {
