@@ -61,7 +61,7 @@ class Deployment:
         tokenizer: Tokenizer,
         script: Path,
         folder: Path,
-        slo_itl_ms: float,
+        slo_itl_ms: float = 30.0,
     ) -> None:
         self.config = config
         self._slo_itl_ms = slo_itl_ms
