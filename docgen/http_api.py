@@ -99,6 +99,8 @@ seed. Log-probabilities are always there, those of the likeliest tokens if the r
 A response of several turns (tools of the server) has the tree of the last one. Seeds have up to 63 bits, which `JSON.parse` of
 JavaScript rounds.
 
+A request goes on from the tree of an answer that was cut off with [`continues_tree`](offline.md#go-on-from-a-tree).
+
 A request whose trees may be larger than `--max-tree-tokens` is a 400: what all answers may generate, and the prompt once for each,
 since each tree repeats it. So are `background`, beam search and prompt embeddings, also those in a chat's messages.
 A response that is fetched later has no tree. Neither has an answer whose tree could not be built: that is a bug, which

@@ -91,6 +91,9 @@ LATER: dict[str, Later] = {
     "tests/engine/test_paths.py": Later(
         Tier.ALL, "an engine of its own, 25 s; test_layouts has what the model is told of paths"
     ),
+    "tests/engine/test_going_on.py": Later(
+        Tier.CI, "each answer cut off after each step, 75 s; test_by_hand and test_trees have the parts"
+    ),
     "tests/engine/test_new_weights.py": Later(
         Tier.CI, "120 s of engines whose weights change; test_old_kv and unit/…/test_weights have the rules"
     ),

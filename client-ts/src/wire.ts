@@ -159,6 +159,8 @@ export interface ForkJoinOptions {
   keep?: number;
   /** Id of a kept answer that the request goes on from. */
   continues?: string;
+  /** Tree of an answer that was cut off, as `return_tree` gave it, from which the request goes on. */
+  continues_tree?: unknown;
   /** Requests of one group share a prompt: one engine prefills it once. */
   group_id?: string;
 }

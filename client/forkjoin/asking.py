@@ -12,6 +12,7 @@ import httpx
 
 from forkjoin.errors import ForkJoinError
 from forkjoin.options import ForkJoin
+from forkjoin.tree.tree import Tree
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 #: By it routers choose a replica.
@@ -95,6 +96,8 @@ def chat_body(
     """The body of a chat completion whose threads are shown. A text is one message of the user's."""
     asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     options: dict[str, Any] = {"include_threads": True, **(forkjoin or {})}
+    if isinstance(tree := options.get("continues_tree"), Tree):
+        options["continues_tree"] = tree.to_dict()
     body = {**more, "messages": asked, "forkjoin": options}
     if is_stream:
         stream_options = {"include_usage": True, **more.get("stream_options", {})}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
+from forkjoin.tree.tree import Tree
+
 
 class Branch(TypedDict, total=False):
     """A thread of the request's own, which goes on from ``text``."""
@@ -35,4 +37,5 @@ class ForkJoin(TypedDict, total=False):
     rounds: list[int]
     keep: float
     continues: str
+    continues_tree: Tree | dict[str, Any]
     group_id: str

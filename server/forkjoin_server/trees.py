@@ -11,10 +11,12 @@ from forkjoin_scheduler.publish.events import (
     Event,
     Forked,
     SegmentBegan,
+    SegmentGiven,
     SegmentWrote,
     ThreadEnded,
     Voted,
 )
+from forkjoin_scheduler.request.given import Part
 
 #: A version of the weights, the first token that it sampled, and the one after the last.
 Span = tuple[str | None, int, int]
@@ -42,6 +44,8 @@ class TreeBuilder:
             match event:
                 case SegmentBegan():
                     self._segments.append(_begun(event))
+                case SegmentGiven(segment=number, part=part):
+                    _give(self._segments[number], part)
                 case SegmentWrote():
                     _write(self._segments[event.segment], event)
                 case Forked(threads=threads):
@@ -147,10 +151,19 @@ def _write(segment: Segment, event: SegmentWrote) -> None:
     _append(segment, event.token_ids, event.logprobs, event.top)
 
 
+def _give(segment: Segment, part: Part) -> None:
+    segment.weight_version, segment.seed, segment.has_old_kv = (
+        part.weight_version,
+        part.seed,
+        part.has_old_kv,
+    )
+    _append(segment, part.token_ids, part.logprobs, part.top)
+
+
 def _append(
     segment: Segment,
     token_ids: Sequence[int],
-    logprobs: Sequence[float] | None,
+    logprobs: Sequence[float | None] | None,
     top: Sequence[dict[int, float]] | None,
 ) -> None:
     """Append sampled tokens. Tokens before them that have no logprobs were injected."""

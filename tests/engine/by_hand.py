@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from msgspec import to_builtins
+from msgspec.structs import replace
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
@@ -25,7 +26,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from forkjoin_bench.vllm_seam.fed import runner_output
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.request.compiled import compile_options
-from forkjoin_scheduler.request.options import parse_options
+from forkjoin_scheduler.request.given import Given
+from forkjoin_scheduler.request.options import CompiledOptions, parse_options
 from forkjoin_scheduler.settings import COMPILED, KEY, Settings
 from forkjoin_scheduler.vllm_seam.compat import WORKER
 from forkjoin_scheduler.vllm_seam.front_end import wire
@@ -109,10 +111,20 @@ class ByHand:
 
     # ---- what a test does ------------------------------------------------------------------
 
-    def add(self, request_id: str, prompt: str, lora: LoRARequest | None = None, **params: Any) -> None:
-        asked = compile_options(
-            parse_options(params.pop("forkjoin", {})), self.tokenizer.encode, self.constrain
-        )
+    def compiled(self, asked: dict[str, Any]) -> CompiledOptions:
+        """What the engine gets of the field ``forkjoin`` of a request."""
+        return compile_options(parse_options(asked), self.tokenizer.encode, self.constrain)
+
+    def add(
+        self,
+        request_id: str,
+        prompt: str,
+        lora: LoRARequest | None = None,
+        given: Given | None = None,
+        **params: Any,
+    ) -> None:
+        """``given``: what of an earlier answer it goes on from."""
+        asked = replace(self.compiled(params.pop("forkjoin", {})), given=given)
         sampling = SamplingParams(
             **({"temperature": 0.0, "max_tokens": 500} | params),
             extra_args={COMPILED: to_builtins(asked)},

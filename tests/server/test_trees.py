@@ -297,3 +297,118 @@ def test_a_family_that_a_pause_aborts_has_its_tree_so_far(address):
     (engine,) = httpx.get(f"{address}/v1/forkjoin/families", timeout=LIMIT_S).json()["engines"]
     assert engine["num_families"] == 0
     assert ask(address, CHAT, chat())["choices"][0]["finish_reason"] == "stop"
+
+
+GREEDY = {"temperature": 0.0, "seed": None, "max_tokens": 1500}
+
+
+@pytest.fixture(scope="module")
+def whole(address):
+    """The answer that nobody cuts off."""
+    return ask(address, CHAT, chat(**GREEDY))["choices"][0]
+
+
+#: What holds an engine, and what lets it go on. On CPUs vLLM's workers keep their memory while they sleep.
+HOLDS = {"/pause": "/resume", "/sleep": "/wake_up"}
+
+
+def holding(address, route, mode, seen):
+    """What holds the engine and lets it go on; ``seen``: the families that were there meanwhile."""
+
+    def hold():
+        assert httpx.post(address + route, params={"mode": mode}, timeout=LIMIT_S).status_code == 200
+        if route == "/sleep":
+            assert httpx.get(f"{address}/is_sleeping", timeout=LIMIT_S).json() == {"is_sleeping": True}
+        (engine,) = httpx.get(f"{address}/v1/forkjoin/families", timeout=LIMIT_S).json()["engines"]
+        seen.append(engine["num_families"])
+        assert httpx.post(address + HOLDS[route], timeout=LIMIT_S).status_code == 200
+
+    return hold
+
+
+# ---- going on from a tree --------------------------------------------------------------------
+
+
+def going_on(tree, **more):
+    return chat(forkjoin=ASKED | {"continues_tree": tree} | more.pop("forkjoin", {}), **GREEDY | more)
+
+
+def told(tree):
+    """The tokens of each thread in order, and how it ended."""
+    rows = {}
+    for segment in Tree.from_dict(tree).segments:
+        tokens, _ = rows.get(segment.thread, ([], None))
+        rows[segment.thread] = ([*tokens, *segment.token_ids], segment.finish_reason)
+    return rows
+
+
+@pytest.mark.parametrize("route", HOLDS)
+def test_an_answer_that_a_pause_or_a_sleep_aborts_goes_on_from_its_tree(address, whole, route):
+    chunks = in_the_middle(address, chat(**GREEDY), holding(address, route, "abort", []))
+    (last,) = [choice for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
+    assert last["finish_reason"] == "abort"
+    answer = ask(address, CHAT, going_on(last["tree"]))
+    (choice,) = answer["choices"]
+    assert choice["message"]["content"] == whole["message"]["content"]
+    assert told(choice["tree"]) == told(whole["tree"])
+    assert same(choice["tree"] | {"segments": []}, Tree.from_dict(whole["tree"] | {"segments": []}))
+    streamed = events(address, CHAT, going_on(last["tree"]))
+    text = "".join(c["delta"].get("content") or "" for chunk in streamed for c in chunk["choices"])
+    assert text == whole["message"]["content"]
+
+
+@pytest.mark.parametrize("max_tokens", [5, 60, 200])
+def test_an_answer_that_ran_into_its_limit_goes_on_from_its_tree(address, whole, max_tokens):
+    cut = ask(address, CHAT, chat(**GREEDY | {"max_tokens": max_tokens}))["choices"][0]
+    assert cut["finish_reason"] == "length"
+    answer = ask(address, CHAT, going_on(cut["tree"], logprobs=True))
+    assert answer["choices"][0]["message"]["content"] == whole["message"]["content"]
+    assert told(answer["choices"][0]["tree"]) == told(whole["tree"])
+    assert len(answer["choices"][0]["logprobs"]["content"]) == len(whole["tree"]["answer_ids"])
+
+
+def test_offline_it_goes_on_from_the_same_tree(address, llm, whole):
+    cut = ask(address, CHAT, chat(**GREEDY | {"max_tokens": 200}))["choices"][0]
+    asked = {"continues_tree": Tree.from_dict(cut["tree"])}
+    (tree,) = offline(llm, forkjoin=asked, **GREEDY)
+    assert told(tree.to_dict()) == told(whole["tree"])
+    assert tree.linear() == whole["tree"]["answer_ids"]
+    with pytest.raises(ValueError, match="expected the prompt of the tree"):
+        offline(llm, prompt="a=7*8", forkjoin=asked, **GREEDY)
+
+
+def test_tokens_in_go_on_from_a_tree_and_our_client_does(address, whole):
+    cut = ask(address, CHAT, chat(**GREEDY | {"max_tokens": 200}))["choices"][0]
+    first = cut["tree"]["segments"][0]
+    body = {"model": "abacus", "token_ids": first["token_ids"][: first["num_injected"]]}
+    body |= {"sampling_params": GREEDY, "forkjoin": ASKED | {"continues_tree": cut["tree"]}}
+    assert told(ask(address, GENERATE, body)["choices"][0]["tree"]) == told(whole["tree"])
+    with Client(address) as client:
+        forkjoin = ASKED | {"continues_tree": Tree.from_dict(cut["tree"])}
+        answer = client.ask(MESSAGES_OF[0]["content"], model="abacus", forkjoin=forkjoin, **GREEDY)
+    assert answer.content == whole["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "says"),
+    [
+        ({"segments": []}, {}, "expected segments, got none"),
+        ({}, {"messages": [{"role": "user", "content": "a=7*8"}]}, "expected the prompt of the tree"),
+        ({}, {"max_tokens": 20}, "raise max_tokens"),
+        ({}, {"forkjoin": {"max_forks": 0}}, "may not fork where it has: too_many_forks"),
+        ({}, {"forkjoin": {"enabled": False}}, "expected forkjoin.enabled = true"),
+        ({}, {"response_format": {"type": "json_object"}}, "continues_tree: expected a request"),
+        ({}, {"prompt_logprobs": 1}, "prompt_logprobs"),
+    ],
+)
+def test_a_tree_that_can_not_be_gone_on_from_is_refused(address, change, more, says):
+    cut = ask(address, CHAT, chat(**GREEDY | {"max_tokens": 200}))["choices"][0]
+    response = post(address, CHAT, going_on(cut["tree"] | change, **more))
+    assert response.status_code == 400
+    assert says in response.text
+
+
+def test_an_answer_that_has_ended_is_not_gone_on_with(address, whole):
+    response = post(address, CHAT, going_on(whole["tree"]))
+    assert response.status_code == 400
+    assert "expected an answer that was cut off (abort, length), got one that ended by" in response.text

@@ -15,7 +15,7 @@ of who may do what.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ from forkjoin_scheduler.publish.events import (
     Progress,
 )
 from forkjoin_scheduler.publish.recording import Recording
+from forkjoin_scheduler.request.given import Stretch
 from forkjoin_scheduler.request.options import CompiledOptions
 
 Counted = TypeVar("Counted", Progress, FamilyEnded)
@@ -108,6 +109,10 @@ class Machine:
     #: The root's own end, where its threads go on after it, and the token that it stopped with.
     own_finish: str | None = None
     own_stop_piece: OutputToken | None = None
+    #: What its branches had written in an earlier answer and have not been given yet, by their paths.
+    given: dict[str, deque[Stretch]] = field(default_factory=dict)
+    #: Branches that have begun, or gone on after a join, and are to be given what they had written there.
+    to_give: list[Branch] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     #: Whether its end is among these, or has left.
     has_emitted_end: bool = False
@@ -121,6 +126,9 @@ class Machine:
         self.transcripts[self.family.root] = Transcript()
         is_told = self.family.include_threads and self.terms.is_streamed
         self.waits = Waits() if is_told else None
+        if self.terms.options.given is not None:
+            stretches = self.terms.options.given.stretches
+            self.given = {path: deque(of_branch) for path, of_branch in stretches.items()}
 
     @property
     def dialect(self) -> Dialect:
@@ -178,6 +186,11 @@ class Machine:
         """
         self._num_starts[branch] += 1
         return f"{branch.path}:{self._num_starts[branch]}"
+
+    def take_given(self, branch: Branch) -> Stretch | None:
+        """What ``branch``, which begins or goes on, had written there; None: nothing, or nobody knows."""
+        stretches = self.given.get(branch.path)
+        return stretches.popleft() if stretches else None
 
     def parked(self) -> list[Branch]:
         """The branches that wait for their threads, the root first."""

@@ -16,6 +16,7 @@ from forkjoin_scheduler.errors import EnginePlace, FrontEndPlace, OwnPolicy
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.families.waits import Wait
 from forkjoin_scheduler.policy.leases import KeepRefusal, LeaseEnd, LeaseState
+from forkjoin_scheduler.request.given import Part
 
 #: The index of the request itself, as a parent of threads.
 ROOT = -1
@@ -169,6 +170,13 @@ class SegmentBegan(_Event, frozen=True, kw_only=True):
     has_old_kv: bool = False
 
 
+class SegmentGiven(_Event, frozen=True, kw_only=True):
+    """A segment has what an earlier answer had written there, and nothing else."""
+
+    segment: int
+    part: Part
+
+
 class SegmentWrote(_Event, frozen=True, kw_only=True):
     """What the model sampled in a segment in a step; with logprobs, if they are wanted, ``top`` ones too."""
 
@@ -287,6 +295,7 @@ Event = (
     | Tolerated
     | Limited
     | SegmentBegan
+    | SegmentGiven
     | SegmentWrote
     | Drafted
     | ForkLatency

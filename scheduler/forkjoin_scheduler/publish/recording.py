@@ -19,8 +19,16 @@ from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.families.stitch import num_skipped
 from forkjoin_scheduler.joins.joined import closing_ids_of, written
 from forkjoin_scheduler.machine.effects import Effect, Resume, Start, Swap
-from forkjoin_scheduler.publish.events import ROOT, Event, Joins, SegmentBegan, SegmentWrote
+from forkjoin_scheduler.publish.events import (
+    ROOT,
+    Event,
+    Joins,
+    SegmentBegan,
+    SegmentGiven,
+    SegmentWrote,
+)
 from forkjoin_scheduler.publish.weights import Weights
+from forkjoin_scheduler.request.given import Part
 
 if TYPE_CHECKING:
     from forkjoin_scheduler.machine.machine import Machine
@@ -40,7 +48,7 @@ class Sampling(Protocol):
 class _Segment:
     """``start``: tokens of its context before its own. ``version``: of the weights that write it.
 
-    ``has_old_kv``: what its beginning has told.
+    ``has_old_kv``: what its beginning has told. ``is_given``: whether an earlier answer has written it.
     """
 
     number: int
@@ -51,6 +59,7 @@ class _Segment:
     seed: int | None
     has_old_kv: bool
     version: str | None = None
+    is_given: bool = False
 
 
 def branch_of(effect: Start | Resume | Swap) -> Branch:
@@ -105,19 +114,32 @@ class Recording:
         )
         self._events.append(wrote)
 
+    def given(self, index: int, part: Part) -> None:
+        """A branch goes on after ``part``, which an earlier answer has written: a segment of its own."""
+        segment = self._last[index]
+        if segment.is_given:
+            segment = self._following(index, segment)
+        segment.num_tokens += len(part.token_ids)
+        segment.is_given = True
+        self._events.append(SegmentGiven(segment=segment.number, part=part))
+
     def _written_by(self, index: int, version: str) -> _Segment:
         """The segment that a branch writes with the weights of this ``version``.
 
-        A new one after others, and where the last has begun before its KV was that of earlier weights.
+        A new one after others, after what was given, and where the last has begun before its KV was that of
+        earlier weights.
         """
         segment = self._last[index]
-        if segment.version not in (None, version) or (self.has_old_kv and not segment.has_old_kv):
-            start, position = segment.start + segment.num_tokens, segment.position + segment.num_tokens
-            segment = self._begin(
-                index, [], context=segment, start=start, position=position, seed=segment.seed
-            )
+        is_of_others = segment.is_given or segment.version not in (None, version)
+        if is_of_others or (self.has_old_kv and not segment.has_old_kv):
+            segment = self._following(index, segment)
         segment.version = version
         return segment
+
+    def _following(self, index: int, last: _Segment) -> _Segment:
+        """A segment of the same branch that goes on after the ``last``."""
+        start, position = last.start + last.num_tokens, last.position + last.num_tokens
+        return self._begin(index, [], context=last, start=start, position=position, seed=last.seed)
 
     def note(self, machine: Machine, effect: Effect, seed: int | None) -> None:
         """An effect has been performed after which its branch has another context, and this ``seed``."""

@@ -54,7 +54,9 @@ def compile_options(
     for name, ids in token_ids.items():
         if not ids:
             raise BadRequestOptions(f"{name}: expected a text with tokens, got one without")
-    fields = options.model_dump(exclude_unset=True, exclude={"branches", "closing", "group_id"})
+    fields = options.model_dump(
+        exclude_unset=True, exclude={"branches", "closing", "group_id", "continues_tree"}
+    )
     if options.branches is not None:
         fields["branches"] = [
             CompiledBranch(
@@ -75,6 +77,10 @@ def check_and_compile(asked: Any, settings: Settings, encode: Callable[[str], li
     Raises BadRequestOptions.
     """
     options = parse_options(asked)
+    if options.continues_tree is not None:
+        raise BadRequestOptions(
+            "forkjoin.continues_tree: expected a server or forkjoin.LLM, which read trees"
+        )
     options.check_limits(settings.limits, settings.caps)
     options.check_pruning(settings.prune_policy)
     options.check_rounds(settings.dialect)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from forkjoin_scheduler.dialects.limits import MAX_COUNT, Limits
 from forkjoin_scheduler.dialects.patterns import NonEmpty, check_linear
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.request.given import Given
 from forkjoin_scheduler.wrong_fields import UNKNOWN_KEY, expected_and_got, place
 
 if TYPE_CHECKING:
@@ -198,6 +199,12 @@ class RequestOptions(_AtPrompt, Limits):
         description="Id of a kept answer that the request goes on from. The answer's `usage.forkjoin` says "
         "whether that one is still kept. `/v1/responses` takes it from `previous_response_id`.",
     )
+    continues_tree: dict[str, Any] | None = Field(
+        default=None,
+        description="Tree of an answer that was cut off, as `return_tree` gave it, from which the request "
+        "goes on. The prompt is to be that of the tree. Its tokens are not generated again, and count for "
+        "all limits.",
+    )
     group_id: Annotated[NonEmpty, AfterValidator(_is_unicode), AfterValidator(_is_short)] | None = Field(
         default=None,
         description="Name of a group of requests that share a prompt, such as the samples of one rollout. "
@@ -347,6 +354,7 @@ class CompiledOptions(_AtPrompt, msgspec.Struct, frozen=True, kw_only=True, omit
     rounds: list[int] | None = None
     keep: float | None = None
     continues: str | None = None
+    given: Given | None = None
 
     def branch_of(self, sibling_index: int) -> CompiledBranch | None:
         """What the thread at that place continues from, None if from the prompt alone."""

@@ -61,6 +61,7 @@ from forkjoin_scheduler.vllm_seam.starts.waiting import Waiters
 from forkjoin_scheduler.vllm_seam.threads.cancelling import Cancelling
 from forkjoin_scheduler.vllm_seam.threads.facts import Facts
 from forkjoin_scheduler.vllm_seam.threads.forking import Forks
+from forkjoin_scheduler.vllm_seam.threads.giving import Giving
 from forkjoin_scheduler.vllm_seam.threads.handover import Handover
 from forkjoin_scheduler.vllm_seam.threads.hearing import Hearing
 from forkjoin_scheduler.vllm_seam.threads.keeping import Keeping
@@ -129,11 +130,12 @@ class ForkJoinScheduler(AsyncScheduler):
         performing = Performing(core, answers, placing, jobs, ahead, keeping, resuming, starting, tails)
         self._performing = performing
         # what branches write, and what comes of it
-        self._forks = forks = Forks(core, performing)
+        self._giving = giving = Giving(core, params, performing)
+        self._forks = forks = Forks(core, performing, giving)
         self._hearing, self._drafts = Hearing(core, fence, answers, forks), FamilyDrafts.of(core)
         self._taking = Taking(core, jobs, forks, performing)
         self.cancel_thread, self.release_kept = Cancelling(core).ask, leasing.release
-        self._leaving = Leaving(core, placing, gate, performing)
+        self._leaving = Leaving(core, placing, gate, performing, giving)
         # whose blocks are taken back, and how they come again
         self._restoring = restoring = Restoring(core, fence, placing, jobs, stitching, performing)
         self._victims = victims = Victims(core, fence, gate)

@@ -136,7 +136,7 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     data = _encoded(body)
     num_answers, num_choices = count_answers(sampling_of(body, path))
     check_beside_prompt(body, len(data), num_answers)
-    compiled_options = await compiled(options, client)
+    compiled_options = await compiled(options, client, settings)
     width = width_in_answers(compiled_options, settings)
     trees = Trees(key, num_choices, num_answers) if options.return_tree else None
     asked = Asked(compiled_options, _max_tokens(settings, client), width=width)

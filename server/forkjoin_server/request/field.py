@@ -44,8 +44,11 @@ def prepare(
         _check_threads_can_be_shown(body, path)
     if options.return_tree:
         _check_has_tree(body, path)
+    if options.continues_tree is not None:
+        _check_continues_tree(sampling_of(body, path), options, settings, reasons)
     if options.forks_at_prompt or options.rounds is not None:
-        _check_forks_at_prompt(sampling_of(body, path), options, settings, reasons)
+        asked = f"forkjoin.{options.asked}"
+        _check_may_fork(asked, sampling_of(body, path), options, settings, reasons)
     elif instruction := _instruction(sampling_of(body, path), options, settings, reasons):
         body = with_instruction(body, path, instruction)
     if path == RESPONSES:
@@ -194,9 +197,18 @@ def _check_has_tree(body: Json, path: str) -> None:
             raise BadRequestOptions(f"{asked}: expected a request without {name}: drop one")
 
 
-def _check_forks_at_prompt(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> None:
-    """Raise BadRequestOptions if the engine would not do the fork that the request itself asks for."""
-    asked = f"forkjoin.{options.asked}"
+def _check_continues_tree(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> None:
+    """Raise BadRequestOptions if the engine could not go on from a tree."""
+    asked = "forkjoin.continues_tree"
+    _check_may_fork(asked, body, options, settings, reasons)
+    if structured.is_structured(body):
+        raise BadRequestOptions(f"{asked}: expected a request without structured output: drop one")
+
+
+def _check_may_fork(
+    asked: str, body: Json, options: RequestOptions, settings: Settings, reasons: bool
+) -> None:
+    """Raise BadRequestOptions if the engine would not fork, or go on with forks, as is ``asked``."""
     if not options.enabled:
         raise BadRequestOptions(f"{asked}: expected forkjoin.enabled = true beside it, got false")
     if settings.dialect is None:

@@ -29,10 +29,13 @@ from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, c
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import COMPILED, KEY, Settings
 from forkjoin_server.answer.trees import Trees, with_logprobs
+from forkjoin_server.request.continuing import check_prompt, continued
 from forkjoin_server.request.structured import block_reason
 from forkjoin_server.vllm_seam.request.formats import constraint_of
 from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser, why_not_reasoning
+from forkjoin_server.vllm_seam.request.trees import engine_of
 
+DEFAULTS = Settings()
 #: Of a number that is sent to an engine, beside its sign.
 _MAX_BITS = 63
 
@@ -53,20 +56,23 @@ class Asked:
     num_tree_tokens: int = 0
 
     def charge(self, num_answers: int, max_tokens: int | None, max_model_len: int) -> None:
-        """Count what another prompt's answers may cost at most, as ``live.py`` gives each its budget.
+        """Count what another prompt's answers may cost at most.
 
         Raises BadRequestOptions if all together are over the limit.
         """
-        each = max_model_len if max_tokens is None else max_tokens
-        cap = self.options.max_total_tokens or None
-        each *= self.width
-        self.num_tokens += num_answers * (each if cap is None else min(each, cap))
+        self.num_tokens += num_answers * self.most_tokens(max_tokens, max_model_len)
         if self.max_tokens is not None and self.num_tokens > self.max_tokens:
             raise BadRequestOptions(
                 f"expected at most {self.max_tokens} tokens over all answers to a request (the server's "
                 f"--max-request-tokens), got up to {self.num_tokens}: lower max_tokens, which is the rest of "
                 "the context where none is given, n, best_of or the number of prompts"
             )
+
+    def most_tokens(self, max_tokens: int | None, max_model_len: int) -> int:
+        """What one answer may cost at most, as ``live.py`` gives it its budget."""
+        each = (max_model_len if max_tokens is None else max_tokens) * self.width
+        cap = self.options.max_total_tokens or None
+        return each if cap is None else min(each, cap)
 
     def charge_trees(self, num_answers: int, num_prompt_tokens: int, num_top: int) -> None:
         """Count the prompt of what was charged last, which each of its answers' trees repeats.
@@ -110,11 +116,28 @@ def width_in_answers(options: CompiledOptions, settings: Settings) -> int:
     return dialect.num_answers(options.limits(settings.limits))
 
 
-async def compiled(options: RequestOptions, client: Any) -> CompiledOptions:
+async def compiled(options: RequestOptions, client: Any, settings: Settings = DEFAULTS) -> CompiledOptions:
     """``options`` with their texts as tokens, made where ``client`` of vLLM tokenises prompts.
 
-    Raises BadRequestOptions naming a text that no context holds; that takes no tokenising.
+    Raises BadRequestOptions naming a text that no context holds; that takes no tokenising. Raises it for a
+    tree that this server can't go on from.
     """
+    made = await _without_tree(options, client)
+    if options.continues_tree is None or settings.dialect is None:
+        return made
+    in_thread = asyncio.get_running_loop().run_in_executor
+    renderer, model_config = client.renderer, client.model_config
+
+    def with_tree() -> CompiledOptions:
+        assert settings.dialect is not None
+        engine = engine_of(model_config, renderer.get_tokenizer(), settings.dialect)
+        vocab_size = model_config.get_vocab_size()
+        return continued(options.continues_tree, made, settings, engine, vocab_size)
+
+    return await in_thread(renderer._executor, with_tree)
+
+
+async def _without_tree(options: RequestOptions, client: Any) -> CompiledOptions:
     if options.branches is None:
         return compile_options(options, _no_text)
     renderer = client.renderer
@@ -139,6 +162,8 @@ def install(client: Any) -> None:
         engine_input = await process(*args, **kwargs)
         if (asked := _ASKED.get()) is not None:
             _check_room(asked.options, engine_input, max_model_len)
+            if asked.options.given is not None:
+                check_prompt(asked.options.given, _tokens_of(engine_input, "continues_tree"), None)
         return engine_input
 
     def generate_as_asked(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -150,6 +175,9 @@ def install(client: Any) -> None:
             _check_room(asked.options, prompt, max_model_len)
             _check_forks(client, asked.options, prompt, sampling_params, kwargs)
             asked.charge(sampling_params.n, sampling_params.max_tokens, max_model_len)
+            if asked.options.given is not None:
+                most = asked.most_tokens(sampling_params.max_tokens, max_model_len)
+                check_prompt(asked.options.given, _tokens_of(prompt, "continues_tree"), most)
             fields = msgspec.to_builtins(asked.options)
         sampling_params.extra_args = (others | ({COMPILED: fields} if fields else {})) or None
         if asked is None or asked.trees is None:
@@ -165,10 +193,11 @@ def install(client: Any) -> None:
     client.generate = generate_as_asked
 
 
-def _tokens_of(engine_input: Any) -> list[int]:
-    """The tokens that a tree begins with. Raises BadRequestOptions if the prompt has others than tokens.
+def _tokens_of(engine_input: Any, asked: str = "return_tree") -> list[int]:
+    """The tokens that a tree begins with, of which ``asked`` is.
 
-    The parts of a chat may be embeddings, which ``field.py`` does not see.
+    Raises BadRequestOptions if the prompt has others than tokens. The parts of a chat may be embeddings,
+    which ``field.py`` does not see.
     """
     given = engine_input if isinstance(engine_input, dict) else {}
     ids: list[int] | None = given.get("prompt_token_ids")
@@ -178,9 +207,7 @@ def _tokens_of(engine_input: Any) -> list[int]:
         reason = f"a prompt of the kind {given.get('type')}"
     else:
         return ids
-    raise BadRequestOptions(
-        f"forkjoin.return_tree: expected a prompt of tokens alone, got {reason}: drop one"
-    )
+    raise BadRequestOptions(f"forkjoin.{asked}: expected a prompt of tokens alone, got {reason}: drop one")
 
 
 def _num_top(client: Any, sampling_params: Any) -> int:
@@ -226,7 +253,7 @@ def _check_forks(
     ``bypass.py`` tells most of that from the body, before a prompt is made of it; this is what vLLM has
     made of it.
     """
-    if not options.forks_at_prompt:
+    if not options.forks_at_prompt and options.given is None:
         return
     kind = engine_input.get("type") if isinstance(engine_input, dict) else None
     reason: str | None
@@ -242,7 +269,7 @@ def _check_forks(
         reason = f"a prompt of the kind {kind}"
     else:
         return
-    asked = "best_of" if options.best_of is not None else "branches"
+    asked = "best_of" if options.best_of is not None else "branches" if options.branches else "continues_tree"
     raise BadRequestOptions(
         f"forkjoin.{asked}: expected a request that may fork, but not with {reason}: drop one"
     )

@@ -15,6 +15,7 @@ from forkjoin_scheduler.excerpt import cut
 from forkjoin_scheduler.publish.recording import Recording
 from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.explicit import explicit_dialect
+from forkjoin_scheduler.request.given import BEGIN
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import COMPILED, KEY, TREE
 from forkjoin_scheduler.vllm_seam.cache.layouts import has_media_of_one_request
@@ -111,8 +112,9 @@ class ParamsReader:
             params,
             request.max_tokens,
             request.num_prompt_tokens,
-            at_prompt,
+            at_prompt or options.given is not None,
             not_in_threads,
+            given=None if options.given is None else BEGIN,
         )
 
     def _kept_for_answer(self, request: Request, bound_dialect: BoundDialect) -> list[list[int]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm.v1.request import Request
 
+from forkjoin_scheduler.errors import IllegalTransition
 from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine import asking, effects, forking, planning
@@ -11,15 +12,17 @@ from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
+from forkjoin_scheduler.vllm_seam.threads.giving import Giving
 from forkjoin_scheduler.vllm_seam.threads.performing import Performing
 
 
 class Forks:
     """Owns what branches have called for in this step."""
 
-    def __init__(self, core: Core, performing: Performing) -> None:
+    def __init__(self, core: Core, performing: Performing, giving: Giving) -> None:
         self._core = core
         self._performing = performing
+        self._giving = giving
         #: Requests that fork at the end of this step, with the plan where it is made already.
         self.triggered: list[tuple[Request, ForkPlan | Refusal | None]] = []
         #: Requests that ask for the result of a thread, by its number.
@@ -45,6 +48,10 @@ class Forks:
         if branch.state is not BranchState.DECODING:
             return
         fj_params = self._core.fj_params[request.request_id]
+        had_forked = fj_params.given is not None
+        if had_forked and self._giving.has_arrived(live, branch, request):
+            self._note_prefill(live, branch, request)
+            return
         if branch.planned:
             fj_params.since = request.num_tokens
             self._performing.perform(live, forking.next_stage(live, branch))
@@ -52,13 +59,19 @@ class Forks:
         plan = plan or self.plan(live, branch, request._all_token_ids, fj_params.since)
         since, fj_params.since = fj_params.since, request.num_tokens
         if isinstance(plan, Refusal):
+            if had_forked:
+                raise IllegalTransition(f"{request.request_id}: had forked, and may not now: {plan.reason}")
             self._performing.perform(live, forking.refuse(live, branch, plan))
             return
-        if request.prefill_stats is not None:  # nothing has left yet
-            request.prefill_stats.finalize(kv.num_cached_tokens(self._core.kv_cache_manager, request))
-            live.begins = branch is live.family.root
+        self._note_prefill(live, branch, request)
         fork = Fork(plan, request.num_tokens, since)
         self._performing.perform(live, forking.fork(live, branch, fork))
+
+    def _note_prefill(self, live: LiveFamily, branch: Branch, request: Request) -> None:
+        """The answer begins where ``request`` has let out nothing yet."""
+        if request.prefill_stats is not None:
+            request.prefill_stats.finalize(kv.num_cached_tokens(self._core.kv_cache_manager, request))
+            live.begins = branch is live.family.root
 
     def swap(self, request: Request, wanted: effects.Swap) -> None:
         """``request`` has written what the dialect has another text for."""

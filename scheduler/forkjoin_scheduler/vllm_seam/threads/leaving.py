@@ -9,17 +9,21 @@ from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
+from forkjoin_scheduler.vllm_seam.threads.giving import Giving
 from forkjoin_scheduler.vllm_seam.threads.performing import Performing
 
 
 class Leaving:
     """Lets families say what they have to say. Owns those whose last words have not left yet."""
 
-    def __init__(self, core: Core, placing: Placing, gate: AdmissionGate, performing: Performing) -> None:
+    def __init__(
+        self, core: Core, placing: Placing, gate: AdmissionGate, performing: Performing, giving: Giving
+    ) -> None:
         self._core = core
         self._placing = placing
         self._gate = gate
         self._performing = performing
+        self._giving = giving
         #: Aborted families whose last events have not left yet.
         self.aborted_pending_flush: list[LiveFamily] = []
 
@@ -27,6 +31,9 @@ class Leaving:
         """Do what is due in a family at the end of a step, and let out what it has to say."""
         has_ended = live.request.is_finished()
         self._performing.perform(live, advancing.advance(live, root_has_ended=has_ended))
+        while live.to_give:
+            self._giving.give(live)
+            self._performing.perform(live, advancing.advance(live))
         live.num_planned = 0
         told, leaving = live.leaving(self._core.engine)
         if not live.family.is_live:  # before its end is emitted: after that it can't fail any more

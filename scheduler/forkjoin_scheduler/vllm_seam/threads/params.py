@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm.sampling_params import StructuredOutputsParams
 
+from forkjoin_scheduler.dialects.dialect import SamplingOverrides
 from forkjoin_scheduler.families.family import Branch
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -31,6 +32,19 @@ class Params:
         params = resumed_params(
             live.fj_params.sampling_params,
             live.dialect.sampling.after_join,
+            max_tokens=live.budget(branch, room),
+            generated=self._num_counted(live, branch),
+            salt=live.next_salt(branch),
+        )
+        return with_stops(params, live.fj_params.bound_dialect.stop_ids)
+
+    def of_given(self, live: LiveFamily, branch: Branch, room: int) -> Any:
+        """Those of a ``branch`` that goes on after what it was given, with ``room`` tokens left."""
+        if branch.plan is not None or branch.num_joined:
+            return self.behind_join(live, branch, room)
+        params = resumed_params(
+            live.fj_params.sampling_params,
+            SamplingOverrides(),
             max_tokens=live.budget(branch, room),
             generated=self._num_counted(live, branch),
             salt=live.next_salt(branch),

@@ -21,6 +21,8 @@ from forkjoin_scheduler.vllm_seam.threads.resuming import Resuming
 from forkjoin_scheduler.vllm_seam.threads.starting import Starting
 from forkjoin_scheduler.vllm_seam.threads.tails import Tails
 
+#: The effects after which a branch writes what it had written there in an earlier answer.
+GOING_ON = (effects.Start, effects.Resume)
 _STATUS = {How.STOPPED: STOPPED, How.CAPPED: CAPPED}
 
 
@@ -56,6 +58,8 @@ class Performing:
             if live.recording is not None and isinstance(effect, CONTEXTS):
                 params = self._core.request_of(branch_of(effect)).sampling_params
                 live.recording.note(live, effect, None if params is None else params.seed)
+            if live.given and isinstance(effect, GOING_ON):
+                live.to_give.append(branch_of(effect))
 
     def closed(self, live: LiveFamily, thread: Branch) -> None:
         """All KV of ``thread``, which has ended, is there: its machine goes on."""

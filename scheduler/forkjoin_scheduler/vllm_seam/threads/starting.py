@@ -38,7 +38,7 @@ class Starting:
             request, live.request, has_own=asked is not None and asked.structured is not None
         )
         self._core.threads[request.request_id] = (live, thread)
-        fj_params = replace(live.fj_params, since=len(token_ids), at_prompt=False)
+        fj_params = replace(live.fj_params, since=len(token_ids), at_prompt=False, given=None)
         self._core.fj_params[request.request_id] = fj_params
         if live.dialect.join.moves_kv:
             self._placing.start_thread(request, thread, parent)

@@ -17,14 +17,17 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.request.compiled import check_and_compile
+from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import COMPILED, KEY, TREE, Settings
 from forkjoin_scheduler.vllm_seam.compat import worker_of
 from forkjoin_server.flag_values import dest_of
+from forkjoin_server.request.continuing import check_prompt, continued
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.start.dialect_choice import choose
 from forkjoin_server.start.flags import SCHEDULER
 from forkjoin_server.trees import TreeBuilder, tree_of
 from forkjoin_server.vllm_seam.offline.tree_output import TreeOutputProcessor
+from forkjoin_server.vllm_seam.request.trees import engine_of
 
 #: What one request asks of fork/join, or each of them in its order; the field ``forkjoin`` of the HTTP API.
 Asked = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -126,15 +129,33 @@ class LLM(vllm.LLM):
         params = copy(params)
         extra = dict(params.extra_args or {}) | {TREE: True}
         if asked is not None:
-            tokenizer = self.get_tokenizer()
+            tokenizer, fields = self.get_tokenizer(), dict(asked)
+            tree = fields.pop("continues_tree", None)
             options = check_and_compile(
-                dict(asked), self._settings, lambda text: tokenizer.encode(text, add_special_tokens=False)
+                fields, self._settings, lambda text: tokenizer.encode(text, add_special_tokens=False)
             )
+            if tree is not None:
+                options = self._continued(tree, options)
             extra[COMPILED] = msgspec.to_builtins(options)
         params.extra_args = extra
         if params.logprobs is None:
             params.logprobs = 0  # of the sampled token alone
         return params
+
+    def _continued(self, tree: Any, options: CompiledOptions) -> CompiledOptions:
+        """``options`` of a request that goes on from ``tree``. Raises BadRequestOptions if it can't."""
+        dialect = self._settings.dialect
+        assert dialect is not None
+        engine = engine_of(self.model_config, self.get_tokenizer(), dialect)
+        return continued(tree, options, self._settings, engine, self.model_config.get_vocab_size())
+
+    def _add_request(self, prompt: Any, params: Any, *args: Any, **options: Any) -> str:
+        asked = (getattr(params, "extra_args", None) or {}).get(COMPILED)
+        if asked is not None and "given" in asked:
+            compiled = msgspec.convert(asked, CompiledOptions)
+            assert compiled.given is not None
+            check_prompt(compiled.given, prompt.get("prompt_token_ids") or (), params.max_tokens)
+        return str(super()._add_request(prompt, params, *args, **options))
 
     def _with_trees(
         self, outputs: list[RequestOutput], params: Sequence[SamplingParams], first: int

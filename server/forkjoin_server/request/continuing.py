@@ -1,0 +1,240 @@
+"""Trees that requests go on from (``forkjoin.continues_tree``): read, and compared with this server's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from forkjoin.tree.segment import ROOT, Segment
+from forkjoin.tree.tree import Tree
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.excerpt import cut, excerpt
+from forkjoin_scheduler.families.family import Family
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.machine.machine import Terms
+from forkjoin_scheduler.replay.given import Engine, replay_given, unsupported
+from forkjoin_scheduler.request.explicit import explicit_dialect
+from forkjoin_scheduler.request.given import FORK, OPEN, Given, Part, Stretch
+from forkjoin_scheduler.request.options import CompiledOptions
+from forkjoin_scheduler.settings import Settings
+from forkjoin_server.trees import CANCELLED, TreeBuilder
+
+_ASKED = "forkjoin.continues_tree"
+#: How an answer may have ended that was cut off.
+_CUT_OFF = ("abort", "length", None)
+_ENDS = frozenset(ThreadEnd)
+#: A segment by the path of its thread, and its place among that thread's.
+_Name = tuple[str, int]
+
+
+def read_tree(value: Any, vocab_size: int) -> Tree:
+    """The tree that ``value``, of a JSON body, is. Raises BadRequestOptions naming what is wrong."""
+    if isinstance(value, Tree):
+        value = value.to_dict()
+    try:
+        tree = msgspec.convert(value, Tree, str_keys=True)
+    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+        raise _bad(f"expected a tree as return_tree gives it, got another: {cut(str(error), 200)}") from error
+    if not tree.segments:
+        raise _bad("expected segments, got none")
+    for number, segment in enumerate(tree.segments):
+        _check_segment(number, segment, vocab_size)
+    first = tree.segments[0]
+    if first.thread != ROOT or not first.num_injected:
+        raise _bad(".segments[0]: expected the prompt of the request itself (thread -1), got another")
+    if (reason := _last(tree, ROOT).finish_reason) not in _CUT_OFF:
+        raise _bad(f"expected an answer that was cut off (abort, length), got one that ended by {reason!r}")
+    return tree
+
+
+def _check_segment(number: int, segment: Segment, vocab_size: int) -> None:
+    name, num_tokens = f".segments[{number}]", len(segment.token_ids)
+    for token_id in segment.token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise _bad(
+                f"{name}.token_ids: expected tokens of the model's {vocab_size}, got {excerpt(token_id)}"
+            )
+    if not 0 <= segment.num_injected <= num_tokens:
+        raise _bad(
+            f"{name}.num_injected: expected at most its {num_tokens} tokens, got "
+            f"{excerpt(segment.num_injected)}"
+        )
+    for field in ("parent", "forked_by"):
+        other = getattr(segment, field)
+        if other is not None and not 0 <= other < number:
+            raise _bad(f"{name}.{field}: expected the number of an earlier segment, got {excerpt(other)}")
+    if segment.thread == ROOT and segment.forked_by is not None:
+        raise _bad(f"{name}.forked_by: expected null of the request itself, got {excerpt(segment.forked_by)}")
+    if any(not 0 <= joined.segment < number for joined in segment.joined):
+        raise _bad(f"{name}.joined: expected numbers of earlier segments")
+    for field in ("logprobs", "top_logprobs"):
+        told = getattr(segment, field)
+        if told is not None and len(told) != num_tokens:
+            raise _bad(f"{name}.{field}: expected {num_tokens}, one for each token, got {len(told)}")
+
+
+def given_of(tree: Tree) -> Given:
+    """What each branch of ``tree`` had written. Raises BadRequestOptions where its threads make no tree."""
+    numbers, paths = _by_thread(tree), _paths(tree)
+    forkers = {segment.forked_by for segment in tree.segments}
+    stretches: dict[str, list[Stretch]] = {}
+    for thread, own in numbers.items():
+        of_branch, parts = list[Stretch](), list[Part]()
+        for number in own:
+            segment = tree.segments[number]
+            if len(segment.token_ids) > segment.num_injected:
+                parts.append(_part(segment))
+            if number in forkers:
+                of_branch.append(Stretch(parts, FORK))
+                parts = []
+        if own[-1] not in forkers:
+            of_branch.append(Stretch(parts, _then(tree, thread)))
+        stretches[paths[thread]] = of_branch
+    first = tree.segments[0]
+    return Given(first.token_ids[: first.num_injected], stretches)
+
+
+def _part(segment: Segment) -> Part:
+    start = segment.num_injected
+    return Part(
+        segment.token_ids[start:],
+        segment.logprobs and segment.logprobs[start:],
+        segment.top_logprobs and segment.top_logprobs[start:],
+        segment.weight_version,
+        segment.seed,
+        segment.has_old_kv,
+    )
+
+
+def _then(tree: Tree, thread: int) -> str:
+    """What followed the last that ``thread`` wrote."""
+    end = _last(tree, thread).finish_reason
+    if thread == ROOT or end is None or end == CANCELLED:
+        return OPEN
+    if end not in _ENDS or end == ThreadEnd.REQUEST_STOP:
+        raise _bad(f"expected a finish_reason that threads have, got {excerpt(end)} of thread {thread}")
+    return end
+
+
+def _by_thread(tree: Tree) -> dict[int, list[int]]:
+    """The numbers of the segments of each thread."""
+    numbers: dict[int, list[int]] = {}
+    for number, segment in enumerate(tree.segments):
+        numbers.setdefault(segment.thread, []).append(number)
+    return numbers
+
+
+def _last(tree: Tree, thread: int) -> Segment:
+    return next(segment for segment in reversed(tree.segments) if segment.thread == thread)
+
+
+def _paths(tree: Tree) -> dict[int, str]:
+    """The path of each thread, as ``Branch.path`` has it."""
+    threads: dict[int, list[int]] = {}  # that a segment forked
+    for thread, numbers in _by_thread(tree).items():
+        forked_by = tree.segments[numbers[0]].forked_by
+        if thread != ROOT and forked_by is None:
+            raise _bad(f".segments[{numbers[0]}].forked_by: expected a segment, got null for a thread")
+        if forked_by is not None:
+            threads.setdefault(forked_by, []).append(thread)
+    paths, num_forks = {ROOT: ""}, dict[int, int]()
+    for number in sorted(threads):  # a thread begins after the segment that forks it
+        parent = tree.segments[number].thread
+        if parent not in paths:
+            raise _bad(f".segments[{number}].thread: expected a thread that began before, got {parent}")
+        fork = num_forks.get(parent, 0)
+        num_forks[parent] = fork + 1
+        paths |= {thread: f"{paths[parent]}/{fork}.{at}" for at, thread in enumerate(sorted(threads[number]))}
+    return paths
+
+
+def continued(
+    value: Any, options: CompiledOptions, settings: Settings, engine: Engine, vocab_size: int
+) -> CompiledOptions:
+    """``options`` of a request that goes on from the tree that ``value`` is.
+
+    Replays the whole tree. Raises BadRequestOptions unless this engine would have given it so far.
+    """
+    limits = options.limits(settings.limits)
+    if options.forks_at_prompt:
+        dialect = explicit_dialect(options, limits)
+        bound_dialect = BoundDialect(dialect, engine.bound_dialect.tokenizer, None)
+        engine = Engine(bound_dialect, engine.max_model_len, engine.eos_ids)
+    asked = [("prune", options.prune is not None), ("rounds", options.rounds is not None)]
+    asked += [("enabled = false", not options.enabled)]
+    asked += [("response_format", any(b.structured is not None for b in options.branches or ()))]
+    if reason := unsupported(engine, asked):
+        raise _bad(f"expected a request that can go on from a tree, but not with {reason}")
+    tree = read_tree(value, vocab_size)
+    given = given_of(tree)
+    options = msgspec.structs.replace(options, given=given)
+    terms = Terms(options, engine.bound_dialect, 1 << 62, prompt_len=len(given.prompt_ids))
+    builder = TreeBuilder()
+    builder.hear(replay_given(given, terms, Family("tree", limits), engine))
+    _compare(tree, builder.tree([], None))
+    return options
+
+
+def check_prompt(given: Given, prompt_ids: Sequence[int], max_tokens: int | None) -> None:
+    """Raise BadRequestOptions unless the request has the prompt of its tree, and may write more than that."""
+    if list(prompt_ids) != given.prompt_ids:
+        pairs = enumerate(zip(prompt_ids, given.prompt_ids, strict=False))
+        at = next((n for n, (own, of_tree) in pairs if own != of_tree), None)
+        where = "another length" if at is None else f"another token at {at}"
+        raise _bad(
+            f"expected the prompt of the tree ({len(given.prompt_ids)} tokens), got {len(prompt_ids)} tokens "
+            f"with {where}: send the messages, or the tokens, of the request that it is of"
+        )
+    if max_tokens is not None and given.num_tokens >= max_tokens:
+        raise _bad(
+            f"expected more tokens for the whole answer than the {given.num_tokens} that the tree has, got "
+            f"{max_tokens}: raise max_tokens, or forkjoin.max_total_tokens"
+        )
+
+
+def _compare(given: Tree, made: Tree) -> None:
+    """Raise BadRequestOptions naming where ``given`` is not what was ``made`` of what it sampled.
+
+    Threads may have forked in another order. What was made may have gone on: a last join was under way.
+    """
+    of_given, of_made = dict(_named(given)), dict(_named(made))
+    names = {number: name for name, number in of_given.items()}
+    own_names = {number: name for name, number in of_made.items()}
+    for number, name in sorted(names.items()):
+        if name not in of_made:
+            raise _bad(f".segments[{number}]: expected none there: this server would not have begun it")
+        wanted = _fields(made.segments[of_made[name]], own_names)
+        for field, value in _fields(given.segments[number], names).items():
+            if value != wanted[field]:
+                raise _bad(
+                    f".segments[{number}].{field}: expected what this server writes there with the dialect "
+                    "that it speaks, got another: send the tree as it came, to a server of the same model "
+                    "and dialect"
+                )
+
+
+def _named(tree: Tree) -> Iterator[tuple[_Name, int]]:
+    """The name of each segment, and its number."""
+    paths = _paths(tree)
+    for thread, numbers in _by_thread(tree).items():
+        yield from (((paths[thread], place), number) for place, number in enumerate(numbers))
+
+
+def _fields(segment: Segment, names: Mapping[int, _Name]) -> dict[str, Any]:
+    """What must be the same of a segment, other segments by their names."""
+    return {
+        "token_ids": segment.token_ids,
+        "num_injected": segment.num_injected,
+        "position": segment.position,
+        "parent": None if segment.parent is None else names[segment.parent],
+        "fork_offset": segment.fork_offset,
+        "forked_by": None if segment.forked_by is None else names[segment.forked_by],
+        "joined": [(names[j.segment], j.num_tokens, j.num_skipped) for j in segment.joined],
+    }
+
+
+def _bad(problem: str) -> BadRequestOptions:
+    return BadRequestOptions(f"{_ASKED}{problem if problem.startswith('.') else f': {problem}'}")

@@ -1,0 +1,195 @@
+"""Trees that requests go on from: read as they were given, and no others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import Dialect
+from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.families.family import Family
+from forkjoin_scheduler.machine.machine import Terms
+from forkjoin_scheduler.replay.characters import Characters
+from forkjoin_scheduler.replay.given import Engine, replay_given
+from forkjoin_scheduler.request.given import FORK, OPEN, Given, Part, Stretch
+from forkjoin_scheduler.request.options import CompiledOptions
+from forkjoin_scheduler.settings import Settings
+from forkjoin_server.request.continuing import check_prompt, continued, given_of, read_tree
+from forkjoin_server.trees import TreeBuilder
+
+VOCAB_SIZE = 0x120000
+FORKS = "go<Outlines><Outline>1: a</Outline><Outline>2: b</Outline></Outlines>"
+
+
+def dialect(name="threadweaver", **more):
+    return Dialect.model_validate(load(name).model_dump() | more)
+
+
+def engine_of(dialect, max_model_len=4096):
+    bound_dialect = BoundDialect.bind(dialect, Characters(dialect.control_tokens))
+    return Engine(bound_dialect, max_model_len, frozenset())
+
+
+def given_as(engine, **stretches):
+    """What branches had written, each a list of (text, what followed); ``root`` is the request itself."""
+    encode = engine.bound_dialect.tokenizer.encode
+    paths = {name.replace("_", "/", 1).replace("_", "."): of for name, of in stretches.items()}
+    of_paths = {"" if path == "root" else path: of for path, of in paths.items()}
+    made = {
+        path: [Stretch([Part(encode(text), weight_version="v1")] if text else [], then) for text, then in of]
+        for path, of in of_paths.items()
+    }
+    return Given(encode("What?"), made)
+
+
+def tree_of(engine, given, options=None):
+    dialect = engine.bound_dialect.dialect
+    terms = Terms(options or CompiledOptions(given=given), engine.bound_dialect, 1000, prompt_len=5)
+    builder = TreeBuilder()
+    builder.hear(replay_given(given, terms, Family("f", dialect.limits), engine))
+    return builder.tree([], "abort")
+
+
+CUT = {"root": [(FORKS, FORK)], "_0_0": [("7</Thread>", "stop")], "_0_1": [("nine", OPEN)]}
+JOINED = {
+    "root": [(FORKS, FORK), ("and", OPEN)],
+    "_0_0": [("7</Thread>", "stop")],
+    "_0_1": [("9</Thread>", "stop")],
+}
+
+
+@pytest.fixture
+def engine():
+    return engine_of(dialect())
+
+
+def go_on(engine, value, options=None, settings=None):
+    settings = settings or Settings(dialect=engine.bound_dialect.dialect)
+    return continued(value, options or CompiledOptions(), settings, engine, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("stretches", [{"root": [("a", OPEN)]}, {"root": [("", OPEN)]}, CUT, JOINED])
+def test_what_branches_had_written_is_read_from_a_tree(engine, stretches):
+    given = given_as(engine, **stretches)
+    value = json.loads(json.dumps(tree_of(engine, given).to_dict()))
+    assert go_on(engine, value).given == given
+
+
+def test_threads_that_forked_in_another_order_are_read_all_the_same():
+    engine = engine_of(dialect(max_depth=3))
+    nested = "x<Outlines><Outline>3: c</Outline></Outlines>"
+    given = given_as(
+        engine,
+        root=[(FORKS, FORK)],
+        _0_0=[(nested, FORK)],
+        _0_1=[(nested, FORK), ("then", OPEN)],
+        **{"_0_0/0_0": [("c", OPEN)], "_0_1/0_0": [("d</Thread>", "stop")]},
+    )
+    value = tree_of(engine, given).to_dict()
+    for segment in value["segments"]:  # as if the second had forked first
+        segment["thread"] = {2: 3, 3: 2}.get(segment["thread"], segment["thread"])
+    assert set(go_on(engine, value).given.stretches) == {"", "/0.0", "/0.1", "/0.0/0.0", "/0.1/0.0"}
+
+
+def _set(number, **fields):
+    def change(value):
+        value["segments"][number] |= fields
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda value: value.pop("segments"), "a tree as return_tree gives it"),
+        (lambda value: value["segments"].clear(), "expected segments, got none"),
+        (_set(0, token_ids=["a"]), "a tree as return_tree gives it"),
+        (_set(0, token_ids=[VOCAB_SIZE]), r"segments\[0\].token_ids: expected tokens of the model's"),
+        (_set(0, token_ids=[-1]), r"segments\[0\].token_ids: expected tokens of the model's"),
+        (_set(0, thread=0), r"segments\[0\]: expected the prompt"),
+        (_set(0, num_injected=999), r"segments\[0\].num_injected: expected at most"),
+        (_set(1, num_injected=0), r"segments\[1\].(num_injected|token_ids): expected what this server"),
+        (_set(1, parent=2), r"segments\[1\].parent: expected the number of an earlier segment"),
+        (_set(1, parent=None), r"segments\[1\].parent: expected what this server"),
+        (_set(1, position=3), r"segments\[1\].position: expected what this server"),
+        (_set(1, fork_offset=3), r"segments\[1\].fork_offset: expected what this server"),
+        (_set(1, forked_by=None), r"segments\[1\].forked_by: expected a segment"),
+        (_set(1, forked_by=1), r"segments\[1\].forked_by: expected the number of an earlier"),
+        (_set(1, finish_reason="soon"), "expected a finish_reason that threads have, got 'soon'"),
+        (_set(1, logprobs=[0.0]), r"segments\[1\].logprobs: expected \d+, one for each token"),
+        (_set(1, joined=[{"segment": 9, "num_tokens": 1, "num_skipped": 0}]), r"segments\[1\].joined"),
+        (_set(1, thread=2), "it|expected"),
+        (_set(0, finish_reason="stop"), "ended by 'stop'"),
+    ],
+)
+def test_another_tree_is_refused_by_name(engine, change, problem):
+    value = tree_of(engine, given_as(engine, **CUT)).to_dict()
+    change(value)
+    if problem == "ended by 'stop'":
+        value["segments"][0]["finish_reason"] = "stop"
+    with pytest.raises(BadRequestOptions, match=f"forkjoin.continues_tree.*{problem}"):
+        go_on(engine, value)
+
+
+def test_a_tree_of_another_dialect_is_refused(engine):
+    value = tree_of(engine, given_as(engine, **JOINED)).to_dict()
+    other = engine_of(dialect(thread=dialect().thread.model_dump() | {"header": "\n<Thread>\nno {n}:"}))
+    with pytest.raises(BadRequestOptions, match=r"segments\[1\]\.token_ids: .* same model and dialect"):
+        go_on(other, value)
+    with pytest.raises(BadRequestOptions, match=r"continues_tree.*(segments|fork)"):
+        go_on(engine_of(dialect("multiverse")), value)
+
+
+def test_a_fork_that_the_limits_of_the_request_forbid_is_refused(engine):
+    value = tree_of(engine, given_as(engine, **CUT)).to_dict()
+    with pytest.raises(BadRequestOptions, match="the request may not fork where it has: too_many_forks"):
+        go_on(engine, value, CompiledOptions(max_forks=0))
+
+
+def test_a_tree_that_is_longer_than_a_context_is_refused(engine):
+    value = tree_of(engine, given_as(engine, root=[("a" * 30, OPEN)])).to_dict()
+    with pytest.raises(BadRequestOptions, match="expected contexts of less than 30 tokens, got one of 35"):
+        go_on(engine_of(dialect(), max_model_len=30), value)
+
+
+def test_an_answer_that_would_have_ended_here_is_refused(engine):
+    value = tree_of(engine, given_as(engine, **JOINED)).to_dict()
+    with pytest.raises(BadRequestOptions, match="would have ended"):
+        go_on(engine_of(dialect(), max_model_len=30), value)
+
+
+@pytest.mark.parametrize("name", ["asyncthink", "pasta", "pacore", "parallel-r1"])
+def test_dialects_that_can_not_go_on_are_named(engine, name):
+    value = tree_of(engine, given_as(engine, root=[("a", OPEN)])).to_dict()
+    other = load(name)
+    bound = BoundDialect(other, Characters(other.control_tokens), None)
+    with pytest.raises(BadRequestOptions, match=f"but not with a dialect .*{name}"):
+        go_on(Engine(bound, 4096, frozenset()), value, settings=Settings(dialect=other))
+
+
+@pytest.mark.parametrize(
+    "options", [CompiledOptions(enabled=False), CompiledOptions(best_of=2, vote="x", prune="memory")]
+)
+def test_requests_that_can_not_go_on_are_named(engine, options):
+    value = tree_of(engine, given_as(engine, root=[("a", OPEN)])).to_dict()
+    with pytest.raises(BadRequestOptions, match=r"but not with (prune|enabled = false)"):
+        go_on(engine, value, options)
+
+
+def test_the_prompt_must_be_that_of_the_tree(engine):
+    given = given_as(engine, **CUT)
+    check_prompt(given, given.prompt_ids, given.num_tokens + 1)
+    with pytest.raises(BadRequestOptions, match="with another token at 1"):
+        check_prompt(given, [given.prompt_ids[0], 7, *given.prompt_ids[2:]], None)
+    with pytest.raises(BadRequestOptions, match="with another length"):
+        check_prompt(given, given.prompt_ids[:-1], None)
+    with pytest.raises(BadRequestOptions, match="raise max_tokens"):
+        check_prompt(given, given.prompt_ids, given.num_tokens)
+
+
+def test_a_tree_that_has_only_a_prompt_is_one(engine):
+    tree = read_tree(tree_of(engine, given_as(engine, root=[("", OPEN)])).to_dict(), VOCAB_SIZE)
+    assert given_of(tree).stretches == {"": [Stretch([], OPEN)]}
