@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from forkjoin.answer import Answer, Thread
-from forkjoin.events import AnswerDelta, Finished, Forked, Joined, ThreadDelta, ThreadEnded
+from forkjoin.events import AnswerDelta, Finished, Forked, Joined, SegmentEnded, ThreadDelta, ThreadEnded
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_server.answer import releasing
 from forkjoin_server.http import cancelling
@@ -29,7 +29,15 @@ _REF = "#/components/schemas/"
 #: A bound of a machine's integers, which says nothing to a reader.
 _WIDE = (1 << 31) - 1
 _METHODS = ("get", "post", "put", "delete")
-EVENTS: tuple[type[BaseModel], ...] = (Forked, ThreadDelta, ThreadEnded, Joined, AnswerDelta, Finished)
+EVENTS: tuple[type[BaseModel], ...] = (
+    Forked,
+    ThreadDelta,
+    ThreadEnded,
+    Joined,
+    SegmentEnded,
+    AnswerDelta,
+    Finished,
+)
 _HEAD = """<!-- Made by `python -m docgen.http_api > docs/http-api.md` from the server's OpenAPI schema. -->
 
 # HTTP API
@@ -98,6 +106,11 @@ seed. Log-probabilities are always there, those of the likeliest tokens if the r
 (`logprobs`, `top_logprobs`). One that is not finite is -9999. An answer that ends early (a stop string, a limit, an abort) has its tree so far.
 A response of several turns (tools of the server) has the tree of the last one. Seeds have up to 63 bits, which `JSON.parse` of
 JavaScript rounds.
+
+With `forkjoin.stream_segments`, a stream sends each segment when nothing changes it any more, in a chunk of its own before the next one of
+the answer: `choices[].segments`, each with its `number` in the tree and its `segment`. On `/v1/responses` the event
+`response.forkjoin.segments` has them. The `tree` at the end then has `null` in the place of each segment that was sent. The Python client
+puts the tree together. Where a stitched join closes a thread, its `finish_reason` may stand in a segment before its last.
 
 A request goes on from the tree of an answer that was cut off with [`continues_tree`](offline.md#go-on-from-a-tree).
 

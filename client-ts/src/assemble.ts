@@ -1,7 +1,7 @@
 /** Turns chunks into events and keeps the tree of threads. Decides only: no input or output. */
 
 import type { ForkJoinEvent, Thread } from "./events.js";
-import type { Chunk, ThreadEntry, TokenTree, Usage } from "./wire.js";
+import type { Chunk, Segment, ThreadEntry, TokenTree, Usage } from "./wire.js";
 
 /** The parent of the threads that the request itself forked. */
 export const ROOT = "root";
@@ -31,6 +31,8 @@ export class Assembler {
   private finishReason: string | null = null;
   private usage: Usage | null = null;
   private tokenTree: TokenTree | null = null;
+  /** Of the tree, as far as they have ended, by their numbers. */
+  private readonly segments = new Map<number, Segment>();
   private readonly byId = new Map<string, Thread>();
   private readonly forkOf = new Map<number, Fork>();
 
@@ -46,7 +48,11 @@ export class Assembler {
     this.takeText(reasoning ?? reasoning_content, true, chunk, events);
     this.takeText(content, false, chunk, events);
     this.finishReason = choice.finish_reason ?? this.finishReason;
-    this.tokenTree = choice.tree ?? this.tokenTree;
+    for (const { number, segment } of choice.segments ?? []) this.segments.set(number, segment);
+    if (choice.tree) {
+      const segments = choice.tree.segments.flatMap((s, n) => s ?? this.segments.get(n) ?? []);
+      this.tokenTree = { ...choice.tree, segments };
+    }
     return events;
   }
 

@@ -123,7 +123,15 @@ export interface TokenTree {
 export interface Chunk {
   id?: string;
   model?: string;
-  choices: { index: number; delta: Delta; finish_reason?: string | null; tree?: TokenTree }[];
+  choices: {
+    index: number;
+    delta: Delta;
+    finish_reason?: string | null;
+    /** Of the tree, as they end: with `stream_segments`. */
+    segments?: { number: number; segment: Segment }[];
+    /** With `stream_segments`, null stands in the place of each segment that was sent. */
+    tree?: Omit<TokenTree, "segments"> & { segments: (Segment | null)[] };
+  }[];
   usage?: Usage | null;
 }
 
@@ -139,6 +147,8 @@ export interface ForkJoinOptions {
   enabled?: boolean;
   include_threads?: boolean;
   return_tree?: boolean;
+  /** For a stream with `return_tree`: segments are sent as they end, in chunks of their own. */
+  stream_segments?: boolean;
   max_threads_per_fork?: number;
   max_forks?: number;
   max_tokens_per_thread?: number;

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from forkjoin.answer import Answer
+from forkjoin.tree.segment import Segment
 
 
 class _Event(BaseModel):
@@ -72,6 +73,14 @@ class Joined(_Event):
     threads: tuple[int, ...] = Field(description="Numbers of the threads.")
 
 
+class SegmentEnded(_Event):
+    """A segment of the answer's tree ended (``stream_segments``): nothing changes it any more."""
+
+    type: Literal["segment_ended"] = "segment_ended"
+    number: int = Field(description="Its number in the tree.")
+    segment: Segment = Field(description="The segment, as in the tree.")
+
+
 class AnswerDelta(_Event):
     """The transcript grew by ``text``, threads included, in outline order."""
 
@@ -90,4 +99,4 @@ class Finished(_Event):
     answer: Answer = Field(description="The whole answer.")
 
 
-Event = Forked | ThreadDelta | ThreadWaits | ThreadEnded | Joined | AnswerDelta | Finished
+Event = Forked | ThreadDelta | ThreadWaits | ThreadEnded | Joined | SegmentEnded | AnswerDelta | Finished

@@ -26,6 +26,7 @@ class ForkJoin(TypedDict, total=False):
     enabled: bool
     include_threads: bool
     return_tree: bool
+    stream_segments: bool
     structured: Literal["answer"]
     best_of: int
     vote: str

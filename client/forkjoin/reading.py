@@ -20,12 +20,14 @@ from forkjoin.events import (
     Finished,
     Forked,
     Joined,
+    SegmentEnded,
     StartedThread,
     ThreadDelta,
     ThreadEnded,
     ThreadWaits,
 )
 from forkjoin.parsing import fault
+from forkjoin.tree.segment import Segment
 from forkjoin.tree.tree import Tree
 
 #: What an entry that announces a thread may hold, too.
@@ -67,11 +69,24 @@ class _Delta(BaseModel):
     threads: list[_Entry] | None = None
 
 
+class _Tree(BaseModel):
+    #: None in the place of a segment that was sent before.
+    segments: list[Segment | None]
+    answer_ids: list[int]
+    voted: int | None
+
+
+class _Numbered(BaseModel):
+    number: int
+    segment: Segment
+
+
 class _Choice(BaseModel):
     index: int = 0
     delta: _Delta = Field(default_factory=_Delta)
     finish_reason: str | None = None
-    tree: Tree | None = None
+    segments: list[_Numbered] = Field(default_factory=list)
+    tree: _Tree | None = None
 
 
 class _Chunk(BaseModel):
@@ -94,6 +109,8 @@ class AnswerReader:
         self._fork_of: dict[int, Forked] = {}
         #: A join that the next chunk confirms or denies.
         self._unsure: list[Joined] = []
+        #: Of the tree, by their numbers, as far as they have ended.
+        self._segments: dict[int, Segment] = {}
 
     def feed(self, chunk: object) -> list[Event]:
         """The events that ``chunk`` adds: JSON, or an object of the OpenAI SDK's.
@@ -117,13 +134,27 @@ class AnswerReader:
     def _choice(self, choice: _Choice) -> Iterator[Event]:
         if choice.index != 0:
             raise StreamBroken(f"expected one choice, got choice {choice.index}: ask with n = 1")
-        if choice.finish_reason is None:
-            yield from self._unsure
-        self._unsure = []
+        if not choice.segments:  # such a chunk may stand before the last
+            if choice.finish_reason is None:
+                yield from self._unsure
+            self._unsure = []
         yield from self._threads(choice.delta.threads or [])
         yield from self._transcript(choice.delta)
+        yield from map(self._segment, choice.segments)
         self.answer.finish_reason = choice.finish_reason or self.answer.finish_reason
-        self.answer.tree = choice.tree or self.answer.tree
+        if choice.tree is not None:
+            self.answer.tree = self._whole(choice.tree)
+
+    def _segment(self, ended: _Numbered) -> SegmentEnded:
+        self._segments[ended.number] = ended.segment
+        return SegmentEnded(number=ended.number, segment=ended.segment)
+
+    def _whole(self, tree: _Tree) -> Tree:
+        """``tree`` with the segments that were sent before."""
+        segments = [self._segments.get(n) if s is None else s for n, s in enumerate(tree.segments)]
+        if None in segments:
+            raise StreamBroken(f"expected segment {segments.index(None)} of the tree: an event is missing")
+        return Tree([s for s in segments if s is not None], tree.answer_ids, tree.voted)
 
     def _transcript(self, delta: _Delta) -> Iterator[Event]:
         text, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""

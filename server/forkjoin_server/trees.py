@@ -32,6 +32,8 @@ class TreeBuilder:
         self._titles: dict[int, str] = {}
         self._ends: dict[int, str] = {}
         self._voted: int | None = None
+        #: The numbers of segments that ``take_ended`` has given.
+        self.taken: set[int] = set()
 
     @property
     def has_segments(self) -> bool:
@@ -54,6 +56,19 @@ class TreeBuilder:
                     self._ends[index] = reason.value
                 case Voted(index=index):
                     self._voted = index
+
+    def take_ended(self) -> list[tuple[int, Segment]]:
+        """Segments that have ended since this was asked last, with their numbers: nothing changes them."""
+        last = {segment.thread: number for number, segment in enumerate(self._segments)}
+        ended = []
+        for number, segment in enumerate(self._segments):
+            is_last, end = last[segment.thread] == number, self._ends.get(segment.thread)
+            if number not in self.taken and (not is_last or end is not None):
+                segment.finish_reason = end if is_last else None
+                segment.title = self._titles.get(segment.thread, "")
+                ended.append((number, segment))
+        self.taken.update(number for number, _ in ended)
+        return ended
 
     def tree(self, answer_ids: Sequence[int], finish_reason: str | None) -> Tree:
         """The tree as it is now, of the answer that a stock client sees."""

@@ -15,6 +15,7 @@ from forkjoin import (
     Finished,
     Forked,
     Joined,
+    SegmentEnded,
     StreamBroken,
     ThreadDelta,
     ThreadEnded,
@@ -278,6 +279,29 @@ def test_the_tree_comes_with_the_chunk_that_ends_the_answer():
     whole = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop", "tree": TREE}]}
     assert Answer.of(whole).tree == Tree([], [7])
     assert Answer.of({"choices": [{"message": {}}]}).tree is None
+
+
+def _segment(number, thread=-1, **fields):
+    segment = {"thread": thread, "token_ids": [number], "num_injected": 0, "position": 0, **fields}
+    told = chunk()
+    told["choices"][0]["segments"] = [{"number": number, "segment": segment}]
+    return told
+
+
+def test_segments_that_were_sent_as_they_ended_are_put_into_the_tree():
+    last = chunk("stop", content="a")
+    rest = [None, _segment(1)["choices"][0]["segments"][0]["segment"], None]
+    last["choices"][0]["tree"] = TREE | {"segments": rest}
+    events, reader = read(chunk(content="b"), _segment(2, 0), _segment(0), last)
+    assert [event.number for event in events if isinstance(event, SegmentEnded)] == [2, 0]
+    assert [segment.token_ids for segment in reader.answer.tree.segments] == [[0], [1], [2]]
+
+
+def test_a_tree_that_lacks_a_segment_is_a_broken_stream():
+    last = chunk("stop", content="a")
+    last["choices"][0]["tree"] = TREE | {"segments": [None, None]}
+    with pytest.raises(StreamBroken, match="expected segment 1 of the tree: an event is missing"):
+        read(_segment(0), last)
 
 
 def test_a_tree_that_is_none_is_no_chunk_of_an_answer():

@@ -308,6 +308,35 @@ def whole(address):
     return ask(address, CHAT, chat(**GREEDY))["choices"][0]
 
 
+def test_a_stream_may_have_each_segment_as_it_ends(address, whole):
+    body = chat(**GREEDY, forkjoin=ASKED | {"stream_segments": True})
+    choices = [choice for chunk in events(address, CHAT, body) for choice in chunk["choices"]]
+    shown = [segment for choice in choices for segment in choice.get("segments", ())]
+    last = choices[-1]["tree"]
+    assert len(shown) == last["segments"].count(None) == len(last["segments"]) - 1
+    first = next(n for n, choice in enumerate(choices) if choice.get("segments"))
+    texts = [choice["delta"].get("content") for choice in choices]
+    assert any(texts[:first])
+    assert any(texts[first:])
+    for segment in shown:
+        last["segments"][segment["number"]] = segment["segment"]
+    assert same(last, Tree.from_dict(whole["tree"]))
+    with Client(address) as client:
+        forkjoin = ASKED | {"stream_segments": True}
+        asked = GREEDY | {"model": "abacus", "forkjoin": forkjoin}
+        with client.stream(MESSAGES_OF[0]["content"], **asked) as stream:
+            kinds = [event.type for event in stream]
+    assert kinds.count("segment_ended") == len(shown)
+    assert stream.answer.tree.linear() == whole["tree"]["answer_ids"]
+
+
+@pytest.mark.parametrize("forkjoin", [{"stream_segments": True}, ASKED | {"stream_segments": True}])
+def test_segments_are_refused_where_no_stream_has_them(address, forkjoin):
+    response = post(address, CHAT, chat(forkjoin=forkjoin))
+    assert response.status_code == 400
+    assert "stream_segments" in response.text
+
+
 #: What holds an engine, and what lets it go on. On CPUs vLLM's workers keep their memory while they sleep.
 HOLDS = {"/pause": "/resume", "/sleep": "/wake_up"}
 

@@ -17,6 +17,9 @@ from forkjoin_scheduler.request.options import (
 )
 from forkjoin_scheduler.settings import Settings
 
+#: What the engine does not get, or gets in another form.
+_OF_SERVER = {"branches", "closing", "group_id", "continues_tree", "stream_segments"}
+
 
 @dataclass(frozen=True)
 class Room:
@@ -54,9 +57,7 @@ def compile_options(
     for name, ids in token_ids.items():
         if not ids:
             raise BadRequestOptions(f"{name}: expected a text with tokens, got one without")
-    fields = options.model_dump(
-        exclude_unset=True, exclude={"branches", "closing", "group_id", "continues_tree"}
-    )
+    fields = options.model_dump(exclude_unset=True, exclude=_OF_SERVER)
     if options.branches is not None:
         fields["branches"] = [
             CompiledBranch(

@@ -120,6 +120,11 @@ class RequestOptions(_AtPrompt, Limits):
         description="Whether each answer comes with its tree: all tokens that were computed for it, with "
         "their contexts, positions and log-probabilities.",
     )
+    stream_segments: bool = Field(
+        default=False,
+        description="For a stream with return_tree: whether segments of the tree are sent as they end, in "
+        "chunks of their own.",
+    )
     max_threads_running: int | None = Field(
         default=None,
         ge=1,
@@ -220,6 +225,8 @@ class RequestOptions(_AtPrompt, Limits):
                 f"expected best_of = {num_openings} or more, for each of branches to have a thread, "
                 f"got {self.best_of}"
             )
+        if self.stream_segments and not self.return_tree:
+            raise ValueError("expected return_tree beside stream_segments")
         if self.rounds is not None and self.forks_at_prompt:
             raise ValueError("expected rounds, or branches or best_of, got both")
         if self.closing is not None and self.branches is None:

@@ -25,6 +25,11 @@ from forkjoin_server.trees import TreeBuilder, tree_of
 
 #: What vLLM numbers the prompts of a request by, behind its id.
 _PROMPT = re.compile(r"[-_](\d+)\Z")
+#: What an event of ``/v1/responses`` is called that shows segments. The other routes show them in a chunk.
+SEGMENTS = "response.forkjoin.segments"
+#: What such a chunk has of vLLM's first one, and each of its choices of one of its choices.
+_OF_CHUNK = ("id", "object", "created", "model", "request_id", "output_mode")
+_OF_CHOICE: Json = {"delta": {}, "text": "", "token_ids": []}
 #: What vLLM's routes tell of a token that can't be; JSON knows no infinity.
 _LEAST_LOGPROB = -9999.0
 
@@ -45,8 +50,12 @@ class Trees:
     #: Answers to each prompt.
     num_choices: int = 1
     num_answers: int = 1
+    #: Whether segments are shown as they end, and the tree then without these.
+    streams: bool = False
     #: As JSON has them, by the ``index`` of the choice, once its answer has ended.
     ended: dict[int, Json] = field(default_factory=dict)
+    #: Segments that have ended, with the choice and the number of each, until they are taken.
+    segments: list[tuple[int, Json]] = field(default_factory=list)
 
     async def gathering(
         self, request_id: str, params: Any, outputs: AsyncGenerator[Any, None]
@@ -62,6 +71,8 @@ class Trees:
 
         def hear(index: int, events: list[Event]) -> None:
             answer_of(index).hear(events)
+            if self.streams:
+                self.segments += answer_of(index).segments(first + index)
 
         with FEEDS.listening(request_id, hear):
             async with aclosing(outputs) as given:
@@ -78,7 +89,13 @@ class Trees:
         if not answer.is_whole:
             return
         try:
-            self.ended[index] = as_json(answer.tree(last))
+            tree = as_json(answer.tree(last))
+            if self.streams:
+                tree["segments"] = [
+                    None if number in answer.taken else segment
+                    for number, segment in enumerate(tree["segments"])
+                ]
+            self.ended[index] = tree
         except Exception as error:
             FEEDS.contain("tree", error)
 
@@ -109,6 +126,20 @@ class _Answer:
         except Exception:
             self.is_whole = False
             raise
+
+    @property
+    def taken(self) -> set[int]:
+        """The numbers of the segments that have been shown."""
+        return self._builder.taken
+
+    def segments(self, index: int) -> list[tuple[int, Json]]:
+        """Segments that have ended since this was asked last; ``index``: the choice's."""
+        ended = self._builder.take_ended()
+        made = as_json(Tree([segment for _, segment in ended], []))["segments"]
+        return [
+            (index, {"number": number, "segment": segment})
+            for (number, _), segment in zip(ended, made, strict=True)
+        ]
 
     def take(self, prompt_ids: list[int] | None, completion: Any) -> None:
         """Take in an output, of a stream or of the whole answer."""
@@ -153,6 +184,8 @@ class TreePresenter:
 
     def __init__(self, inner: Presenter, trees: Trees) -> None:
         self._inner, self._trees = inner, trees
+        #: How a chunk is shaped; None: there was none yet.
+        self._template: Json | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -161,7 +194,15 @@ class TreePresenter:
     def pass_on(self, chunk: Json) -> list[Json]:
         if chunk.get("type") in FINAL_EVENTS:
             chunk = chunk | {"response": self._with_tree(chunk["response"], 0)}
-        return self._inner.pass_on(self._with_trees(chunk))
+        segments, self._template = self._segments(), self._template or _template_of(chunk)
+        return [*segments, *self._inner.pass_on(self._with_trees(chunk))]
+
+    def _segments(self) -> list[Json]:
+        """The chunks that show segments which have ended; none before vLLM's first chunk."""
+        if self._template is None:
+            return []
+        segments, self._trees.segments = self._trees.segments, []
+        return [_with_segment(self._template, index, segment) for index, segment in segments]
 
     def show(self, entries: list[Json]) -> list[Json]:
         return self._inner.show(entries)
@@ -180,3 +221,20 @@ class TreePresenter:
     def _with_tree(self, value: Json, index: int) -> Json:
         tree = self._trees.ended.get(index)
         return value if tree is None else value | {"tree": tree}
+
+
+def _template_of(chunk: Json) -> Json | None:
+    """How chunks are shaped that follow ``chunk``, of vLLM's; None: it does not say."""
+    if "type" in chunk:
+        return {"type": SEGMENTS}
+    if not chunk.get("choices"):
+        return None
+    choice = {name: value for name, value in _OF_CHOICE.items() if name in chunk["choices"][0]}
+    return {name: chunk[name] for name in _OF_CHUNK if name in chunk} | {"choices": [choice]}
+
+
+def _with_segment(template: Json, index: int, segment: Json) -> Json:
+    if "choices" not in template:
+        return template | {"segments": [segment]}
+    choice = {"index": index, "finish_reason": None, "segments": [segment]}
+    return template | {"choices": [template["choices"][0] | choice]}

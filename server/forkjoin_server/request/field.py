@@ -44,6 +44,8 @@ def prepare(
         _check_threads_can_be_shown(body, path)
     if options.return_tree:
         _check_has_tree(body, path)
+    if options.stream_segments and not body.get("stream"):
+        raise BadRequestOptions("forkjoin.stream_segments: expected stream = true beside it: drop one")
     if options.continues_tree is not None:
         _check_continues_tree(sampling_of(body, path), options, settings, reasons)
     if options.forks_at_prompt or options.rounds is not None:

@@ -12,7 +12,14 @@ from vllm import SamplingParams
 from vllm.logprobs import Logprob
 
 from forkjoin import Tree
-from forkjoin_scheduler.publish.events import SegmentBegan, SegmentWrote
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.publish.events import (
+    Forked,
+    NewThread,
+    SegmentBegan,
+    SegmentWrote,
+    ThreadEnded,
+)
 from forkjoin_scheduler.publish.feed import FEEDS
 from forkjoin_server.answer.answer_fields import ForkJoinJoined, ForkJoinSegment, ForkJoinTree
 from forkjoin_server.answer.trees import TreePresenter, Trees, as_json, with_logprobs
@@ -70,6 +77,62 @@ def test_segments_that_the_engine_tells_of_are_of_their_own_answer():
     first, second = (trees.ended[index]["segments"][0] for index in range(2))
     assert (first["token_ids"], first["seed"]) == ([1, 2, 7], 5)
     assert (second["token_ids"], second["finish_reason"]) == ([1, 2, 9], "length")
+
+
+def chunk():
+    return {"id": "c", "choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
+
+
+def test_segments_are_shown_as_they_end_and_the_tree_has_the_others():
+    def begins():
+        FEEDS.emit("r", 0, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
+        FEEDS.emit("r", 0, [SegmentWrote(segment=0, token_ids=[9])])
+        threads = [NewThread(index=n, number=str(n), title=f"T{n}") for n in range(2)]
+        FEEDS.emit("r", 0, [Forked(parent_index=-1, threads=threads, shared_tokens=3)])
+        for n in range(2):
+            began = SegmentBegan(segment=n + 1, index=n, token_ids=[5], position=3, parent=0, forked_by=0)
+            FEEDS.emit("r", 0, [began])
+
+    def ends():  # the end is told before what was written in the same step
+        ended = ThreadEnded(index=1, reason=ThreadEnd.STOP, num_tokens=1)
+        FEEDS.emit("r", 0, [ended, SegmentWrote(segment=2, token_ids=[6])])
+
+    def joins():
+        FEEDS.emit("r", 0, [SegmentBegan(segment=3, index=-1, token_ids=[5, 6], position=3, parent=0)])
+
+    trees, shown = Trees(KEY, streams=True), []
+    presenter = TreePresenter(PassThrough(), trees)
+
+    def show():
+        *chunks, last = presenter.pass_on(chunk())
+        assert last == chunk()
+        assert all(c["choices"][0]["delta"] == {} and c["id"] == "c" for c in chunks)
+        shown.append([segment["number"] for c in chunks for segment in c["choices"][0]["segments"]])
+
+    outputs = [show, begins, show, ends, show, joins, show, show, output(told(0, [7], "stop"))]
+    gather(trees, "r", *outputs)
+    assert shown == [[], [], [2], [0], []]
+    segments = trees.ended[0]["segments"]
+    assert [segment and segment["token_ids"] for segment in segments] == [None, [5], None, [5, 6]]
+
+
+def test_a_segment_that_has_ended_is_shown_as_it_stands_in_the_tree():
+    def begins():
+        FEEDS.emit("r", 0, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
+        FEEDS.emit("r", 0, [SegmentWrote(segment=0, token_ids=[9], logprobs=[-math.inf])])
+        FEEDS.emit("r", 0, [SegmentBegan(segment=1, index=-1, token_ids=[3], position=3, parent=0)])
+
+    streamed, whole = Trees(KEY, streams=True), Trees(KEY)
+    for trees in (streamed, whole):
+        gather(trees, "r", begins, output(told(0, [7], "stop")))
+    ((index, told_of),) = streamed.segments
+    assert (index, told_of["number"]) == (0, 0)
+    assert told_of["segment"] == whole.ended[0]["segments"][0]
+    presenter = TreePresenter(PassThrough(), streamed)
+    first, created = {"type": "response.created"}, {"type": "response.in_progress"}
+    assert presenter.pass_on(first) == [first]
+    event = {"type": "response.forkjoin.segments", "segments": [told_of]}
+    assert presenter.pass_on(created) == [event, created]
 
 
 def test_an_answer_whose_tree_can_not_be_built_ends_without_it():
