@@ -50,7 +50,8 @@ _MEMORY: tuple[Rule, ...] = (
          "with these.",
          "tests/engine/test_shapes.py", values=("auto", "fp8", "fp8_e4m3")),
     Rule(("quantization",), _LIMITED,
-         "W8A8 of compressed-tensors runs with both joins, AWQ and GPTQ with re-prefill joins; others are not tested.",
+         "W8A8 of compressed-tensors runs with both joins. AWQ and GPTQ run with re-prefill joins, on CPUs with AVX-512; with "
+         "stitched joins they never ran. Others are not tested.",
          "tests/engine/test_shapes.py", values=("compressed-tensors", "awq", "gptq")),
     Rule(("attention-backend",), _LIMITED,
          "Stitched joins refuse backends whose KV layout is unknown. Layouts of GPUs are tested on tensors only.",

@@ -11,12 +11,29 @@ from forkjoin_server.doctor.check import Check, ok, warn
 
 #: Precisions of a KV cache that is not quantised.
 _WHOLE = ("auto", "bfloat16", "float16", "float32")
+#: AWQ and GPTQ by vLLM's names, which depend on who computes them.
+_INT4 = ("awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin")
 
 
 def _is_recurrent(vllm_config: Any, _: Dialect) -> bool:
     from forkjoin_scheduler.vllm_seam.compat import is_recurrent
 
     return is_recurrent(vllm_config)
+
+
+def _has_w8a8(vllm_config: Any, _: Dialect) -> bool:
+    model = vllm_config.model_config
+    published = getattr(model.hf_config, "quantization_config", None) or {}
+    return bool(model.quantization == "compressed-tensors" and published.get("format") == "int-quantized")
+
+
+def _has_int4(vllm_config: Any, _: Dialect) -> bool:
+    return vllm_config.model_config.quantization in _INT4
+
+
+def _has_other_weights(vllm_config: Any, dialect: Dialect) -> bool:
+    is_known = _has_w8a8(vllm_config, dialect) or _has_int4(vllm_config, dialect)
+    return vllm_config.model_config.quantization is not None and not is_known
 
 
 #: What an engine can have, by its name for a reader, and whether one with a config and a dialect has it.
@@ -34,10 +51,15 @@ FEATURES: dict[str, Callable[[Any, Dialect], bool]] = {
     "sliding windows": lambda c, _: bool(c.model_config.get_sliding_window()),
     "MLA": lambda c, _: c.model_config.use_mla,
     "recurrent layers": _is_recurrent,
-    "quantised weights": lambda c, _: c.model_config.quantization is not None,
+    "W8A8 weights": _has_w8a8,
+    "AWQ or GPTQ weights": _has_int4,
+    "weights quantised otherwise": _has_other_weights,
     "quantised KV": lambda c, _: c.cache_config.cache_dtype not in _WHOLE,
     "a KV connector": lambda c, _: c.kv_transfer_config is not None,
 }
+
+#: What of that no test has run at all.
+UNRUN = ("weights quantised otherwise",)
 
 _MATRIX, _SHAPES, _IMAGES = (f"tests/engine/test_{name}.py" for name in ("matrix", "shapes", "images"))
 _OFFLOADED = "tests/engine/test_offloaded_engine.py"
@@ -46,7 +68,7 @@ RUN: dict[str, dict[str, str]] = {
     "stitched joins": {
         "the V2 runner": _MATRIX, "async scheduling": _MATRIX, "tensor parallelism": _MATRIX,
         "drafts": "tests/engine/test_speculation.py", "images": "tests/engine/test_images_stitched.py",
-        "experts": _SHAPES, "sliding windows": _SHAPES, "MLA": _SHAPES, "quantised weights": _SHAPES,
+        "experts": _SHAPES, "sliding windows": _SHAPES, "MLA": _SHAPES, "W8A8 weights": _SHAPES,
         "quantised KV": _SHAPES,
     },
     "the V2 runner": {
@@ -70,12 +92,18 @@ def is_run(one: str, other: str) -> bool:
 
 
 def check(vllm_config: Any, dialect: Dialect) -> Check:
-    """Which of an engine's features no test has run together. Expects options that go together with forks."""
+    """Which of an engine's features no test has run, or not together. Expects options that none refuses."""
     here = [name for name, has_it in FEATURES.items() if has_it(vllm_config, dialect)]
-    pairs = [f"{one} and {other}" for one, other in combinations(here, 2) if not is_run(one, other)]
-    if pairs:
-        to_do = "compare answers with those of --dialect none"
-        return warn("together", f"no test has run together {'; '.join(pairs)}", to_do)
+    unrun = [name for name in here if name in UNRUN]
+    pairs = [
+        f"{one} and {other}"
+        for one, other in combinations(here, 2)
+        if not is_run(one, other) and not {one, other} & set(unrun)
+    ]
+    said = ["no test has run " + ", ".join(unrun)] if unrun else []
+    said += [f"no test has run together {'; '.join(pairs)}"] if pairs else []
+    if said:
+        return warn("together", "; ".join(said), "compare answers with those of --dialect none")
     return ok(
         "together", f"{', '.join(here) or 'nothing that needs a test of its own'}: run together in tests"
     )

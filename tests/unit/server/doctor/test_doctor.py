@@ -56,6 +56,7 @@ def _config(**changes):
         "is_multimodal_model": False,
         "is_moe": False,
         "quantization": None,
+        "hf_config": SimpleNamespace(),
     }
     cache = {
         "block_size": 128,
@@ -316,13 +317,25 @@ def test_a_kv_cache_that_no_connector_takes_is_seen_before_an_engine_starts(chan
     assert check.status.value == status, check
 
 
+def _published(form):
+    return SimpleNamespace(quantization_config={"quant_method": "compressed-tensors", "format": form})
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
         ("threadweaver", {}, "OK    together      nothing that needs"),
         ("multiverse", {"is_moe": True}, "OK    together      stitched joins, experts: run together"),
         ("threadweaver", {"quantization": "awq", "tensor_parallel_size": 2},
-         "WARN  together      no test has run together tensor parallelism and quantised weights: compare"),
+         "WARN  together      no test has run together tensor parallelism and AWQ or GPTQ weights: compare"),
+        ("multiverse", {"quantization": "auto_gptq"},
+         "WARN  together      no test has run together stitched joins and AWQ or GPTQ weights: compare"),
+        ("multiverse", {"quantization": "compressed-tensors", "hf_config": _published("int-quantized")},
+         "OK    together      stitched joins, W8A8 weights: run together"),
+        ("threadweaver", {"quantization": "compressed-tensors", "hf_config": _published("pack-quantized")},
+         "WARN  together      no test has run weights quantised otherwise: compare"),
+        ("threadweaver", {"quantization": "fp8", "tensor_parallel_size": 2, "is_moe": True},
+         "WARN  together      no test has run weights quantised otherwise; no test has run together tensor par"),
         ("multiverse", {"cache_dtype": "fp8", "is_moe": True},
          "WARN  together      no test has run together experts and quantised KV: compare"),
     ],

@@ -113,7 +113,8 @@ OF_SHAPES = {
     "moe": {"experts"}, "mistral": {"sliding windows"}, "window": {"sliding windows"}, "gemma": {"sliding windows"},
     "gemma_window": {"sliding windows"}, "gpt_oss": {"sliding windows", "experts"},
     "gdn": {"recurrent layers", "experts"}, "mla": {"MLA", "experts"}, "mla_native": {"MLA", "experts"},
-    "lfm2": {"recurrent layers"}, "w8a8_fp32": {"quantised weights"}, "w8a8": {"quantised weights"}, "awq": {"quantised weights"}, "gptq": {"quantised weights"}, "fp8_kv": {"quantised KV"},
+    "lfm2": {"recurrent layers"}, "w8a8_fp32": {"W8A8 weights"}, "w8a8": {"W8A8 weights"},
+    "awq": {"AWQ or GPTQ weights"}, "gptq": {"AWQ or GPTQ weights"}, "fp8_kv": {"quantised KV"},
 }  # fmt: skip
 
 
