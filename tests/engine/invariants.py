@@ -242,6 +242,8 @@ def _held(scheduler: Any) -> Iterable[kv.HeldBlocks]:
             yield from job.unclaimed_blocks
     for stitched in scheduler._placing.to_stitch.values():
         yield from stitched.rest
+    for held, _ in scheduler._leasing._held.values():
+        yield held
 
 
 def _show(request: Request) -> str:

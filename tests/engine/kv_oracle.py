@@ -64,7 +64,7 @@ class KVOracle:
             self._compute(request, works[request_id], offsets_of(metadata, request_id, num_tokens))
 
     def _compute(self, request: Request, work: Work, offsets: list[int]) -> None:
-        context, first = work.tokens, work.first
+        context, first = self._of_adapter(request, work.tokens), work.first
         table = [b.block_id for b in self._single.req_to_blocks[request.request_id]]
         slots = slots_of(table, len(context), self._size)
         before = max(first - self._window + 1, 0) if self._window else 0
@@ -77,6 +77,14 @@ class KVOracle:
             written = number(context[i], i + offsets[i - first], read & MASK)
             self._slots[slots[i]] = written
             read += written
+
+    def _of_adapter(self, request: Request, tokens: list[int]) -> list[int]:
+        """The tokens as their request's adapter computes them: with another, KV is another."""
+        if request.lora_request is None:
+            return tokens
+        live, _ = self._branch(request.request_id)
+        assert live is None or not live.dialect.join.moves_kv, "expected no stitched join beside adapters"
+        return [token + (request.lora_request.lora_int_id << 32) for token in tokens]
 
     # ---- what it should read ---------------------------------------------------------------
 

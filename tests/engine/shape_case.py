@@ -76,7 +76,8 @@ def engine_of(shape: Any, model: Path, join: str, **options: Any) -> Any:
     return Engine(dialect, model, **(given | shape.options | options))
 
 
-def _forking(engine: Any) -> Any:
+def forking(engine: Any) -> Any:
+    """Parameters of a family: branches after its prompt, and what follows their join."""
     asked = {
         "branches": [{"text": h} for h in HEADERS], "closing": CLOSING, "max_tokens_per_thread": NUM_OWN
     }  # fmt: skip
@@ -87,16 +88,16 @@ def _forking(engine: Any) -> Any:
 def reprefilled(engine: Any, model: Path) -> dict[str, Any]:
     """Branches, and what follows them, against plain requests."""
     prompts = [engine.prompt(text * 40) for text in ("qa", "x")]
-    answers = engine.run(prompts, _forking(engine))
+    answers = engine.run(prompts, forking(engine))
     num_threads = _num_threads(engine)
     pairs = list(zip(prompts, answers, strict=True))
-    deltas = [_delta(engine, p, a) for p, a in pairs]
-    lost = _with_loss(engine, prompts, _forking(engine))
+    deltas = [delta(engine, p, a) for p, a in pairs]
+    lost = _with_loss(engine, prompts, forking(engine))
     return {
         "num_threads": num_threads,
         "max_delta": max(deltas),
-        "control": min(_delta(engine, p, a, forgets=True) for p, a in pairs),
-        "restored": max(_delta(engine, p, a) for p, a in zip(prompts, lost, strict=True)),
+        "control": min(delta(engine, p, a, forgets=True) for p, a in pairs),
+        "restored": max(delta(engine, p, a) for p, a in zip(prompts, lost, strict=True)),
     }
 
 
@@ -109,6 +110,13 @@ def _with_loss(
 ) -> list[Any]:
     """The answers when each family loses its blocks after these numbers of steps more."""
     ids = [engine.add(prompt, params) for prompt in prompts]
+    lose_blocks(engine, steps)
+    answers = engine.drain()
+    return [answers[i] for i in ids]
+
+
+def lose_blocks(engine: Any, steps: tuple[int, ...] = (6, 12, 20)) -> None:
+    """Let each family lose its blocks after these numbers of steps more."""
     for num_steps in steps:
         for _ in range(num_steps):
             engine.step()
@@ -117,11 +125,9 @@ def _with_loss(
             engine.scheduler._eviction.evict(live)
         while engine.scheduler._eviction.evicted:
             engine.scheduler._eviction.restore_next()
-    answers = engine.drain()
-    return [answers[i] for i in ids]
 
 
-def _delta(engine: Any, prompt: list[int], answer: Any, *, forgets: bool = False) -> float:
+def delta(engine: Any, prompt: list[int], answer: Any, *, forgets: bool = False) -> float:
     """How far logprobs of tokens that the model chose are off those of one plain pass over their context.
 
     ``forgets``: the control, in which what follows the join sees no first thread.

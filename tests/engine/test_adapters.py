@@ -1,6 +1,11 @@
-"""Several LoRA adapters in a batch: no step has more of them than there is room for."""
+"""Several LoRA adapters in a batch: each thread uses its request's, on KV of that alone, and no step has more than fit."""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +16,8 @@ pytestmark = pytest.mark.engine
 
 MAX_LORAS = 2
 BRANCHES = {"branches": [{"text": "a"}, {"text": "b"}]}
+#: What the rounding of fp32 may move a logprob by, and what another adapter moves it by at least.
+NATS, VISIBLE_NATS = 1e-3, 0.1
 
 
 class InTurns:
@@ -27,23 +34,22 @@ class InTurns:
         return {thread.key for thread in facts.threads if thread.family != sits_out}
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_threads_that_sit_a_step_out_keep_the_room_of_their_adapter(is_async):
-    """Else a request with another takes it, and vLLM's scheduler ends the engine in the step in which they run again."""
+def _by_hand(*, is_async, max_loras=MAX_LORAS, **more):
     from vllm.lora.request import LoRARequest
 
     from tests.engine.by_hand import ByHand
 
-    policies = {"thread_policy": f"{__name__}.InTurns"}
-    hand = ByHand(
-        load("explicit"),
-        EMBEDDED_MODEL,
-        is_async=is_async,
-        filler="y",
-        policies=policies,
-        max_loras=MAX_LORAS,
-    )
     adapters = [None, *(LoRARequest(f"adapter{n}", n, "/none") for n in (1, 2, 3))]
+    dialect = load("explicit")
+    return ByHand(
+        dialect, EMBEDDED_MODEL, is_async=is_async, filler="y", max_loras=max_loras, **more
+    ), adapters
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_threads_that_sit_a_step_out_keep_the_room_of_their_adapter(is_async):
+    """Else a request with another takes it, and vLLM's scheduler ends the engine in the step in which they run again."""
+    hand, adapters = _by_hand(is_async=is_async, policies={"thread_policy": f"{__name__}.InTurns"})
     for number, lora in enumerate(adapters):
         hand.add(f"r{number}", "q", lora, forkjoin=BRANCHES, max_tokens=24)
     together = []
@@ -56,3 +62,62 @@ def test_threads_that_sit_a_step_out_keep_the_room_of_their_adapter(is_async):
     assert set().union(*together) == {1, 2, 3}
     assert all(len(hand.text(f"r{number}")) > 20 for number in range(4))
     hand.finish()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_kept_answer_is_found_by_requests_with_its_adapter_only_and_so_is_what_evicted_families_left(
+    is_async,
+):
+    """The prompts are the same. What is computed of them is compared with the KV that it reads (``kv_oracle``)."""
+    hand, adapters = _by_hand(is_async=is_async, max_loras=3)
+    prompt, asked = "q" * 40, {"keep": 600, **BRANCHES, "closing": "c", "max_tokens_per_thread": 24}
+    for number, lora in enumerate(adapters):
+        hand.add(f"r{number}", prompt, lora, forkjoin=asked, max_tokens=80)
+    hand.step(12)
+    for live in list(hand.scheduler._core.live.values()):
+        hand.scheduler._eviction.evict(live)
+    hand.steps_until(lambda: not hand.scheduler.requests)
+    for number, lora in enumerate(adapters):
+        hand.add(
+            f"again{number}",
+            prompt + hand.text("r1"),
+            lora,
+            forkjoin={"continues": "r1", "enabled": False},
+            max_tokens=4,
+        )
+    hand.step()
+    (lease,) = (lease for lease in hand.scheduler._core.leases if lease.name == "r1")
+    assert lease.num_tokens > len(prompt) + 2 * 24, "the joined context is kept"
+    (single,) = hand.scheduler.kv_cache_manager.coordinator.single_type_managers
+    found = [
+        len(lease.blocks & {b.block_id for b in single.req_to_blocks[f"again{number}"]})
+        for number in range(len(adapters))
+    ]
+    assert found == [0, len(lease.blocks), 0, 0]
+    hand.steps_until(lambda: not hand.scheduler.requests)
+    assert hand.oracle.num_compared > 100
+    assert [hand.scheduler.release_kept(f"r{number}", "") for number in range(4)] == ["released"] * 4
+    hand.finish()
+
+
+@pytest.mark.parametrize(
+    ("runner", "mode"), [("v1", "sync"), ("v1", "async"), ("v2", "sync"), ("v2", "async")], ids=str
+)
+def test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone(runner, mode):
+    command = [sys.executable, "-m", "tests.engine.adapters_case", runner, mode]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=840, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    case = json.loads(lines[0].removeprefix("CASE "))
+    assert (case["runner"], case["async"]) == (runner, mode == "async")
+    # threads with no adapter and with two compute in one step, and the third waits for its turn
+    assert (case["together"], case["most_adapters"]) == (MAX_LORAS + 1, MAX_LORAS)
+    assert max(case["max_delta"], case["restored"]) < NATS
+    assert case["control"] > VISIBLE_NATS
+    # what a family has written is found by requests with its adapter only
+    for own, row in enumerate(case["found"]):
+        assert [num > 0 for num in row] == [other == own for other in range(len(row))]
+    assert case["shared_blocks"] == []
+    assert not case["shared_hashes"]
+    assert case["returned"]

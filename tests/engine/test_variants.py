@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from tests.engine.conftest import BF16_NATS, worksheets
 
@@ -115,36 +110,20 @@ def test_allowed_tokens_and_bad_words_hold_inside_threads(engine):
         assert nine not in answer.token_ids
 
 
-def _adapter(folder: Path, config: dict) -> None:
-    generator = torch.Generator().manual_seed(3)
-    hidden, heads, rank = config["hidden_size"], config["num_attention_heads"], 8
-    width = heads * config.get("head_dim", hidden // heads)
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{name}.lora_A.weight"] = torch.randn(rank, hidden, generator=generator)
-        tensors[f"{name}.lora_B.weight"] = torch.randn(width, rank, generator=generator) * 0.02
-    save_file(tensors, folder / "adapter_model.safetensors")
-    about = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(about))
-
-
 @pytest.mark.filterwarnings("ignore:(?s).*reflected list")  # numba's, of vLLM's n-gram drafter
 @pytest.mark.parametrize("is_drafted", [False, True], ids=["plain", "drafted"])
 def test_threads_use_the_lora_of_their_request(tmp_path, is_drafted):
-    from vllm.lora.request import LoRARequest
-
     from forkjoin_server.start.configuration import EMBEDDED_MODEL
+    from tests.engine.adapters import RANK, adapter
     from tests.engine.drafters import drafter
     from tests.engine.harness import Engine
 
-    _adapter(tmp_path, json.loads((EMBEDDED_MODEL / "config.json").read_text()))
     # no logits processor of ours: vLLM takes none beside drafts
     more = {"speculative_config": drafter("ngram", tmp_path), "logits_processors": None} if is_drafted else {}
-    engine = Engine(enable_lora=True, max_lora_rank=8, **more)
+    engine = Engine(enable_lora=True, max_lora_rank=RANK, **more)
     prompts = [engine.prompt(s.prompt) for s in worksheets(10, seed=61)]
     base = [a.token_ids for a in engine.run(prompts, engine.params())]
-    engine.lora = LoRARequest("tiny", 1, str(tmp_path))
+    engine.lora = adapter(1, tmp_path, EMBEDDED_MODEL)
     adapted = engine.run(prompts, engine.params(max_tokens=1500))
     forked = [i for i, a in enumerate(adapted) if "</Parallel>" in a.text]
     assert len(forked) > 2

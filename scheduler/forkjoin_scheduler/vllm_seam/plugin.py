@@ -27,6 +27,7 @@ def register() -> None:
     from forkjoin_scheduler.vllm_seam.front_end.output import ForkJoinOutputProcessor
     from forkjoin_scheduler.vllm_seam.front_end.shutdown_lines import leave_out_shutdown_steps
     from forkjoin_scheduler.vllm_seam.front_end.token_texts import decode_alternatives_once
+    from forkjoin_scheduler.vllm_seam.mends.adapters_on_cpu import add_nothing_without_an_adapter
     from forkjoin_scheduler.vllm_seam.mends.drafted_temperatures import spread_temperatures_over_drafts
     from forkjoin_scheduler.vllm_seam.mends.seeded import (
         keep_seeds_of_partial_prompts,
@@ -46,6 +47,7 @@ def register() -> None:
     seed_again_what_goes_on()
     end_steps_where_states_are_cached()
     spread_temperatures_over_drafts()
+    add_nothing_without_an_adapter()
     leave_prompts_out_of_repetition()
     decode_alternatives_once()
     answer_front_ends()

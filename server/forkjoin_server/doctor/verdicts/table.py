@@ -111,9 +111,9 @@ _MODEL: tuple[Rule, ...] = (
          "tests/unit/server/request/test_bypass.py"),
     Rule(("tokenizer", "tokenizer-mode", "tokenizer-revision", "trust-remote-code"), _WORKS,
          "The dialect's tags are looked up in it at start.", "tests/unit/server/test_cli.py"),
-    Rule(("enable-lora", "max-lora-rank"), _WORKS, "Threads use the adapter of their request.",
-         "tests/engine/test_variants.py"),
-    Rule(("max-loras",), _LIMITED, "Only one adapter at a time is tested.", "tests/engine/test_variants.py"),
+    Rule(("enable-lora", "max-lora-rank", "max-loras"), _WORKS,
+         "Threads use the adapter of their request, and KV of that alone. Families with several adapters and without one run "
+         "in one batch, each as alone.", "tests/engine/test_adapters.py"),
     Rule(("logprobs-mode",), _LIMITED,
          "Log-probabilities of threads are tested with `raw_logprobs` and, at a temperature, with `processed_logprobs`.",
          "tests/engine/test_trees.py", values=("raw_logprobs", "processed_logprobs")),

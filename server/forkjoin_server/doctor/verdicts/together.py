@@ -63,6 +63,7 @@ UNRUN = ("weights quantised otherwise",)
 
 _MATRIX, _SHAPES, _IMAGES = (f"tests/engine/test_{name}.py" for name in ("matrix", "shapes", "images"))
 _OFFLOADED = "tests/engine/test_offloaded_engine.py"
+_ADAPTERS = "tests/engine/test_adapters.py"
 #: With what each was run, and where.
 RUN: dict[str, dict[str, str]] = {
     "stitched joins": {
@@ -73,13 +74,13 @@ RUN: dict[str, dict[str, str]] = {
     },
     "the V2 runner": {
         "async scheduling": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
-        "sliding windows": _SHAPES, "experts": _SHAPES, "a KV connector": _OFFLOADED,
+        "sliding windows": _SHAPES, "experts": _SHAPES, "a KV connector": _OFFLOADED, "LoRA": _ADAPTERS,
     },
     "async scheduling": {
         "tensor parallelism": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
         "experts": _SHAPES, "sliding windows": _SHAPES, "recurrent layers": "tests/engine/test_hybrid.py",
         "pipeline parallelism": "tests/engine/test_pipeline.py",
-        "a KV connector": _OFFLOADED,
+        "a KV connector": _OFFLOADED, "LoRA": _ADAPTERS,
     },
     "drafts": {"LoRA": "tests/engine/test_variants.py", "a KV connector": "tests/engine/test_offloaded.py"},
     "experts": {"sliding windows": _SHAPES, "MLA": _SHAPES, "recurrent layers": _SHAPES},
