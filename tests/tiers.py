@@ -47,7 +47,7 @@ LATER: dict[str, Later] = {
         f"tests/engine/test_fence.py::{_FENCE}[{dialect}]": Later(
             Tier.ALL, "30 s; apar, npr and threadweaver join as these do"
         )
-        for dialect in ("aspd", "explicit", "hpd", "medverse", "multiverse", "parallel-r1", "parathinker")
+        for dialect in ("aspd", "hpd", "medverse", "multiverse", "parallel-r1")
     },
     # Each case is a process with an engine; without them the same rules are tested with the V1 runner, sync.
     "tests/engine/test_async.py": Later(Tier.CI, "runs six other files again, with async scheduling"),
