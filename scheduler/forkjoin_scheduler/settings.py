@@ -129,6 +129,14 @@ class Settings(BaseModel):
         "Each likeliest token that is reported beside a generated one counts as one more.",
     )
 
+    max_continued_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens that a tree may have from which a request goes on (forkjoin.continues_tree). "
+        "With 0, such requests are refused. The server replays a tree before the request begins, so allow "
+        "it to clients that you trust.",
+    )
+
     on_new_weights: Literal["finish", "recompute", "abort"] = Field(
         default="finish",
         description="What happens to requests that have begun when the weights change. finish: they go on, "

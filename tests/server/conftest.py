@@ -70,9 +70,10 @@ def _end_of(log: Path) -> str:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """The address of one server for all tests that need nothing special of it."""
+    """The address of one server for all tests that need nothing special of it; it takes trees."""
     log = tmp_path_factory.mktemp("server") / "log"
-    with start_server(log, *unhurried.FLAGS, env=unhurried.ENV) as (address, _):
+    flags = ("--max-continued-tokens", "100000", *unhurried.FLAGS)
+    with start_server(log, *flags, env=unhurried.ENV) as (address, _):
         yield address
 
 

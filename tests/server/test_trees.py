@@ -27,7 +27,14 @@ VOTE = {"best_of": 3, "vote": r"\d+", "max_tokens_per_thread": 40}
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     log = tmp_path_factory.mktemp("trees") / "log"
-    flags = ("--enable-scale-out", "--max-tree-tokens", "20000", *unhurried.FLAGS)
+    flags = (
+        "--enable-scale-out",
+        "--max-tree-tokens",
+        "20000",
+        "--max-continued-tokens",
+        "20000",
+        *unhurried.FLAGS,
+    )
     with start_server(log, *flags, env=DEV | unhurried.ENV) as (address, _):
         yield address
 

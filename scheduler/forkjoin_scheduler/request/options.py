@@ -326,8 +326,30 @@ class RequestOptions(_AtPrompt, Limits):
                 f"--max-keep-s, got {self.keep:g}"
             )
 
+    def check_continued_tree(self, most: int) -> None:
+        """Raise BadRequestOptions if the tree that the request goes on from has more than ``most`` tokens."""
+        if self.continues_tree is None:
+            return
+        if not most:
+            raise BadRequestOptions(
+                "forkjoin.continues_tree: expected a server that takes trees, but it runs with "
+                "--max-continued-tokens 0: ask its operator to set it, or send the request without a tree"
+            )
+        if (num := _num_tokens(self.continues_tree)) > most:
+            raise BadRequestOptions(
+                f"forkjoin.continues_tree: expected at most {most} tokens in all segments, the server's "
+                f"--max-continued-tokens, got {num}"
+            )
+
     def _set_limits(self) -> list[str]:
         return [n for n in Limits.model_fields if n in self.model_fields_set]
+
+
+def _num_tokens(tree: dict[str, Any]) -> int:
+    """Tokens of ``tree``, which is JSON that nobody has read yet, and may be no tree."""
+    segments = tree.get("segments")
+    ids = [s.get("token_ids") for s in segments if isinstance(s, dict)] if isinstance(segments, list) else []
+    return sum(len(of_segment) for of_segment in ids if isinstance(of_segment, list))
 
 
 class CompiledBranch(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -202,6 +202,7 @@ def _check_has_tree(body: Json, path: str) -> None:
 def _check_continues_tree(body: Json, options: RequestOptions, settings: Settings, reasons: bool) -> None:
     """Raise BadRequestOptions if the engine could not go on from a tree."""
     asked = "forkjoin.continues_tree"
+    options.check_continued_tree(settings.max_continued_tokens)
     _check_may_fork(asked, body, options, settings, reasons)
     if structured.is_structured(body):
         raise BadRequestOptions(f"{asked}: expected a request without structured output: drop one")

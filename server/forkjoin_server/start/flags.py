@@ -72,7 +72,7 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     """A flag for ``field``: what it may be is left to the model, but for its type."""
     kinds = get_args(field.annotation) or (field.annotation,)
     is_choice = get_origin(field.annotation) is Literal
-    default = "" if field.default in (None, False) else f" Default: {field.default}."
+    default = "" if field.default is None or field.default is False else f" Default: {field.default}."
     more = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     metavar = more.get("metavar", "PATH" if str in kinds else "N")
     how: dict[str, Any] = {"choices": kinds} if is_choice else {"type": kinds[0], "metavar": metavar}

@@ -354,6 +354,29 @@ def test_what_can_not_be_kept_is_refused(body, path, settings, message):
         prepare({"forkjoin": body}, path, "k", settings)
 
 
+TREE = {"segments": [{"token_ids": [1, 2]}, {"token_ids": [3]}, {"token_ids": "no"}, None]}
+
+
+@pytest.mark.parametrize(
+    ("tree", "most", "message"),
+    [
+        ({}, 0, "takes trees, but it runs with --max-continued-tokens 0"),
+        (TREE, 2, "at most 2 tokens in all segments, the server's --max-continued-tokens, got 3"),
+    ],
+)
+def test_trees_are_refused_that_the_operator_does_not_allow(tree, most, message):
+    settings = Settings.of(load("threadweaver"), {}, max_continued_tokens=most)
+    with pytest.raises(BadRequestOptions, match=message):
+        prepare({"forkjoin": {"continues_tree": tree}}, CHAT, "k", settings)
+
+
+@pytest.mark.parametrize("tree", [TREE, {"segments": 3}, {}])
+def test_what_a_tree_of_allowed_size_is_others_read(tree):
+    settings = Settings.of(load("threadweaver"), {}, max_continued_tokens=3)
+    _, options = prepare({"forkjoin": {"continues_tree": tree}}, CHAT, "k", settings)
+    assert options.continues_tree == tree
+
+
 def test_without_a_dialect_nothing_is_kept():
     with pytest.raises(BadRequestOptions, match="expected a server with a dialect"):
         prepare({"forkjoin": {"keep": 9}}, CHAT, "k")

@@ -242,6 +242,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "max-request-threads": ("256", "default"),
         "max-request-tokens": ("None", "default"),
         "max-tree-tokens": ("1048576", "default"),
+        "max-continued-tokens": ("0", "default"),
         "on-new-weights": ("finish", "default"),
         "no-playground": ("False", "default"),
         "max-kept-share": ("0.25", "default"),
