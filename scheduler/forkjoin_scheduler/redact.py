@@ -12,6 +12,7 @@ HIDDEN = "***"
 #: those of OpenTelemetry's that write down where to they can't export.
 LOGGERS = (
     "vllm.entrypoints.serve.utils.api_utils",
+    "vllm.entrypoints.common.startup",  # the same since 0.33
     "vllm.v1.engine.core",
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",

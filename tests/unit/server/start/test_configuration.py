@@ -290,9 +290,9 @@ def test_no_secret_is_shown():
 
 def test_vllms_log_of_its_arguments_shows_none_either(caplog):
     """Without the filter it does: of what is not called api_key or hf_token."""
-    from vllm.entrypoints.serve.utils import api_utils
+    from vllm.entrypoints.launchers.launcher import log_non_default_args
 
-    name, logged = api_utils.logger.name, []
+    name, logged = import_module(log_non_default_args.__module__).logger.name, []
     assert name in redact.LOGGERS
     logger, handler = logging.getLogger(name), logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())
@@ -302,9 +302,9 @@ def test_vllms_log_of_its_arguments_shows_none_either(caplog):
     logger.filters.clear()
     try:
         with caplog.at_level(logging.INFO, logger=name):
-            api_utils.log_non_default_args(args)
+            log_non_default_args(args)
             redact.hide_in_logs()
-            api_utils.log_non_default_args(args)
+            log_non_default_args(args)
     finally:
         logger.removeHandler(handler)
         logger.filters[:] = already
