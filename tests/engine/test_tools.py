@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 from forkjoin_scheduler.dialects.files import load
-from forkjoin_server.vllm_seam.request.tool_calls import _pieces, parse_token_by_token
+from forkjoin_server.vllm_seam.request.tool_calls import (
+    _pieces,
+    parse_token_by_token,
+    skips_special_by_default,
+)
 from tests.engine import renamed
 
 pytestmark = pytest.mark.engine
@@ -233,3 +238,20 @@ def test_what_no_token_accounts_for_is_one_piece(hand, text, pieces):
     assert "".join(piece for piece, _ in found) == text
     assert [i for _, ids in found for i in ids] == token_ids
     assert [piece for piece, _ in found] == pieces
+
+
+@pytest.mark.parametrize("asked", [True, False, None], ids=["skipped", "shown", "not_said"])
+@pytest.mark.parametrize("by_default", [True, False])
+def test_a_special_token_is_a_piece_whoever_says_whether_it_has_text(hand, asked, by_default):
+    """vLLM 0.33 leaves it to the model's generation config where a request does not say so."""
+    parser, request = _parser(FORMATS[0], hand, None), _request(stream=True)
+    request.skip_special_tokens = asked
+    shown = "" if (by_default if asked is None else asked) else "<|end|>"
+    first, last = hand.tokenizer.encode("ab")
+    found = _pieces(parser, f"a{shown}b", [first, 257, last], request, by_default)
+    assert found == [("a", [first]), (shown, [257]), ("b", [last])]
+
+
+@pytest.mark.parametrize(("told", "skips"), [({}, True), ({"skip_special_tokens": False}, False)], ids=str)
+def test_what_a_request_does_not_say_the_generation_config_says(told, skips):
+    assert skips_special_by_default(SimpleNamespace(get_diff_sampling_param=lambda: told)) is skips

@@ -24,7 +24,7 @@ from forkjoin_server.vllm_seam.request.grammar_library import (
 from forkjoin_server.vllm_seam.request.refusals import log_refusals_in_a_line
 from forkjoin_server.vllm_seam.request.request_heads import bound_heads
 from forkjoin_server.vllm_seam.request.text_lengths import bound_texts
-from forkjoin_server.vllm_seam.request.tool_calls import parse_token_by_token
+from forkjoin_server.vllm_seam.request.tool_calls import parse_token_by_token, skips_special_by_default
 
 
 def equip(scope: Message) -> Trials | None:
@@ -40,7 +40,6 @@ def equip(scope: Message) -> Trials | None:
     name_failed_requests()
     log_refusals_in_a_line(app.state)
     bound_heads(app.state, flag_in(scope, OverloadSettings, "client_stall_s"))
-    parse_token_by_token()
     return trials
 
 
@@ -53,6 +52,7 @@ def _equip_client(scope: Message, client: Any) -> Trials | None:
     make_text_of_control_tokens(client, vllm_config_of(scope), settings)
     bound_texts(client)
     keep_to_one_library(client)
+    parse_token_by_token(skips_special_by_default(client.model_config))
     return try_grammars(client)
 
 

@@ -11,8 +11,10 @@ from forkjoin_server.vllm_seam.patching import put_in_place
 _STREAM = "_forkjoin_stream"
 
 
-def parse_token_by_token() -> None:
+def parse_token_by_token(skips_special: bool = True) -> None:
     """Let vLLM's tool parsers read each token by itself, as they read a plain model's.
+
+    ``skips_special``: whether the texts of requests that do not say so leave special tokens out.
 
     Patch: ``DelegatingParser.parse_delta`` is called for each token of a piece; the deltas are put together.
     Symptom without it: at a join all that the later threads wrote comes at once, and of such a piece some
@@ -35,7 +37,7 @@ def parse_token_by_token() -> None:
         *,
         finished: bool,
     ) -> Any:
-        pieces = _pieces(self, delta_text, delta_token_ids, request)
+        pieces = _pieces(self, delta_text, delta_token_ids, request, skips_special)
         last = len(pieces) - 1
         deltas = [
             original(self, text, ids, request, prompt_token_ids, finished=finished and number == last)
@@ -47,7 +49,17 @@ def parse_token_by_token() -> None:
     put_in_place(DelegatingParser, parse_delta)
 
 
-def _pieces(parser: Any, text: str, token_ids: Sequence[int], request: Any) -> list[tuple[str, list[int]]]:
+def skips_special_by_default(model_config: Any) -> bool:
+    """Whether the texts of requests that do not say so leave special tokens out.
+
+    Requests always say so in vLLM 0.32. In 0.33 the model's generation config may, too.
+    """
+    return bool(model_config.get_diff_sampling_param().get("skip_special_tokens", True))
+
+
+def _pieces(
+    parser: Any, text: str, token_ids: Sequence[int], request: Any, skips_special: bool = True
+) -> list[tuple[str, list[int]]]:
     """``text`` token by token, where it is that of ``token_ids``; one piece where it is not, or need not be.
 
     A stop string holds text back, and an end of sequence has none: what no token accounts for is one piece.
@@ -60,7 +72,8 @@ def _pieces(parser: Any, text: str, token_ids: Sequence[int], request: Any) -> l
     if stream is None:
         from tokenizers.decoders import DecodeStream
 
-        stream = DecodeStream(skip_special_tokens=request.skip_special_tokens)
+        asked = request.skip_special_tokens
+        stream = DecodeStream(skip_special_tokens=skips_special if asked is None else asked)
         setattr(parser, _STREAM, stream)
     written = [stream.step(fast, token_id) or "" for token_id in token_ids]
     if len(written) < 2:
