@@ -1,1 +1,1 @@
-"""The only folder of this package that imports vLLM (pinned to 0.32)."""
+"""The only folder of this package that imports vLLM (0.32 or 0.33)."""
