@@ -98,7 +98,8 @@ def test_what_a_connector_has_noted_of_blocks_that_changed_hands_would_show(mode
 
     monkeypatch.setattr(connector, "forget_blocks", lambda scheduler, request: None)
     with pytest.raises(AssertionError, match="than undisturbed"):
-        compared("threadweaver", "offloaded", 1, model_of("threadweaver"))
+        for seed in range(1, 10):  # vLLM 0.32 shows it in the first
+            compared("threadweaver", "offloaded", seed, model_of("threadweaver"))
 
 
 def test_what_a_connector_has_noted_of_tokens_that_are_cut_off_would_show(model_of, monkeypatch):

@@ -114,8 +114,9 @@ def test_the_helper_accumulates_and_ends_with_what_is_not_streamed(client, whole
 
 def test_threads_cut_by_the_budget_are_incomplete_and_closed(client):
     with client.responses.stream(**(ASK | {"max_output_tokens": 220}), extra_body=THREADS) as stream:
-        done = [e.item for e in stream if e.type == "response.output_item.done"]
-        final = stream.get_final_response()
+        events = list(stream)
+    done = [e.item for e in events if e.type == "response.output_item.done"]
+    final = events[-1].response  # of response.completed, or since vLLM 0.33 response.incomplete
     assert final.incomplete_details.reason == "max_output_tokens"
     assert final.usage.output_tokens == 220
     threads = [item for item in final.output if item.type == "reasoning"]
