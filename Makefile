@@ -27,16 +27,16 @@ test: install-dev  ## the tests that a change is judged by first (ARGS="tests/un
 test-all: install-dev  ## every test
 	@$(BIN)/python -m pytest $(IN_PARALLEL) --tier all $(ARGS)
 
-# The contract of the seam, and forks and joins on real engines.
-NEXT = tests/unit/test_seam.py tests/unit/scheduler/vllm_seam tests/unit/server/vllm_seam tests/engine/test_by_hand.py \
-	tests/engine/test_layouts.py tests/engine/test_exact.py tests/engine/test_stitched.py \
-	tests/engine/test_admitting.py tests/engine/test_recurrent.py tests/engine/test_cancelling.py tests/engine/test_drafts.py \
-	tests/engine/test_matrix.py::test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism \
+# The contract of the seam and what stands behind it; forks and joins without a model, and on real engines.
+NEXT = tests/unit/test_seam.py tests/unit/scheduler/vllm_seam tests/unit/server \
+	$(patsubst %,tests/engine/test_%.py,by_hand admitting drafts cancelling recurrent offloaded layouts tools exact) \
+	'tests/engine/test_matrix.py::test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism[v2-async-1]' \
 	'tests/engine/test_matrix.py::test_a_stitched_join_is_what_transformers_computes_and_is_restored_when_lost[v2-async-1]' \
-	tests/engine/test_speculation.py::test_drafts_change_nothing_but_the_speed tests/unit/server/doctor/test_verdicts.py
+	tests/engine/test_stitched.py::test_what_follows_a_stitched_join_is_what_the_reference_says \
+	'tests/engine/test_speculation.py::test_drafts_change_nothing_but_the_speed[v1-async-draft_model-threadweaver]'
 
 test-next: install-dev  ## the seam's tests on the next vLLM's Python, over this one's CPU libraries
-	@next=$$(scripts/install-next) && PYTHONPATH=$$next $(BIN)/python -m pytest --tier ci $(or $(ARGS),$(NEXT))
+	@next=$$(scripts/install-next) && PYTHONPATH=$$next $(BIN)/python -m pytest $(or $(ARGS),$(IN_PARALLEL) --tier ci $(NEXT))
 
 lint: install-dev  ## formatter, linter, type checker
 	@$(BIN)/ruff format --check .
