@@ -47,5 +47,5 @@ def test_requests_of_goodput_come_at_the_rate_that_its_load_is_called_by():
         assert load.name == f"{num / load.within_s:g}/s"
 
 
-def test_all_but_the_smoke_test_is_run_by_default():
-    assert set(MAKERS) - set(DEFAULT) == {"smoke"}
+def test_all_but_the_smoke_test_and_goodput_is_run_by_default():
+    assert set(MAKERS) - set(DEFAULT) == {"smoke", "goodput"}

@@ -151,8 +151,8 @@ MAKERS: dict[str, Callable[..., Scenario]] = {
     "plain": _plain,
     "smoke": _smoke,
 }
-#: What a run has unless it is told otherwise.
-DEFAULT = tuple(name for name in MAKERS if name != "smoke")
+#: What a run has unless it is told otherwise; ``goodput`` takes minutes a round, and servers of its own.
+DEFAULT = tuple(name for name in MAKERS if name not in ("smoke", "goodput"))
 
 
 def choose(
