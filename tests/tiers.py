@@ -134,10 +134,16 @@ LATER: dict[str, Later] = {
     "tests/engine/test_variants.py::test_threads_use_the_lora_of_their_request[drafted]": Later(
         Tier.ALL, "86 s; the same without drafts, and test_speculation without LoRA"
     ),
-    "tests/engine/test_adapters.py::test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone": Later(
-        Tier.ALL,
-        "a process with an engine for each of four cases, on V2 minutes; the others of the file need none",
-    ),
+    **{
+        f"tests/engine/test_adapters.py::test_{test}": Later(
+            Tier.ALL,
+            "a process with an engine for each of four cases, on V2 minutes, and one more; others need none",
+        )
+        for test in (
+            "families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone",
+            "answers_of_the_model_with_two_adapters_and_without_one_are_those_of_a_client_each",
+        )
+    },
     "tests/engine/test_shapes.py": Later(
         Tier.ALL, "five processes with up to ten engines on models of two layers; six of them run before"
     ),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
+from tests.engine.conftest import worksheets
 
 pytestmark = pytest.mark.engine
 
@@ -121,3 +123,29 @@ def test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as
     assert case["shared_blocks"] == []
     assert not case["shared_hashes"]
     assert case["returned"]
+
+
+def test_answers_of_the_model_with_two_adapters_and_without_one_are_those_of_a_client_each(tmp_path):
+    """The model itself forks over these, as each adapter has it."""
+    from tests.engine.adapters import RANK, adapter
+    from tests.engine.harness import Engine
+
+    engine = Engine(enable_lora=True, max_lora_rank=RANK, max_loras=MAX_LORAS)
+    adapters = [None, *(adapter(n, tmp_path / str(n), EMBEDDED_MODEL) for n in (1, 2))]
+    prompts = [engine.prompt(s.prompt) for s in worksheets(3, seed=61)]
+    owners = {}
+    for engine.lora in adapters:
+        params = engine.params(max_tokens=1500, logprobs=0)
+        owners |= {engine.add(prompt, params): engine.lora for prompt in prompts}
+    answers = engine.drain()
+    logprobs = []
+    for lora in adapters:
+        own = [answers[i] for i, owner in owners.items() if owner is lora]
+        forked = [n for n, answer in enumerate(own) if "</Parallel>" in answer.text]
+        assert forked
+        engine.lora = lora
+        assert [own[n].token_ids for n in forked] == engine.reference([prompts[n] for n in forked])
+        logprobs.append([e[t].logprob for a in own for e, t in zip(a.logprobs, a.token_ids, strict=True)])
+    for one, other in combinations(logprobs, 2):
+        assert max(abs(a - b) for a, b in zip(one, other, strict=False)) > 10 * NATS
+    assert engine.snapshot() == engine.baseline
