@@ -226,6 +226,10 @@ LATER: dict[str, Later] = {
         Tier.CI, "eight answers on the shared server; engine/test_cancelling has each rule without one"
     ),
     "tests/server/test_keys.py": Later(Tier.CI, "two API servers with a file of keys"),
+    "tests/server/test_adapters.py": Later(
+        Tier.ALL,
+        "a server with adapters; engine/test_adapters has their batches, and test_api a server's threads",
+    ),
     "tests/server/test_liveness.py": Later(Tier.CI, "servers, most of which are killed"),
     **{
         f"tests/server/test_liveness.py::{_KILLED}[{process}]": Later(

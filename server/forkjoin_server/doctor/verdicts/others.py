@@ -80,7 +80,7 @@ OTHERS: tuple[Others, ...] = (
         gdn-prefill-backend hf-overrides interleave-mm-strings io-processor-plugin ir-op-priority
         kda-decode-backend kda-prefill-backend kernel-config kv-cache-dtype-skip-layers kv-events-config
         kv-sharing-fast-prefill language-model-only linear-backend
-        long-prefill-token-threshold long-prefill-token-threshold-adaptive lora-dtype lora-modules
+        long-prefill-token-threshold long-prefill-token-threshold-adaptive lora-dtype
         lora-target-modules mamba-backend mamba-block-size mamba-cache-dtype
         mamba-cache-philox-rounds mamba-ssm-cache-dtype mamba-ssu-algorithm max-cpu-loras
         max-cudagraph-capture-size max-num-scheduled-tokens mm-device-do-normalize mm-encoder-attn-backend

@@ -114,6 +114,7 @@ _MODEL: tuple[Rule, ...] = (
     Rule(("enable-lora", "max-lora-rank", "max-loras"), _WORKS,
          "Threads use the adapter of their request, and KV of that alone. Families with several adapters and without one run "
          "in one batch, each as alone.", "tests/engine/test_adapters.py"),
+    Rule(("lora-modules",), _WORKS, "An adapter is asked for by its name as a model.", "tests/server/test_adapters.py"),
     Rule(("logprobs-mode",), _LIMITED,
          "Log-probabilities of threads are tested with `raw_logprobs` and, at a temperature, with `processed_logprobs`.",
          "tests/engine/test_trees.py", values=("raw_logprobs", "processed_logprobs")),
