@@ -102,7 +102,7 @@ OTHERS = [
           "test_what_follows_a_stitched_join_after_an_image_is_what_the_reference_says"),
     Other("path embeddings (ParaThinker)", "stitch", "V1 and V2 async", "transformers", "test_matrix",
           "test_path_embeddings_are_what_transformers_computes_and_are_restored_when_lost"),
-    Other("LoRA, three adapters and none in one batch", "re-prefill", _ALL_RUNNERS,
+    Other("LoRA, two of three adapters and none in a step", "re-prefill", _ALL_RUNNERS,
           "plain requests with the same contexts and adapter", "test_adapters",
           "test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone"),
 ]  # fmt: skip

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-import vllm
 from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.platforms import current_platform
 
 from forkjoin_scheduler.vllm_seam.mends import adapters_on_cpu as mend
+
+pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the mend is for CPUs")
 
 RANK, SIZE, PLACES, SCALE = 2, 6, 3, 0.5
 #: Of four tokens the place of the adapter, or none.
@@ -17,7 +20,12 @@ ADAPTERS = [0, -1, 2, -1]
 
 @pytest.fixture(scope="module", autouse=True)
 def _mended():
-    mend.add_nothing_without_an_adapter()
+    modules = [(module, name) for module in (lora_ops, punica_cpu) for name in mend.KERNELS]
+    with pytest.MonkeyPatch.context() as patched:
+        for module, name in modules:
+            patched.setattr(module, name, getattr(module, name))  # to be restored
+        mend.add_nothing_without_an_adapter()
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +75,13 @@ def test_an_embedding_without_an_adapter_is_the_models(wrapper):
     assert [bool(row.any()) for row in outputs] == [at >= 0 for at in ADAPTERS]
 
 
-def test_a_vllm_that_looks_for_none_itself_is_not_patched():
+@pytest.mark.parametrize("name", mend.KERNELS)
+def test_no_kernel_adds_the_last_adapter_to_tokens_without_one(name):
+    for module in (lora_ops, punica_cpu):
+        assert not mend.adds_the_last_adapter(getattr(module, name))
+
+
+def test_kernels_that_look_for_none_themselves_stay_as_they_are():
     kernels = [getattr(lora_ops, name) for name in mend.KERNELS]
-    assert not any(map(mend.adds_the_last_adapter, kernels))
-    is_ours = [kernel.__module__ == mend.__name__ for kernel in kernels]
-    assert is_ours == [vllm.__version__.startswith("0.32.")] * 2, "the mend can go with vLLM 0.32"
+    mend.add_nothing_without_an_adapter()
+    assert [getattr(lora_ops, name) for name in mend.KERNELS] == kernels
