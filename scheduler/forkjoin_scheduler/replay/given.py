@@ -14,7 +14,7 @@ from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.families.family import Branch, BranchState, Family
 from forkjoin_scheduler.families.fork import Refusal
-from forkjoin_scheduler.machine import advancing, ending, forking, giving, planning
+from forkjoin_scheduler.machine import advancing, ending, forking, planning, writing
 from forkjoin_scheduler.machine.effects import Effects, EndFamily, Keep, Resume, Start
 from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine, Terms
@@ -94,11 +94,11 @@ def replay_given(given: Given, terms: Terms, family: Family, engine: Engine) -> 
 
 
 def _write(machine: Machine, world: GivenWorld, branch: Branch, stretch: Stretch) -> None:
-    context, since = world.contexts[branch], giving.since(machine, branch, stretch)
+    context, since = world.contexts[branch], writing.since(machine, branch, stretch)
     num_tokens = len(context) + len(stretch.token_ids)
     if num_tokens + (stretch.then == OPEN) > world.max_model_len:
         raise _bad(f"expected contexts of less than {world.max_model_len} tokens, got one of {num_tokens}")
-    world.perform(machine, giving.give(machine, branch, stretch))
+    world.perform(machine, writing.give(machine, branch, stretch))
     context += stretch.token_ids
     if stretch.then == FORK:
         _fork(machine, world, branch, since)

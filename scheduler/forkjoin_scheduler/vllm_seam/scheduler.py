@@ -130,8 +130,7 @@ class ForkJoinScheduler(AsyncScheduler):
         performing = Performing(core, answers, placing, jobs, ahead, keeping, resuming, starting, tails)
         self._performing = performing
         # what branches write, and what comes of it
-        self._giving = giving = Giving(core, params, performing)
-        self._forks = forks = Forks(core, performing, giving)
+        self._forks = forks = Forks(core, performing, giving := Giving(core, params, performing))
         self._hearing, self._drafts = Hearing(core, fence, answers, forks), FamilyDrafts.of(core)
         self._taking = Taking(core, jobs, forks, performing)
         self.cancel_thread, self.release_kept = Cancelling(core).ask, leasing.release

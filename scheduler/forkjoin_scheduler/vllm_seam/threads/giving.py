@@ -10,7 +10,7 @@ from __future__ import annotations
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.families.family import Branch, BranchState
-from forkjoin_scheduler.machine import giving
+from forkjoin_scheduler.machine import writing
 from forkjoin_scheduler.request.given import BEGIN, OPEN, Stretch
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -35,7 +35,7 @@ class Giving:
             if branch.state is not BranchState.DECODING or (stretch := live.take_given(branch)) is None:
                 continue
             request = self._core.request_of(branch)
-            self._performing.perform(live, giving.give(live, branch, stretch))
+            self._performing.perform(live, writing.give(live, branch, stretch))
             if stretch.end is None and stretch.parts:
                 self._append(live, branch, request, stretch)
 
@@ -49,7 +49,7 @@ class Giving:
         if given is BEGIN:
             return self._begin(live, branch)
         if given is not None and given.then == OPEN:
-            self._performing.perform(live, giving.go_on(live, branch))
+            self._performing.perform(live, writing.go_on(live, branch))
             return True
         return False
 
@@ -61,12 +61,12 @@ class Giving:
         stretch = live.take_given(branch)
         assert stretch is not None
         if stretch.then == OPEN:
-            self._performing.perform(live, giving.go_on(live, branch))
+            self._performing.perform(live, writing.go_on(live, branch))
         return stretch.then == OPEN
 
     def _append(self, live: LiveFamily, branch: Branch, request: Request, stretch: Stretch) -> None:
         """Let ``request`` go on after ``stretch``."""
-        token_ids, since = stretch.token_ids, giving.since(live, branch, stretch)
+        token_ids, since = stretch.token_ids, writing.since(live, branch, stretch)
         runs = request.status == RequestStatus.RUNNING
         if runs:
             queues.park(self._core.scheduler, request)
