@@ -50,12 +50,12 @@ LATER: dict[str, Later] = {
         for dialect in ("aspd", "hpd", "medverse", "multiverse", "parallel-r1")
     },
     # Each case is a process with an engine; without them the same rules are tested with the V1 runner, sync.
-    "tests/engine/test_async.py": Later(Tier.CI, "runs six other files again, with async scheduling"),
+    "tests/engine/test_async.py": Later(Tier.CI, "runs seven other files again, with async scheduling"),
     **{
         f"tests/engine/test_async.py::{_ASYNC}[{file}]": Later(
             Tier.ALL, "test_random and the other three files have steps in flight too"
         )
-        for file in ("test_malformed", "test_pressure", "test_stitched_pressure")
+        for file in ("test_malformed", "test_pressure", "test_stitched_pressure", "test_new_weights")
     },
     "tests/engine/test_matrix.py": Later(Tier.CI, "a process with an engine for each case"),
     **{

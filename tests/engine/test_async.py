@@ -20,6 +20,7 @@ FILES = (
     "test_pressure",
     "test_stitched_pressure",
     "test_scheduling",
+    "test_new_weights",
 )
 
 

@@ -209,3 +209,118 @@ def test_an_answer_that_did_not_fork_says_which_weights_wrote_it(engine, trainer
     assert [s.finish_reason for s in tree.segments] == [None, "length"]
     assert tree.context(1) == [*prompt, *answer.token_ids]
     assert tree.positions() == list(range(len(prompt) + len(answer.token_ids)))
+
+
+# ---- by vLLM's own transfer -------------------------------------------------------------------
+
+
+def test_weights_that_a_trainer_sends_by_vllms_own_calls_are_those_of_the_tokens_after_them(models, tmp_path):
+    """Start, update, finish with a name; vLLM's own backends need GPUs, so a file is the transport."""
+    from safetensors.torch import save_file
+
+    from forkjoin_server.vllm_seam.offline.tree_output import TreeOutputProcessor
+    from tests.engine import file_transfer
+    from tests.engine.harness import Engine
+
+    file_transfer.register()
+    engine = Engine(num_gpu_blocks_override=300, weight_transfer_config={"backend": file_transfer.NAME})
+    engine.core.output_processor = TreeOutputProcessor.in_place_of(engine.core.output_processor)
+    llm, core = engine.llm, engine.core.engine_core.engine_core
+    save_file({NORM: models[NEW].get_parameter(NORM).detach()}, tmp_path / "new.safetensors")
+    llm.init_weight_transfer_engine({"init_info": {}})
+    request_id = begin(engine)
+    core.pause_scheduler("keep", True)
+    llm.start_weight_update()
+    llm.update_weights({"update_info": {"path": str(tmp_path / "new.safetensors")}})
+    llm.finish_weight_update(NEW)
+    core.resume_scheduler()
+    answer = engine.drain()[request_id]
+    tree = engine.core.output_processor.builders[request_id, 0].tree(answer.token_ids, answer.finish_reason)
+    check(models, tree)
+    assert llm.get_weight_version() == NEW
+    assert engine.snapshot() == engine.baseline
+
+
+# ---- stitched joins ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stitched(tmp_path_factory):
+    from forkjoin_scheduler.dialects.files import load
+    from tests.engine.harness import Engine
+    from tests.engine.renamed import MULTIVERSE, with_tokens
+
+    return Engine(load("multiverse"), with_tokens(tmp_path_factory.mktemp("multiverse"), MULTIVERSE))
+
+
+class TestStitchedJoins:
+    """What is recomputed is recomputed as it was stitched, by the new weights."""
+
+    #: Of tokens that were forced, of which many are unlikely: rounding moves these more.
+    NATS = 5e-4
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls, stitched):
+        return stitched
+
+    def begin(self, engine, *, joined):
+        """The id of a request whose threads write, or that writes behind their join."""
+        from forkjoin_scheduler.settings import TREE
+        from tests.engine.stitched_cases import TRAJECTORIES, Driver
+
+        params = Driver(engine).params(TRAJECTORIES["over_many_blocks"], 40)
+        params.extra_args |= {TREE: True}
+        request_id = engine.add(engine.prompt("a=482*731, b=9047*36"), params)
+
+        def is_there():
+            roots = [live.family.root for live in engine.scheduler._core.live.values()]
+            if joined:
+                return bool(roots) and roots[0].num_joined > 0 and roots[0].state.name == "DECODING"
+            return bool(roots) and all(thread.num_generated >= 4 for thread in roots[0].threads)
+
+        engine.step_until(is_there)
+        for _ in range(6):
+            engine.core.step()
+        return request_id
+
+    @pytest.mark.parametrize("joined", [False, True], ids=["in_threads", "behind_the_join"])
+    def test_what_is_recomputed_is_what_the_new_weights_make_of_the_tree(
+        self, engine, trainer, trees, models, joined
+    ):
+        from tests.engine.tree_reference import deltas
+
+        settings(engine, on_new_weights="recompute")
+        request_id = self.begin(engine, joined=joined)
+        trainer.update()
+        answer = engine.drain()[request_id]
+        tree = trees[request_id, 0].tree(answer.token_ids, answer.finish_reason)
+        layout = tree.layout
+        sampled = [n for n, is_sampled in zip(layout.segment_of, layout.sampled, strict=True) if is_sampled]
+        for version, model in models.items():
+            own = torch.tensor([tree.segments[n].weight_version == version for n in sampled])
+            assert own.any()
+            assert deltas(model, tree)[own].max() <= self.NATS
+        assert any(segment.joined for segment in tree.segments)
+        assert not any(segment.has_old_kv for segment in tree.segments)
+
+    @pytest.mark.parametrize("joined", [False, True], ids=["in_threads", "behind_the_join"])
+    def test_what_goes_on_with_old_kv_says_so(self, engine, trainer, trees, joined):
+        request_id = self.begin(engine, joined=joined)
+        trainer.update()
+        answer = engine.drain()[request_id]
+        tree = trees[request_id, 0].tree(answer.token_ids, answer.finish_reason)
+        versions = {(s.weight_version, s.has_old_kv) for s in tree.segments if any(s.sampled)}
+        assert versions == {(OLD, False), (NEW, True)}
+        assert answer.finish_reason == "length"
+
+    def test_an_aborted_family_ends_with_its_tree_so_far(self, engine, trainer, trees, models):
+        from tests.engine.tree_reference import deltas
+
+        settings(engine, on_new_weights="abort")
+        request_id = self.begin(engine, joined=False)
+        trainer.update()
+        answer = engine.drain()[request_id]
+        assert answer.finish_reason == "abort"
+        tree = trees[request_id, 0].tree(answer.token_ids, answer.finish_reason)
+        assert deltas(models[OLD], tree).max() <= self.NATS

@@ -344,6 +344,8 @@ def test_segments_are_refused_where_no_stream_has_them(address, forkjoin):
     assert "stream_segments" in response.text
 
 
+# ---- pauses and sleep ------------------------------------------------------------------------
+
 #: What holds an engine, and what lets it go on. On CPUs vLLM's workers keep their memory while they sleep.
 HOLDS = {"/pause": "/resume", "/sleep": "/wake_up"}
 
@@ -360,6 +362,17 @@ def holding(address, route, mode, seen):
         assert httpx.post(address + HOLDS[route], timeout=LIMIT_S).status_code == 200
 
     return hold
+
+
+@pytest.mark.parametrize("route", HOLDS)
+@pytest.mark.parametrize(("mode", "num_families"), [("wait", 0), ("keep", 1)])
+def test_a_family_outlives_a_pause_and_a_sleep(address, whole, route, mode, num_families):
+    seen = []
+    chunks = in_the_middle(address, chat(**GREEDY), holding(address, route, mode, seen))
+    (last,) = [choice for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
+    assert seen == [num_families]
+    assert last["finish_reason"] == "stop"
+    assert last["tree"]["answer_ids"] == whole["tree"]["answer_ids"]
 
 
 # ---- going on from a tree --------------------------------------------------------------------
