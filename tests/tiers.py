@@ -265,6 +265,9 @@ LATER: dict[str, Later] = {
     "tests/server/test_trainers.py": Later(
         Tier.ALL, "three trainers from PyPI, one of which trains; client/test_tree_rows has what rows are"
     ),
+    "tests/server/test_rl_on_trees.py::test_the_notebook_runs_and_the_critical_path_falls_while_answers_stay_right": Later(
+        Tier.ALL, "an engine that is trained for minutes; training/test_rl_on_trees has the parts"
+    ),
     "tests/server/test_overload.py": Later(Tier.CI, "a server of its own, with more than it can take"),
     "tests/server/test_lifecycle.py": Later(Tier.CI, "four servers"),
     "tests/server/test_lifecycle.py::test_no_api_server_hangs_up_while_another_has_requests_in_flight": Later(
