@@ -84,6 +84,53 @@ def test_a_group_is_one_family_many_times(family, compile_, words):
     assert Load("group", 3, concurrency=3, is_group=True).order([family, other], []) == [family] * 3
 
 
+class AskedOnce:
+    """Answers each sample of a group with one of its texts."""
+
+    name, engine = "asked once", None
+
+    def __init__(self, texts) -> None:
+        self.texts, self.num_asked = texts, 0
+
+    async def text_of(self, family, answer):
+        raise AssertionError("expected one request for the group")
+
+    async def texts_of(self, family, answers):
+        self.num_asked += 1
+        if not self.texts:
+            raise RuntimeError("refused")
+        answers[0].ended = answers[0].began
+        return self.texts
+
+
+def asked_as_group(system, family):
+    load = Load("group", 3, concurrency=3, is_group=True)
+    return asyncio.run(drive(system, load, load.order([family], []), 10))
+
+
+def test_a_system_that_can_is_asked_once_for_a_group_and_each_sample_is_judged(family):
+    system = AskedOnce([family.text, "other", family.text])
+    outcome = asked_as_group(system, family)
+    assert system.num_asked == 1
+    assert [a.is_right for a in outcome.answers] == [True, False, True]
+    assert "wrote 'other'" in outcome.answers[1].error
+    first, *others = [a.seconds for a in outcome.answers]
+    assert first == 0
+    assert all(0 < seconds <= outcome.wall_s for seconds in others)
+
+
+def test_a_group_that_is_refused_is_an_error_of_each_sample(family):
+    outcome = asked_as_group(AskedOnce([]), family)
+    assert [a.error for a in outcome.answers] == ["RuntimeError: refused"] * 3
+    assert not any(a.is_right for a in outcome.answers)
+
+
+def test_a_loop_is_asked_for_each_sample_of_a_group(family, tokenizer):
+    completer = Scripted(family, tokenizer)
+    outcome = asked_as_group(ClientLoop("loop", completer), family)
+    assert [a.is_right for a in outcome.answers] == [True] * 3
+
+
 def test_arrivals_lie_within_their_time_and_in_order():
     delays = Load("burst", 5, within_s=2.0).delays(5)
     assert delays == sorted(delays)

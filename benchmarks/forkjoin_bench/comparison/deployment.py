@@ -14,7 +14,7 @@ from forkjoin_bench.inputs.models import Model
 from forkjoin_bench.inputs.script import THREAD_END, TRIGGER
 from forkjoin_bench.systems.base import Engine, System
 from forkjoin_bench.systems.client_loop import ClientLoop
-from forkjoin_bench.systems.http import HttpCompleter, Whole
+from forkjoin_bench.systems.http import HttpCompleter, Samples, Whole
 from forkjoin_bench.systems.names import GATE, SYSTEMS
 from forkjoin_bench.systems.server import Server
 from forkjoin_bench.vllm_seam.async_engine import IdsCompleter, InProcess
@@ -83,6 +83,8 @@ class Deployment:
         match name.removeprefix(GATE) if name.startswith(GATE) else name:
             case "forkjoin":
                 return Whole(name, self._forkjoin(name, "reprefill"))
+            case "forkjoin-n":
+                return Samples(name, self._forkjoin("forkjoin", "reprefill"))
             case "forkjoin-at-once":
                 return Whole(name, self._forkjoin(name, "reprefill", "--join-ahead-tokens", "0"))
             case "forkjoin-capped2":
@@ -93,6 +95,8 @@ class Deployment:
                 return Whole(name, self._forkjoin(name, "stitch"))
             case "sequential":
                 return Whole(name, self._stock())
+            case "sequential-n":
+                return Samples(name, self._stock())
             case "sequential-again":
                 return Whole(name, self._stock("stock-again"))
             case "client-http":

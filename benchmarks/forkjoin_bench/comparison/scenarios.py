@@ -13,8 +13,10 @@ from forkjoin_bench.systems.names import (
     CLIENT_HTTP,
     CLIENT_IN_PROCESS,
     FORKJOIN,
+    FORKJOIN_N,
     GATE,
     SEQUENTIAL,
+    SEQUENTIAL_N,
     SLACK,
     STITCH,
 )
@@ -90,7 +92,7 @@ def _group(*, quick: bool) -> Scenario:
     return Scenario(
         "group",
         ("families",),
-        (FORKJOIN, STITCH, CLIENT_HTTP, SEQUENTIAL),
+        (FORKJOIN, FORKJOIN_N, STITCH, CLIENT_HTTP, SEQUENTIAL, SEQUENTIAL_N),
         (Load(f"group-of-{num}", num, concurrency=num, is_group=True),),
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forkjoin_bench.inputs.script import Compiled
-from forkjoin_bench.systems.base import Answer, System, ask
+from forkjoin_bench.systems.base import Answer, GroupSystem, System, ask, ask_group
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Load:
     ``concurrency`` at a time, each followed by the next (closed loop); or, with ``within_s``, all at
     moments drawn once within so many seconds, however many that makes at a time. ``num_plain``
     requests that do not fork come among them. With ``is_group`` all families are the same one: samples of
-    one prompt.
+    one prompt, which a system that can is asked for at once.
     """
 
     name: str
@@ -63,6 +63,9 @@ async def drive(system: System, load: Load, requests: Sequence[Compiled], timeou
             return await ask(system, request, timeout_s)
 
     began = time.monotonic()
+    if load.is_group and isinstance(system, GroupSystem):
+        of_group = await ask_group(system, requests[0], len(requests), timeout_s)
+        return Outcome(of_group, time.monotonic() - began)
     delays = load.delays(len(requests))
     answers = await asyncio.gather(*map(one, requests, delays))
     return Outcome(list(answers), time.monotonic() - began)

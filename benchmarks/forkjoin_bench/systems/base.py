@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from forkjoin_bench.inputs.script import Compiled
 
@@ -84,19 +85,49 @@ class System(Protocol):
         """The transcript after the prompt; notes in ``answer`` when text came in."""
 
 
+@runtime_checkable
+class GroupSystem(System, Protocol):
+    """A system that may be asked once for several samples of a prompt."""
+
+    async def texts_of(self, family: Compiled, answers: Sequence[Answer]) -> list[str]:
+        """A transcript for each of ``answers``; notes in them when text came in, and may note their ends."""
+
+
 async def ask(system: System, family: Compiled, timeout_s: float) -> Answer:
     """Have ``system`` answer ``family``. Whatever goes wrong is noted in the answer."""
     answer = Answer(family.family.name, time.monotonic())
     try:
         async with asyncio.timeout(timeout_s):
             text = await system.text_of(family, answer)
-        answer.is_right = text == family.text
-        if not answer.is_right:
-            answer.error = f"wrote {_difference(text, family.text)}"
+        _judge(answer, text, family)
     except Exception as error:  # one request that fails must not end the run: it is reported
         answer.error = f"{type(error).__name__}: {error}"
     answer.ended = time.monotonic()
     return answer
+
+
+async def ask_group(system: GroupSystem, family: Compiled, num: int, timeout_s: float) -> list[Answer]:
+    """Have ``system``, asked once, answer ``family`` so many times. All answers note what goes wrong."""
+    began = time.monotonic()
+    answers = [Answer(family.family.name, began) for _ in range(num)]
+    try:
+        async with asyncio.timeout(timeout_s):
+            texts = await system.texts_of(family, answers)
+        for answer, text in zip(answers, texts, strict=True):
+            _judge(answer, text, family)
+    except Exception as error:  # as above
+        for answer in answers:
+            answer.error = f"{type(error).__name__}: {error}"
+    for answer in answers:
+        answer.ended = answer.ended or time.monotonic()
+    return answers
+
+
+def _judge(answer: Answer, text: str, family: Compiled) -> None:
+    """Note in ``answer`` whether ``text`` is the trace's."""
+    answer.is_right = text == family.text
+    if not answer.is_right:
+        answer.error = f"wrote {_difference(text, family.text)}"
 
 
 def _difference(got: str, wanted: str) -> str:

@@ -27,6 +27,35 @@ class Whole:
         return str(choice["text"])
 
 
+class Samples:
+    """One streamed request for all samples of a prompt: the API's ``n``."""
+
+    def __init__(self, name: str, server: Server) -> None:
+        self.name = name
+        self.engine = server
+
+    async def text_of(self, family: Compiled, answer: Answer) -> str:
+        (text,) = await self.texts_of(family, [answer])
+        return text
+
+    async def texts_of(self, family: Compiled, answers: Sequence[Answer]) -> list[str]:
+        body = PLAIN | {
+            "prompt": family.family.prompt,
+            "max_tokens": len(family.token_ids) + 1,
+            "n": len(answers),
+            "temperature": 1.0,  # vLLM refuses several greedy ones; the script leaves one token to sample
+        }
+        pieces: list[list[str]] = [[] for _ in answers]
+        async for choice in self.engine.stream(body):
+            answer = answers[choice["index"]]
+            if choice["text"]:
+                answer.arrivals.append(time.monotonic())
+                pieces[choice["index"]].append(choice["text"])
+            if choice["finish_reason"]:
+                answer.ended = time.monotonic()
+        return ["".join(of_answer) for of_answer in pieces]
+
+
 class HttpCompleter:
     """Text in, text out."""
 
