@@ -98,7 +98,11 @@ class Actor:
 
         Raises RuntimeError if a token was sampled by other weights than the last.
         """
-        params = SamplingParams(temperature=1.0, seed=seed, n=size, max_tokens=1500)
+        # a seed of its own for each answer: with one for all, vLLM draws the same noise for every prompt
+        params = [
+            SamplingParams(temperature=1.0, seed=seed + at * size, n=size, max_tokens=1500)
+            for at in range(len(sheets))
+        ]
         chats = [[{"role": "user", "content": sheet.prompt}] for sheet in sheets]
         outputs = self.llm.chat(chats, params, use_tqdm=False)
         return [
