@@ -7,9 +7,10 @@ The notebook ``rl_on_trees.ipynb`` does the same step by step, and draws it.
 
 The embedded model forks whenever it can, and is sure of it: there would be nothing to learn. The run first
 takes that habit away: a short supervised phase makes a *start policy*, which forks in some of its answers. In
-the others it works the problems out one after the other. Then it learns by reward alone, as GRPO does without its division by the group's
-standard deviation and without a KL term: several answers to each prompt, the reward of each less the mean of
-its group, a loss over the sampled tokens. Nothing else tells it to fork. ``--price 0`` is the control: the reward is then for right answers alone.
+the others it works the problems out one after the other. Then it learns by reward alone, as GRPO does without
+its division by the group's standard deviation and without a KL term: several answers to each prompt, the
+reward of each less the mean of its group, a loss over the sampled tokens. Nothing else tells it to fork.
+``--price 0`` is the control: the reward is then for right answers alone.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def make_start_policy(actor: Actor, model: LlamaForCausalLM, recipe: Recipe) -> 
 class Round:
     """The answers of a round, before its steps.
 
-    ``difference``: how far the trainer's log-probabilities and the engine's are apart at most, in nats, in the
-    rows of the first step that have an advantage.
+    ``difference``: how far the trainer's log-probabilities and the engine's are apart at most, in nats, in
+    the rows of the first step that have an advantage.
     """
 
     number: int
