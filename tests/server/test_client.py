@@ -161,7 +161,7 @@ def test_a_wrong_option_is_refused_by_the_servers_sentence(ours):
 def test_the_programs_of_the_guide_run(server, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)  # one writes a file
     programs = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.S)
-    assert len(programs) == 5
+    assert len(programs) == 6
     for program in programs:
         names = {"__name__": "__main__"}
         exec(program.replace("http://localhost:8000", server), names)
