@@ -20,6 +20,7 @@ from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.given import FORK, OPEN, Given, Part, Stretch
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import Settings
+from forkjoin_server.request.shape import MAX_BITS
 from forkjoin_server.trees import CANCELLED, TreeBuilder
 
 _ASKED = "forkjoin.continues_tree"
@@ -70,6 +71,15 @@ def _check_segment(number: int, segment: Segment, vocab_size: int) -> None:
         raise _bad(f"{name}.forked_by: expected null of the request itself, got {excerpt(segment.forked_by)}")
     if any(not 0 <= joined.segment < number for joined in segment.joined):
         raise _bad(f"{name}.joined: expected numbers of earlier segments")
+    if segment.seed is not None and segment.seed.bit_length() > MAX_BITS:
+        raise _bad(
+            f"{name}.seed: expected an integer of at most {MAX_BITS} bits, got {excerpt(segment.seed)}"
+        )
+    for token_id in (token_id for row in segment.top_logprobs or () for token_id in row):
+        if not 0 <= token_id < vocab_size:
+            raise _bad(
+                f"{name}.top_logprobs: expected tokens of the model's {vocab_size}, got {excerpt(token_id)}"
+            )
     for field in ("logprobs", "top_logprobs"):
         told = getattr(segment, field)
         if told is not None and len(told) != num_tokens:

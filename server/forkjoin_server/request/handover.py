@@ -30,14 +30,13 @@ from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import COMPILED, KEY, Settings
 from forkjoin_server.answer.trees import Trees, with_logprobs
 from forkjoin_server.request.continuing import check_prompt, continued
+from forkjoin_server.request.shape import MAX_BITS
 from forkjoin_server.request.structured import block_reason
 from forkjoin_server.vllm_seam.request.formats import constraint_of
 from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser, why_not_reasoning
 from forkjoin_server.vllm_seam.request.trees import engine_of
 
 DEFAULTS = Settings()
-#: Of a number that is sent to an engine, beside its sign.
-_MAX_BITS = 63
 
 
 @dataclass
@@ -227,9 +226,9 @@ def _check_integers(sampling_params: Any) -> None:
     left = [(name, getattr(sampling_params, name)) for name in names]
     while left:
         name, value = left.pop()
-        if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise BadRequestOptions(
-                f"{cut(name, 60)}: expected an integer of at most {_MAX_BITS} bits, got {excerpt(value)}"
+                f"{cut(name, 60)}: expected an integer of at most {MAX_BITS} bits, got {excerpt(value)}"
             )
         if isinstance(value, (list, tuple, set)):
             left += [(name, item) for item in value if not isinstance(item, (str, float))]

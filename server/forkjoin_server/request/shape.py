@@ -18,6 +18,8 @@ MAX_COMMAS = 1_500_000
 MAX_ID_CHARS = 256
 #: What the engine gets of a request beside its prompt, with each answer again.
 MAX_BESIDE_PROMPT_BYTES = 64 << 20
+#: Of a number that is sent to an engine, beside its sign.
+MAX_BITS = 63
 #: Where a body has its prompt.
 _PROMPTS = ("messages", "prompt", "input", "token_ids", "tools", "prompt_embeds", "features", "content_parts")
 
