@@ -10,6 +10,7 @@ import msgspec
 from forkjoin.tree.segment import ROOT, Segment
 from forkjoin.tree.tree import Tree
 from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.families.family import Family
@@ -179,6 +180,19 @@ def continued(
     if reason := unsupported(engine, asked):
         raise _bad(f"expected a request that can go on from a tree, but not with {reason}")
     tree = read_tree(value, vocab_size)
+    try:
+        return _replayed(tree, options, limits, engine)
+    except BadRequestOptions:
+        raise
+    except Exception as error:  # a tree may be anything: whatever goes wrong is its sender's
+        raise _bad(
+            "expected the tree of an answer of this server, got one that it can't write again "
+            f"({type(error).__name__}): send the tree as it came"
+        ) from error
+
+
+def _replayed(tree: Tree, options: CompiledOptions, limits: Limits, engine: Engine) -> CompiledOptions:
+    """``options`` with what ``tree`` has, which was written again and compared."""
     given = given_of(tree)
     options = msgspec.structs.replace(options, given=given)
     terms = Terms(options, engine.bound_dialect, 1 << 62, prompt_len=len(given.prompt_ids))

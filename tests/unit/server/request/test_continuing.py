@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from forkjoin.tree.segment import Segment
+from forkjoin.tree.tree import Tree
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
@@ -197,3 +199,26 @@ def test_the_prompt_must_be_that_of_the_tree(engine):
 def test_a_tree_that_has_only_a_prompt_is_one(engine):
     tree = read_tree(tree_of(engine, given_as(engine, root=[("", OPEN)])).to_dict(), VOCAB_SIZE)
     assert given_of(tree).stretches == {"": [Stretch([], OPEN)]}
+
+
+VOTE = CompiledOptions(best_of=2, vote=r"= *(?P<result>\d+)")
+
+
+def forked_at_prompt(engine, *ends, then=()):
+    """The tree of a request that has forked after its prompt, each thread with a text and how it ended."""
+    encode = engine.bound_dialect.tokenizer.encode
+    prompt = encode("What?")
+    segments = [Segment(-1, prompt, len(prompt), 0, finish_reason="abort")]
+    for thread, (text, end) in enumerate(ends):
+        segments.append(
+            Segment(
+                thread, encode(text), 0, 5, parent=0, fork_offset=5, forked_by=0, finish_reason=end, title=""
+            )
+        )
+    return Tree([*segments, *then], []).to_dict()
+
+
+def test_a_vote_that_no_engine_can_have_had_is_refused(engine):
+    value = forked_at_prompt(engine, ("", "stop"), ("", "stop"))
+    with pytest.raises(BadRequestOptions, match=r"continues_tree: .* can't write again \(IndexError\)"):
+        go_on(engine, value, VOTE)
