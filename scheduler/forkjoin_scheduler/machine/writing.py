@@ -19,6 +19,8 @@ from forkjoin_scheduler.request.given import OPEN, Stretch
 
 #: What is asked of each token. Looked up here: in an enum that takes as long as a call.
 _DECODING = BranchState.DECODING
+#: How threads of a vote end that are stopped from outside: what they wrote is no answer.
+_WITHOUT_VOTE = (ThreadEnd.CLIENT_CANCELLED, ThreadEnd.PRUNED, ThreadEnd.CUT)
 
 
 def thread_wrote(
@@ -167,7 +169,12 @@ def give(machine: Machine, branch: Branch, stretch: Stretch) -> Effects:
     if machine.family.include_threads and branch.plan is not None and shown:
         machine.emit(Tokens(index=branch.index, token_ids=shown))
     machine.transcripts[branch].push(injected(shown))
-    if end is not None:
+    if end is None:
+        return
+    if machine.vote is not None and end in _WITHOUT_VOTE:
+        yield from ending.cancel(machine, branch, end)
+        machine.vote.lose_one()
+    else:
         yield from ending.stop(machine, branch, end)
 
 

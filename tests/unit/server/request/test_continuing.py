@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from forkjoin.tree.segment import Segment
@@ -222,3 +223,14 @@ def test_a_vote_that_no_engine_can_have_had_is_refused(engine):
     value = forked_at_prompt(engine, ("", "stop"), ("", "stop"))
     with pytest.raises(BadRequestOptions, match=r"continues_tree: .* can't write again \(IndexError\)"):
         go_on(engine, value, VOTE)
+
+
+@pytest.mark.parametrize("end", ["client_cancelled", "pruned", "cut"])
+def test_a_thread_that_was_stopped_from_outside_has_no_vote_again(engine, end):
+    ends = [("= 1", end), ("= 1\0", "stop"), ("= 2", None), ("", "cancelled")]
+    vote = msgspec.structs.replace(VOTE, best_of=4)
+    given = go_on(engine, forked_at_prompt(engine, *ends), vote).given
+    assert [given.stretches[f"/0.{n}"][0].then for n in range(4)] == [end, "stop", OPEN, OPEN]
+    decided = [("= 1\0", "stop"), *ends[1:]]
+    with pytest.raises(BadRequestOptions, match="would have ended"):
+        go_on(engine, forked_at_prompt(engine, *decided), vote)
