@@ -200,6 +200,41 @@ def test_forks_after_the_prompt_go_on_too(tell, story, asked):
     hand.finish()
 
 
+@pytest.mark.parametrize(
+    ("story", "asked"),
+    [(THREADWEAVER, {}), (STORY, VOTE), (BRANCHES, {"branches": [{"text": "X"}, {"text": "Y"}]})],
+    ids=["trigger", "vote", "branches"],
+)
+def test_from_a_tree_of_a_prompt_alone_a_request_begins_as_any(tell, story, asked):
+    from forkjoin_server.trees import sequential
+    from tests.engine.cut_off import told
+
+    hand = tell("threadweaver", story)
+    hand.ask("whole", "Z", forkjoin=asked)
+    whole = told(hand.run("whole"))
+    assert len(whole) > 2
+    hand.ask("on", "Z", sequential(hand.prompts["whole"], [], None, 0, None, "abort"), forkjoin=asked)
+    assert told(hand.run("on")) == whole
+    hand.finish()
+
+
+def test_a_cancelled_thread_of_a_vote_stays_without_a_vote(tell):
+    from tests.engine.cut_off import told
+
+    hand, request_id = tell("threadweaver", STORY), "fj" + "0" * 32
+    hand.ask(request_id, "Z", forkjoin=VOTE)
+    hand.steps_until(lambda: hand.decodes(f"{request_id}#2"))
+    assert hand.scheduler.cancel_thread(request_id, 0, "") == "cancelling"
+    hand.step(2)
+    hand.ask("on", "Z", hand.cut_off(request_id), forkjoin=VOTE)
+    after = hand.run("on")
+    assert [segment.finish_reason for segment in after.segments if segment.thread == 0][
+        -1
+    ] == "client_cancelled"
+    assert (hand.events("voted")[-1]["index"], after.voted) == (1, 1)
+    hand.finish()
+
+
 @pytest.mark.parametrize("is_behind", [False, True], ids=["before", "behind"])
 @pytest.mark.parametrize("name", ["give", "has_arrived", "_begin", "_append"])
 def test_an_error_in_it_ends_one_family(tell, name, is_behind):

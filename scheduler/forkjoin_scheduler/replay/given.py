@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forkjoin_scheduler.dialects.bound import BoundDialect
+from forkjoin_scheduler.dialects.dialect import ForkAt
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.families.family import Branch, BranchState, Family
-from forkjoin_scheduler.families.fork import Refusal
+from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine import advancing, ending, forking, planning, writing
 from forkjoin_scheduler.machine.effects import Effects, EndFamily, Keep, Resume, Start
 from forkjoin_scheduler.machine.forking import Fork
@@ -98,10 +99,22 @@ def _write(machine: Machine, world: GivenWorld, branch: Branch, stretch: Stretch
     num_tokens = len(context) + len(stretch.token_ids)
     if num_tokens + (stretch.then == OPEN) > world.max_model_len:
         raise _bad(f"expected contexts of less than {world.max_model_len} tokens, got one of {num_tokens}")
+    if stretch.parts and _forks_first(machine, branch, context):
+        raise _bad(
+            "expected a tree that forked after its prompt, as the request does, got one that went on "
+            "without: leave out what asks for that fork"
+        )
     world.perform(machine, writing.give(machine, branch, stretch))
     context += stretch.token_ids
     if stretch.then == FORK:
         _fork(machine, world, branch, since)
+
+
+def _forks_first(machine: Machine, branch: Branch, context: list[int]) -> bool:
+    """Whether ``branch`` is a request that forks before it writes."""
+    if branch is not machine.family.root or branch.forks or machine.dialect.fork_at is not ForkAt.PROMPT:
+        return False
+    return isinstance(planning.plan(machine, branch, context, len(context)), ForkPlan)
 
 
 def _fork(machine: Machine, world: GivenWorld, branch: Branch, since: int) -> None:

@@ -51,7 +51,10 @@ BEGIN = Stretch([], OPEN)
 
 
 class Given(Struct, frozen=True):
-    """The prompt of the earlier answer, and the stretches of each branch, by its path (``Branch.path``)."""
+    """The prompt of the earlier answer, and the stretches of each branch, by its path (``Branch.path``).
+
+    None of these where nothing was written.
+    """
 
     prompt_ids: list[int]
     stretches: dict[str, list[Stretch]]

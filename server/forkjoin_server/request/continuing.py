@@ -18,7 +18,7 @@ from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.machine.machine import Terms
 from forkjoin_scheduler.replay.given import Engine, replay_given, unsupported
 from forkjoin_scheduler.request.explicit import explicit_dialect
-from forkjoin_scheduler.request.given import FORK, OPEN, Given, Part, Stretch
+from forkjoin_scheduler.request.given import BEGIN, FORK, OPEN, Given, Part, Stretch
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.request.shape import MAX_BITS
@@ -104,6 +104,8 @@ def given_of(tree: Tree) -> Given:
         if own[-1] not in forkers:
             of_branch.append(Stretch(parts, _then(tree, thread)))
         stretches[paths[thread]] = of_branch
+    if stretches == {"": [BEGIN]}:
+        stretches = {}  # only its prompt was read: the request begins as any
     first = tree.segments[0]
     return Given(first.token_ids[: first.num_injected], stretches)
 

@@ -105,6 +105,7 @@ class ParamsReader:
         not_in_threads = self._kept_for_answer(request, bound_dialect)
         if not_in_threads is None:
             return None
+        goes_on = options.given is not None and bool(options.given.stretches)
         return ForkJoinParams(
             options,
             limits,
@@ -112,9 +113,9 @@ class ParamsReader:
             params,
             request.max_tokens,
             request.num_prompt_tokens,
-            at_prompt or options.given is not None,
+            at_prompt or goes_on,
             not_in_threads,
-            given=None if options.given is None else BEGIN,
+            given=BEGIN if goes_on else None,
         )
 
     def _kept_for_answer(self, request: Request, bound_dialect: BoundDialect) -> list[list[int]] | None:

@@ -20,10 +20,11 @@ from forkjoin_scheduler.replay.given import Engine, replay_given
 from forkjoin_scheduler.request.given import FORK, OPEN, Given, Part, Stretch
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.request.continuing import check_prompt, continued, given_of, read_tree
+from forkjoin_server.request.continuing import check_prompt, continued
 from forkjoin_server.trees import TreeBuilder
 
 VOCAB_SIZE = 0x120000
+VOTE = CompiledOptions(best_of=2, vote=r"= *(?P<result>\d+)")
 FORKS = "go<Outlines><Outline>1: a</Outline><Outline>2: b</Outline></Outlines>"
 
 
@@ -74,7 +75,7 @@ def go_on(engine, value, options=None, settings=None):
     return continued(value, options or CompiledOptions(), settings, engine, VOCAB_SIZE)
 
 
-@pytest.mark.parametrize("stretches", [{"root": [("a", OPEN)]}, {"root": [("", OPEN)]}, CUT, JOINED])
+@pytest.mark.parametrize("stretches", [{"root": [("a", OPEN)]}, CUT, JOINED])
 def test_what_branches_had_written_is_read_from_a_tree(engine, stretches):
     given = given_as(engine, **stretches)
     value = json.loads(json.dumps(tree_of(engine, given).to_dict()))
@@ -124,7 +125,10 @@ def _set(number, **fields):
         (_set(1, finish_reason="soon"), "expected a finish_reason that threads have, got 'soon'"),
         (_set(1, seed=1 << 63), r"segments\[1\].seed: expected an integer of at most 63 bits"),
         (_set(1, seed=-(1 << 70)), r"segments\[1\].seed: expected an integer of at most 63 bits"),
-        (_set(1, top_logprobs=[{1 << 80: 0.0}]), r"segments\[1\].top_logprobs: expected tokens of the model's"),
+        (
+            _set(1, top_logprobs=[{1 << 80: 0.0}]),
+            r"segments\[1\].top_logprobs: expected tokens of the model's",
+        ),
         (_set(1, top_logprobs=[{"-1": 0.0}]), r"segments\[1\].top_logprobs: expected tokens of the model's"),
         (_set(1, logprobs=[0.0]), r"segments\[1\].logprobs: expected \d+, one for each token"),
         (_set(1, joined=[{"segment": 9, "num_tokens": 1, "num_skipped": 0}]), r"segments\[1\].joined"),
@@ -197,12 +201,16 @@ def test_the_prompt_must_be_that_of_the_tree(engine):
         check_prompt(given, given.prompt_ids, given.num_tokens)
 
 
-def test_a_tree_that_has_only_a_prompt_is_one(engine):
-    tree = read_tree(tree_of(engine, given_as(engine, root=[("", OPEN)])).to_dict(), VOCAB_SIZE)
-    assert given_of(tree).stretches == {"": [Stretch([], OPEN)]}
+@pytest.mark.parametrize("options", [CompiledOptions(), CompiledOptions(best_of=2, vote="x")])
+def test_of_a_tree_that_has_only_a_prompt_nothing_is_given(engine, options):
+    value = tree_of(engine, given_as(engine, root=[("", OPEN)])).to_dict()
+    assert go_on(engine, value, options).given == given_as(engine)
 
 
-VOTE = CompiledOptions(best_of=2, vote=r"= *(?P<result>\d+)")
+def test_a_request_that_forks_first_does_not_go_on_from_a_tree_that_has_not(engine):
+    value = tree_of(engine, given_as(engine, root=[("a", OPEN)])).to_dict()
+    with pytest.raises(BadRequestOptions, match="expected a tree that forked after its prompt"):
+        go_on(engine, value, VOTE)
 
 
 def forked_at_prompt(engine, *ends, then=()):
