@@ -219,7 +219,6 @@ def test_from_a_tree_of_a_prompt_alone_a_request_begins_as_any(tell, story, aske
 
 
 def test_a_cancelled_thread_of_a_vote_stays_without_a_vote(tell):
-    from tests.engine.cut_off import told
 
     hand, request_id = tell("threadweaver", STORY), "fj" + "0" * 32
     hand.ask(request_id, "Z", forkjoin=VOTE)

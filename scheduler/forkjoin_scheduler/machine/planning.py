@@ -28,8 +28,10 @@ def plan(
     if branch in machine.summarising:
         return Refusal("nested_fork", dialect.policies.nested_fork)
     if machine.terms.options.forks_at_prompt:
+        if branch is not machine.family.root:
+            return Refusal("nested_fork", dialect.policies.nested_fork)
         asked_for = explicit_plan(machine.terms.options)
-        if limits.max_forks == 0:
+        if limits.max_forks == 0 or branch.forks:
             return Refusal("too_many_forks", dialect.policies.too_many_forks)
         if not has_room(asked_for.threads, len(context), world.max_model_len):
             return Refusal("no_room", dialect.policies.no_room)

@@ -47,7 +47,7 @@ def read_tree(value: Any, vocab_size: int) -> Tree:
     first = tree.segments[0]
     if first.thread != ROOT or not first.num_injected:
         raise _bad(".segments[0]: expected the prompt of the request itself (thread -1), got another")
-    if (reason := _last(tree, ROOT).finish_reason) not in _CUT_OFF:
+    if (reason := _last_segments(tree)[ROOT].finish_reason) not in _CUT_OFF:
         raise _bad(f"expected an answer that was cut off (abort, length), got one that ended by {reason!r}")
     return tree
 
@@ -87,9 +87,27 @@ def _check_segment(number: int, segment: Segment, vocab_size: int) -> None:
             raise _bad(f"{name}.{field}: expected {num_tokens}, one for each token, got {len(told)}")
 
 
+def check_threads(tree: Tree, most: int, max_depth: int) -> None:
+    """Raise BadRequestOptions if ``tree`` has more than ``most`` threads, or some deeper than ``max_depth``.
+
+    Called before anything else is made of it: what that takes grows with both.
+    """
+    depths = {ROOT: 0}
+    for segment in tree.segments:
+        if segment.thread not in depths:
+            parent = ROOT if segment.forked_by is None else tree.segments[segment.forked_by].thread
+            depths[segment.thread] = depths[parent] + 1
+    if len(depths) - 1 > most:
+        raise _bad(
+            f"expected at most {most} threads (the server's --max-request-threads), got {len(depths) - 1}"
+        )
+    if (deepest := max(depths.values())) > max_depth:
+        raise _bad(f"expected at most {max_depth} threads in each other (max_depth), got {deepest}")
+
+
 def given_of(tree: Tree) -> Given:
     """What each branch of ``tree`` had written. Raises BadRequestOptions where its threads make no tree."""
-    numbers, paths = _by_thread(tree), _paths(tree)
+    numbers, paths, last = _by_thread(tree), _paths(tree), _last_segments(tree)
     forkers = {segment.forked_by for segment in tree.segments}
     stretches: dict[str, list[Stretch]] = {}
     for thread, own in numbers.items():
@@ -102,7 +120,7 @@ def given_of(tree: Tree) -> Given:
                 of_branch.append(Stretch(parts, FORK))
                 parts = []
         if own[-1] not in forkers:
-            of_branch.append(Stretch(parts, _then(tree, thread)))
+            of_branch.append(Stretch(parts, _then(last[thread])))
         stretches[paths[thread]] = of_branch
     if stretches == {"": [BEGIN]}:
         stretches = {}  # only its prompt was read: the request begins as any
@@ -122,13 +140,13 @@ def _part(segment: Segment) -> Part:
     )
 
 
-def _then(tree: Tree, thread: int) -> str:
-    """What followed the last that ``thread`` wrote."""
-    end = _last(tree, thread).finish_reason
-    if thread == ROOT or end is None or end == CANCELLED:
+def _then(last: Segment) -> str:
+    """What followed the ``last`` segment of a thread."""
+    end = last.finish_reason
+    if last.thread == ROOT or end is None or end == CANCELLED:
         return OPEN
     if end not in _ENDS or end == ThreadEnd.REQUEST_STOP:
-        raise _bad(f"expected a finish_reason that threads have, got {excerpt(end)} of thread {thread}")
+        raise _bad(f"expected a finish_reason that threads have, got {excerpt(end)} of thread {last.thread}")
     return end
 
 
@@ -140,8 +158,9 @@ def _by_thread(tree: Tree) -> dict[int, list[int]]:
     return numbers
 
 
-def _last(tree: Tree, thread: int) -> Segment:
-    return next(segment for segment in reversed(tree.segments) if segment.thread == thread)
+def _last_segments(tree: Tree) -> dict[int, Segment]:
+    """The last segment of each thread."""
+    return {segment.thread: segment for segment in tree.segments}
 
 
 def _paths(tree: Tree) -> dict[int, str]:
@@ -182,6 +201,7 @@ def continued(
     if reason := unsupported(engine, asked):
         raise _bad(f"expected a request that can go on from a tree, but not with {reason}")
     tree = read_tree(value, vocab_size)
+    check_threads(tree, settings.max_request_threads, engine.bound_dialect.dialect.max_depth)
     try:
         return _replayed(tree, options, limits, engine)
     except BadRequestOptions:

@@ -12,11 +12,15 @@ from forkjoin.tree.tree import Tree
 from forkjoin_scheduler.dialects.bound import BoundDialect
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.families.family import Family
-from forkjoin_scheduler.machine.machine import Terms
+from forkjoin_scheduler.families.thread_end import ThreadEnd
+from forkjoin_scheduler.machine import planning
+from forkjoin_scheduler.machine.machine import Machine, Terms
 from forkjoin_scheduler.replay.characters import Characters
-from forkjoin_scheduler.replay.given import Engine, replay_given
+from forkjoin_scheduler.replay.given import Engine, GivenWorld, replay_given
+from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.given import FORK, OPEN, Given, Part, Stretch
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import Settings
@@ -242,3 +246,35 @@ def test_a_thread_that_was_stopped_from_outside_has_no_vote_again(engine, end):
     decided = [("= 1\0", "stop"), *ends[1:]]
     with pytest.raises(BadRequestOptions, match="would have ended"):
         go_on(engine, forked_at_prompt(engine, *decided), vote)
+
+
+def test_a_tree_of_more_or_deeper_threads_than_the_server_lets_is_refused(engine):
+    value = tree_of(engine, given_as(engine, **CUT)).to_dict()
+    few = Settings(dialect=engine.bound_dialect.dialect, max_request_threads=1)
+    with pytest.raises(
+        BadRequestOptions, match=r"at most 1 threads \(the server's --max-request-threads\), got 2"
+    ):
+        go_on(engine, value, settings=few)
+    deep = [Segment(n, [], 0, 5, parent=n, fork_offset=0, forked_by=n) for n in range(2, 60)]
+    value = forked_at_prompt(engine, ("a", None), ("b", None), then=deep)
+    with pytest.raises(BadRequestOptions, match=r"at most 1 threads in each other \(max_depth\), got 59"):
+        go_on(engine, value)
+
+
+@pytest.mark.parametrize("whose", ["the request", "a thread"])
+def test_a_fork_that_a_request_asks_for_is_made_once(engine, whose):
+    family = Family("f", Limits())
+    dialect = explicit_dialect(VOTE, Limits())
+    bound_dialect = BoundDialect(dialect, engine.bound_dialect.tokenizer, None)
+    world = GivenWorld(bound_dialect.tokenizer, engine)
+    machine = Machine(family, Terms(VOTE, bound_dialect, 100), world)
+    plan = planning.plan(machine, family.root, [1], 1)
+    threads = family.fork(family.root, plan, 1)
+    for thread in threads[whose == "a thread" :]:
+        family.end(thread, ThreadEnd.STOP)
+    branch = threads[0]
+    if whose == "the request":
+        family.join(family.root, [])
+        branch = family.root
+    reason = {"the request": "too_many_forks", "a thread": "nested_fork"}[whose]
+    assert planning.plan(machine, branch, [1], 1).reason == reason
