@@ -48,7 +48,7 @@ class ByHand:
     ``max_drafts``: so many tokens of a request are drafted for each step, all of them right; what it is told
     to write only then, no draft knows. If ``draft_from`` is family, the drafter itself finds none.
     ``policies``: the class paths of the user's own, by their settings. ``max_loras``: so many adapters, of rank 8,
-    in a step.
+    in a step. ``min_left``: the dialect's.
     """
 
     def __init__(
@@ -66,8 +66,9 @@ class ByHand:
         draft_from: str = "drafter",
         policies: dict[str, str] | None = None,
         max_loras: int = 0,
+        min_left: int = 0,
     ) -> None:
-        dialect = dialect.model_copy(update={"min_room": 1, "min_left": 0, "reserve": 0})
+        dialect = dialect.model_copy(update={"min_room": 1, "min_left": min_left, "reserve": 0})
         settings = Settings.of(dialect, {}, draft_from=draft_from, **(policies or {}))
         args = EngineArgs(
             model=str(model),

@@ -200,6 +200,20 @@ def test_forks_after_the_prompt_go_on_too(tell, story, asked):
     hand.finish()
 
 
+def test_forks_of_the_tree_are_made_however_few_tokens_are_left(tell):
+    from tests.engine.cut_off import num_sampled
+
+    hand = tell(*CASES["stitch"], min_left=150)
+    hand.ask("cut", "Z", max_tokens=900)
+    hand.steps_until(lambda: hand.decodes("cut#3"))
+    tree = hand.cut_off("cut")
+    hand.ask("on", "Z", tree, max_tokens=num_sampled(tree) + 4)
+    after = hand.run("on")
+    assert after.segments[0].finish_reason == "length"
+    assert hand.num_written("on") == 4
+    hand.finish()
+
+
 @pytest.mark.parametrize(
     ("story", "asked"),
     [(THREADWEAVER, {}), (STORY, VOTE), (BRANCHES, {"branches": [{"text": "X"}, {"text": "Y"}]})],

@@ -17,12 +17,19 @@ from forkjoin_scheduler.request.explicit import explicit_plan
 
 
 def plan(
-    machine: Machine, branch: Branch, context: list[int], since: int, planned: Sequence[Fork] = ()
+    machine: Machine,
+    branch: Branch,
+    context: list[int],
+    since: int,
+    planned: Sequence[Fork] = (),
+    *,
+    had_forked: bool = False,
 ) -> ForkPlan | Refusal:
     """What the call at the end of ``context`` does; the request may itself say into what it forks.
 
     ``since``: tokens of the context that were there before the branch wrote, or when it forked last.
-    ``planned``: its forks that were planned in this step and not made yet.
+    ``planned``: its forks that were planned in this step and not made yet. ``had_forked``: whether it forked
+    there in an earlier answer, which may have had more tokens left.
     """
     dialect, limits, world = machine.dialect, machine.family.limits, machine.world
     if branch in machine.summarising:
@@ -37,6 +44,7 @@ def plan(
             return Refusal("no_room", dialect.policies.no_room)
         return asked_for
     offset = dialect.join.thread_offset(branch.offset, dialect.positions)
+    left = machine.terms.max_tokens - num_positions(machine, branch, len(context))
     found = plan_fork(
         dialect,
         limits,
@@ -47,7 +55,7 @@ def plan(
         num_forks=machine.family.num_forks + machine.num_planned,
         depth=branch.depth,
         max_model_len=world.max_model_len - max(offset, 0),
-        num_left=machine.terms.max_tokens - num_positions(machine, branch, len(context)),
+        num_left=None if had_forked else left,
     )
     if isinstance(found, ForkPlan) and any(
         asking.is_numbered(machine, branch, t.number, planned) for t in found.threads

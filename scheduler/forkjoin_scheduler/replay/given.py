@@ -122,7 +122,7 @@ def _fork(machine: Machine, world: GivenWorld, branch: Branch, since: int) -> No
         world.perform(machine, forking.next_stage(machine, branch))
         return
     context = world.contexts[branch]
-    plan = planning.plan(machine, branch, context, since)
+    plan = planning.plan(machine, branch, context, since, had_forked=True)
     if isinstance(plan, Refusal):
         whose = "the request" if branch.plan is None else f"thread {branch.index}"
         raise _bad(

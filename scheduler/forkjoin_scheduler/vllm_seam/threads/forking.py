@@ -56,6 +56,8 @@ class Forks:
             fj_params.since = request.num_tokens
             self._performing.perform(live, forking.next_stage(live, branch))
             return
+        if had_forked:
+            plan = planning.plan(live, branch, request._all_token_ids, fj_params.since, had_forked=True)
         plan = plan or self.plan(live, branch, request._all_token_ids, fj_params.since)
         since, fj_params.since = fj_params.since, request.num_tokens
         if isinstance(plan, Refusal):
