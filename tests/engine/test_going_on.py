@@ -6,6 +6,7 @@ import pytest
 
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.policies import Policy
 
 pytestmark = pytest.mark.engine
 
@@ -93,6 +94,26 @@ def test_an_answer_that_was_cut_off_after_any_step_goes_on_to_the_same_end(tell,
         hand.outputs = [o for o in hand.outputs if o.request_id == "whole"]
         num_cuts = num_steps
     assert num_cuts > 30
+    hand.finish()
+
+
+@pytest.mark.parametrize(("case", "policy"), [("reprefill", "end_request"), ("stitch", "close_thread")])
+def test_an_answer_that_ran_into_any_limit_on_its_tokens_goes_on_to_the_same_end(model_of, case, policy):
+    from tests.engine.cut_off import Told, num_sampled, told
+
+    name, story = CASES[case]
+    dialect = nested(name)
+    policies = dialect.policies.model_copy(update={"thread_length": Policy(policy)})
+    hand = Told(dialect.model_copy(update={"policies": policies}), model_of(name), story=story)
+    hand.ask("whole", "Z")
+    whole = hand.run("whole")
+    for num in range(1, num_sampled(whole)):
+        hand.ask(f"cut{num}", "Z", max_tokens=num)
+        tree = hand.run(f"cut{num}")
+        assert num_sampled(tree) == num
+        hand.ask(f"on{num}", "Z", tree)
+        assert told(hand.run(f"on{num}")) == told(whole), num
+        hand.outputs = []
     hand.finish()
 
 

@@ -15,7 +15,7 @@ from forkjoin_scheduler.machine.forking import Fork
 from forkjoin_scheduler.machine.machine import Machine
 from forkjoin_scheduler.machine.output_token import OutputToken, injected
 from forkjoin_scheduler.publish.events import Tokens
-from forkjoin_scheduler.request.given import OPEN, Stretch
+from forkjoin_scheduler.request.given import Stretch
 
 #: What is asked of each token. Looked up here: in an enum that takes as long as a call.
 _DECODING = BranchState.DECODING
@@ -203,12 +203,26 @@ def since(machine: Machine, branch: Branch, stretch: Stretch) -> int:
     return max((len(context), *_refused(machine, context, stretch)))
 
 
+def calls(machine: Machine, branch: Branch, since: int) -> bool:
+    """Whether ``branch`` was cut off right behind a call, past ``since``, that nobody had heard yet."""
+    context = machine.world.context(branch)
+    return len(context) > since and _is_call(machine, context, since, len(context))
+
+
 def _refused(machine: Machine, context: Sequence[int], stretch: Stretch) -> Iterator[int]:
-    """Up to which token of a branch's context each call in ``stretch``, behind ``context``, was refused."""
-    bound_dialect, token_ids = machine.terms.bound_dialect, [*context, *stretch.token_ids]
-    calls, begin = bound_dialect.calls, len(context)
-    for end in range(len(context) + 1, len(token_ids) + (stretch.then == OPEN)):
-        may_call = calls is None or token_ids[end - 1] in calls
-        if may_call and bound_dialect.triggers(token_ids[max(begin, end - WINDOW_TOKENS) : end]):
+    """Up to which token of a branch's context each call in ``stretch``, behind ``context``, was refused.
+
+    Not the last: that forked, or nobody has heard it.
+    """
+    token_ids, begin = [*context, *stretch.token_ids], len(context)
+    for end in range(len(context) + 1, len(token_ids)):
+        if _is_call(machine, token_ids, begin, end):
             begin = end
             yield end
+
+
+def _is_call(machine: Machine, token_ids: Sequence[int], begin: int, end: int) -> bool:
+    """Whether what a branch wrote of its context from ``begin`` on calls for a fork up to ``end``."""
+    bound_dialect = machine.terms.bound_dialect
+    may_call = bound_dialect.calls is None or token_ids[end - 1] in bound_dialect.calls
+    return may_call and bound_dialect.triggers(token_ids[max(begin, end - WINDOW_TOKENS) : end])

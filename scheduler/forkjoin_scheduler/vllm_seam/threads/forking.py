@@ -9,6 +9,7 @@ from forkjoin_scheduler.families.family import Branch, BranchState
 from forkjoin_scheduler.families.fork import ForkPlan, Refusal
 from forkjoin_scheduler.machine import asking, effects, forking, planning
 from forkjoin_scheduler.machine.forking import Fork
+from forkjoin_scheduler.request.given import BEGIN, FORK
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.core import Core
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
@@ -48,8 +49,9 @@ class Forks:
         if branch.state is not BranchState.DECODING:
             return
         fj_params = self._core.fj_params[request.request_id]
-        had_forked = fj_params.given is not None
-        if had_forked and self._giving.has_arrived(live, branch, request):
+        given = fj_params.given
+        had_forked = given is BEGIN or (given is not None and given.then == FORK)
+        if given is not None and self._giving.has_arrived(live, branch, request):
             self._note_prefill(live, branch, request)
             return
         if branch.planned:

@@ -42,13 +42,13 @@ class Giving:
     def has_arrived(self, live: LiveFamily, branch: Branch, request: Request) -> bool:
         """The sample of ``request`` was dropped: the KV of what it was given is there.
 
-        Returns whether that is all; else it forks now.
+        Returns whether that is all; else it forks now, or what it calls for is heard.
         """
         fj_params = self._core.fj_params[request.request_id]
         given, fj_params.given = fj_params.given, None
         if given is BEGIN:
             return self._begin(live, branch)
-        if given is not None and given.then == OPEN:
+        if given is not None and given.then == OPEN and not writing.calls(live, branch, fj_params.since):
             self._performing.perform(live, writing.go_on(live, branch))
             return True
         return False
