@@ -194,11 +194,13 @@ class TreePresenter:
     def pass_on(self, chunk: Json) -> list[Json]:
         if chunk.get("type") in FINAL_EVENTS:
             chunk = chunk | {"response": self._with_tree(chunk["response"], 0)}
-        segments, self._template = self._segments(), self._template or _template_of(chunk)
+        is_first, self._template = self._template is None, self._template or _template_of(chunk)
+        # none before vLLM's first chunk, unless that is the last
+        segments = self._segments() if not is_first or _ends(chunk) else []
         return [*segments, *self._inner.pass_on(self._with_trees(chunk))]
 
     def _segments(self) -> list[Json]:
-        """The chunks that show segments which have ended; none before vLLM's first chunk."""
+        """The chunks that show segments which have ended."""
         if self._template is None:
             return []
         segments, self._trees.segments = self._trees.segments, []
@@ -213,14 +215,19 @@ class TreePresenter:
 
     def _with_trees(self, response: Json) -> Json:
         """``response``, or a chunk, with the tree of each choice that ends in it."""
-        choices = response.get("choices") or []
-        if not any(choice.get("finish_reason") for choice in choices):
+        if not _ends(response):
             return response
-        return response | {"choices": [self._with_tree(choice, choice["index"]) for choice in choices]}
+        choices = [self._with_tree(choice, choice["index"]) for choice in response["choices"]]
+        return response | {"choices": choices}
 
     def _with_tree(self, value: Json, index: int) -> Json:
         tree = self._trees.ended.get(index)
         return value if tree is None else value | {"tree": tree}
+
+
+def _ends(response: Json) -> bool:
+    """Whether a choice ends in ``response``, or in a chunk."""
+    return any(choice.get("finish_reason") for choice in response.get("choices") or [])
 
 
 def _template_of(chunk: Json) -> Json | None:

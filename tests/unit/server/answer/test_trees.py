@@ -135,6 +135,19 @@ def test_a_segment_that_has_ended_is_shown_as_it_stands_in_the_tree():
     assert presenter.pass_on(created) == [event, created]
 
 
+def test_segments_of_an_answer_that_is_one_chunk_come_before_it():
+    def begins():
+        FEEDS.emit("r", 0, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
+        FEEDS.emit("r", 0, [SegmentBegan(segment=1, index=-1, token_ids=[3], position=2, parent=0)])
+
+    trees, last = Trees(KEY, streams=True), {"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}
+    gather(trees, "r", begins, output(told(0, [7], "stop")))
+    of_segments, end = TreePresenter(PassThrough(), trees).pass_on(last)
+    assert [segment["number"] for segment in of_segments["choices"][0]["segments"]] == [0]
+    assert (of_segments["choices"][0]["text"], of_segments["choices"][0]["finish_reason"]) == ("", None)
+    assert [segment is None for segment in end["choices"][0]["tree"]["segments"]] == [True, False]
+
+
 def test_an_answer_whose_tree_can_not_be_built_ends_without_it():
     errors = []
     observe = lambda event, engine: errors.append(event.where)  # noqa: E731
