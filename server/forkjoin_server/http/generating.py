@@ -139,7 +139,7 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     compiled_options = await compiled(options, client, settings)
     width = width_in_answers(compiled_options, settings)
     trees = Trees(key, num_choices, num_answers) if options.return_tree else None
-    asked = Asked(compiled_options, _max_tokens(settings, client), width=width)
+    asked = Asked(compiled_options, _max_tokens(settings, client), width=width, limits=settings.limits)
     if trees is not None:
         trees.streams = options.stream_segments
     asked.trees, asked.max_tree_tokens = trees, settings.max_tree_tokens

@@ -17,12 +17,13 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, compile_options
@@ -49,6 +50,8 @@ class Asked:
     num_tokens: int = 0
     #: Into how many answers its fork goes, each with a budget of its own.
     width: int = 1
+    #: Those of the server, where the request has none of its own.
+    limits: Limits = field(default_factory=Limits)
     #: Gathers the trees of its answers, if it wants them, which may hold ``max_tree_tokens``.
     trees: Trees | None = None
     max_tree_tokens: int = 0
@@ -69,9 +72,8 @@ class Asked:
 
     def most_tokens(self, max_tokens: int | None, max_model_len: int) -> int:
         """What one answer may cost at most, as ``live.py`` gives it its budget."""
-        each = (max_model_len if max_tokens is None else max_tokens) * self.width
-        cap = self.options.max_total_tokens or None
-        return each if cap is None else min(each, cap)
+        each = max_model_len if max_tokens is None else max_tokens
+        return budget_of(self.options, self.limits, self.width, each)
 
     def charge_trees(self, num_answers: int, num_prompt_tokens: int, num_top: int) -> None:
         """Count the prompt of what was charged last, which each of its answers' trees repeats.
@@ -101,6 +103,12 @@ def handing_over(asked: Asked) -> Iterator[None]:
         yield
     finally:
         _ASKED.reset(before)
+
+
+def budget_of(options: CompiledOptions, limits: Limits, width: int, max_tokens: int) -> int:
+    """Tokens that one answer of ``width`` times ``max_tokens`` may generate; ``limits``: the server's."""
+    cap = options.limits(limits).max_total_tokens
+    return max_tokens * width if cap is None else min(max_tokens * width, cap)
 
 
 def width_in_answers(options: CompiledOptions, settings: Settings) -> int:

@@ -22,6 +22,7 @@ from forkjoin_scheduler.settings import COMPILED, KEY, TREE, Settings
 from forkjoin_scheduler.vllm_seam.compat import worker_of
 from forkjoin_server.flag_values import dest_of
 from forkjoin_server.request.continuing import check_prompt, continued
+from forkjoin_server.request.handover import budget_of, width_in_answers
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.start.dialect_choice import choose
 from forkjoin_server.start.flags import SCHEDULER
@@ -154,7 +155,11 @@ class LLM(vllm.LLM):
         if asked is not None and "given" in asked:
             compiled = msgspec.convert(asked, CompiledOptions)
             assert compiled.given is not None
-            check_prompt(compiled.given, prompt.get("prompt_token_ids") or (), params.max_tokens)
+            most = params.max_tokens
+            if most is not None:
+                width = width_in_answers(compiled, self._settings)
+                most = budget_of(compiled, self._settings.limits, width, most)
+            check_prompt(compiled.given, prompt.get("prompt_token_ids") or (), most)
         return str(super()._add_request(prompt, params, *args, **options))
 
     def _with_trees(

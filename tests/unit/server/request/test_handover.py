@@ -12,7 +12,9 @@ from vllm.config.multimodal import MultiModalConfig
 from vllm.sampling_params import RepetitionDetectionParams
 
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.request.given import OPEN, Given, Part, Stretch
 from forkjoin_scheduler.request.options import CompiledBranch, CompiledOptions, parse_options
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server.answer.trees import Trees
@@ -244,6 +246,15 @@ def test_what_all_answers_may_come_to_is_limited(client, options, params, num_to
     with pytest.raises(BadRequestOptions, match=rf"at most {num_tokens - 1} tokens.*--max-request-tokens"):
         _generate(client, Asked(options, num_tokens - 1, width=width), _params(**params))
     assert len(client.calls) == 1
+
+
+def test_an_answer_comes_to_what_the_server_lets_one_have_at_most(client):
+    asked = Asked(CompiledOptions(), 14, limits=Limits(max_total_tokens=7))
+    _generate(client, asked, _params(n=2))
+    given = Given([], {"": [Stretch([Part([1] * 7)], OPEN)]})
+    asked = Asked(CompiledOptions(given=given), limits=Limits(max_total_tokens=7))
+    with pytest.raises(BadRequestOptions, match="than the 7 that the tree has, got 7: raise max_tokens"):
+        _generate(client, asked)
 
 
 @pytest.mark.parametrize(
