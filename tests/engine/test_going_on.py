@@ -154,6 +154,22 @@ def test_drafts_beside_it_change_nothing(tell, is_async):
     hand.finish()
 
 
+def test_what_a_request_goes_on_from_counts_as_what_it_will_need(tell):
+    from tests.engine.cut_off import num_sampled
+
+    hand = tell(*CASES["reprefill"])
+    _, tree = middle(hand)
+    hand.ask("plain", "Z")
+    hand.ask("on", "Z", tree)
+    gate, num = hand.scheduler._gate, num_sampled(tree)
+    plain, on = (gate.new_need(hand.request(name)) for name in ("plain", "on"))
+    assert (plain.generated, on.generated) == (0, num)
+    assert on.blocks == plain.blocks + -(-num // 16)
+    costs = [gate._expected_cost(hand.request(name)) for name in ("plain", "on")]
+    assert costs[1] - costs[0] == num
+    hand.finish()
+
+
 def test_several_requests_go_on_from_one_tree_and_one_goes_on_twice(tell):
     from tests.engine.cut_off import told
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
@@ -18,7 +19,9 @@ from forkjoin_scheduler.publish import event_log
 from forkjoin_scheduler.publish.events import Event, Load, Tokens
 from forkjoin_scheduler.publish.feed import FEEDS, without_key
 from forkjoin_scheduler.publish.thread_text import FamilyTexts
+from forkjoin_scheduler.request.given import Given
 from forkjoin_scheduler.request.visits import BACKLOG, TENANT, VISIT, salted
+from forkjoin_scheduler.settings import COMPILED
 from forkjoin_scheduler.vllm_seam.front_end import wire
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ class ForkJoinOutputProcessor(OutputProcessor):
             BACKLOG.enter(
                 request.request_id,
                 visit,
-                len(request.prompt_token_ids or ()),
+                _num_prefilled(request),
                 params.max_tokens if params is not None else 0,
                 None if visit.group is None else _prompt_of(request),
             )
@@ -186,6 +189,14 @@ def _place(core_request: EngineCoreRequest, engine: int | None) -> None:
     """Send it to ``engine``, unless the client has chosen another."""
     if core_request.data_parallel_rank is None:
         core_request.data_parallel_rank = engine
+
+
+def _num_prefilled(request: EngineCoreRequest) -> int:
+    """Tokens that ``request`` comes with: its prompt, and what the tree has that it goes on from."""
+    extra_args = None if request.sampling_params is None else request.sampling_params.extra_args
+    given = ((extra_args or {}).get(COMPILED) or {}).get("given")
+    num_given = 0 if given is None else msgspec.convert(given, Given).num_tokens
+    return len(request.prompt_token_ids or ()) + num_given
 
 
 def _prompt_of(request: EngineCoreRequest) -> tuple[object, ...] | None:

@@ -80,7 +80,14 @@ class AdmissionGate:
         )
 
     def _expected_cost(self, request: Request) -> float:
-        return cost(request.num_prompt_tokens, min(self.admission.tokens.mean, request.max_tokens))
+        num_generated = min(self.admission.tokens.mean, request.max_tokens)
+        return cost(request.num_prompt_tokens + self._num_given(request), num_generated)
+
+    def _num_given(self, request: Request) -> int:
+        """Tokens of an earlier answer that ``request`` goes on from: they are prefilled, too."""
+        fj_params = self._core.fj_params.get(request.request_id)
+        given = None if fj_params is None else fj_params.options.given
+        return 0 if given is None else given.num_tokens
 
     def _is_admitted(self, request: Request) -> bool:
         if self._core.scheduler.current_step < self._asked_next:
@@ -101,11 +108,12 @@ class AdmissionGate:
         fj_params = self._core.fj_params.get(request.request_id)
         if fj_params is None:
             return Need(blocks=blocks, max_tokens=request.max_tokens, ahead=ahead)
-        asked = fj_params.options.width or 0
+        asked, num_given = fj_params.options.width or 0, self._num_given(request)
         confidence = fj_params.options.confidence
         abreast = 0 if confidence is None else first_wave(asked, confidence)
         return Need(
-            blocks=blocks,
+            generated=num_given,
+            blocks=blocks - (-num_given // kv.block_size(manager)),
             max_tokens=max_tokens_of(fj_params),
             asked=asked,
             abreast=abreast,
