@@ -27,11 +27,12 @@ from forkjoin_scheduler.request.given import FORK, OPEN, Given, Stretch
 
 @dataclass(frozen=True)
 class Engine:
-    """What of an engine a replay goes by."""
+    """What of an engine a replay goes by. ``max_logprobs``: likeliest tokens that it tells; -1: all."""
 
     bound_dialect: BoundDialect
     max_model_len: int
     eos_ids: frozenset[int]
+    max_logprobs: int = -1
 
 
 @dataclass

@@ -28,6 +28,7 @@ from forkjoin_server.asgi import App, Json, Message, Receive, Send
 from forkjoin_server.http.app_state import client_of, num_engines_of, vllm_config_of
 from forkjoin_server.http.hangup import noticing
 from forkjoin_server.operate.logs import REQUEST_ID
+from forkjoin_server.request.continuing import check_answers
 from forkjoin_server.request.field import count_answers, options_in, prepare, sampling_of
 from forkjoin_server.request.grammars import check_grammars
 from forkjoin_server.request.handover import Asked, compiled, handing_over, width_in_answers
@@ -137,6 +138,8 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     num_answers, num_choices = count_answers(sampling_of(body, path))
     check_beside_prompt(body, len(data), num_answers)
     compiled_options = await compiled(options, client, settings)
+    if compiled_options.given is not None:
+        check_answers(compiled_options.given, num_answers, settings.max_request_threads)
     width = width_in_answers(compiled_options, settings)
     trees = Trees(key, num_choices, num_answers) if options.return_tree else None
     asked = Asked(compiled_options, _max_tokens(settings, client), width=width, limits=settings.limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.given import BEGIN, FORK, OPEN, Given, Part, Stretch
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.request.shape import MAX_BITS
+from forkjoin_server.request.shape import MAX_BESIDE_PROMPT_BYTES, MAX_BITS
 from forkjoin_server.trees import CANCELLED, TreeBuilder
 
 _ASKED = "forkjoin.continues_tree"
@@ -32,8 +33,11 @@ _ENDS = frozenset(ThreadEnd)
 _Name = tuple[str, int]
 
 
-def read_tree(value: Any, vocab_size: int) -> Tree:
-    """The tree that ``value``, of a JSON body, is. Raises BadRequestOptions naming what is wrong."""
+def read_tree(value: Any, vocab_size: int, max_logprobs: int) -> Tree:
+    """The tree that ``value``, of a JSON body, is. Raises BadRequestOptions naming what is wrong.
+
+    ``max_logprobs``: of how many likeliest tokens the server tells for each; -1: of all.
+    """
     if isinstance(value, Tree):
         value = value.to_dict()
     try:
@@ -44,6 +48,12 @@ def read_tree(value: Any, vocab_size: int) -> Tree:
         raise _bad("expected segments, got none")
     for number, segment in enumerate(tree.segments):
         _check_segment(number, segment, vocab_size)
+        longest = max(map(len, segment.top_logprobs or ()), default=0)
+        if 0 <= max_logprobs < longest:
+            raise _bad(
+                f".segments[{number}].top_logprobs: expected at most {max_logprobs} of each token (the "
+                f"server's --max-logprobs), got {longest}"
+            )
     first = tree.segments[0]
     if first.thread != ROOT or not first.num_injected:
         raise _bad(".segments[0]: expected the prompt of the request itself (thread -1), got another")
@@ -194,13 +204,13 @@ def continued(
     if options.forks_at_prompt:
         dialect = explicit_dialect(options, limits)
         bound_dialect = BoundDialect(dialect, engine.bound_dialect.tokenizer, None)
-        engine = Engine(bound_dialect, engine.max_model_len, engine.eos_ids)
+        engine = replace(engine, bound_dialect=bound_dialect)
     asked = [("prune", options.prune is not None), ("rounds", options.rounds is not None)]
     asked += [("enabled = false", not options.enabled)]
     asked += [("response_format", any(b.structured is not None for b in options.branches or ()))]
     if reason := unsupported(engine, asked):
         raise _bad(f"expected a request that can go on from a tree, but not with {reason}")
-    tree = read_tree(value, vocab_size)
+    tree = read_tree(value, vocab_size, engine.max_logprobs)
     check_threads(tree, settings.max_request_threads, engine.bound_dialect.dialect.max_depth)
     try:
         return _replayed(tree, options, limits, engine)
@@ -222,6 +232,22 @@ def _replayed(tree: Tree, options: CompiledOptions, limits: Limits, engine: Engi
     builder.hear(replay_given(given, terms, Family("tree", limits), engine))
     _compare(tree, builder.tree([], None))
     return options
+
+
+def check_answers(given: Given, num_answers: int, max_threads: int) -> None:
+    """Raise BadRequestOptions if a tree is too much to go on from in each of so many answers."""
+    num_threads = num_answers * max(len(given.stretches) - 1, 0)
+    if num_threads > max_threads:
+        raise _bad(
+            f"expected at most {max_threads} threads over all answers (the server's --max-request-threads), "
+            f"got {num_threads} in {num_answers} answers: ask for fewer answers"
+        )
+    num_bytes = len(msgspec.msgpack.encode(given))
+    if num_bytes * num_answers > MAX_BESIDE_PROMPT_BYTES:
+        raise _bad(
+            f"expected at most {MAX_BESIDE_PROMPT_BYTES} bytes, for each answer again, got {num_bytes} for "
+            f"{num_answers} answers: ask for fewer answers, or send the tree without its logprobs"
+        )
 
 
 def check_prompt(given: Given, prompt_ids: Sequence[int], max_tokens: int | None) -> None:

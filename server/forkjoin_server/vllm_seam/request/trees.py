@@ -20,6 +20,6 @@ def engine_of(model_config: Any, tokenizer: Any, dialect: Dialect) -> Engine:
             return engine
     bound_dialect = BoundDialect.bind(dialect, EngineTokenizer(tokenizer))
     eos_ids = frozenset(end_of_sequence_ids(model_config))
-    engine = Engine(bound_dialect, model_config.max_model_len, eos_ids)
+    engine = Engine(bound_dialect, model_config.max_model_len, eos_ids, model_config.max_logprobs)
     _LAST[:] = [(model_config, dialect, engine)]
     return engine

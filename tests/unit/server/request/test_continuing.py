@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -24,7 +25,8 @@ from forkjoin_scheduler.request.explicit import explicit_dialect
 from forkjoin_scheduler.request.given import FORK, OPEN, Given, Part, Stretch
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import Settings
-from forkjoin_server.request.continuing import check_prompt, continued
+from forkjoin_server.request import continuing
+from forkjoin_server.request.continuing import check_answers, check_prompt, continued
 from forkjoin_server.trees import TreeBuilder
 
 VOCAB_SIZE = 0x120000
@@ -278,3 +280,23 @@ def test_a_fork_that_a_request_asks_for_is_made_once(engine, whose):
         branch = family.root
     reason = {"the request": "too_many_forks", "a thread": "nested_fork"}[whose]
     assert planning.plan(machine, branch, [1], 1).reason == reason
+
+
+def test_a_tree_is_sent_with_each_answer_again(engine, monkeypatch):
+    given = given_as(engine, **CUT)
+    check_answers(given, 3, 6)
+    with pytest.raises(BadRequestOptions, match=r"at most 5 threads over all answers .* got 6 in 3 answers"):
+        check_answers(given, 3, 5)
+    num_bytes = len(msgspec.msgpack.encode(given))
+    monkeypatch.setattr(continuing, "MAX_BESIDE_PROMPT_BYTES", 3 * num_bytes)
+    check_answers(given, 3, 6)
+    with pytest.raises(BadRequestOptions, match=f"at most {3 * num_bytes} bytes, .* for 4 answers"):
+        check_answers(given, 4, 256)
+
+
+def test_a_tree_tells_of_as_many_likeliest_tokens_as_the_server_does(engine):
+    value = tree_of(engine, given_as(engine, root=[("a", OPEN)])).to_dict()
+    value["segments"][0]["top_logprobs"] = [*[{}] * 5, {"1": 0.0, "2": 0.0}]
+    assert go_on(replace(engine, max_logprobs=2), value).given is not None
+    with pytest.raises(BadRequestOptions, match=r"segments\[0\].top_logprobs: expected at most 1 .* got 2"):
+        go_on(replace(engine, max_logprobs=1), value)
