@@ -122,8 +122,16 @@ def given_of(tree: Tree) -> Given:
     stretches: dict[str, list[Stretch]] = {}
     for thread, own in numbers.items():
         of_branch, parts = list[Stretch](), list[Part]()
-        for number in own:
+        for before, number in zip((None, *own), own, strict=False):
             segment = tree.segments[number]
+            # what closes a thread in a stitched join is a segment, too
+            is_close = number == own[-1] and segment.num_injected == len(segment.token_ids)
+            if before is not None and segment.num_injected and before not in forkers and not is_close:
+                raise _bad(
+                    f".segments[{number}]: expected what goes on from its thread's last segment, or from a "
+                    "join, got a text in its place: trees in which a dialect made its swaps can't be gone on "
+                    "with"
+                )
             if len(segment.token_ids) > segment.num_injected:
                 parts.append(_part(segment))
             if number in forkers:
@@ -155,7 +163,12 @@ def _then(last: Segment) -> str:
     end = last.finish_reason
     if last.thread == ROOT or end is None or end == CANCELLED:
         return OPEN
-    if end not in _ENDS or end == ThreadEnd.REQUEST_STOP:
+    if end == ThreadEnd.REQUEST_STOP:
+        raise _bad(
+            f"expected an answer that can go on, but thread {last.thread} has ended it with one of the "
+            "request's stop tokens (request_stop)"
+        )
+    if end not in _ENDS:
         raise _bad(f"expected a finish_reason that threads have, got {excerpt(end)} of thread {last.thread}")
     return end
 

@@ -136,6 +136,10 @@ def _set(number, **fields):
             r"segments\[1\].top_logprobs: expected tokens of the model's",
         ),
         (_set(1, top_logprobs=[{"-1": 0.0}]), r"segments\[1\].top_logprobs: expected tokens of the model's"),
+        (
+            _set(1, finish_reason="request_stop"),
+            "thread 0 has ended it with one of the request's stop tokens",
+        ),
         (_set(1, logprobs=[0.0]), r"segments\[1\].logprobs: expected \d+, one for each token"),
         (_set(1, joined=[{"segment": 9, "num_tokens": 1, "num_skipped": 0}]), r"segments\[1\].joined"),
         (_set(1, thread=2), "it|expected"),
@@ -300,3 +304,10 @@ def test_a_tree_tells_of_as_many_likeliest_tokens_as_the_server_does(engine):
     assert go_on(replace(engine, max_logprobs=2), value).given is not None
     with pytest.raises(BadRequestOptions, match=r"segments\[0\].top_logprobs: expected at most 1 .* got 2"):
         go_on(replace(engine, max_logprobs=1), value)
+
+
+def test_a_tree_in_which_a_text_was_swapped_is_refused_by_name(engine):
+    swapped = Segment(0, [65, 66], 1, 6, parent=1, fork_offset=1, finish_reason="cancelled")
+    value = forked_at_prompt(engine, ("ab", None), ("", None), then=[swapped])
+    with pytest.raises(BadRequestOptions, match=r"segments\[3\]: .* in which a dialect made its swaps"):
+        go_on(engine, value, VOTE)
