@@ -1,5 +1,6 @@
 /** Turns chunks into events and keeps the tree of threads. Decides only: no input or output. */
 
+import { StreamBroken } from "./errors.js";
 import type { ForkJoinEvent, Thread } from "./events.js";
 import type { Chunk, Segment, ThreadEntry, TokenTree, Usage } from "./wire.js";
 
@@ -48,9 +49,12 @@ export class Assembler {
     this.takeText(reasoning ?? reasoning_content, true, chunk, events);
     this.takeText(content, false, chunk, events);
     this.finishReason = choice.finish_reason ?? this.finishReason;
-    for (const { number, segment } of choice.segments ?? []) this.segments.set(number, segment);
+    for (const { number, segment } of choice.segments ?? []) {
+      this.segments.set(number, segment);
+      events.push({ type: "segment_ended", number, segment });
+    }
     if (choice.tree) {
-      const segments = choice.tree.segments.flatMap((s, n) => s ?? this.segments.get(n) ?? []);
+      const segments = choice.tree.segments.map((segment, number) => segment ?? this.segment(number));
       this.tokenTree = { ...choice.tree, segments };
     }
     return events;
@@ -60,6 +64,13 @@ export class Assembler {
   finish(): Extract<ForkJoinEvent, { type: "finished" }> {
     const { id, content, reasoning, finishReason, usage, tree, tokenTree } = this;
     return { type: "finished", id, content, reasoning, finishReason, usage, tree, tokenTree };
+  }
+
+  /** The segment of this number, which was sent before. */
+  private segment(number: number): Segment {
+    const segment = this.segments.get(number);
+    if (segment === undefined) throw new StreamBroken(`expected segment ${number} of the tree: an event is missing`);
+    return segment;
   }
 
   private takeText(

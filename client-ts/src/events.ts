@@ -1,6 +1,6 @@
 /** The events of one answer, in the order in which the server sends them. */
 
-import type { ThreadFinishReason, TokenTree, Usage, Wait } from "./wire.js";
+import type { Segment, ThreadFinishReason, TokenTree, Usage, Wait } from "./wire.js";
 
 /** A thread as it is at the moment: `content` grows until `finishReason` is set. */
 export interface Thread {
@@ -51,6 +51,14 @@ export interface Joined {
   threads: Thread[];
 }
 
+/** A segment of the answer's tree ended, with `stream_segments`: nothing changes it any more. */
+export interface SegmentEnded {
+  type: "segment_ended";
+  /** Its number in the tree. */
+  number: number;
+  segment: Segment;
+}
+
 /** The next piece of the transcript: what a client that knows no threads sees. */
 export interface AnswerDelta {
   type: "answer_delta";
@@ -76,4 +84,12 @@ export interface Finished {
   tokenTree: TokenTree | null;
 }
 
-export type ForkJoinEvent = Forked | ThreadDelta | ThreadWaits | ThreadEnded | Joined | AnswerDelta | Finished;
+export type ForkJoinEvent =
+  | Forked
+  | ThreadDelta
+  | ThreadWaits
+  | ThreadEnded
+  | Joined
+  | SegmentEnded
+  | AnswerDelta
+  | Finished;

@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { Assembler, eventsOf } from "../src/assemble.js";
 import type { ForkJoinEvent } from "../src/events.js";
-import type { Chunk, Delta, ThreadEntry } from "../src/wire.js";
+import type { Chunk, Delta, Segment, ThreadEntry } from "../src/wire.js";
 import { gather } from "./gather.js";
 
 function chunk(delta: Delta, finish_reason: string | null = null): Chunk {
@@ -87,4 +87,21 @@ test("the tree of an answer comes with the chunk that ends it", () => {
   answer.take({ choices: [{ index: 0, delta: {}, finish_reason: "stop", tree }] });
   assert.deepEqual(answer.finish().tokenTree, tree);
   assert.equal(new Assembler().finish().tokenTree, null);
+});
+
+test("segments that were sent before stand in the tree again", () => {
+  const segment = (token: number): Segment => ({
+    thread: -1, token_ids: [token], num_injected: 0, position: 0, parent: null, fork_offset: 0, forked_by: null,
+    joined: [], logprobs: null, top_logprobs: null, seed: null, finish_reason: null, title: "", weight_version: null,
+    has_old_kv: null,
+  });
+  const end = (segments: (Segment | null)[]): Chunk => ({
+    choices: [{ index: 0, delta: {}, finish_reason: "stop", tree: { segments, answer_ids: [], voted: null } }],
+  });
+  const sent: Chunk = { choices: [{ index: 0, delta: {}, segments: [{ number: 1, segment: segment(8) }] }] };
+  const answer = new Assembler();
+  assert.deepEqual(answer.take(sent), [{ type: "segment_ended", number: 1, segment: segment(8) }]);
+  answer.take(end([segment(7), null]));
+  assert.deepEqual(answer.finish().tokenTree?.segments.map((s) => s.token_ids), [[7], [8]]);
+  assert.throws(() => new Assembler().take(end([segment(7), null])), /expected segment 1 of the tree/);
 });

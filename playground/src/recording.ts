@@ -1,6 +1,6 @@
 /** An answer as it came: each event with its time. What is shown, saved and opened again is this. */
 
-import type { ForkJoinEvent, ForkJoinOptions, ChatRequest, Usage, Wait } from "vllm-forkjoin";
+import type { ForkJoinEvent, ForkJoinOptions, ChatRequest, SegmentEnded, Usage, Wait } from "vllm-forkjoin";
 
 /** The index of the request's own lane; threads count from 0. */
 export const ROOT_LANE = -1;
@@ -37,7 +37,7 @@ export interface Recording {
 export class Recorder {
   private readonly indexOf = new Map<string, number>();
 
-  record(event: ForkJoinEvent, t: number): Timed {
+  record(event: Exclude<ForkJoinEvent, SegmentEnded>, t: number): Timed {
     switch (event.type) {
       case "forked": {
         for (const thread of event.threads) this.indexOf.set(thread.id, thread.index);

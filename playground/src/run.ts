@@ -100,6 +100,7 @@ export class Run {
       for await (const event of api.stream(request, { signal: this.abort.signal, onRetry })) {
         this.retry = null;
         this.begun.abort();
+        if (event.type === "segment_ended") continue; // the page asks for no trees
         this.take(recorder.record(event, performance.now() - this.sentAt));
       }
     } catch (error) {

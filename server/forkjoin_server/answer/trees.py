@@ -186,6 +186,8 @@ class TreePresenter:
         self._inner, self._trees = inner, trees
         #: How a chunk is shaped; None: there was none yet.
         self._template: Json | None = None
+        #: Of a response, that have left.
+        self._num_events = 0
 
     @property
     def is_ready(self) -> bool:
@@ -197,7 +199,7 @@ class TreePresenter:
         is_first, self._template = self._template is None, self._template or _template_of(chunk)
         # none before vLLM's first chunk, unless that is the last
         segments = self._segments() if not is_first or _ends(chunk) else []
-        return [*segments, *self._inner.pass_on(self._with_trees(chunk))]
+        return self._numbered([*segments, *self._inner.pass_on(self._with_trees(chunk))])
 
     def _segments(self) -> list[Json]:
         """The chunks that show segments which have ended."""
@@ -207,7 +209,17 @@ class TreePresenter:
         return [_with_segment(self._template, index, segment) for index, segment in segments]
 
     def show(self, entries: list[Json]) -> list[Json]:
-        return self._inner.show(entries)
+        return self._numbered(self._inner.show(entries))
+
+    def _numbered(self, events: list[Json]) -> list[Json]:
+        """The same ``events`` of a response with numbers that count those of segments, too."""
+        numbered = []
+        for event in events:
+            if "sequence_number" in event:
+                event = event | {"sequence_number": self._num_events}
+                self._num_events += 1
+            numbered.append(event)
+        return numbered
 
     def whole(self, response: Json) -> Json:
         response = self._inner.whole(response)
@@ -233,7 +245,7 @@ def _ends(response: Json) -> bool:
 def _template_of(chunk: Json) -> Json | None:
     """How chunks are shaped that follow ``chunk``, of vLLM's; None: it does not say."""
     if "type" in chunk:
-        return {"type": SEGMENTS}
+        return {"type": SEGMENTS, "sequence_number": 0}
     if not chunk.get("choices"):
         return None
     choice = {name: value for name, value in _OF_CHOICE.items() if name in chunk["choices"][0]}

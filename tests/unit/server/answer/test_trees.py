@@ -129,10 +129,13 @@ def test_a_segment_that_has_ended_is_shown_as_it_stands_in_the_tree():
     assert (index, told_of["number"]) == (0, 0)
     assert told_of["segment"] == whole.ended[0]["segments"][0]
     presenter = TreePresenter(PassThrough(), streamed)
-    first, created = {"type": "response.created"}, {"type": "response.in_progress"}
+    first, created = (
+        {"type": f"response.{name}", "sequence_number": number}
+        for number, name in enumerate(("created", "in_progress"))
+    )
     assert presenter.pass_on(first) == [first]
-    event = {"type": "response.forkjoin.segments", "segments": [told_of]}
-    assert presenter.pass_on(created) == [event, created]
+    event = {"type": "response.forkjoin.segments", "sequence_number": 1, "segments": [told_of]}
+    assert presenter.pass_on(created) == [event, created | {"sequence_number": 2}]
 
 
 def test_segments_of_an_answer_that_is_one_chunk_come_before_it():
