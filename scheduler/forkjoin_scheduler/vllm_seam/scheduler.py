@@ -124,15 +124,15 @@ class ForkJoinScheduler(AsyncScheduler):
         self._ahead = ahead = EagerJoinPrefill(core, jobs)
         self._keeping = keeping = Keeping(core, placing, jobs, stitching)
         self._resuming = resuming = Resuming(core, answers, placing, stitching, ahead, params)
-        self._handover = Handover(core, jobs)
         self._starting = starting = Starting(core, answers, placing, params)
         self._tails = tails = Tails(core)
         performing = Performing(core, answers, placing, jobs, ahead, keeping, resuming, starting, tails)
         self._performing = performing
         # what branches write, and what comes of it
-        self._forks = forks = Forks(core, performing, giving := Giving(core, params, performing))
+        self._giving = giving = Giving(core, params, performing)
+        self._forks = forks = Forks(core, performing, giving)
         self._hearing, self._drafts = Hearing(core, fence, answers, forks), FamilyDrafts.of(core)
-        self._taking = Taking(core, jobs, forks, performing)
+        self._taking, self._handover = Taking(core, jobs, forks, performing), Handover(core, jobs)
         self.cancel_thread, self.release_kept = Cancelling(core).ask, leasing.release
         self._leaving = Leaving(core, placing, gate, performing, giving)
         # whose blocks are taken back, and how they come again
