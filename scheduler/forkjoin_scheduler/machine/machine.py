@@ -15,7 +15,6 @@ of who may do what.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -173,17 +172,12 @@ class Machine:
 
     def budget(self, branch: Branch, room: int) -> int:
         """Tokens that ``branch`` may still generate, ``room`` being left in its context."""
-        return max(min(self.family.remaining, room, self.own_budget(branch)), 1)
-
-    def own_budget(self, branch: Branch) -> int:
-        """The same by its own limits, whatever its family and its context leave it."""
-        own = [sys.maxsize]
+        own = [self.family.remaining, room]
         limit, is_thread = self.family.limits.max_tokens_per_thread, branch is not self.family.root
         if limit is not None and (is_thread or self.dialect.limits_parent):
             own.append(limit - branch.num_generated)
-        if self.dialect.join.threads_are_answers:
-            own.append(self.terms.max_tokens - branch.num_generated)
-        return min(own)
+        own += [self.terms.max_tokens] if self.dialect.join.threads_are_answers else []
+        return max(min(own), 1)
 
     def next_salt(self, branch: Branch) -> str:
         """What sets the noise of ``branch``'s next stretch of text apart from that of all others.

@@ -53,8 +53,6 @@ def thread_wrote(
         machine.is_overdrawn = True
         end = None if end is None else ThreadEnd.LENGTH
     family.generated(thread, token_ids)
-    if end is ThreadEnd.LENGTH and _is_of_request(machine, thread):
-        end = None
     if machine.recording is not None:
         machine.recording.wrote(thread.index, token_ids, rows)
     if machine.clocks:
@@ -76,15 +74,6 @@ def thread_wrote(
         pieces = _behind_newlines(machine, thread, pieces)
     machine.transcripts[thread].push(pieces)
     return None if end is None else ending.end_thread(machine, thread, end)
-
-
-def _is_of_request(machine: Machine, thread: Branch) -> bool:
-    """Whether the limit that ``thread`` has run into is its request's, and not its own.
-
-    Then it ends with that, at the end of the step: a request that goes on from its tree goes on with it.
-    """
-    is_spent = not machine.family.remaining and machine.own_budget(thread) > 0
-    return is_spent and machine.dialect.join.waits
 
 
 def _run(

@@ -240,8 +240,8 @@ def test_what_a_step_brings_over_the_budget_was_never_written(play_of):
     play.step(root="a<F>")
     play.done()
     play.step(t1="xy", t0="u</T>")
-    assert play.done() == ["EndFamily length t0 t1"]
-    assert ends(play) == [(0, "cancelled", None), (1, "cancelled", None)]
+    assert play.done() == [*ENDED_FIRST, "EndFamily length t1"]
+    assert ends(play) == [(0, "length", "end_request"), (1, "cancelled", None)]
     assert play.answer == "a<F><T>1:u</T><T>2:xy</T></P>"
     assert (play.finish, play.machine.family.num_generated) == ("length", 5)
 
@@ -256,24 +256,12 @@ def test_a_budget_that_is_spent_with_the_last_threads_end_leaves_none_to_go_on_w
     assert (play.answer, play.finish) == ("a<F><T>1:u</T><T>2:x</T></P>", "length")
 
 
-@pytest.mark.parametrize("policy", ["close_thread", "end_request"])
-@pytest.mark.parametrize(("own", "end"), [(None, "cancelled"), (5, "cancelled"), (4, "length")])
-def test_a_thread_that_spends_the_budget_alone_ends_with_its_request(play_of, policy, own, end):
-    limits = {"max_tokens_per_thread": own}
-    play = play_of(request={"max_tokens": 6}, policies={"thread_length": policy}, width=1, limits=limits)
-    play.step(root="a<F>")
-    play.step(t0="uvxy")
-    assert play.done()[-1] == "EndFamily length" + (" t0" if end == "cancelled" else "")
-    assert [end for _, end, _ in ends(play)] == [end]
-    assert (play.answer, play.finish) == ("a<F><T>1:uvxy</T></P>", "length")
-
-
 def test_an_answer_whose_last_thread_was_refused_a_token_is_cut(play_of):
     fields = {"join": {"kind": "finish"}, "thread": {"header": "<T>{n}:"}}
     play = play_of(request={"max_tokens": 5}, policies={"thread_length": "close_thread"}, **fields)
     play.step(root="a<F>")
     play.step(t0="u\0", t1="xy\0")
-    assert play.done()[-1] == "EndFamily length t1"
+    assert play.done()[-1] == "EndFamily length"
     assert (play.answer, play.finish) == ("a<F><T>1:u<T>2:x", "length")
 
 
