@@ -111,8 +111,8 @@ class Settings(BaseModel):
     max_request_threads: int = Field(
         default=256,
         ge=1,
-        description="Threads that one request may ask for by branches or best_of, summed over all its "
-        "answers.",
+        description="Threads that one request may ask for by branches or best_of, or bring in the tree that "
+        "it goes on from, summed over all its answers.",
     )
     max_request_tokens: int | None = Field(
         default=None,

@@ -103,7 +103,7 @@ def _write(machine: Machine, world: GivenWorld, branch: Branch, stretch: Stretch
     if stretch.parts and _forks_first(machine, branch, context):
         raise _bad(
             "expected a tree that forked after its prompt, as the request does, got one that went on "
-            "without: leave out what asks for that fork"
+            "without: leave out what asks for that fork, or give forkjoin.max_forks = 0"
         )
     world.perform(machine, writing.give(machine, branch, stretch))
     context += stretch.token_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,10 +26,14 @@ from forkjoin_scheduler.settings import Settings
 from forkjoin_server.request.shape import MAX_BESIDE_PROMPT_BYTES, MAX_BITS
 from forkjoin_server.trees import CANCELLED, TreeBuilder
 
+LOG = logging.getLogger("vllm.forkjoin.server")
+
 _ASKED = "forkjoin.continues_tree"
 #: How an answer may have ended that was cut off.
 _CUT_OFF = ("abort", "length", None)
 _ENDS = frozenset(ThreadEnd)
+#: Characters of the name of a version of the weights.
+_MAX_NAME = 256
 #: A segment by the path of its thread, and its place among that thread's.
 _Name = tuple[str, int]
 
@@ -82,6 +87,8 @@ def _check_segment(number: int, segment: Segment, vocab_size: int) -> None:
         raise _bad(f"{name}.forked_by: expected null of the request itself, got {excerpt(segment.forked_by)}")
     if any(not 0 <= joined.segment < number for joined in segment.joined):
         raise _bad(f"{name}.joined: expected numbers of earlier segments")
+    if (version := segment.weight_version) is not None and not _is_name(version):
+        raise _bad(f"{name}.weight_version: expected a text of at most {_MAX_NAME} characters")
     if segment.seed is not None and segment.seed.bit_length() > MAX_BITS:
         raise _bad(
             f"{name}.seed: expected an integer of at most {MAX_BITS} bits, got {excerpt(segment.seed)}"
@@ -95,6 +102,15 @@ def _check_segment(number: int, segment: Segment, vocab_size: int) -> None:
         told = getattr(segment, field)
         if told is not None and len(told) != num_tokens:
             raise _bad(f"{name}.{field}: expected {num_tokens}, one for each token, got {len(told)}")
+
+
+def _is_name(text: str) -> bool:
+    """Whether ``text`` is short, and can be sent to an engine: not half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(text) <= _MAX_NAME
 
 
 def check_threads(tree: Tree, most: int, max_depth: int) -> None:
@@ -229,7 +245,8 @@ def continued(
         return _replayed(tree, options, limits, engine)
     except BadRequestOptions:
         raise
-    except Exception as error:  # a tree may be anything: whatever goes wrong is its sender's
+    except Exception as error:  # a tree may be anything: what goes wrong is its sender's, or else ours
+        LOG.warning("a tree of forkjoin.continues_tree can't be replayed", exc_info=error)
         raise _bad(
             "expected the tree of an answer of this server, got one that it can't write again "
             f"({type(error).__name__}): send the tree as it came"

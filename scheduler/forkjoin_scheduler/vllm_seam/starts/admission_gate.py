@@ -185,6 +185,7 @@ class AdmissionGate:
         if entry := self._core.threads.get(request.request_id):
             self._note_peak(*entry)
         num_generated, _, _ = self.written(request)
+        num_generated = max(num_generated - self._num_given(request), 0)
         self.queue.ended(request, cost(max(request.num_tokens - num_generated, 0), num_generated))
         live = self._core.live.get(request.request_id)
         goes_on = live is not None and (live.family.has_live_threads or live.num_planned > 0)
@@ -203,7 +204,7 @@ class AdmissionGate:
         admitted = self.admitted.get(request.request_id)
         if admitted is None:
             return
-        if by_itself:
+        if by_itself and not self._num_given(request):  # what went on from a tree is part of an answer only
             need = self.come_to(admitted)
             self.admission.learn(need)
             if self._own is not None:

@@ -155,10 +155,9 @@ class LLM(vllm.LLM):
         if asked is not None and "given" in asked:
             compiled = msgspec.convert(asked, CompiledOptions)
             assert compiled.given is not None
-            most = params.max_tokens
-            if most is not None:
-                width = width_in_answers(compiled, self._settings)
-                most = budget_of(compiled, self._settings.limits, width, most)
+            most = self.model_config.max_model_len if params.max_tokens is None else params.max_tokens
+            width = width_in_answers(compiled, self._settings)
+            most = budget_of(compiled, self._settings.limits, width, most)
             check_prompt(compiled.given, prompt.get("prompt_token_ids") or (), most)
         return str(super()._add_request(prompt, params, *args, **options))
 

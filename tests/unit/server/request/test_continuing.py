@@ -129,6 +129,8 @@ def _set(number, **fields):
         (_set(1, forked_by=None), r"segments\[1\].forked_by: expected a segment"),
         (_set(1, forked_by=1), r"segments\[1\].forked_by: expected the number of an earlier"),
         (_set(1, finish_reason="soon"), "expected a finish_reason that threads have, got 'soon'"),
+        (_set(1, weight_version="\ud800"), r"segments\[1\].weight_version: expected a text"),
+        (_set(1, weight_version="v" * 257), r"weight_version: expected a text of at most 256 characters"),
         (_set(1, seed=1 << 63), r"segments\[1\].seed: expected an integer of at most 63 bits"),
         (_set(1, seed=-(1 << 70)), r"segments\[1\].seed: expected an integer of at most 63 bits"),
         (
