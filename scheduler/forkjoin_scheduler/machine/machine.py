@@ -176,7 +176,7 @@ class Machine:
         limit, is_thread = self.family.limits.max_tokens_per_thread, branch is not self.family.root
         if limit is not None and (is_thread or self.dialect.limits_parent):
             own.append(limit - branch.num_generated)
-        own += [self.terms.max_tokens] if self.dialect.join.threads_are_answers else []
+        own += [self.terms.max_tokens - branch.num_generated] if self.dialect.join.threads_are_answers else []
         return max(min(own), 1)
 
     def next_salt(self, branch: Branch) -> str:

@@ -247,3 +247,10 @@ def test_a_policy_that_raises_is_asked_no_more():
     play.step(t0="7\0", t1="7\0")
     assert play.stage.blamed == ["own: no"]
     assert (play.answer, play.finish) == ("x7\0", "stop")
+
+
+def test_a_thread_that_goes_on_has_what_it_had_written_left_off_its_own_tokens():
+    play = vote(2, max_tokens=5)
+    family = play.machine.family
+    family.generated(family.threads[0], [7, 7])
+    assert [play.machine.budget(thread, 100) for thread in family.threads] == [3, 5]
