@@ -278,7 +278,10 @@ LATER: dict[str, Later] = {
     "tests/server/test_observability_scaled.py": Later(
         Tier.ALL, "two API servers that export traces; test_observability has one"
     ),
-    "tests/server/test_reasoning.py": Later(Tier.CI, "a server with a reasoning parser"),
+    "tests/server/test_reasoning.py": Later(
+        Tier.ALL,
+        "a server with a reasoning parser, 120 s; test_structured has one, engine/test_budget the budgets",
+    ),
     "tests/server/test_groups.py": Later(
         Tier.ALL, "a server of two engines and two API servers, 90 s; unit/…/test_placement has the choice"
     ),
@@ -288,7 +291,10 @@ LATER: dict[str, Later] = {
     "tests/server/test_offloaded_server.py": Later(
         Tier.ALL, "two servers; engine/test_offloaded has the scheduler of them, at random"
     ),
-    "tests/server/test_replicas.py": Later(Tier.CI, "two servers behind a router"),
+    "tests/server/test_replicas.py": Later(
+        Tier.ALL,
+        "two servers behind a router, 150 s; test_kept and test_kuberay_app have what one of them does",
+    ),
     "tests/server/test_stitched_server.py": Later(Tier.CI, "a server with stitched joins"),
     "tests/server/test_trees.py": Later(
         Tier.ALL,
