@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from tests.engine.conftest import worksheets
+from tests.engine.processes import case_of
 
 pytestmark = pytest.mark.engine
 
@@ -106,12 +103,7 @@ def test_a_kept_answer_is_found_by_requests_with_its_adapter_only_and_so_is_what
     ("runner", "mode"), [("v1", "sync"), ("v1", "async"), ("v2", "sync"), ("v2", "async")], ids=str
 )
 def test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone(runner, mode):
-    command = [sys.executable, "-m", "tests.engine.adapters_case", runner, mode]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=840, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
-    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
-    case = json.loads(lines[0].removeprefix("CASE "))
+    case = case_of("tests.engine.adapters_case", runner, mode)
     assert (case["runner"], case["async"]) == (runner, mode == "async")
     # threads with no adapter and with two compute in one step, and the third waits for its turn
     assert (case["together"], case["most_adapters"]) == (MAX_LORAS + 1, MAX_LORAS)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.engine.processes import case_of
 
 pytestmark = pytest.mark.engine
 
@@ -34,12 +31,7 @@ CASES = [("v1", "sync", "granite_hybrid"), ("v1", "async", "granite_hybrid")]
 
 @pytest.mark.parametrize(("runner", "mode", "name"), CASES, ids=lambda v: v)
 def test_hybrid_models_fork_exactly_and_are_restored_when_they_lose_their_state(runner, mode, name):
-    command = [sys.executable, "-m", "tests.engine.hybrid_case", runner, mode, name]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=840, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
-    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
-    case = json.loads(lines[0].removeprefix("CASE "))
+    case = case_of("tests.engine.hybrid_case", runner, mode, name)
     assert (case["runner"], case["async"]) == (runner, mode == "async")
     assert case["scripted"]
     assert case["explicit"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
+
+from tests.engine.processes import case_of
 
 pytestmark = pytest.mark.engine
 
@@ -133,12 +131,7 @@ def test_a_thread_that_sees_its_header_only_has_no_image(engine):
 
 
 def test_forks_after_images_are_exact_on_the_v2_runner_with_steps_in_flight():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.images_case"], capture_output=True, text=True, timeout=600, check=False
-    )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
-    assert lines, done.stderr[-4000:]
-    case = json.loads(lines[0].removeprefix("CASE "))
+    case = case_of("tests.engine.images_case", timeout_s=600)
     assert case.pop("max_delta") <= 1e-4
     assert case == {
         "runner": ["v2"], "async": True, "branches": True, "others": 0, "again": True, "returned": True,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+
+from tests.engine.processes import case_of
 
 pytestmark = pytest.mark.engine
 
@@ -20,15 +18,8 @@ PATHS = [("v2", "async", 1), ("v1", "async", 2)]
 
 
 def run_case(runner, mode, ranks, join, parallel="tensor"):
-    command = [sys.executable, "-m", "tests.engine.matrix_case", runner, mode, str(ranks), join, parallel]
     env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks)))} if ranks > 1 else None
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        command, cwd=root, env=env, capture_output=True, text=True, timeout=840, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
-    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
-    case = json.loads(lines[0].removeprefix("CASE "))
+    case = case_of("tests.engine.matrix_case", runner, mode, ranks, join, parallel, env=env)
     assert (case["runner"], case["async"], case["ranks"]) == (runner, mode == "async", ranks)
     assert case["exact"]
     assert case["returned"]

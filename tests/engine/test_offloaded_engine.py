@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.engine.hybrid_case import NATS
+from tests.engine.processes import case_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 
 def _case(*args):
-    command = [sys.executable, "-m", "tests.engine.offloaded_case", *map(str, args)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=840, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
-    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
-    case = json.loads(lines[0].removeprefix("CASE "))
+    case = case_of("tests.engine.offloaded_case", *args)
     assert case["returned"]
     return case
 

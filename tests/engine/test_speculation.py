@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.engine.processes import case_of
 
 pytestmark = pytest.mark.engine
 
@@ -31,19 +28,9 @@ OTHERS = [
 ]
 
 
-def run_case(*command):
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, timeout=1200, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("CASE ")]
-    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(lines[0].removeprefix("CASE "))
-
-
 def check_case(runner, mode, method, dialect):
     num = 2 if runner == "v2" else 6
-    case = run_case("tests.engine.drafts_case", runner, mode, method, str(num), dialect)
+    case = case_of("tests.engine.drafts_case", runner, mode, method, str(num), dialect, timeout_s=1200)
     assert (case["runner"], case["async"]) == (runner, mode == "async")
     assert case["num_equal"] == [num, num]
     undrafted, drafted, robbed = case["threads"]
@@ -77,7 +64,7 @@ def test_other_drafters_change_no_more(case):
 @pytest.mark.parametrize("method", ["ngram", "draft_model"])
 def test_drafted_threads_draw_as_others_do(method):
     num = 600
-    case = run_case("tests.engine.draws_case", method, str(num))
+    case = case_of("tests.engine.draws_case", method, str(num), timeout_s=1200)
     assert min(case["likelihoods"]) > 1e-3, case  # of a thousand sound engines, some three miss it
     assert min(case["num_runs"]) > 100  # else there is nothing that could differ
     undrafted, drafted = case["num_steps"]
