@@ -141,10 +141,9 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     if compiled_options.given is not None:
         check_answers(compiled_options.given, num_answers, settings.max_request_threads)
     width = width_in_answers(compiled_options, settings)
-    trees = Trees(key, num_choices, num_answers) if options.return_tree else None
+    streams = options.stream_segments
+    trees = Trees(key, num_choices, num_answers, streams) if options.return_tree else None
     asked = Asked(compiled_options, _max_tokens(settings, client), width=width, limits=settings.limits)
-    if trees is not None:
-        trees.streams = options.stream_segments
     asked.trees, asked.max_tree_tokens = trees, settings.max_tree_tokens
     is_wanted = options.include_threads or options.return_tree
     log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
