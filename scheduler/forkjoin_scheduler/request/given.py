@@ -62,4 +62,5 @@ class Given(Struct, frozen=True):
     @property
     def num_tokens(self) -> int:
         """Tokens that its branches wrote."""
-        return sum(len(stretch.token_ids) for of in self.stretches.values() for stretch in of)
+        stretches = (stretch for of_branch in self.stretches.values() for stretch in of_branch)
+        return sum(len(part.token_ids) for stretch in stretches for part in stretch.parts)
