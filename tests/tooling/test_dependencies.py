@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 OURS = {"forkjoin", "forkjoin_bench", "forkjoin_scheduler", "forkjoin_server", "docgen", "scripts", "tests"}
-OURS |= {"training", "forkjoin_app"}
+OURS |= {"training", "examples", "worksheets", "forkjoin_app"}
 
 #: In versions that vLLM has to choose: two ranges of one package, for two hosts of it, would only be in the way.
 VLLMS = {"vllm", "torch", "triton", "transformers", "tokenizers", "safetensors", "huggingface-hub"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm.config import ModelConfig
-from vllm.tokenizers.registry import cached_tokenizer_from_config
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
 
 #: Turns that no chat template writes by itself, to find what it writes around them.
 _MARKS = ("\u2042first\u2042", "\u2042second\u2042", "\u2042third\u2042")
@@ -29,6 +29,8 @@ class EngineTokenizer:
     @classmethod
     def from_model_config(cls, model_config: ModelConfig) -> EngineTokenizer:
         """The tokenizer of the served model."""
+        from vllm.tokenizers.registry import cached_tokenizer_from_config
+
         return cls(cached_tokenizer_from_config(model_config))
 
     def encode(self, text: str) -> list[int]:
