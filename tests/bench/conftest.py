@@ -27,5 +27,15 @@ def compile_(tokenizer):
 @pytest.fixture
 def family(compile_) -> Compiled:
     """Two threads, of three and five tokens with their end tags' own."""
+    return compile_(small())
+
+
+@pytest.fixture
+def samples(compile_) -> list[Compiled]:
+    """Three answers to the prompt of ``family``, in its shape."""
+    return [compile_(small(letter, number)) for number, letter in enumerate("uvw")]
+
+
+def small(opening: str = "x", sample: int | None = None) -> Family:
     fork = Fork((Thread("1", "a", ("pp",)), Thread("2", "b", ("qqqq",))))
-    return compile_(Family("small", "ask:", ("x", fork, "yz")))
+    return Family(f"small{'' if sample is None else sample}", "ask:", (opening, fork, "yz"), sample)

@@ -7,9 +7,9 @@ from forkjoin_bench.kept.first_tokens import Wait, num_prefilled, rows
 def test_only_prompts_that_are_asked_about_count_and_only_up_to_their_ends():
     steps = [
         {"total": 9},
-        {"new": {"a": ["A", 10], "b": ["B", 8]}, "n": {"a": [4, 3], "b": [0, 8]}},
+        {"new": {"a": ["A", 10, None], "b": ["B", 8, None]}, "n": {"a": [4, 3], "b": [0, 8]}},
         {"new": {}, "n": {"a": [7, 4], "b": [8, 1]}},
-        {"new": {"c": ["C", 6]}, "n": {"a": [11, 1], "c": [5, 1]}},
+        {"new": {"c": ["C", 6, None]}, "n": {"a": [11, 1], "c": [5, 1]}},
     ]
     assert num_prefilled(steps, {"A"}) == 6
     assert num_prefilled(steps, {"A", "C"}) == 7

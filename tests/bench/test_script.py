@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from forkjoin_bench.inputs.script import Compiler, digest, write_script
+from forkjoin_bench.inputs.script import Compiler, digest, find, write_script
 from forkjoin_bench.inputs.traces import Family, Fork, Thread
 from tests.unit.conftest import ByteTokenizer
 
@@ -89,3 +89,33 @@ def test_the_script_has_every_context(family, tmp_path):
     script = json.loads((tmp_path / "script.json").read_text())
     assert script["eos"] == 7
     assert script["continuations"] == {c.digest: list(c.continuation) for c in family.contexts}
+
+
+def test_a_context_that_goes_on_in_two_ways_is_refused(compile_, tmp_path):
+    both = [compile_(Family(name, "ask:", (name,))) for name in "fg"]
+    with pytest.raises(ValueError, match="g: a prompt of another family has the same tokens"):
+        write_script(tmp_path / "script.json", both, 7)
+
+
+def test_a_prompt_of_several_samples_goes_on_as_the_one_that_the_seed_numbers(samples, tmp_path, tokenizer):
+    write_script(tmp_path / "script.json", samples, 7)
+    script = json.loads((tmp_path / "script.json").read_text())["continuations"]
+    prompt = digest(tokenizer.encode("ask:"))
+    for number, sample in enumerate(samples):
+        assert find(script, prompt, number) == sample.token_ids
+    assert find(script, prompt, 3) is find(script, prompt, None) is None
+
+
+def test_the_other_contexts_of_a_sample_are_known_whatever_the_seed(samples):
+    known = {c.digest: c for sample in samples for c in sample.contexts}
+    for context in known.values():
+        if context.kind != "prompt":
+            assert find(known, context.digest, 1) is find(known, context.digest, None) is context
+
+
+def test_a_sample_is_as_long_as_the_family_it_is_a_sample_of(family, samples):
+    for sample in samples:
+        assert (sample.num_critical, sample.ideal_blocks(16)) == (
+            family.num_critical,
+            family.ideal_blocks(16),
+        )

@@ -5,7 +5,7 @@ from itertools import count as counter
 import pytest
 
 from forkjoin_bench.comparison.steps import Transition, count
-from forkjoin_bench.inputs.script import Compiled
+from forkjoin_bench.inputs.script import Compiled, digest
 
 BLOCK = 16
 NUM_BLOCKS = 100
@@ -20,14 +20,17 @@ class Record:
         self._clock = counter(0, 2)
 
     def step(
-        self, *computed: tuple[str, int, int], free: int = NUM_BLOCKS, **prompts: tuple[str, int]
+        self,
+        *computed: tuple[str, int, int],
+        free: int = NUM_BLOCKS,
+        **prompts: tuple[str, int] | tuple[str, int, int],
     ) -> None:
-        """``computed``: (request, its first token, how many)."""
+        """``computed``: (request, its first token, how many); ``prompts``: (digest, length, perhaps a seed)."""
         began = float(next(self._clock))
         self.steps.append(
             {
                 "t": [began, began + 0.1, began + 0.8, began + 1],
-                "new": {k: list(v) for k, v in prompts.items()},
+                "new": {k: [*prompt, *[None] * (3 - len(prompt))] for k, prompt in prompts.items()},
                 "n": {request: [start, num] for request, start, num in computed},
                 "free": free,
                 "waiting": 0,
@@ -125,3 +128,22 @@ def test_jobs_of_ours_compute_joined_contexts(family):
     record = Record()
     record.step(("r#fill0", 40, 10), **{"r#fill0": ("unknown", 50)})
     assert count(record.steps, [family], BLOCK, NUM_BLOCKS).prefilled["join"] == 10
+
+
+def test_forks_of_samples_are_timed_each_by_its_own_prompt(samples, tokenizer):
+    """The second sample is asked for later than the first, and forks later."""
+    record, prompt = Record(), digest(tokenizer.encode("ask:"))
+    for number, sample in enumerate(samples[:2]):
+        first, *threads, _ = sorted(sample.contexts, key=lambda c: ("prompt", "thread", "join").index(c.kind))
+        fork_len = sample.forks[0].fork_len
+        own, a, b = (f"{number}{name}" for name in "rab")
+        record.step((own, 0, fork_len - 1), **{own: (prompt, first.length, number)})
+        for _ in range(number):
+            record.step()  # nothing runs, so the step is not counted
+        record.step(
+            *((name, fork_len - 1, t.length - fork_len + 1) for name, t in zip((a, b), threads, strict=True)),
+            **{name: (t.digest, t.length, 5) for name, t in zip((a, b), threads, strict=True)},
+        )
+    counts = count(record.steps, samples[:2], BLOCK, NUM_BLOCKS)
+    assert counts.forks == [Transition(1, 2.0), Transition(1, 4.0)]
+    assert counts.prefilled["prompt"] == 2 * len("ask:")

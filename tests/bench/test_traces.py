@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from forkjoin_bench.inputs.traces import SHAPES, Family, forks_in, make_trace
+from forkjoin_bench.inputs.traces import SHAPES, Family, forks_in, make_samples, make_trace
 from forkjoin_bench.inputs.words import Words
 
 
@@ -32,6 +32,21 @@ def test_every_family_has_a_prompt_of_its_own(name, words):
 def test_the_text_of_every_family_has_the_tokens_of_its_parts(name, words, compile_):
     for family in make_trace(name, 4, words):
         assert compile_(family).token_ids
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_samples_have_one_prompt_and_one_shape_and_each_its_own_words(name, words, compile_):
+    (family,) = make_trace(name, 1, words)
+    samples = make_samples(name, 4, words)
+    assert samples[:2] == make_samples(name, 2, words)
+    assert [s.prompt for s in samples] == [family.prompt] * 4
+    compiled = [compile_(s) for s in samples]
+    assert len({c.text for c in compiled}) == 4
+    forks = [compile_(family).forks, *(c.forks for c in compiled)]
+    shapes = [[(f.fork_len, f.thread_tokens) for f in of_one] for of_one in forks]
+    assert shapes == [shapes[0]] * 5
+    contexts = [c.digest for of_one in compiled for c in of_one.contexts]
+    assert len(set(contexts)) == len(contexts)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from forkjoin_bench.comparison.steps import count
 from forkjoin_bench.comparison.traffic import Load, drive
 from forkjoin_bench.inputs.models import Model
 from forkjoin_bench.inputs.script import Compiled, Compiler, write_script
-from forkjoin_bench.inputs.traces import make_trace
+from forkjoin_bench.inputs.traces import Family, make_samples, make_trace
 from forkjoin_bench.inputs.words import Words
 from forkjoin_bench.progress import Work, working
 from forkjoin_bench.simulator.results.measures import Slo
@@ -65,22 +65,36 @@ class Bench:
         #: Seconds that engines took to start, by the first system that each answers for.
         self.start_s: dict[str, list[float]] = {}
         self._tokenizer: Tokenizer = tokenizer_of(str(plan.model.folder))
-        self._traces = self._compile()
+        #: Families of each trace, and samples of its first prompt, as many as any scenario asks for.
+        self._traces: dict[str, list[Compiled]] = {}
+        self._samples: dict[str, list[Compiled]] = {}
+        self._compile()
 
-    def _compile(self) -> dict[str, list[Compiled]]:
-        """As many families of each trace as any scenario asks for, and some plain requests."""
-        wanted = {"plain": 1, "tiny": 1}
+    def _compile(self) -> None:
+        """Fill ``_traces`` and ``_samples``."""
+        families, samples = {"plain": 1, "tiny": 1}, dict[str, int]()
         for scenario in self.plan.scenarios:
             for load in scenario.loads:
                 num = scenario.alone if load.concurrency == load.num_families == 1 else load.num_families
+                wanted = samples if load.is_group else families
                 for trace in scenario.traces:
                     wanted[trace] = max(wanted.get(trace, 0), num)
-                wanted["plain"] = max(wanted["plain"], load.num_plain)
+                families["plain"] = max(families["plain"], load.num_plain)
+        self._traces = self._compiled(make_trace, families)
+        self._samples = self._compiled(make_samples, samples)
+
+    def _compiled(
+        self, make: Callable[[str, int, Words, int], list[Family]], wanted: Mapping[str, int]
+    ) -> dict[str, list[Compiled]]:
         words, compiler = Words(self._tokenizer), Compiler(self._tokenizer)
         return {
-            name: [compiler.compile(f) for f in make_trace(name, num, words, self.plan.seed)]
+            name: [compiler.compile(f) for f in make(name, num, words, self.plan.seed)]
             for name, num in wanted.items()
         }
+
+    def _families(self, trace: str, *, is_group: bool) -> list[Compiled]:
+        """What a load chooses from."""
+        return (self._samples if is_group else self._traces)[trace]
 
     async def run(self) -> None:
         """Measure everything. Scenarios that need other engines than the ones before get them.
@@ -93,7 +107,8 @@ class Bench:
         self.plan.folder.mkdir(parents=True, exist_ok=True)
         script = self.plan.folder / "script.json"
         eos = next(t for t in map(self._tokenizer.token_id, ("<|end|>", "<|im_end|>")) if t is not None)
-        write_script(script, (f for families in self._traces.values() for f in families), eos)
+        compiled = (*self._traces.values(), *self._samples.values())
+        write_script(script, (f for families in compiled for f in families), eos)
         ample = [s for s in self.plan.scenarios if s.kv_share is None]
         groups = [ample] if ample else []
         groups += [[s] for s in self.plan.scenarios if s.kv_share is not None]
@@ -111,7 +126,8 @@ class Bench:
     def _config(self, group: Sequence[Scenario]) -> Config:
         """Engines for the scenarios of ``group``: one config, so that they share them."""
         block_size = self.plan.block_size
-        of_group = [f for s in group for t in s.traces for f in self._traces[t]]
+        kinds = {(trace, load.is_group) for s in group for load in s.loads for trace in s.traces}
+        of_group = [f for trace, is_group in kinds for f in self._families(trace, is_group=is_group)]
         if any(load.num_plain for s in group for load in s.loads):
             of_group += self._traces["plain"]
         of_group += self._traces["tiny"]
@@ -163,7 +179,8 @@ class Bench:
                     for family in self._traces[trace][: scenario.alone]:
                         yield trace, load, [family]
                 else:
-                    yield trace, load, load.order(self._traces[trace], self._traces["plain"])
+                    families = self._families(trace, is_group=load.is_group)
+                    yield trace, load, load.order(families, self._traces["plain"])
 
     async def _measure(
         self,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from forkjoin_bench.inputs.script import Compiled, Context, ForkFacts
+from forkjoin_bench.inputs.script import Compiled, Context, ForkFacts, find
 
 #: Why tokens were prefilled. ``trigger``: the sampled token that forks, which has no KV yet (without
 #: async scheduling each thread computes it). ``tail``: of the last, partial block of what a branch
@@ -77,9 +77,9 @@ def count(
     requests: dict[str, _Tracked] = {}
     seen: dict[str, _Seen] = {}
     for index, step in enumerate(working):
-        for request_id, (context_digest, length) in step["new"].items():
+        for request_id, (context, length, seed) in step["new"].items():
             known = requests.setdefault(request_id, _Tracked(None, 0))
-            known.context, known.prompt_len = contexts.get(context_digest), length
+            known.context, known.prompt_len = find(contexts, context, seed), length
         for request_id, (start, num) in step["n"].items():
             # One that ran before the first step of the run is of another run.
             if (request := requests.get(request_id)) is not None:

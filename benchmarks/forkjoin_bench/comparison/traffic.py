@@ -18,8 +18,8 @@ class Load:
 
     ``concurrency`` at a time, each followed by the next (closed loop); or, with ``within_s``, all at
     moments drawn once within so many seconds, however many that makes at a time. ``num_plain``
-    requests that do not fork come among them. With ``is_group`` all families are the same one: samples of
-    one prompt, which a system that can is asked for at once.
+    requests that do not fork come among them. With ``is_group`` the families are samples of one prompt, which
+    a system that can is asked for at once.
     """
 
     name: str
@@ -31,8 +31,7 @@ class Load:
 
     def order(self, families: Sequence[Compiled], plain: Sequence[Compiled]) -> list[Compiled]:
         """Which requests, in which order; the same for every system."""
-        chosen = [families[0]] * self.num_families if self.is_group else families[: self.num_families]
-        mixed = [*chosen, *plain[: self.num_plain]]
+        mixed = [*families[: self.num_families], *plain[: self.num_plain]]
         if self.num_plain:
             random.Random(self.name).shuffle(mixed)
         return mixed
@@ -64,7 +63,7 @@ async def drive(system: System, load: Load, requests: Sequence[Compiled], timeou
 
     began = time.monotonic()
     if load.is_group and isinstance(system, GroupSystem):
-        of_group = await ask_group(system, requests[0], len(requests), timeout_s)
+        of_group = await ask_group(system, requests, timeout_s)
         return Outcome(of_group, time.monotonic() - began)
     delays = load.delays(len(requests))
     answers = await asyncio.gather(*map(one, requests, delays))

@@ -4,18 +4,19 @@ Contexts are the prompt, a thread's (its parent's context, then its header), and
 after a fork. From each the continuation is what stands after it in the linear transcript, up to
 the end of its branch: a system that stops at a trigger or an end tag takes the beginning of it, one
 that decodes sequentially all of it. A context is known by the digest of its tokens, so no request
-needs to say which it is.
+needs to say which it is. The prompt of several samples has one continuation for each: its request's seed is
+the sample's number.
 """
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from forkjoin_bench.inputs.traces import Body, Family, Fork, Thread
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ TRIGGER, THREAD_END, JOIN_TEXT = "</Outlines>", "</Thread>", "\n"
 BLOCK_END = "</Parallel>"
 
 Kind = Literal["prompt", "thread", "join"]
+Known = TypeVar("Known")
 
 
 def header(number: str) -> str:
@@ -42,12 +44,31 @@ def digest(token_ids: Sequence[int]) -> str:
     return blake2b(array("I", token_ids).tobytes(), digest_size=8).hexdigest()
 
 
+def prompt_digest(token_ids: Sequence[int], sample: int | None) -> str:
+    """What a prompt is known by: its digest, and of several samples the sample's number."""
+    return digest(token_ids) if sample is None else _of_sample(digest(token_ids), sample)
+
+
+def find(known: Mapping[str, Known], context: str, seed: int | None) -> Known | None:
+    """What is known of the context with this digest, in a request with ``seed``.
+
+    Of several samples' prompt that is what is known of one sample; any other context has it for all seeds.
+    """
+    own = None if seed is None else known.get(_of_sample(context, seed))
+    return known.get(context) if own is None else own
+
+
+def _of_sample(prompt: str, sample: int) -> str:
+    return f"{prompt}/{sample}"
+
+
 @dataclass(frozen=True)
 class Context:
     """A context to go on from.
 
-    ``fork_len``: how much of it the branch had when it forked (0: it is a prompt). ``fork``: which
-    fork of the family it belongs to, counted in the order in which they end.
+    ``digest``: what it is known by; a prompt's is ``prompt_digest``. ``fork_len``: how much of it the branch
+    had when it forked (0: it is a prompt). ``fork``: which fork of the family it belongs to, counted in the
+    order in which they end.
     """
 
     family: str
@@ -87,9 +108,14 @@ class Compiled:
     forks: list[ForkFacts] = field(default_factory=list)
 
     @property
+    def prompt(self) -> str:
+        """What its prompt is known by."""
+        return prompt_digest(self.prompt_ids, self.family.sample)
+
+    @property
     def num_critical(self) -> int:
         """Tokens on the longest path: of each fork, those of its longest thread; within a token a thread."""
-        return self._critical(digest(self.prompt_ids), len(self.token_ids))
+        return self._critical(self.prompt, len(self.token_ids))
 
     def _critical(self, branch: str, num_tokens: int) -> int:
         for fork in self.forks:
@@ -105,8 +131,8 @@ class Compiled:
         tail. Where threads fork themselves, as if all were at their longest at once.
         """
         whole = -(-(len(self.prompt_ids) + len(self.token_ids)) // block_size)
-        prompt = digest(self.prompt_ids)
-        return max([whole, *(self._blocks_at(f, block_size) for f in self.forks if f.within == prompt)])
+        of_prompt = [fork for fork in self.forks if fork.within == self.prompt]
+        return max([whole, *(self._blocks_at(fork, block_size) for fork in of_prompt)])
 
     def _blocks_at(self, fork: ForkFacts, block_size: int) -> int:
         """Blocks that a fork needs, those of what is before it included."""
@@ -141,7 +167,8 @@ class Compiler:
         written: list[int] = []
         #: Where in ``written`` it goes on after each of its forks.
         joins: list[tuple[int, int]] = []
-        within = forked_from = digest(start)
+        known_by = out.prompt if kind == "prompt" else digest(start)
+        within = forked_from = known_by
         for part in body:
             if isinstance(part, str):
                 written += self._encode(part)
@@ -155,18 +182,14 @@ class Compiler:
             joins.append((len(written), own_fork))
             written += self._encode(BLOCK_END)
         written += self._encode(end)
-        out.contexts.append(self._context(out, kind, start, written, fork))
-        for begin, own_fork in joins:
-            out.contexts.append(
-                self._context(out, "join", start + written[:begin], written[begin:], own_fork)
-            )
-        return written
-
-    def _context(
-        self, out: Compiled, kind: Kind, token_ids: list[int], rest: list[int], fork: int
-    ) -> Context:
         fork_len = 0 if kind == "prompt" else out.forks[fork].fork_len
-        return Context(out.family.name, kind, digest(token_ids), len(token_ids), fork_len, fork, tuple(rest))
+        name = out.family.name
+        out.contexts.append(Context(name, kind, known_by, len(start), fork_len, fork, tuple(written)))
+        for begin, own_fork in joins:
+            joined, rest = start + written[:begin], tuple(written[begin:])
+            fork_len = out.forks[own_fork].fork_len
+            out.contexts.append(Context(name, "join", digest(joined), len(joined), fork_len, own_fork, rest))
+        return written
 
     def _threads(self, out: Compiled, forked: list[int], part: Fork, fork: int) -> list[int]:
         """The tokens between a trigger and what the branch writes itself."""
@@ -197,6 +220,15 @@ def _linear_fork(fork: Fork) -> str:
 
 
 def write_script(path: Path, compiled: Iterable[Compiled], eos_id: int) -> None:
-    """Write what ``replay.py`` reads: by a context's digest, what to write from there."""
-    continuations = {c.digest: c.continuation for family in compiled for c in family.contexts}
+    """Write what ``replay.py`` reads: by a context's digest, what to write from there.
+
+    Raises ValueError if a context goes on in two ways.
+    """
+    continuations: dict[str, tuple[int, ...]] = {}
+    for context in (c for family in compiled for c in family.contexts):
+        if continuations.setdefault(context.digest, context.continuation) != context.continuation:
+            raise ValueError(
+                f"{context.family}: a {context.kind} of another family has the same tokens and goes on "
+                "differently: let families, and samples before they fork, differ"
+            )
     path.write_text(json.dumps({"eos": eos_id, "continuations": continuations}))

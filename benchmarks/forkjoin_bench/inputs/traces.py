@@ -44,11 +44,15 @@ Body = tuple[str | Fork, ...]
 
 @dataclass(frozen=True)
 class Family:
-    """One request: its prompt, and what the model answers."""
+    """One request: its prompt, and what the model answers.
+
+    ``sample``: its number among the samples of the prompt, None if it is the only one.
+    """
 
     name: str
     prompt: str
     body: Body
+    sample: int | None = None
 
 
 class Author:
@@ -56,8 +60,13 @@ class Author:
 
     def __init__(self, words: Words, seed: str) -> None:
         self.rng = random.Random(seed)
+        self._seed = seed
         self._text_rng = random.Random(f"{seed}/text")
         self._words = words
+
+    def reword(self, sample: int) -> None:
+        """Write the same shape as before from here on, in words that only this sample has."""
+        self._text_rng = random.Random(f"{self._seed}/text/{sample}")
 
     def text(self, num_tokens: int) -> str:
         return self._words.text(self._text_rng, num_tokens)
@@ -197,6 +206,18 @@ def make_trace(name: str, num_families: int, words: Words, seed: int = 1) -> lis
         prompt = author.between(*prompt_tokens)
         families.append(Family(f"{name}-{i}", prompt, write(author)))
     return families
+
+
+def make_samples(name: str, num_samples: int, words: Words, seed: int = 1) -> list[Family]:
+    """``num_samples`` answers to the first prompt of the trace: one shape, and words of its own in each."""
+    prompt_tokens, write = SHAPES[name]
+    samples = []
+    for i in range(num_samples):
+        author = Author(words, f"{name}/{seed}/0")
+        prompt = author.between(*prompt_tokens)
+        author.reword(i)
+        samples.append(Family(f"{name}-0/{i}", prompt, write(author), sample=i))
+    return samples
 
 
 def forks_in(body: Body) -> Iterator[Fork]:

@@ -127,7 +127,7 @@ def num_prefilled(steps: Sequence[dict[str, Any]], digests: set[str]) -> int:
     prompt_len: dict[str, int] = {}
     num = 0
     for step in (step for step in steps if "n" in step):
-        prompt_len |= {i: length for i, (what, length) in step["new"].items() if what in digests}
+        prompt_len |= {i: length for i, (what, length, _) in step["new"].items() if what in digests}
         for request_id, (start, computed) in step["n"].items():
             num += max(min(start + computed, prompt_len.get(request_id, 0)) - start, 0)
     return num

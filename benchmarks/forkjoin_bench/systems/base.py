@@ -89,8 +89,11 @@ class System(Protocol):
 class GroupSystem(System, Protocol):
     """A system that may be asked once for several samples of a prompt."""
 
-    async def texts_of(self, family: Compiled, answers: Sequence[Answer]) -> list[str]:
-        """A transcript for each of ``answers``; notes in them when text came in, and may note their ends."""
+    async def texts_of(self, samples: Sequence[Compiled], answers: Sequence[Answer]) -> list[str]:
+        """A transcript for each of ``samples``, which have one prompt, the first numbered 0.
+
+        Notes in ``answers`` when text came in, and may note their ends.
+        """
 
 
 async def ask(system: System, family: Compiled, timeout_s: float) -> Answer:
@@ -106,15 +109,15 @@ async def ask(system: System, family: Compiled, timeout_s: float) -> Answer:
     return answer
 
 
-async def ask_group(system: GroupSystem, family: Compiled, num: int, timeout_s: float) -> list[Answer]:
-    """Have ``system``, asked once, answer ``family`` so many times. All answers note what goes wrong."""
+async def ask_group(system: GroupSystem, samples: Sequence[Compiled], timeout_s: float) -> list[Answer]:
+    """Have ``system``, asked once, answer with ``samples``. All answers note what goes wrong."""
     began = time.monotonic()
-    answers = [Answer(family.family.name, began) for _ in range(num)]
+    answers = [Answer(sample.family.name, began) for sample in samples]
     try:
         async with asyncio.timeout(timeout_s):
-            texts = await system.texts_of(family, answers)
-        for answer, text in zip(answers, texts, strict=True):
-            _judge(answer, text, family)
+            texts = await system.texts_of(samples, answers)
+        for answer, text, sample in zip(answers, texts, samples, strict=True):
+            _judge(answer, text, sample)
     except Exception as error:  # as above
         for answer in answers:
             answer.error = f"{type(error).__name__}: {error}"

@@ -40,10 +40,11 @@ class Completer(Protocol[Text]):
     def decode(self, text: Text) -> str: ...
 
     async def complete(
-        self, context: Text, max_tokens: int, stops: Sequence[str], answer: Answer | None
+        self, context: Text, max_tokens: int, stops: Sequence[str], seed: int | None, answer: Answer | None
     ) -> Text:
         """What follows ``context``, up to one of ``stops`` (it too) or the end of sequence (not it).
 
+        ``seed``: the number of the sample, if ``context`` is of one of several.
         Notes in ``answer``, if one is given, when text came in.
         """
 
@@ -60,17 +61,18 @@ class ClientLoop(Generic[Text]):
     async def text_of(self, family: Compiled, answer: Answer) -> str:
         prompt = self._completer.encode(family.family.prompt)
         async with self._gate:
-            written = await self._branch(prompt, len(family.token_ids) + 1, (TRIGGER,), answer)
+            sample, max_tokens = family.family.sample, len(family.token_ids) + 1
+            written = await self._branch(prompt, max_tokens, (TRIGGER,), sample, answer)
         return self._completer.decode(written)
 
     async def _branch(
-        self, start: Text, max_tokens: int, stops: Sequence[str], answer: Answer | None
+        self, start: Text, max_tokens: int, stops: Sequence[str], seed: int | None, answer: Answer | None
     ) -> Text:
         """All that a branch writes after ``start``, its threads in it."""
         completer = self._completer
         written = completer.encode("")
         while True:
-            piece = await completer.complete(start + written, max_tokens, stops, answer)
+            piece = await completer.complete(start + written, max_tokens, stops, seed, answer)
             written = written + piece
             if not (said := completer.decode(written)).endswith(TRIGGER):
                 return written
@@ -79,7 +81,7 @@ class ClientLoop(Generic[Text]):
             threads = await asyncio.gather(
                 *(
                     self._branch(
-                        context + completer.encode(header(n)), max_tokens, (TRIGGER, THREAD_END), None
+                        context + completer.encode(header(n)), max_tokens, (TRIGGER, THREAD_END), seed, None
                     )
                     for n in numbers
                 )

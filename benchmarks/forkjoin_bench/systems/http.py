@@ -22,7 +22,11 @@ class Whole:
         self.engine = server
 
     async def text_of(self, family: Compiled, answer: Answer) -> str:
-        body = PLAIN | {"prompt": family.family.prompt, "max_tokens": len(family.token_ids) + 1}
+        body = PLAIN | {
+            "prompt": family.family.prompt,
+            "max_tokens": len(family.token_ids) + 1,
+            "seed": family.family.sample,
+        }
         choice = await _streamed(self.engine, body, answer)
         return str(choice["text"])
 
@@ -35,14 +39,15 @@ class Samples:
         self.engine = server
 
     async def text_of(self, family: Compiled, answer: Answer) -> str:
-        (text,) = await self.texts_of(family, [answer])
+        (text,) = await self.texts_of([family], [answer])
         return text
 
-    async def texts_of(self, family: Compiled, answers: Sequence[Answer]) -> list[str]:
+    async def texts_of(self, samples: Sequence[Compiled], answers: Sequence[Answer]) -> list[str]:
         body = PLAIN | {
-            "prompt": family.family.prompt,
-            "max_tokens": len(family.token_ids) + 1,
+            "prompt": samples[0].family.prompt,
+            "max_tokens": max(len(sample.token_ids) for sample in samples) + 1,
             "n": len(answers),
+            "seed": samples[0].family.sample,  # vLLM adds a choice's index to it
             "temperature": 1.0,  # vLLM refuses several greedy ones; the script leaves one token to sample
         }
         pieces: list[list[str]] = [[] for _ in answers]
@@ -70,13 +75,14 @@ class HttpCompleter:
         return text
 
     async def complete(
-        self, context: str, max_tokens: int, stops: Sequence[str], answer: Answer | None
+        self, context: str, max_tokens: int, stops: Sequence[str], seed: int | None, answer: Answer | None
     ) -> str:
         tags = {self._token_ids[s]: s for s in stops}
         body: dict[str, Any] = PLAIN | {
             "prompt": context,
             "max_tokens": max_tokens,
             "stop_token_ids": list(tags),
+            "seed": seed,
         }
         if answer is None:
             choice = await self.engine.complete(body)

@@ -72,7 +72,12 @@ class IdsCompleter:
         return self._tokenizer.decode(text)
 
     async def complete(
-        self, context: list[int], max_tokens: int, stops: Sequence[str], answer: Answer | None
+        self,
+        context: list[int],
+        max_tokens: int,
+        stops: Sequence[str],
+        seed: int | None,
+        answer: Answer | None,
     ) -> list[int]:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
@@ -80,6 +85,7 @@ class IdsCompleter:
 
         params = SamplingParams(
             temperature=0.0,
+            seed=seed,
             max_tokens=max_tokens,
             stop_token_ids=[self._token_ids[s] for s in stops],
             detokenize=False,

@@ -4,8 +4,8 @@ One JSON line a step goes to the file that the environment names:
 
 - ``t``: CLOCK_MONOTONIC, which all processes share, when ``schedule`` began and ended, and when
   ``update_from_output`` did;
-- ``new``: requests with a prompt not seen before, as [digest, length] (a branch that was joined has
-  a new one);
+- ``new``: requests with a prompt not seen before, as [digest, length, seed or null] (a branch that was
+  joined has a new one);
 - ``n``: of each request in the step, [its first token computed, how many];
 - ``free``: free KV blocks once the step had its own, ``total`` in the first line; ``waiting``:
   requests that wait.
@@ -57,7 +57,9 @@ class Recorded(AsyncScheduler):
             length = request.num_prompt_tokens
             if self._prompts.get(request_id) != length:
                 self._prompts[request_id] = length
-                new[request_id] = [digest(request.all_token_ids[:length]), length]
+                params = request.sampling_params
+                seed = None if params is None else params.seed
+                new[request_id] = [digest(request.all_token_ids[:length]), length, seed]
         for request_id in output.finished_req_ids:
             self._prompts.pop(request_id, None)
         free = self.kv_cache_manager.block_pool.get_num_free_blocks()

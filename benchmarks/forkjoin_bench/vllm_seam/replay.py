@@ -16,7 +16,7 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from forkjoin_bench.inputs.script import digest
+from forkjoin_bench.inputs.script import digest, find
 from forkjoin_bench.vllm_seam.serving import SCRIPT_VARIABLE
 
 
@@ -39,7 +39,7 @@ class Replay(AdapterLogitsProcessor):
 
         def force(prompt_ids: list[int], output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
             if not found:
-                found.append(continuations.get(digest(prompt_ids)))
+                found.append(find(continuations, digest(prompt_ids), params.seed))
             if (tokens := found[0]) is not None:
                 position = len(output_ids)
                 logits.fill_(float("-inf"))
