@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from vllm.exceptions import GracefulHTTPError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
@@ -19,7 +18,7 @@ from forkjoin_scheduler.publish import event_log
 from forkjoin_scheduler.publish.events import Event, Load, Tokens
 from forkjoin_scheduler.publish.feed import FEEDS, without_key
 from forkjoin_scheduler.publish.thread_text import FamilyTexts
-from forkjoin_scheduler.request.given import Given
+from forkjoin_scheduler.request.given import num_tokens_of
 from forkjoin_scheduler.request.visits import BACKLOG, TENANT, VISIT, salted
 from forkjoin_scheduler.settings import COMPILED
 from forkjoin_scheduler.vllm_seam.front_end import wire
@@ -195,7 +194,7 @@ def _num_prefilled(request: EngineCoreRequest) -> int:
     """Tokens that ``request`` comes with: its prompt, and what the tree has that it goes on from."""
     extra_args = None if request.sampling_params is None else request.sampling_params.extra_args
     given = ((extra_args or {}).get(COMPILED) or {}).get("given")
-    num_given = 0 if given is None else msgspec.convert(given, Given).num_tokens
+    num_given = 0 if given is None else num_tokens_of(given)  # in the event loop, for each of ``n`` again
     return len(request.prompt_token_ids or ()) + num_given
 
 
