@@ -84,7 +84,8 @@ Put the entries of a stream together by `index`: append `content`, set all else.
 helper does so. The npm SDK's `.stream()` does not: its `finalChatCompletion()` keeps the last entries only.
 Use [gather-threads.mjs](../examples/gather-threads.mjs) beside it, eight lines.
 
-A request that forked, that asked for its threads or its tree, or that asks for a [kept answer](kept-answers.md), has
+A request that forked, that asked for its threads or its tree, that goes on from a tree, or that asks for a
+[kept answer](kept-answers.md), has
 `usage.forkjoin` on each of these endpoints. If no thread ran,
 the answer has `threads: []`, `num_threads` is 0, and all its tokens are on the critical path.
 

@@ -7,6 +7,8 @@ export interface ForkJoinUsage {
   critical_path_tokens: number;
   /** All generated tokens, each once. */
   total_tokens: number;
+  /** Of `total_tokens`, those that the tree of `continues_tree` has: they were not generated again. */
+  given_tokens?: number;
   vote?: Vote;
   /** Only with `keep`. */
   kept?: KeptUsage;

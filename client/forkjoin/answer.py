@@ -62,6 +62,8 @@ class ForkJoinUsage(_Part):
     #: The parent's own tokens and, of each fork, the longest thread's.
     critical_path_tokens: Count = 0
     total_tokens: Count = 0
+    #: Of ``total_tokens``, those that the tree has which the request goes on from. None: there is no tree.
+    given_tokens: Count | None = None
     vote: Vote | None = None
     kept: KeptUsage | None = None
     #: What the request found of the kept answer that it goes on from: `kept`, or why it is kept no more.

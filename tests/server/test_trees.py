@@ -411,6 +411,8 @@ def test_an_answer_that_ran_into_its_limit_goes_on_from_its_tree(address, whole,
     cut = ask(address, CHAT, chat(**GREEDY | {"max_tokens": max_tokens}))["choices"][0]
     assert cut["finish_reason"] == "length"
     answer = ask(address, CHAT, going_on(cut["tree"], logprobs=True))
+    sampled = [len(s.token_ids) - s.num_injected for s in Tree.from_dict(cut["tree"]).segments]
+    assert answer["usage"]["forkjoin"]["given_tokens"] == sum(sampled)
     assert answer["choices"][0]["message"]["content"] == whole["message"]["content"]
     assert told(answer["choices"][0]["tree"]) == told(whole["tree"])
     assert len(answer["choices"][0]["logprobs"]["content"]) == len(whole["tree"]["answer_ids"])

@@ -176,6 +176,10 @@ class ForkJoinUsage(_Fields):
         ge=0,
         description="Generated tokens of all answers, each counted once. `completion_tokens` is the same.",
     )
+    given_tokens: int | _Absent = _sometimes(
+        "Of `total_tokens`, those that the tree of `continues_tree` has, for each answer again. They were "
+        "prefilled, not generated again. Only a request that goes on from a tree gets it."
+    )
     vote: ForkJoinVote | _Absent = _sometimes(
         "Outcome of the vote. Only a request that votes gets it (`best_of`, or the dialect)."
     )

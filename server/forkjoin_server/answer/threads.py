@@ -65,6 +65,8 @@ class ThreadLog:
     is_wanted: bool = False
     #: Whether an entry holds token ids beside its text.
     has_token_ids: bool = False
+    #: What the tree has that each answer goes on from (``continues_tree``).
+    num_given: int = 0
     threads: list[Json] = field(default_factory=list)
     #: The threads of each fork, by their indices.
     forks: list[list[int]] = field(default_factory=list)
@@ -84,7 +86,7 @@ class ThreadLog:
     @property
     def has_news(self) -> bool:
         """Whether the response gets anything that vLLM's own does not have."""
-        return self.is_wanted or bool(self.families or self.lease)
+        return self.is_wanted or bool(self.families or self.lease or self.num_given)
 
     def delta(self, event: Event) -> list[Json]:
         """The entries of ``delta.threads`` that ``event`` adds, empty if none."""
@@ -173,7 +175,9 @@ class ThreadLog:
         surplus = usage[word] - generated
         corrected = {name: usage[name] - surplus for name in (word, "total_tokens") if name in usage}
         vote = {} if self.vote is None else {"vote": self.vote}
-        return usage | corrected | {"forkjoin": counts | vote | self.lease}
+        given = self.num_given * (self.num_answers if answer is None else 1)
+        of_tree = {"given_tokens": given} if given else {}
+        return usage | corrected | {"forkjoin": counts | of_tree | vote | self.lease}
 
     @staticmethod
     def _sum(families: Iterable[Counts]) -> Json:

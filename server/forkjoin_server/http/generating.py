@@ -147,6 +147,8 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     asked.trees, asked.max_tree_tokens = trees, settings.max_tree_tokens
     is_wanted = options.include_threads or options.return_tree
     log = ThreadLog(key, num_answers, num_choices, is_wanted=is_wanted, has_token_ids=path == GENERATE)
+    if compiled_options.given is not None:
+        log.num_given = compiled_options.given.num_tokens
     present = _present(as_agents or _presenter(path), options, trees)
     num_prompts = max(num_answers // num_choices, 1)
     group, engine = options.group_id, placement.engine

@@ -29,7 +29,7 @@ FORKED = Forked(
 
 def _told(*, has_token_ids: bool = False) -> tuple[ThreadLog, list[dict]]:
     """A log of two threads, of which one ends by itself, and the entries of its stream."""
-    log = ThreadLog("key", has_token_ids=has_token_ids)
+    log = ThreadLog("key", has_token_ids=has_token_ids, num_given=1)
     events = [
         FORKED,
         Waiting(index=0, waits_for="turn"),

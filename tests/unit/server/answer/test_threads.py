@@ -153,6 +153,15 @@ def test_a_request_without_a_family_has_no_threads_for_whoever_asks():
     assert ThreadLog("k", is_wanted=True).correct_usage(usage) == usage | {"forkjoin": forkjoin}
 
 
+@pytest.mark.parametrize(("answer", "num_given"), [(None, 6), (1, 3)])
+def test_the_usage_of_answers_that_go_on_from_a_tree_says_what_each_was_given(answer, num_given):
+    log = ThreadLog("k", num_answers=2, num_choices=2, num_given=3)
+    usage = log.correct_usage({"completion_tokens": 9}, answer)
+    assert usage["completion_tokens"] == 9, "given tokens are counted as any"
+    counts = {"num_threads": 0, "critical_path_tokens": 9, "total_tokens": 9}
+    assert usage["forkjoin"] == counts | {"given_tokens": num_given}
+
+
 @pytest.mark.parametrize("result", ["42", None])
 def test_the_outcome_of_a_vote_stands_in_the_usage_which_counts_all_who_voted(log, result):
     log.delta(FORKED)

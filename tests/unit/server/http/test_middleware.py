@@ -8,6 +8,9 @@ from fastapi import FastAPI, Request
 
 from forkjoin_scheduler.publish.events import FamilyEnded, Forked, NewThread
 from forkjoin_scheduler.publish.feed import FEEDS, new_key
+from forkjoin_scheduler.request.given import OPEN, Given, Part, Stretch
+from forkjoin_scheduler.request.options import CompiledOptions
+from forkjoin_server.http import generating
 from forkjoin_server.http.middleware import ForkJoinMiddleware
 from forkjoin_server.routes import CHAT, COMPLETIONS, INVOCATIONS, MESSAGES, PATHS, RESPONSES
 
@@ -164,6 +167,20 @@ def test_the_feed_of_a_request_reaches_its_response_through_the_request_id():
     assert (response["usage"]["completion_tokens"], response["usage"]["total_tokens"]) == (8, 18)
     assert [t["index"] for t in response["choices"][0]["message"]["threads"]] == [0, 1]
     assert seen["headers"][b"x-request-id"].startswith(b"mine-fj")
+
+
+def test_a_request_that_goes_on_from_a_tree_hears_how_many_tokens_each_answer_was_given(monkeypatch):
+    given = Given([1], {"": [Stretch([Part([7] * 3), Part([8] * 2)], OPEN)]})
+
+    async def compiled(*_):
+        return CompiledOptions(given=given)
+
+    monkeypatch.setattr(generating, "compiled", compiled)
+    usage = {"prompt_tokens": 1, "completion_tokens": 12, "total_tokens": 13}
+    app = _recorder({}, json.dumps({"choices": [], "usage": usage}).encode())
+    answer = json.loads(_ask(app, {"n": 2})[1]["body"])
+    counts = {"num_threads": 0, "critical_path_tokens": 12, "total_tokens": 12, "given_tokens": 10}
+    assert answer["usage"] == usage | {"forkjoin": counts}
 
 
 def _with_key(headers, body, path, victim):
