@@ -10,7 +10,7 @@ takes that habit away: a short supervised phase makes a *start policy*, which fo
 the others it works the problems out one after the other. Then it learns by reward alone, as GRPO does without
 its division by the group's standard deviation and without a KL term: several answers to each prompt, the
 reward of each less the mean of its group, a loss over the sampled tokens. Nothing else tells it to fork.
-``--price 0`` is the control: the reward is then for right answers alone.
+``--control`` learns once more from the same start policy, without a price: for right answers alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Recipe:
     """What decides the result of a run, but for the rounding of the machine."""
 
     seed: int = 1
-    #: What all steps of an answer without forks cost, of the 1 that a right answer earns; 0: the control.
+    #: What all steps of an answer without forks cost, of the 1 that a right answer earns.
     price: float = 0.5
     #: The supervised phase: steps, answers in each, and the share of them that fork.
     start_steps: int = 24
@@ -142,8 +142,13 @@ def worth(answer: Answer, price: float) -> float:
     )
 
 
-def run(recipe: Recipe, say: Callable[[str], None] = print) -> dict[str, object]:
-    """The whole run; returns what was measured."""
+def run(
+    recipe: Recipe, *, with_control: bool = False, say: Callable[[str], None] = print
+) -> dict[str, object]:
+    """The whole run; returns what was measured.
+
+    ``with_control``: afterwards the start policy learns without a price, on the same prompts.
+    """
     began = time.monotonic()
     actor = Actor()
     model = load_model()
@@ -152,17 +157,25 @@ def run(recipe: Recipe, say: Callable[[str], None] = print) -> dict[str, object]
     make_start_policy(actor, model, recipe)
     measured["start policy"] = measure(actor, recipe)
     say(f"start policy: {measured['start policy']}")
-    rounds = []
-    for done in reinforce(actor, model, recipe):
-        rounds.append(done)
-        say(str(done))
-    measured["after learning"] = measure(actor, recipe)
-    say(f"after learning: {measured['after learning']}")
+    start = {name: weights.clone() for name, weights in model.state_dict().items()}
+    recipes = {"after learning": recipe}
+    if with_control:
+        recipes["control"] = replace(recipe, price=0.0)
+    rounds: dict[str, list[Round]] = {}
+    for name, own in recipes.items():
+        model.load_state_dict(start)
+        actor.take_weights(model, "start")
+        rounds[name] = []
+        for done in reinforce(actor, model, own):
+            rounds[name].append(done)
+            say(str(done))
+        measured[name] = measure(actor, own)
+        say(f"{name}: {measured[name]}")
     say(f"{time.monotonic() - began:.0f} s")
     return {
         "recipe": asdict(recipe),
         "measured": {name: asdict(value) for name, value in measured.items()},
-        "rounds": [asdict(done) for done in rounds],
+        "rounds": {name: [asdict(done) for done in of_name] for name, of_name in rounds.items()},
     }
 
 
@@ -172,10 +185,11 @@ def main() -> None:
     defaults = asdict(Recipe())
     for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--control", action="store_true", help="learn once more, without a price")
     parser.add_argument("--json", type=Path, help="where to write what was measured")
     given = vars(parser.parse_args())
-    out = given.pop("json")
-    result = run(replace(Recipe(), **given))
+    out, with_control = given.pop("json"), given.pop("control")
+    result = run(replace(Recipe(), **given), with_control=with_control)
     if out:
         out.write_text(json.dumps(result, indent=1) + "\n")
 
