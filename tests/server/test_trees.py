@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import httpx
 import pytest
@@ -373,6 +374,30 @@ def test_a_family_outlives_a_pause_and_a_sleep(address, whole, route, mode, num_
     assert seen == [num_families]
     assert last["finish_reason"] == "stop"
     assert last["tree"]["answer_ids"] == whole["tree"]["answer_ids"]
+
+
+@pytest.mark.parametrize("mode", ["abort", "wait", "keep"])
+def test_a_request_that_comes_in_a_pause_is_answered_after_it_or_told_to_come_again(address, mode):
+    from vllm.v1.engine.core import EngineCoreProc
+
+    is_refused = hasattr(EngineCoreProc, "pause_generation") and mode != "keep"  # since vLLM 0.33
+    with ThreadPoolExecutor() as pool:
+        assert httpx.post(f"{address}/pause", params={"mode": mode}, timeout=LIMIT_S).status_code == 200
+        try:
+            asked = pool.submit(post, address, CHAT, chat())
+            if is_refused:
+                assert asked.result(LIMIT_S).status_code == 503
+                assert "Generation is paused. Please retry" in asked.result().text
+            else:
+                wait([asked], timeout=2)
+                assert not asked.done()
+        finally:
+            assert httpx.post(f"{address}/resume", timeout=LIMIT_S).status_code == 200
+        if not is_refused:
+            assert asked.result().json()["choices"][0]["finish_reason"] == "stop"
+    (engine,) = httpx.get(f"{address}/v1/forkjoin/families", timeout=LIMIT_S).json()["engines"]
+    assert engine["num_families"] == 0
+    assert ask(address, CHAT, chat())["choices"][0]["finish_reason"] == "stop"
 
 
 # ---- going on from a tree --------------------------------------------------------------------
