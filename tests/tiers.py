@@ -145,7 +145,8 @@ LATER: dict[str, Later] = {
         )
     },
     "tests/engine/test_shapes.py": Later(
-        Tier.ALL, "five processes with up to ten engines on models of two layers; six of them run before"
+        Tier.ALL,
+        "a dozen processes with up to ten engines on models of two layers, on V2 minutes each; six cases run before",
     ),
     **{
         f"tests/engine/test_shapes.py::test_a_family_on_a_model_of_this_shape_is_exact_or_refused[v1-sync-{case}]": Later(

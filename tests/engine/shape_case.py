@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,14 @@ def delta(engine: Any, prompt: list[int], answer: Any, *, forgets: bool = False)
             at + len(engine.tokenizer.encode(header)),
             at + len(engine.tokenizer.encode(header)) + NUM_OWN,
         )
-        off.append(_off(engine, [*prompt, *ids[at:start]], ids[start:end], own[start:end]))
+        if not forgets:
+            off.append(_off(engine, [*prompt, *ids[at:start]], ids[start:end], own[start:end]))
         at = end
     after = at + len(engine.tokenizer.encode(CLOSING))
     assert len(ids) == after + NUM_AFTER
     first = len(engine.tokenizer.encode(HEADERS[0])) + NUM_OWN if forgets else 0
     off_after = _off(engine, [*prompt, *ids[first:after]], ids[after:], own[after:])
-    return off_after if forgets else max(*off, off_after)
+    return max([*off, off_after])
 
 
 def _off(engine: Any, context: list[int], tokens: list[int], own: list[float]) -> float:
@@ -156,8 +158,20 @@ def _off(engine: Any, context: list[int], tokens: list[int], own: list[float]) -
 
 def plain_logprobs(engine: Any, context: list[int]) -> list[Any]:
     """Of each token of ``context``, by a plain request that prefills it without looking into the prefix cache."""
+    return _plain_logprobs(engine, engine.lora, tuple(context))
+
+
+@cache
+def _plain_logprobs(engine: Any, lora: Any, context: tuple[int, ...]) -> list[Any]:
+    # under Triton's interpreter one takes seconds, and families that lost blocks write the same again
     params = engine.params(forkjoin={"enabled": False}, max_tokens=1, prompt_logprobs=0)
-    return engine.prompt_logprobs(engine.add(context, params))
+    return engine.prompt_logprobs(engine.add(list(context), params))
+
+
+def stitching(engine: Any) -> Any:
+    """Parameters of a family: ParaThinker's paths after its prompt, and their summary."""
+    asked = {"max_tokens_per_thread": 20}
+    return engine.params(forkjoin=asked, max_tokens=84, ignore_eos=True, logprobs=0)
 
 
 def stitched(engine: Any, model: Path) -> dict[str, Any]:
@@ -166,7 +180,7 @@ def stitched(engine: Any, model: Path) -> dict[str, Any]:
     from tests.engine.shape_reference import ShapeReference
 
     prompts = [engine.prompt(text * 20) for text in ("qa", "x")]
-    params = engine.params(forkjoin={"max_tokens_per_thread": 20}, max_tokens=84, ignore_eos=True, logprobs=0)
+    params = stitching(engine)
     reference = ShapeReference(model, engine)
 
     def off(answers: list[Any], *, forgets: bool = False) -> list[float]:

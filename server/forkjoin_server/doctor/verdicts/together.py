@@ -80,7 +80,7 @@ RUN: dict[str, dict[str, str]] = {
         "tensor parallelism": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
         "experts": _SHAPES, "sliding windows": _SHAPES, "recurrent layers": "tests/engine/test_hybrid.py",
         "pipeline parallelism": "tests/engine/test_pipeline.py",
-        "a KV connector": _OFFLOADED, "LoRA": _ADAPTERS,
+        "a KV connector": _OFFLOADED, "LoRA": _ADAPTERS, "W8A8 weights": _SHAPES,
     },
     "drafts": {"LoRA": "tests/engine/test_variants.py", "a KV connector": "tests/engine/test_offloaded.py"},
     "experts": {"sliding windows": _SHAPES, "MLA": _SHAPES, "recurrent layers": _SHAPES},
