@@ -137,7 +137,7 @@ LATER: dict[str, Later] = {
     **{
         f"tests/engine/test_adapters.py::test_{test}": Later(
             Tier.ALL,
-            "a process with an engine for each of four cases, on V2 minutes, and one more; others need none",
+            "a process with an engine for each of eight cases, on V2 minutes, and one more; others need none",
         )
         for test in (
             "families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone",

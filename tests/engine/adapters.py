@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from vllm.lora.request import LoRARequest
 
 RANK = 8
@@ -47,3 +48,13 @@ def adapter(
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(about))
     return LoRARequest(f"adapter{number}", number, str(folder))
+
+
+def merge(model: Any, folder: Path) -> None:
+    """Add the adapter in ``folder`` to the weights of a ``model`` of transformers'."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name, down in tensors.items():
+        prefix, is_down, _ = name.rpartition(".lora_A.weight")
+        if is_down:
+            module = model.get_submodule(prefix.removeprefix("base_model.model."))
+            module.weight.data += tensors[f"{prefix}.lora_B.weight"] @ down

@@ -1,8 +1,9 @@
 """Families with several LoRA adapters and without one in one batch, on one runner: in a process of its own.
 
-``python -m tests.engine.adapters_case v2 async`` prints a JSON line: how far log-probabilities of families are off those
-of plain requests with the same contexts and adapter, undisturbed and where they lost their blocks on the way; and
-what requests found in the prefix cache of others with another adapter.
+``python -m tests.engine.adapters_case v2 async reprefill 1`` prints a JSON line (1: tensor parallel size): how far
+log-probabilities of families are off those of plain requests with the same contexts and adapter, undisturbed and where
+they lost their blocks on the way; and what requests found in the prefix cache of others with another adapter. With
+``stitch`` they are compared with those of transformers, which adds the adapter to the weights.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.engine.shape_case import delta, engine_of, forking, lose_blocks, start
+from tests.engine.shape_case import delta, engine_of, forking, lose_blocks, start, stitching
 
 #: Adapters of requests, of which so many fit into a step.
 NUM_ADAPTERS, MAX_LORAS = 3, 2
 TEXTS = ("qa", "x")
+
+#: How far the log-probabilities of an answer are off: of (the adapter to compare with, the prompt, the answer).
+Judge = Callable[[Any, list[int], Any], float]
 
 
 class Blocks:
@@ -56,7 +61,7 @@ class Blocks:
         self.together.add(frozenset(adapter_of[i] for i in output.num_scheduled_tokens if "#" in i))
 
 
-def main(runner: str, mode: str) -> dict[str, Any]:
+def main(runner: str, mode: str, join: str, ranks: int) -> dict[str, Any]:
     """Run families of the same prompts with each adapter and without, all at once."""
     start(runner, mode)
     from tests.engine.adapters import RANK, adapter
@@ -68,24 +73,28 @@ def main(runner: str, mode: str) -> dict[str, Any]:
         (folder / "model").mkdir()
         model = checkpoint(shape, folder / "model")
         options = {"enable_lora": True, "max_lora_rank": RANK, "max_loras": MAX_LORAS}
-        engine = engine_of(shape, model, "reprefill", **options)
+        engine = engine_of(shape, model, join, **options, tensor_parallel_size=ranks)
         adapters = [None]
         for number in range(1, NUM_ADAPTERS + 1):
             adapters.append(adapter(number, folder / str(number), model, projections="qkvo", scale=0.1))
+        params = stitching(engine) if join == "stitch" else forking(engine)
+        judge = against_transformers(engine, model) if join == "stitch" else against_plain_requests(engine)
         blocks = Blocks(engine)
-        found = found_again(engine, adapters)
+        found = found_again(engine, adapters, params)
         texts = TEXTS if runner == "v1" else TEXTS[:1]  # Triton's interpreter takes minutes
-        calm, lost = (run_at_once(engine, texts, adapters, loses=loses) for loses in (False, True))
+        calm, lost = (run_at_once(engine, texts, adapters, params, loses=loses) for loses in (False, True))
         wrong = {lora: adapters[n - 1] for n, lora in enumerate(adapters)}
         measured = {
-            "max_delta": max(off(engine, calm)),
-            "restored": max(off(engine, lost)),
-            "control": min(off(engine, calm, wrong)),
+            "max_delta": max(judge(*told) for told in calm),
+            "restored": max(judge(*told) for told in lost),
+            "control": min(judge(wrong[lora], *told) for lora, *told in calm),
         }
     executor = engine.core.engine_core.engine_core.model_executor
+    (runner_name,) = set(executor.collective_rpc(runner_of))
     hashes = list(blocks.hashes.values())
     return measured | {
-        "runner": executor.collective_rpc(runner_of)[0],
+        "runner": runner_name,
+        "ranks": executor.parallel_config.world_size,
         "async": engine.core.vllm_config.scheduler_config.async_scheduling,
         "returned": engine.snapshot() == engine.baseline,
         "found": found,
@@ -97,36 +106,53 @@ def main(runner: str, mode: str) -> dict[str, Any]:
 
 
 def run_at_once(
-    engine: Any, texts: Sequence[str], adapters: list[Any], *, loses: bool
+    engine: Any, texts: Sequence[str], adapters: list[Any], params: Any, *, loses: bool
 ) -> list[tuple[Any, list[int], Any]]:
     """The answers of families of all prompts with each adapter: with the adapter and the prompt."""
     prompts = [engine.prompt(text * 40) for text in texts]
     asked = {}
     for prompt in prompts:
         for engine.lora in adapters:
-            asked[engine.add(prompt, forking(engine))] = engine.lora, prompt
+            asked[engine.add(prompt, params)] = engine.lora, prompt
     if loses:
         lose_blocks(engine)
     answers = engine.drain()
     return [(*asked[request_id], answer) for request_id, answer in answers.items()]
 
 
-def off(engine: Any, answers: list[Any], given: dict[Any, Any] | None = None) -> list[float]:
-    """How far each answer is off plain requests with the adapter of its own; or with the one ``given`` for that."""
-    found = []
-    for lora, prompt, answer in answers:
-        engine.lora = given[lora] if given else lora
-        found.append(delta(engine, prompt, answer))
-    return found
+def against_plain_requests(engine: Any) -> Judge:
+    """Of branches and what follows them: each plain request has the adapter."""
+
+    def off(lora: Any, prompt: list[int], answer: Any) -> float:
+        engine.lora = lora
+        return delta(engine, prompt, answer)
+
+    return off
 
 
-def found_again(engine: Any, adapters: list[Any]) -> list[list[int]]:
+def against_transformers(engine: Any, model: Path) -> Judge:
+    """Of ParaThinker's paths and their summary."""
+    from tests.engine.path_model import take_apart
+    from tests.engine.shape_reference import ShapeReference
+
+    @cache
+    def reference(lora: Any) -> ShapeReference:
+        return ShapeReference(model, engine, Path(lora.lora_path) if lora else None)
+
+    def off(lora: Any, prompt: list[int], answer: Any) -> float:
+        told = take_apart(engine, prompt, answer)
+        return told.errors(reference(lora).logprobs(told.context))[0]
+
+    return off
+
+
+def found_again(engine: Any, adapters: list[Any], params: Any) -> list[list[int]]:
     """Tokens that requests with each adapter find in the prefix cache of what a family wrote: a row for its adapter."""
     found = []
     for number, lora in enumerate(adapters):
         engine.lora = lora
         prompt = engine.prompt("abcd"[number] * 80)
-        (answer,) = engine.run([prompt], forking(engine))
+        (answer,) = engine.run([prompt], params)
         context = [*prompt, *answer.token_ids]
         found.append([len(context) - num_computed(engine, context, other) for other in adapters])
     return found
@@ -141,4 +167,4 @@ def num_computed(engine: Any, context: list[int], lora: Any) -> int:
 
 
 if __name__ == "__main__":
-    print("CASE " + json.dumps(main(sys.argv[1], sys.argv[2])))
+    print("CASE " + json.dumps(main(*sys.argv[1:4], int(sys.argv[4]))))

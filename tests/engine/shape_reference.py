@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from tests.engine import stitched_reference
+from tests.engine.adapters import merge
 
 FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
@@ -61,9 +62,10 @@ class ShapeReference:
     """The checkpoint in ``folder`` in transformers, with explicit positions and masks.
 
     It computes in fp32, with weights as the engine has them: rounded, if that computes in bf16, or quantised (W8A8).
+    ``adapter``: the folder of a LoRA adapter that is added to them.
     """
 
-    def __init__(self, folder: Path, engine: Any) -> None:
+    def __init__(self, folder: Path, engine: Any, adapter: Path | None = None) -> None:
         config = engine.core.vllm_config
         dtype = config.model_config.dtype
         AttentionInterface.register("written_out", _attention(FP8.get(config.cache_config.cache_dtype)))
@@ -74,6 +76,8 @@ class ShapeReference:
                 folder, dtype=dtype, attn_implementation="written_out", local_files_only=True
             )
         self._model: Any = model.float().eval()
+        if adapter is not None:
+            merge(self._model, adapter)
 
     def logprobs(self, context: list[Any], **wrong: bool) -> torch.Tensor:
         """What the model says after each slot of ``context``."""

@@ -94,6 +94,7 @@ class Other(NamedTuple):
 
 _ALONE = "plain requests"
 _ALL_RUNNERS = "V1 and V2, sync and async"
+_ADAPTERS = "LoRA, two of three adapters and none in a step"
 OTHERS = [
     Other("dense (the embedded model)", "re-prefill", _ALL_RUNNERS, "plain requests with the same contexts", "test_matrix",
           "test_fork_and_join_are_exact_on_each_runner_scheduling_and_with_tensor_parallelism"),
@@ -110,9 +111,10 @@ OTHERS = [
           "test_what_follows_a_stitched_join_after_an_image_is_what_the_reference_says"),
     Other("path embeddings (ParaThinker)", "stitch", "V1 and V2 async", "transformers", "test_matrix",
           "test_path_embeddings_are_what_transformers_computes_and_are_restored_when_lost"),
-    Other("LoRA, two of three adapters and none in a step", "re-prefill", _ALL_RUNNERS,
-          "plain requests with the same contexts and adapter", "test_adapters",
+    Other(_ADAPTERS, "re-prefill", f"{_ALL_RUNNERS}; V1 sync on two ranks", "plain requests with the same contexts and adapter", "test_adapters",
           "test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone"),
+    Other(_ADAPTERS, "stitch", "V1, sync and async; V1 sync on two ranks", "transformers with the adapter merged, explicit positions and masks",
+          "test_adapters", "test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone"),
 ]  # fmt: skip
 
 

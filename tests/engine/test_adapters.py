@@ -99,12 +99,17 @@ def test_a_kept_answer_is_found_by_requests_with_its_adapter_only_and_so_is_what
     hand.finish()
 
 
-@pytest.mark.parametrize(
-    ("runner", "mode"), [("v1", "sync"), ("v1", "async"), ("v2", "sync"), ("v2", "async")], ids=str
-)
-def test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone(runner, mode):
-    case = case_of("tests.engine.adapters_case", runner, mode)
-    assert (case["runner"], case["async"]) == (runner, mode == "async")
+V1 = [("v1", "sync", 1), ("v1", "async", 1), ("v1", "sync", 2)]
+V2 = [("v2", "sync", 1), ("v2", "async", 1)]
+RUNS = [(*run, "reprefill") for run in V1 + V2] + [(*run, "stitch") for run in V1]
+
+
+@pytest.mark.parametrize(("runner", "mode", "ranks", "join"), RUNS, ids=str)
+def test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone(
+    runner, mode, ranks, join
+):
+    case = case_of("tests.engine.adapters_case", runner, mode, join, ranks)
+    assert (case["runner"], case["async"], case["ranks"]) == (runner, mode == "async", ranks)
     # threads with no adapter and with two compute in one step, and the third waits for its turn
     assert (case["together"], case["most_adapters"]) == (MAX_LORAS + 1, MAX_LORAS)
     assert max(case["max_delta"], case["restored"]) < NATS

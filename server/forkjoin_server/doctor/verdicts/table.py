@@ -113,7 +113,7 @@ _MODEL: tuple[Rule, ...] = (
          "The dialect's tags are looked up in it at start.", "tests/unit/server/test_cli.py"),
     Rule(("enable-lora", "max-lora-rank", "max-loras"), _WORKS,
          "Threads use the adapter of their request, and KV of that alone. Families with several adapters and without one run "
-         "in one batch, each as alone.", "tests/engine/test_adapters.py"),
+         "in one batch, each as alone, with both joins, and on two ranks.", "tests/engine/test_adapters.py"),
     Rule(("lora-modules",), _WORKS, "An adapter is asked for by its name as a model.", "tests/server/test_adapters.py"),
     Rule(("logprobs-mode",), _LIMITED,
          "Log-probabilities of threads are tested with `raw_logprobs` and, at a temperature, with `processed_logprobs`.",

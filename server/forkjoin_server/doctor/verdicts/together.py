@@ -70,7 +70,7 @@ RUN: dict[str, dict[str, str]] = {
         "the V2 runner": _MATRIX, "async scheduling": _MATRIX, "tensor parallelism": _MATRIX,
         "drafts": "tests/engine/test_speculation.py", "images": "tests/engine/test_images_stitched.py",
         "experts": _SHAPES, "sliding windows": _SHAPES, "MLA": _SHAPES, "W8A8 weights": _SHAPES,
-        "quantised KV": _SHAPES,
+        "quantised KV": _SHAPES, "LoRA": _ADAPTERS,
     },
     "the V2 runner": {
         "async scheduling": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
@@ -82,6 +82,7 @@ RUN: dict[str, dict[str, str]] = {
         "pipeline parallelism": "tests/engine/test_pipeline.py",
         "a KV connector": _OFFLOADED, "LoRA": _ADAPTERS, "W8A8 weights": _SHAPES,
     },
+    "tensor parallelism": {"LoRA": _ADAPTERS},
     "drafts": {"LoRA": "tests/engine/test_variants.py", "a KV connector": "tests/engine/test_offloaded.py"},
     "experts": {"sliding windows": _SHAPES, "MLA": _SHAPES, "recurrent layers": _SHAPES},
 }  # fmt: skip
