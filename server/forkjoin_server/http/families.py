@@ -66,6 +66,11 @@ class Families:
                 f"expected every engine to answer within {LIMIT_S:g} s, one has not for {waited_s:.0f} s: it "
                 "is in a long step, or hangs. Ask again; /ready says when the server gives it up"
             )
+        if question.cancelled():  # another client found it too old
+            raise NoAnswer(
+                f"expected every engine to answer within {PATIENCE_S:g} s, one has not, so the server asks "
+                "again: ask again, too; /ready says when the server gives the engine up"
+            )
         try:
             return question.result()
         except Exception as error:  # of whatever kind vLLM makes of an engine that can't answer

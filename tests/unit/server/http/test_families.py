@@ -113,6 +113,24 @@ def test_an_engine_that_hangs_is_asked_once_and_answers_when_it_goes_on(monkeypa
     assert asyncio.run(ask())["engines"][0]["num_families"] == 1
 
 
+def test_who_waits_when_the_question_is_put_again_gets_no_error_of_the_servers():
+    clock = [1000.0]
+
+    async def ask():
+        core = Core(engine(0, "a"), answers_at_once=False)
+        shown = Families(core, lambda: clock[0])
+        early = asyncio.ensure_future(shown.shown_to(Tenant()))
+        await asyncio.sleep(0)
+        clock[0] += families.PATIENCE_S
+        late = asyncio.ensure_future(shown.shown_to(Tenant()))
+        with pytest.raises(NoAnswer, match="so the server asks again"):
+            await early
+        core.answering.set()
+        return await late
+
+    assert asyncio.run(ask())["engines"][0]["num_families"] == 1
+
+
 def test_an_engine_that_answers_with_an_error_is_named_and_asked_again():
     clock = [1000.0]
 
