@@ -50,9 +50,10 @@ class Access:
 
     def tenant(self, scope: Message) -> Tenant:
         """Whose request ``scope`` is. Raises NotAllowed if it needs a key and has none."""
-        key = self.guard(scope).key_of(scope)
-        if key is None:
-            return Tenant()
+        guard = self.guard(scope)
+        key = guard.key_of(scope)
+        if key is None:  # there are no keys, or the operator has opened the route
+            return Tenant(sees_all=not guard.ring.keys)
         is_apart = self.settings.cache_salt == "per-key"
         return key.tenant(self._num_front_ends, has_own_cache=is_apart)
 

@@ -348,5 +348,12 @@ def test_the_playgrounds_files_are_open_where_its_route_is(tmp_path, monkeypatch
     assert _status(middleware, "/playground/", app=application) == expected
 
 
+@pytest.mark.parametrize(("text", "sees_all"), [("one", False), ("", True)], ids=["keys", "no_keys"])
+def test_without_a_key_a_client_of_an_open_route_sees_no_ids_of_those_with_keys(text, sees_all):
+    access = Access([digest_of(text)] if text else [])
+    access.settings = AccessSettings(open_routes="/v1/forkjoin/families")
+    assert access.tenant(_scope("/v1/forkjoin/families")).sees_all is sees_all
+
+
 def test_access_without_an_application_is_open():
     assert Access([]).guard(_scope()).key_of(_scope()) is None
