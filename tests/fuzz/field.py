@@ -116,7 +116,7 @@ def _options(source: Source) -> None:
 def _prepare(source: Source) -> None:
     given, path = body(source), source.choice(PATHS)
     before = repr(given)
-    assert count_answers(given) is not None
+    assert count_answers(given, path) is not None
     try:
         prepared, options = prepare(given, path, "key", source.choice(SETTINGS))
     except BadRequestOptions as error:

@@ -135,7 +135,7 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     body, options = prepare(given, path, key, settings, reasons=reasons)
     check_keeps(options, vllm_config_of(scope))
     data = _encoded(body)
-    num_answers, num_choices = count_answers(sampling_of(body, path))
+    num_answers, num_choices = count_answers(sampling_of(body, path), path)
     check_beside_prompt(body, len(data), num_answers)
     compiled_options = await compiled(options, client, settings)
     if compiled_options.given is not None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
 from forkjoin_scheduler.publish.feed import key_in
@@ -13,11 +17,13 @@ from forkjoin_server.asgi import Json
 from forkjoin_server.request import structured
 from forkjoin_server.request.bypass import bypass_reason
 from forkjoin_server.request.instruction import with_instruction
-from forkjoin_server.routes import CHAT, GENERATE, MESSAGES, PATHS, RESPONSES
+from forkjoin_server.routes import BATCH, CHAT, GENERATE, MESSAGES, PATHS, RESPONSES
 
 DEFAULTS = Settings()
 #: More choices than any server makes; Python writes out no number of thousands of digits.
 _MANY = 1 << 31
+#: Reads a number as vLLM's routes do, which take "2" and "2.0" for 2.
+_INTEGER = TypeAdapter(int)
 #: Of vLLM's extra arguments: it is a 500 where these are anything else, and a traceback in a stream.
 _OBJECTS = ("kv_transfer_params", "ec_transfer_params")
 #: Of the same: what the keys begin with by which the server itself speaks to its engine.
@@ -39,7 +45,7 @@ def prepare(
     options.check_pruning(settings.prune_policy)
     options.check_rounds(settings.dialect)
     options = _with_lease(body, path, options, settings)
-    _check_num_threads(sampling_of(body, path), options, settings)
+    _check_num_threads(body, path, options, settings)
     if options.include_threads:
         _check_threads_can_be_shown(body, path)
     if options.return_tree:
@@ -96,7 +102,7 @@ def _with_lease(body: Json, path: str, options: RequestOptions, settings: Settin
     """The same as ``_going_on``. Raises BadRequestOptions for a ``keep`` that can't be."""
     options.check_keep(settings)
     if options.keep is not None:
-        num_answers, _ = count_answers(sampling_of(body, path))
+        num_answers, _ = count_answers(sampling_of(body, path), path)
         if num_answers != 1:
             raise BadRequestOptions(
                 f"forkjoin.keep: expected one answer, got {cut(str(num_answers))}: ask for each by itself"
@@ -134,24 +140,32 @@ def _block_reason(body: Json, options: RequestOptions, reasons: bool) -> str | N
     return bypass_reason(body)
 
 
-def count_answers(body: Json) -> tuple[int, int]:
-    """How many sequences a request body asks for, and how many of them for each prompt.
+def count_answers(body: Json, path: str) -> tuple[int, int]:
+    """How many sequences a request body asks for at ``path``, and how many of them for each prompt.
 
     1 where vLLM will refuse it.
     """
-    prompts, n = body.get("prompt", body.get("messages")), body.get("n") or 1
-    is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], (int, dict))
-    num_prompts = len(prompts) if is_batch and isinstance(prompts, list) else 1
+    if path == BATCH:
+        messages = body.get("messages")
+        num_prompts = len(messages) if isinstance(messages, list) else 1
+    else:  # /invocations makes a completion of what is no chat: prompts count beside messages, too
+        num_prompts = _num_prompts(body.get("prompt")) + _num_prompts(body.get("prompt_embeds"))
     try:
-        num_choices = min(int(n), _MANY)  # vLLM takes "2" for 2
-    except (TypeError, ValueError, OverflowError):
+        num_choices = max(min(_INTEGER.validate_python(body.get("n", 1)), _MANY), 1)
+    except ValidationError:
         num_choices = 1
-    return num_prompts * num_choices, num_choices
+    return max(num_prompts, 1) * num_choices, num_choices
 
 
-def _check_num_threads(body: Json, options: RequestOptions, settings: Settings) -> None:
+def _num_prompts(given: Any) -> int:
+    """How many prompts ``given`` is, of which one may be a list of token ids."""
+    is_batch = isinstance(given, list) and bool(given) and not isinstance(given[0], (int, dict))
+    return len(given) if is_batch else int(given is not None)
+
+
+def _check_num_threads(body: Json, path: str, options: RequestOptions, settings: Settings) -> None:
     """Raise BadRequestOptions if the body asks for too many threads, over all its answers."""
-    most, (num_answers, _) = settings.max_request_threads, count_answers(body)
+    most, (num_answers, _) = settings.max_request_threads, count_answers(sampling_of(body, path), path)
     num_threads = options.width or sum(options.rounds or ())
     if num_answers * num_threads > most:
         raise BadRequestOptions(

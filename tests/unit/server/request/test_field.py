@@ -153,24 +153,39 @@ def test_threads_that_a_client_gives_back_are_taken_out_of_its_input():
 
 
 @pytest.mark.parametrize(
-    ("body", "num_answers"),
+    ("path", "body", "num_answers"),
     [
-        ({"messages": [{"role": "user"}]}, 1),
-        ({"messages": [{"role": "user"}], "n": 3}, 3),
-        ({"messages": [[{"role": "user"}], [{"role": "user"}]]}, 2),
-        ({"prompt": "x", "n": 2}, 2),
-        ({"prompt": ["x", "y"], "n": 2}, 4),
-        ({"prompt": [1, 2, 3]}, 1),
-        ({"prompt": [[1], [2]]}, 2),
-        ({"input": "x"}, 1),
-        ({"prompt": "x", "n": "2"}, 2),
-        ({"prompt": "x", "n": []}, 1),
-        ({"prompt": "x", "n": {}}, 1),
-        ({"prompt": "x", "n": "x"}, 1),
+        (CHAT, {"messages": [{"role": "user"}]}, 1),
+        (CHAT, {"messages": [{"role": "user"}] * 5, "n": 3}, 3),
+        (BATCH, {"messages": [[{"role": "user"}], [{"role": "user"}]]}, 2),
+        (BATCH, {"messages": [[{"role": "user"}]] * 3, "prompt": None, "prompt_embeds": "x", "n": 2}, 6),
+        (CHAT, {"messages": None, "prompt": ["x", "y"]}, 2),
+        (COMPLETIONS, {"prompt": "x", "n": 2}, 2),
+        (COMPLETIONS, {"prompt": ["x", "y"], "n": 2}, 4),
+        (COMPLETIONS, {"prompt": [1, 2, 3]}, 1),
+        (COMPLETIONS, {"prompt": [[1], [2]]}, 2),
+        (COMPLETIONS, {"prompt": "x", "prompt_embeds": ["a", "b"]}, 3),
+        (COMPLETIONS, {"prompt": None, "prompt_embeds": "a"}, 1),
+        (COMPLETIONS, {"prompt_embeds": ["a", "b"], "n": 2}, 4),
+        (RESPONSES, {"input": "x"}, 1),
     ],
 )
-def test_the_answers_of_a_response_are_choices_times_prompts(body, num_answers):
-    assert count_answers(body)[0] == num_answers
+def test_the_answers_of_a_response_are_choices_times_prompts(path, body, num_answers):
+    assert count_answers(body, path)[0] == num_answers
+
+
+@pytest.mark.parametrize(
+    "n", [2, "2", "300.0", "3.000", " 2 ", "+2", 3.0, True, None, 0, -1, "x", "1e2", 1.5, [], {}, "9" * 5000]
+)
+def test_choices_are_counted_as_vllm_reads_them(n):
+    from pydantic import ValidationError
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    try:
+        expected = CompletionRequest(prompt="x", n=n).n
+    except ValidationError:
+        expected = 1
+    assert count_answers({"prompt": "x", "n": n}, COMPLETIONS) == (max(expected or 1, 1),) * 2
 
 
 THREADWEAVER = Settings.of(load("threadweaver"), {})
