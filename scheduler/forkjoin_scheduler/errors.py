@@ -64,7 +64,7 @@ class Overloaded(ForkJoinError):
 
     ``reason`` names the limit.
     ``status`` is 503 where another server may have room, 429 where it is the client's own limit, and 400
-    where no waiting helps: one request is more than the key may ever have at once.
+    where no waiting helps: one request is more than the key may ever have at once, or than may wait.
     """
 
     def __init__(self, message: str, *, reason: Limit, status: int, retry_after_s: int) -> None:

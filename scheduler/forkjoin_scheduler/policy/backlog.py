@@ -30,6 +30,9 @@ QUEUED: dict[str, Limit] = {
     "tokens": "queued_tokens",
 }
 
+#: What a client calls each unit.
+_ASKED = {"families": "answers", "threads": "threads"}
+
 
 @dataclass(frozen=True)
 class Load:
@@ -88,7 +91,8 @@ class Tenant:
 class Visit:
     """One HTTP request on its way to the engine, where it becomes ``num_families``.
 
-    It is admitted, or refused, as one: when the first of these families comes to the engine.
+    It is admitted, or refused, as one: when the first of these families comes to the engine. Families beyond
+    ``num_families`` at once are admitted or refused one by one.
     """
 
     tenant: Tenant
@@ -103,6 +107,8 @@ class Visit:
     engine: int | None = None
     refused: Overloaded | BadRequestOptions | None = None
     is_in: bool = False
+    #: Families of it that wait or run.
+    num_present: int = 0
     #: Called once, when it is admitted or refused.
     decided: Callable[[], None] = lambda: None
 
@@ -136,7 +142,7 @@ class _OfTenant:
 
 @dataclass(eq=False)
 class _Family:
-    tenant: str
+    visit: Visit
     load: Load
     prompt_tokens: int
     waits: bool = True
@@ -172,6 +178,19 @@ class Backlog:
         self._arriving.add(visit)
         self._count(visit.tenant.id, load, families=1)
 
+    def announce(self, visit: Visit) -> None:
+        """The body of ``visit`` has been read: it is to become ``num_families``, of its ``width``.
+
+        Raises Overloaded if so many may not wait. Nothing has been made of its prompts by then.
+        """
+        is_at_door = visit in self._arriving
+        self.leave(visit)
+        self._check_size(visit)
+        self._check(visit, Load(families=visit.num_families), 0)
+        if is_at_door:
+            self._arriving.add(visit)
+            self._count(visit.tenant.id, Load(families=1), families=1)
+
     def leave(self, visit: Visit) -> None:
         """``visit`` is over. What it left in the engine is counted until it ends there."""
         if visit in self._arriving:
@@ -203,6 +222,7 @@ class Backlog:
             num_prompts = visit.num_families if shares is None else visit.num_prompts
             shared = Load(tokens=prompt_tokens * (visit.num_families - num_prompts))
             try:
+                self._check_size(visit)
                 self._check(visit, load * visit.num_families - shared, prompt_tokens * num_prompts)
             except Overloaded as error:
                 visit.refused = error
@@ -210,7 +230,10 @@ class Backlog:
                 raise
             visit.is_in = True
             visit.decided()
-        family = self._families[request_id] = _Family(visit.tenant.id, load, prompt_tokens, shares=shares)
+        elif visit.num_present >= visit.num_families:
+            self._check(visit, load, prompt_tokens)
+        visit.num_present += 1
+        family = self._families[request_id] = _Family(visit, load, prompt_tokens, shares=shares)
         if shares is not None:
             self._sharing.setdefault(shares, []).append(family)
         self._count(visit.tenant.id, load, 1, prompt_tokens)
@@ -237,14 +260,15 @@ class Backlog:
         if family.waits and self._waits_no_more(family):
             self._count_prompt(family)
         del self._families[request_id]
+        family.visit.num_present -= 1
         self._rate.ended += family.load
-        self._count(family.tenant, Load(), families=-1)
+        self._count(family.visit.tenant.id, Load(), families=-1)
 
     def _waits_no_more(self, family: _Family) -> list[_Family]:
         """Those that wait with the same prompt."""
         family.waits = False
         self.waiting -= family.load
-        self._tenants[family.tenant].queued_tokens -= family.prompt_tokens
+        self._tenants[family.visit.tenant.id].queued_tokens -= family.prompt_tokens
         others = self._sharing.get(family.shares, [])
         if others:
             others.remove(family)
@@ -258,7 +282,7 @@ class Backlog:
         heir.prompt_tokens += ended.prompt_tokens
         heir.load += prompt
         self.waiting += prompt
-        self._tenants[heir.tenant].queued_tokens += ended.prompt_tokens
+        self._tenants[heir.visit.tenant.id].queued_tokens += ended.prompt_tokens
 
     @property
     def num_families(self) -> int:
@@ -288,8 +312,25 @@ class Backlog:
 
     # ---- refusals ------------------------------------------------------------------------------
 
+    def _check_size(self, visit: Visit) -> None:
+        """Raise Overloaded if ``visit`` alone is more than may ever wait, by what it asks for itself.
+
+        What is only expected of it (threads of a model's own, tokens) can change, and is no reason.
+        """
+        asked = {"families": visit.num_families, "threads": visit.num_families * (visit.width or 0)}
+        for unit, num in asked.items():
+            bound = getattr(self.bounds, unit)
+            if bound is not None and num > bound:
+                raise Overloaded(
+                    f"expected at most {bound} {_ASKED[unit]} in one request, as many as may wait (the "
+                    f"server's --max-queued-{unit}), got {num}: ask for fewer, or send several requests",
+                    reason=QUEUED[unit],
+                    status=400,
+                    retry_after_s=0,
+                )
+
     def _check(self, visit: Visit, load: Load, prompt_tokens: int) -> None:
-        """Raise Overloaded if ``load`` more may not wait. What finds nothing before it always may."""
+        """Raise Overloaded if ``load`` more may not wait. What finds nothing before it may."""
         self._check_tenant(visit.tenant, load, prompt_tokens)
         for unit, limit in QUEUED.items():
             bound, waiting, more = (

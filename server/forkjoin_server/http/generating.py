@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from forkjoin_scheduler.errors import BadRequestOptions
+from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.publish.feed import FEEDS, new_key
 from forkjoin_scheduler.request.options import RequestOptions
-from forkjoin_scheduler.request.visits import VISIT
+from forkjoin_scheduler.request.visits import BACKLOG, VISIT
 from forkjoin_scheduler.settings import Settings
 from forkjoin_server import own_responses
+from forkjoin_server.access import entrance
 from forkjoin_server.answer import agents
 from forkjoin_server.answer.chat import ChatThreads
 from forkjoin_server.answer.responses import ResponseThreads
@@ -80,10 +81,13 @@ class Generating:
         """Answer the body ``given`` as the route ``path`` does, or refuse it."""
         try:
             prepared = await _prepared(path, given, settings, scope)
+            _announce(prepared)
             if is_stored := path == RESPONSES and stores_responses():
                 self._stored.claim(prepared.body, served_tenant())
         except AnothersResponse as error:
             await own_responses.respond(send, 404, error.body)
+        except Overloaded as error:
+            await entrance.refuse(error, path, send)
         except BadRequestOptions as error:
             refusal = own_responses.error(str(error), path, param=error.field)
             await own_responses.respond(send, 400, refusal)
@@ -91,9 +95,6 @@ class Generating:
             await self._weave(path, prepared, receive, send, is_stored=is_stored)
 
     async def _weave(self, path: str, of: Prepared, receive: Receive, send: Send, *, is_stored: bool) -> None:
-        if (visit := VISIT.get()) is not None:
-            visit.num_families, visit.num_prompts = max(of.num_answers, 1), of.num_prompts
-            visit.width, visit.group, visit.engine = of.asked.options.width, of.group, of.engine
         request_id = _request_id(of.scope)
         REQUEST_ID.set(request_id)
         feed = feed_of(of.body, path, of.key)
@@ -122,6 +123,14 @@ def served_tenant() -> str:
     """Who is being served; all are one where there are no API keys."""
     visit = VISIT.get()
     return "" if visit is None else visit.tenant.id
+
+
+def _announce(of: Prepared) -> None:
+    """Say what its visit is to become. Raises Overloaded if so much may not wait."""
+    if (visit := VISIT.get()) is not None:
+        visit.num_families, visit.num_prompts = of.num_answers, of.num_prompts
+        visit.width, visit.group, visit.engine = of.asked.options.width, of.group, of.engine
+        BACKLOG.announce(visit)
 
 
 async def _prepared(path: str, given: Json, settings: Settings, scope: Message) -> Prepared:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,10 +77,74 @@ def test_past_a_bound_a_request_is_refused_at_once_and_changes_nothing(bounds, u
     _enter(backlog, "c")
 
 
-def test_what_finds_nothing_before_it_may_always_wait(clock):
-    _enter(
-        _backlog(clock, families=1, threads=1, tokens=1), "a", Visit(Tenant(), num_families=50), prompt=10**6
-    )
+def test_what_finds_nothing_before_it_may_wait_whatever_is_expected_of_it(clock):
+    _enter(_backlog(clock, families=1, threads=1, tokens=1), "a", prompt=10**6)
+    _enter(_backlog(clock, families=50, threads=1), "a", Visit(Tenant(), num_families=50))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "visit", "message"),
+    [
+        (
+            Bounds(families=3),
+            Visit(Tenant(), num_families=4),
+            "at most 3 answers .*max-queued-families.*got 4",
+        ),
+        (Bounds(threads=9), Visit(Tenant(), num_families=2, width=5), "at most 9 threads .*-threads.*got 10"),
+    ],
+    ids=["families", "threads"],
+)
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_request_for_more_than_may_ever_wait_is_a_400_on_an_idle_server_too(
+    bounds, visit, message, others, clock
+):
+    backlog = Backlog(bounds, Expected(100, 4), clock)
+    for number in range(others):
+        _enter(backlog, f"{number}")
+    for ask in (backlog.announce, lambda visit: backlog.enter("a", visit, 10, None)):
+        visit = replace(visit)
+        backlog.arrive(visit)
+        with pytest.raises(Overloaded, match=message) as caught:
+            ask(visit)
+        assert caught.value.status == 400
+        assert backlog.waiting.families == others
+
+
+def test_a_request_is_refused_for_its_answers_before_their_prompts_are_made(clock):
+    backlog = _backlog(clock, families=5)
+    alice = Tenant("alice", max_families=2)
+    _enter(backlog, "other")
+    for visit, status in (
+        (Visit(Tenant(), num_families=5), 503),
+        (Visit(alice, num_families=3), 400),
+    ):
+        backlog.arrive(visit)
+        with pytest.raises(Overloaded) as caught:
+            backlog.announce(visit)
+        assert caught.value.status == status
+        assert (backlog.waiting.families, set(backlog._tenants)) == (1, {""})
+    visit = Visit(alice, num_families=2)
+    backlog.arrive(visit)
+    backlog.announce(visit)
+    assert backlog.waiting.families == 2  # it is at the door, as before
+    for name in "ab":
+        backlog.enter(name, visit, 10, None)
+    assert backlog.waiting.families == 3
+
+
+def test_families_that_a_request_did_not_announce_need_room_of_their_own(clock):
+    backlog = _backlog(clock, families=3)
+    visit = _enter(backlog, "a", Visit(Tenant(), num_families=2))
+    for name in "bc":
+        backlog.enter(name, visit, 10, None)
+    with pytest.raises(Overloaded, match="the queue is full"):
+        backlog.enter("d", visit, 10, None)
+    assert (visit.num_present, backlog.num_families) == (3, 3)
+    for name in "abc":
+        backlog.has_begun(name)
+        backlog.has_ended(name)
+    _enter(backlog, "full", Visit(Tenant(), num_families=3))
+    backlog.enter("turn", visit, 10, None)  # the next turn of a request that has been admitted
 
 
 def test_at_the_door_a_request_counts_before_its_body_is_read(clock):

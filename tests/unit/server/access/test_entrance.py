@@ -15,7 +15,7 @@ from forkjoin_scheduler.request.visits import BACKLOG, VISIT, refuse
 from forkjoin_server.access import preparing
 from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.http.middleware import ForkJoinMiddleware
-from forkjoin_server.routes import CHAT, GENERATING, MESSAGES
+from forkjoin_server.routes import BATCH, CHAT, COMPLETIONS, GENERATE, GENERATING, MESSAGES
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
@@ -261,8 +261,38 @@ def test_a_request_is_counted_by_the_answers_and_threads_that_it_asks_for(body, 
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
+    BACKLOG.bounds = Bounds()
     asyncio.run(Client(app, body=body).ask())
     assert seen in ([(families, width)], [])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"prompt": ["a"] * 100_000}),
+        (COMPLETIONS, {"prompt": "a", "prompt_embeds": ["a"] * 100_000}),
+        (BATCH, {"prompt": None, "messages": [[{"role": "user", "content": "a"}]] * 9}),
+        (CHAT, {"messages": [], "n": "16384.0"}),
+        (GENERATE, {"token_ids": [1], "sampling_params": {"n": 16384}}),
+    ],
+)
+def test_too_many_answers_are_refused_before_vllm_makes_prompts_of_them(path, body):
+    BACKLOG.bounds = Bounds(families=8)
+    client = Client(_never, path, body)
+    asyncio.run(client.ask())
+    assert client.status == 400
+    assert "at most 8 answers in one request" in client.body["error"]["message"]
+    assert BACKLOG.waiting.families == 0
+
+
+def test_more_answers_than_a_key_may_have_are_refused_before_vllm_makes_prompts_of_them(monkeypatch):
+    alice = Tenant("alice", max_families=1)
+    monkeypatch.setattr("forkjoin_server.access.access.Access.tenant", lambda *_: alice)
+    client = Client(_never, COMPLETIONS, {"prompt": ["a", "b"]})
+    BACKLOG.bounds = Bounds()
+    asyncio.run(client.ask())
+    assert client.status == 400
+    assert "at most 1 answers at once for this API key" in client.body["error"]["message"]
 
 
 # ---- the way to the engine -----------------------------------------------------------------
