@@ -20,8 +20,11 @@ PATHS = (CHAT, BATCH, COMPLETIONS, RESPONSES, MESSAGES, GENERATE)
 FINAL_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 #: SageMaker's, which vLLM hands to whichever of its routes takes the body.
 INVOCATIONS = "/invocations"
+#: Of each of many items, or questions, one token's probabilities; these do not fork.
+SCORING = "/generative_scoring"
+DECISIONS = "/v1/systemone"
 #: Where a request becomes work for the engine: refused before anything of it is read, where too much waits.
-GENERATING = (*PATHS, INVOCATIONS)
+GENERATING = (*PATHS, INVOCATIONS, SCORING, DECISIONS)
 #: Whether the server should be started again. The second is SageMaker's name for the first.
 HEALTH = ("/health", "/ping")
 

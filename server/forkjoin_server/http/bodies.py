@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Tenant, Visit
-from forkjoin_scheduler.request.visits import VISIT
+from forkjoin_scheduler.request.compiled import Room
+from forkjoin_scheduler.request.visits import BACKLOG, VISIT
 from forkjoin_scheduler.settings import KEY, Settings
 from forkjoin_server import own_responses
 from forkjoin_server.access import entrance
@@ -17,12 +18,13 @@ from forkjoin_server.asgi import App, Json, Message, Receive, Send
 from forkjoin_server.http import cancelling
 from forkjoin_server.http.app_state import client_of, flag_in, settings_of, vllm_config_of
 from forkjoin_server.http.error_bodies import ErrorBodies, texts
-from forkjoin_server.http.generating import Generating, served_tenant
+from forkjoin_server.http.generating import Generating, max_request_tokens, served_tenant
 from forkjoin_server.http.overview import Overview
 from forkjoin_server.request import incoming
 from forkjoin_server.request.incoming import MIB, BodySettings, BodyStalled, BodyTooLarge
+from forkjoin_server.request.scoring import check_scoring, count_parts
 from forkjoin_server.request.shape import read_json
-from forkjoin_server.routes import GENERATING, misplaced, route_of
+from forkjoin_server.routes import GENERATING, SCORING, misplaced, route_of
 
 #: The rest of a body that was not read is not to be taken for another request.
 _CLOSE = [(b"connection", b"close")]
@@ -117,8 +119,29 @@ class BodyMiddleware:
         elif given is not None and KEY in given:
             await own_responses.respond(send, 400, own_responses.error(misplaced(path), path, param=KEY))
         else:
-            # Not ours to judge: vLLM answers a body that is no JSON, and what does not generate.
-            await self.app(scope, incoming.replay(raw, receive), errors.send)
+            # Not ours to judge: vLLM answers a body that is no JSON, and what does not fork.
+            try:
+                if given is not None and path in GENERATING:
+                    self._measure(path, given, len(raw), scope)
+            except Overloaded as error:
+                await entrance.refuse(error, path, send)
+            except BadRequestOptions as error:
+                await own_responses.respond(
+                    send, 400, own_responses.error(str(error), path, param=error.field)
+                )
+            else:
+                await self.app(scope, incoming.replay(raw, receive), errors.send)
+
+    def _measure(self, path: str, given: Json, num_bytes: int, scope: Message) -> None:
+        """Count the prompts that vLLM makes of ``given``. Raises Overloaded or BadRequestOptions."""
+        if (visit := VISIT.get()) is not None:
+            visit.num_families = visit.num_prompts = count_parts(given, path)
+            BACKLOG.announce(visit)
+        client = client_of(scope)
+        if path == SCORING and client is not None and (tokenizer := client.renderer.tokenizer) is not None:
+            max_model_len = client.model_config.max_model_len
+            room = Room(max_model_len, tokenizer.max_chars_per_token)
+            check_scoring(given, num_bytes, room, max_request_tokens(self._settings_of(scope), max_model_len))
 
     async def _pass_on(self, scope: Message, counted: incoming.Counted) -> None:
         """Let the application read a body that is none of ours. Raises BodyTooLarge."""

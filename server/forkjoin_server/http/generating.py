@@ -176,7 +176,12 @@ def _max_tokens(settings: Settings, client: Any) -> int | None:
     """What all answers to a request may come to; no limit of ours where fork/join is off."""
     if settings.dialect is None or client is None:
         return None
-    return settings.max_request_tokens or _MAX_CONTEXTS * client.model_config.max_model_len
+    return max_request_tokens(settings, client.model_config.max_model_len)
+
+
+def max_request_tokens(settings: Settings, max_model_len: int) -> int:
+    """Tokens that one request may come to."""
+    return settings.max_request_tokens or _MAX_CONTEXTS * max_model_len
 
 
 def _presenter(path: str) -> Present:

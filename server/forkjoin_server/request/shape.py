@@ -21,7 +21,10 @@ MAX_BESIDE_PROMPT_BYTES = 64 << 20
 #: Of a number that is sent to an engine, beside its sign.
 MAX_BITS = 63
 #: Where a body has its prompt.
-_PROMPTS = ("messages", "prompt", "input", "token_ids", "tools", "prompt_embeds", "features", "content_parts")
+_PROMPTS = (
+    "messages", "prompt", "input", "token_ids", "tools", "prompt_embeds", "features", "content_parts",
+    "query", "items",
+)  # fmt: skip
 
 #: What JSON calls what Python reads of it.
 _KINDS = {

@@ -15,7 +15,16 @@ from forkjoin_scheduler.request.visits import BACKLOG, VISIT, refuse
 from forkjoin_server.access import preparing
 from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.http.middleware import ForkJoinMiddleware
-from forkjoin_server.routes import BATCH, CHAT, COMPLETIONS, GENERATE, GENERATING, MESSAGES
+from forkjoin_server.routes import (
+    BATCH,
+    CHAT,
+    COMPLETIONS,
+    DECISIONS,
+    GENERATE,
+    GENERATING,
+    MESSAGES,
+    SCORING,
+)
 
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
@@ -42,9 +51,13 @@ class Client:
         self.sent, self.num_read = [], 0
         self._middleware = app if isinstance(app, ForkJoinMiddleware) else ForkJoinMiddleware(app)
         self._path, self._body = path, body or {}
+        #: Of vLLM's application, if there is one.
+        self.state = None
 
     async def ask(self):
         scope = {"type": "http", "method": "POST", "path": self._path, "headers": []}
+        if self.state is not None:
+            scope["app"] = SimpleNamespace(state=self.state, routes=[])
         await self._middleware(scope, self._receive, self._send)
 
     async def _receive(self):
@@ -274,6 +287,8 @@ def test_a_request_is_counted_by_the_answers_and_threads_that_it_asks_for(body, 
         (BATCH, {"prompt": None, "messages": [[{"role": "user", "content": "a"}]] * 9}),
         (CHAT, {"messages": [], "n": "16384.0"}),
         (GENERATE, {"token_ids": [1], "sampling_params": {"n": 16384}}),
+        (SCORING, {"query": [1] * 4000, "items": [[]] * 100_000, "label_token_ids": [1]}),
+        (DECISIONS, {"state": "x", "questions": {f"{number}": {} for number in range(9)}}),
     ],
 )
 def test_too_many_answers_are_refused_before_vllm_makes_prompts_of_them(path, body):
@@ -283,6 +298,39 @@ def test_too_many_answers_are_refused_before_vllm_makes_prompts_of_them(path, bo
     assert client.status == 400
     assert "at most 8 answers in one request" in client.body["error"]["message"]
     assert BACKLOG.waiting.families == 0
+
+
+def _scored(body):
+    """The status for ``body``, on a server with a context of 100 tokens of up to 8 characters."""
+    BACKLOG.bounds = Bounds()
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((VISIT.get().num_families, json.loads((await receive())["body"])))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    tokenizer = SimpleNamespace(max_chars_per_token=8)
+    engine_client = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=100),
+        renderer=SimpleNamespace(tokenizer=tokenizer),
+    )
+    client = Client(app, SCORING, body)
+    client.state = SimpleNamespace(engine_client=engine_client)
+    asyncio.run(client.ask())
+    return client.status, seen
+
+
+def test_items_to_score_are_counted_and_go_to_vllm_as_they_are():
+    body = {"query": "x", "items": ["a", "b", "c"], "label_token_ids": [1]}
+    assert _scored(body) == (200, [(3, body)])
+
+
+@pytest.mark.parametrize(
+    "body", [{"query": "x" * 801, "items": ["a"]}, {"query": [1] * 100, "items": [[]] * 257}]
+)
+def test_items_to_score_that_are_too_much_for_the_event_loop_never_come_to_vllm(body):
+    assert _scored(body) == (400, [])
 
 
 def test_more_answers_than_a_key_may_have_are_refused_before_vllm_makes_prompts_of_them(monkeypatch):
