@@ -299,3 +299,30 @@ def test_a_grammar_that_leads_nowhere_ends_its_request_and_is_no_error_of_ours(s
     counted = httpx.get(f"{server}/metrics", timeout=60).text.splitlines()
     assert [line for line in counted if line.startswith("forkjoin:internal_errors_total") and line[-2:] != " 0"
             and not line.endswith(" 0.0")] == []  # fmt: skip
+
+
+SCORING = {"model": "abacus", "query": "a=17*23", "label_token_ids": [5, 6]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        ("/generative_scoring", SCORING | {"query": [5] * 4000, "items": [[]] * 1_400_000}, "1400000"),
+        ("/generative_scoring", SCORING | {"query": "a" * 60_000_000, "items": ["b"]}, "characters"),
+        ("/v1/completions", {"model": "abacus", "max_tokens": 1, "prompt": ["a"] * 1_000_000}, "1000000"),
+        (f"{CHAT}/batch", ASK | {"prompt": None, "messages": [ASK["messages"]] * 2000}, "2000"),
+        (CHAT, ASK | {"n": "16384.0"}, "16384"),
+    ],
+    ids=["items", "query", "prompts", "chats", "choices"],
+)
+def test_more_answers_than_may_wait_are_refused_at_once(server, path, body, named):
+    answer = httpx.post(f"{server}{path}", content=json.dumps(body), headers=JSON, timeout=60)
+    assert answer.status_code == 400
+    assert named in _message(answer)
+
+
+def test_a_few_items_are_scored(server):
+    answer = httpx.post(
+        f"{server}/generative_scoring", json=SCORING | {"items": [", b=", ", c=", ""]}, timeout=60
+    )
+    assert (answer.status_code, [row["index"] for row in answer.json()["data"]]) == (200, [0, 1, 2])
