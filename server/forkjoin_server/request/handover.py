@@ -26,6 +26,7 @@ import msgspec
 from forkjoin_scheduler.dialects.limits import Limits
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.excerpt import cut, excerpt
+from forkjoin_scheduler.request import visits
 from forkjoin_scheduler.request.compiled import Room, check_chars, check_room, compile_options
 from forkjoin_scheduler.request.options import CompiledOptions, RequestOptions
 from forkjoin_scheduler.settings import COMPILED, KEY, Settings
@@ -173,6 +174,13 @@ def install(client: Any) -> None:
                 check_prompt(asked.options.given, _tokens_of(engine_input, "continues_tree"), None)
         return engine_input
 
+    def generate_or_refuse(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return generate_as_asked(*args, **kwargs)
+        except BadRequestOptions as error:
+            visits.refuse(error)  # /v1/responses has begun its stream by now
+            raise
+
     def generate_as_asked(prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
         _check_integers(sampling_params)
         given = sampling_params.extra_args or {}
@@ -197,7 +205,7 @@ def install(client: Any) -> None:
         return asked.trees.gathering(request_id, sampling_params, outputs)
 
     renderer.process_for_engine_async = process_for_engine_async
-    client.generate = generate_as_asked
+    client.generate = generate_or_refuse
 
 
 def _tokens_of(engine_input: Any, asked: str = "return_tree") -> list[int]:

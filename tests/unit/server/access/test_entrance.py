@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from vllm import SamplingParams
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant, Visit
@@ -15,6 +16,7 @@ from forkjoin_scheduler.request.visits import BACKLOG, VISIT, refuse
 from forkjoin_server.access import preparing
 from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.http.middleware import ForkJoinMiddleware
+from forkjoin_server.request.handover import install
 from forkjoin_server.routes import (
     BATCH,
     CHAT,
@@ -23,6 +25,7 @@ from forkjoin_server.routes import (
     GENERATE,
     GENERATING,
     MESSAGES,
+    RESPONSES,
     SCORING,
 )
 
@@ -168,6 +171,29 @@ def test_events_before_the_engine_is_asked_do_not_begin_a_stream_that_is_refused
     assert client.body["error"] == {
         "message": "the grammar: expected another", "type": "BadRequestError", "param": "text", "code": 400
     }  # fmt: skip
+
+
+def test_what_is_found_wrong_after_a_stream_has_begun_is_a_400():
+    """As on ``/v1/responses``, where vLLM asks the engine inside its stream."""
+    engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=100), generate=None)
+    engine.renderer = SimpleNamespace(process_for_engine_async=None)
+    install(engine)
+    params = SamplingParams()
+    params.top_k = 2**63
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+        await send({"type": "http.response.body", "body": b"event: created", "more_body": True})
+        try:
+            engine.generate({"type": "token"}, params, "r")
+        except BadRequestOptions as error:  # as Starlette has it
+            raise RuntimeError("Caught handled exception, but response already started.") from error
+
+    client = Client(app, RESPONSES, {"input": "x", "stream": True})
+    asyncio.run(client.ask())
+    assert client.status == 400
+    assert client.body["error"]["message"].startswith("top_k: expected an integer of at most 63 bits")
 
 
 def test_events_before_the_engine_is_asked_come_in_their_order():
