@@ -293,6 +293,11 @@ class Backlog:
         """Whether it waits or runs."""
         return request_id in self._families
 
+    def tenant_of(self, request_id: str) -> str | None:
+        """The id of the tenant whose it is; None if it neither waits nor runs."""
+        family = self._families.get(request_id)
+        return None if family is None else family.visit.tenant.id
+
     # ---- accounts ------------------------------------------------------------------------------
 
     def _count(self, tenant: str, load: Load, families: int, tokens: int = 0) -> None:

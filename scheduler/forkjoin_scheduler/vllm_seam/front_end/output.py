@@ -99,11 +99,18 @@ class ForkJoinOutputProcessor(OutputProcessor):
         return super().process_outputs(plain, *args, **kwargs)
 
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
-        """Abort requests, also by the ids that their clients gave, which our key stands after."""
+        """Abort requests, also by the ids that their clients gave, which our key stands after.
+
+        A client that asks for it aborts the requests of its own API key; other ids are nobody's.
+        """
         ids = list(request_ids)
         if not internal:
             given = set(ids)
             ids += [i for i in self.external_req_ids if i not in given and without_key(i) in given]
+            if (visit := VISIT.get()) is not None:
+                internal_ids = [i for name in ids for i in self.external_req_ids.get(name, ())]
+                ids = [i for i in internal_ids if BACKLOG.tenant_of(i) == visit.tenant.id]
+                internal = True
         aborted: list[str] = super().abort_requests(ids, internal)
         for request_id in aborted:
             BACKLOG.has_ended(request_id)
@@ -192,15 +199,25 @@ def _place(core_request: EngineCoreRequest, engine: int | None) -> None:
 
 def _num_prefilled(request: EngineCoreRequest) -> int:
     """Tokens that ``request`` comes with: its prompt, and what the tree has that it goes on from."""
-    extra_args = None if request.sampling_params is None else request.sampling_params.extra_args
-    given = ((extra_args or {}).get(COMPILED) or {}).get("given")
+    given = _given_of(request)
     num_given = 0 if given is None else num_tokens_of(given)  # in the event loop, for each of ``n`` again
     return len(request.prompt_token_ids or ()) + num_given
 
 
+def _given_of(request: EngineCoreRequest) -> Any:
+    """The tree that ``request`` goes on from, as it is sent; None if there is none."""
+    extra_args = None if request.sampling_params is None else request.sampling_params.extra_args
+    return ((extra_args or {}).get(COMPILED) or {}).get("given")
+
+
 def _prompt_of(request: EngineCoreRequest) -> tuple[object, ...] | None:
-    """What tells the prompt of ``request`` from others; None if its tokens alone do not."""
+    """What tells the prompt of ``request`` from others; None if its tokens alone do not.
+
+    A tree that it goes on from is prefilled with them, and may differ among equal prompts.
+    """
     if request.mm_features or request.prompt_embeds is not None or request.prompt_token_ids is None:
+        return None
+    if _given_of(request) is not None:
         return None
     return (
         request.cache_salt,

@@ -6,13 +6,17 @@ import asyncio
 import json
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from vllm import SamplingParams
 
 from forkjoin_scheduler.errors import BadRequestOptions, Overloaded
 from forkjoin_scheduler.policy.backlog import Backlog, Bounds, Expected, Tenant, Visit
 from forkjoin_scheduler.publish.events import Load
+from forkjoin_scheduler.request.given import OPEN, Given, Part, Stretch
+from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.request.visits import BACKLOG, VISIT, refuse
+from forkjoin_scheduler.settings import COMPILED
 from forkjoin_server.access import preparing
 from forkjoin_server.access.preparing import AT_A_TIME
 from forkjoin_server.http.middleware import ForkJoinMiddleware
@@ -455,6 +459,42 @@ def test_with_a_cache_of_its_own_a_key_names_no_other_whatever_salt_it_gives(pro
     VISIT.set(None)
     assert len(salts) == 4
     assert not salts & {None, "mine"}
+
+
+def test_a_key_aborts_its_own_requests_and_no_others(processor):
+    async def ask(tenant, ids):
+        VISIT.set(Visit(Tenant(tenant)))
+        return await asyncio.create_task(abort(ids))  # as vLLM's route does
+
+    async def abort(ids):
+        return processor.abort_requests(ids, internal=False)
+
+    BACKLOG.bounds = Bounds()
+    names = {name: f"{name}-fj{'0' * 32}" for name in ("chatcmpl-job-1", "chatcmpl-job-2")}
+    VISIT.set(Visit(Tenant("alice")))
+    for number, name in enumerate(names.values()):
+        request = _request(f"internal-{number}")
+        request.external_req_id = name
+        processor.add_request(request, None)
+    VISIT.set(None)
+    assert asyncio.run(ask("bob", ["chatcmpl-job-1", names["chatcmpl-job-1"]])) == []
+    assert asyncio.run(ask("alice", ["chatcmpl-job-1"])) == ["internal-0"]
+    # as where a client has hung up
+    assert processor.abort_requests(["internal-1"], internal=True) == ["internal-1"]
+    assert not processor.request_states
+    assert not processor.external_req_ids
+    assert BACKLOG.num_families == 0
+
+
+def test_trees_of_a_group_are_each_counted_while_they_wait(processor):
+    given = Given([1, 2, 3], {"": [Stretch([Part([7] * 5)], OPEN)]})
+    extra_args = {COMPILED: msgspec.to_builtins(CompiledOptions(given=given))}
+    BACKLOG.bounds = Bounds()
+    VISIT.set(Visit(Tenant(), num_families=2, group="g"))
+    for name in ("a", "b"):
+        processor.add_request(_request(name, extra_args=dict(extra_args), max_tokens=10), None)
+    VISIT.set(None)
+    assert BACKLOG.waiting.tokens == 2 * (3 + 5 + 10)
 
 
 def test_what_the_engine_expects_is_what_it_has_told(processor):
