@@ -59,6 +59,8 @@ def prepare(
         _check_may_fork(asked, sampling_of(body, path), options, settings, reasons)
     elif instruction := _instruction(sampling_of(body, path), options, settings, reasons):
         body = with_instruction(body, path, instruction)
+    if sampling_of(body, path).get("use_beam_search"):
+        options = options.model_copy(update={"enabled": False})  # each step is a request to the engine
     if path == RESPONSES:
         _prepare_responses(body, key)
     return body, options

@@ -2,7 +2,7 @@
 
 vLLM's handlers know nothing of it. So the middleware leaves it in a context variable of the task that serves
 the request, and where vLLM renders a prompt and calls the engine, it is checked against that prompt and
-attached. Whatever else calls the engine attaches nothing. What a client has put there itself is refused by
+attached. Whatever else calls the engine does not fork. What a client has put there itself is refused by
 ``field.py``, and never gets past here.
 
 Patch: ``process_for_engine_async`` of the engine client's renderer, and the client's ``generate``.
@@ -39,6 +39,8 @@ from forkjoin_server.vllm_seam.request.reasoning import has_reasoning_parser, wh
 from forkjoin_server.vllm_seam.request.trees import engine_of
 
 DEFAULTS = Settings()
+#: What the engine gets of a request that is not to fork: a step of a beam search, a text to score.
+NO_FORKS = {"enabled": False}
 
 
 @dataclass
@@ -185,7 +187,7 @@ def install(client: Any) -> None:
         _check_integers(sampling_params)
         given = sampling_params.extra_args or {}
         others = {name: value for name, value in given.items() if name not in (KEY, COMPILED)}
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = NO_FORKS
         if (asked := _ASKED.get()) is not None:
             _check_room(asked.options, prompt, max_model_len)
             _check_forks(client, asked.options, prompt, sampling_params, kwargs)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import vllm
 from vllm import RequestOutput, SamplingParams
+from vllm.entrypoints.generate.beam_search.utils import BeamSearchOutput
 from vllm.outputs import CompletionOutput
 
 from forkjoin_scheduler.dialects.dialect import Dialect
@@ -22,7 +23,7 @@ from forkjoin_scheduler.settings import COMPILED, KEY, TREE, Settings
 from forkjoin_scheduler.vllm_seam.compat import worker_of
 from forkjoin_server.flag_values import dest_of
 from forkjoin_server.request.continuing import check_prompt, continued
-from forkjoin_server.request.handover import budget_of, width_in_answers
+from forkjoin_server.request.handover import NO_FORKS, budget_of, width_in_answers
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.start.dialect_choice import choose
 from forkjoin_server.start.flags import SCHEDULER
@@ -45,6 +46,9 @@ class LLM(vllm.LLM):
         answer = outputs[0].outputs[0]
         print(answer.text, answer.tree.draw())
     """
+
+    #: Whether the requests that are added may fork.
+    _may_fork = True
 
     def __init__(
         self,
@@ -112,6 +116,14 @@ class LLM(vllm.LLM):
         first = self.request_counter.counter
         return self._with_trees(super().chat(messages, params, *args, **options), params, first)
 
+    def beam_search(self, *args: Any, **options: Any) -> list[BeamSearchOutput]:
+        """As vLLM's ``beam_search``. Nothing forks: each of its steps is a request."""
+        self._may_fork = False
+        try:
+            return super().beam_search(*args, **options)
+        finally:
+            self._may_fork = True
+
     def _params(self, given: Params, forkjoin: Asked, num: int) -> list[SamplingParams]:
         """The parameters of each of ``num`` requests, with what it asks of fork/join.
 
@@ -151,6 +163,8 @@ class LLM(vllm.LLM):
         return continued(tree, options, self._settings, engine, self.model_config.get_vocab_size())
 
     def _add_request(self, prompt: Any, params: Any, *args: Any, **options: Any) -> str:
+        if not self._may_fork:
+            params.extra_args = (params.extra_args or {}) | {COMPILED: NO_FORKS}
         asked = (getattr(params, "extra_args", None) or {}).get(COMPILED)
         if asked is not None and "given" in asked:
             compiled = msgspec.convert(asked, CompiledOptions)

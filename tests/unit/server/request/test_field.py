@@ -32,6 +32,14 @@ def test_the_field_is_taken_out_of_what_vllm_reads():
     assert options == parse_options({"max_forks": 1})
 
 
+@pytest.mark.parametrize(("name", "route"), [("ssft", CHAT), ("threadweaver", COMPLETIONS)])
+def test_a_beam_search_does_not_fork(name, route):
+    settings = Settings.of(load(name), {})
+    assert prepare({}, route, "k", settings)[1].enabled
+    assert prepare({"use_beam_search": False}, route, "k", settings)[1].enabled
+    assert not prepare({"use_beam_search": True}, route, "k", settings)[1].enabled
+
+
 def test_include_threads_in_stream_options_is_taken_out_of_them():
     body, options = prepare({"stream_options": SHOWN | {"include_usage": True}}, CHAT, "k")
     assert options.include_threads

@@ -123,8 +123,13 @@ def test_the_engine_gets_what_is_asked_beside_what_the_client_gave(client):
 
 def test_a_request_that_asks_for_nothing_is_vllms_own(client):
     _generate(client, Asked(CompiledOptions()))
-    client.generate({}, _params(), "r")
-    assert client.calls == [None, None]
+    assert client.calls == [None]
+
+
+def test_a_request_of_a_route_that_is_none_of_ours_does_not_fork(client):
+    """As those of ``/generative_scoring``: a dialect would fork them after their prompt."""
+    client.generate({}, _params(extra_args={"mine": 1}), "r")
+    assert client.calls == [{"mine": 1, "forkjoin_compiled": {"enabled": False}}]
 
 
 @pytest.mark.parametrize("given", [{"enabled": False}, "{}", None, 3])
@@ -134,7 +139,11 @@ def test_nothing_of_ours_comes_from_a_client_by_whatever_route(client, given):
     _generate(client, Asked(CompiledOptions()), _params(extra_args=forged | {"mine": 1}))
     asked = Asked(CompiledOptions(max_forks=2))
     _generate(client, asked, _params(extra_args=dict(forged)))
-    assert client.calls == [None, {"mine": 1}, {"forkjoin_compiled": {"max_forks": 2}}]
+    assert client.calls == [
+        {"forkjoin_compiled": {"enabled": False}},
+        {"mine": 1},
+        {"forkjoin_compiled": {"max_forks": 2}},
+    ]
 
 
 def test_a_task_that_serves_the_request_later_hands_over_the_same(client):
@@ -203,7 +212,7 @@ def test_a_fork_after_images_is_handed_over_unless_threads_cannot_share_them(cli
 
 @pytest.mark.parametrize("name", ["top_k", "thinking_token_budget", "seed"])
 def test_a_number_that_cannot_be_sent_to_an_engine_is_refused_before_vllm_has_it_in_its_books(client, name):
-    client.generate({"type": "token"}, _params(**{name: 2**63 - 1}), "r")
+    _generate(client, Asked(CompiledOptions()), _params(**{name: 2**63 - 1}))
     with pytest.raises(BadRequestOptions, match=rf"^{name}: expected an integer of at most 63 bits, got 922"):
         client.generate({"type": "token"}, _params(**{name: 2**63}), "r")
     assert client.calls == [None]

@@ -62,6 +62,22 @@ def test_an_answer_of_which_nothing_was_recorded_has_its_tokens_as_its_tree(llm)
     assert llm._processor.builders == {}
 
 
+def test_a_beam_search_does_not_fork(monkeypatch):
+    """Each of its steps adds requests; vLLM's own of later calls may fork again."""
+    added = []
+    monkeypatch.setattr(vllm.LLM, "_add_request", lambda _, prompt, params: added.append(params.extra_args))
+
+    def step(self, prompts):
+        for _ in prompts:
+            self._add_request({}, SamplingParams())
+
+    monkeypatch.setattr(vllm.LLM, "beam_search", step)
+    llm = object.__new__(LLM)
+    llm.beam_search(["a"])
+    llm._add_request({}, SamplingParams())
+    assert added == [{COMPILED: {"enabled": False}}, None]
+
+
 # ---- going on from a tree ----------------------------------------------------------------------
 
 GIVEN = Given([1], {"/0.0": [Stretch([Part([7] * 15)], OPEN)], "/0.1": [Stretch([Part([8] * 15)], OPEN)]})
