@@ -102,8 +102,7 @@ class Feeds:
         """Hand on ``events`` of ``engine``; the request's id is None where it is gone already."""
         known_by = external_request_id or ""
         # An id without a key, of a response in the background, ends in vLLM's count of turns.
-        names = [key] if (key := key_in(known_by)) else [known_by, known_by.rpartition("_")[0]]
-        queue = next((self._queues[name] for name in names if name in self._queues), None)
+        queue = self._queues.get(key_in(known_by) or known_by.rpartition("_")[0])
         for event in events:
             for observe in self.observers:
                 try:

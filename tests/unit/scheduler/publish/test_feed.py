@@ -38,6 +38,16 @@ def test_events_go_to_the_feed_of_their_request_and_to_all_observers():
     assert seen == [("forked", 1), ("joined", 0)]
 
 
+def test_events_of_a_response_in_the_background_go_to_its_own_feed():
+    """vLLM numbers its turns behind the id that its client chose, which may be that of another's turn."""
+    feeds, event = Feeds(), Joined(parent_index=-1, prefilled_tokens=0)
+    job, other = feeds.subscribe("job"), feeds.subscribe("job_0")
+    feeds.publish("job_0", [event], 0)
+    assert (job.qsize(), other.qsize()) == (1, 0)
+    feeds.publish("job_0_0", [event], 0)
+    assert (job.qsize(), other.qsize()) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("given", "known"),
     [
