@@ -111,8 +111,8 @@ JavaScript rounds.
 With `forkjoin.stream_segments`, a stream sends each segment when nothing changes it any more, in a chunk of its own before the next one of
 the answer: `choices[].segments`, each with its `number` in the tree and its `segment`. On `/v1/responses` the event
 `response.forkjoin.segments` has them, with a `sequence_number` as all events there. The `tree` at the end then has `null` in the place of
-each segment that was sent. The Python and the TypeScript client put the tree together. Where a stitched join closes a thread, its
-`finish_reason` may stand in a segment before its last.
+each segment that was sent. The Python and the TypeScript client put the tree together. The last segment of
+a thread comes when the thread has joined.
 
 A request goes on from the tree of an answer that was cut off with [`continues_tree`](offline.md#go-on-from-a-tree).
 

@@ -58,14 +58,28 @@ class TreeBuilder:
                     self._voted = index
 
     def take_ended(self) -> list[tuple[int, Segment]]:
-        """Segments that have ended since this was asked last, with their numbers: nothing changes them."""
-        last = {segment.thread: number for number, segment in enumerate(self._segments)}
+        """Segments that have ended since this was asked last, with their numbers: nothing changes them.
+
+        The last one of a thread has ended when its parent goes on: a stitched join may close the thread with
+        another one.
+        """
+        last, forked_by = dict[int, int](), dict[int, int | None]()
+        for number, segment in enumerate(self._segments):
+            last[segment.thread] = number
+            forked_by.setdefault(segment.thread, segment.forked_by)
+
+        def has_joined(thread: int) -> bool:
+            parent = forked_by[thread]
+            if thread not in self._ends or parent is None:
+                return False
+            return last[self._segments[parent].thread] > last[thread]
+
         ended = []
         for number, segment in enumerate(self._segments):
-            is_last, end = last[segment.thread] == number, self._ends.get(segment.thread)
-            if number not in self.taken and (not is_last or end is not None):
-                segment.finish_reason = end if is_last else None
-                segment.title = self._titles.get(segment.thread, "")
+            thread, is_last = segment.thread, last[segment.thread] == number
+            if number not in self.taken and (not is_last or has_joined(thread)):
+                segment.finish_reason = self._ends[thread] if is_last else None
+                segment.title = self._titles.get(thread, "")
                 ended.append((number, segment))
         self.taken.update(number for number, _ in ended)
         return ended

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
+
 from forkjoin import JoinedThread
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.publish.events import (
@@ -74,6 +78,32 @@ def test_of_a_request_that_ended_in_the_middle_there_is_the_tree_so_far():
     assert [(s.token_ids, s.finish_reason) for s in tree.segments] == [
         ([1, 2, 4], "stop"), ([6, 7, 8], "cancelled"), ([6], "cancelled"),
     ]  # fmt: skip
+
+
+#: A stitched join closes each thread with a segment.
+STITCHED = [
+    *JOIN[:2],
+    SegmentBegan(segment=3, index=0, token_ids=[20], position=6, parent=1, fork_offset=3),
+    SegmentBegan(segment=4, index=1, token_ids=[20], position=4, parent=2, fork_offset=1),
+    SegmentBegan(
+        segment=5, index=-1, token_ids=[9], position=7, parent=0, fork_offset=3,
+        joined=[Joins(segment=3, num_tokens=1, num_skipped=0), Joins(segment=4, num_tokens=1, num_skipped=0)],
+    ),
+    SegmentWrote(segment=5, token_ids=[10]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("events", [[*FORK, *JOIN], [*FORK, *STITCHED], FORK, [*FORK, *JOIN[:2]]])
+def test_segments_that_are_taken_as_they_end_are_those_of_the_whole_tree(events):
+    builder, taken = TreeBuilder(), {}
+    for event in events:
+        builder.hear([event])
+        taken |= {number: copy.deepcopy(segment) for number, segment in builder.take_ended()}
+    whole = built(*events).tree([], "stop").segments
+    assert taken == {number: whole[number] for number in builder.taken}
+    # left are the last of the root, and those of threads that did not join
+    has_joined = len(whole) > 3
+    assert len(whole) - len(taken) == (1 if has_joined else 3)
 
 
 def test_a_tree_says_whose_text_a_vote_made_the_answer():

@@ -111,7 +111,7 @@ def test_segments_are_shown_as_they_end_and_the_tree_has_the_others():
 
     outputs = [show, begins, show, ends, show, joins, show, show, output(told(0, [7], "stop"))]
     gather(trees, "r", *outputs)
-    assert shown == [[], [], [2], [0], []]
+    assert shown == [[], [], [], [0, 2], []]
     segments = trees.ended[0]["segments"]
     assert [segment and segment["token_ids"] for segment in segments] == [None, [5], None, [5, 6]]
 
