@@ -47,6 +47,6 @@ def route_of(path: str, body: Json) -> str | None:
     """
     if path != INVOCATIONS:
         return path if path in PATHS else None
-    if "messages" in body:
+    if isinstance(body.get("messages"), list):
         return CHAT
     return COMPLETIONS if "prompt" in body or "prompt_embeds" in body else None

@@ -220,7 +220,12 @@ def test_the_events_of_a_request_are_its_own_whatever_id_its_client_gives(path, 
 
 @pytest.mark.parametrize(
     ("body", "field"),
-    [({"messages": []}, "threads"), ({"prompt": "x"}, None), ({"prompt_embeds": "x"}, None)],
+    [
+        ({"messages": []}, "threads"),
+        ({"prompt": "x"}, None),
+        ({"prompt_embeds": "x"}, None),
+        ({"messages": None, "prompt": "x"}, None),
+    ],
 )
 def test_invocations_are_the_route_that_takes_their_body(body, field):
     usage = {"completion_tokens": 11, "total_tokens": 21}
