@@ -21,7 +21,7 @@ ADDRESS = "http://localhost:8000"
 #: The variables that stand in for arguments.
 URL_VARIABLE, KEY_VARIABLE = "FORKJOIN_CLIENT_URL", "FORKJOIN_CLIENT_API_KEY"
 #: No answer begins while its request waits for room, and no byte comes while a join is computed.
-TIMEOUT = httpx.Timeout(600, connect=10)
+TIMEOUT = httpx.Timeout(600, connect=10, pool=None)
 
 Messages = str | Sequence[Mapping[str, Any]]
 

@@ -40,6 +40,9 @@ _LOST = (
     httpx.RemoteProtocolError,
 )
 
+#: A rollout asks for hundreds of answers at once. How many run is for the server to say.
+_LIMITS = httpx.Limits(max_connections=None)
+
 _T = TypeVar("_T")
 
 
@@ -146,7 +149,7 @@ class Client(_Client):
     ) -> None:
         super().__init__(base_url, api_key, retries)
         self._owns = http is None
-        self._http = http or httpx.Client(timeout=timeout)
+        self._http = http or httpx.Client(timeout=timeout, limits=_LIMITS)
 
     def stream(self, messages: Messages, *, forkjoin: ForkJoin | None = None, **body: Any) -> EventStream:
         """Ask ``messages`` and get the answer's events; use it in ``with``.
@@ -237,7 +240,7 @@ class AsyncClient(_Client):
     ) -> None:
         super().__init__(base_url, api_key, retries)
         self._owns = http is None
-        self._http = http or httpx.AsyncClient(timeout=timeout)
+        self._http = http or httpx.AsyncClient(timeout=timeout, limits=_LIMITS)
 
     async def stream(
         self, messages: Messages, *, forkjoin: ForkJoin | None = None, **body: Any

@@ -324,6 +324,35 @@ def test_the_options_in_typescript_are_those_that_the_server_takes(name, of_the_
 # ---- on a real socket ----------------------------------------------------------------------
 
 
+def test_so_many_answers_run_at_once_as_are_asked_for():
+    """The server answers when all have asked."""
+    num, asked = 150, []
+
+    async def run():
+        all_have = asyncio.Event()
+
+        async def answer(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            asked.append(writer)
+            if len(asked) == num:
+                all_have.set()
+            await all_have.wait()
+            body = json.dumps(WHOLE).encode()
+            head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            writer.write(head + body)
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=num)
+        host, port = server.sockets[0].getsockname()
+        async with server, AsyncClient(f"http://{host}:{port}") as client:
+            answers = asyncio.gather(*(client.ask("x") for _ in range(num)))
+            return await asyncio.wait_for(answers, 30)
+
+    assert [answer.content for answer in asyncio.run(run())] == ["hi"] * num
+
+
 @pytest.fixture
 def stalled():
     """A server that writes one chunk and then nothing; its address, and an event set once its client is gone."""
