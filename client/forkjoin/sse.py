@@ -15,12 +15,17 @@ class SseDecoder:
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        #: The pieces of a line that has not ended. One of a large tree may be megabytes long.
+        self._rest: list[bytes] = []
         self._data: list[bytes] = []
 
     def feed(self, received: bytes) -> list[str]:
         """The data of each event that ``received`` completes. Raises StreamBroken for what is no UTF-8."""
-        *lines, self._rest = (self._rest + received).split(b"\n")
+        self._rest.append(received)
+        if b"\n" not in received:
+            return []
+        *lines, rest = b"".join(self._rest).split(b"\n")
+        self._rest = [rest]
         events = []
         for line in lines:
             field, _, value = line.removesuffix(b"\r").partition(b":")
