@@ -131,11 +131,19 @@ export class Assembler {
   }
 }
 
-/** Events of chunks from anywhere: of this client, or of a stream of the `openai` package. */
+/**
+ * Events of chunks from anywhere: of this client, or of a stream of the `openai` package.
+ *
+ * Throws `StreamBroken` if the chunks end before the answer has.
+ */
 export async function* eventsOf(chunks: AsyncIterable<Chunk>): AsyncGenerator<ForkJoinEvent> {
   const answer = new Assembler();
   for await (const chunk of chunks) yield* answer.take(chunk);
-  yield answer.finish();
+  const finished = answer.finish();
+  if (finished.finishReason === null) {
+    throw new StreamBroken("expected a finish_reason, got the end of the stream: the answer is cut; ask again");
+  }
+  yield finished;
 }
 
 function groupBy<T>(items: T[], keyOf: (item: T) => string): Map<string, T[]> {

@@ -17,15 +17,21 @@ export async function* eventData(bytes: ReadableStream<Uint8Array>): AsyncGenera
 async function* lines(bytes: ReadableStream<Uint8Array>): AsyncGenerator<string> {
   const reader = bytes.getReader();
   const decoder = new TextDecoder();
-  let rest = "";
+  // Of a line that has not ended. One of a large tree may be megabytes long, so its pieces are joined once.
+  let pieces: string[] = [];
+  let mayEnd = false;
   try {
     for (;;) {
       const { done, value } = await reader.read();
-      rest += done ? decoder.decode() : decoder.decode(value, { stream: true });
+      const piece = done ? decoder.decode() : decoder.decode(value, { stream: true });
+      pieces.push(piece);
+      if (!done && !mayEnd && !/[\r\n]/.test(piece)) continue;
+      const rest = pieces.join("");
       // A CR at the very end may be half of a CRLF: it waits for the next piece.
-      const complete = done ? rest.length : rest.endsWith("\r") ? rest.length - 1 : rest.length;
+      mayEnd = rest.endsWith("\r");
+      const complete = !done && mayEnd ? rest.length - 1 : rest.length;
       const parts = rest.slice(0, complete).split(/\r\n|\n|\r/);
-      rest = (parts.pop() ?? "") + rest.slice(complete);
+      pieces = [(parts.pop() ?? "") + rest.slice(complete)];
       yield* parts;
       if (done) return;
     }

@@ -76,6 +76,11 @@ test("text in the reasoning field is told apart from the answer", async () => {
   });
 });
 
+test("chunks that end before the answer has are a broken stream", async () => {
+  const cut = (async function* () { yield chunk({ content: "ab" }); })();
+  await assert.rejects(gather(eventsOf(cut)), /StreamBroken: expected a finish_reason/);
+});
+
 test("choices beside the first and empty texts bring nothing", () => {
   const other: Chunk = { choices: [{ index: 1, delta: { content: "x" } }] };
   assert.deepEqual(taken(other, chunk({ content: "" }), chunk({ role: "assistant" }), { choices: [] }), []);

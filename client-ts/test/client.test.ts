@@ -9,6 +9,8 @@ import { type Retry, retryAfterS } from "../src/retry.js";
 const ASK = { model: "m", messages: [{ role: "user", content: "?" }] };
 const CHUNK = `data: {"choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n`;
 const DONE = "data: [DONE]\n\n";
+/** How a whole answer ends. */
+const END = `data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n${DONE}`;
 
 type Answer = (response: ServerResponse, request: IncomingMessage) => void;
 
@@ -42,7 +44,7 @@ function refuses(status: number, message: string, headers: Record<string, string
 }
 
 test("an overloaded server is asked again after as long as it wants", async (t) => {
-  const { baseUrl, asked } = await serving(t, refuses(503, "full", { "retry-after": "0" }), streams(CHUNK, DONE));
+  const { baseUrl, asked } = await serving(t, refuses(503, "full", { "retry-after": "0" }), streams(CHUNK, END));
   const retries: Retry[] = [];
   const answer = await new ForkJoin({ baseUrl }).complete(ASK, { onRetry: (r) => retries.push(r) });
   assert.equal(answer.content, "x");
@@ -164,7 +166,7 @@ test("the key is sent, the threads are asked for, and unknown fields pass", asyn
   let key: string | undefined;
   const { baseUrl } = await serving(t, (response, request) => {
     key = request.headers.authorization;
-    streams(DONE)(response, request);
+    streams(END)(response, request);
   });
   const keep: typeof fetch = (url, init) => {
     body = String(init?.body);

@@ -24,6 +24,26 @@ for (const size of [1, 2, 3, 7, 1000]) {
   });
 }
 
+test("a long line is put together once", async () => {
+  const size = 4096;
+  const num = 4000;
+  const piece = new TextEncoder().encode("x".repeat(size));
+  let left = num;
+  const long = new ReadableStream<Uint8Array>({
+    pull: (controller) => {
+      if (left === num) controller.enqueue(new TextEncoder().encode("data: "));
+      if (left-- > 0) return controller.enqueue(piece);
+      controller.enqueue(new TextEncoder().encode("\n\n"));
+      controller.close();
+    },
+  });
+  const began = process.cpuUsage();
+  const [data] = await gather(eventData(long));
+  assert.equal(data?.length, num * size);
+  const { user } = process.cpuUsage(began);
+  assert.ok(user < 3e6, `${user} µs`);
+});
+
 test("an event without its blank line is dropped", async () => {
   assert.deepEqual(await gather(eventData(bytes("data: a\n\ndata: b", 4))), ["a"]);
 });
