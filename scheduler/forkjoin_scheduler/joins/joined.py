@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -127,11 +128,17 @@ def plan_join(
 
 
 def cut_last(opens: str, context: Sequence[int], tokenizer: Tokenizer) -> tuple[int, list[int]]:
-    """How many tokens stand before the last ``opens``, and the text of a token that reaches into it."""
-    if opens not in tokenizer.decode(list(context)):
+    """How many tokens stand before the last ``opens``, and the text of a token that reaches into it.
+
+    This runs between steps, and a call may be thousands of tokens: it is decoded few times.
+    """
+
+    def decoded(keep: int) -> str:
+        return tokenizer.decode(list(context[keep:]))
+
+    # A longer end of the context has all that a shorter one has, also of texts of several tokens.
+    num_with = bisect_left(range(len(context)), True, key=lambda keep: opens not in decoded(keep))
+    if not num_with:
         return len(context), []
-    for keep in range(len(context) - 1, -1, -1):
-        before, found, _ = tokenizer.decode(list(context[keep:])).partition(opens)
-        if found:
-            return keep, tokenizer.encode(before)
-    return len(context), []
+    keep = num_with - 1
+    return keep, tokenizer.encode(decoded(keep).partition(opens)[0])

@@ -14,6 +14,7 @@ from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.joined import (
     body,
     close_block_ids,
+    cut_last,
     end_policy,
     joined_ids,
     last_match,
@@ -358,3 +359,30 @@ def test_a_call_that_is_not_there_is_not_looked_for_in_every_tail_of_the_context
     tokenizer.decode = lambda ids: decoded.append(len(ids)) or decode(ids)
     _rewritten(calling, tokenizer, [ord("a")] * 1000, "x")
     assert sum(decoded) < 20 * 1000
+
+
+@pytest.mark.parametrize("written", ["", "a", "a<call>b<call>", "é<call>", "a<call>é", "é é<call>x<call"])
+@pytest.mark.parametrize("pieces", [[], ["<", "call>"], ["a<", "é<ca", "é", "<call>x"]])
+def test_what_is_cut_begins_at_the_last_call_however_tokens_stand_to_it(piece_tokenizer, written, pieces):
+    """Without pieces é is two tokens, which are a letter only together."""
+    tokenizer, called = piece_tokenizer(pieces), "é<call>"
+    context = tokenizer.encode(f"Q {written}")
+    keep, before = cut_last(called, context, tokenizer)
+    before_call, found, _ = f"Q {written}".rpartition(called)
+    assert tokenizer.decode([*context[:keep], *before]) == (before_call if found else f"Q {written}")
+    assert not found or called in tokenizer.decode(context[keep:])
+    assert called not in tokenizer.decode(context[keep + 1 :])
+
+
+def test_a_long_call_is_decoded_few_times(piece_tokenizer):
+    """Each time takes as long as the call is, and the engine's steps wait meanwhile."""
+    tokenizer, lengths = piece_tokenizer([]), []
+    context = tokenizer.encode("Q" * 1000 + "<call>" + "x" * 7000)
+
+    def decode(ids):
+        lengths.append(len(ids))
+        return piece_tokenizer([]).decode(ids)
+
+    tokenizer.decode = decode
+    assert cut_last("<call>", context, tokenizer) == (1000, [])
+    assert len(lengths) <= 2 + len(context).bit_length()
