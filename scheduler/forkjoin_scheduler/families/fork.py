@@ -279,7 +279,8 @@ def _outlines(
 
 def _resolved(rule: str, announced: list[Announced], text: str) -> list[Announced]:
     """What ``rule`` makes of the messages; threads of which it can't make anything are left out."""
-    made = [(one, RULES[rule](text, one.message)) for one in announced]
+    resolve = RULES[rule](text)
+    made = [(one, resolve(one.message)) for one in announced]
     return [replace(one, resolved=resolved) for one, resolved in made if resolved is not None]
 
 

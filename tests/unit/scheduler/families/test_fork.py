@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from forkjoin_scheduler.dialects.assembly import RULES
 from forkjoin_scheduler.dialects.dialect import Outline
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.dialects.limits import Limits
@@ -332,3 +333,21 @@ def test_empty_lines_cost_skeletons_outline_no_time():
     # each was searched through to the last of them: a second for 8,000
     outline = load("skeleton").outline
     assert [a.number for a in read_outlines(outline, "\n" * 100_000 + " 1. a\n2) b")] == ["1", "2"]
+
+
+def test_a_dialects_rule_reads_the_context_once_however_many_outlines_name_it(byte_tokenizer, monkeypatch):
+    dialect, reads, rule = load("apr"), [], RULES["countdown_node"]
+
+    def counted(*given):
+        reads.append(given)
+        return rule(*given)
+
+    monkeypatch.setitem(RULES, "countdown_node", counted)
+    nodes = [f"Moving to Node #{n}\nCurrent State: 9:[{n}], Operations: []\n" for n in range(40)]
+    calls = [f"<Start Sub Search {n} at level 1> Moving to Node #{n}\n" for n in range(40)]
+    text = "".join([*nodes, "<Calling Sub Searches>\n", *calls, "<End Calling Sub Searches>\n"])
+    plan = _plan(dialect, byte_tokenizer([]), text)
+    assert plan == Refusal("too_many_threads", dialect.policies.too_many_threads)
+    assert len(reads) == 1
+    plan = _plan(dialect, byte_tokenizer([]), text, Limits(max_threads_per_fork=40))
+    assert byte_tokenizer([]).decode(list(plan.threads[7].header_ids)) == f"<s>{nodes[7].rstrip()}"
