@@ -108,6 +108,10 @@ _REFUSED: tuple[tuple[str, str, str, Callable[[Any], bool]], ...] = (
      "{c.aux_output_config}",
      "those of threads would be missing from what the request returns",
      lambda c: c.aux_output_config.enabled),
+    ("--return-sampling-mask",
+     "{c.model_config.return_sampling_mask}",
+     "those of threads would be missing from what the request returns",
+     lambda c: c.model_config.return_sampling_mask),
 )  # fmt: skip
 #: (what is refused, what was found and why, of a config ``c``; whether a VllmConfig has it)
 REFUSED: tuple[Check, ...] = (

@@ -90,7 +90,7 @@ OTHERS: tuple[Others, ...] = (
         model-class-overrides model-impl moe-backend monokernel offload-backend offload-group-size
         offload-num-in-group offload-params offload-prefetch-step optimization-level performance-mode
         prefix-cache-retention-interval prefix-match-unit quantization-config
-        replayssm-buffer-len return-sampling-mask scheduler-reserve-full-isl sleep-mode-backend
+        replayssm-buffer-len scheduler-reserve-full-isl sleep-mode-backend
         sleep-mode-offload-cudagraph
         skip-tokenizer-init sleep-preserve-parameter-names sparse-indexer-topk-backend
         specialize-active-lora stream-interval swa-bounded-replay tokens-only tool-server use-fp64-gumbel

@@ -105,6 +105,8 @@ _MODEL: tuple[Rule, ...] = (
     Rule(("enable-return-routed-experts", "aux-output-config"), _REFUSED,
          "Refused where experts are to be returned: those of threads would be missing.",
          "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="--enable-return-routed-experts"),
+    Rule(("return-sampling-mask",), _REFUSED, "Refused: the masks of threads would be missing.",
+         "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="--return-sampling-mask"),
     Rule(("diffusion-config",), _REFUSED, "Diffusion models are refused: they write tokens in no order.",
          "tests/unit/scheduler/vllm_seam/test_compat.py", refusal="diffusion"),
     Rule(("enable-prompt-embeds",), _LIMITED, "A request with prompt embeddings does not fork.",

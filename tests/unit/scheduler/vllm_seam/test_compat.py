@@ -60,6 +60,7 @@ def _config(**changes):
             "is_multimodal_model": False,
             "architecture": "LlamaForCausalLM",
             "enable_sleep_mode": False,
+            "return_sampling_mask": False,
         },
     }
     config = {
@@ -149,6 +150,7 @@ def test_what_is_not_tested_with_recurrent_layers_is_refused_by_name(changes, la
         ({"parallel_config__decode_context_parallel_size": 2}, "context parallelism"),
         ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
         ({"aux_output_config": Facts(enabled=True)}, "--enable-return-routed-experts"),
+        ({"model_config__return_sampling_mask": True}, "--return-sampling-mask"),
         (connects("NixlConnector"), "KV connector"),
         (connects(module_path="mine"), "KV connector"),
         (connects(role="kv_consumer"), "KV connector"),
