@@ -178,6 +178,23 @@ def test_rounds_are_one_request_whose_client_sees_all_threads_and_the_last_answe
     assert sorted(e["index"] for e in hand.events("thread_ended")) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("length", range(4))
+def test_what_is_prefilled_ahead_goes_on_without_the_sample_that_was_dropped(drive, length, is_async):
+    """Where a slice ends right before a block's end, its sample fills that block. The invariants tell."""
+    hand = drive("threadweaver", block_size=4, is_async=is_async, num_blocks=800)
+    hand.add("r", "q")
+    hand.say("r", "".join(("<Outlines>", *(f"<Outline>{n}: x</Outline>" for n in "1234"), "</Outlines>")))
+    hand.steps_until(lambda: all(hand.decodes(f"r#{n}") for n in range(4)))
+    for n in range(3):
+        hand.say(f"r#{n}", f"{'a' * (length if n == 0 else 3)}</Thread>")
+    hand.steps_until(lambda: len(hand.events("joined_ahead")) == 2)
+    hand.say("r#3", "</Thread>")
+    hand.steps_until(lambda: hand.events("joined") and hand.decodes("r"))
+    hand.say("r", "<|end|>")
+    hand.finish()
+
+
 # ---- what can't be computed in a row ----------------------------------------------------------
 
 

@@ -79,7 +79,9 @@ class KVJobs:
         assert job.request is not None
         self.prefills.pop(job.request.request_id)
         self._placing.ended(job.request.request_id)
-        job.last_hashes = job.request.block_hashes
+        assert job.fill is not None
+        # its one sample has filled a block where its tokens end right before one's end
+        job.last_hashes = self._core.hashes_before(job.request, len(job.fill.token_ids))
         job.request = job.fill = None
         self._step(job, job.unclaimed_blocks[-1])
 
