@@ -37,6 +37,7 @@ from forkjoin_scheduler.vllm_seam.tokenizer import EngineTokenizer
 from tests.engine.copies import Copies, Work, speculation
 from tests.engine.invariants import check_invariants
 from tests.engine.kv_oracle import KVOracle
+from tests.engine.stand_in import logprobs_of
 
 END = "<|end|>"
 
@@ -172,7 +173,10 @@ class ByHand:
         check_invariants(self.scheduler)
         works = self.begin(output)
         sampled = {i: self._sample(self.request(i), work) for i, work in works.items()}
-        self._in_flight.append((output, runner_output(sampled)))
+        rows = [[(i, i) for i in token_ids or [0]] for token_ids in sampled.values()]
+        wants_logprobs = any(self.request(i).sampling_params.num_logprobs is not None for i in works)
+        of_model = runner_output(sampled, logprobs_of(rows) if wants_logprobs else None)
+        self._in_flight.append((output, of_model))
 
     def begin(self, output: Any) -> dict[str, Work]:
         """Compute the step ``output``, and check the KV that it reads; what it is for each request."""

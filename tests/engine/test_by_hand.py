@@ -17,6 +17,7 @@ from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.joins.kinds import make_join
 from forkjoin_scheduler.machine import cancelling
+from forkjoin_scheduler.publish.injected import INJECTED_LOGPROB
 from forkjoin_scheduler.vllm_seam.cache import kv
 from tests.engine.renamed import dialect_for
 
@@ -193,6 +194,35 @@ def test_what_is_prefilled_ahead_goes_on_without_the_sample_that_was_dropped(dri
     hand.steps_until(lambda: hand.events("joined") and hand.decodes("r"))
     hand.say("r", "<|end|>")
     hand.finish()
+
+
+# ---- log-probabilities ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("forks", [False, True])
+@pytest.mark.parametrize("batch", ["rs", "sr"])
+def test_what_ends_an_answer_has_a_row_of_its_own_and_no_other_requests(drive, batch, forks, is_async):
+    """The end of sequence behind a text that ends it was not sampled: it is certain, as what is injected."""
+    hand = drive("asyncthink", is_async=is_async)
+    for request_id in batch:
+        hand.add(request_id, "q", logprobs=1, forkjoin={"return_tree": True})
+    if forks:
+        hand.say("r", "<FORK-1>do</FORK-1><JOIN-1>")
+        hand.steps_until(lambda: hand.decodes("r#0"))
+        hand.say("r#0", "<RETURN>7</RETURN>")
+        hand.steps_until(lambda: hand.events("joined") and hand.decodes("r"))
+    hand.say("r", "so</ANSWER>")
+    hand.steps_until(lambda: "r" not in hand.scheduler.requests)
+    hand.say("s", "<|end|>")
+    hand.finish()
+    sent = [o for o in hand.outputs if o.request_id == "r" and o.new_token_ids]
+    assert hand.text("r").endswith(f"so</ANSWER>{hand.tokenizer.decode([min(hand.scheduler._core.eos_ids)])}")
+    for output in sent:
+        assert [row[0] for row in output.new_logprobs.logprob_token_ids] == output.new_token_ids
+    assert sent[-1].new_logprobs.logprobs.tolist() == [[INJECTED_LOGPROB]]
+    assert (str(sent[-1].finish_reason), sent[-1].stop_reason) == ("stop", "</ANSWER>")
+    assert sum(o.finished for o in sent) == 1
 
 
 # ---- what can't be computed in a row ----------------------------------------------------------

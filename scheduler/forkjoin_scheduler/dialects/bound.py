@@ -139,11 +139,14 @@ class BoundDialect:
         """The tokens with which the request itself ends the answer."""
         return [] if self.dialect.tags_are == "text" else self._known(self.dialect.stops)
 
+    @cached_property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The texts that end a request itself, where they are no tokens."""
+        return self.dialect.stops if self.dialect.tags_are == "text" else ()
+
     def stopped_by(self, token_ids: Sequence[int]) -> str | None:
         """The text with which the last of ``token_ids`` ends the answer, where the request wrote it."""
-        if self.dialect.tags_are == "tokens" or not self.dialect.stops:
-            return None
-        return next((t for t in self.dialect.stops if self._completes(re.escape(t), token_ids)), None)
+        return next((t for t in self.stop_texts if self._completes(re.escape(t), token_ids)), None)
 
     def _known(self, tokens: Iterable[str]) -> list[int]:
         """The ids of ``tokens``, which were checked to be known."""

@@ -28,7 +28,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
@@ -285,6 +285,11 @@ class ForkJoinScheduler(AsyncScheduler):
         if core.recordings:
             for of_client in result.values():
                 fence.sift("take", of_client.outputs, self._taking.record)
+        if core.bound_dialect is not None and core.bound_dialect.stop_texts:
+            for of_client in result.values():
+                ends: list[EngineCoreOutput] = []
+                fence.sift("take", of_client.outputs, partial(self._taking.part_end, ends))
+                of_client.outputs += ends
         if core.live:
             for of_client in result.values():
                 of_client.outputs = fence.sift("take", of_client.outputs, self._taking.take)

@@ -32,7 +32,9 @@ def to_outputs(
         EngineCoreOutput(
             request_id=parent.request_id,
             new_token_ids=[p.token_id for p in group],
-            new_logprobs=(group[0].logprobs or _certain(group[0])) if wants_logprobs and group else None,
+            new_logprobs=(group[0].logprobs or certain(group[0].token_id))
+            if wants_logprobs and group
+            else None,
             trace_headers=parent.trace_headers,
         )
         for group in groups
@@ -45,10 +47,10 @@ def to_outputs(
     return outputs
 
 
-def _certain(piece: OutputToken) -> LogprobsLists:
+def certain(token_id: int) -> LogprobsLists:
     """An injected token was not sampled: its probability is 1 (marked), and it has no alternatives."""
     return LogprobsLists(
-        np.array([[piece.token_id]], dtype=np.int32),
+        np.array([[token_id]], dtype=np.int32),
         np.array([[INJECTED_LOGPROB]], dtype=np.float32),
         np.array([1], dtype=np.int32),
     )

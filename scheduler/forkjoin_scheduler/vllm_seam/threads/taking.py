@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
@@ -13,6 +14,7 @@ from forkjoin_scheduler.machine.output_token import OutputToken
 from forkjoin_scheduler.publish.events import ROOT
 from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.core import Core
+from forkjoin_scheduler.vllm_seam.front_end.outputs import certain
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.threads.forking import Forks
 from forkjoin_scheduler.vllm_seam.threads.performing import Performing
@@ -44,12 +46,39 @@ class Taking:
         root = self._core.live.get(request_id)
         return root is not None and root.buffers_parent_output and self._take_root(root, output)
 
+    def part_end(self, ends: list[EngineCoreOutput], output: EngineCoreOutput) -> bool:
+        """Put into ``ends``, as an output of its own, an end of sequence that was not sampled.
+
+        vLLM took a row of logprobs for it with those of ``output``, which is another request's, or none.
+        Returns False: this takes nothing.
+        """
+        rows, num_sampled = output.new_logprobs, self._num_sampled(output)
+        if rows is None or num_sampled == len(output.new_token_ids):
+            return False
+        eos = output.new_token_ids[num_sampled]
+        end = replace(
+            output, new_token_ids=[eos], new_logprobs=certain(eos), new_prompt_logprobs_tensors=None
+        )
+        end.prefill_stats = end.events = end.prompt_token_id_logprobs = None
+        ends.append(end)
+        output.new_token_ids = output.new_token_ids[:num_sampled]
+        output.new_logprobs = rows.slice_request(0, num_sampled)
+        output.finish_reason = output.stop_reason = None
+        output.kv_transfer_params = output.ec_transfer_params = output.spec_decode_metrics = None
+        return False
+
+    def _num_sampled(self, output: EngineCoreOutput) -> int:
+        """How many of its tokens a request has sampled: all but what ``hearing.py`` puts behind its end."""
+        assert self._core.bound_dialect is not None
+        is_put = output.stop_reason in self._core.bound_dialect.stop_texts
+        return len(output.new_token_ids) - (is_put and output.request_id not in self._core.threads)
+
     def record(self, output: EngineCoreOutput) -> bool:
         """Record what a request itself has written that wants its tree; returns False: this takes nothing."""
         recording = self._core.recordings.get(output.request_id)
         if recording is not None:
             logprobs = output.new_logprobs
-            rows = None if logprobs is None else _rows(len(logprobs.logprobs), logprobs)
+            rows = None if logprobs is None else _rows(self._num_sampled(output), logprobs)
             recording.wrote(ROOT, output.new_token_ids, rows)
         return False
 
