@@ -15,6 +15,7 @@ Upstream: the scheduler does not hear of it. Remove when it does.
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from forkjoin_scheduler.machine.cancelling import UNKNOWN
@@ -37,6 +38,7 @@ def answer_front_ends() -> None:
     if getattr(set_version, "tells", False):
         return  # this process has been here before
 
+    @wraps(set_version)
     def set_weight_version(core: Any, weight_version: str) -> None:
         new_weights = _new_weights(core)
         if new_weights is not None and weight_version != core.get_weight_version():
@@ -45,6 +47,7 @@ def answer_front_ends() -> None:
         if new_weights is not None and new_weights.weights.name(weight_version):
             _take(core, new_weights)
 
+    @wraps(rpc)  # vLLM counts the parameters of what a front end calls
     def collective_rpc(core: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
         new_weights = _new_weights(core) if method in _LOADS else None
         if new_weights is None:
