@@ -283,6 +283,9 @@ LATER: dict[str, Later] = {
         Tier.ALL,
         "a server with a reasoning parser, 120 s; test_structured has one, engine/test_budget the budgets",
     ),
+    "tests/server/test_new_weights.py": Later(
+        Tier.ALL, "a server and answers that take their time, 100 s; engine/test_new_weights has the policies"
+    ),
     "tests/server/test_groups.py": Later(
         Tier.ALL, "a server of two engines and two API servers, 90 s; unit/…/test_placement has the choice"
     ),

@@ -5,7 +5,7 @@ Each step checks the engine's invariants (``invariants.py``) and the KV that is 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from functools import partial
 from itertools import dropwhile
 from operator import attrgetter
@@ -736,3 +736,38 @@ def test_a_thread_that_is_cancelled_while_it_waits_for_others_never_starts(drive
     hand.finish()
     ends = {e["index"]: e["reason"] for e in hand.events("thread_ended")}
     assert ends == {0: "stop", 1: "stop", 2: "not_started", 3: "stop"}
+
+
+# ---- beside vLLM's own ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [{"prompt_logprobs": 1}, {"prompt_logprob_token_ids": [[1]]}])
+def test_what_asks_for_logprobs_of_its_prompt_does_not_fork_at_its_end(drive, asked):
+    """vLLM hands them over with the token behind the prompt, which such a fork drops."""
+    hand = drive("threadweaver")
+    for name, more in (("r", asked), ("s", {})):
+        hand.add(name, "q", forkjoin={"best_of": 2, "vote": "x"}, **more)
+    hand.steps_until(lambda: hand.decodes("r") and hand.decodes("s#1"))
+    assert len(hand.events("forked")) == 1
+    assert "r#0" not in hand.scheduler.requests
+    for name in ("r", "s#0", "s#1"):
+        hand.say(name, "<|end|>")
+    hand.finish()
+
+
+def test_a_session_that_waits_for_input_keeps_its_slot(drive):
+    """vLLM's streaming inputs stay with the workers; parked parents do not, so that threads have their slots."""
+    hand = drive("asyncthink")
+    hand.add("s", "q")
+    session = hand.request("s")
+    session.resumable, session.streaming_queue = True, deque()
+    hand.say("s", "<|end|>")
+    hand.steps_until(lambda: hand.scheduler.num_waiting_for_streaming_input == 1)
+    hand.step()
+    num_slots = hand.scheduler._core.num_slots
+    assert hand.scheduler.max_num_active_reqs == num_slots
+    hand.add("r", "q")
+    hand.say("r", "<FORK-1>do</FORK-1><JOIN-1>")
+    hand.steps_until(lambda: hand.scheduler.num_waiting_for_streaming_input == 2)
+    hand.step()
+    assert hand.scheduler.max_num_active_reqs == num_slots + 1

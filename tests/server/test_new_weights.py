@@ -22,10 +22,12 @@ from tests.server.conftest import start_server
 pytestmark = pytest.mark.server
 
 #: What the server computes in its own way moves a log-probability by less, and other weights by far more.
-NATS, OTHER_WEIGHTS_NATS = 1e-4, 0.01
+NATS, OTHER_WEIGHTS_NATS = 1e-4, 1e-3
 LIMIT_S = 300
 FIRST = "default"
 NORM = "model.layers.0.input_layernorm.weight"
+#: What the weights there are multiplied by, one after the other: the model still forks.
+FACTORS = (1.1, 0.9, 1.15, 0.85)
 BODY = {
     "model": "abacus",
     "messages": [{"role": "user", "content": "a=482*731, b=9047*36"}],
@@ -44,8 +46,7 @@ class Server:
 
     def __init__(self, address: str, folder: Path) -> None:
         self._address, self._folder = address, folder
-        self._model = load_model()
-        self.models = {FIRST: deepcopy(self._model)}
+        self.models = {FIRST: load_model()}
         self.post("/init_weight_transfer_engine", init_info={})
 
     def post(self, path: str, /, params: dict[str, str] | None = None, **body: Any) -> None:
@@ -59,11 +60,11 @@ class Server:
 
     def update(self, version: str, **pause: str) -> None:
         """What a trainer does: pause, send, give them a name, resume."""
+        model = self.models[version] = deepcopy(self.models[FIRST])
         with torch.no_grad():
-            self._model.get_parameter(NORM).mul_(1.05)  # it still forks
-        self.models[version] = deepcopy(self._model)
+            model.get_parameter(NORM).mul_(FACTORS[len(self.models) - 2])
         path = self._folder / f"{version}.safetensors"
-        save_file({NORM: self._model.get_parameter(NORM).detach()}, path)
+        save_file({NORM: model.get_parameter(NORM).detach()}, path)
         self.post("/pause", pause)
         try:
             self.post("/start_weight_update")

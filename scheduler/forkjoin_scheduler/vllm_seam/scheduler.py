@@ -166,7 +166,7 @@ class ForkJoinScheduler(AsyncScheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         # Parked branches are counted as active, though they need no slot of the runner: without
         # this, max_num_seqs parked parents would never let a thread run.
-        self.max_num_active_reqs = self._core.num_slots + self.num_waiting_for_streaming_input
+        self.max_num_active_reqs = self._core.num_slots + queues.num_parked(self)
         if self._core.threads:
             self._fence.fenced("pace", None, self._eviction.spare_the_oldest)
             if not self._fence.fenced("pace", None, self._pacer.choose):

@@ -278,6 +278,8 @@ def _check_forks(
         pass
     elif sampling_params.prompt_logprobs is not None:
         reason = "prompt_logprobs"
+    elif sampling_params.prompt_logprob_token_ids is not None:
+        reason = "prompt_logprob_token_ids"
     elif sampling_params.thinking_token_budget not in (None, -1):
         reason = "thinking_token_budget"
     elif kind == "multimodal" and _has_media_of_one_request(client):

@@ -23,7 +23,12 @@ from forkjoin_scheduler.vllm_seam.core import Core, logger
 from forkjoin_scheduler.vllm_seam.kept.leasing import Leasing
 from forkjoin_scheduler.vllm_seam.starts.answers import Answers, place_of_answer
 from forkjoin_scheduler.vllm_seam.starts.forkjoin_params import ForkJoinParams
-from forkjoin_scheduler.vllm_seam.threads.sampling import can_ban, with_stops, without_banned
+from forkjoin_scheduler.vllm_seam.threads.sampling import (
+    asks_for_prompt,
+    can_ban,
+    with_stops,
+    without_banned,
+)
 
 _MAX_WARNING_CHARS = 300
 
@@ -96,8 +101,9 @@ class ParamsReader:
                 BoundDialect(explicit_dialect(options, limits), self._core.tokenizer, None),
                 True,
             )
-        if at_prompt and params.prompt_logprobs is not None:
-            _warn(request, "prompt_logprobs with a fork after the prompt: decoding sequentially")
+        goes_on = options.given is not None and bool(options.given.stretches)
+        if (at_prompt or goes_on) and asks_for_prompt(params):
+            _warn(request, "log-probabilities of a prompt that forks at its end: decoding sequentially")
             return None
         if request.mm_features and bound_dialect.dialect.join.asks_again:
             _warn(request, "images and the like in rounds, whose prompts move them: decoding sequentially")
@@ -105,7 +111,6 @@ class ParamsReader:
         not_in_threads = self._kept_for_answer(request, bound_dialect)
         if not_in_threads is None:
             return None
-        goes_on = options.given is not None and bool(options.given.stretches)
         return ForkJoinParams(
             options,
             limits,

@@ -116,6 +116,12 @@ def _enqueue_parked(scheduler: SchedulerView, request: Request) -> None:
     scheduler._enqueue_waiting_request(request)
 
 
+def num_parked(scheduler: SchedulerView) -> int:
+    """How many requests wait parked: not sessions of vLLM's, which wait for input and keep their slots."""
+    waiting = scheduler.kv_holding_waiting if scheduler.num_waiting_for_streaming_input else ()
+    return sum(r.status == RequestStatus.WAITING_FOR_STREAMING_REQ and not r.resumable for r in waiting)
+
+
 def resume(scheduler: SchedulerView, request: Request, num_computed_tokens: int) -> None:
     """Let a parked ``request`` run again, ``num_computed_tokens`` of whose tokens have KV."""
     _unpark(scheduler, request, num_computed_tokens, RequestStatus.WAITING)

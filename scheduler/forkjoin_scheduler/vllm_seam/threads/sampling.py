@@ -86,7 +86,7 @@ def resumed_params(
     params._all_stop_token_ids = set(original._all_stop_token_ids)
     params.max_tokens = max_tokens
     params.min_tokens = min(max(original.min_tokens - generated, 0), max_tokens)
-    params.prompt_logprobs = None
+    params.prompt_logprobs = params.prompt_logprob_token_ids = params.prompt_logprob_start = None
     if original.seed is not None:
         params.seed = derived_seed(original.seed, salt)
     if overrides.repetition_counts == "output":
@@ -95,6 +95,11 @@ def resumed_params(
         if overrides.always or getattr(original, name) == getattr(_DEFAULTS, name):
             setattr(params, name, value)
     return params
+
+
+def asks_for_prompt(params: SamplingParams) -> bool:
+    """Whether ``params`` ask for log-probabilities of the prompt: vLLM gives them with a token only."""
+    return params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
 
 
 def with_stops(params: SamplingParams, stop_ids: Sequence[int]) -> SamplingParams:

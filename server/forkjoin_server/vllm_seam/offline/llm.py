@@ -17,10 +17,12 @@ from vllm.outputs import CompletionOutput
 from forkjoin_scheduler.dialects.dialect import Dialect
 from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.dialects.limits import Limits
+from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.compiled import check_and_compile
 from forkjoin_scheduler.request.options import CompiledOptions
 from forkjoin_scheduler.settings import COMPILED, KEY, TREE, Settings
 from forkjoin_scheduler.vllm_seam.compat import worker_of
+from forkjoin_scheduler.vllm_seam.threads.sampling import asks_for_prompt
 from forkjoin_server.flag_values import dest_of
 from forkjoin_server.request.continuing import check_prompt, continued
 from forkjoin_server.request.handover import NO_FORKS, budget_of, width_in_answers
@@ -148,6 +150,11 @@ class LLM(vllm.LLM):
                 fields, self._settings, lambda text: tokenizer.encode(text, add_special_tokens=False)
             )
             if tree is not None:
+                if asks_for_prompt(params):
+                    raise BadRequestOptions(
+                        "forkjoin.continues_tree: expected a request that asks for no "
+                        "log-probabilities of its prompt: drop prompt_logprobs"
+                    )
                 options = self._continued(tree, options)
             extra[COMPILED] = msgspec.to_builtins(options)
         params.extra_args = extra
