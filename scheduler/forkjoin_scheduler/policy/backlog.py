@@ -158,6 +158,8 @@ class Backlog:
     expected: Expected = Expected()
     #: What ``time.monotonic`` gives, and tests give by hand.
     clock: Callable[[], float] = time.monotonic
+    #: How many front ends share the server's bounds, of which ``bounds`` are this one's.
+    num_front_ends: int = 1
     waiting: Load = Load()
     _arriving: set[Visit] = field(default_factory=set)
     _families: dict[str, _Family] = field(default_factory=dict)
@@ -324,7 +326,8 @@ class Backlog:
         """
         asked = {"families": visit.num_families, "threads": visit.num_families * (visit.width or 0)}
         for unit, num in asked.items():
-            bound = getattr(self.bounds, unit)
+            own = getattr(self.bounds, unit)
+            bound = None if own is None else own * self.num_front_ends
             if bound is not None and num > bound:
                 raise Overloaded(
                     f"expected at most {bound} {_ASKED[unit]} in one request, as many as may wait (the "

@@ -43,6 +43,7 @@ class Access:
                 self._are_weighed = bool(args.additional_config.get(KEY))
                 self._num_front_ends = getattr(args, "api_server_count", None) or 1
                 BACKLOG.bounds = shared(given(args, OverloadSettings).bounds, self._num_front_ends)
+                BACKLOG.num_front_ends = self._num_front_ends
                 BACKLOG.expected = Expected() if self._are_weighed else Expected(threads=1)
             self.playground = playground_of(scope.get("app"))
             self._guard = Guard(KeyRing(self._keys()), self._open_paths())

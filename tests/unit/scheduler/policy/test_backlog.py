@@ -207,6 +207,14 @@ def test_a_key_may_have_so_many_requests_at_once_whatever_others_have(clock):
     _enter(backlog, "d", Visit(ALICE))
 
 
+def test_one_request_may_have_what_all_front_ends_may_together(clock):
+    """Which of them it comes to is chance."""
+    backlog = Backlog(shared(Bounds(families=16), 4), Expected(100, 4), clock, num_front_ends=4)
+    backlog.announce(Visit(Tenant(), num_families=16))
+    with pytest.raises(Overloaded, match="at most 16 answers"):
+        backlog.announce(Visit(Tenant(), num_families=17))
+
+
 def test_a_request_for_more_answers_than_the_key_may_ever_have_is_a_400(clock):
     visit = Visit(ALICE, num_families=3)
     with pytest.raises(Overloaded, match="ask for fewer") as caught:
