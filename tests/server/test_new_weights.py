@@ -133,7 +133,7 @@ def test_threads_go_on_with_weights_that_come_while_they_write(server, clear_cac
     assert after != before
     server.check(tree, before, after)
     assert not any(segment.has_old_kv for segment in tree.segments), "recomputed, by pause or by policy"
-    assert [s.weight_version for s in tree.segments if s.thread == ROOT][:2] == [before, after]
+    assert {s.weight_version for s in tree.segments if s.thread != ROOT} == {before, after}
     server.check(server.answer(), after)
 
 
