@@ -111,6 +111,90 @@ def test_no_more_waiting_requests_are_looked_at_than_the_door_needs():
             assert len(looked_at) <= LOOKED_AT + 10
 
 
+# ---- blocks that were lost -------------------------------------------------------------------
+
+
+class NewOnly:
+    """Admits all that is new, and nothing that has lost blocks."""
+
+    def __init__(self):
+        self.again = []
+
+    def admits(self, new, running, room):
+        if new.generated:
+            self.again.append((new, running, room))
+        return not new.generated
+
+    def learn(self, need):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["reprefill", "stitch"])
+def test_a_family_that_has_lost_blocks_asks_again_before_it_takes_them_again(kind):
+    published = load("threadweaver")
+    join = make_join(**published.join.model_dump() | {"kind": kind})
+    fed = Scripted(dialect=published.model_copy(update={"join": join}))
+    fed.scheduler._gate._own = own = NewOnly()
+    for name in ("old", "young"):
+        fed.add(name, 2, fork(fed, 90, 90), 4)
+    fed.step_until(lambda: is_parked(fed, "old") and is_parked(fed, "young"))
+    evict(fed, "young")
+    fed.scheduler._eviction.restore_next()  # a stitched one, as if another had ended
+    while "old" in fed.scheduler.requests:
+        assert not [i for i in fed.step().num_scheduled_tokens if i.startswith("young")]
+    assert fed.drain() == ["young"]
+    new, running, room = own.again[0]
+    assert new.lost == 0
+    assert new.blocks > 64 // 16
+    assert [need.blocks > 0 for need in running] == [True]
+    assert room.num_free > 900
+    assert not fed.scheduler._gate.lost_blocks
+
+
+def evict(fed, name):
+    """Take the blocks of a family that may run."""
+    scheduler = fed.scheduler
+    for request in [r for r in scheduler.running if r.request_id.startswith(name)]:
+        scheduler.running.remove(request)
+        scheduler.preempt(request)
+    scheduler._eviction.evict(scheduler._core.live[name])
+
+
+def test_a_family_that_only_waits_gives_way_before_an_older_one_loses_blocks(monkeypatch):
+    lost, sizes = {}, range(num_blocks_of_one() + 1, num_blocks_of_one() + 7)
+    lost["gives way"] = ["old" in families_that_lose_blocks(size) for size in sizes]
+    monkeypatch.setattr("forkjoin_scheduler.vllm_seam.cache.eviction.Eviction._make_way", lambda self: None)
+    lost["does not"] = ["old" in families_that_lose_blocks(size) for size in sizes]
+    assert sum(lost["gives way"]) < sum(lost["does not"]), lost
+
+
+def num_blocks_of_one():
+    """The blocks of a pool in which a family runs alone, and of which it uses all."""
+    fed, free = Scripted(join_ahead_tokens=0), []
+    fed.add("old", 2, fork(fed, 120, 120), 8)
+    while fed.scheduler.requests:
+        fed.step()
+        free.append(kv.num_free_blocks(fed.scheduler.kv_cache_manager))
+    return 1000 - min(free)
+
+
+def families_that_lose_blocks(num_blocks):
+    """Those of two that are preempted."""
+    fed = Scripted(num_blocks=num_blocks, join_ahead_tokens=0)  # threads alone need blocks while they run
+    fed.scheduler._gate._own = NewOnly()
+    for name in ("old", "young"):
+        fed.add(name, 2, fork(fed, 120, 120), 8)
+    lost, preempt = set(), fed.scheduler._preempt_request
+
+    def recorded(request, *args, **kwargs):  # the ids in a step's output are also those of parked parents
+        lost.add(request.request_id.partition("#")[0])
+        preempt(request, *args, **kwargs)
+
+    fed.scheduler._preempt_request = recorded
+    fed.drain()
+    return lost
+
+
 # ---- a policy of one's own -----------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from forkjoin_bench.simulator.workload import Request
 from forkjoin_scheduler.policy.admission import Admission, Need, Room
@@ -23,7 +23,13 @@ class Running:
 
 
 class Gate(Protocol):
-    """Keeps requests that may fork waiting."""
+    """Keeps requests that may fork waiting.
+
+    ``asks_again``: whether a family that has lost blocks is asked for as a new one, and, while it only waits,
+    gives way to older ones.
+    """
+
+    asks_again: ClassVar[bool]
 
     def admits(self, new: Need, request: Request, running: Running, room: Room) -> bool:
         """Whether ``request``, which needs ``new`` as far as it says, may start beside ``running``."""
@@ -35,6 +41,8 @@ class Gate(Protocol):
 
 class Greedy:
     """All, as vLLM does."""
+
+    asks_again: ClassVar[bool] = False
 
     def admits(self, new: Need, request: Request, running: Running, room: Room) -> bool:
         """Always."""
@@ -57,6 +65,8 @@ class AtMost(Greedy):
 
 class FamilyAware:
     """``policy.admission``, asked as ``vllm_seam/starts/admission_gate.py`` does."""
+
+    asks_again: ClassVar[bool] = True
 
     def __init__(self, admission: Admission | None = None) -> None:
         self.admission = admission or Admission()

@@ -8,12 +8,16 @@ Not all reach their widest at once, and what ends gives its blocks back. So the 
 at: each request is expected to grow evenly up to its end and to free what it holds there. Most is
 in use right before one of these ends; where that is no more than there is, the request fits. (The
 idea is that of the Past-Future scheduler, arXiv 2507.10150, for requests that are one sequence.)
+
+Expectations can be wrong, and then a family loses blocks. It is admitted again before it takes them
+again (``readmission``): otherwise it would take them from the next one, which would take them back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Protocol, runtime_checkable
 
 
@@ -152,6 +156,16 @@ class Admission:
     def _width(self, need: Need) -> float:
         """How many sequences a request is in a step, on average."""
         return need.abreast or need.asked or self.parallelism.mean
+
+
+def readmission(need: Need, room: Room) -> tuple[Need, Room]:
+    """What to ask of a policy for a family that has lost blocks, as if it were new: its need, and the room.
+
+    It takes the lost blocks when it starts. Those that it still holds are its own: they count as free.
+    """
+    num_lost = ceil(need.lost)
+    new = replace(need, blocks=need.blocks + num_lost, lost=0)
+    return new, replace(room, num_free=room.num_free + need.blocks)
 
 
 def most_in_use(futures: Sequence[Future]) -> float:

@@ -1,7 +1,9 @@
-"""Which family gives its KV blocks back where nothing runs, and nothing can start for want of them.
+"""Which family gives its KV blocks back where they are short.
 
-A family whose threads wait with blocks is no victim of vLLM's preemption: a pool full of such blocks would
-wait forever. What a family gives back is recomputed when it runs again; its answer is the same.
+vLLM preempts what runs. A family whose threads wait with blocks is no victim of that: a pool full of such
+blocks would wait forever, and with some of them others lose blocks that they could use. So a family gives
+way where nothing runs, and, if it only waits, before older ones lose blocks that they run on. What it gives
+back is recomputed when it runs again; its answer is the same.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class ForkJoinScheduler(AsyncScheduler):
         # whose blocks are taken back, and how they come again
         self._restoring = restoring = Restoring(core, fence, placing, jobs, stitching, performing)
         self._victims = victims = Victims(core, fence, gate)
-        self._eviction = Eviction(core, fence, jobs, restoring, victims, leasing)
+        self._eviction = Eviction(core, fence, jobs, restoring, gate, victims, leasing)
         fence.look_through([part for part in vars(self).values() if _is_ours(part) and part is not fence])
         if core.bound_dialect is not None:
             self.kv_holding_waiting = queues.BegunQueue(self.policy)
@@ -364,13 +364,13 @@ class ForkJoinScheduler(AsyncScheduler):
         return is_free and self._fence.answer("admit", request, self._may_start, False)
 
     def _may_start(self, request: Request) -> bool:
-        """Whether there is room for ``request``; threads and what has run need it for their adapter only."""
+        """Whether there is room for ``request``, and for its adapter."""
         if self._core.bound_dialect is None:
             return True
         if not self._waits.has_room_for_adapter(request):
             return False
         if self._holds_kv_blocks(request):
-            return True
+            return self._gate.may_go_on(request)
         try_admit = self._gate.try_admit(request)
         if self._gate.step_admission.is_shut:
             self._stop_looking()
@@ -422,6 +422,7 @@ class ForkJoinScheduler(AsyncScheduler):
         restoring = self._restoring
         is_lost = self._fence.answer("preempt", request, restoring.is_computed_otherwise, True)
         super()._preempt_request(request, timestamp, drop_stale_output or is_lost)
+        self._fence.answer("preempt", request, self._gate.lost, None)
         self._fence.answer("preempt", request, partial(restoring.preempted, is_lost=is_lost), None)
 
     def _free_request_blocks(self, request: Request) -> None:

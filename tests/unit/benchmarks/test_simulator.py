@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkjoin_bench.simulator.__main__ import gate_of, main
+from forkjoin_bench.simulator.__main__ import num_blocks as blocks_for
 from forkjoin_bench.simulator.cluster import LeastLoaded, RoundRobin, SessionAffinity, simulate
 from forkjoin_bench.simulator.costs import Linear, fitted
 from forkjoin_bench.simulator.engine import Engine
@@ -18,6 +19,7 @@ from forkjoin_bench.simulator.foreseen import Foreseen, held_alone
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
 from forkjoin_bench.simulator.replica.blocks import BlockPool
 from forkjoin_bench.simulator.replica.replica import Replica
+from forkjoin_bench.simulator.replica.sequence import Cause, Role
 from forkjoin_bench.simulator.results.measures import Slo, measure, spread, weighted_spread
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.tried import Outlasting, Sure
@@ -207,6 +209,73 @@ def test_a_gate_keeps_families_waiting_and_lets_plain_requests_pass():
     replica = ran(requests, replace(ENGINE, gate=lambda: AtMost(1)))
     ends = {family.number: family.ended_at for family in replica.core.counts.ended}
     assert ends == {0: 11.0, 1: 22.0, 2: 11.0}
+
+
+# ---- blocks that were lost -----------------------------------------------------------------------
+
+
+class AloneAgain(Greedy):
+    """Admits all, and what has lost blocks when it is alone. Writes down what it was asked for again."""
+
+    asks_again = True
+
+    def __init__(self):
+        self.again = []
+
+    def admits(self, new, request, running, room):
+        if not new.generated:
+            return True
+        self.again.append((new, running.num))
+        return not running.num
+
+
+def test_a_family_that_has_lost_blocks_asks_again_before_it_takes_them_again():
+    gate = AloneAgain()
+    replica = ran([Request(32, (60,)), Request(32, (60,))], replace(ENGINE, num_blocks=8, gate=lambda: gate))
+    first, second = replica.core.counts.ended
+    (new, *others) = {new for new, _ in gate.again}
+    assert not others
+    assert new.lost == 0
+    assert new.blocks == -(-(32 + new.generated) // 16)
+    assert (first.num_preempted, second.num_preempted) == (0, 1)
+    assert second.ended_at == 60 + (60 - new.generated)
+
+
+def test_a_family_that_only_waits_gives_way_before_an_older_one_loses_blocks():
+    # Two of five blocks of prompt, with threads of four blocks each at their ends: 26 with the joined context.
+    family = Request(80, (4, Fork(((64,), (64,))), 8))
+    lost = {}
+    for name, gate in (("asks again", AloneAgain), ("greedy", Greedy)):
+        counts = ran([family] * 2, replace(ENGINE, num_blocks=16, gate=gate)).core.counts
+        first = min(counts.ended, key=lambda f: f.number)
+        lost[name] = first.num_preempted
+    assert lost["asks again"] == 0 < lost["greedy"]
+
+
+def test_threads_of_a_stitched_family_that_has_lost_all_compute_its_context_once():
+    request = Request(64, (4, Fork(((3,), (5,))), 8, Fork(((40,), (40,))), 2))
+    replica = Replica(replace(ENGINE, spoken=MULTIVERSE))
+    replica.submit(request)
+    replica.run(until=40.0)
+    threads = [s for s in replica.core.running if s.role is Role.THREAD]
+    for thread in threads:
+        replica._preempt(thread)
+    contexts, fork_len = [thread.tokens for thread in threads], threads[0].fork_len
+    replica._relief.relieve()
+    assert replica.core.pool.num_free == ENGINE.num_blocks
+    replica.run()
+    # The second starts on the whole blocks of what the first has computed of their parent.
+    assert replica.core.counts.prefilled[Cause.RECOMPUTED] == sum(contexts) - 16 * (fork_len // 16)
+
+
+@pytest.mark.parametrize(
+    ("spoken", "most"), [(THREADWEAVER, 1.02), (MULTIVERSE, 1.1)], ids=["reprefilled", "stitched"]
+)
+def test_families_of_many_forks_on_a_third_of_their_kv_are_about_as_fast_as_with_the_best_gate(spoken, most):
+    requests = draw(SHAPES["medverse"], 24, seed=1)
+    engine = Engine(blocks_for(requests, 0.33), spoken=spoken, cost=Linear(0.032, per_token=0.0016))
+    best = min(simulate(requests, replace(engine, gate=lambda n=n: AtMost(n))).seconds for n in (8, 10))
+    assert simulate(requests, engine).seconds < most * best
 
 
 # ---- what admission could know, and what was tried ------------------------------------------------

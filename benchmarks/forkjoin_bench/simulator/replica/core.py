@@ -10,6 +10,7 @@ from forkjoin_bench.simulator.replica.begun import BegunQueue
 from forkjoin_bench.simulator.replica.blocks import BlockPool
 from forkjoin_bench.simulator.replica.sequence import Cause, Family, Kv, Role, Sequence, State
 from forkjoin_bench.simulator.results.measures import Counts
+from forkjoin_scheduler.policy.admission import Room
 
 Book = dict[int, list[Sequence]]
 
@@ -32,6 +33,8 @@ class Core:
         self.num_decoding, self.context_decoding = 0, 0
         #: Families whose requests may fork and were admitted, until they end.
         self.admitted: dict[Family, None] = {}
+        #: Those of them that have lost blocks, and have not been admitted again.
+        self.lost_blocks: dict[Family, None] = {}
         #: The step in which a request that was not admitted is asked for again.
         self.asked_next = 0
         #: Requests that have not ended.
@@ -156,10 +159,33 @@ class Core:
         kv = sequence.kv
         self.extend(kv, kv.computed + num)
         kv.computed += num
-        if not sequence.is_stitched:
+        if sequence.is_stitched:
+            self._restore_parents(sequence)
+        else:
             self.name_full(kv, kv.computed)
         self.budget -= num
         self.chunks.append((sequence, num))
+
+    @property
+    def room(self) -> Room:
+        """What is free."""
+        return Room(self.pool.num_free, self.engine.block_size, self.engine.max_num_seqs)
+
+    def lost(self, family: Family) -> None:
+        """``family`` has lost blocks."""
+        if self.gate.asks_again and family in self.admitted:
+            self.lost_blocks[family] = None
+
+    def _restore_parents(self, sequence: Sequence) -> None:
+        """Give parents that have lost their stitched KV that of a thread that has computed it again."""
+        size, thread = self.engine.block_size, sequence
+        while (parent := thread.parent) is not None and parent.state is State.PARKED and not parent.kv.blocks:
+            num_whole = thread.fork_len // size
+            if sequence.is_fill or sequence.kv.computed < num_whole * size:
+                return
+            parent.kv.blocks, parent.kv.computed = sequence.kv.blocks[:num_whole], num_whole * size
+            self.pool.share(parent.kv.blocks)
+            thread = parent
 
     # ---- queues ----------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ class Families:
         del core.families[family]
         if family in core.admitted:
             del core.admitted[family]
+            core.lost_blocks.pop(family, None)
             core.asked_next = 0
             core.gate.learn(Need(family.done, family.widest, num_critical(family.request.body)))
         core.counts.ended.append(family)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from itertools import chain
 
 from forkjoin_bench.simulator.replica.core import Core
@@ -10,13 +11,13 @@ from forkjoin_bench.simulator.replica.sequence import Family, Kv, Sequence
 from forkjoin_scheduler.policy.admission import Need
 
 
-def needs(core: Core) -> list[Need]:
-    """Those of all admitted families, in the order of their admission."""
+def needs(core: Core, families: Iterable[Family]) -> list[Need]:
+    """Those of each of ``families``."""
     fills: dict[Family, list[Sequence]] = defaultdict(list)
     for sequence in chain(core.begun, core.running):
         if sequence.is_fill:
             fills[sequence.family].append(sequence)
-    return [_need(core, family, fills[family]) for family in core.admitted]
+    return [_need(core, family, fills[family]) for family in families]
 
 
 def _need(core: Core, family: Family, fills: list[Sequence]) -> Need:

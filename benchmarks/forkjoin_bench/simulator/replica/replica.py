@@ -181,6 +181,8 @@ class Replica:
         due = [
             s for s in core.grows.pop(core.step, ()) if s.grows_at == core.step and s.state is State.DECODING
         ]
+        if is_spared and core.pool.num_free < self._num_lacking(due):
+            self._relief.make_way()
         for sequence in sorted(due, key=lambda s: _turn(s, is_spared)):
             if sequence in self._pacing.sitting:
                 self._book_growth(sequence, core.step)  # it is booked again when the step has run
@@ -195,6 +197,12 @@ class Replica:
                 num = min(sequence.tokens - sequence.kv.computed, core.budget)
                 if self._make_room(sequence, sequence.kv.computed + num, is_spared):
                     core.prefill(sequence, num)
+
+    def _num_lacking(self, due: list[Sequence]) -> int:
+        """Blocks that this step takes for those whose next is ``due``, and for what is prefilled."""
+        core = self.core
+        num_tokens = [(s, s.tokens_at(core.step - 1)) for s in due] + [(s, s.tokens) for s in core.prefilling]
+        return sum(core.num_blocks(num) - len(s.kv.blocks) for s, num in num_tokens)
 
     def _book_growth(self, sequence: Sequence, step: int) -> None:
         sequence.grows_at = step
@@ -221,6 +229,7 @@ class Replica:
         self.core.name_full(victim.kv, victim.kv.computed)
         self.core.drop(victim.kv)
         victim.family.num_preempted += 1
+        self.core.lost(victim.family)
         victim.state, victim.was_preempted, victim.cause = State.WAITING, True, Cause.RECOMPUTED
         self.core.begun.append(victim)
 

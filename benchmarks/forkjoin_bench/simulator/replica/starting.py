@@ -10,9 +10,9 @@ from forkjoin_bench.simulator.replica.begun import BegunQueue
 from forkjoin_bench.simulator.replica.core import Core
 from forkjoin_bench.simulator.replica.needs import needs
 from forkjoin_bench.simulator.replica.pacing import Pacing
-from forkjoin_bench.simulator.replica.sequence import Role, Sequence, State
+from forkjoin_bench.simulator.replica.sequence import Family, Role, Sequence, State
 from forkjoin_bench.simulator.workload import Request
-from forkjoin_scheduler.policy.admission import Need, Room
+from forkjoin_scheduler.policy.admission import Need, Room, readmission
 
 #: As the engine's gate: steps between two looks at a request that did not fit.
 ASKED_EVERY = 4
@@ -51,7 +51,7 @@ class Starting:
         if sequence in self._pacing.held_back:
             return False
         if not self._is_new(sequence):
-            return True
+            return self._may_go_on(sequence)
         may_fork = sequence.family.request.may_fork
         return self._pacing.step_admission.try_admit(partial(self._is_admitted, sequence), may_fork=may_fork)
 
@@ -64,23 +64,46 @@ class Starting:
             and sequence.family not in self._core.admitted
         )
 
+    def _may_go_on(self, sequence: Sequence) -> bool:
+        """Whether one that has begun may run: what it has no KV for waits for room."""
+        core, family = self._core, sequence.family
+        if family not in core.lost_blocks or sequence.kv.computed:
+            return True
+        if core.running and not self._is_admitted_again(family):
+            return False
+        del core.lost_blocks[family]
+        return True
+
+    def _is_admitted_again(self, family: Family) -> bool:
+        core = self._core
+        if core.step < core.asked_next:
+            return False
+        beside = [f for f in core.admitted if f not in core.lost_blocks]
+        (need,) = needs(core, [family])
+        return self._fits(family, *readmission(need, core.room), beside)
+
     def _is_admitted(self, root: Sequence) -> bool:
         core = self._core
         if core.step < core.asked_next:
             return False
         found, _ = core.findable(root)
         num_new = core.num_blocks(root.tokens) - len(found) + core.pool.num_unheld(found)
-        room = Room(core.pool.num_free, core.engine.block_size, core.engine.max_num_seqs)
-        running = Running(len(core.admitted), partial(needs, core), self._plans)
-        if not core.gate.admits(Need(blocks=num_new), root.family.request, running, room):
-            core.asked_next = core.step + ASKED_EVERY
+        if not self._fits(root.family, Need(blocks=num_new), core.room, list(core.admitted)):
             return False
         core.admitted[root.family] = None
         root.family.admitted_at = core.step
         return True
 
-    def _plans(self) -> list[tuple[Request, int]]:
-        return [(family.request, self._core.step - family.admitted_at) for family in self._core.admitted]
+    def _fits(self, family: Family, need: Need, room: Room, beside: list[Family]) -> bool:
+        core = self._core
+        running = Running(len(beside), partial(needs, core, beside), partial(self._plans, beside))
+        if not core.gate.admits(need, family.request, running, room):
+            core.asked_next = core.step + ASKED_EVERY
+            return False
+        return True
+
+    def _plans(self, families: list[Family]) -> list[tuple[Request, int]]:
+        return [(family.request, self._core.step - family.admitted_at) for family in families]
 
     def _start(self, sequence: Sequence) -> bool:
         """Let it run if its whole context fits."""

@@ -9,10 +9,11 @@ from forkjoin_scheduler.vllm_seam.cache.kv_jobs import KVJobs
 from forkjoin_scheduler.vllm_seam.cache.restoring import Restoring
 from forkjoin_scheduler.vllm_seam.cache.victims import Victims
 from forkjoin_scheduler.vllm_seam.core import Core, logger
-from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.fence import Fence, root_id
 from forkjoin_scheduler.vllm_seam.kept.leasing import Leasing
 from forkjoin_scheduler.vllm_seam.live import LiveFamily
 from forkjoin_scheduler.vllm_seam.starts import connector, queues
+from forkjoin_scheduler.vllm_seam.starts.admission_gate import AdmissionGate
 
 
 class Eviction:
@@ -24,6 +25,7 @@ class Eviction:
         fence: Fence,
         jobs: KVJobs,
         restoring: Restoring,
+        gate: AdmissionGate,
         victims: Victims,
         leasing: Leasing,
     ) -> None:
@@ -31,20 +33,51 @@ class Eviction:
         self._fence = fence
         self._jobs = jobs
         self._restoring = restoring
+        self._gate = gate
         self._victims = victims
         self._leasing = leasing
         #: Stitched families whose blocks were taken back, to be restored when another has ended.
         self.evicted: list[LiveFamily] = []
 
     def spare_the_oldest(self) -> None:
-        """Sort the running so that vLLM first preempts a request of the family whose turn comes last.
+        """Where blocks may run out in the next step, let the family give way whose turn comes last.
 
         What runs is to be finished; a thread of an old family may have started a moment ago.
         """
         scheduler = self._core.scheduler
         of_each = max(scheduler._spec_decode_step_blocks, 1)  # blocks that it takes in a step, at most
-        if kv.num_free_blocks(self._core.kv_cache_manager) < len(scheduler.running) * of_each:
-            scheduler.running.sort(key=self._core.turn)
+        num_free = kv.num_free_blocks(self._core.kv_cache_manager)
+        if num_free < len(scheduler.running) * of_each:
+            if num_free < sum(map(self._num_lacking, scheduler.running)):
+                self._make_way()
+            scheduler.running.sort(key=self._core.turn)  # vLLM preempts the last
+
+    def _num_lacking(self, request: Request) -> int:
+        """Blocks that ``request``, which runs, takes in the next step."""
+        num_tokens = request.num_tokens_with_spec + request.num_output_placeholders
+        num_tokens += self._core.scheduler.num_lookahead_tokens
+        return kv.num_lacking(self._core.kv_cache_manager, request, num_tokens)
+
+    def _make_way(self) -> None:
+        """Take back the blocks of a family that only waits, if its turn comes after that of all that runs.
+
+        vLLM would preempt older ones, which could use them. What its join needs of threads that have ended is
+        left alone: it would be computed again for the sake of little. So is all where no other family runs,
+        for a stitched one is restored when another has ended.
+        """
+        core, running = self._core, self._core.scheduler.running
+        ids = {root_id(request.request_id) for request in running}
+        if core.settings.admission == "greedy" or core.live.keys().isdisjoint(ids):
+            return
+        if connector.is_at_work(core.scheduler):
+            return
+        last = max(map(core.turn, running))
+        waiting = [live for request_id, live in core.live.items() if request_id not in ids]
+        younger = [live for live in waiting if core.turn(live.request) > last]
+        unended = [live for live in younger if not (live.held or live.jobs)]
+        if holding := [live for live in unended if self._gate.holds(live.request)[0]]:
+            victim = self._victims.choose(holding)
+            self._fence.fenced("evict", victim, self.evict, victim)
 
     def relieve(self) -> None:
         """Nothing runs and nothing could be started: take back a family's blocks.
@@ -80,6 +113,7 @@ class Eviction:
         """Take back all blocks of a family; what it has computed is recomputed."""
         request_id = live.family.request_id
         logger.debug("evicting the family %s", request_id, extra={"forkjoin": {"request_id": request_id}})
+        self._gate.lost(live.request)
         if live.dialect.join.moves_kv:
             self._restoring.suspend_family(live)
             if live not in self.evicted:

@@ -320,6 +320,15 @@ def num_new_blocks(manager: KVCacheManager, request: Request, leases: Counter[in
     return -(-request.num_tokens // block_size(manager)) - num_held
 
 
+def num_lacking(manager: KVCacheManager, request: Request, num_tokens: int) -> int:
+    """Blocks that ``request`` lacks for the KV of ``num_tokens`` tokens."""
+    singles = manager.coordinator.single_type_managers
+    return sum(
+        max(-(-num_tokens // single.block_size) - len(single.req_to_blocks.get(request.request_id, ())), 0)
+        for single in singles
+    )
+
+
 def drop_tables(manager: KVCacheManager, is_dropped: Callable[[str], bool]) -> None:
     """Forget the blocks of all requests whose ids ``is_dropped`` names: they have no owner then."""
     for single in manager.coordinator.single_type_managers:

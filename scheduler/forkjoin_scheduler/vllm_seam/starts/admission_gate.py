@@ -1,11 +1,12 @@
 """Which waiting requests may start: see ``policy/admission.py`` and ``policy/step_admission.py``.
 
-Threads and what has run always may.
+Threads and what has run always may, but for a family that has lost blocks: that asks again before it takes
+them again. Until there is room for it, what it has lost would be taken from others, or lost once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,14 +14,14 @@ from functools import partial
 from vllm.v1.request import Request, RequestStatus
 
 from forkjoin_scheduler.families.family import Branch
-from forkjoin_scheduler.policy.admission import Admission, AdmissionPolicy, Need, Room
+from forkjoin_scheduler.policy.admission import Admission, AdmissionPolicy, Need, Room, readmission
 from forkjoin_scheduler.policy.own import WrongAnswer
 from forkjoin_scheduler.policy.step_admission import StepAdmission
 from forkjoin_scheduler.policy.waves import first_wave
 from forkjoin_scheduler.vllm_seam.cache import kv
 from forkjoin_scheduler.vllm_seam.cache.placing import Placing
 from forkjoin_scheduler.vllm_seam.core import CAPPED, STOPPED, Core
-from forkjoin_scheduler.vllm_seam.fence import Fence
+from forkjoin_scheduler.vllm_seam.fence import Fence, root_id
 from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
 from forkjoin_scheduler.vllm_seam.starts import connector
 from forkjoin_scheduler.vllm_seam.starts.sharing import SharedQueue, cost
@@ -56,6 +57,8 @@ class AdmissionGate:
         self._own: AdmissionPolicy | None = core.settings.policy("admission_policy")
         #: By the id of their requests, until they end.
         self.admitted: dict[str, Admitted] = {}
+        #: Those of them that have lost blocks, and have not been admitted again.
+        self.lost_blocks: set[str] = set()
         #: Admitted in this step.
         self.let_in: list[Admitted] = []
         #: Of requests that ended by themselves: the most blocks that each held, over those expected of it;
@@ -93,7 +96,7 @@ class AdmissionGate:
         if self._core.scheduler.current_step < self._asked_next:
             return False
         need = self.new_need(request)
-        if not self._fits(need):
+        if not self._fits(need, [*self.admitted.values(), *self.let_in], self._room):
             self._asked_next = self._core.scheduler.current_step + ASKED_EVERY
             return False
         growth = self.admission.future(need, kv.block_size(self._core.kv_cache_manager)).growth
@@ -127,13 +130,44 @@ class AdmissionGate:
             if admitted.request.status == RequestStatus.RUNNING or connector.is_loading(admitted.request):
                 self.admitted[admitted.request.request_id] = admitted
 
-    def _fits(self, need: Need) -> bool:
+    def lost(self, request: Request) -> None:
+        """``request``, or its family, has lost blocks."""
+        request_id = root_id(request.request_id)
+        if request_id in self.admitted and self._core.settings.admission != "greedy":
+            self.lost_blocks.add(request_id)
+
+    def may_go_on(self, request: Request) -> bool:
+        """Whether ``request``, which has begun, may run: what its family has lost has to fit."""
+        if not self.lost_blocks or request.num_computed_tokens:
+            return True
+        request_id = root_id(request.request_id)
+        if request_id not in self.lost_blocks:
+            return True
+        if self._core.scheduler.running and not self._is_admitted_again(self.admitted[request_id]):
+            return False
+        self.lost_blocks.discard(request_id)
+        return True
+
+    def _is_admitted_again(self, family: Admitted) -> bool:
+        """Whether there is room for all that ``family`` will need, beside those that have lost nothing."""
+        if self._core.scheduler.current_step < self._asked_next:
+            return False
+        beside = [admitted for i, admitted in self.admitted.items() if i not in self.lost_blocks]
+        new, room = readmission(self.come_to(family), self._room)
+        if not self._fits(new, [*beside, *self.let_in], room):
+            self._asked_next = self._core.scheduler.current_step + ASKED_EVERY
+            return False
+        return True
+
+    @property
+    def _room(self) -> Room:
+        block_size = kv.block_size(self._core.kv_cache_manager)
+        return Room(self._core.num_free_blocks(), block_size, self._core.num_slots)
+
+    def _fits(self, need: Need, beside: Sequence[Admitted], room: Room) -> bool:
         """Whether one more that needs ``need`` may start. One that would run alone always may."""
-        beside = (*self.admitted.values(), *self.let_in)
         if not beside or (self._own is None and not self.admission.is_due(need)):
             return True  # without counting what the others use
-        manager = self._core.kv_cache_manager
-        room = Room(self._core.num_free_blocks(), kv.block_size(manager), self._core.num_slots)
         running = [self.come_to(admitted) for admitted in beside]
         if self._own is not None:
             with self._asked_no_more_if_it_raises():
@@ -212,6 +246,7 @@ class AdmissionGate:
                     self._own.learn(need)
             self.peak_ratios.append(admitted.peak_blocks / max(admitted.expected_blocks, 1))
         del self.admitted[request.request_id]
+        self.lost_blocks.discard(request.request_id)
         self._asked_next = 0
 
     def has_stop_string(self, request: Request) -> bool:

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkjoin_scheduler.policy.admission import Admission, Expectation, Future, Need, Room, most_in_use
+from forkjoin_scheduler.policy.admission import (
+    Admission,
+    Expectation,
+    Future,
+    Need,
+    Room,
+    most_in_use,
+    readmission,
+)
 
 ROOM = Room(num_free=100, tokens_per_block=32, num_slots=64)
 NEEDS = st.builds(
@@ -193,3 +201,12 @@ def test_what_an_evicted_family_has_lost_is_kept_free_for_it_and_frees_nothing()
     there, evicted = Need(100, 4, 50, blocks=20), Need(100, 4, 50, lost=20)
     assert admission.future(evicted, 32).growth == admission.future(there, 32).growth + 20
     assert admission.future(evicted, 32).held == 0
+
+
+# ---- what has lost blocks asks again -------------------------------------------------------
+
+
+def test_a_family_that_has_lost_blocks_asks_for_them_as_a_new_one_does():
+    new, room = readmission(Need(100, 4, 50, blocks=5, lost=19.5), ROOM)
+    assert new == Need(100, 4, 50, blocks=25)
+    assert room == replace(ROOM, num_free=ROOM.num_free + 5)
