@@ -53,10 +53,11 @@ TITLES = {
 V1 = RUNNERS[:2]
 #: On which runners a shape runs with a join. The V2 runner is refused with recurrent layers (gdn, lfm2).
 RUN = {
-    ("llama", "reprefill"): V1, ("moe", "reprefill"): RUNNERS, ("moe", "stitch"): V1, ("mistral", "reprefill"): V1,
+    ("llama", "reprefill"): RUNNERS, ("moe", "reprefill"): RUNNERS, ("moe", "stitch"): RUNNERS, ("mistral", "reprefill"): RUNNERS,
     ("gemma", "reprefill"): RUNNERS, ("gpt_oss", "reprefill"): RUNNERS, ("gdn", "reprefill"): V1,
     ("lfm2", "reprefill"): V1, ("mla", "reprefill"): RUNNERS, ("mla_native", "stitch"): RUNNERS,
-    ("window", "stitch"): V1, ("gemma_window", "stitch"): V1, ("w8a8", "reprefill"): V1, ("w8a8_fp32", "stitch"): V1,
+    ("window", "stitch"): RUNNERS, ("gemma_window", "stitch"): RUNNERS,
+    ("w8a8", "reprefill"): RUNNERS, ("w8a8_fp32", "stitch"): RUNNERS,
     ("awq", "reprefill"): RUNNERS, ("gptq", "reprefill"): RUNNERS,
     ("fp8_kv", "reprefill"): RUNNERS, ("fp8_kv", "stitch"): RUNNERS,
 }  # fmt: skip

@@ -75,6 +75,7 @@ RUN: dict[str, dict[str, str]] = {
     "the V2 runner": {
         "async scheduling": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
         "sliding windows": _SHAPES, "experts": _SHAPES, "a KV connector": _OFFLOADED, "LoRA": _ADAPTERS,
+        "W8A8 weights": _SHAPES,
     },
     "async scheduling": {
         "tensor parallelism": _MATRIX, "drafts": "tests/engine/test_speculation.py", "images": _IMAGES,
