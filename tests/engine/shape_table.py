@@ -114,7 +114,7 @@ OTHERS = [
           "test_path_embeddings_are_what_transformers_computes_and_are_restored_when_lost"),
     Other(_ADAPTERS, "re-prefill", f"{_ALL_RUNNERS}; V1 sync on two ranks", "plain requests with the same contexts and adapter", "test_adapters",
           "test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone"),
-    Other(_ADAPTERS, "stitch", "V1, sync and async; V1 sync on two ranks", "transformers with the adapter merged, explicit positions and masks",
+    Other(_ADAPTERS, "stitch", "V1, sync and async; V2 async; V1 sync on two ranks", "transformers with the adapter merged, explicit positions and masks",
           "test_adapters", "test_families_with_several_adapters_and_without_one_in_one_batch_are_each_as_it_is_alone"),
 ]  # fmt: skip
 
