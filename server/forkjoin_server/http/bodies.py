@@ -23,7 +23,7 @@ from forkjoin_server.http.overview import Overview
 from forkjoin_server.request import incoming
 from forkjoin_server.request.incoming import MIB, BodySettings, BodyStalled, BodyTooLarge
 from forkjoin_server.request.scoring import check_scoring, count_parts
-from forkjoin_server.request.shape import read_json
+from forkjoin_server.request.shape import check_request_id, read_json
 from forkjoin_server.routes import GENERATING, SCORING, misplaced, route_of
 
 #: The rest of a body that was not read is not to be taken for another request.
@@ -134,6 +134,9 @@ class BodyMiddleware:
 
     def _measure(self, path: str, given: Json, num_bytes: int, scope: Message) -> None:
         """Count the prompts that vLLM makes of ``given``. Raises Overloaded or BadRequestOptions."""
+        # each of them has the request's id in its own
+        for request_id in (given.get("request_id"), *_request_ids(scope)):
+            check_request_id(request_id)
         if (visit := VISIT.get()) is not None:
             visit.num_families = visit.num_prompts = count_parts(given, path)
             BACKLOG.announce(visit)
@@ -155,6 +158,10 @@ def _max_bytes(scope: Message, limit: str) -> int:
     """What the operator gave as ``limit``, one of BodySettings, in bytes."""
     mib: int = flag_in(scope, BodySettings, limit)
     return MIB * mib
+
+
+def _request_ids(scope: Message) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
 
 
 def _text(given: Json | None, raw: bytes) -> str:

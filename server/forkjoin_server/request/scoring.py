@@ -11,7 +11,7 @@ from typing import Any
 from forkjoin_scheduler.errors import BadRequestOptions
 from forkjoin_scheduler.request.compiled import Room
 from forkjoin_server.asgi import Json
-from forkjoin_server.request.shape import check_beside_prompt, check_request_id
+from forkjoin_server.request.shape import check_beside_prompt
 from forkjoin_server.routes import DECISIONS, SCORING
 
 #: By path, where the body has what each becomes a prompt.
@@ -29,7 +29,6 @@ def check_scoring(body: Json, num_bytes: int, room: Room, max_tokens: int) -> No
 
     A character counts as a token. All texts together are to fit one context: they are tokenised in one go.
     """
-    check_request_id(body.get("request_id"))
     given = body.get("items")
     items = given if isinstance(given, list) else []
     check_beside_prompt(body, num_bytes, len(items))
@@ -45,8 +44,8 @@ def check_scoring(body: Json, num_bytes: int, room: Room, max_tokens: int) -> No
     if (num := sum(min(query + _length(item), room.max_tokens) for item in items)) > max_tokens:
         raise BadRequestOptions(
             f"query, items: expected at most {max_tokens} tokens over all prompts, each the query and one "
-            "item (the server's --max-request-tokens; a character of a text counts as one), got up to "
-            f"{num}: send fewer items at a time",
+            "item (with a dialect the server's --max-request-tokens; a character of a text counts as one), "
+            f"got up to {num}: send fewer items at a time",
             field="items",
         )
 

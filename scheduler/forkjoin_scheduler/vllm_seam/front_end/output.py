@@ -101,15 +101,17 @@ class ForkJoinOutputProcessor(OutputProcessor):
     def abort_requests(self, request_ids: Iterable[str], internal: bool) -> list[str]:
         """Abort requests, also by the ids that their clients gave, which our key stands after.
 
-        A client that asks for it aborts the requests of its own API key; other ids are nobody's.
+        A client that asks for it aborts the requests of its own API key, or with the operator's those of
+        all; other ids are nobody's. An id that stands there twice is one: vLLM takes it off its lists once.
         """
-        ids = list(request_ids)
+        ids = list(dict.fromkeys(request_ids))
         if not internal:
             given = set(ids)
             ids += [i for i in self.external_req_ids if i not in given and without_key(i) in given]
             if (visit := VISIT.get()) is not None:
                 internal_ids = [i for name in ids for i in self.external_req_ids.get(name, ())]
-                ids = [i for i in internal_ids if BACKLOG.tenant_of(i) == visit.tenant.id]
+                sees_all, own = visit.tenant.sees_all, visit.tenant.id
+                ids = [i for i in dict.fromkeys(internal_ids) if sees_all or BACKLOG.tenant_of(i) == own]
                 internal = True
         aborted: list[str] = super().abort_requests(ids, internal)
         for request_id in aborted:

@@ -60,9 +60,10 @@ class Client:
         self._path, self._body = path, body or {}
         #: Of vLLM's application, if there is one.
         self.state = None
+        self.asked_headers = []
 
     async def ask(self):
-        scope = {"type": "http", "method": "POST", "path": self._path, "headers": []}
+        scope = {"type": "http", "method": "POST", "path": self._path, "headers": self.asked_headers}
         if self.state is not None:
             scope["app"] = SimpleNamespace(state=self.state, routes=[])
         await self._middleware(scope, self._receive, self._send)
@@ -363,6 +364,18 @@ def test_items_to_score_that_are_too_much_for_the_event_loop_never_come_to_vllm(
     assert _scored(body) == (400, [])
 
 
+@pytest.mark.parametrize("path", [SCORING, DECISIONS])
+@pytest.mark.parametrize("place", ["header", "body"])
+def test_an_id_that_each_prompt_would_have_is_refused_if_it_is_long(path, place):
+    """vLLM puts it into the id of each of the prompts that it makes of one body."""
+    client = Client(_never, path, {"request_id": "x" * 300} if place == "body" else {})
+    client.asked_headers = [(b"x-request-id", b"x" * 300)] if place == "header" else []
+    BACKLOG.bounds = Bounds()
+    asyncio.run(client.ask())
+    assert client.status == 400
+    assert "at most 256 characters" in client.body["error"]["message"]
+
+
 def test_more_answers_than_a_key_may_have_are_refused_before_vllm_makes_prompts_of_them(monkeypatch):
     alice = Tenant("alice", max_families=1)
     monkeypatch.setattr("forkjoin_server.access.access.Access.tenant", lambda *_: alice)
@@ -462,15 +475,15 @@ def test_with_a_cache_of_its_own_a_key_names_no_other_whatever_salt_it_gives(pro
 
 
 def test_a_key_aborts_its_own_requests_and_no_others(processor):
-    async def ask(tenant, ids):
-        VISIT.set(Visit(Tenant(tenant)))
+    async def ask(tenant, ids, *, sees_all=False):
+        VISIT.set(Visit(Tenant(tenant, sees_all=sees_all)))
         return await asyncio.create_task(abort(ids))  # as vLLM's route does
 
     async def abort(ids):
         return processor.abort_requests(ids, internal=False)
 
     BACKLOG.bounds = Bounds()
-    names = {name: f"{name}-fj{'0' * 32}" for name in ("chatcmpl-job-1", "chatcmpl-job-2")}
+    names = {name: f"{name}-fj{'0' * 32}" for name in ("chatcmpl-job-1", "chatcmpl-job-2", "chatcmpl-job-3")}
     VISIT.set(Visit(Tenant("alice")))
     for number, name in enumerate(names.values()):
         request = _request(f"internal-{number}")
@@ -478,7 +491,9 @@ def test_a_key_aborts_its_own_requests_and_no_others(processor):
         processor.add_request(request, None)
     VISIT.set(None)
     assert asyncio.run(ask("bob", ["chatcmpl-job-1", names["chatcmpl-job-1"]])) == []
-    assert asyncio.run(ask("alice", ["chatcmpl-job-1"])) == ["internal-0"]
+    # an id that stands there twice, in any form, is one
+    assert asyncio.run(ask("alice", ["chatcmpl-job-1", names["chatcmpl-job-1"]] * 2)) == ["internal-0"]
+    assert asyncio.run(ask("operator", ["chatcmpl-job-3"], sees_all=True)) == ["internal-2"]
     # as where a client has hung up
     assert processor.abort_requests(["internal-1"], internal=True) == ["internal-1"]
     assert not processor.request_states

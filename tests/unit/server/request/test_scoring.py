@@ -57,9 +57,8 @@ def test_ordinary_and_wrong_bodies_are_left_to_vllm(body):
         ({"query": [1] * 50, "items": [[]] * 21}, "at most 1000 tokens over all prompts.*up to 1050"),
         ({"query": "x" * 60, "items": [[1] * 40] * 11}, "at most 1000 tokens over all prompts.*up to 1100"),
         ({"items": [[1]] * 20, "label_token_ids": [1] * 2_000_000}, "bytes beside the prompt"),
-        ({"items": [[1]], "request_id": "x" * 300}, "at most 256 characters"),
     ],
-    ids=["query", "items", "empty_items", "texts", "labels", "id"],
+    ids=["query", "items", "empty_items", "texts", "labels"],
 )
 def test_too_much_for_the_event_loop_is_refused(body, message):
     with pytest.raises(BadRequestOptions, match=message):
