@@ -27,7 +27,9 @@ CANCELLED = "cancelled"
 class TreeBuilder:
     """Gathers the events of one family. Of a request without events ``sequential`` makes the tree."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, closes_threads: bool = False) -> None:
+        #: Whether a join may close a thread with another segment, as stitched joins do.
+        self._closes_threads = closes_threads
         self._segments: list[Segment] = []
         self._titles: dict[int, str] = {}
         self._ends: dict[int, str] = {}
@@ -60,24 +62,24 @@ class TreeBuilder:
     def take_ended(self) -> list[tuple[int, Segment]]:
         """Segments that have ended since this was asked last, with their numbers: nothing changes them.
 
-        The last one of a thread has ended when its parent goes on: a stitched join may close the thread with
-        another one.
+        The last one of a thread has ended with it or, where a join may close it with another one, when its
+        parent goes on.
         """
         last, forked_by = dict[int, int](), dict[int, int | None]()
         for number, segment in enumerate(self._segments):
             last[segment.thread] = number
             forked_by.setdefault(segment.thread, segment.forked_by)
 
-        def has_joined(thread: int) -> bool:
+        def is_over(thread: int) -> bool:
             parent = forked_by[thread]
             if thread not in self._ends or parent is None:
                 return False
-            return last[self._segments[parent].thread] > last[thread]
+            return not self._closes_threads or last[self._segments[parent].thread] > last[thread]
 
         ended = []
         for number, segment in enumerate(self._segments):
             thread, is_last = segment.thread, last[segment.thread] == number
-            if number not in self.taken and (not is_last or has_joined(thread)):
+            if number not in self.taken and (not is_last or is_over(thread)):
                 segment.finish_reason = self._ends[thread] if is_last else None
                 segment.title = self._titles.get(thread, "")
                 ended.append((number, segment))

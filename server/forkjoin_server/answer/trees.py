@@ -52,6 +52,8 @@ class Trees:
     num_answers: int = 1
     #: Whether segments are shown as they end, and the tree then without these.
     streams: bool = False
+    #: Whether joins may close threads with segments of their own.
+    closes_threads: bool = False
     #: As JSON has them, by the ``index`` of the choice, once its answer has ended.
     ended: dict[int, Json] = field(default_factory=dict)
     #: Segments that have ended, with the choice and the number of each, until they are taken.
@@ -67,7 +69,7 @@ class Trees:
         first, answers = self._first(request_id), dict[int, _Answer]()
 
         def answer_of(index: int) -> _Answer:
-            return answers.setdefault(index, _Answer(params, index))
+            return answers.setdefault(index, _Answer(params, index, self.closes_threads))
 
         def hear(index: int, events: list[Event]) -> None:
             answer_of(index).hear(events)
@@ -110,10 +112,10 @@ class Trees:
 class _Answer:
     """What vLLM has put out of an answer, and the events of its segments."""
 
-    def __init__(self, params: Any, index: int) -> None:
+    def __init__(self, params: Any, index: int, closes_threads: bool) -> None:
         #: Whether no event is missing.
         self.is_whole = True
-        self._builder = TreeBuilder()
+        self._builder = TreeBuilder(closes_threads=closes_threads)
         self._params, self._index = params, index
         self._prompt_ids: list[int] = []
         self._token_ids: list[int] = []

@@ -150,8 +150,10 @@ async def _prepared(path: str, given: Json, settings: Settings, scope: Message) 
     if compiled_options.given is not None:
         check_answers(compiled_options.given, num_answers, settings.max_request_threads)
     width = width_in_answers(compiled_options, settings)
-    streams = options.stream_segments
-    trees = Trees(key, num_choices, num_answers, streams) if options.return_tree else None
+    trees = None
+    if options.return_tree:
+        closes = settings.dialect is not None and settings.dialect.join.moves_kv
+        trees = Trees(key, num_choices, num_answers, options.stream_segments, closes_threads=closes)
     asked = Asked(compiled_options, _max_tokens(settings, client), width=width, limits=settings.limits)
     asked.trees, asked.max_tree_tokens = trees, settings.max_tree_tokens
     is_wanted = options.include_threads or options.return_tree

@@ -95,7 +95,7 @@ STITCHED = [
 
 @pytest.mark.parametrize("events", [[*FORK, *JOIN], [*FORK, *STITCHED], FORK, [*FORK, *JOIN[:2]]])
 def test_segments_that_are_taken_as_they_end_are_those_of_the_whole_tree(events):
-    builder, taken = TreeBuilder(), {}
+    builder, taken = TreeBuilder(closes_threads=True), {}
     for event in events:
         builder.hear([event])
         taken |= {number: copy.deepcopy(segment) for number, segment in builder.take_ended()}

@@ -83,7 +83,10 @@ def chunk():
     return {"id": "c", "choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
 
 
-def test_segments_are_shown_as_they_end_and_the_tree_has_the_others():
+@pytest.mark.parametrize(
+    ("closes_threads", "expected"), [(False, [[], [], [2], [0], []]), (True, [[], [], [], [0, 2], []])]
+)
+def test_segments_are_shown_as_they_end_and_the_tree_has_the_others(closes_threads, expected):
     def begins():
         FEEDS.emit("r", 0, [SegmentBegan(segment=0, index=-1, token_ids=[1, 2], position=0)])
         FEEDS.emit("r", 0, [SegmentWrote(segment=0, token_ids=[9])])
@@ -100,7 +103,7 @@ def test_segments_are_shown_as_they_end_and_the_tree_has_the_others():
     def joins():
         FEEDS.emit("r", 0, [SegmentBegan(segment=3, index=-1, token_ids=[5, 6], position=3, parent=0)])
 
-    trees, shown = Trees(KEY, streams=True), []
+    trees, shown = Trees(KEY, streams=True, closes_threads=closes_threads), []
     presenter = TreePresenter(PassThrough(), trees)
 
     def show():
@@ -111,7 +114,7 @@ def test_segments_are_shown_as_they_end_and_the_tree_has_the_others():
 
     outputs = [show, begins, show, ends, show, joins, show, show, output(told(0, [7], "stop"))]
     gather(trees, "r", *outputs)
-    assert shown == [[], [], [], [0, 2], []]
+    assert shown == expected
     segments = trees.ended[0]["segments"]
     assert [segment and segment["token_ids"] for segment in segments] == [None, [5], None, [5, 6]]
 
