@@ -91,8 +91,8 @@ class Tenant:
 class Visit:
     """One HTTP request on its way to the engine, where it becomes ``num_families``.
 
-    It is admitted, or refused, as one: when the first of these families comes to the engine. Families beyond
-    ``num_families`` at once are admitted or refused one by one.
+    It is admitted, or refused, as one: when the first of these families comes to the engine. If it has
+    announced how many there will be, those beyond as many at once are admitted or refused one by one.
     """
 
     tenant: Tenant
@@ -107,6 +107,9 @@ class Visit:
     engine: int | None = None
     refused: Overloaded | BadRequestOptions | None = None
     is_in: bool = False
+    #: Whether its body has said how many families it becomes. vLLM makes what it likes of others (an hour of
+    #: sound, a list of texts to embed).
+    is_announced: bool = False
     #: Families of it that wait or run.
     num_present: int = 0
     #: Called once, when it is admitted or refused.
@@ -185,7 +188,7 @@ class Backlog:
 
         Raises Overloaded if so many may not wait. Nothing has been made of its prompts by then.
         """
-        is_at_door = visit in self._arriving
+        visit.is_announced, is_at_door = True, visit in self._arriving
         self.leave(visit)
         self._check_size(visit)
         self._check(visit, Load(families=visit.num_families), 0)
@@ -232,7 +235,7 @@ class Backlog:
                 raise
             visit.is_in = True
             visit.decided()
-        elif visit.num_present >= visit.num_families:
+        elif visit.is_announced and visit.num_present >= visit.num_families:
             self._check(visit, load, prompt_tokens)
         visit.num_present += 1
         family = self._families[request_id] = _Family(visit, load, prompt_tokens, shares=shares)

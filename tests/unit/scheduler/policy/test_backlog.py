@@ -134,7 +134,9 @@ def test_a_request_is_refused_for_its_answers_before_their_prompts_are_made(cloc
 
 def test_families_that_a_request_did_not_announce_need_room_of_their_own(clock):
     backlog = _backlog(clock, families=3)
-    visit = _enter(backlog, "a", Visit(Tenant(), num_families=2))
+    visit = Visit(Tenant(), num_families=2)
+    backlog.announce(visit)
+    _enter(backlog, "a", visit)
     for name in "bc":
         backlog.enter(name, visit, 10, None)
     with pytest.raises(Overloaded, match="the queue is full"):
@@ -145,6 +147,15 @@ def test_families_that_a_request_did_not_announce_need_room_of_their_own(clock):
         backlog.has_ended(name)
     _enter(backlog, "full", Visit(Tenant(), num_families=3))
     backlog.enter("turn", visit, 10, None)  # the next turn of a request that has been admitted
+
+
+def test_what_no_body_announces_is_admitted_whole(clock):
+    """vLLM makes many requests of an hour of sound, or of a list of texts to embed."""
+    backlog = _backlog(clock, families=3)
+    visit = _enter(backlog, "a", Visit(Tenant()))
+    for name in "bcde":
+        backlog.enter(name, visit, 10, None)
+    assert backlog.num_families == 5
 
 
 def test_at_the_door_a_request_counts_before_its_body_is_read(clock):
