@@ -40,8 +40,8 @@ _LOST = (
     httpx.RemoteProtocolError,
 )
 
-#: A rollout asks for hundreds of answers at once. How many run is for the server to say.
-_LIMITS = httpx.Limits(max_connections=None)
+#: A rollout asks for hundreds of answers at once; a process may have 256 files open (macOS) or 1,024.
+_LIMITS = httpx.Limits(max_connections=200)
 
 _T = TypeVar("_T")
 
