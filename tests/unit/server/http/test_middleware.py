@@ -224,7 +224,6 @@ def test_the_events_of_a_request_are_its_own_whatever_id_its_client_gives(path, 
         ({"messages": []}, "threads"),
         ({"prompt": "x"}, None),
         ({"prompt_embeds": "x"}, None),
-        ({"messages": None, "prompt": "x"}, None),
     ],
 )
 def test_invocations_are_the_route_that_takes_their_body(body, field):
@@ -235,6 +234,14 @@ def test_invocations_are_the_route_that_takes_their_body(body, field):
     response = json.loads(message["body"])
     assert response["usage"]["completion_tokens"] == 8
     assert list(response["choices"][0]["message"]) == ([field] if field else [])
+
+
+def test_a_body_without_messages_is_a_completion_to_invocations():
+    seen, asked = {}, {"messages": None, "prompt": "x", "forkjoin": {"include_threads": True}}
+    start, answer = _ask(_recorder(seen), asked, INVOCATIONS)
+    assert start["status"] == 400
+    assert json.loads(answer["body"])["error"]["message"].endswith(f"got {COMPLETIONS}")
+    assert seen == {}
 
 
 @pytest.mark.parametrize("body", [{}, {"input": "x"}])
