@@ -37,6 +37,23 @@ def check_holdings(scheduler: Any) -> None:
         assert found == wanted, f"{request_id}: {found} blocks in the accounts, {wanted} in the pool"
 
 
+def check_lost(scheduler: Any) -> None:
+    """What is to be admitted again lacks blocks: right after a step has been scheduled."""
+    for request_id in scheduler._gate.lost_blocks:
+        own = [r for i, r in scheduler.requests.items() if root_id(i) == request_id]
+        lacking = [r for r in own if not r.num_computed_tokens and not _has_prefix(scheduler, r)]
+        assert lacking, f"{request_id} waits to be admitted again, and has lost nothing"
+
+
+def _has_prefix(scheduler: Any, request: Any) -> bool:
+    """Whether ``request`` is a thread that has not run, and finds the KV that it starts on."""
+    entry = scheduler._core.threads.get(request.request_id)
+    if entry is None or request.num_preemptions or entry[1].num_generated:
+        return False
+    parent = scheduler.requests.get(entry[1].parent.request_id)
+    return not entry[1].fork_len or (parent is not None and parent.num_computed_tokens > 0)
+
+
 def _num_freed_with(scheduler: Any, request_id: str) -> int:
     """Blocks whose every reference is the family's: counted one by one, over all that hold any."""
     owned: Counter[int] = Counter()

@@ -29,7 +29,7 @@ from forkjoin_scheduler.vllm_seam.front_end import wire
 from forkjoin_scheduler.vllm_seam.scheduler import ForkJoinScheduler
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
-from tests.engine.accounts import check_accounts
+from tests.engine.accounts import check_accounts, check_lost
 
 BLOCK_SIZE = 16
 
@@ -111,6 +111,7 @@ class Scripted(Fed):
         """One step; returns what was scheduled."""
         output = self._scheduler.schedule(throttle_prefills)
         check_accounts(self.scheduler)
+        check_lost(self.scheduler)
         for outputs in self._scheduler.update_from_output(output, self._sample(output)).values():
             for one in outputs.outputs:
                 if told := wire.unpack(one):

@@ -16,9 +16,12 @@ from forkjoin_scheduler.dialects.files import load
 from forkjoin_scheduler.families.family import BranchState
 from forkjoin_scheduler.families.thread_end import ThreadEnd
 from forkjoin_scheduler.joins.kinds import make_join
-from forkjoin_scheduler.policy.step_admission import LOOKED_AT
+from forkjoin_scheduler.machine import cancelling
+from forkjoin_scheduler.policy.step_admission import LOOKED_AT, MAX_OVERTAKEN
+from forkjoin_scheduler.policy.threads import ranked
 from forkjoin_scheduler.settings import KEY
 from forkjoin_scheduler.vllm_seam.cache import kv
+from forkjoin_scheduler.vllm_seam.starts import queues
 from tests.engine.accounts import check_begun_first
 from tests.engine.fed import Scripted
 
@@ -151,6 +154,128 @@ def test_a_family_that_has_lost_blocks_asks_again_before_it_takes_them_again(kin
     assert not fed.scheduler._gate.lost_blocks
 
 
+def preempt(fed, name):
+    """As vLLM does where blocks run out."""
+    request = fed.scheduler.requests[name]
+    fed.scheduler.running.remove(request)
+    fed.scheduler._preempt_request(request, time.monotonic())
+
+
+def pressed(young, *, num_old=90, **options):
+    """A scheduler in which a family runs, and another whose body is ``young``: nothing lost gets room again."""
+    fed = Scripted(**options)
+    fed.scheduler._gate._own = NewOnly()
+    fed.add("old", 2, fork(fed, num_old, num_old), 4)
+    fed.add("young", 2, young(fed), 4)
+    fed.step_until(lambda: is_parked(fed, "old") and is_parked(fed, "young"))
+    fed.step()
+    return fed
+
+
+def test_a_thread_that_has_not_started_needs_no_room_for_what_its_sibling_has_lost():
+    fed = pressed(lambda fed: fork(fed, 60, 60, 60), max_num_seqs=4)
+    waiting = [i for i in fed.scheduler._core.threads if fed.scheduler.requests[i].num_computed_tokens == 0]
+    assert waiting == ["young#2"]
+    preempt(fed, "young#0")
+    assert set(fed.step().num_scheduled_tokens) == {"old#0", "old#1", "young#1", "young#2"}
+    assert fed.scheduler._gate.lost_blocks == {"young"}
+    fed.drain()
+
+
+def test_threads_within_a_thread_start_in_the_next_step_though_a_sibling_has_lost_its_blocks():
+    dialect = load("threadweaver").model_copy(update={"max_depth": 2})
+
+    def nested(fed):
+        inner = fed.author.fork([30, 30], within="1.")
+        return fed.author.fork_into(
+            [(fed.author.text(20), inner, fed.author.text(4)), (fed.author.text(90),)]
+        )
+
+    fed = pressed(nested, dialect=dialect)
+    preempt(fed, "young#1")
+    fed.step_until(lambda: "young#2" in fed.scheduler.requests)
+    assert fed.scheduler._gate.lost_blocks == {"young"}
+    assert {"young#2", "young#3"} <= fed.step().num_scheduled_tokens.keys()
+    fed.drain()
+
+
+def test_a_family_whose_lost_thread_was_cancelled_has_lost_nothing():
+    fed = pressed(lambda fed: fork(fed, 60, 60))
+    preempt(fed, "young#1")
+    fed.step()
+    assert fed.scheduler._gate.lost_blocks == {"young"}
+    cancelling.ask(fed.scheduler._core.live["young"], 1)
+    fed.step()
+    assert "young#1" not in fed.scheduler.requests
+    assert "young#0" in fed.step().num_scheduled_tokens
+    assert not fed.scheduler._gate.lost_blocks
+    fed.drain()
+
+
+def test_a_family_whose_join_takes_other_blocks_in_place_of_those_lost_has_lost_nothing():
+    fed = pressed(lambda fed: fork(fed, 20, 20))
+    scheduler, parent = fed.scheduler, fed.scheduler.requests["young"]
+    kv.free(scheduler.kv_cache_manager, parent)
+    queues.repark(scheduler, parent, 0)
+    scheduler._gate.lost(parent)
+    fed.step_until(lambda: any(e["type"] == "joined" for e in fed.events))
+    assert parent.num_computed_tokens > 0
+    assert fed.scheduler._gate.lost_blocks == {"young"}
+    fed.step()
+    assert not fed.scheduler._gate.lost_blocks
+    fed.drain()
+
+
+def test_plain_requests_pass_a_family_that_has_lost_blocks_but_not_for_ever():
+    fed = pressed(lambda fed: fork(fed, 60, 60), num_old=120)
+    preempt(fed, "young#0")
+    preempt(fed, "young#1")
+    names = [f"plain {i}" for i in range(MAX_OVERTAKEN + 8)]
+    for name in names:
+        fed.add(name, 1, max_tokens=1, extra_args={KEY: {"enabled": False}})
+    started = []
+    while "old" in fed.scheduler.requests:
+        started += [i for i in fed.step().num_scheduled_tokens if i in names]
+    assert started == names[:MAX_OVERTAKEN]
+    assert set(fed.drain()) == {"young", *names[MAX_OVERTAKEN:]}
+
+
+class FurthestBehind:
+    """One thread of each family. Writes down which it was asked of."""
+
+    def __init__(self):
+        self.asked = []
+
+    def choose(self, facts):
+        self.asked.append({thread.key for thread in facts.threads})
+        return {thread.key for rank, thread in ranked(facts.threads) if rank == 0}
+
+
+def test_a_thread_that_is_to_be_admitted_again_is_not_chosen_in_the_place_of_one_that_can_run():
+    fed = pressed(lambda fed: fork(fed, 60, 60))
+    fed.scheduler._pacer.policy = policy = FurthestBehind()
+    preempt(fed, "young#0")
+    for _ in range(20):
+        assert "young#1" in fed.step().num_scheduled_tokens
+    assert not any("young#0" in keys for keys in policy.asked)
+    fed.drain()
+
+
+@pytest.mark.parametrize("of", ["server", "request"])
+def test_no_more_threads_run_than_the_cap_says_where_one_is_admitted_again(of):
+    fed = Scripted(**{"max_threads_running": 1} if of == "server" else {})
+    options = {"max_threads_running": 1} if of == "request" else {}
+    fed.add("a", 2, fork(fed, 20, 20, 20), 4, extra_args={KEY: options})
+    fed.step_until(lambda: is_parked(fed, "a"))
+    fed.step()
+    preempt(fed, "a#0")
+    assert fed.scheduler._gate.lost_blocks == {"a"}
+    while "a" in fed.scheduler.requests:
+        assert (
+            len([i for i in fed.step().num_scheduled_tokens if i.startswith("a#") and "fill" not in i]) <= 1
+        )
+
+
 def evict(fed, name):
     """Take the blocks of a family that may run."""
     scheduler = fed.scheduler
@@ -166,6 +291,24 @@ def test_a_family_that_only_waits_gives_way_before_an_older_one_loses_blocks(mon
     monkeypatch.setattr("forkjoin_scheduler.vllm_seam.cache.eviction.Eviction._make_way", lambda self: None)
     lost["does not"] = ["old" in families_that_lose_blocks(size) for size in sizes]
     assert sum(lost["gives way"]) < sum(lost["does not"]), lost
+
+
+@pytest.mark.parametrize("spared_by", ["nothing", "leases", "blocks to come"])
+def test_no_family_gives_way_where_others_blocks_do(monkeypatch, spared_by):
+    fed = pressed(lambda fed: fork(fed, 60, 60))
+    scheduler, eviction = fed.scheduler, fed.scheduler._eviction
+    preempt(fed, "young#0")
+    preempt(fed, "young#1")
+    fed.step_until(lambda: sum(map(eviction._num_lacking, scheduler.running)) > 0)
+    pool = scheduler.kv_cache_manager.block_pool
+    taken = pool.get_new_blocks(pool.get_num_free_blocks())
+    if spared_by == "leases":
+        scheduler._core.leases.holders.update(block.block_id for block in taken)
+    if spared_by == "blocks to come":  # when the step in flight has ended
+        scheduler.sched_step_seq += 1
+        scheduler.deferred_frees.append((scheduler.sched_step_seq, []))
+    eviction.spare_the_oldest()
+    assert holds_blocks(fed, "young") == (spared_by != "nothing")
 
 
 def num_blocks_of_one():

@@ -1,7 +1,8 @@
 """In which order new requests may start, where some have to wait for room.
 
 One that has to wait keeps those after it waiting that may fork, too: what is big starts in its turn.
-Requests that will not fork pass it, but not forever.
+Requests that will not fork pass it, but not forever. What has begun and lost its blocks waits before all
+that is new.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class StepAdmission:
     """Asked for each new request in the order in which they wait; ``open`` begins a step."""
 
     def __init__(self) -> None:
-        #: Requests kept waiting in this step.
+        #: Requests kept waiting in this step; all that have lost their blocks count as one.
         self.num_kept = 0
         self._overtaken = 0
 
@@ -35,6 +36,14 @@ class StepAdmission:
     def num_could_start(self, num_waiting: int) -> int:
         """How many of ``num_waiting`` requests could have started in the last step, as far as is known."""
         return 0 if self.is_shut else max(num_waiting - self.num_kept, 0)
+
+    def try_readmit(self, has_room: Callable[[], bool]) -> bool:
+        """Whether a request that has begun and lost its blocks may go on. It waits before all new ones."""
+        if has_room():
+            self._overtaken = 0
+            return True
+        self.num_kept = max(self.num_kept, 1)
+        return False
 
     def try_admit(self, has_room: Callable[[], bool], *, may_fork: bool) -> bool:
         """Whether the next request may start; ``has_room`` is asked for the first that may fork, at most."""

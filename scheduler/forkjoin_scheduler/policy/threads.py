@@ -40,6 +40,8 @@ class ThreadFacts:
 class StepFacts:
     """What is known before a step. ``others``: what all but these threads will compute in it.
 
+    ``threads``: not those that have lost their blocks, where their family waits to be admitted again.
+
     ``slack``: seconds until the first stream is late; None: no stream is protected. A family is one while it
     writes in one branch: in a fork it makes steps long itself, and its threads don't gain by sitting out.
     ``tokens_a_step``: what a sequence gets in a step on average: more than one where drafts are right.

@@ -167,6 +167,8 @@ class ForkJoinScheduler(AsyncScheduler):
         # Parked branches are counted as active, though they need no slot of the runner: without
         # this, max_num_seqs parked parents would never let a thread run.
         self.max_num_active_reqs = self._core.num_slots + queues.num_parked(self)
+        if lost := self._gate.lost_blocks:
+            self._fence.each("admit", [(request_id,) for request_id in lost], self._gate.forget_if_regained)
         if self._core.threads:
             self._fence.fenced("pace", None, self._eviction.spare_the_oldest)
             if not self._fence.fenced("pace", None, self._pacer.choose):
@@ -369,12 +371,11 @@ class ForkJoinScheduler(AsyncScheduler):
             return True
         if not self._waits.has_room_for_adapter(request):
             return False
-        if self._holds_kv_blocks(request):
-            return self._gate.may_go_on(request)
-        try_admit = self._gate.try_admit(request)
-        if self._gate.step_admission.is_shut:
+        gate = self._gate
+        may_start = gate.may_go_on(request) if self._holds_kv_blocks(request) else gate.try_admit(request)
+        if gate.step_admission.is_shut:
             self._stop_looking()
-        return try_admit
+        return may_start
 
     def _stop_looking(self) -> None:
         """Let vLLM look at no more new requests in this step: as if it were paused for them."""

@@ -19,7 +19,7 @@ from forkjoin_bench.simulator.foreseen import Foreseen, held_alone
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
 from forkjoin_bench.simulator.replica.blocks import BlockPool
 from forkjoin_bench.simulator.replica.replica import Replica
-from forkjoin_bench.simulator.replica.sequence import Cause, Role
+from forkjoin_bench.simulator.replica.sequence import Cause, Role, State
 from forkjoin_bench.simulator.results.measures import Slo, measure, spread, weighted_spread
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.tried import Outlasting, Sure
@@ -250,6 +250,22 @@ def test_a_family_that_only_waits_gives_way_before_an_older_one_loses_blocks():
         first = min(counts.ended, key=lambda f: f.number)
         lost[name] = first.num_preempted
     assert lost["asks again"] == 0 < lost["greedy"]
+
+
+def test_new_threads_of_a_family_that_has_lost_blocks_start_on_those_of_their_parent():
+    nested = Request(32, (4, Fork(((9, Fork(((20,), (20,))), 1), (60,))), 2))
+    replica = Replica(replace(ENGINE, gate=AloneAgain))
+    replica.submit(Request(32, (200,)))
+    replica.submit(nested)
+    replica.run(until=8.0)
+    core, family = replica.core, list(replica.core.families)[1]
+    first, second = [s for s in core.running if s.role is Role.THREAD]
+    replica._preempt(second)
+    replica.run(until=18.0)
+    assert list(core.lost_blocks) == [family]
+    assert second.state is State.WAITING
+    assert [s.parent for s in core.running if s.role is Role.THREAD] == [first, first]
+    replica.run()
 
 
 def test_threads_of_a_stitched_family_that_has_lost_all_compute_its_context_once():

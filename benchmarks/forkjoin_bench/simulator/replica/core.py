@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import count
+from itertools import chain, count
 
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.replica.begun import BegunQueue
@@ -176,6 +176,18 @@ class Core:
         if self.gate.asks_again and family in self.admitted:
             self.lost_blocks[family] = None
 
+    def asks_again(self, sequence: Sequence) -> bool:
+        """Whether ``sequence``, which has begun, is to be admitted again before it runs."""
+        return sequence.family in self.lost_blocks and _has_lost_kv(sequence)
+
+    def forget_regained(self) -> None:
+        """Families that lack nothing any more need not be admitted again."""
+        fills = [s for s in chain(self.begun, self.running) if s.is_fill] if self.lost_blocks else []
+        for family in list(self.lost_blocks):
+            own = chain(family.sequences.values(), (s for s in fills if s.family is family))
+            if not any(map(_has_lost_kv, own)):
+                del self.lost_blocks[family]
+
     def _restore_parents(self, sequence: Sequence) -> None:
         """Give parents that have lost their stitched KV that of a thread that has computed it again."""
         size, thread = self.engine.block_size, sequence
@@ -217,3 +229,14 @@ class Core:
         if fill.state is State.WAITING:
             self.begun.remove(fill)
         fill.state = State.ENDED
+
+
+def _has_lost_kv(sequence: Sequence) -> bool:
+    """Whether ``sequence``, which has begun, has no KV. A new thread has its parent's."""
+    if sequence.kv.computed:
+        return False
+    is_new = sequence.state is State.WAITING and not (sequence.was_preempted or sequence.written)
+    if sequence.role is Role.THREAD and is_new:
+        assert sequence.parent is not None
+        return not sequence.parent.kv.computed
+    return True

@@ -7,7 +7,7 @@ from forkjoin_bench.simulator.replica.sequence import Role, Sequence, State
 from forkjoin_scheduler.policy.deadlines import Deadlines
 from forkjoin_scheduler.policy.step_admission import StepAdmission
 from forkjoin_scheduler.policy.step_cost import Load
-from forkjoin_scheduler.policy.threads import AIM, Eager, StepFacts, ThreadFacts
+from forkjoin_scheduler.policy.threads import AIM, Capped, Eager, StepFacts, ThreadFacts, within
 
 
 class Pacing:
@@ -35,9 +35,13 @@ class Pacing:
         if not core.threads or (is_eager and not self._could_be_kept()):
             return
         by_key = {str(i): thread for i, thread in enumerate(core.threads)}
+        facts = [self._facts(key, thread) for key, thread in by_key.items()]
+        # Those that are to be admitted again are not chosen from: they have to ask for room.
+        lost = [thread for thread in facts if core.asks_again(by_key[thread.key])]
+        able = [thread for thread in facts if thread not in lost]
         chosen = self.policy.choose(
             StepFacts(
-                [self._facts(key, thread) for key, thread in by_key.items()],
+                able,
                 self._load_of_others(),
                 self._slack(),
                 core.engine.max_num_seqs,
@@ -45,6 +49,10 @@ class Pacing:
                 core.engine.tokens_a_step,
             )
         )
+        chosen |= {thread.key for thread in lost}
+        if isinstance(self.policy, Capped):
+            caps = {thread.family: self.policy.per_family for thread in facts}
+            chosen = within(caps, [*able, *lost], chosen)
         for key, thread in by_key.items():
             if key not in chosen:
                 (self.sitting if thread in core.running else self.held_back).add(thread)

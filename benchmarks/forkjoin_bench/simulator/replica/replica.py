@@ -62,6 +62,7 @@ class Replica:
 
     def _make_step(self) -> None:
         core = self.core
+        core.forget_regained()
         self._pacing.choose()
         core.step += 1
         core.budget = core.engine.max_batched_tokens - core.num_decoding

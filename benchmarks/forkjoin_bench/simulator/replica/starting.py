@@ -67,15 +67,17 @@ class Starting:
     def _may_go_on(self, sequence: Sequence) -> bool:
         """Whether one that has begun may run: what it has no KV for waits for room."""
         core, family = self._core, sequence.family
-        if family not in core.lost_blocks or sequence.kv.computed:
+        if not core.asks_again(sequence):
             return True
-        if core.running and not self._is_admitted_again(family):
+        if not self._pacing.step_admission.try_readmit(partial(self._is_admitted_again, family)):
             return False
         del core.lost_blocks[family]
         return True
 
     def _is_admitted_again(self, family: Family) -> bool:
         core = self._core
+        if not core.running:
+            return True
         if core.step < core.asked_next:
             return False
         beside = [f for f in core.admitted if f not in core.lost_blocks]

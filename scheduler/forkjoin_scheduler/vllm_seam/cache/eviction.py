@@ -48,7 +48,7 @@ class Eviction:
         of_each = max(scheduler._spec_decode_step_blocks, 1)  # blocks that it takes in a step, at most
         num_free = kv.num_free_blocks(self._core.kv_cache_manager)
         if num_free < len(scheduler.running) * of_each:
-            if num_free < sum(map(self._num_lacking, scheduler.running)):
+            if self._core.num_free_blocks() < sum(map(self._num_lacking, scheduler.running)):
                 self._make_way()
             scheduler.running.sort(key=self._core.turn)  # vLLM preempts the last
 
@@ -69,7 +69,7 @@ class Eviction:
         ids = {root_id(request.request_id) for request in running}
         if core.settings.admission == "greedy" or core.live.keys().isdisjoint(ids):
             return
-        if connector.is_at_work(core.scheduler):
+        if connector.is_at_work(core.scheduler) or connector.awaits_blocks(core.scheduler):
             return
         last = max(map(core.turn, running))
         waiting = [live for request_id, live in core.live.items() if request_id not in ids]

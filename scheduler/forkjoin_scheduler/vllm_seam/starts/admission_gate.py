@@ -26,6 +26,8 @@ from forkjoin_scheduler.vllm_seam.live import LiveFamily, max_tokens_of
 from forkjoin_scheduler.vllm_seam.starts import connector
 from forkjoin_scheduler.vllm_seam.starts.sharing import SharedQueue, cost
 
+#: What a request waits as that has never run.
+_NEVER_RAN = (RequestStatus.WAITING, RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR)
 #: What was refused is asked for again in so many steps, or when something has ended.
 ASKED_EVERY = 4
 #: Tokens that a request may write before an abort reaches it.
@@ -138,18 +140,52 @@ class AdmissionGate:
 
     def may_go_on(self, request: Request) -> bool:
         """Whether ``request``, which has begun, may run: what its family has lost has to fit."""
-        if not self.lost_blocks or request.num_computed_tokens:
+        if not self.asks_again(request):
             return True
         request_id = root_id(request.request_id)
-        if request_id not in self.lost_blocks:
-            return True
-        if self._core.scheduler.running and not self._is_admitted_again(self.admitted[request_id]):
+        assert request_id is not None
+        if not self.step_admission.try_readmit(partial(self._is_admitted_again, self.admitted[request_id])):
             return False
         self.lost_blocks.discard(request_id)
         return True
 
+    def asks_again(self, request: Request) -> bool:
+        """Whether ``request``, which has begun, is to be admitted again before it runs."""
+        return (
+            bool(self.lost_blocks)
+            and root_id(request.request_id) in self.lost_blocks
+            and self._has_lost_kv(request)
+        )
+
+    def forget_if_regained(self, request_id: str) -> None:
+        """A family that lacks nothing any more need not be admitted again.
+
+        What it had lost may have ended meanwhile, or its join may have done without it.
+        """
+        live = self._core.live.get(request_id)
+        ids = [request_id]
+        if live is not None:
+            ids = [branch.request_id for branch in live.family.root.subtree() if branch.is_live]
+            ids += [job.request.request_id for job in live.jobs if job.request is not None]
+        if not any(self._has_lost_kv(self._core.requests[i]) for i in ids if i in self._core.requests):
+            self.lost_blocks.discard(request_id)
+
+    def _has_lost_kv(self, request: Request) -> bool:
+        """Whether ``request``, which has begun, has no KV. A new thread has its parent's."""
+        if request.num_computed_tokens:
+            return False
+        entry = self._core.threads.get(request.request_id)
+        if entry is None or request.status not in _NEVER_RAN or entry[1].num_generated:
+            return True
+        _, thread = entry
+        assert thread.parent is not None
+        parent = self._core.requests.get(thread.parent.request_id)
+        return thread.fork_len > 0 and (parent is None or not parent.num_computed_tokens)
+
     def _is_admitted_again(self, family: Admitted) -> bool:
         """Whether there is room for all that ``family`` will need, beside those that have lost nothing."""
+        if not self._core.scheduler.running:
+            return True
         if self._core.scheduler.current_step < self._asked_next:
             return False
         beside = [admitted for i, admitted in self.admitted.items() if i not in self.lost_blocks]

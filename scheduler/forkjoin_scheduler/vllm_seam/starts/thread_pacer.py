@@ -66,7 +66,8 @@ class ThreadPacer:
         """Let the policy choose the threads of the next step.
 
         If the step before computed nothing, all run: those that were chosen may lack KV blocks that
-        those that sat out hold.
+        those that sat out hold. Threads that are to be admitted again are not chosen from: in the place of
+        those that can run they might wait for long. Only caps hold them back, for they have to ask for room.
         """
         if self._waits.held_back:
             self._waits.let_all_run()
@@ -75,12 +76,21 @@ class ThreadPacer:
         caps = self._caps()
         if isinstance(self.policy, Eager) and not caps and not self._could_be_kept():
             return
-        threads = [
-            self._thread_facts(r)
-            for r in map(self._core.requests.__getitem__, self._core.threads)
-            if could_run(r)
-        ]
-        chosen = self._ask(
+        requests = [r for r in map(self._core.requests.__getitem__, self._core.threads) if could_run(r)]
+        lost = [self._thread_facts(r) for r in requests if self._gate.asks_again(r)]
+        of_lost = {thread.key for thread in lost}
+        threads = [self._thread_facts(r) for r in requests if r.request_id not in of_lost]
+        chosen = of_lost | (self._choose_of(threads) if threads else set())
+        threads += lost
+        if caps:
+            chosen = within(caps, threads, chosen)
+        for thread in threads:
+            if thread.key not in chosen:
+                self._waits.hold_back(self._core.requests[thread.key])
+
+    def _choose_of(self, threads: list[ThreadFacts]) -> set[str]:
+        """Those of ``threads`` that the policy lets run, beside all else that the step will compute."""
+        return self._ask(
             StepFacts(
                 threads,
                 self._load_of_others(),
@@ -90,11 +100,6 @@ class ThreadPacer:
                 self._tokens_a_step.mean,
             )
         )
-        if caps:
-            chosen = within(caps, threads, chosen)
-        for thread in threads:
-            if thread.key not in chosen:
-                self._waits.hold_back(self._core.requests[thread.key])
 
     def _ask(self, facts: StepFacts) -> set[str]:
         """The threads that the policy chooses. One that raises, or names none, is asked no more: all run."""
@@ -121,13 +126,15 @@ class ThreadPacer:
         return live is None or any(thread.request_id == key for thread in live.family.threads)
 
     def _caps(self) -> dict[str, int]:
-        """How many threads each request lets run at a time, by family, where it has more than it lets."""
-        return {
-            live.family.request_id: cap
-            for live in self._core.live.values()
-            if (cap := live.fj_params.options.max_threads_running) is not None
-            and sum(thread.is_live for thread in live.family.threads) > cap
-        }
+        """How many threads its request, or the policy, lets run at a time, by family, where it has more."""
+        of_all = self.policy.per_family if isinstance(self.policy, Capped) else None
+        caps = {}
+        for live in self._core.live.values():
+            both = (of_all, live.fj_params.options.max_threads_running)
+            cap = min((n for n in both if n is not None), default=None)
+            if cap is not None and sum(thread.is_live for thread in live.family.threads) > cap:
+                caps[live.family.request_id] = cap
+        return caps
 
     def stop(self) -> None:
         """The policy has failed: from the next step on all threads run.

@@ -53,6 +53,22 @@ def test_once_it_has_started_the_next_may_be_passed_as_often():
         assert admission.try_admit(yes, may_fork=True)
 
 
+def test_requests_that_do_not_fork_pass_a_family_that_has_lost_blocks_so_many_times():
+    admission = StepAdmission()
+    passed = 0
+    for _ in range(MAX_OVERTAKEN + 5):
+        admission.open()
+        assert not any(admission.try_readmit(no) for _ in range(2 * LOOKED_AT))  # its threads
+        assert admission.num_kept == 1
+        passed += admission.try_admit(never_asked, may_fork=False)
+    assert passed == MAX_OVERTAKEN
+    assert not admission.try_admit(never_asked, may_fork=True)
+    admission.open()
+    assert admission.try_readmit(yes)
+    assert not admission.try_readmit(no)  # the next
+    assert admission.try_admit(never_asked, may_fork=False)
+
+
 def test_after_so_many_in_vain_nobody_else_is_looked_at_in_the_step():
     admission = StepAdmission()
     for _ in range(LOOKED_AT):
