@@ -166,7 +166,10 @@ class ForkJoinScheduler(AsyncScheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         # Parked branches are counted as active, though they need no slot of the runner: without
         # this, max_num_seqs parked parents would never let a thread run.
-        self.max_num_active_reqs = self._core.num_slots + queues.num_parked(self)
+        num_parked = self._fence.answer(
+            "pace", None, lambda _: queues.num_parked(self), self.num_waiting_for_streaming_input
+        )
+        self.max_num_active_reqs = self._core.num_slots + num_parked
         if lost := self._gate.lost_blocks:
             self._fence.each("admit", [(request_id,) for request_id in lost], self._gate.forget_if_regained)
         if self._core.threads:
