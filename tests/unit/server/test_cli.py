@@ -481,6 +481,7 @@ def _vllm_config(dialect, **changes):
             is_hybrid=False,
             is_attention_free=False,
             is_diffusion=False,
+            return_sampling_mask=False,
             model=str(EMBEDDED_MODEL),
             tokenizer=str(EMBEDDED_MODEL),
             tokenizer_mode="hf",

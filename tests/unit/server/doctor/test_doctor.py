@@ -55,6 +55,7 @@ def _config(**changes):
         "model": "/",
         "is_multimodal_model": False,
         "is_moe": False,
+        "return_sampling_mask": False,
         "quantization": None,
         "hf_config": SimpleNamespace(),
     }
