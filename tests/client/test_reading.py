@@ -113,6 +113,7 @@ def test_the_usage_behind_the_end_is_part_of_the_answer():
         "num_threads": 2,
         "critical_path_tokens": 5,
         "total_tokens": 8,
+        "given_tokens": 3,
         "vote": {"index": 1, "result": "7"},
         "kept": {"tokens": 32, "seconds": 60.0, "refused": None},
         "continued": "expired",
