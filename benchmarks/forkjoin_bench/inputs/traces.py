@@ -199,25 +199,21 @@ SHAPES: dict[str, tuple[tuple[int, int], Callable[[Author], Body]]] = {
 
 def make_trace(name: str, num_families: int, words: Words, seed: int = 1) -> list[Family]:
     """The first ``num_families`` families of the trace called ``name``; each has a prompt of its own."""
-    prompt_tokens, write = SHAPES[name]
-    families = []
-    for i in range(num_families):
-        author = Author(words, f"{name}/{seed}/{i}")
-        prompt = author.between(*prompt_tokens)
-        families.append(Family(f"{name}-{i}", prompt, write(author)))
-    return families
+    return [_family(name, f"{name}-{i}", Author(words, f"{name}/{seed}/{i}")) for i in range(num_families)]
 
 
 def make_samples(name: str, num_samples: int, words: Words, seed: int = 1) -> list[Family]:
     """``num_samples`` answers to the first prompt of the trace: one shape, and words of its own in each."""
-    prompt_tokens, write = SHAPES[name]
-    samples = []
-    for i in range(num_samples):
-        author = Author(words, f"{name}/{seed}/0")
-        prompt = author.between(*prompt_tokens)
-        author.reword(i)
-        samples.append(Family(f"{name}-0/{i}", prompt, write(author), sample=i))
-    return samples
+    first = f"{name}/{seed}/0"
+    return [_family(name, f"{name}-0/{i}", Author(words, first), sample=i) for i in range(num_samples)]
+
+
+def _family(trace: str, name: str, author: Author, sample: int | None = None) -> Family:
+    prompt_tokens, write = SHAPES[trace]
+    prompt = author.between(*prompt_tokens)
+    if sample is not None:
+        author.reword(sample)
+    return Family(name, prompt, write(author), sample)
 
 
 def forks_in(body: Body) -> Iterator[Fork]:
