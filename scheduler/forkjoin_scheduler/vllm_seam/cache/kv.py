@@ -131,10 +131,15 @@ def is_recurrent(manager: KVCacheManager) -> bool:
 def cache_state(manager: KVCacheManager, request: Request) -> None:
     """Let the prefix cache have the recurrent state of ``request``, if it ends a block.
 
-    A thread that takes this block by reference would hash it, and vLLM hashes no block twice.
+    A thread that takes this block by reference would hash it, and vLLM hashes no block twice. The state is
+    of a step before this one, so what starts in this one may have it.
     """
     if request.num_computed_tokens and is_recurrent(manager):
+        recurrent = [s for s in manager.coordinator.single_type_managers if isinstance(s, MambaManager)]
+        of_this_step = [set(single.cached_blocks_this_step) for single in recurrent]
         manager.cache_blocks(request, request.num_computed_tokens)
+        for single, hashes in zip(recurrent, of_this_step, strict=True):
+            single.cached_blocks_this_step.intersection_update(hashes)
 
 
 def in_whole_blocks(manager: KVCacheManager, num_tokens: int) -> int:

@@ -48,8 +48,11 @@ class Prefixes:
                 # It may have found blocks that this very step computes. These may be shared as they are,
                 # but blocks are copied before anything is computed.
                 shared = kv.in_whole_blocks(self._core.kv_cache_manager, shared)
-            if shared < computed and kv.is_recurrent(self._core.kv_cache_manager):
-                return 0  # a recurrent state is that after all of them
+            if kv.is_recurrent(self._core.kv_cache_manager):
+                if shared < computed:
+                    return 0  # a recurrent state is that after all of them
+                if shared:
+                    kv.cache_state(self._core.kv_cache_manager, of)
         return shared if kv.is_there(self._core.kv_cache_manager, source, shared) else 0
 
     def _check_shared(self, request: Request, shared: int) -> None:
