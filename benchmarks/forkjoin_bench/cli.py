@@ -121,6 +121,13 @@ def _add_engines(run: argparse.ArgumentParser) -> None:
         help="Tokens of one KV block. Default: %(default)s.",
     )
     run.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="Type of the model's weights and KV. auto: the model's own; a CPU without AVX-512 is many times "
+        "faster with float32. Default: %(default)s.",
+    )
+    run.add_argument(
         "--compiled",
         action="store_true",
         help="Let the engines compile the model, which takes minutes longer.",
@@ -218,7 +225,7 @@ def _run(args: argparse.Namespace) -> None:
         raise UsageError(f"--slo-itl-ms: expected more than 0, got {args.slo_itl_ms:g}")
     folder = (args.out / args.model).resolve()
     plan = Plan(
-        make_model(args.model, folder),
+        make_model(args.model, folder, args.dtype),
         choose(args.scenario, quick=args.quick, loads=args.loads, traces=args.traces),
         rounds,
         args.seed,
@@ -233,6 +240,7 @@ def _run(args: argparse.Namespace) -> None:
     facts = {
         "command": args.command,
         "model": args.model,
+        "dtype": args.dtype,
         "rounds": rounds * args.starts,
         "starts": args.starts,
         "quick": args.quick,

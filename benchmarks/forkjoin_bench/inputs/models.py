@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forkjoin_bench.inputs.smollm2 import SmolLM2Unavailable, model_folder
@@ -60,15 +60,16 @@ class Model:
 
     @property
     def kv_token_bytes(self) -> int:
-        """Bytes of KV cache that a token takes, in 16 bits."""
+        """Bytes of KV cache that a token takes, in 16 bits, or 32 with ``--dtype float32``."""
         config = json.loads((self.folder / "config.json").read_text())
         heads = config["num_key_value_heads"] * config["head_dim"]
-        return int(config["num_hidden_layers"] * heads) * 2 * 2
+        return int(config["num_hidden_layers"] * heads) * 2 * (4 if "float32" in self.flags else 2)
 
 
-def make_model(name: str, scratch: Path) -> Model:
+def make_model(name: str, scratch: Path, dtype: str = "auto") -> Model:
     """The model called ``name``; what has to be written is written below ``scratch``."""
-    return MODELS[name](scratch / "models")
+    model = MODELS[name](scratch / "models")
+    return model if dtype == "auto" else replace(model, flags=(*model.flags, "--dtype", dtype))
 
 
 def _embedded(scratch: Path) -> Model:
