@@ -11,7 +11,7 @@ from tests.tiers import Tier
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("clock")]
 
 #: Of each dialect and kind.
-NUM_SEEDS = {Tier.FIRST: 15, Tier.CI: 35, Tier.ALL: 35}
+NUM_SEEDS = {Tier.FIRST: 15, Tier.CI: 25, Tier.ALL: 35}
 
 
 @pytest.mark.parametrize("kind", ["mixed", "pressure", "resets", "anything"])

@@ -15,7 +15,7 @@ from tests.tiers import Tier
 
 pytestmark = pytest.mark.engine
 
-NUM_SEEDS = {Tier.FIRST: 6, Tier.CI: 25, Tier.ALL: 60}
+NUM_SEEDS = {Tier.FIRST: 6, Tier.CI: 15, Tier.ALL: 60}
 MODES = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 END = "<|end|>"
 
