@@ -55,7 +55,13 @@ LATER: dict[str, Later] = {
         f"tests/engine/test_async.py::{_ASYNC}[{file}]": Later(
             Tier.ALL, "test_random and the other files have steps in flight too"
         )
-        for file in ("test_dialects", "test_malformed", "test_pressure", "test_stitched_pressure", "test_new_weights")
+        for file in (
+            "test_dialects",
+            "test_malformed",
+            "test_pressure",
+            "test_stitched_pressure",
+            "test_new_weights",
+        )
     },
     "tests/engine/test_matrix.py": Later(Tier.CI, "a process with an engine for each case"),
     **{

@@ -10,7 +10,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.verify.result import Result, is_writable, not_run, summary, table
-from forkjoin_server.verify.judging import Likely, apart, bound_of, judge
+from forkjoin_server.verify.judging import Bound, Likely, apart, bound_of, judge
 from forkjoin_server.verify.processes import run
 from forkjoin_server.verify.report import Report
 from forkjoin_server.verify.transcript import dialect_file
@@ -99,7 +99,7 @@ def _engine(join: str, mode: str, flags: list[str], folder: Path, report: Report
 
 
 def _masked(
-    name: str, seen: dict[str, Any], seen_file: Path, bound: float, own: list[float], report: Report
+    name: str, seen: dict[str, Any], seen_file: Path, bound: Bound, own: list[float], report: Report
 ) -> None:
     out = seen_file.with_suffix(".masked.json")
     ended = run(name, "forkjoin_server.vllm_seam.verify.masked", [str(seen_file), str(out)])
@@ -113,12 +113,13 @@ def _masked(
 
 
 def _control(
-    name: str, control: str, dtype: str, bound: float, own: list[float], said: list[Likely]
+    name: str, control: str, dtype: str, bound: Bound, own: list[float], said: list[Likely]
 ) -> Result:
     """Whether an error of this kind would be out of the bound, and so be noticed."""
     difference = apart(own, said)
-    operation, case = f"{name}: control, {control.replace('_', ' ')}", f"{difference:.3g} nats apart"
-    if difference > bound:
+    operation = f"{name}: control, {control.replace('_', ' ')}"
+    case = f"{difference.largest:.3g} nats apart, {difference.mean:.3g} on average"
+    if not bound.is_kept(difference):
         return Result(operation, case, dtype, 0, 0)
     return not_run(operation, f"{case}, so this model would not show that")
 
