@@ -70,7 +70,9 @@ def processor(machine: Machine, num_workers: int) -> Check:
     if machine.device == "x86" and "avx2" not in machine.isas:
         return fail("processor", seen, "vLLM's kernels for x86 need AVX2: take another machine")
     if machine.device == "x86" and "avx512f" not in machine.isas:
-        return warn("processor", seen, "without AVX-512 vLLM's kernels are slower")
+        return warn(
+            "processor", seen, "without AVX-512 bfloat16 is slow: set --dtype float32 where memory allows"
+        )
     if machine.num_cores < 2:
         return warn("processor", seen, "give it two, for the engine and the server before it")
     return ok("processor", seen)
