@@ -124,7 +124,7 @@ def _add_engines(run: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="Type of the model's weights and KV. auto: the model's own; a CPU without AVX-512 is many times "
+        help="Type of weights and KV. auto is the model's own. A CPU without AVX-512 is many times "
         "faster with float32. Default: %(default)s.",
     )
     run.add_argument(
