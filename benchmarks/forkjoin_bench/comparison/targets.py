@@ -257,13 +257,13 @@ TARGETS = (
     Target(
         "wall time, clients / ours, a third of the KV",
         "pressure",
-        Bound("≥", 1.6),
+        Bound("≥", 1.4),
         _over("wall_s", OURS, CLIENTS, scenario="pressure"),
     ),
     Target(
         "mean latency, clients / ours, a third of the KV",
         "pressure",
-        Bound("≥", 2.2),
+        Bound("≥", 2),
         _over("answer_s", OURS, CLIENTS, scenario="pressure"),
     ),
     Target("wall time, best gated client / ours", "pressure", Bound("≥", 1), _gated),
