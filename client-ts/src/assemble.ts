@@ -2,7 +2,7 @@
 
 import { StreamBroken } from "./errors.js";
 import type { ForkJoinEvent, Thread } from "./events.js";
-import type { Chunk, Segment, ThreadEntry, TokenTree, Usage } from "./wire.js";
+import type { Chunk, Segment, ThreadEntry, TokenTree, ToolCall, ToolCallPiece, Usage } from "./wire.js";
 
 /** The parent of the threads that the request itself forked. */
 export const ROOT = "root";
@@ -29,6 +29,7 @@ export class Assembler {
   private id: string | null = null;
   private content = "";
   private reasoning = "";
+  private readonly toolCalls: ToolCall[] = [];
   private finishReason: string | null = null;
   private usage: Usage | null = null;
   private tokenTree: TokenTree | null = null;
@@ -37,7 +38,7 @@ export class Assembler {
   private readonly byId = new Map<string, Thread>();
   private readonly forkOf = new Map<number, Fork>();
 
-  /** The events that `chunk` brings. */
+  /** The events that `chunk` brings. Throws `StreamBroken` where one before it is missing. */
   take(chunk: Chunk): ForkJoinEvent[] {
     const events: ForkJoinEvent[] = [];
     this.id = chunk.id ?? this.id;
@@ -48,6 +49,7 @@ export class Assembler {
     const { content, reasoning, reasoning_content } = choice.delta;
     this.takeText(reasoning ?? reasoning_content, true, chunk, events);
     this.takeText(content, false, chunk, events);
+    this.takeCalls(choice.delta.tool_calls ?? [], chunk, events);
     this.finishReason = choice.finish_reason ?? this.finishReason;
     for (const { number, segment } of choice.segments ?? []) {
       this.segments.set(number, segment);
@@ -62,8 +64,8 @@ export class Assembler {
 
   /** The answer as a whole. */
   finish(): Extract<ForkJoinEvent, { type: "finished" }> {
-    const { id, content, reasoning, finishReason, usage, tree, tokenTree } = this;
-    return { type: "finished", id, content, reasoning, finishReason, usage, tree, tokenTree };
+    const { id, content, reasoning, toolCalls, finishReason, usage, tree, tokenTree } = this;
+    return { type: "finished", id, content, reasoning, toolCalls, finishReason, usage, tree, tokenTree };
   }
 
   /** The segment of this number, which was sent before. */
@@ -82,7 +84,25 @@ export class Assembler {
     if (!text) return;
     if (isReasoning) this.reasoning += text;
     else this.content += text;
-    events.push({ type: "answer_delta", text, isReasoning, usage: chunk.usage ?? null });
+    events.push({ type: "answer_delta", text, isReasoning, toolCalls: [], usage: chunk.usage ?? null });
+  }
+
+  private takeCalls(pieces: ToolCallPiece[], chunk: Chunk, events: ForkJoinEvent[]): void {
+    if (pieces.length === 0) return;
+    for (const piece of pieces) this.takeCall(piece);
+    events.push({ type: "answer_delta", text: "", isReasoning: false, toolCalls: pieces, usage: chunk.usage ?? null });
+  }
+
+  /** Puts a call together, as OpenAI's clients do: by `index`, its arguments appended. */
+  private takeCall({ index, id, type, function: said }: ToolCallPiece): void {
+    const num = this.toolCalls.length;
+    if (index === num) this.toolCalls.push({ id: "", type: "function", function: { name: "", arguments: "" } });
+    const call = this.toolCalls[index];
+    if (call === undefined) throw new StreamBroken(`expected tool call ${num} next, got ${index}: a chunk is missing`);
+    call.id = id ?? call.id;
+    call.type = type ?? call.type;
+    call.function.name = said?.name ?? call.function.name;
+    call.function.arguments += said?.arguments ?? "";
   }
 
   private takeThreads(entries: ThreadEntry[], events: ForkJoinEvent[]): void {

@@ -1,6 +1,6 @@
 /** The events of one answer, in the order in which the server sends them. */
 
-import type { Segment, ThreadFinishReason, TokenTree, Usage, Wait } from "./wire.js";
+import type { Segment, ThreadFinishReason, TokenTree, ToolCall, ToolCallPiece, Usage, Wait } from "./wire.js";
 
 /** A thread as it is at the moment: `content` grows until `finishReason` is set. */
 export interface Thread {
@@ -62,9 +62,12 @@ export interface SegmentEnded {
 /** The next piece of the transcript: what a client that knows no threads sees. */
 export interface AnswerDelta {
   type: "answer_delta";
+  /** Empty where the piece is one of tool calls. */
   text: string;
   /** Whether a reasoning parser put the text into the reasoning field. */
   isReasoning: boolean;
+  /** Pieces of tool calls, in the shape of OpenAI's `delta.tool_calls`; empty where the piece is text. */
+  toolCalls: ToolCallPiece[];
   /** The usage so far, with `stream_options.continuous_usage_stats`. */
   usage: Usage | null;
 }
@@ -76,6 +79,8 @@ export interface Finished {
   id: string | null;
   content: string;
   reasoning: string;
+  /** The whole tool calls, in the shape of OpenAI's `message.tool_calls`. */
+  toolCalls: ToolCall[];
   finishReason: string | null;
   usage: Usage | null;
   /** The threads that the request forked, each with its own as `children`. */

@@ -72,12 +72,29 @@ export interface ThreadEntry {
   waits_for?: { type: Wait };
 }
 
+/** A piece of a tool call: `index` says of which; `id`, `type` and the name come once, the arguments in pieces. */
+export interface ToolCallPiece {
+  index: number;
+  id?: string | null;
+  type?: string | null;
+  function?: { name?: string | null; arguments?: string | null } | null;
+}
+
+/** A tool call, in the shape of OpenAI's `message.tool_calls`. */
+export interface ToolCall {
+  id: string;
+  type: string;
+  /** `arguments` is JSON, as the model wrote it. */
+  function: { name: string; arguments: string };
+}
+
 export interface Delta {
   role?: string;
   content?: string | null;
   /** vLLM's name for the text before `</think>`; `reasoning_content` in older versions. */
   reasoning?: string | null;
   reasoning_content?: string | null;
+  tool_calls?: ToolCallPiece[] | null;
   threads?: ThreadEntry[];
 }
 

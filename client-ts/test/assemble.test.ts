@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { Assembler, eventsOf } from "../src/assemble.js";
 import type { ForkJoinEvent } from "../src/events.js";
-import type { Chunk, Delta, Segment, ThreadEntry } from "../src/wire.js";
+import type { Chunk, Delta, Segment, ThreadEntry, ToolCallPiece } from "../src/wire.js";
 import { gather } from "./gather.js";
 
 function chunk(delta: Delta, finish_reason: string | null = null): Chunk {
@@ -72,8 +72,23 @@ test("text in the reasoning field is told apart from the answer", async () => {
   const chunks = [{ id: "chatcmpl-1", ...chunk({ reasoning: "hm" }) }, chunk({ content: "ab" }), chunk({ content: "c" }, "stop"), { choices: [], usage }];
   const events = await gather(eventsOf((async function* () { yield* chunks; })()));
   assert.deepEqual(events.at(-1), {
-    type: "finished", id: "chatcmpl-1", content: "abc", reasoning: "hm", finishReason: "stop", usage, tree: [], tokenTree: null,
+    type: "finished", id: "chatcmpl-1", content: "abc", reasoning: "hm", toolCalls: [], finishReason: "stop", usage, tree: [],
+    tokenTree: null,
   });
+});
+
+test("tool calls come in pieces, and whole at the end", () => {
+  const answer = new Assembler();
+  const calls = (...tool_calls: ToolCallPiece[]): ForkJoinEvent[] => answer.take(chunk({ tool_calls }));
+  calls({ index: 0, id: "c0", type: "function", function: { name: "add", arguments: "" } });
+  const [event] = calls({ index: 0, function: { arguments: '{"a":' } }, { index: 1, id: "c1", function: { name: "halt" } });
+  assert.deepEqual(event?.type === "answer_delta" && [event.text, event.toolCalls.map((c) => c.index)], ["", [0, 1]]);
+  calls({ index: 0, function: { arguments: "1}" } });
+  assert.deepEqual(answer.finish().toolCalls, [
+    { id: "c0", type: "function", function: { name: "add", arguments: '{"a":1}' } },
+    { id: "c1", type: "function", function: { name: "halt", arguments: "" } },
+  ]);
+  assert.throws(() => calls({ index: 3 }), /expected tool call 2 next, got 3/);
 });
 
 test("chunks that end before the answer has are a broken stream", async () => {

@@ -1,6 +1,6 @@
 /** An answer as it came: each event with its time. What is shown, saved and opened again is this. */
 
-import type { ForkJoinEvent, ForkJoinOptions, ChatRequest, SegmentEnded, Usage, Wait } from "vllm-forkjoin";
+import type { ForkJoinEvent, ForkJoinOptions, ChatRequest, SegmentEnded, ToolCallPiece, Usage, Wait } from "vllm-forkjoin";
 
 /** The index of the request's own lane; threads count from 0. */
 export const ROOT_LANE = -1;
@@ -36,6 +36,8 @@ export interface Recording {
 /** Turns the client's events into timed ones, which are plain JSON. */
 export class Recorder {
   private readonly indexOf = new Map<string, number>();
+  /** Whether the answer has any. */
+  private hasText = false;
 
   record(event: Exclude<ForkJoinEvent, SegmentEnded>, t: number): Timed {
     switch (event.type) {
@@ -48,7 +50,10 @@ export class Recorder {
         return { t, type: "text", index: event.thread.index, text: event.text };
       case "answer_delta": {
         const usage = event.usage === null ? {} : { usage: event.usage };
-        return { t, type: "text", index: ROOT_LANE, text: event.text, ...usage };
+        const calls = event.toolCalls.map(written).join("");
+        const text = event.text + (this.hasText ? calls : calls.trimStart());
+        this.hasText ||= text !== "";
+        return { t, type: "text", index: ROOT_LANE, text, ...usage };
       }
       case "thread_waits":
         return { t, type: "waits", index: event.thread.index, for: event.waitsFor };
@@ -68,6 +73,12 @@ export class Recorder {
   private lane(id: string): number {
     return this.indexOf.get(id) ?? ROOT_LANE;
   }
+}
+
+/** A piece of a tool call as the page shows it: a line for each call, with the arguments as the model wrote them. */
+function written({ function: said }: ToolCallPiece): string {
+  const name = said?.name ? `\nTool call ${said.name}: ` : "";
+  return name + (said?.arguments ?? "");
 }
 
 /** Whether a request lets the model fork. */
