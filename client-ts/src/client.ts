@@ -1,7 +1,7 @@
 /** Asks the server, and yields the events of its answer. */
 
 import { eventsOf } from "./assemble.js";
-import { ApiError, ConnectionFailed, StreamBroken } from "./errors.js";
+import { ApiError, ConnectionFailed, StreamBroken, Unreadable } from "./errors.js";
 import type { Finished, ForkJoinEvent } from "./events.js";
 import { type Retry, retryAfterS, withRetries } from "./retry.js";
 import { eventData } from "./sse.js";
@@ -80,10 +80,15 @@ export class ForkJoin {
     await this.fetch(`/forkjoin/kept/${encodeURIComponent(answerId)}/release`, { method: "POST" }, options);
   }
 
-  /** The JSON of a GET below the base URL, such as `/models`. Throws `ApiError` or `ConnectionFailed`. */
+  /** The JSON of a GET below the base URL, such as `/models`. Throws `ApiError`, `ConnectionFailed` or `Unreadable`. */
   async get(path: string, options: CallOptions = {}): Promise<unknown> {
     const response = await this.fetch(path, { method: "GET" }, options);
-    return response.json();
+    const text = await textOf(response, options.signal);
+    try {
+      return JSON.parse(text);
+    } catch (error) {
+      throw new Unreadable(`expected JSON from ${response.url}, got ${excerpt(text)}: check the address`, { cause: error });
+    }
   }
 
   private fetch(path: string, init: RequestInit, { signal, onRetry }: CallOptions): Promise<Response> {
@@ -92,7 +97,7 @@ export class ForkJoin {
     if (init.body !== undefined) headers["content-type"] = "application/json";
     const ask = async (): Promise<Response> => {
       const response = await this.reach(baseUrl + path, { ...init, headers, signal: signal ?? null });
-      if (!response.ok) throw await refusal(response);
+      if (!response.ok) throw await refusal(response, signal);
       return response;
     };
     return withRetries(ask, { maxRetries, maxDelayS, signal, onRetry });
@@ -103,9 +108,9 @@ export class ForkJoin {
       return await this.options.fetch(url, init);
     } catch (error) {
       if (init.signal?.aborted) throw init.signal.reason;
-      throw new ConnectionFailed(`expected an answer from ${url}, got none: is the server running?`, {
-        cause: error,
-      });
+      const hasTimedOut = isTimeout(error);
+      const advice = hasTimedOut ? "in the time that fetch waits: give a fetch that waits longer" : "is the server running?";
+      throw new ConnectionFailed(`expected an answer from ${url}, got none: ${advice}`, hasTimedOut, { cause: error });
     }
   }
 }
@@ -151,8 +156,24 @@ function errorIn(error: unknown): ApiError {
   return new ApiError(String(message ?? excerpt(JSON.stringify(error))), Number(code) || 500);
 }
 
-async function refusal(response: Response): Promise<ApiError> {
-  const text = await response.text();
+/** Whether `fetch` was tired of waiting for an answer: Node's waits 300 s for its head. Browsers don't say. */
+function isTimeout(error: unknown): boolean {
+  const { cause } = error as { cause?: { code?: unknown } };
+  return cause?.code === "UND_ERR_HEADERS_TIMEOUT";
+}
+
+/** The body of `response`. Throws `ConnectionFailed` if it breaks off. */
+async function textOf(response: Response, signal: AbortSignal | undefined): Promise<string> {
+  try {
+    return await response.text();
+  } catch (error) {
+    if (signal?.aborted) throw signal.reason;
+    throw new ConnectionFailed(`expected an answer from ${response.url}, got a part of one`, false, { cause: error });
+  }
+}
+
+async function refusal(response: Response, signal: AbortSignal | undefined): Promise<ApiError> {
+  const text = await textOf(response, signal);
   const after = retryAfterS(response.headers.get("retry-after"));
   let message = text ? excerpt(text) : `the server answered ${response.status} without a reason`;
   try {

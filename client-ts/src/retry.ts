@@ -44,7 +44,8 @@ export function retryAfterS(header: string | null, nowMs = Date.now()): number |
 }
 
 function isPassing(error: ApiError | ConnectionFailed): boolean {
-  return error instanceof ConnectionFailed || LATER.has(error.status) || error.status >= 500;
+  if (error instanceof ConnectionFailed) return !error.hasTimedOut;
+  return LATER.has(error.status) || error.status >= 500;
 }
 
 /** What the server asks for; else half a second, doubled with each try, up to 8 seconds. */

@@ -3,7 +3,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo } from "node:net";
 import { type TestContext, test } from "node:test";
 
-import { ApiError, ConnectionFailed, ForkJoin, StreamBroken } from "../src/index.js";
+import { ApiError, ConnectionFailed, ForkJoin, StreamBroken, Unreadable } from "../src/index.js";
 import { type Retry, retryAfterS } from "../src/retry.js";
 
 const ASK = { model: "m", messages: [{ role: "user", content: "?" }] };
@@ -136,6 +136,36 @@ test("a connection that is lost in the middle is a broken stream", async (t) => 
 test("no server at all is a failed connection", async (t) => {
   const { baseUrl } = await serving(t, (response) => response.destroy());
   await assert.rejects(new ForkJoin({ baseUrl, maxRetries: 0 }).complete(ASK), ConnectionFailed);
+});
+
+test("a server that takes longer than fetch waits is not asked again: it would have more to do", async (t) => {
+  const { baseUrl, asked } = await serving(t, () => undefined);
+  // Node's own fetch, with less patience; its class of dispatchers is nowhere else without a dependency.
+  await fetch(baseUrl, { signal: AbortSignal.timeout(1) }).catch(() => undefined);
+  const { constructor: Agent } = (globalThis as never as Record<symbol, { constructor: new (o: object) => object }>)[
+    Symbol.for("undici.globalDispatcher.1")
+  ]!;
+  const dispatcher = new Agent({ headersTimeout: 200 });
+  const impatient: typeof fetch = (url, init) => fetch(url, { ...init, dispatcher } as RequestInit);
+  asked.length = 0;
+  await assert.rejects(new ForkJoin({ baseUrl, fetch: impatient }).complete(ASK), (e) => e instanceof ConnectionFailed && e.hasTimedOut);
+  assert.equal(asked.length, 1);
+});
+
+test("a page in the place of JSON is told by its beginning", async (t) => {
+  const page: Answer = (response) => response.end("<html>log in</html>");
+  const { baseUrl } = await serving(t, page);
+  await assert.rejects(new ForkJoin({ baseUrl }).get("/models"), (e) => e instanceof Unreadable && /<html>log in/.test(e.message));
+});
+
+test("a refusal that breaks off is a failed connection, and is asked again", async (t) => {
+  const cut: Answer = (response) => {
+    response.writeHead(503, { "content-length": "100" });
+    response.write("{", () => response.destroy());
+  };
+  const { baseUrl, asked } = await serving(t, cut);
+  await assert.rejects(new ForkJoin({ baseUrl, maxRetries: 1 }).complete(ASK), ConnectionFailed);
+  assert.equal(asked.length, 2);
 });
 
 test("aborting ends a stream with the signal's reason, and its connection", async (t) => {

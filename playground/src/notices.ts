@@ -1,6 +1,6 @@
 /** What went wrong with an answer, in words, with what to do about it. */
 
-import { ApiError, ConnectionFailed, StreamBroken } from "vllm-forkjoin";
+import { ApiError, ConnectionFailed, StreamBroken, Unreadable } from "vllm-forkjoin";
 import { forks } from "./recording";
 import type { Run } from "./run";
 
@@ -64,6 +64,9 @@ export function ofError(error: unknown): Notice {
   }
   if (error instanceof StreamBroken) {
     return { kind: "error", title: "The answer broke off", text: `${sentence(error.message)} What came is kept below.` };
+  }
+  if (error instanceof Unreadable) {
+    return { kind: "error", title: "Something else answers in the server’s place", text: sentence(error.message) };
   }
   if (error instanceof ApiError) return { kind: "error", ...ofStatus(error) };
   return { kind: "error", title: "The playground failed", text: String(error) };
