@@ -21,7 +21,9 @@ export function App() {
   const [apiKey, setApiKey] = useState<string | null>(() => kept<string>("key"));
   const [served, setServed] = useState<Served | null>(null);
   const [trouble, setTrouble] = useState<unknown>(null);
-  const [dialog, setDialog] = useState<"key" | "copy" | null>(null);
+  const [asksKey, setAsksKey] = useState(false);
+  /** The request that the dialog for copying shows. */
+  const [copied, setCopied] = useState<ChatRequest | null>(null);
   const [form, setForm] = useState<Form | null>(() => withDefaults(kept<Partial<Form>>("form")));
   const [chosen, setChosen] = useState<string | null>(null);
   const [wrong, setWrong] = useState<Notice | null>(null);
@@ -33,11 +35,11 @@ export function App() {
     lookAt(key).then(
       (found) => {
         setServed(found);
-        setDialog((d) => (d === "key" ? null : d));
+        setAsksKey(false);
       },
       (error: unknown) => {
         setTrouble(error);
-        if (wantsKey(error)) setDialog("key");
+        if (wantsKey(error)) setAsksKey(true);
       },
     );
   }, []);
@@ -86,7 +88,6 @@ export function App() {
     setRuns([]);
     setWrong({ kind: "error", title: "The answer can’t be shown", text: `The page failed at it and dropped it. ${error}` });
   };
-  const copied = dialog === "copy" ? request() : null;
 
   return (
     <>
@@ -98,7 +99,7 @@ export function App() {
           <a href="./operator">Operator</a>
         </nav>
         <Server served={served} model={model} trouble={trouble} onRetry={() => look(apiKey)} />
-        <button type="button" class="quiet" onClick={() => setDialog("key")}>
+        <button type="button" class="quiet" onClick={() => setAsksKey(true)}>
           {apiKey === null ? "API key" : "API key ✓"}
         </button>
       </header>
@@ -134,7 +135,7 @@ export function App() {
               >
                 Compare
               </button>
-              <button type="button" disabled={!fields.prompt.trim()} onClick={() => setDialog("copy")}>
+              <button type="button" disabled={!fields.prompt.trim()} onClick={() => setCopied(request())}>
                 Copy as…
               </button>
             </div>
@@ -171,7 +172,7 @@ export function App() {
           <Welcome served={served} />
         )}
       </main>
-      {dialog === "key" && (
+      {asksKey && (
         <KeyDialog
           apiKey={apiKey}
           isWrong={wantsKey(trouble) && apiKey !== null}
@@ -179,12 +180,12 @@ export function App() {
             keep("key", key);
             if (key === apiKey) look(key);
             setApiKey(key);
-            setDialog(null);
+            setAsksKey(false);
           }}
-          onClose={() => setDialog(null)}
+          onClose={() => setAsksKey(false)}
         />
       )}
-      {copied !== null && <CopyDialog request={copied} hasKey={apiKey !== null} onClose={() => setDialog(null)} />}
+      {copied !== null && <CopyDialog request={copied} hasKey={apiKey !== null} onClose={() => setCopied(null)} />}
     </>
   );
 }

@@ -191,6 +191,19 @@ test("the request is shown for curl, Python and TypeScript, without the key", as
   }
 });
 
+test("a form that is wrong is told by a copy too, and opens no dialog later", async () => {
+  const page = await open();
+  await page.getByLabel("Prompt", { exact: true }).fill("a=1*1");
+  await page.getByText("Sampling", { exact: true }).click();
+  await page.getByLabel("Temperature").fill("warm");
+  await button(page, "Copy as…").click();
+  assert.match(await page.getByRole("alert").innerText(), /temperature: expected a number/);
+  await page.getByLabel("Temperature").fill("1");
+  assert.equal(await page.getByRole("dialog").count(), 0);
+  await button(page, "Copy as…").click();
+  await page.getByRole("dialog").waitFor();
+});
+
 const oneOf = (...values) => ({ type: "object", properties: { a: { enum: values } }, required: ["a"] });
 const format = (schema) => ({ type: "json_schema", json_schema: { name: "schema", schema } });
 const schemaField = (page, whose) => page.getByLabel(`JSON schema of ${whose}`);
