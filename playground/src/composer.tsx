@@ -5,6 +5,7 @@ import type { Example } from "./examples";
 import type { Form, FormBranch } from "./form";
 import type { Misfit } from "./schema";
 import { SchemaField } from "./schema-field";
+import { Section } from "./section";
 import type { Served } from "./served";
 
 interface Props {
@@ -47,12 +48,10 @@ export function Composer({ form, onChange, examples, served, model, onModel, mis
         ))}
       </div>
       {children}
-      <details open={form.mode !== "model"}>
-        <summary>Fork and join</summary>
+      <Section title="Fork and join" isUsed={form.mode !== "model"}>
         <ForkJoinFields form={form} onChange={onChange} misfit={misfit} limits={served?.limits ?? {}} />
-      </details>
-      <details open={form.schema !== "" || form.structured}>
-        <summary>Structured output</summary>
+      </Section>
+      <Section title="Structured output" isUsed={form.schema !== "" || form.structured}>
         <SchemaField
           name="JSON schema of the answer"
           value={form.schema}
@@ -60,9 +59,8 @@ export function Composer({ form, onChange, examples, served, model, onModel, mis
           onInput={(schema) => onChange({ schema })}
         />
         <Check form={form} onChange={onChange} name="structured" label="It holds for the answer only: before it the model may fork" />
-      </details>
-      <details>
-        <summary>Sampling</summary>
+      </Section>
+      <Section title="Sampling">
         <div class="grid">
           <Num form={form} onChange={onChange} name="temperature" label="Temperature" hint="server’s" />
           <Num form={form} onChange={onChange} name="top_p" label="Top p" hint="server’s" />
@@ -84,7 +82,7 @@ export function Composer({ form, onChange, examples, served, model, onModel, mis
             onInput={(e) => onChange({ more: e.currentTarget.value })}
           />
         </label>
-      </details>
+      </Section>
     </>
   );
 }

@@ -191,6 +191,34 @@ test("the request is shown for curl, Python and TypeScript, without the key", as
   }
 });
 
+const focused = (page) => page.evaluate(() => document.activeElement.textContent.trim() || document.activeElement.tagName);
+
+test("a section stays open around the field that has the focus", async () => {
+  const page = await open();
+  await page.getByText("Structured output", { exact: true }).click();
+  await schemaField(page, "the answer").fill("{");
+  await page.keyboard.press("Backspace");
+  assert.equal(await schemaField(page, "the answer").evaluate((field) => field === document.activeElement), true);
+  await page.getByText("Fork and join", { exact: true }).click();
+  await page.getByRole("radio", { name: "The model" }).focus();
+  await page.keyboard.press("ArrowRight");
+  await page.getByLabel("Title of branch 1").waitFor();
+  await page.keyboard.press("ArrowLeft");
+  await page.getByLabel("Title of branch 1").waitFor({ state: "detached" });
+  assert.equal(await page.getByRole("radio", { name: "The model" }).evaluate((field) => field === document.activeElement), true);
+});
+
+test("a dialog gives the focus back, however it is closed", async () => {
+  const page = await open();
+  for (const close of [() => button(page, "Close").press("Enter"), () => button(page, "Use the key").press("Enter"), () => page.keyboard.press("Escape")]) {
+    await button(page, "API key ✓").press("Enter");
+    await page.getByRole("dialog").waitFor();
+    await close();
+    await page.getByRole("dialog").waitFor({ state: "detached" });
+    assert.equal(await focused(page), "API key ✓");
+  }
+});
+
 test("a form that is wrong is told by a copy too, and opens no dialog later", async () => {
   const page = await open();
   await page.getByLabel("Prompt", { exact: true }).fill("a=1*1");
