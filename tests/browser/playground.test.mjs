@@ -575,6 +575,17 @@ test("the operator's page says what keeps the families from it, and shows the me
   await page.getByRole("table", { name: /famil/ }).waitFor();
 });
 
+test("the operator's page says that a server hangs, and what the fullest engine holds", async () => {
+  const page = await open();
+  const metrics = [0.7, 0.9].map((share, i) => `vllm:kv_cache_usage_perc{engine="${i}"} ${share}\n`).join("");
+  let numAsked = 0;
+  await page.route("**/metrics", (route) => (numAsked++ === 0 ? route.fulfill({ contentType: "text/plain", body: metrics }) : undefined));
+  await page.getByRole("link", { name: "Operator" }).click();
+  await page.locator(".spark", { hasText: "KV blocks in use" }).getByText("90 %").waitFor();
+  await page.locator(".server.trouble", { hasText: "does not answer" }).waitFor();
+  await page.unroute("**/metrics");
+});
+
 test("the operator's page without a key shows the metrics, and asks for the key of the families", async () => {
   const page = await open({ key: null, path: "/playground/operator" });
   await button(page, "Enter an API key").click();

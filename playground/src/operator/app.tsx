@@ -5,7 +5,7 @@ import { keep, kept } from "../kept";
 import { KeyDialog } from "../key-dialog";
 import { type Engine, parseFamilies } from "./families";
 import { EngineFamilies } from "./families-table";
-import { byLabel, parse, quantile, rate, type Reading, sum } from "./metrics";
+import { byLabel, greatest, parse, quantile, rate, type Reading, sum } from "./metrics";
 import { EVERY_MS, usePolled } from "./polling";
 import { Sparkline } from "./sparkline";
 
@@ -63,7 +63,7 @@ export function Operator() {
             <Sparkline name="Sequences that decode" title="Running threads, and requests that have not forked." values={gauge("vllm:num_requests_running")} format={whole} />
             <Sparkline name="Requests that wait" title="For admission, or their API key’s turn." values={gauge("forkjoin:requests_waiting")} format={whole} />
             <Sparkline name="Threads that wait" title="For a slot, for KV blocks, or their turn." values={gauge("forkjoin:threads_waiting")} format={whole} />
-            <Sparkline name="KV blocks in use" title="A prefix that threads share counts once." values={gauge("vllm:kv_cache_usage_perc")} format={percent} top={1} />
+            <Sparkline name="KV blocks in use" title="Of the fullest engine. A prefix that threads share counts once." values={readings.map((r) => greatest(r, "vllm:kv_cache_usage_perc"))} format={percent} top={1} />
             <Sparkline name="Tokens" title="Of the transcripts that clients get." values={rates("vllm:generation_tokens_total")} format={perSecond} />
           </div>
         </section>

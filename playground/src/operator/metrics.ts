@@ -26,6 +26,13 @@ export function sum({ series }: Reading, name: string): number | null {
   return total;
 }
 
+/** The greatest value of a metric over its labels, such as that of the fullest engine; null where the server has none. */
+export function greatest({ series }: Reading, name: string): number | null {
+  let most: number | null = null;
+  for (const [key, value] of series) if (isOf(key, name)) most = Math.max(most ?? -Infinity, value);
+  return most;
+}
+
 /** How much a counter grew a second between two readings; a server that started again counts from 0. */
 export function rate(before: Reading, after: Reading, name: string): number | null {
   const [a, b] = [sum(before, name), sum(after, name)];
@@ -44,13 +51,17 @@ export function byLabel({ series }: Reading, name: string, labels: string[]): [s
   return [...groups].filter(([, value]) => value > 0).sort((a, b) => b[1] - a[1]);
 }
 
-/** A quantile of what a histogram took in between two readings, in its unit; null where it took in nothing. */
+/**
+ * A quantile of what a histogram took in between two readings, in its unit; null where it took in nothing.
+ * A server that started again counts from 0.
+ */
 export function quantile(before: Reading, after: Reading, name: string, share: number): number | null {
   const buckets = new Map<number, number>();
+  const isNew = (sum(after, `${name}_count`) ?? 0) < (sum(before, `${name}_count`) ?? 0);
   for (const [key, value] of after.series) {
     if (!isOf(key, `${name}_bucket`)) continue;
     const bound = Number(labelOf(key, "le").replace("+Inf", "Infinity"));
-    buckets.set(bound, (buckets.get(bound) ?? 0) + value - (before.series.get(key) ?? 0));
+    buckets.set(bound, (buckets.get(bound) ?? 0) + value - (isNew ? 0 : (before.series.get(key) ?? 0)));
   }
   const sorted = [...buckets].sort((a, b) => a[0] - b[0]);
   const total = sorted.at(-1)?.[1] ?? 0;

@@ -3,6 +3,8 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 
 export const EVERY_MS = 2000;
+/** A server that takes longer does not answer: what stands on the page is old. */
+const PATIENCE_MS = 10_000;
 
 export interface Polled {
   /** What the server said in the place of an answer; null: it has answered. */
@@ -22,13 +24,15 @@ export function usePolled(path: string, apiKey: string | null, onText: (text: st
     const headers: Record<string, string> = apiKey ? { authorization: `Bearer ${apiKey}` } : {};
     const read = async (): Promise<void> => {
       try {
-        const response = await fetch(new URL(path, document.baseURI), { headers, signal: abort.signal });
+        const signal = AbortSignal.any([abort.signal, AbortSignal.timeout(PATIENCE_MS)]);
+        const response = await fetch(new URL(path, document.baseURI), { headers, signal });
         const text = await response.text();
         if (response.ok) take.current(text);
         setPolled({ trouble: response.ok ? null : refusal(response.status, text), wantsKey: response.status === 401 });
       } catch (error) {
         if (abort.signal.aborted) return;
-        const trouble = error instanceof TypeError ? "The server does not answer." : String((error as Error).message);
+        const { name, message } = error as Error;
+        const trouble = ["TypeError", "TimeoutError"].includes(name) ? "The server does not answer." : message;
         setPolled({ trouble, wantsKey: false });
       }
       if (!abort.signal.aborted) timer = setTimeout(() => void read(), EVERY_MS);
