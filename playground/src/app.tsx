@@ -30,14 +30,20 @@ export function App() {
   const [misfit, setMisfit] = useState<Misfit | null>(null);
   const [runs, setRuns] = useRuns();
 
+  const latest = useRef<Promise<Served> | null>(null);
   const look = useCallback((key: string | null) => {
     setTrouble(null);
-    lookAt(key).then(
+    const looking = lookAt(key);
+    latest.current = looking;
+    looking.then(
       (found) => {
+        if (latest.current !== looking) return;
         setServed(found);
         setAsksKey(false);
       },
       (error: unknown) => {
+        // A key that came later may be right: the answer to the earlier one says nothing any more.
+        if (latest.current !== looking) return;
         setTrouble(error);
         if (wantsKey(error)) setAsksKey(true);
       },

@@ -81,8 +81,9 @@ export function requestOf(form: Form, model: string): ChatRequest {
   const messages = [{ role: "user", content: form.prompt }];
   if (form.system.trim()) messages.unshift({ role: "system", content: form.system });
   const sampling = numbers(form, ["temperature", "top_p", "max_tokens", "seed"]);
-  const { forkjoin: moreForkjoin, ...more } = json(form.more);
-  const forkjoin = { ...forkjoinOf(form), ...(moreForkjoin as ForkJoinOptions | undefined) };
+  const { forkjoin: moreForkjoin = {}, ...more } = json(form.more);
+  if (!isObject(moreForkjoin)) throw new WrongForm("More fields: forkjoin: expected a JSON object, got another value");
+  const forkjoin: ForkJoinOptions = { ...forkjoinOf(form), ...moreForkjoin };
   const asked = Object.keys(forkjoin).length > 0 ? { forkjoin } : {};
   return { model, messages, ...sampling, ...formatOf(form.schema, "answer"), ...asked, ...more };
 }
@@ -149,7 +150,9 @@ function numbers(form: Form, names: readonly (keyof Form)[]): Record<string, num
     const text = String(form[name]).trim();
     if (!text) continue;
     const value = Number(text);
-    if (Number.isNaN(value)) throw new WrongForm(`${name}: expected a number, got “${text}”`);
+    if (!Number.isFinite(value)) throw new WrongForm(`${name}: expected a number, got “${text}”`);
+    // Beyond that, JavaScript rounds: the server would get another seed than the one that stands here.
+    if (Math.abs(value) > Number.MAX_SAFE_INTEGER) throw new WrongForm(`${name}: expected at most 9007199254740991, got “${text}”`);
     given[name] = value;
   }
   return given;
@@ -163,8 +166,10 @@ function json(text: string): Record<string, unknown> {
   } catch {
     throw new WrongForm("More fields: expected a JSON object, got text that is no JSON");
   }
-  if (typeof given !== "object" || given === null || Array.isArray(given)) {
-    throw new WrongForm("More fields: expected a JSON object, got another value");
-  }
-  return given as Record<string, unknown>;
+  if (!isObject(given)) throw new WrongForm("More fields: expected a JSON object, got another value");
+  return given;
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

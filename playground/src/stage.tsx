@@ -1,16 +1,16 @@
 /** The answers: lanes on one time axis, the view's controls, the lane in detail, and the texts. */
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { Answer } from "./answer";
 import { Axis, scaleFor } from "./axis";
 import { Detail } from "./detail";
 import { useFrames } from "./frames";
 import { Lanes } from "./lanes";
-import { noticesOf } from "./notices";
+import { noticesOf, ofError } from "./notices";
 import { forks } from "./recording";
 import type { Run } from "./run";
 import { Summary } from "./summary";
-import { seconds, waitOf } from "./words";
+import { newsOf, seconds } from "./words";
 
 /** The moment that is shown: null is now, or the end. */
 interface View {
@@ -153,8 +153,9 @@ function Notices({ run }: { run: Run }) {
     <div aria-live="polite">
       {retry !== null && (
         <p class="notice warning">
-          <b>{retry.error.name === "ConnectionFailed" ? "The server does not answer." : "The server is too busy."}</b> Trying
-          again in {Math.max(0, Math.ceil((retry.until - performance.now()) / 1000))} s (try {retry.attempt + 1}).
+          <b>{ofError(retry.error).title}.</b> Trying again in{" "}
+          {/* A timer is not read aloud whenever it changes. */}
+          <span role="timer">{Math.max(0, Math.ceil((retry.until - performance.now()) / 1000))} s</span> (try {retry.attempt + 1}).
         </p>
       )}
       {noticesOf(run).map(({ kind, title, text }) => (
@@ -181,22 +182,10 @@ function Legend() {
 
 /** Tells a screen reader what happens, a sentence for each fork, join and end. */
 function Announcer({ runs }: { runs: Run[] }) {
-  const said = useRef<string>("");
-  const run = runs[0];
-  if (run !== undefined) {
-    const { forks: all, threads, endedAt, stopped, root } = run.trace;
-    const why = root.waitsForAt(run.now);
-    const last = all.at(-1);
-    const numOver = threads.filter((lane) => lane.endedAt !== null).length;
-    if (endedAt !== null) said.current = stopped === null ? "The answer is complete." : `The answer ended: ${stopped.message}.`;
-    else if (!run.trace.hasBegun) said.current = why === null ? "" : `The answer ${waitOf(why)[0]}.`;
-    else if (last === undefined) said.current = "The answer has begun.";
-    else if (last.joinedAt !== null) said.current = `${last.lanes.length} threads joined.`;
-    else said.current = `Forked into ${last.lanes.length} threads, ${numOver} of ${threads.length} ended.`;
-  }
+  const [run] = runs;
   return (
     <p class="visually-hidden" aria-live="polite">
-      {said.current}
+      {run !== undefined && newsOf(run.trace, run.now)}
     </p>
   );
 }

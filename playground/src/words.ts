@@ -63,6 +63,20 @@ export function emptinessOf(trace: Trace, t: number): string {
   return `Waiting for the server, ${Math.floor(t / 1000)} s.${why === null ? "" : ` ${waitOf(why)[1]}`}`;
 }
 
+/** What has happened last until now, the time `t`, in a sentence. */
+export function newsOf(trace: Trace, t: number): string {
+  const { forks, endedAt, stopped, root } = trace;
+  if (endedAt !== null) return stopped === null ? "The answer is complete." : `The answer ended: ${stopped.message}.`;
+  const why = root.waitsForAt(t);
+  if (!trace.hasBegun) return why === null ? "" : `The answer ${waitOf(why)[0]}.`;
+  const last = forks.at(-1);
+  if (last === undefined) return "The answer has begun.";
+  const { lanes, joinedAt } = last;
+  if (joinedAt !== null) return `${count(lanes.length, "thread")} joined.`;
+  const numOver = lanes.filter((lane) => lane.endedAt !== null).length;
+  return `Forked into ${count(lanes.length, "thread")}, ${numOver} of them ended.`;
+}
+
 const STATES = { running: "running", waiting: "waiting", parked: "its threads run", ended: "ended" };
 
 export function stateOf(lane: Lane, t: number): string {

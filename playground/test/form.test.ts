@@ -35,7 +35,8 @@ test("more fields are merged, those of forkjoin into it", () => {
   });
 });
 
-for (const wrong of [{ seed: "x" }, { more: "{" }, { more: "[]" }, { mode: "vote" as const }, { mode: "branches" as const, branches: [] }]) {
+const ROUNDED = { seed: "9007199254740993" };
+for (const wrong of [{ seed: "x" }, ROUNDED, { temperature: "Infinity" }, { more: `{"forkjoin": 3}` }, { more: "{" }, { more: "[]" }, { mode: "vote" as const }, { mode: "branches" as const, branches: [] }]) {
   test(`${JSON.stringify(wrong)} is told, not sent`, () => {
     assert.throws(() => asked(wrong), WrongForm);
   });

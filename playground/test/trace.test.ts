@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { attribute, ownText } from "../src/attribution";
 import type { Timed } from "../src/recording";
 import { type Lane, Trace } from "../src/trace";
-import { stateOf } from "../src/words";
+import { newsOf, stateOf } from "../src/words";
 
 const DIALECT = { parentWaits: true, trigger: "</Outlines>" };
 
@@ -148,4 +148,11 @@ test("threads whose indices leave gaps are the only ones", () => {
 test("an answer that was stopped ends all its lanes", () => {
   const trace = traced([forked(1, -1, 0, 1), ended(2, 0, 1), { t: 3, type: "stopped", how: "cancelled", message: "" }]);
   assert.deepEqual(trace.rows().map((lane) => lane.reason), ["cancelled", "stop", "cancelled"]);
+});
+
+test("a screen reader hears of the last fork, not of all threads", () => {
+  const events = [forked(10, -1, 0, 1), ended(20, 0, 1), ended(20, 1, 1), { t: 20, type: "joined", parent: -1, threads: [0, 1] } as const];
+  const heard = [...events, forked(30, -1, 2, 3), ended(40, 2, 1)].map((_, i, all) => newsOf(traced(all.slice(0, i + 1)), 50));
+  assert.deepEqual(heard.slice(-3), ["2 threads joined.", "Forked into 2 threads, 0 of them ended.", "Forked into 2 threads, 1 of them ended."]);
+  assert.equal(newsOf(traced([...NESTED]), 200), "The answer is complete.");
 });

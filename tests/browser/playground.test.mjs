@@ -344,6 +344,28 @@ test("a page without a key, or with a wrong one, asks for it", async () => {
   assert.equal(await page.evaluate(() => localStorage.length), 0);
 });
 
+test("a late answer to an earlier key changes nothing", async () => {
+  const page = await open({ key: null });
+  let tell;
+  const held = new Promise((resolve) => (tell = resolve));
+  await page.route("**/v1/models", async (route) => {
+    if (route.request().headers().authorization === "Bearer slow") await held;
+    await route.continue();
+  });
+  for (const key of ["slow", API_KEY]) {
+    if (key === API_KEY) await button(page, "API key ✓").click();
+    await page.getByLabel(/key that this server/).fill(key);
+    await button(page, "Use the key").click();
+  }
+  await page.locator(".server.well").waitFor();
+  const answered = page.waitForResponse("**/v1/models");
+  tell();
+  await (await answered).finished();
+  await page.waitForTimeout(200);
+  assert.equal(await page.getByRole("dialog").count(), 0);
+  assert.equal(await page.locator(".server.well").count(), 1);
+});
+
 /** Ask, with `fail` in the place of the server's first answer, whose second one waits until `told` is read. */
 async function askTwice(page, fail, told) {
   let numAsked = 0;
