@@ -102,6 +102,8 @@ CASES: dict[str, dict[str, Any]] = {
     "doors to routers": _DOORS | {"router": {"enabled": True}},
 } | {endpoint: {"server": {"config": {"otlp-traces-endpoint": endpoint}}} for endpoint in _COLLECTORS}
 CASES |= {uri: {"model": {"uri": uri}} for uri in _ADDRESSES} | {"two models": _TWO}
+CASES["long name"] = {"fullnameOverride": "n" * 60, "autoscaling": {"kind": "keda"}}
+CASES["long names"] = CASES["long name"] | {"models": [{"name": "small"}, {"name": "m" * 20}]}
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +134,30 @@ def test_a_rollout_needs_no_spare_machine_unless_it_is_told_that_there_is_one(ma
         {"type": "RollingUpdate", "rollingUpdate": _SPARE},
         {"type": "Recreate"},
     ]
+
+
+def test_no_rollout_on_gpus_needs_a_spare_one(rendered):
+    for name, manifests in rendered.items():
+        for server in of_kind(manifests, "Deployment"):
+            limits = pods([server])[0].spec["containers"][0]["resources"]["limits"]
+            if "nvidia.com/gpu" in limits:
+                assert server["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0, name
+
+
+def _pod_names(deployment: str, longest_hash: str = "7" * 10) -> str:
+    """The name of a Deployment's pod, as the API server makes it: what does not fit is cut, also a dash."""
+    return f"{deployment}-{longest_hash}-"[:58] + "x7k2p"
+
+
+@pytest.mark.parametrize("name", ["long name", "long names"])
+def test_an_autoscalers_query_finds_the_pods_of_a_long_name(made, name):
+    scalers = of_kind(made[name], "ScaledObject")
+    assert scalers
+    for scaler in scalers:
+        pod = _pod_names(scaler["spec"]["scaleTargetRef"]["name"])
+        for trigger in scaler["spec"]["triggers"]:
+            pattern = re.search(r'pod=~"([^"]+)"', trigger["metadata"]["query"])[1]
+            assert re.fullmatch(pattern, pod), (pattern, pod)
 
 
 def test_a_router_has_as_long_to_drain_as_its_servers(made):

@@ -2,14 +2,15 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* The name of the release, and of what all its models share. */}}
+{{/* The name of the release, and of what all its models share. A pod's name has at most 63 characters, of which a Deployment
+     puts 17 behind its own: a longer one would lose the dash that forkjoin.series looks for. */}}
 {{- define "forkjoin.release" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 46 | trimSuffix "-" }}
 {{- else if contains (include "forkjoin.name" .) .Release.Name }}
-{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- .Release.Name | trunc 46 | trimSuffix "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name (include "forkjoin.name" .) | trunc 50 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name (include "forkjoin.name" .) | trunc 46 | trimSuffix "-" }}
 {{- end }}
 {{- end }}
 
@@ -17,7 +18,7 @@
 {{- define "forkjoin.fullname" -}}
 {{- $release := include "forkjoin.release" . }}
 {{- with .Values.name }}
-{{- printf "%s-%s" ($release | trunc (sub 49 (len .) | int) | trimSuffix "-") . }}
+{{- printf "%s-%s" ($release | trunc (sub 45 (len .) | int) | trimSuffix "-") . }}
 {{- else }}
 {{- $release }}
 {{- end }}
