@@ -485,6 +485,17 @@ for (const colorScheme of ["light", "dark"]) {
   });
 }
 
+test("in high contrast bars and choices can still be seen", async () => {
+  const page = await open({ forcedColors: "active" });
+  await page.getByText("Fork and join", { exact: true }).click();
+  const background = (element) => getComputedStyle(element).backgroundColor;
+  const ofPage = await page.locator("html").evaluate(background);
+  assert.notEqual(await page.locator(".segmented input:checked + span").evaluate(background), ofPage);
+  await ask(page, { example: "Three products" });
+  await over(page);
+  assert.notEqual(await page.locator(".lane .span.running").first().evaluate(background), ofPage);
+});
+
 /** Fails on what axe finds serious or critical. It runs in a world of its own, beside the page's policy. */
 async function serious(page, where) {
   const cdp = await page.context().newCDPSession(page);
