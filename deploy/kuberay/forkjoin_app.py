@@ -32,6 +32,9 @@ HEALTH_CHECK = {"health_check_period_s": 2, "health_check_timeout_s": 5}
 RETRY = {"retry-after": "1"}
 GONE = "the server of this replica ended: ask again, another replica answers"
 CUT = "the server of this replica ended before this answer was over: ask again"
+#: Serve says how many requests run at a time (max_ongoing_requests); httpx would let a hundred through. An
+#: idle connection is given up before the server closes it, after 5 s: a request on it would find nobody.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2)
 #: They belong to one connection, not to the message (RFC 9110, section 7.6.1), or the client sets them anew.
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"}
 
@@ -46,7 +49,7 @@ class Replica:
             port = probe.getsockname()[1]
         self._process = subprocess.Popen([*command, *argv, "--host", "127.0.0.1", "--port", str(port)])  # noqa: S603
         # An answer takes as long as it takes: a client that has enough of it leaves.
-        self._client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=None)  # noqa: S113
+        self._client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=None, limits=LIMITS)  # noqa: S113
         self._await_ready(f"http://127.0.0.1:{port}/ready")
 
     async def __call__(self, request: Request) -> Response:

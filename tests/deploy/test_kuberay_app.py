@@ -30,6 +30,8 @@ STUB = textwrap.dedent("""
             body = self.rfile.read(int(self.headers["content-length"]))
             if b"die at once" in body:
                 os._exit(1)
+            if b"together" in body:
+                everybody.wait(10)
             if b"stream" in body:
                 self.send_response(200)
                 kind = "application/octet-stream" if b"bytes" in body else "text/event-stream"
@@ -53,6 +55,9 @@ STUB = textwrap.dedent("""
             self.end_headers()
             self.wfile.write(data)
 
+    # More than a hundred, which is as many connections as httpx opens by itself.
+    everybody = threading.Barrier(120)
+    ThreadingHTTPServer.request_queue_size = 256
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler)
     def end(*_):
         open(sys.argv[1], "w").write("drained")
@@ -120,6 +125,20 @@ def test_requests_and_streams_are_passed_on(app, stub, tmp_path):
     assert (tmp_path / "end").read_text() == "drained"
     with pytest.raises(RuntimeError, match="ended with 0"):
         replica.check_health()
+
+
+def test_as_many_requests_are_passed_on_at_a_time_as_serve_lets_in(app, stub, tmp_path):
+    """The stand-in answers them when all are there."""
+    replica = app.Replica([str(tmp_path / "end")], command=stub)
+
+    async def ask():
+        asked = [_request("POST", "/v1/chat/completions", b"together") for _ in range(120)]
+        answers = await asyncio.gather(*(_ask(replica, one) for one in asked))
+        await replica._client.aclose()
+        return answers
+
+    assert {status for status, _, _ in asyncio.run(ask())} == {400}
+    replica.__del__()
 
 
 def test_a_request_to_a_server_that_has_ended_is_to_be_asked_again_at_once(app, stub, tmp_path):
