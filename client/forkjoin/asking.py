@@ -100,6 +100,6 @@ def chat_body(
         options["continues_tree"] = tree.to_dict()
     body = {**more, "messages": asked, "forkjoin": options}
     if is_stream:
-        stream_options = {"include_usage": True, **more.get("stream_options", {})}
+        stream_options = {"include_usage": True, **(more.get("stream_options") or {})}
         body |= {"stream": True, "stream_options": stream_options}
     return body

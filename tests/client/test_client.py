@@ -276,6 +276,13 @@ def test_a_stream_asks_for_its_usage_and_ends_with_the_answer():
     assert (asked["stream"], asked["model"]) == (True, "m")
 
 
+def test_stream_options_may_be_null_as_the_api_has_them():
+    server = StandIn(httpx.Response(200, text=STREAM))
+    with server.client().stream("x", stream_options=None) as events:
+        assert [*events]
+    assert json.loads(server.requests[0].content)["stream_options"] == {"include_usage": True}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

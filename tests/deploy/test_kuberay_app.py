@@ -31,7 +31,7 @@ STUB = textwrap.dedent("""
             if b"die at once" in body:
                 os._exit(1)
             if b"together" in body:
-                everybody.wait(10)
+                everybody.wait(60)
             if b"stream" in body:
                 self.send_response(200)
                 kind = "application/octet-stream" if b"bytes" in body else "text/event-stream"

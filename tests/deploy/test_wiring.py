@@ -122,6 +122,16 @@ def test_the_router_asks_for_the_servers_of_its_own_release(rendered):
     assert binding["subjects"][0]["name"] == router.spec["serviceAccountName"]
 
 
+def test_what_stands_before_the_servers_waits_as_long_for_an_answer_as_the_router(rendered):
+    manifests = rendered["helm gpu-scaled"]
+    (ingress,) = of_kind(manifests, "Ingress")
+    router = next(p for p in pods(manifests) if p.spec["containers"][0]["name"] == "router")
+    flag = "--request-timeout-secs="
+    (asked,) = (a.removeprefix(flag) for a in router.spec["containers"][0]["args"] if a.startswith(flag))
+    annotations = ingress["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"] == asked
+
+
 def test_a_change_of_the_config_starts_pods_anew(ask):
     from tests.deploy.manifests import CHART, parse
 
