@@ -74,6 +74,7 @@ export function App() {
     }
   };
   const isRunning = runs.some((run) => run.isRunning);
+  const canAsk = !isRunning && fields.prompt.trim() !== "" && served !== null;
   const start = (isPair: boolean): void => {
     const asked = request();
     if (asked === null) return;
@@ -115,7 +116,8 @@ export function App() {
           aria-label="Request"
           onSubmit={(e) => {
             e.preventDefault();
-            start(false);
+            // By Ctrl+Enter, also where there is no button that could be pressed.
+            if (canAsk) start(false);
           }}
           onKeyDown={(e) => {
             if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) e.currentTarget.requestSubmit();
@@ -129,13 +131,13 @@ export function App() {
                   Cancel
                 </button>
               ) : (
-                <button key="run" type="submit" class="primary" disabled={!fields.prompt.trim() || served === null}>
+                <button key="run" type="submit" class="primary" disabled={!canAsk}>
                   Run
                 </button>
               )}
               <button
                 type="button"
-                disabled={isRunning || !fields.prompt.trim() || served === null || !isComparable(fields)}
+                disabled={!canAsk || !isComparable(fields)}
                 title={isComparable(fields) ? "Forked and in a row, both at once" : "Only where the model forks by itself"}
                 onClick={() => start(true)}
               >

@@ -441,6 +441,22 @@ test("a request that the server refuses is told in its words", async () => {
   assert.match(await page.getByRole("alert").innerText(), /refused the request[^]*max_fork/);
 });
 
+test("Ctrl+Enter asks only where Run could be pressed", async () => {
+  const page = await open();
+  let numAsked = 0;
+  page.on("request", (request) => (numAsked += request.url().endsWith("/chat/completions") ? 1 : 0));
+  const prompt = page.getByLabel("Prompt", { exact: true });
+  await prompt.fill("");
+  await prompt.press("Control+Enter");
+  await prompt.fill("long");
+  await prompt.press("Control+Enter");
+  await lanes(page).nth(2).waitFor();
+  await prompt.press("Control+Enter");
+  await button(page, "Cancel").press("Enter");
+  await over(page);
+  assert.equal(numAsked, 1);
+});
+
 test("a stream that breaks off keeps what came", async () => {
   const page = await open();
   const body = `data: {"choices": [{"index": 0, "delta": {"content": "half"}}]}\n\ndata: {"choi`;
