@@ -128,7 +128,8 @@ function Controls({ view, setView, t, end, isRunning }: ControlsProps) {
             Replay
           </button>
         )}
-        <output>{seconds(t)}</output>
+        {/* It changes with each frame, and would be read aloud as often. */}
+        <output aria-live="off">{seconds(t)}</output>
       </span>
       <input
         type="range"

@@ -4,7 +4,9 @@ import type { Lane, Trace } from "./trace";
 
 export function seconds(ms: number): string {
   if (ms < 10_000) return `${(ms / 1000).toFixed(2)} s`;
-  return ms < 60_000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.floor(ms / 60_000)} min ${Math.round((ms % 60_000) / 1000)} s`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(1)} s`;
+  const whole = Math.round(ms / 1000);
+  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
 export function count(n: number, one: string, many = `${one}s`): string {

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { attribute, ownText } from "../src/attribution";
 import type { Timed } from "../src/recording";
 import { type Lane, Trace } from "../src/trace";
-import { newsOf, stateOf } from "../src/words";
+import { newsOf, seconds, stateOf } from "../src/words";
 
 const DIALECT = { parentWaits: true, trigger: "</Outlines>" };
 
@@ -155,4 +155,8 @@ test("a screen reader hears of the last fork, not of all threads", () => {
   const heard = [...events, forked(30, -1, 2, 3), ended(40, 2, 1)].map((_, i, all) => newsOf(traced(all.slice(0, i + 1)), 50));
   assert.deepEqual(heard.slice(-3), ["2 threads joined.", "Forked into 2 threads, 0 of them ended.", "Forked into 2 threads, 1 of them ended."]);
   assert.equal(newsOf(traced([...NESTED]), 200), "The answer is complete.");
+});
+
+test("times are rounded as a whole, so that no minute has sixty seconds", () => {
+  assert.deepEqual([1234, 12_345, 60_000, 119_600, 3_599_700].map(seconds), ["1.23 s", "12.3 s", "1 min 0 s", "2 min 0 s", "60 min 0 s"]);
 });

@@ -157,6 +157,7 @@ test("the view can be paused while the answer goes on", async () => {
   const page = await open();
   await ask(page, { prompt: "long" });
   await lanes(page).nth(2).waitFor();
+  assert.equal(await page.locator(".controls output").getAttribute("aria-live"), "off");
   await button(page, "Pause view").press("Enter");
   const held = await page.locator(".controls output").innerText();
   const slider = page.getByRole("slider");
