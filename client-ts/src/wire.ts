@@ -194,9 +194,11 @@ export interface ForkJoinOptions {
   group_id?: string;
 }
 
+/** A message of a conversation. Its other fields, such as `tool_calls` and `tool_call_id`, go to the server as they are. */
 export interface Message {
   role: string;
-  content: unknown;
+  content?: unknown;
+  [field: string]: unknown;
 }
 
 /** The body of a chat completion. Fields that are not listed go to the server as they are. */

@@ -209,6 +209,19 @@ test("the key is sent, the threads are asked for, and unknown fields pass", asyn
   });
 });
 
+test("a conversation with tools can be sent, and is typed", async (t) => {
+  const { baseUrl } = await serving(t, streams(END));
+  const messages = [
+    { role: "assistant", tool_calls: [{ id: "c0", type: "function", function: { name: "add", arguments: "{}" } }] },
+    { role: "tool", tool_call_id: "c0", content: "3" },
+  ];
+  let body = "";
+  const keep: typeof fetch = (url, init) => fetch(url, { ...init, body: (body = String(init?.body)) });
+  await new ForkJoin({ baseUrl, fetch: keep }).complete({ model: "m", messages, tool_choice: "auto" });
+  await new ForkJoin({ baseUrl }).complete({ model: "m", messages: [{ role: "tool", tool_call_id: "c0", content: "3" }] });
+  assert.deepEqual(JSON.parse(body).messages, messages);
+});
+
 test("Retry-After is read as seconds and as a date", () => {
   assert.equal(retryAfterS("2.5"), 2.5);
   assert.equal(retryAfterS("Thu, 01 Jan 1970 00:00:10 GMT", 4000), 6);
