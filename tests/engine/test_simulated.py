@@ -1,11 +1,15 @@
-"""Stages and rounds in the benchmarks' simulator and on the real scheduler: each step computes as many tokens."""
+"""The benchmarks' simulator beside the real scheduler: each step computes as many tokens."""
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
+from forkjoin_bench.inputs.script import BLOCK_END, JOIN_TEXT, THREAD_END, header, joined_header
 from forkjoin_bench.simulator.engine import Engine
-from forkjoin_bench.simulator.gates import Greedy
+from forkjoin_bench.simulator.gates import FamilyAware, Greedy
 from forkjoin_bench.simulator.replica.replica import Replica
 from forkjoin_bench.simulator.workload import Fork, Request, Spoken
 from forkjoin_scheduler.dialects.dialect import Dialect
@@ -36,19 +40,23 @@ def drive(model_of):
     return make
 
 
-def simulated(request, spoken):
+def simulated(requests, engine):
     steps = []
 
     def cost(load):
         steps.append(load.num_tokens)
         return 1.0
 
-    replica = Replica(
-        Engine(num_blocks=199, block_size=16, max_num_seqs=8, spoken=spoken, cost=cost, gate=Greedy)
-    )
-    replica.submit(request)
+    replica = Replica(replace(engine, cost=cost))
+    for request in requests:
+        replica.submit(request)
     replica.run()
     return steps
+
+
+def alone(request, spoken):
+    engine = Engine(num_blocks=199, block_size=16, max_num_seqs=8, spoken=spoken, gate=Greedy)
+    return simulated([request], engine)
 
 
 @pytest.mark.parametrize("kind", ["reprefill", "stitch"])
@@ -85,7 +93,7 @@ def test_stages(drive, kind):
         kind == "stitch",
         num(dialect.join.between_stages),
     )
-    assert simulated(Request(num("q" * 40), body), spoken) == steps
+    assert alone(Request(num("q" * 40), body), spoken) == steps
 
 
 def test_rounds(drive):
@@ -102,4 +110,37 @@ def test_rounds(drive):
     lengths = [(num(text) + 1,) for text in texts]
     body = (0, Fork(tuple(lengths[:3])), 0, Fork(tuple(lengths[3:])), 10)
     spoken = Spoken(header=0, joined_header=num(" 1="), join=num(":"), asks_again=True)
-    assert simulated(Request(num(prompt), body), spoken) == steps
+    assert alone(Request(num(prompt), body), spoken) == steps
+
+
+@pytest.mark.parametrize(
+    ("admission", "num", "seed"), [("greedy", 12, 1), ("greedy", 24, 2), ("family", 24, 2)]
+)
+def test_families_that_lose_their_blocks_to_each_other(admission, num, seed):
+    from tests.engine.fed import BLOCK_SIZE, Scripted
+
+    fed = Scripted(num_blocks=140, max_num_seqs=24, admission=admission, join_ahead_tokens=128)
+    num_tokens = lambda text: len(fed.scheduler._core.tokenizer.encode(text))  # noqa: E731
+    rng, requests = random.Random(seed), []
+    for i in range(num):
+        before = rng.randint(4, 30)
+        fork = fed.author.fork([rng.randint(16, 96) for _ in range(rng.randint(2, 6))])
+        fed.add(f"f{i}", before, fork, 12, prompt=fed.author.text(120))
+        threads = tuple((num_tokens(thread.body[0] + THREAD_END),) for thread in fork.threads)
+        behind = num_tokens(BLOCK_END) + 12 + 1  # and the end of sequence
+        requests.append(Request(120, (before + num_tokens(fork.outline), Fork(threads), behind)))
+    steps = []
+    while fed.scheduler.requests:
+        if num_computed := fed.step().total_num_scheduled_tokens:
+            steps.append(num_computed)
+
+    spoken = Spoken(*map(num_tokens, (header("1"), joined_header("1", first=False), JOIN_TEXT)))
+    engine = Engine(
+        num_blocks=139,  # one is vLLM's null block
+        block_size=BLOCK_SIZE,
+        max_num_seqs=24,
+        max_batched_tokens=2048,
+        spoken=spoken,
+        gate={"greedy": Greedy, "family": FamilyAware}[admission],
+    )
+    assert simulated(requests, engine) == steps

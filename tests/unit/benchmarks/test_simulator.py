@@ -19,7 +19,7 @@ from forkjoin_bench.simulator.foreseen import Foreseen, held_alone
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
 from forkjoin_bench.simulator.replica.blocks import BlockPool
 from forkjoin_bench.simulator.replica.replica import Replica
-from forkjoin_bench.simulator.replica.sequence import Cause, Role, State
+from forkjoin_bench.simulator.replica.sequence import Cause, Kv, Role, State
 from forkjoin_bench.simulator.results.measures import Slo, measure, spread, weighted_spread
 from forkjoin_bench.simulator.shapes import SHAPES
 from forkjoin_bench.simulator.tried import Outlasting, Sure
@@ -284,6 +284,58 @@ def test_threads_of_a_stitched_family_that_has_lost_all_compute_its_context_once
     assert replica.core.counts.prefilled[Cause.RECOMPUTED] == sum(contexts) - 16 * (fork_len // 16)
 
 
+def test_an_evicted_family_finds_what_its_first_thread_had_written():
+    # The first thread ends early; its KV is the beginning of the joined context, which nobody else takes.
+    request = Request(64, (4, Fork(((64,), (100,))), 2))
+    replica = Replica(replace(ENGINE, join_ahead_tokens=0))
+    replica.submit(request)
+    replica.run(until=90.0)
+    (second,) = (s for s in replica.core.running if s.role is Role.THREAD)
+    replica._preempt(second)
+    of_second = second.tokens % 16
+    replica._relief.relieve()
+    assert replica.core.pool.num_free == ENGINE.num_blocks
+    replica.run()
+    of_first = 64 + 4 + THREADWEAVER.header + 63  # but for its last token, which has no KV
+    joined = of_first + 1 + THREADWEAVER.joined_header + 100 + THREADWEAVER.join
+    assert replica.core.counts.prefilled[Cause.RECOMPUTED] == joined - 16 * (of_first // 16) + of_second
+
+
+def test_a_family_that_had_to_give_way_stands_last_from_then_on():
+    replica = Replica(ENGINE)
+    for _ in range(2):
+        replica.submit(Request(32, (200,)))
+    replica.run(until=3.0)
+    core = replica.core
+    old, young = core.running
+    old.rank = next(core.ranks)  # as if it had been preempted and started again
+    core.sort_running()
+    assert old.rank < young.rank
+
+
+def test_prefill_for_a_join_takes_nobodys_share_of_the_slots():
+    replica = Replica(replace(ENGINE, max_num_seqs=2))
+    replica.submit(Request(32, (4, Fork(((30,), (30,))), 2)))
+    replica.run(until=6.0)
+    core = replica.core
+    thread = next(iter(core.threads))
+    assert replica._pacing._num_others_waiting() == 0
+    core.fill(thread.parent, 0, Role.AHEAD, Cause.AHEAD, Kv(), 16)
+    assert replica._pacing._num_others_waiting() == 0
+
+
+def test_where_a_step_computed_nothing_all_threads_may_run():
+    replica = Replica(replace(ENGINE, policy=lambda: Capped(1)))
+    replica.submit(Request(32, (4, Fork(((30,), (30,))), 2)))
+    replica.run(until=6.0)
+    pacing, core = replica._pacing, replica.core
+    pacing.choose()
+    assert pacing.held_back
+    core.is_stalled = True
+    pacing.choose()
+    assert not pacing.held_back
+
+
 @pytest.mark.parametrize(
     ("spoken", "most"), [(THREADWEAVER, 1.02), (MULTIVERSE, 1.1)], ids=["reprefilled", "stitched"]
 )
@@ -522,6 +574,17 @@ def test_free_blocks_are_found_until_they_are_reused_the_oldest_first():
     pool.take()  # the nameless one
     pool.take()  # of a sequence's blocks the tail
     assert (pool.find([1]), pool.find([2])) == ([a], [])
+
+
+def test_of_two_blocks_that_hold_the_same_one_is_found_when_the_other_is_reused():
+    pool = BlockPool(2)
+    a, b = pool.take(), pool.take()
+    pool.name(a, 1)
+    pool.name(b, 1)
+    assert pool.find([1]) == [a]
+    pool.give_back([a])
+    assert pool.take() == a
+    assert pool.find([1]) == [b]
 
 
 def test_a_shared_block_is_free_when_all_have_given_it_back():

@@ -21,7 +21,8 @@ class BlockPool:
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._refs = [0] * num_blocks
         self._names = [_NAMELESS] * num_blocks
-        self._by_name: dict[int, int] = {}
+        #: Several blocks may hold the same: each can be found while those before it are reused.
+        self._by_name: dict[int, dict[int, None]] = {}
 
     @property
     def num_free(self) -> int:
@@ -32,7 +33,9 @@ class BlockPool:
         """A free block, for its only holder. Raises KeyError if there is none."""
         block, _ = self._free.popitem(last=False)
         if name := self._names[block]:
-            del self._by_name[name]
+            del self._by_name[name][block]
+            if not self._by_name[name]:
+                del self._by_name[name]
             self._names[block] = _NAMELESS
         self._refs[block] = 1
         return block
@@ -54,19 +57,19 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
 
     def name(self, block: int, name: int) -> None:
-        """Say what a full block holds, unless another holds the same."""
-        if name not in self._by_name and not self._names[block]:
-            self._by_name[name] = block
+        """Say what a full block holds, unless that is said already."""
+        if not self._names[block]:
+            self._by_name.setdefault(name, {})[block] = None
             self._names[block] = name
 
     def find(self, names: Sequence[int]) -> list[int]:
         """The blocks of the longest prefix of ``names`` that is there."""
         found = []
         for name in names:
-            block = self._by_name.get(name)
-            if block is None:
+            blocks = self._by_name.get(name)
+            if not blocks:
                 break
-            found.append(block)
+            found.append(next(iter(blocks)))
         return found
 
     def num_freed_with(self, tables: Iterable[Sequence[int]]) -> int:

@@ -42,11 +42,14 @@ class Core:
         #: Threads that could run: they run or wait.
         self.threads: dict[Sequence, None] = {}
         self.gate = engine.gate()
+        #: Whether the step before computed nothing.
+        self.is_stalled = False
         #: Tokens that the step may still compute, and what it prefills: sequence and tokens.
         self.budget = 0
         self.chunks: list[tuple[Sequence, int]] = []
         #: Counts what changes who runs or waits.
         self.version = 0
+        self._sorted_for = -1
         self.grows: Book = {}
         self.ends: Book = {}
         self._names = count(1)
@@ -206,6 +209,14 @@ class Core:
         self.version += 1
         self.running.pop(sequence, None)
         self.prefilling.pop(sequence, None)
+
+    def sort_running(self) -> None:
+        """Let the youngest families stand last in the turn of those that run, from now on."""
+        if self._sorted_for == self.version:
+            return
+        for sequence in sorted(self.running, key=lambda s: (s.family.number, s.rank)):
+            sequence.rank = next(self.ranks)
+        self._sorted_for = self.version
 
     def queue(self, sequence: Sequence) -> None:
         """It has begun, and waits to run."""

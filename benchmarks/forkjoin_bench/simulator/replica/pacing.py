@@ -22,17 +22,21 @@ class Pacing:
         self.held_back: set[Sequence] = set()
         #: What it kept waiting in the step before counts here.
         self.step_admission = StepAdmission()
-        self._chosen_for = -1, 0
+        self._chosen_for = -1, 0, False
 
     def choose(self) -> None:
-        """Ask who runs in the step to come, where the answer may differ from the last."""
+        """Ask who runs in the step to come, where the answer may differ from the last.
+
+        If the step before computed nothing, all run.
+        """
         core = self._core
         is_eager = isinstance(self.policy, Eager)
-        if is_eager and self._chosen_for == (core.version, self.step_admission.num_kept):
+        known = core.version, self.step_admission.num_kept, core.is_stalled
+        if is_eager and self._chosen_for == known:
             return  # nothing has changed: the choice neither
-        self._chosen_for = core.version, self.step_admission.num_kept
+        self._chosen_for = known
         self.sitting, self.held_back = set(), set()
-        if not core.threads or (is_eager and not self._could_be_kept()):
+        if core.is_stalled or not core.threads or (is_eager and not self._could_be_kept()):
             return
         by_key = {str(i): thread for i, thread in enumerate(core.threads)}
         facts = [self._facts(key, thread) for key, thread in by_key.items()]
@@ -80,8 +84,9 @@ class Pacing:
         return Load(len(others), min(num_tokens, core.engine.max_batched_tokens), context)
 
     def _num_others_waiting(self) -> int:
-        waiting = len(self._core.waiting) + len(self._core.begun)
-        return waiting - sum(t not in self._core.running for t in self._core.threads)
+        """Requests that wait for a slot; threads and fills are none."""
+        begun = sum(s.role is not Role.THREAD and not s.is_fill for s in self._core.begun)
+        return len(self._core.waiting) + begun
 
     def _slack(self) -> float | None:
         if self._deadlines is None:

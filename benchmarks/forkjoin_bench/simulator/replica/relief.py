@@ -61,16 +61,19 @@ class Relief:
         for sequence in holders:
             families.stitching.drop(sequence)
             core.drop(sequence.kv)
-            if fill := sequence.fill:
-                families.ahead.take(sequence)
-                core.drop(fill.kv)
-            for kv in sequence.held.values():
-                core.drop(kv)
-            sequence.held.clear()
             if sequence.state is State.WAITING:
                 core.begun.remove(sequence)
                 sequence.cause = Cause.RECOMPUTED
                 core.queue(sequence)
+        for sequence in holders:
+            if fill := sequence.fill:
+                families.ahead.take(sequence)
+                sequence.held[0] = fill.kv
+            if first := sequence.held.get(0):
+                sequence.kv.names = first.names  # the joined context begins so, and may be found again
+            for kv in sequence.held.values():
+                core.drop(kv)
+            sequence.held.clear()
 
 
 def _facts(family: Family, holders: list[Sequence]) -> FamilyFacts:

@@ -6,6 +6,7 @@ exactly once; a run depends on its requests and settings alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
 
@@ -63,7 +64,9 @@ class Replica:
     def _make_step(self) -> None:
         core = self.core
         core.forget_regained()
+        self._spare_the_oldest()
         self._pacing.choose()
+        self._pacing.step_admission.open()
         core.step += 1
         core.budget = core.engine.max_batched_tokens - core.num_decoding
         self._has_preempted, core.chunks = False, []
@@ -72,7 +75,8 @@ class Replica:
             self._starting.start_waiting()
         self._families.drop_copied_tails()
         num_decoding = core.num_decoding - self._num_sitting()
-        if not num_decoding and not core.chunks:
+        core.is_stalled = not num_decoding and not core.chunks
+        if core.is_stalled:
             if not core.running:
                 self._relief.relieve()
             return
@@ -175,46 +179,58 @@ class Replica:
 
     # ---- what runs goes on -----------------------------------------------------------------
 
-    def _grow_running(self) -> None:
-        """Blocks and budget for all that run, the youngest giving way where there are too few."""
+    def _spare_the_oldest(self) -> None:
+        """Where blocks may run out in the next step, let the family give way whose turn comes last.
+
+        Before the threads of the step are chosen, as in ``ForkJoinScheduler.schedule``.
+        """
         core = self.core
-        is_spared = bool(core.threads) and core.pool.num_free < len(core.running)
-        due = [
-            s for s in core.grows.pop(core.step, ()) if s.grows_at == core.step and s.state is State.DECODING
-        ]
-        if is_spared and core.pool.num_free < self._num_lacking(due):
+        if not core.threads or core.pool.num_free >= len(core.running):
+            return
+        if core.pool.num_free < self._num_lacking():
             self._relief.make_way()
-        for sequence in sorted(due, key=lambda s: _turn(s, is_spared)):
+        core.sort_running()
+
+    def _num_lacking(self) -> int:
+        """Blocks that the next step takes for those whose next is due, and for what is prefilled."""
+        core = self.core
+        due = self._due(core.grows.get(core.step + 1, ()), core.step + 1)
+        num_tokens = [(s, s.tokens_at(core.step)) for s in due] + [(s, s.tokens) for s in core.prefilling]
+        return sum(core.num_blocks(num) - len(s.kv.blocks) for s, num in num_tokens)
+
+    def _due(self, booked: Iterable[Sequence], step: int) -> list[Sequence]:
+        """Those of the ``booked`` that take a block in ``step``, in their turn."""
+        due = [s for s in booked if s.grows_at == step and s.state is State.DECODING]
+        return sorted(due, key=lambda s: s.rank)
+
+    def _grow_running(self) -> None:
+        """Blocks and budget for all that run, the last giving way where there are too few."""
+        core = self.core
+        for sequence in self._due(core.grows.pop(core.step, ()), core.step):
             if sequence in self._pacing.sitting:
                 self._book_growth(sequence, core.step)  # it is booked again when the step has run
             elif sequence.state is State.DECODING and sequence.grows_at == core.step:
                 tokens = sequence.tokens_at(core.step - 1)
-                if self._make_room(sequence, tokens, is_spared):
+                if self._make_room(sequence, tokens):
                     core.extend(sequence.kv, tokens)
                     core.name_full(sequence.kv, tokens - 1)
                     self._book_growth(sequence, core.step + core.engine.block_size)
-        for sequence in list(core.prefilling):
+        for sequence in sorted(core.prefilling, key=lambda s: s.rank):
             if sequence.state is State.PREFILLING and core.budget > 0:
                 num = min(sequence.tokens - sequence.kv.computed, core.budget)
-                if self._make_room(sequence, sequence.kv.computed + num, is_spared):
+                if self._make_room(sequence, sequence.kv.computed + num):
                     core.prefill(sequence, num)
-
-    def _num_lacking(self, due: list[Sequence]) -> int:
-        """Blocks that this step takes for those whose next is ``due``, and for what is prefilled."""
-        core = self.core
-        num_tokens = [(s, s.tokens_at(core.step - 1)) for s in due] + [(s, s.tokens) for s in core.prefilling]
-        return sum(core.num_blocks(num) - len(s.kv.blocks) for s, num in num_tokens)
 
     def _book_growth(self, sequence: Sequence, step: int) -> None:
         sequence.grows_at = step
         if self.core.step < step <= sequence.part_ends_at:
             self.core.grows.setdefault(step, []).append(sequence)
 
-    def _make_room(self, sequence: Sequence, tokens: int, is_spared: bool) -> bool:
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Preempt until ``sequence`` can have ``tokens`` tokens of KV; False if it had to go itself."""
         num_wanted = self.core.num_blocks(tokens) - len(sequence.kv.blocks)
         while self.core.pool.num_free < num_wanted:
-            victim = max(self.core.running, key=lambda s: _turn(s, is_spared))
+            victim = max(self.core.running, key=lambda s: s.rank)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -233,8 +249,3 @@ class Replica:
         self.core.lost(victim.family)
         victim.state, victim.was_preempted, victim.cause = State.WAITING, True, Cause.RECOMPUTED
         self.core.begun.append(victim)
-
-
-def _turn(sequence: Sequence, is_spared: bool) -> tuple[int, int]:
-    """Whose turn it is: the last gives way first. Spared, that is one of the youngest family."""
-    return (sequence.family.number if is_spared else 0, sequence.rank)

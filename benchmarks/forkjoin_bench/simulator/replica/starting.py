@@ -29,7 +29,6 @@ class Starting:
     def start_waiting(self) -> None:
         core = self._core
         skipped: list[tuple[deque[Sequence] | BegunQueue, Sequence]] = []
-        self._pacing.step_admission.open()
         while core.budget > 0 and len(core.running) < core.engine.max_num_seqs:
             queue = core.begun or core.waiting
             if not queue:
