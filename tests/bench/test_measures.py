@@ -52,6 +52,9 @@ def test_answers_that_are_wrong_count_for_nothing(family):
         0.5,
         2.0,
     )
+    assert values["tokens_per_s"] == len(family.token_ids) / 2.0
+    alone = values_of(Outcome([answer(ended=11, error="wrote ''")], 2.0), Counts(busy_s=1.0), [family], 16)
+    assert "answer_over_steps" not in alone
 
 
 def test_the_slack_policy_is_compared_with_the_best_of_the_others_at_each_load():
@@ -70,9 +73,14 @@ def test_goodput_is_of_the_answers_within_the_slo():
     assert (goodput(both, 0.5), goodput(both, 1.0), goodput(both, 3.0)) == (0.0, 0.25, 0.5)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, 1), (0.5, 3), (0.9, 4), (1.0, 4)])
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1), (0.5, 2), (0.51, 3), (0.9, 4), (1.0, 4)])
 def test_a_quantile_is_one_of_the_values(share, expected):
     assert quantile([4, 1, 3, 2], share) == expected
+
+
+@pytest.mark.parametrize(("num", "percent"), [(10, 90), (20, 95), (100, 99), (100, 7)])
+def test_a_quantile_is_the_least_that_so_many_do_not_exceed(num, percent):
+    assert quantile(range(1, num + 1), percent / 100) == num * percent // 100
 
 
 def test_ratios_are_of_runs_that_differ_in_the_system_only():
@@ -104,6 +112,17 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path):
 def test_a_file_that_is_no_result_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="expected a result of `forkjoin bench`"):
         read_runs(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"runs": {"1": {"all": []}}}', '{"runs": [{"problems": "2", "seconds": 1}]}', "{}"]
+)
+def test_a_result_of_another_command_is_an_error(tmp_path, content):
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    for show in (lambda result, runs: markdown(result, runs), lambda *read: targets_of([read])):
+        with pytest.raises(UsageError, match="expected"):
+            show(*read_runs(path))
 
 
 def test_each_target_is_met_not_met_or_not_measured():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,13 +65,19 @@ def values_of(
         values["scheduler_ms"] = 1e3 * counts.scheduler_s / counts.steps
     if outcome.wall_s and right:
         values["requests_per_s"] = len(right) / outcome.wall_s
-        values["tokens_per_s"] = sum(len(r.token_ids) for r in requests) / outcome.wall_s
+        values["tokens_per_s"] = num_right_tokens(outcome, requests) / outcome.wall_s
     if len(requests) == 1:
         ideal = requests[0].ideal_blocks(block_size)
         values |= {"ideal_blocks": ideal, "peak_over_ideal": counts.peak_blocks / ideal}
-        if counts.busy_s:
+        if counts.busy_s and right:
             values["answer_over_steps"] = outcome.answers[0].seconds / counts.busy_s
     return values | _seen(right) | _transitions(counts)
+
+
+def num_right_tokens(outcome: Outcome, requests: Sequence[Compiled]) -> int:
+    """Tokens of the answers to ``requests`` that are right."""
+    pairs = zip(outcome.answers, requests, strict=True)
+    return sum(len(request.token_ids) for answer, request in pairs if answer.is_right)
 
 
 def _seen(right: Sequence[Answer]) -> dict[str, float]:
@@ -104,7 +111,8 @@ def _transitions(counts: Counts) -> dict[str, float]:
 def quantile(values: Iterable[float], share: float) -> float:
     """The least of ``values`` that at least ``share`` of them do not exceed."""
     ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+    # rounded: 0.95 of 20 is 19, whatever a float says
+    return ordered[max(math.ceil(round(share * len(ordered), 9)) - 1, 0)]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

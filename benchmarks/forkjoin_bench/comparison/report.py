@@ -55,17 +55,29 @@ def write(result: dict[str, Any], path: Path) -> None:
 
 
 def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
-    """A result and its runs, as ``write`` wrote them. Raises UsageError for a file that is none."""
+    """A result and its runs, as ``write`` wrote them; no runs where it has other numbers.
+
+    Raises UsageError for a file that is none, or whose runs are another command's.
+    """
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: expected a result of `forkjoin bench`: {error}") from error
-    fields = ({**run, "families": tuple(run["families"])} for run in result.get("runs", ()))
-    return result, [Run(**run) for run in fields]
+    if not isinstance(result, dict):
+        raise UsageError(f"{path}: expected a result of `forkjoin bench`, got a {type(result).__name__}")
+    try:
+        fields = [{**run, "families": tuple(run["families"])} for run in result.get("runs", ())]
+        return result, [Run(**run) for run in fields]
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: expected what `forkjoin bench run` has written, got the runs of another command"
+        ) from error
 
 
 def markdown(result: dict[str, Any], runs: Sequence[Run]) -> str:
-    """The whole report."""
+    """The whole report. Raises UsageError where ``result`` is not of ``forkjoin bench run``."""
+    if "rows" not in result or "model" not in result:
+        raise UsageError("report: expected results of `forkjoin bench run`, got one of another command")
     parts = [_heading(result)]
     for scenario in dict.fromkeys(run.scenario for run in runs):
         rows = [row for row in result["rows"] if row["scenario"] == scenario]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forkjoin_bench.comparison.deployment import Config, Deployment
 from forkjoin_bench.comparison.in_time import kept_to
-from forkjoin_bench.comparison.measures import Run, values_of
+from forkjoin_bench.comparison.measures import Run, num_right_tokens, values_of
 from forkjoin_bench.comparison.scenarios import Scenario
 from forkjoin_bench.comparison.steps import count
 from forkjoin_bench.comparison.traffic import Load, drive
@@ -201,8 +201,9 @@ class Bench:
         values = values_of(outcome, counts, requests, self.plan.block_size)
         if scenario.has_slo:
             values |= kept_to(Slo(token_s=self.plan.slo_itl_ms / 1e3), outcome, requests)
-        if cpu_before is not None and cpu_after is not None:
-            ms_a_token = 1e3 / sum(len(r.token_ids) for r in requests)
+        num_tokens = num_right_tokens(outcome, requests)
+        if cpu_before is not None and cpu_after is not None and num_tokens:
+            ms_a_token = 1e3 / num_tokens
             values["cpu_ms"] = ms_a_token * (cpu_after.all - cpu_before.all)
             values["front_cpu_ms"] = ms_a_token * (cpu_after.front - cpu_before.front)
         run = Run(

@@ -24,6 +24,7 @@ from forkjoin_bench.systems.names import (
     STITCH,
 )
 from forkjoin_bench.tables import table
+from forkjoin_scheduler.errors import UsageError
 
 OURS = (FORKJOIN, STITCH)
 CLIENTS = (CLIENT_HTTP, CLIENT_IN_PROCESS)
@@ -280,14 +281,24 @@ MAX_EXPONENT = 1.05
 
 
 def markdown(results: Sequence[tuple[dict[str, Any], Sequence[Run]]]) -> str:
-    """A table of all targets for each result: of ``run``, ``scheduler`` or ``simulate goodput``."""
+    """A table of all targets for each result: of ``run``, ``scheduler`` or ``simulate goodput``.
+
+    Raises UsageError for one of another command.
+    """
     return "\n\n".join(_of_any(result, runs) for result, runs in results)
 
 
 def _of_any(result: dict[str, Any], runs: Sequence[Run]) -> str:
     if "goodput" in result:
         return _of_goodput(result["goodput"])
-    return _of_scheduler(result) if "costs" in result else _of_run(result, runs)
+    if "costs" in result:
+        return _of_scheduler(result)
+    if "model" not in result:
+        raise UsageError(
+            "targets: expected results of `forkjoin bench run`, `forkjoin bench scheduler` or "
+            "`forkjoin bench simulate goodput`, got one of another command"
+        )
+    return _of_run(result, runs)
 
 
 def _of_run(result: dict[str, Any], runs: Sequence[Run]) -> str:
