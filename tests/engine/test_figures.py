@@ -71,6 +71,12 @@ def test_threads_begin_with_their_parents_blocks_and_a_stitch_keeps_theirs(tmp_p
     assert _texts(tmp_path / "kv-blocks.svg") == _texts(DOCS / "kv-blocks.svg")
 
 
+def test_a_parent_that_waits_for_its_threads_is_not_preempted():
+    from docgen.figures import pressure
+
+    assert pressure.run("greedy", num_families=1, num_before=0).preempted_at == []
+
+
 def test_more_families_than_fit_fill_the_blocks_and_all_end(tmp_path):
     from docgen.figures import admission, pressure
 
