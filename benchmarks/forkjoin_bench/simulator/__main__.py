@@ -12,12 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from forkjoin.terminal.drawing import DARK, LIGHT
+from forkjoin_bench.simulator.checks import check
 from forkjoin_bench.simulator.cluster import ROUTERS, simulate
 from forkjoin_bench.simulator.costs import MULTIVERSE as MULTIVERSE_COST
 from forkjoin_bench.simulator.costs import Cost, Linear
 from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.foreseen import Foreseen
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Gate, Greedy
+from forkjoin_bench.simulator.replica.relief import NoRoom
 from forkjoin_bench.simulator.results.measures import Result, Slo
 from forkjoin_bench.simulator.results.plots import draw_curves
 from forkjoin_bench.simulator.results.table import goodput_table, results_table, validation_table
@@ -47,7 +49,7 @@ FRACTIONS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 
 def gate_of(name: str, spoken: Spoken) -> Callable[[], Gate]:
     """The gate called ``name``, as the command's help lists them, for a dialect that is ``spoken``."""
-    if name.isdigit():
+    if name.isdecimal() and int(name):
         return lambda: AtMost(int(name))
     named: dict[str, Callable[[], Gate]] = {
         "family": FamilyAware,
@@ -59,7 +61,9 @@ def gate_of(name: str, spoken: Spoken) -> Callable[[], Gate]:
         return named[name]
     if not (sure := re.fullmatch(r"sure(\d+(?:\.\d+)?)", name)):
         known = ", ".join(named)
-        raise UsageError(f"admission: expected {known}, a number, or sure with a number, got {name!r}")
+        raise UsageError(
+            f"admission: expected {known}, a number from 1 on, or sure with a number, got {name!r}"
+        )
     times = float(sure[1])
     return lambda: FamilyAware(Sure(times))
 
@@ -94,6 +98,10 @@ def requests_of(args: argparse.Namespace) -> list[Request]:
 def engine_of(args: argparse.Namespace, requests: Sequence[Request], threads: str) -> Engine:
     """The engine that the command line asks for, with the policy ``threads``."""
     spoken = MULTIVERSE if args.stitched else SPOKEN.get(args.shape, THREADWEAVER)
+    if args.stitched and args.shape in SPOKEN:
+        raise UsageError(
+            f"--stitched: expected a shape whose joins keep KV, {args.shape} asks with new prompts"
+        )
     slo_itl = args.slo_itl_ms / 1e3
     cost = MULTIVERSE_COST
     if args.step_ms:
@@ -180,12 +188,16 @@ def compare(args: argparse.Namespace) -> dict[str, Result]:
 
 def _simulated(args: argparse.Namespace, engine: Engine, requests: Sequence[Request]) -> Result:
     slo = Slo(args.slo_ttft_s, args.slo_itl_ms / 1e3)
-    return simulate(requests, engine, num_replicas=args.replicas, router=ROUTERS[args.router](), slo=slo)
+    try:
+        return simulate(requests, engine, num_replicas=args.replicas, router=ROUTERS[args.router](), slo=slo)
+    except NoRoom as error:
+        raise UsageError(f"--blocks, --kv: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run, print, write."""
     args = _parser().parse_args(argv)
+    check(args)
     if args.command == "validate":
         if find_spec("tests") is None:
             raise UsageError(

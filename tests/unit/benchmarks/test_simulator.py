@@ -18,6 +18,7 @@ from forkjoin_bench.simulator.engine import Engine
 from forkjoin_bench.simulator.foreseen import Foreseen, held_alone
 from forkjoin_bench.simulator.gates import AtMost, FamilyAware, Greedy
 from forkjoin_bench.simulator.replica.blocks import BlockPool
+from forkjoin_bench.simulator.replica.relief import NoRoom
 from forkjoin_bench.simulator.replica.replica import Replica
 from forkjoin_bench.simulator.replica.sequence import Cause, Kv, Role, State
 from forkjoin_bench.simulator.results.measures import Slo, measure, spread, weighted_spread
@@ -200,7 +201,7 @@ def test_the_youngest_gives_way_and_finds_what_is_left_of_its_kv():
 
 
 def test_a_request_that_fits_nowhere_is_an_error():
-    with pytest.raises(RuntimeError, match="expected every request to fit into 3 blocks"):
+    with pytest.raises(NoRoom, match="expected every request to fit into 3 blocks"):
         ran([Request(100, (1,))], replace(ENGINE, num_blocks=3))
 
 
@@ -520,6 +521,34 @@ def test_what_is_prefilled_beside_drafts_is_paid_whole():
 def test_a_step_brings_no_more_than_was_drafted(drafted, tokens):
     with pytest.raises(ValueError, match=f"tokens_a_step: expected 1 to .*, got {tokens:g}"):
         replace(ENGINE, drafted=drafted, tokens_a_step=tokens)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("run --threads most", "--threads: expected eager, slack, or capped with a number"),
+        ("run --threads capped", "--threads: expected eager"),
+        ("compare --threads capped0", "--threads: expected eager"),
+        ("run --admission 0", "admission: expected family"),
+        ("run --num 0", "--num: expected at least 1, got 0"),
+        ("run --replicas 0", "--replicas: expected at least 1"),
+        ("run --slots 0", "--slots: expected at least 1"),
+        ("run --slots 9000", "--slots: expected at most 8192"),
+        ("run --sessions -1", "--sessions: expected at least 0"),
+        ("run --blocks 9 --num 3", "--blocks, --kv: expected every request to fit into 9 blocks"),
+        ("run --kv 0", "--kv: expected more than 0"),
+        ("run --rate -1", "--rate: expected at least 0, got -1"),
+        ("run --step-ms 0 1", "--step-ms: expected more than 0"),
+        ("run --drafted 1 --tokens-a-step 3", r"--tokens-a-step: expected 1 to 1 \+ --drafted \(2\), got 3"),
+        ("run --shape pacore --stitched", "--stitched: expected a shape"),
+        ("run --json nowhere/r.json", "--json: expected a file in a folder that is there"),
+        ("goodput --rates 1 0", "--rates: expected more than 0, got 0"),
+        ("goodput --rates 1 --seeds 0", "--seeds: expected at least 1"),
+    ],
+)
+def test_what_can_not_be_simulated_is_refused_with_what_can(argv, said):
+    with pytest.raises(UsageError, match=said):
+        main(argv.split())
 
 
 def test_goodput_is_counted_by_load_and_policy(capsys):

@@ -10,6 +10,10 @@ from forkjoin_bench.simulator.replica.sequence import Cause, Family, Role, Seque
 from forkjoin_scheduler.policy.eviction import FamilyFacts, LastCome
 
 
+class NoRoom(RuntimeError):
+    """A request fits into the KV cache not even alone."""
+
+
 class Relief:
     """Takes back the blocks of families. Keeps nothing."""
 
@@ -19,12 +23,12 @@ class Relief:
     def relieve(self) -> None:
         """Take back what the family waits with that the scheduler's policy chooses.
 
-        Raises RuntimeError where no family waits with anything.
+        Raises NoRoom where no family waits with anything.
         """
         core = self._core
         holding = self._holding(core.families)
         if not holding:
-            raise RuntimeError(
+            raise NoRoom(
                 f"expected every request to fit into {core.engine.num_blocks} blocks, one does not: "
                 "simulate an engine with more"
             )
