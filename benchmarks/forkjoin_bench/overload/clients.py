@@ -65,7 +65,8 @@ async def _ask(session: aiohttp.ClientSession, asked: dict[str, Any], cancel_aft
             told.status = response.status
             if response.status in REFUSALS:
                 told.outcome, told.over_s = "refused", time.monotonic() - began
-                told.retry_after_s = float(response.headers.get("retry-after", "nan"))
+                retry_after = response.headers.get("retry-after")
+                told.retry_after_s = None if retry_after is None else float(retry_after)
             elif response.status == 200:
                 await _read(response, told, began, cancel_after)
             else:

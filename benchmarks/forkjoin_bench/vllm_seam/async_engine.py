@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,21 @@ from forkjoin_bench.systems.base import Answer
 from forkjoin_bench.systems.records import RecordReader
 from forkjoin_bench.vllm_seam.serving import RECORD_VARIABLE, REPLAY, STOCK_SCHEDULER
 from forkjoin_scheduler.dialects.tokenizer import Tokenizer
+
+
+@contextmanager
+def _environment(env: Mapping[str, str]) -> Iterator[None]:
+    """Add ``env`` to this process's environment, for so long only: servers that start later inherit it."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class InProcess:
@@ -38,12 +54,12 @@ class InProcess:
     async def start(self) -> None:
         self._records.path.unlink(missing_ok=True)
         # Its engine core is a process that takes over this one's environment, then and there.
-        os.environ.update(self._env)
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with _environment(self._env):
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = AsyncEngineArgs(scheduler_cls=STOCK_SCHEDULER, logits_processors=[REPLAY], **self._options)
-        self.llm = AsyncLLM.from_engine_args(args)
+            args = AsyncEngineArgs(scheduler_cls=STOCK_SCHEDULER, logits_processors=[REPLAY], **self._options)
+            self.llm = AsyncLLM.from_engine_args(args)
 
     async def stop(self) -> None:
         if self.llm is not None:
