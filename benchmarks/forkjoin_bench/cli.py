@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from forkjoin_bench.arguments import check_at_least
 from forkjoin_bench.results import add_out
 from forkjoin_scheduler.errors import UsageError
 
@@ -218,11 +219,12 @@ def _run(args: argparse.Namespace) -> None:
     from forkjoin_bench.systems.server import ServerFailed
 
     rounds = args.rounds if args.rounds is not None else QUICK_ROUNDS if args.quick else ROUNDS
-    for flag, given in (("--rounds", rounds), ("--starts", args.starts)):
-        if given < 1:
-            raise UsageError(f"{flag}: expected at least 1, got {given}")
-    if not args.slo_itl_ms > 0:
-        raise UsageError(f"--slo-itl-ms: expected more than 0, got {args.slo_itl_ms:g}")
+    check_at_least(
+        ("--rounds", rounds, 1), ("--starts", args.starts, 1), ("--block-size", args.block_size, 1)
+    )
+    for flag, seconds in (("--slo-itl-ms", args.slo_itl_ms), ("--timeout", args.timeout)):
+        if not seconds > 0:
+            raise UsageError(f"{flag}: expected more than 0, got {seconds:g}")
     folder = (args.out / args.model).resolve()
     plan = Plan(
         make_model(args.model, folder, args.dtype),

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from forkjoin_bench.arguments import check_at_least
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.inputs.dialects import dialect_with
 from forkjoin_bench.inputs.script import Compiled, Compiler, header
@@ -243,6 +244,9 @@ def _cell(of: Cost) -> str:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, write."""
+    check_at_least(
+        ("--contexts", min(args.contexts), 1), ("--widths", min(args.widths), 1), ("--rounds", args.rounds, 1)
+    )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")

@@ -25,6 +25,7 @@ from forkjoin_bench.progress import working
 from forkjoin_bench.results import add_out, write_json
 from forkjoin_bench.tables import table
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
@@ -135,13 +136,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=WIDTHS,
         metavar="N",
-        help=f"Sequences that decode in a step. Default: {', '.join(map(str, WIDTHS))}.",
+        help="Sequences that decode in a step, above 8 a multiple of 8. Default: "
+        f"{', '.join(map(str, WIDTHS))}.",
     )
     add_out(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, write."""
+    if wrong := [width for width in args.widths if width < 1 or (width > 8 and width % 8)]:
+        raise UsageError(f"--widths: expected 1 to 8, or whole families of 8, got {wrong[0]}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")

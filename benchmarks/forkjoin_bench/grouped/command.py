@@ -11,6 +11,7 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any
 
+from forkjoin_bench.arguments import check_at_least
 from forkjoin_bench.grouped.estimate import Estimate, Geometry, Load, estimate
 from forkjoin_bench.host import host_facts
 from forkjoin_bench.progress import working
@@ -43,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print a table, and write the numbers to a file."""
+    check_at_least(
+        ("--families", min(args.families), 1),
+        ("--widths", min(args.widths), 1),
+        ("--prefixes", min(args.prefixes), 0),
+    )
     geometry = Geometry()
     loads = [Load(*load) for load in product(args.families, args.widths, args.prefixes)]
     measure = _measure()
