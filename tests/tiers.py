@@ -108,7 +108,7 @@ LATER: dict[str, Later] = {
         Tier.CI, "30 s of sampling; unit/scheduler/machine compares what is recorded with each context"
     ),
     "tests/engine/test_simulated.py": Later(
-        Tier.CI, "30 s of six schedulers without a model; unit/test_simulator works steps out by hand"
+        Tier.CI, "30 s of five schedulers without a model; unit/test_simulator works steps out by hand"
     ),
     "tests/engine/test_speculation.py": Later(
         Tier.CI,
