@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from forkjoin_bench.comparison.measures import Run, goodput, quantile, ratios, rows_of, values_of
@@ -19,6 +21,7 @@ HOST = {
     "versions": {"vllm": "0.32"},
     "commit": "abc",
 }
+TRACES = ("families", "plain")
 FACTS = {"command": "forkjoin bench run", "model": "embedded", "rounds": 2, "host": HOST}
 
 
@@ -112,6 +115,23 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path):
 def test_a_file_that_is_no_result_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="expected a result of `forkjoin bench`"):
         read_runs(tmp_path / "none.json")
+
+
+def test_goodput_is_told_of_the_trace_whose_idle_answer_it_is_measured_by():
+    alone = replace(run("client-http", scenario="load", load="c1"), trace="families")
+    loaded = [
+        replace(run("forkjoin", scenario=trace, load="c16"), trace=trace, families=("a", "b"))
+        for trace in TRACES
+    ]
+    runs = [alone, *loaded]
+    told = markdown(result_of(FACTS, runs), runs)
+    of_each = {part.partition("\n")[0]: part for part in told.split("## ")}
+    assert {
+        name: "Goodput, answers a second" in part for name, part in of_each.items() if name in TRACES
+    } == {
+        "families": True,
+        "plain": False,
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from forkjoin_bench.systems.names import CLIENT_HTTP
 from forkjoin_bench.tables import cell, table
 from forkjoin_scheduler.errors import UsageError
 
+#: The trace whose answers goodput is of: to be good, one may take some times what an idle client's takes.
+LOADED = "families"
 #: Column, number, digits; a column that no row of a scenario has is left out.
 COLUMNS = (
     ("answer s", "answer_s", 3),
@@ -125,7 +127,7 @@ def _prefill(rows: Sequence[dict[str, Any]]) -> str:
 
 def _goodput(own: Sequence[Run], runs: Sequence[Run]) -> str | None:
     base = idle_answer_s(runs)
-    loaded = [run for run in own if len(run.families) > 1]
+    loaded = [run for run in own if len(run.families) > 1 and run.trace == LOADED]
     if base is None or not loaded:
         return None
     groups: dict[tuple[str, str], list[Run]] = {}
@@ -143,6 +145,6 @@ def idle_answer_s(runs: Sequence[Run]) -> float | None:
     alone = [
         r.values["answer_s"]
         for r in runs
-        if (r.trace, r.load, r.system) == ("families", "c1", CLIENT_HTTP) and "answer_s" in r.values
+        if (r.trace, r.load, r.system) == (LOADED, "c1", CLIENT_HTTP) and "answer_s" in r.values
     ]
     return median(alone) if alone else None
