@@ -38,6 +38,8 @@ def test_the_benchmarks_take_every_command_that_the_docs_show(page: str) -> None
         ("scheduler --widths 0", "--widths: expected 1 to 8"),
         ("forks --rounds 0", "--rounds: expected at least 1, got 0"),
         ("forks --contexts 0", "--contexts: expected at least 1, got 0"),
+        ("drafted --problems 0", "--problems: expected at least 1, got 0"),
+        ("drafted --problems 10", "--problems: expected at most 9 for this model, got 10"),
         ("grouped --families 0", "--families: expected at least 1, got 0"),
     ],
 )

@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from forkjoin_bench.arguments import check_at_least
 from forkjoin_bench.drafted.measure import DEFAULT, DRAFTERS, NONE, SMALLER, Run, Setup, measure
 from forkjoin_bench.drafted.prompts import PROMPTS
 from forkjoin_bench.host import host_facts
@@ -124,8 +125,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print, write."""
-    if args.rounds < 1 or args.drafts < 1:
-        raise UsageError("--rounds, --drafts: expected at least 1")
+    check_at_least(
+        ("--rounds", args.rounds, 1), ("--drafts", args.drafts, 1), ("--problems", min(args.problems), 1)
+    )
     drafters = [NONE, *(args.drafters or (*DEFAULT, *([SMALLER] if args.draft_model else ())))]
     if SMALLER in drafters and args.draft_model is None:
         raise UsageError(f"--drafters {SMALLER}: expected --draft-model, the folder of its weights")

@@ -34,18 +34,19 @@ def _worksheet(chance: random.Random, width: int) -> Asked:
     """The model forks by itself, into a thread for each multiplication."""
     try:
         from training.prompts import make_worksheet
+        from training.task import LETTERS
     except ModuleNotFoundError as error:
         raise UsageError(
             "--model embedded: expected a checkout, whose training task gives its prompts"
         ) from error
+    _check_width(width, len(LETTERS))
     sheet = make_worksheet(chance, num_long=width, held_out=True)
     return Asked(sheet.prompt, len(sheet.problems), {}, {"enabled": False}, MAX_TOKENS)
 
 
 def _passage(chance: random.Random, width: int) -> Asked:
     """Branches that tell of parts of a passage, and a sentence after them; else as many tokens in a row."""
-    if width > len(TOPICS):
-        raise UsageError(f"--problems: expected at most {len(TOPICS)} for this model, got {width}")
+    _check_width(width, len(TOPICS))
     passage = PASSAGE.format(
         kind=chance.choice(("house", "museum", "library", "theatre")),
         town=chance.choice(("Ghent", "Porto", "Lyon", "Turin")),
@@ -64,6 +65,11 @@ def _passage(chance: random.Random, width: int) -> Asked:
     }
     prompt = f"{passage}\nTell me again, in the words of the text, about each part of it."
     return Asked(prompt, width, forked, {"enabled": False}, TOKENS_A_BRANCH * (width + 1))
+
+
+def _check_width(width: int, most: int) -> None:
+    if width > most:
+        raise UsageError(f"--problems: expected at most {most} for this model, got {width}")
 
 
 #: By the names of the models.
