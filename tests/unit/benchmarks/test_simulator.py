@@ -253,6 +253,23 @@ def test_a_family_that_only_waits_gives_way_before_an_older_one_loses_blocks():
     assert lost["asks again"] == 0 < lost["greedy"]
 
 
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_family_gives_way_unless_its_join_computes_what_an_ended_thread_lacks(closes):
+    replica = Replica(replace(ENGINE, spoken=MULTIVERSE, gate=AloneAgain))
+    for _ in range(2):
+        replica.submit(Request(64, (4, Fork(((60,), (60,))), 2)))
+    replica.run(until=10.0)
+    core = replica.core
+    young = [s for s in core.running if s.family.number == 1]
+    for thread in young:
+        replica._preempt(thread)
+    if closes:
+        parent = young[0].parent
+        core.fill(parent, 0, Role.CLOSE, Cause.CLOSE, Kv(), parent.tokens + 1)
+    replica._relief.make_way()
+    assert core.counts.num_evicted == (not closes)
+
+
 def test_new_threads_of_a_family_that_has_lost_blocks_start_on_those_of_their_parent():
     nested = Request(32, (4, Fork(((9, Fork(((20,), (20,))), 1), (60,))), 2))
     replica = Replica(replace(ENGINE, gate=AloneAgain))

@@ -41,7 +41,8 @@ class Relief:
         if not core.gate.asks_again or not any(f.machine for f in running):
             return
         last = max(f.number for f in running)
-        younger = [f for f in core.families if f.number > last and f.machine]
+        closing = {s.family for s in core.begun if s.role is Role.CLOSE}
+        younger = [f for f in core.families if f.number > last and f.machine and f not in closing]
         holding = self._holding(f for f in younger if not any(s.held or s.fill for s in f.sequences.values()))
         if holding:
             self._take_back(holding)
