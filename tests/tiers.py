@@ -205,6 +205,9 @@ LATER: dict[str, Later] = {
     "tests/unit/scheduler/vllm_seam/test_vital.py": Later(
         Tier.CI, "a dozen processes that import vLLM; test_liveness kills the real ones"
     ),
+    "tests/bench/test_waiting_cost.py": Later(
+        Tier.ALL, "20 s of a scheduler, for a figure that is printed only"
+    ),
     "tests/bench/test_loads.py::test_one_run_of_a_pair_loads_all_full_blocks_and_the_other_computes_them": Later(
         Tier.CI, "an engine, 15 s; engine/test_offloaded has loads without a model"
     ),

@@ -1,7 +1,7 @@
 """What requests that wait for room cost the scheduler a step: ``python -m forkjoin_bench.waiting_cost``.
 
-So many requests wait while few families decode. Measured is the CPU time of ``schedule`` and
-``update_from_output``, without a model, under each scheduling policy of vLLM.
+So many requests wait while two families decode, in each column the same. Measured is the CPU time of
+``schedule`` and ``update_from_output``, without a model, under each scheduling policy of vLLM.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import os
 import statistics
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from forkjoin_bench.arguments import check_at_least
 from forkjoin_bench.inputs.script import Compiler
 from forkjoin_bench.inputs.traces import Author, Family
 from forkjoin_bench.inputs.words import Words
 from forkjoin_bench.scheduler_cost import BLOCK_SIZE
 from forkjoin_bench.tables import table
 from forkjoin_scheduler.dialects.files import load
+from forkjoin_scheduler.policy.admission import Need
 from forkjoin_scheduler.settings import KEY, UNLIMITED, Settings
 from forkjoin_server.start.configuration import EMBEDDED_MODEL
 from forkjoin_server.vllm_seam.tokenizers import tokenizer_of
@@ -28,21 +30,25 @@ if TYPE_CHECKING:
 Policy = Literal["fcfs", "priority"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 NUM_STEPS, WARM_UP = 200, 20
+NUM_RUNNING, NUM_THREADS = 2, 4
+THREAD_TOKENS = 3 * NUM_STEPS
 
 
 def make_scheduler(policy: Policy) -> Fed:
-    """With room for a few families only."""
+    """With room for ``NUM_RUNNING`` families, which has learned what each will write."""
     from forkjoin_bench.vllm_seam.fed import fed
 
     settings = Settings(dialect=load("threadweaver"), limits=UNLIMITED)
-    return fed(
-        200,
+    made = fed(
+        160,
         model=str(EMBEDDED_MODEL),
         block_size=BLOCK_SIZE,
         max_num_seqs=64,
         scheduling_policy=policy,
         additional_config={KEY: settings.model_dump(mode="json")},
     )
+    made._scheduler._gate.admission.learn(Need(NUM_THREADS * THREAD_TOKENS, NUM_THREADS, THREAD_TOKENS))
+    return made
 
 
 def measure(policy: Policy, num_waiting: int) -> float:
@@ -50,15 +56,19 @@ def measure(policy: Policy, num_waiting: int) -> float:
     tokenizer = tokenizer_of(str(EMBEDDED_MODEL))
     compiler, author = Compiler(tokenizer), Author(Words(tokenizer), "waiting")
     fed = make_scheduler(policy)
-    body: tuple[Any, ...] = (author.text(4), author.fork([NUM_STEPS + 100] * 4), author.text(2))
+    fork = author.fork([THREAD_TOKENS] * NUM_THREADS)
+    body: tuple[Any, ...] = (author.text(4), fork, author.text(2))
     compiled = compiler.compile(Family("f", author.text(64), body))
-    for i in range(num_waiting + 2):
+    for i in range(num_waiting + NUM_RUNNING):
         fed.ask(compiled, request_id=f"f{i}")
+    while fed.step()[0] < NUM_RUNNING * NUM_THREADS:
+        pass
     gc.collect()
     gc.disable()  # its pauses are the process's, not a step's
-    seconds = [fed.step()[1] for _ in range(NUM_STEPS)]
+    steps = [fed.step() for _ in range(NUM_STEPS)]
     gc.enable()
-    return statistics.median(seconds[WARM_UP:])
+    assert {num for num, _ in steps} == {NUM_RUNNING * NUM_THREADS}, sorted({num for num, _ in steps})
+    return statistics.median(seconds for _, seconds in steps[WARM_UP:])
 
 
 def main() -> None:
@@ -68,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--waiting", type=int, nargs="+", default=(0, 200, 2000))
     args = parser.parse_args()
+    check_at_least(("--waiting", min(args.waiting), 0))
     rows = [[policy, *(f"{1e6 * measure(policy, n):.0f}" for n in args.waiting)] for policy in POLICIES]
     print("CPU microseconds of the scheduler a step, by requests that wait:\n")
     print(table(["", *map(str, args.waiting)], rows))
