@@ -210,6 +210,16 @@ def _needs_checkout(args: argparse.Namespace) -> None:
     )
 
 
+def _check_run(args: argparse.Namespace, rounds: int) -> None:
+    """Raise UsageError for numbers that can't be."""
+    check_at_least(
+        ("--rounds", rounds, 1), ("--starts", args.starts, 1), ("--block-size", args.block_size, 1)
+    )
+    for flag, seconds in (("--slo-itl-ms", args.slo_itl_ms), ("--timeout", args.timeout)):
+        if not seconds > 0:
+            raise UsageError(f"{flag}: expected more than 0, got {seconds:g}")
+
+
 def _run(args: argparse.Namespace) -> None:
     from forkjoin_bench.comparison import report
     from forkjoin_bench.comparison.run import Bench, Plan
@@ -219,12 +229,7 @@ def _run(args: argparse.Namespace) -> None:
     from forkjoin_bench.systems.server import ServerFailed
 
     rounds = args.rounds if args.rounds is not None else QUICK_ROUNDS if args.quick else ROUNDS
-    check_at_least(
-        ("--rounds", rounds, 1), ("--starts", args.starts, 1), ("--block-size", args.block_size, 1)
-    )
-    for flag, seconds in (("--slo-itl-ms", args.slo_itl_ms), ("--timeout", args.timeout)):
-        if not seconds > 0:
-            raise UsageError(f"{flag}: expected more than 0, got {seconds:g}")
+    _check_run(args, rounds)
     folder = (args.out / args.model).resolve()
     plan = Plan(
         make_model(args.model, folder, args.dtype),
