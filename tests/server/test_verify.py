@@ -13,9 +13,10 @@ pytestmark = pytest.mark.server
 JOINS = ("re-prefill join", "stitched join")
 
 
-def test_forks_and_both_joins_of_the_embedded_model_are_within_their_bounds(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_forks_and_both_joins_of_the_embedded_model_are_within_their_bounds(dtype, tmp_path):
     file = tmp_path / "report.json"
-    command = [sys.executable, "-m", "forkjoin_server.cli", "verify", "--dtype=float32", "--json", str(file)]
+    command = [sys.executable, "-m", "forkjoin_server.cli", "verify", f"--dtype={dtype}", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "all within their bounds" in done.stdout
@@ -28,4 +29,4 @@ def test_forks_and_both_joins_of_the_embedded_model_are_within_their_bounds(tmp_
     # with wrong positions, a wrong mask or a thread less, what follows a join would be out of bounds
     controls = [r for r in report["results"] if ": control, " in r["operation"]]
     assert [r["difference"] for r in controls] == [0] * 4
-    assert report["facts"]["dtype"] == "float32"
+    assert report["facts"]["dtype"] == dtype

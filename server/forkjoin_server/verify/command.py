@@ -10,7 +10,7 @@ from typing import Any
 
 from forkjoin_scheduler.errors import UsageError
 from forkjoin_scheduler.verify.result import Result, is_writable, not_run, summary, table
-from forkjoin_server.verify.judging import Bound, Likely, apart, bound_of, judge
+from forkjoin_server.verify.judging import Bound, Likely, apart, bound_of, judge, sure
 from forkjoin_server.verify.processes import run
 from forkjoin_server.verify.report import Report
 from forkjoin_server.verify.transcript import dialect_file
@@ -84,32 +84,69 @@ def _engine(join: str, mode: str, flags: list[str], folder: Path, report: Report
         if seen["cudagraph_mode"] == "NONE":
             report.results.append(not_run(f"{name}, graphs", "these flags, or this model, capture no graph"))
             mode = "no graphs"
+    _judge(f"{name}, {mode}", join, seen, seen_file, report)
+
+
+def _judge(name: str, join: str, seen: dict[str, Any], seen_file: Path, report: Report) -> None:
+    """Compare what an engine computed with plain requests, and with transformers' passes."""
     dtype, bound = seen["dtype"], bound_of(seen["dtype"], seen["cache_dtype"])
-    *threads, after = zip(seen["own"], seen["plain"], strict=True)
-    for n, (own, said) in enumerate(threads, 1):
-        case = f"thread {n}, a plain request"
-        report.results += judge(f"{name}, {mode}: threads", case, dtype, bound, own, said)
-    of_rest = f"{name}, {mode}: after it"
-    if join == "reprefill":
-        report.results += judge(of_rest, "a plain request", dtype, bound, *after)
-        unseen = seen["thread_unseen"]
-        report.results.append(_control(of_rest, "thread_unseen", dtype, bound, after[0], unseen))
-    else:
-        _masked(of_rest, seen, seen_file, bound, after[0], report)
+    after = f"{name}: after it"
+    passes = _passes(after, join, seen, seen_file, report)
+    *threads, rest = zip(seen["own"], seen["plain"], strict=True)
+    for n, (own, said) in enumerate(threads):
+        kept = _sure(passes.get("threads"), passes.get("threads_unrounded"), n, len(own), bound)
+        case = f"thread {n + 1}, a plain request"
+        report.results += _judge_sure(f"{name}: threads", case, dtype, bound, own, said, kept)
+    own, said = rest
+    controls = ["thread_unseen"]
+    if join == "stitch":
+        if not passes:
+            return
+        said, controls = passes["right"], ["positions_wrong", "mask_wrong", "thread_unseen"]
+    case = "transformers with positions and mask" if join == "stitch" else "a plain request"
+    kept = _sure([passes.get("right")], [passes.get("unrounded")], 0, len(own), bound)
+    report.results += _judge_sure(after, case, dtype, bound, own, said, kept)
+    for control in controls:
+        unlike = (passes if join == "stitch" else seen)[control]
+        if kept and len(unlike) == len(own):
+            report.results.append(
+                _control(after, control, dtype, bound, [own[i] for i in kept], [unlike[i] for i in kept])
+            )
 
 
-def _masked(
-    name: str, seen: dict[str, Any], seen_file: Path, bound: Bound, own: list[float], report: Report
-) -> None:
+def _passes(name: str, join: str, seen: dict[str, Any], seen_file: Path, report: Report) -> dict[str, Any]:
+    """What transformers' passes say; nothing where it can't, or isn't needed."""
+    if join != "stitch" and seen["dtype"] == "float32":
+        return {}
     out = seen_file.with_suffix(".masked.json")
-    ended = run(name, "forkjoin_server.vllm_seam.verify.masked", [str(seen_file), str(out)])
-    if not out.exists():
+    ended = run(name, "forkjoin_server.vllm_seam.verify.masked", [str(seen_file), str(out), join])
+    if out.exists():
+        return dict(json.loads(out.read_text()))
+    if join == "stitch":
         report.not_run(name, ended, "transformers can't be the reference: ")
-        return
-    told, dtype = json.loads(out.read_text()), seen["dtype"]
-    report.results += judge(name, "transformers with positions and mask", dtype, bound, own, told["right"])
-    for control in ("positions_wrong", "mask_wrong", "thread_unseen"):
-        report.results.append(_control(name, control, dtype, bound, own, told[control]))
+    return {}
+
+
+def _sure(said: Any, unrounded: Any, of: int, num: int, bound: Bound) -> list[int]:
+    """The places, of ``num`` tokens, of those that rounding does not move in transformers' pass ``of``."""
+    if not said or not unrounded or said[of] is None or unrounded[of] is None or len(said[of]) != num:
+        return [*range(num)]
+    return sure(said[of], unrounded[of], bound)
+
+
+def _judge_sure(
+    name: str, case: str, dtype: str, bound: Bound, own: list[float], said: list[Likely], kept: list[int]
+) -> list[Result]:
+    """As ``judge``, of the tokens at ``kept``. Half of them at least: else nothing can be said."""
+    if len(said) != len(own):
+        return judge(name, case, dtype, bound, own, said)
+    num_moved = len(own) - len(kept)
+    if 2 * num_moved > len(own):
+        why = f"{case}: rounding moves {num_moved} of {len(own)} tokens in transformers: take --dtype float32"
+        return [not_run(name, why)]
+    if num_moved:
+        case += f", but for {num_moved} tokens that rounding moves in transformers, too"
+    return judge(name, case, dtype, bound, [own[i] for i in kept], [said[i] for i in kept])
 
 
 def _control(

@@ -71,6 +71,17 @@ def judge(
     ]
 
 
+def sure(said: Sequence[Likely], unrounded: Sequence[Likely] | None, bound: Bound) -> list[int]:
+    """The places of tokens that rounding alone leaves where they are, as the reference shows in 32 bits.
+
+    A model that copies may take another token to copy for the last bit of a number, and be nats off.
+    """
+    if unrounded is None:
+        return [*range(len(said))]
+    pairs = zip(said, unrounded, strict=True)
+    return [i for i, ((rounded, _), (exact, _)) in enumerate(pairs) if abs(rounded - exact) <= bound.mean]
+
+
 def apart(own: Sequence[float], said: Sequence[Likely]) -> Apart:
     """How far the reference is off."""
     differences = [abs(mine - likely) for mine, (likely, _) in zip(own, said, strict=True)]

@@ -17,6 +17,7 @@ SEEN = {
     "cudagraph_mode": "NONE", "own": [[-1.0]] * 4, "plain": [[[-1.0, -1.0]]] * 4,
     "thread_unseen": [[-3.0, -1.0]],
 }  # fmt: skip
+JOIN_NAMES = ("re-prefill join", "stitched join")
 CONTROLS = ("positions_wrong", "mask_wrong", "thread_unseen")
 MASKED = {"right": [[-1.0, -1.0]], **{control: [[-3.0, -1.0]] for control in CONTROLS}}
 TENSORS = {"ok": True, "facts": {"device": "cpu"}, "results": []}
@@ -31,7 +32,7 @@ def machine(monkeypatch):
         state["calls"].append(argv)
         kind = module.rpartition(".")[2]
         name = {"verify": "tensors", "engine_case": "seen", "masked": "masked"}[kind]
-        out = {"tensors": argv[-1], "seen": argv[0], "masked": argv[-1]}[name]
+        out = {"tensors": argv[-1], "seen": argv[0], "masked": argv[1]}[name]
         if state[name] is not None:
             Path(out).write_text(json.dumps(state[name]))
         return Ended(state["complaint"], "Traceback …")
@@ -116,6 +117,47 @@ def test_a_control_that_does_not_differ_is_told_as_not_run(machine, tmp_path):
     (result,) = [r for r in found["results"] if "would not show" in r["note"]]
     assert found["ok"]
     assert result["difference"] is None
+
+
+BRITTLE = {
+    "own": [[-1.0, -1.0, -1.0]] * 4,
+    "plain": [[[-1.0, -1.0], [-1.0, -1.0], [-9.0, -1.0]]] * 4,
+    "thread_unseen": [[-3.0, -1.0]] * 3,
+}
+LIKELY = [[-1.0, -1.0], [-1.0, -1.0], [-9.0, -1.0]]
+EXACT = [[-1.0, -1.0], [-1.0, -1.0], [-2.0, -1.0]]
+PASSES = {"right": LIKELY, "unrounded": EXACT, "threads": [LIKELY] * 3, "threads_unrounded": [EXACT] * 3}
+PASSES |= {control: [[-3.0, -1.0]] * 3 for control in CONTROLS}
+
+
+def test_a_token_that_rounding_moves_in_the_reference_too_is_not_judged(machine, tmp_path):
+    machine["seen"], machine["masked"] = SEEN | BRITTLE | {"dtype": "bfloat16"}, PASSES
+    found = report(tmp_path)
+    assert found["ok"]
+    cases = {r["case"] for r in found["results"] if r["operation"].endswith("greedy tokens")}
+    assert all("but for 1 tokens that rounding moves" in case for case in cases)
+    machine["seen"] = SEEN | BRITTLE  # in fp32 nothing is let off
+    assert not report(tmp_path)["ok"]
+
+
+def test_a_token_that_is_wrong_where_the_reference_is_sure_has_failed(machine, tmp_path):
+    machine["seen"] = SEEN | BRITTLE | {"dtype": "bfloat16"}
+    machine["masked"] = PASSES | {"unrounded": LIKELY, "threads_unrounded": [LIKELY] * 3}
+    failed = {operation for operation, ok in verdicts(report(tmp_path)) if not ok}
+    assert "re-prefill join, eager: threads: log-probabilities" in failed
+    assert "stitched join, eager: after it: greedy tokens" in failed
+
+
+def test_where_rounding_moves_most_tokens_nothing_is_said(machine, tmp_path):
+    exact = [[-2.0, -1.0]] * 3
+    machine["seen"] = SEEN | BRITTLE | {"dtype": "bfloat16"}
+    machine["masked"] = PASSES | {"unrounded": exact, "threads_unrounded": [exact] * 3}
+    found = report(tmp_path)
+    told = [r for r in found["results"] if "take --dtype float32" in r["note"]]
+    assert {r["operation"] for r in told} == {
+        f"{join}, eager: {part}" for join in JOIN_NAMES for part in ("threads", "after it")
+    }
+    assert all(r["difference"] is None for r in told)
 
 
 def test_a_re_prefill_join_has_a_control_too(machine, tmp_path):
