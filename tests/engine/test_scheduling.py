@@ -152,7 +152,7 @@ def test_what_requests_need_is_learnt_from_those_that_end_by_themselves(under):
     engine.step_until(lambda: any("#" in i for i in engine.scheduler.requests))
     engine.core.abort_request([request_id])
     engine.drain()
-    assert learnt.forks.num_seen == 1
+    assert learnt.tokens.num_seen == 1
     assert not engine.scheduler._gate.admitted
 
 

@@ -211,6 +211,11 @@ class Family:
         return self.num_live > self.root.is_live
 
     @property
+    def num_ended_threads(self) -> int:
+        """Threads that have ended."""
+        return len(self.threads) - (self.num_live - self.root.is_live)
+
+    @property
     def num_critical(self) -> int:
         """Tokens on the longest path: what the answer would take with all threads side by side."""
         return max(b.num_critical for b in (self.root, *self.threads))

@@ -9,6 +9,10 @@ at: each request is expected to grow evenly up to its end and to free what it ho
 in use right before one of these ends; where that is no more than there is, the request fits. (The
 idea is that of the Past-Future scheduler, arXiv 2507.10150, for requests that are one sequence.)
 
+Before any request has ended, what it will need is a guess. If the guess is too low, too many families
+start, and what the youngest have computed is lost. So each is expected to take a twelfth of the cache,
+until threads have ended that wrote little.
+
 Expectations can be wrong, and then a family loses blocks. It is admitted again before it takes them
 again (``readmission``): otherwise it would take them from the next one, which would take them back.
 """
@@ -47,7 +51,8 @@ class Need:
     those that it takes when it starts. ``lost``: blocks that it has been robbed of, and will take again.
     ``ahead``: blocks that each sequence takes beyond its own tokens, for drafts of those to come.
     ``max_tokens``: what it may generate at most. ``asked``: threads that the request itself asks for
-    (0: the model decides), ``abreast``: how many of them start at once, if not all.
+    (0: the model decides), ``abreast``: how many of them start at once, if not all. ``ended_threads``: how
+    many of its threads have ended.
     """
 
     generated: int = 0
@@ -59,6 +64,7 @@ class Need:
     asked: int = 0
     abreast: int = 0
     ahead: float = 0.0
+    ended_threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,14 @@ class AdmissionPolicy(Protocol):
 class Admission:
     """Learns what requests need, and says whether one more fits."""
 
-    #: What is expected of a request before any has ended.
-    PRIOR_TOKENS, PRIOR_WIDTH = 512, 4
+    #: What is expected of a request before any has ended: this part of the KV cache, but no less than small
+    #: families write, and no more than those of published models do.
+    PRIOR_PART, PRIOR_TOKENS, MOST_PRIOR_TOKENS = 1 / 12, 512, 8192
+    PRIOR_WIDTH = 4
+    #: A family writes about as much as so many threads: those of its first fork, and what stands around them.
+    PRIOR_THREADS = 6
+    #: How much the prior counts beside a thread that has ended.
+    PRIOR_WEIGHT = 1 / 4
     #: Of each thread that a request itself asks for.
     PRIOR_THREAD_TOKENS = 256
     #: A model that forks less often than this is served as vLLM would.
@@ -107,10 +119,13 @@ class Admission:
 
     def __init__(self) -> None:
         self.tokens = Expectation(self.PRIOR_TOKENS)
+        #: Tokens that a request was expected to write when one was last asked for.
+        self.expected = self.tokens.mean
         self.thread_tokens = Expectation(self.PRIOR_THREAD_TOKENS)
         self.width = Expectation(self.PRIOR_WIDTH)
         self.parallelism = Expectation(2.0)
-        self.forks = Expectation(1.0)
+        # The prior counts as one that was seen: the first to end are the shortest, which often did not fork.
+        self.forks = Expectation(1.0, num_seen=1)
 
     def is_due(self, new: Need) -> bool:
         """Whether what ``new`` will need matters: it asks for threads, or requests fork often enough."""
@@ -122,6 +137,7 @@ class Admission:
             self.thread_tokens.see(need.generated / need.asked)
             return
         self.tokens.see(need.generated)
+        self.expected = self.tokens.mean
         self.width.see(need.width)
         self.parallelism.see(max(need.generated / max(need.critical, 1), 1.0))
         self.forks.see(need.width > 0)
@@ -137,12 +153,35 @@ class Admission:
         # Where many want slots, a wide fork is given a share of them.
         if sum(min(self._width(need), max(room.num_slots / 2, 1)) for need in needs) > room.num_slots:
             return False
+        self.expected = self.expected_tokens(running, room)
         futures = [self.future(need, room.tokens_per_block) for need in needs]
         return most_in_use(futures) <= room.num_free - new.blocks
 
+    def expected_tokens(self, running: Sequence[Need], room: Room) -> float:
+        """Tokens that a request will write, the ``running`` ones too.
+
+        The first to end are the shortest. So until many have ended, half of what the others have written
+        counts for each end. That raises the mean up to what was expected before any had ended, at most.
+        """
+        mean, num_ended = self.tokens.mean, self.tokens.num_seen
+        prior = self._prior(running, room)
+        if not num_ended:
+            return prior
+        written = sum(need.generated for need in running if not need.asked)
+        return max(mean, min(mean + written / (2 * num_ended), prior))
+
+    def _prior(self, running: Sequence[Need], room: Room) -> float:
+        """What is expected before any has ended: less, where the threads that have ended were short."""
+        num_blocks = room.num_free + sum(need.blocks for need in running)
+        most = min(self.PRIOR_PART * num_blocks * room.tokens_per_block, self.MOST_PRIOR_TOKENS)
+        own = [need for need in running if not need.asked]
+        written = self.PRIOR_WEIGHT * most / self.PRIOR_THREADS + sum(need.generated for need in own)
+        of_each = written / (self.PRIOR_WEIGHT + sum(need.ended_threads for need in own))
+        return max(min(most, self.PRIOR_THREADS * of_each), self.PRIOR_TOKENS)
+
     def future(self, need: Need, tokens_per_block: int) -> Future:
         """What is expected of a request; before its fork, that each thread leaves a block partly empty."""
-        expected = self.thread_tokens.mean * need.asked if need.asked else self.tokens.mean
+        expected = self.thread_tokens.mean * need.asked if need.asked else self.expected
         tokens = max(min(expected, need.max_tokens), 1.0)
         steps = tokens / self._width(need)
         left = max(tokens - need.generated, tokens * self.LAST_PART)

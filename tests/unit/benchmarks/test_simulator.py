@@ -354,14 +354,14 @@ def test_where_a_step_computed_nothing_all_threads_may_run():
     assert not pacing.held_back
 
 
-@pytest.mark.parametrize(
-    ("spoken", "most"), [(THREADWEAVER, 1.02), (MULTIVERSE, 1.1)], ids=["reprefilled", "stitched"]
-)
-def test_families_of_many_forks_on_a_third_of_their_kv_are_about_as_fast_as_with_the_best_gate(spoken, most):
+@pytest.mark.parametrize("spoken", [THREADWEAVER, MULTIVERSE], ids=["reprefilled", "stitched"])
+def test_families_of_many_forks_on_a_third_of_their_kv_are_about_as_fast_as_with_the_best_gate(spoken):
     requests = draw(SHAPES["medverse"], 24, seed=1)
     engine = Engine(blocks_for(requests, 0.33), spoken=spoken, cost=Linear(0.032, per_token=0.0016))
-    best = min(simulate(requests, replace(engine, gate=lambda n=n: AtMost(n))).seconds for n in (8, 10))
-    assert simulate(requests, engine).seconds < most * best
+    gated = [simulate(requests, replace(engine, gate=lambda n=n: AtMost(n))) for n in (8, 10)]
+    best, found = min(gated, key=lambda r: r.latency_s.mean), simulate(requests, engine)
+    assert found.seconds < 1.02 * best.seconds
+    assert found.latency_s.mean < 1.03 * best.latency_s.mean
 
 
 # ---- what admission could know, and what was tried ------------------------------------------------

@@ -32,4 +32,5 @@ def _need(core: Core, family: Family, fills: list[Sequence]) -> Need:
         family.critical(last),
         core.pool.num_freed_with(tables),
         lost=lost / core.engine.block_size,
+        ended_threads=0 if family.machine is None else family.machine.family.num_ended_threads,
     )

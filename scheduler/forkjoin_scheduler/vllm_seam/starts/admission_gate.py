@@ -225,10 +225,17 @@ class AdmissionGate:
     def come_to(self, admitted: Admitted) -> Need:
         """What it needed at its start, and what it has used since."""
         generated, widest, critical = self.written(admitted.request)
+        live = self._core.live.get(admitted.request.request_id)
         blocks, lost = self.holds(admitted.request)
         admitted.peak_blocks = max(admitted.peak_blocks, blocks)
         return replace(
-            admitted.need, generated=generated, width=widest, critical=critical, blocks=blocks, lost=lost
+            admitted.need,
+            generated=generated,
+            width=widest,
+            critical=critical,
+            blocks=blocks,
+            lost=lost,
+            ended_threads=0 if live is None else live.family.num_ended_threads,
         )
 
     def holds(self, root: Request) -> tuple[int, float]:

@@ -342,3 +342,17 @@ def test_a_parked_branch_that_ends_without_cancelling_waits_for_its_threads_no_m
     family.end(family.threads[0], ThreadEnd.STOP)
     family.check_integrity()
     assert not family.is_live
+
+
+def test_a_family_counts_its_threads_that_have_ended():
+    family = Family("r", Limits())
+    family.generated(family.root, [7] * 5)
+    first, second = family.fork(family.root, _plan(2))
+    assert family.num_ended_threads == 0
+    family.end(first, ThreadEnd.STOP)
+    assert family.num_ended_threads == 1
+    family.end(second, ThreadEnd.STOP)
+    family.join(family.root, [7])
+    assert family.num_ended_threads == 2
+    family.end(family.root, ThreadEnd.STOP)
+    assert family.num_ended_threads == 2

@@ -160,6 +160,63 @@ def test_admission_is_due_until_requests_are_seen_not_to_fork():
     assert not admission.admits(Need(), [Need()], full)
 
 
+def test_one_that_did_not_fork_does_not_yet_say_that_the_model_does_not():
+    admission, full = Admission(), Room(num_free=0, tokens_per_block=32, num_slots=64)
+    for _ in range(10):
+        admission.learn(Need(100, 0, 100))
+        assert not admission.admits(Need(), [Need()], full)
+
+
+# ---- before any has ended ------------------------------------------------------------------
+
+COLD = Room(num_free=1200, tokens_per_block=16, num_slots=256)
+
+
+def test_before_any_has_ended_a_request_is_expected_to_take_a_twelfth_of_the_cache():
+    expected = Admission().expected_tokens
+    assert expected([], COLD) == expected([Need(blocks=200)], replace(COLD, num_free=1000)) == 1600
+    assert expected([], replace(COLD, num_free=10)) == Admission.PRIOR_TOKENS
+    assert expected([], replace(COLD, num_free=10**6)) == Admission.MOST_PRIOR_TOKENS
+
+
+def test_small_families_show_themselves_by_the_threads_that_have_ended():
+    expected = Admission().expected_tokens
+    assert expected([Need(120, width=4)] * 4, COLD) == 1600
+    # one thread has ended for each 120 tokens; the prior, a sixth of 1,600, counts as a fourth of a thread
+    each = (1600 / 6 / 4 + 4 * 120) / 4.25
+    assert expected([Need(120, width=4, ended_threads=1)] * 4, COLD) == pytest.approx(6 * each)
+    assert expected([Need(120, width=4, ended_threads=3)] * 4, COLD) == Admission.PRIOR_TOKENS
+
+
+def test_families_whose_threads_write_much_are_expected_to_take_no_more_than_before():
+    assert Admission().expected_tokens([Need(900, width=4, ended_threads=1)] * 4, COLD) == 1600
+
+
+def test_the_first_to_end_are_the_shortest():
+    admission, running = Admission(), [Need(400, blocks=100)] * 4
+    admission.learn(Need(300, 4, 100))
+    # 300 of the one that has ended, and half of what the others have written
+    assert admission.expected_tokens(running, COLD) == 300 + 4 * 400 / 2
+    admission.learn(Need(300, 4, 100))
+    assert admission.expected_tokens(running, COLD) == 300 + 4 * 400 / 4
+    assert admission.expected_tokens([], COLD) == 300
+    assert admission.expected_tokens([Need(9000)] * 4, COLD) == 1600, (
+        "what it was before any had ended, at most"
+    )
+
+
+def test_one_that_has_ended_with_more_than_was_expected_is_believed():
+    admission = Admission()
+    admission.learn(Need(5000, 4, 2000))
+    assert admission.expected_tokens([Need(100)], COLD) == 5000
+
+
+def test_requests_that_ask_for_their_threads_say_nothing_of_what_others_write():
+    admission = Admission()
+    admission.learn(Need(300, 4, 100))
+    assert admission.expected_tokens([Need(4000, 16, 250, asked=16)], COLD) == 300
+
+
 # ---- requests that say themselves how they fork --------------------------------------------
 
 
