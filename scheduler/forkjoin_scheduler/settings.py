@@ -169,6 +169,13 @@ class Settings(BaseModel):
         json_schema_extra={"metavar": "auto|N|order|off"},
     )
 
+    grouped_graphs: Literal["piecewise", "full"] = Field(
+        default="piecewise",
+        description="CUDA graphs of decoding steps with grouped attention. piecewise: attention runs between "
+        "them. full: a graph of a whole step has it, too, if a check at the start finds it exact. No GPU has "
+        "run full.",
+    )
+
     @field_validator("grouped_attention")
     @classmethod
     def _is_known(cls, value: str) -> str:

@@ -54,6 +54,30 @@ def attend(
     return (out, lse) if return_softmax_lse else out
 
 
+def attend_padded(**more: Any) -> Any:
+    """The same of runs without queries or without keys, which graphs of whole steps have.
+
+    Rows of a run without keys get zeros and -inf, as FlashAttention 3 writes; rows in no run are not written.
+    """
+    q, starts, lengths = more["q"], more["cu_seqlens_q"], more["seqused_k"]
+    out = torch.full_like(q, float("nan")) if more.get("out") is None else more["out"]
+    lse = torch.full((q.shape[1], len(q)), float("nan"))
+    assert len(starts) == len(lengths) + 1 == len(more["block_table"]) + 1
+    assert len(q) >= int(starts.max()), "queries that there are not"
+    for run, (start, end) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+        assert 0 <= end - start <= more["max_seqlen_q"]
+        if int(lengths[run]) == 0:
+            out[start:end], lse[:, start:end] = 0, float("-inf")
+        elif end > start:
+            alone = {
+                "q": q[start:end], "out": out[start:end], "cu_seqlens_q": torch.tensor([0, end - start]).int(),
+                "seqused_k": lengths[run : run + 1], "block_table": more["block_table"][run : run + 1],
+                "return_softmax_lse": True,
+            }  # fmt: skip
+            _, lse[:, start:end] = attend(**more | alone)
+    return (out, lse) if more.get("return_softmax_lse") else out
+
+
 def _store(
     key: torch.Tensor,
     value: torch.Tensor,
@@ -83,6 +107,11 @@ def functions() -> dict[str, Any]:
         "get_scheduler_metadata": lambda **_: None,
         "get_flash_attn_version": lambda *_, **__: VERSION,
     }
+
+
+def kernels_of_graphs() -> dict[str, Any]:
+    """The same functions, for graphs of whole steps."""
+    return functions() | {"flash_attn_varlen_func": attend_padded}
 
 
 def use_flash_attention() -> None:

@@ -63,7 +63,7 @@ def measure(
     def attend(part: Pass, queries: torch.Tensor, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
         found: tuple[torch.Tensor, torch.Tensor] = flash_attn.flash_attn_varlen_func(
             q=queries, k=keys, v=values, out=torch.empty_like(queries), cu_seqlens_q=part.starts,
-            max_seqlen_q=part.max_rows, seqused_k=part.lengths, max_seqlen_k=part.max_length,
+            max_seqlen_q=part.max_queries, seqused_k=part.lengths, max_seqlen_k=part.max_length,
             softmax_scale=geometry.head_size**-0.5, causal=causal, block_table=part.block_table,
             return_softmax_lse=True, fa_version=version,
         )  # fmt: skip

@@ -27,6 +27,8 @@ def _has_no_pieces(config: Any) -> bool:
 
 #: (what can't be grouped, whether a VllmConfig has it)
 _OF_ENGINE: tuple[Check, ...] = (
+    # Passes and scheduler take rows with drafts, but no engine has run them. Adaptive verification stays
+    # refused: with it only the device knows how many drafts a row has.
     ("speculative decoding", lambda c: c.speculative_config is not None),
     ("pipeline parallelism", lambda c: c.parallel_config.pipeline_parallel_size > 1),
     ("context parallelism", lambda c: c.parallel_config.decode_context_parallel_size > 1
@@ -65,6 +67,15 @@ def engine_reason(vllm_config: Any) -> str | None:
 def layer_reason(impl: Any) -> str | None:
     """Why a layer with this attention is not grouped; None if it can be."""
     return next((reason for reason, has_it in _OF_LAYER if has_it(impl)), None)
+
+
+def graphs_reason(vllm_config: Any, impls: list[Any]) -> str | None:
+    """Why graphs of whole steps have no groups in an engine whose other steps have; None if they may."""
+    if vllm_config.lora_config is not None:
+        return "LoRA adapters"
+    if any(impl.vllm_flash_attn_version != 3 for impl in impls):
+        return "FlashAttention of another version than 3"
+    return None
 
 
 def group_reason(attn_group: Any) -> str | None:

@@ -1,12 +1,14 @@
 """vLLM's FlashAttention in two passes, for the steps whose metadata have groups; for others it is vLLM's own.
 
+In a CUDA graph of a whole step both passes read buffers that stay (``graph_passes.py``). Each step writes
+them.
+
 Instances of vLLM's classes are made instances of these where a layer can be grouped (``runner.py``): nothing
 is registered, and layers that can't be grouped keep vLLM's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,21 +16,16 @@ from vllm.utils.torch_utils import async_tensor_h2d, canonicalize_singleton_dim_
 from vllm.v1.attention.backends import flash_attn
 
 from forkjoin_scheduler.tensors.two_passes import HostPlan, Pass, StepGroups, TwoPasses, split
+from forkjoin_scheduler.vllm_seam.grouped.graph_passes import GraphPasses, Scheduled
 
 _PASSES = "forkjoin_passes"
 
 
-@dataclass(frozen=True)
-class _Scheduled:
-    """The two passes, with what FlashAttention 3 wants to know of each before it runs."""
-
-    passes: TwoPasses
-    shared: torch.Tensor | None
-    own: torch.Tensor | None
-
-
 class GroupedMetadataBuilder(flash_attn.FlashAttentionMetadataBuilder):
     """Adds the two passes to vLLM's metadata, which stay as they are for layers that are not grouped."""
+
+    #: What graphs of whole steps read; None where none has two passes in it.
+    for_graphs: GraphPasses | None = None
 
     def build(
         self,
@@ -36,12 +33,30 @@ class GroupedMetadataBuilder(flash_attn.FlashAttentionMetadataBuilder):
         common_attn_metadata: Any,
         fast_build: bool = False,
         groups: StepGroups | None = None,
+        *,
+        for_graph: bool = False,
     ) -> Any:
+        """``for_graph``: a graph with two passes runs the step, or is captured, groups or none."""
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        if groups is not None and common_prefix_len == 0 and metadata.causal is True:
+        if for_graph:
+            scheduled = self._fill(groups, common_attn_metadata, metadata.max_num_splits)
+            setattr(metadata, _PASSES, scheduled)
+        elif groups is not None and common_prefix_len == 0 and metadata.causal is True:
             passes = self._two_passes(groups, common_attn_metadata)
             setattr(metadata, _PASSES, self._schedule(passes, metadata.max_num_splits, fast_build))
         return metadata
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
+        if self.for_graphs is None or not self.for_graphs.step.is_captured:
+            return super().build_for_cudagraph_capture(common_attn_metadata)
+        return self.build(0, common_attn_metadata, for_graph=True)
+
+    def _fill(self, groups: StepGroups | None, common: Any, max_num_splits: int) -> Scheduled:
+        """Let the buffers of graphs say what this step's ``groups`` are."""
+        assert self.for_graphs is not None
+        groups = (groups or StepGroups.none(common.max_query_len)).padded(common.num_reqs)
+        fixed = self.for_graphs.refill(self._two_passes(groups, common))
+        return self.for_graphs.keep(self._schedule(fixed, max_num_splits, fast_build=False))
 
     @staticmethod
     def has_passes(metadata: Any) -> bool:
@@ -61,20 +76,20 @@ class GroupedMetadataBuilder(flash_attn.FlashAttentionMetadataBuilder):
             self.block_size,
         )
 
-    def _schedule(self, passes: TwoPasses, max_num_splits: int, fast_build: bool) -> _Scheduled:
+    def _schedule(self, passes: TwoPasses, max_num_splits: int, fast_build: bool) -> Scheduled:
         def of(part: Pass, causal: bool) -> torch.Tensor | None:
             return self._get_scheduler_metadata(
                 aot_schedule=self.aot_schedule and not fast_build,
                 batch_size=len(part.lengths),
                 cu_query_lens=part.starts,
-                max_query_len=part.max_rows,
+                max_query_len=part.max_queries,
                 seqlens=part.lengths,
                 max_seq_len=part.max_length,
                 causal=causal,
                 max_num_splits=max_num_splits,
             )
 
-        return _Scheduled(passes, shared=of(passes.shared, causal=False), own=of(passes.own, causal=True))
+        return Scheduled(passes, shared=of(passes.shared, causal=False), own=of(passes.own, causal=True))
 
 
 class GroupedAttention(flash_attn.FlashAttentionImpl):
@@ -92,7 +107,7 @@ class GroupedAttention(flash_attn.FlashAttentionImpl):
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        scheduled: _Scheduled | None = getattr(attn_metadata, _PASSES, None)
+        scheduled: Scheduled | None = getattr(attn_metadata, _PASSES, None)
         if scheduled is None or output_scale is not None or output_block_scale is not None:
             return super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
@@ -111,7 +126,7 @@ class GroupedAttention(flash_attn.FlashAttentionImpl):
                 v=values,
                 out=out,
                 cu_seqlens_q=part.starts,
-                max_seqlen_q=part.max_rows,
+                max_seqlen_q=part.max_queries,
                 seqused_k=part.lengths,
                 max_seqlen_k=part.max_length,
                 softmax_scale=self.scale,

@@ -21,6 +21,8 @@ class Report:
     #: The KV cache group whose layers it groups, by vLLM's number, and what a token takes in each of them.
     kv_cache_group: int
     token_bytes: int
+    #: Whether graphs of whole steps can have groups.
+    is_whole: bool = False
     rows: int = 0
     saved_tokens: int = 0
 

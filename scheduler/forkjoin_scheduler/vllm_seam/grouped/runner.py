@@ -5,7 +5,7 @@
 A step with groups, with what is ours marked ``*``:
 
 1. ``*`` learn the groups of the step (``handing.py``)
-2. choose the graph: ``*`` none of a whole step
+2. choose the graph: ``*`` one in pieces, or one of a whole step with two passes in it (``graphs.py``)
 3. ``*`` attention metadata with the two passes (``model_state.py``, ``flash_attention.py``)
 4. forward pass: ``*`` two passes and a merge in each layer that can be grouped
 5. sampling; ``*`` report what was done
@@ -17,6 +17,7 @@ that can't group leaves them alone and reports nothing; then the scheduler sends
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -54,7 +55,8 @@ class GroupsRows(Runner):
             GroupedAttention,
             GroupedMetadataBuilder,
         )
-        from forkjoin_scheduler.vllm_seam.grouped.model_state import Step, make_grouping
+        from forkjoin_scheduler.vllm_seam.grouped.model_state import make_grouping
+        from forkjoin_scheduler.vllm_seam.grouped.step import Step
 
         if reason := eligible.engine_reason(self.vllm_config):
             return reason
@@ -76,23 +78,49 @@ class GroupsRows(Runner):
             return reason
         self._step = Step()
         make_grouping(state, self._step)
-        self._can = Report(group_id, token_bytes=spec.page_size_bytes // spec.block_size)
+        token_bytes, is_whole = spec.page_size_bytes // spec.block_size, False
+        if settings_of(self.vllm_config).grouped_graphs == "full":
+            reason = self._learn_graphs(layers)
+            is_whole = reason is None
+            logger.info_once("grouped attention in graphs of whole steps: %s", reason or "on")
+        self._can = Report(group_id, token_bytes, is_whole=is_whole)
+        return None
+
+    def _learn_graphs(self, layers: list[tuple[Any, Any]]) -> str | None:
+        """Have graphs of whole steps with two passes captured; returns why none can be, if so."""
+        from forkjoin_scheduler.vllm_seam.grouped import check, eligible
+        from forkjoin_scheduler.vllm_seam.grouped.graph_passes import GraphPasses
+        from forkjoin_scheduler.vllm_seam.grouped.graphs import make_capturing
+
+        if reason := eligible.graphs_reason(self.vllm_config, [layer.impl for _, layer in layers]):
+            return reason
+        group, first = layers[0]
+        if reason := check.graph_reason(group.get_metadata_builder(), first, first.kv_cache):
+            return reason
+        if not make_capturing(self.cudagraph_manager, self._step):
+            return "no graphs of whole steps are captured"
+        table = self.block_tables.input_block_tables[group.kv_cache_group_id]
+        for builder in {id(b): b for b in (group.get_metadata_builder() for group, _ in layers)}.values():
+            builder.for_graphs = GraphPasses(
+                self._step, self.max_num_reqs, table.shape[1], self.max_model_len, self.device
+            )
         return None
 
     def _layers(self) -> tuple[list[tuple[Any, Any]], str | None]:
-        """Layers that can be grouped, all of one KV cache group, each with what it shares metadata with.
+        """Layers of the model that can be grouped, all of one KV cache group, each after its attention group.
 
         If there are none: why the first that was looked at can't be.
         """
         from forkjoin_scheduler.vllm_seam.grouped import eligible
 
         context = self.vllm_config.compilation_config.static_forward_context
+        of_drafter = getattr(self.speculator, "draft_attn_layer_names", ())
         found, reasons = [], ["a model without attention"]
         for attn_group in (group for groups in self.attn_groups for group in groups):
             if reason := eligible.group_reason(attn_group):
                 reasons.append(reason)
                 continue
-            for layer in (context[name] for name in attn_group.layer_names):
+            for layer in (context[name] for name in attn_group.layer_names if name not in of_drafter):
                 if reason := eligible.layer_reason(layer.impl):
                     reasons.append(reason)
                 else:
@@ -111,10 +139,27 @@ class GroupsRows(Runner):
             step.ids = tuple(islice(scheduler_output.num_scheduled_tokens, num))
 
     def gather_batch_req_state(self, scheduler_output: Any, dummy_run: bool) -> Any:
-        """Say of a step with groups that its rows are not alike: graphs of whole steps expect that."""
+        """Say of a step with groups that its rows are not alike, unless a graph of a whole step may run it.
+
+        vLLM's graphs of whole steps expect rows that are alike, and have one pass in them.
+        """
         state, num_alike = super().gather_batch_req_state(scheduler_output, dummy_run)
-        is_grouped = not dummy_run and self._can is not None and self._step.groups is not None
-        return state, None if is_grouped else num_alike
+        if self._can is None:
+            return state, num_alike
+        step = self._step
+        groups = None if dummy_run else step.groups
+        step.is_replayed = False
+        step.wants_graph = groups is not None and self._can.is_whole and num_alike == groups.num_queries
+        return state, num_alike if groups is None or step.wants_graph else None
+
+    def prepare_inputs(self, *args: Any, **more: Any) -> Any:
+        """Note whether the graph that was chosen, which is among the arguments, has two passes in it."""
+        if self._can is not None and self._can.is_whole:
+            from forkjoin_scheduler.vllm_seam.grouped.graphs import GroupedDescriptor
+
+            given = (*args, *more.values())
+            self._step.is_replayed = any(isinstance(value, GroupedDescriptor) for value in given)
+        return super().prepare_inputs(*args, **more)
 
     def sample_tokens(self, *args: Any, **more: Any) -> Any:
         output = super().sample_tokens(*args, **more)
@@ -122,7 +167,7 @@ class GroupsRows(Runner):
             step, can = self._step, self._can
             if step.was_grouped:
                 rows, saved = step.groups.total_rows, step.groups.saved_tokens
-                can = Report(can.kv_cache_group, can.token_bytes, rows, saved)
+                can = replace(can, rows=rows, saved_tokens=saved)
             attach_report(output, can)
         return output
 

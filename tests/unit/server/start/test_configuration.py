@@ -225,6 +225,7 @@ def test_each_value_is_shown_with_where_it_came_from(yaml):
         "prune-policy": ("None", "default"),
         "eviction-policy": ("None", "default"),
         "grouped-attention": ("auto", "default"),
+        "grouped-graphs": ("piecewise", "default"),
         "draft-from": ("drafter", "default"),
         "log-format": ("text", "default"),
         "api-key-file": ("None", "default"),

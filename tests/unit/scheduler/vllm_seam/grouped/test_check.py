@@ -1,4 +1,7 @@
-"""What a worker compares at start, on a device that computes rightly, wrongly and not at all."""
+"""What a worker compares at start, on a device that computes rightly, wrongly and not at all.
+
+Graphs are recordings (``tests/engine/recorded_graph.py``).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import pytest
 import torch
 from vllm.v1.attention.backends import flash_attn
 
-from forkjoin_scheduler.vllm_seam.grouped.check import block_reason, largest_difference
+from forkjoin_scheduler.vllm_seam.grouped import check
+from forkjoin_scheduler.vllm_seam.grouped.check import block_reason, graph_reason, largest_difference
 from forkjoin_scheduler.vllm_seam.grouped.flash_attention import GroupedAttention, GroupedMetadataBuilder
 from tests.engine import flash_attention as stand_in
+from tests.engine.recorded_graph import RecordedGraph, captured
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +81,17 @@ def test_a_device_that_computes_wrongly_is_not(monkeypatch, fault, dtype):
     assert "on this device, more than" in reason
 
 
+def test_a_device_that_computes_nothing_of_drafts_is_not(monkeypatch):
+    def wrong(**more: Any) -> Any:
+        out, lse = stand_in.attend(**more | {"return_softmax_lse": True})
+        if not more["causal"] and more["max_seqlen_q"] > 3:  # three rows with three new tokens each
+            out.fill_(float("nan"))
+        return (out, lse) if more.get("return_softmax_lse") else out
+
+    monkeypatch.setattr(flash_attn, "flash_attn_varlen_func", wrong)
+    assert "off by nan" in str(block_reason(_builder(16), _layer(), _cache(16), 0))
+
+
 def test_a_device_whose_kernel_refuses_is_not(monkeypatch):
     def refuse(**more: Any) -> Any:
         if not more["causal"]:
@@ -85,3 +101,61 @@ def test_a_device_whose_kernel_refuses_is_not(monkeypatch):
     monkeypatch.setattr(flash_attn, "flash_attn_varlen_func", refuse)
     reason = block_reason(_builder(16), _layer(), _cache(16), 0)
     assert reason == "it failed on this device (RuntimeError: no kernel image)"
+
+
+@pytest.fixture
+def on_graphs(monkeypatch):
+    """Has the check capture recordings; takes a kernel of attention."""
+
+    def use(attend: Any) -> Any:
+        monkeypatch.setattr(check, "captured", captured)
+        kernel = RecordedGraph.kernel(attend)
+        monkeypatch.setattr(flash_attn, "flash_attn_varlen_func", kernel)
+        return _builder(16)
+
+    return use
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_whose_graphs_compute_rightly_is_trusted_with_them(on_graphs, dtype):
+    builder, cache = on_graphs(stand_in.attend_padded), _cache(16, dtype)
+    assert graph_reason(builder, _layer(), cache) is None
+    assert not cache.any()
+    assert builder.for_graphs is None
+
+
+def _unwritten(**more: Any) -> Any:
+    """Leaves rows without keys as they are, as a kernel may that returns early."""
+    starts, lengths = more["cu_seqlens_q"].tolist(), more["seqused_k"].tolist()
+    before = more["out"].clone()
+    out, lse = stand_in.attend_padded(**more | {"return_softmax_lse": True})
+    for start, end, length in zip(starts[:-1], starts[1:], lengths, strict=True):
+        if length == 0:
+            out[start:end], lse[:, start:end] = before[start:end], float("nan")
+    return (out, lse) if more.get("return_softmax_lse") else out
+
+
+def _of_no_use(**more: Any) -> Any:
+    """Says of rows without keys that they weigh something."""
+    out, lse = stand_in.attend_padded(**more | {"return_softmax_lse": True})
+    return (out, lse.nan_to_num(neginf=0.0)) if more.get("return_softmax_lse") else out
+
+
+@pytest.mark.parametrize("kernel", [_unwritten, _of_no_use])
+def test_a_kernel_that_takes_rows_without_keys_otherwise_is_not_trusted_with_graphs(on_graphs, kernel):
+    assert "on this device, more than" in str(graph_reason(on_graphs(kernel), _layer(), _cache(16)))
+
+
+def test_graphs_that_cannot_be_captured_are_no_reason_to_fail(on_graphs, monkeypatch):
+    builder = on_graphs(stand_in.attend_padded)
+    monkeypatch.setattr(check, "captured", lambda run: 1 / 0)
+    assert "ZeroDivisionError" in str(graph_reason(builder, _layer(), _cache(16)))
+
+
+def test_infinity_for_rows_without_keys_is_taken_as_flash_attention_2_means_it(on_graphs):
+    def infinite(**more: Any) -> Any:
+        out, lse = stand_in.attend_padded(**more | {"return_softmax_lse": True})
+        lse = torch.where(lse == float("-inf"), float("inf"), lse)
+        return (out, lse) if more.get("return_softmax_lse") else out
+
+    assert graph_reason(on_graphs(infinite), _layer(), _cache(16)) is None

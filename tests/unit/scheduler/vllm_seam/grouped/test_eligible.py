@@ -23,8 +23,10 @@ def _config(**changes: Any) -> Facts:
     for name, value in changes.items():
         for section in sections.values():
             section |= {name: value} if name in section else {}
-    drafts = changes.get("speculative_config")
-    return Facts(speculative_config=drafts, **{n: Facts(**facts) for n, facts in sections.items()})
+    return Facts(
+        speculative_config=changes.get("speculative_config"),
+        **{n: Facts(**facts) for n, facts in sections.items()},
+    )
 
 
 @pytest.mark.parametrize("mode", ["NONE", "PIECEWISE", "FULL_AND_PIECEWISE"])
@@ -53,6 +55,16 @@ def test_an_engine_that_may_not_is_told_why(changes, named):
 def test_batch_invariance_leaves_attention_alone(monkeypatch):
     monkeypatch.setattr(eligible.envs, "VLLM_BATCH_INVARIANT", True, raising=False)
     assert eligible.engine_reason(_config()) == "VLLM_BATCH_INVARIANT"
+
+
+@pytest.mark.parametrize(
+    ("adapters", "versions", "named"),
+    [(None, (3, 3), None), (Facts(), (3,), "LoRA"), (None, (3, 2), "version than 3")],
+)
+def test_graphs_of_whole_steps_have_groups_with_flash_attention_3_and_no_adapters(adapters, versions, named):
+    impls = [_attention(vllm_flash_attn_version=version) for version in versions]
+    reason = eligible.graphs_reason(Facts(lora_config=adapters), impls)
+    assert reason is None if named is None else named in str(reason)
 
 
 class _Other(FlashAttentionImpl):

@@ -43,26 +43,27 @@ class Batch:
 
     @classmethod
     def random(cls, chance: random.Random) -> Batch:
-        """Decode rows on trees of blocks with partial tails, some of one prompt, and prompts beside them."""
-        size = chance.choice([16, 32])
+        """Rows on trees of blocks with partial tails, some of one prompt, with drafts or none; and prompts."""
+        size, queries = chance.choice([16, 32]), chance.choice([1, 1, 3])
         fresh = iter(range(1, 10_000))
         rows: dict[int, tuple[list[int], int, int]] = {}
         for i in range(chance.randint(2, 12)):
             like = chance.choice(list(rows.values()))[0] if rows and chance.random() < 0.8 else []
             shared = like[: chance.randint(0, len(like))]
-            length = len(shared) * size + chance.randint(1, 3 * size)
-            new = chance.randint(2, size) if chance.random() < 0.2 else 1
+            length = len(shared) * size + chance.randint(queries, 3 * size)
+            new = chance.randint(2, size) if chance.random() < 0.2 else queries
             new = min(new, length - len(shared) * size)
             own = [next(fresh) for _ in range(-(-length // size) - len(shared))]
             rows[i] = ([*shared, *own], length, new)
         tree = SharedPrefixes()
         for i, (blocks, length, new) in rows.items():
-            if new == 1:
-                tree.add(str(i), blocks[: (length - 1) // size])
+            if new == queries:
+                tree.add(str(i), blocks[: (length - new) // size])
         found = tree.groups()
         order = [int(row) for group in found for row in group.rows]
         order += [i for i in sorted(rows, key=lambda i: rows[i][2]) if i not in order]
-        groups = StepGroups(0, tuple(len(g.rows) for g in found), tuple(g.num_blocks * size for g in found))
+        sizes, tokens = (len(g.rows) for g in found), (g.num_blocks * size for g in found)
+        groups = StepGroups(0, tuple(sizes), tuple(tokens), queries)
         blocks, lengths, new = (list(x) for x in zip(*(rows[i] for i in order), strict=True))
         return cls(blocks, lengths, new, groups, size)
 
