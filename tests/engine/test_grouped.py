@@ -57,10 +57,11 @@ def _check(scheduler: Any, output: Any, groups: Any, order: list[str]) -> None:
 
     (manager,) = scheduler.kv_cache_manager.coordinator.single_type_managers
     size, anew, blocks = manager.block_size, SharedPrefixes(), {}
+    alike = _alike(output, 1 + scheduler.num_spec_tokens)
     for row, num in output.num_scheduled_tokens.items():
         blocks[row] = [b.block_id for b in manager.req_to_blocks[row]]
         computed = scheduler.requests[row].num_computed_tokens - num
-        if num == 1:
+        if row in alike:
             anew.add(row, blocks[row][: computed // size])
     saved = 0 if groups is None else groups.saved_tokens
     assert saved == size * sum(group.num_saved for group in anew.groups())
@@ -69,26 +70,36 @@ def _check(scheduler: Any, output: Any, groups: Any, order: list[str]) -> None:
         of_group = list(islice(rows, num_rows))
         assert [row for row in order if row in dict(of_group)] == [row for row, _ in of_group]
         assert num_rows > 1
-        assert all(num == 1 for _, num in of_group)
+        assert all(num == groups.num_queries for _, num in of_group)
         assert len({tuple(blocks[row][: tokens // size]) for row, _ in of_group}) == 1
-        assert all(scheduler.requests[row].num_computed_tokens - 1 >= tokens > 0 for row, _ in of_group)
+        assert all(scheduler.requests[row].num_computed_tokens - num >= tokens > 0 for row, num in of_group)
+
+
+def _alike(output: Any, most: int) -> list[str]:
+    """Of the rows with a token and drafts or none: the first in vLLM's order, and those like it."""
+    from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
+
+    scheduled, drafts = output.num_scheduled_tokens, output.scheduled_spec_decode_tokens
+    decoding = {row: num for row, num in scheduled.items() if num == 1 + len(drafts.get(row, ()))}
+    in_order = sort_batch_req_ids(decoding, drafts, most)
+    return [row for row in in_order if decoding[row] == decoding[in_order[0]]]
 
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("name", ["threadweaver", "multiverse"])
 def test_whatever_happens_groups_share_blocks_that_were_computed_before(model_of, name):
-    """Preemptions, aborts, stitched contexts, prompts in chunks and hits on what a step computes."""
+    """Preemptions, aborts, drafts, stitched contexts, prompts in chunks and hits on what a step computes."""
     from tests.engine.random_drive import Drive
 
-    steps = 0
+    steps = drafted = 0
     for kind, seed in product(("mixed", "pressure", "resets"), range(8)):
         drive = Drive.named(name, kind, seed, model_of(name))
-        if drive._scheduler.num_spec_tokens:
-            continue
         found = _groups(drive._scheduler)
         drive.run()
         steps += sum(groups is not None for groups in found)
-    assert steps > 20
+        drafted += sum(groups is not None and groups.num_queries > 1 for groups in found)
+    assert steps - drafted > 20
+    assert drafted > 20
 
 
 @pytest.fixture
@@ -135,10 +146,20 @@ def test_what_workers_grouped_is_told_the_front_end(family):
 
 
 @pytest.mark.parametrize(
-    ("setting", "num_bytes", "are_sent"),
-    [("0", 1, True), ("144", 1, True), ("145", 1, False), ("auto", 1, False), ("auto", 50_000_000, True)],
+    ("setting", "num_bytes", "is_whole", "are_sent"),
+    [
+        ("0", 1, False, True),
+        ("144", 1, False, True),
+        ("145", 1, False, False),
+        ("145", 1, True, False),
+        ("auto", 1, False, False),
+        ("auto", 50_000_000 // 144 + 1, False, True),
+        ("auto", 50_000_000 // 144, False, False),
+        ("auto", 17_000_000 // 144 + 1, True, True),
+        ("auto", 17_000_000 // 144, True, False),
+    ],
 )
-def test_groups_are_sent_where_they_save_enough(family, setting, num_bytes, are_sent):
+def test_groups_are_sent_where_they_save_enough(family, setting, num_bytes, is_whole, are_sent):
     from forkjoin_bench.vllm_seam.fed import runner_output
     from forkjoin_scheduler.vllm_seam.grouped.handing import Report, attach_report, groups_of
     from forkjoin_scheduler.vllm_seam.grouped.ordering import Grouping
@@ -157,7 +178,7 @@ def test_groups_are_sent_where_they_save_enough(family, setting, num_bytes, are_
     hand.steps_until(lambda: hand.decodes("r#3"))
     assert not any(sent), "no worker has said that it can"
     told = runner_output({})
-    attach_report(told, Report(0, num_bytes))
+    attach_report(told, Report(0, num_bytes, is_whole=is_whole))
     hand.scheduler._grouping.step_ended(told)
     hand.step(2)
     assert (sent[-1] is not None) is are_sent

@@ -1,7 +1,8 @@
 """Which rows of a step share KV, decided as it is scheduled: they come first, and workers may group them.
 
-A row is a request with one token in the step. It may share the blocks that it had computed before: not those
-that another row computes in this very step, though vLLM has them found by then.
+A row is a request with one token in the step, or one and drafts: those rows of which vLLM's runner has all
+others follow, so that they are alike. It may share the blocks that it had computed before: not those that
+another row computes in this very step, though vLLM has them found by then.
 
 A block table only grows while a request runs. So nothing is looked at again but for rows that come, go, or
 start (again); in most steps that is none.
@@ -31,6 +32,8 @@ from forkjoin_scheduler.vllm_seam.grouped.handing import Report, attach_groups, 
 #: KV, in bytes of a layer and rank, that a step has to save before two passes are expected to be faster than
 #: one. Estimated, on no GPU: docs/grouped-attention.md.
 MIN_SAVED_BYTES = 50_000_000
+#: The same where graphs of whole steps have groups: a step costs no more launches then.
+MIN_SAVED_BYTES_WHOLE = 17_000_000
 #: Steps whose counts front ends hear of together.
 STEPS_TOLD_AT_ONCE = 32
 
@@ -41,10 +44,12 @@ class Grouping:
     def __init__(self, core: Core) -> None:
         self._core = core
         setting = core.settings.grouped_attention
-        #: Tokens that a step must save; None: as many as a worker's report makes of ``MIN_SAVED_BYTES``.
+        #: Tokens that a step must save; None: as many as a worker's report makes of the bytes.
         self._min_saved = int(setting) if setting.isdigit() else None
         self._tree = SharedPrefixes()
         self._scheduled: dict[str, int] = {}
+        self._drafted: set[str] = set()
+        self._num_queries = 1
         self._groups: list[Group] = []
         #: In whose blocks groups are looked for; None: in none's, for no worker has said that it can group.
         self._kv_cache_group: int | None = None
@@ -65,20 +70,32 @@ class Grouping:
         """Put the rows of groups first in ``output``, and let workers group them if that is worth it."""
         if self._kv_cache_group is None:
             return
-        scheduled = output.num_scheduled_tokens
+        scheduled, drafted = output.num_scheduled_tokens, output.scheduled_spec_decode_tokens.keys()
         started = {new.req_id for new in output.scheduled_new_reqs}
         started |= output.scheduled_cached_reqs.resumed_req_ids
-        if started or scheduled != self._scheduled:
-            known = self._core.requests  # of a family that has just failed nothing is
-            self._follow({i for i, num in scheduled.items() if num == 1 and i in known}, started)
-            self._scheduled = dict(scheduled)
+        if started or scheduled != self._scheduled or drafted != self._drafted:
+            self._num_queries, rows = self._alike(output)
+            self._follow(rows, started)
+            self._scheduled, self._drafted = dict(scheduled), set(drafted)
             self._groups = _in_order(self._tree.groups(), scheduled)
         if not self._groups:
             return
-        first = {row: 1 for group in self._groups for row in group.rows}
+        first = {row: scheduled[row] for group in self._groups for row in group.rows}
         output.num_scheduled_tokens = first | scheduled
         if not self._only_orders:
             self._attach(output)
+
+    def _alike(self, output: SchedulerOutput) -> tuple[int, set[str]]:
+        """The rows that vLLM's runner puts first, and how many new tokens each has.
+
+        It sorts: rows with all drafts that there can be, then with fewer, the fewest first, then without.
+        """
+        scheduled, drafts = output.num_scheduled_tokens, output.scheduled_spec_decode_tokens
+        most = self._core.scheduler.num_spec_tokens
+        num = min((len(d) for d in drafts.values() if d), key=lambda n: (n != most, n), default=0)
+        known = self._core.requests  # of a family that has just failed nothing is
+        rows = {i for i, n in scheduled.items() if n == 1 + num == 1 + len(drafts.get(i, ())) and i in known}
+        return 1 + num, rows
 
     def _follow(self, rows: set[str], started: set[str]) -> None:
         """Let the tree be of ``rows``; those that ``started`` may have other blocks than before."""
@@ -89,15 +106,15 @@ class Grouping:
         for row in there - (rows - started):
             self._tree.drop(row)
         for row in rows - (there - started):
-            num = (requests[row].num_computed_tokens - 1) // size  # without this step's token
-            self._tree.add(row, kv.first_blocks(manager, group, row, num))
+            num_before = requests[row].num_computed_tokens - self._num_queries  # without this step's tokens
+            self._tree.add(row, kv.first_blocks(manager, group, row, num_before // size))
 
     def _attach(self, output: SchedulerOutput) -> None:
         assert self._kv_cache_group is not None
         size = kv.tokens_of_block(self._core.kv_cache_manager, self._kv_cache_group)
         sizes = tuple(len(group.rows) for group in self._groups)
         tokens = tuple(group.num_blocks * size for group in self._groups)
-        groups = StepGroups(self._kv_cache_group, sizes, tokens)
+        groups = StepGroups(self._kv_cache_group, sizes, tokens, self._num_queries)
         if groups.saved_tokens >= (self._min_saved or 0):
             attach_groups(output, groups)
 
@@ -116,7 +133,8 @@ class Grouping:
     def _start(self, report: Report) -> None:
         self._kv_cache_group = report.kv_cache_group
         if self._is_auto:
-            self._min_saved = -(-MIN_SAVED_BYTES // report.token_bytes)
+            least = MIN_SAVED_BYTES_WHOLE if report.is_whole else MIN_SAVED_BYTES
+            self._min_saved = -(-least // report.token_bytes)
 
     def emit(self, result: dict[int, EngineCoreOutputs]) -> None:
         """Let a front end count what was grouped: every few steps, and when nothing is left to run."""
