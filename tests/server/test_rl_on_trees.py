@@ -15,15 +15,23 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples/rl_on_trees/rl_on_trees.ipynb"
 #: Fewer rounds than the notebook has, and prompts to measure with, for time's sake.
 SHORT = {"rounds": 6, "measured": 60}
+#: Minutes on two free cores; where others use them too, 15 have not been enough.
+LIMIT_S = 1800
 EMBEDDED, START, AFTER = "embedded model", "start policy", "after learning"
 
 
 @pytest.mark.server
+@pytest.mark.timeout(1860)
 def test_the_notebook_runs_and_the_critical_path_falls_while_answers_stay_right():
     env = os.environ | {"RECIPE": json.dumps(SHORT), "MPLBACKEND": "agg"}
     program = ROOT / "tests/server/rl_on_trees_run.py"
     done = subprocess.run(
-        [sys.executable, program, NOTEBOOK], cwd=ROOT, env=env, capture_output=True, text=True, timeout=850
+        [sys.executable, program, NOTEBOOK],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("SEEN ")]
