@@ -230,7 +230,10 @@ def test_the_numbers_of_the_admission_in_the_guide_are_the_codes():
     from forkjoin_scheduler.policy.admission import Admission
 
     guide = " ".join((DOCS / "scheduling.md").read_text().split())
-    assert f"{Admission.PRIOR_TOKENS} tokens and {Admission.PRIOR_WIDTH} threads are assumed" in guide
+    assert Admission.PRIOR_PART == 1 / 12
+    bounds = f"(at least {Admission.PRIOR_TOKENS}, at most {Admission.MOST_PRIOR_TOKENS:,})"
+    assert f"a twelfth of the KV cache holds {bounds}, and {Admission.PRIOR_WIDTH} threads" in guide
+    assert f"{Admission.PRIOR_THREADS} times what the families have written" in guide
     assert Admission.ENOUGH == 4 / 5
     assert "four fifths of the growth is enough" in guide
     assert Admission.LAST_PART == 1 / 8

@@ -1,4 +1,4 @@
-"""How much fits in the KV cache: contexts of full length, and families as long as nothing is learnt."""
+"""How much fits in the KV cache: contexts of full length, and small families."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 
 #: What a request is taken to bring.
 PROMPT_TOKENS = 512
+#: A family that has ended: the others are taken to need as much.
+_ENDED = Need(
+    generated=Admission.PRIOR_TOKENS, width=Admission.PRIOR_WIDTH, critical=Admission.PRIOR_TOKENS // 2
+)
 
 
 def num_families(cache: Cache, num_slots: int) -> int:
-    """So many requests of ``PROMPT_TOKENS`` the server starts beside each other before it has learnt."""
+    """So many requests of ``PROMPT_TOKENS`` the server starts beside each other if families are small."""
     admission, need = Admission(), Need(blocks=-(-PROMPT_TOKENS // cache.block_size))
+    admission.learn(_ENDED)
     running: list[Need] = []
     while need.blocks * (len(running) + 1) <= cache.num_blocks:
         room = Room(cache.num_blocks - need.blocks * len(running), cache.block_size, num_slots)
