@@ -412,6 +412,8 @@ ATTRIBUTES = {
     ),
     f"{FLASH}:FlashAttentionMetadataBuilder": "block_size aot_schedule",
     "vllm.utils.argparse_utils:FlexibleArgumentParser": "_option_string_actions",
+    "vllm.v1.core.single_type_kv_cache_manager:MambaManager": "cached_blocks_this_step",
+    "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager": "graphs _capture_descs",
 }
 
 
@@ -528,7 +530,11 @@ def test_the_members_that_we_call_exist(target):
 #: Names by which the seam's files know an object of vLLM's: (file, name) -> class.
 KNOWN_AS = (
     {("scheduler.py", "self"): SCHEDULER, ("queues.py", "scheduler"): SCHEDULER}
-    | {("kv.py", "manager"): MANAGER, ("kv.py", "single"): SINGLE}
+    | {
+        ("kv.py", "manager"): MANAGER,
+        ("kv.py", "single"): SINGLE,
+        ("kv.py", "state"): f"{SINGLE.split(':')[0]}:MambaManager",
+    }
     | {
         ("requests.py", "root"): REQUEST,
         ("outputs.py", "parent"): REQUEST,

@@ -135,11 +135,11 @@ def cache_state(manager: KVCacheManager, request: Request) -> None:
     of a step before this one, so what starts in this one may have it.
     """
     if request.num_computed_tokens and is_recurrent(manager):
-        recurrent = [s for s in manager.coordinator.single_type_managers if isinstance(s, MambaManager)]
-        of_this_step = [set(single.cached_blocks_this_step) for single in recurrent]
+        states = [s for s in manager.coordinator.single_type_managers if isinstance(s, MambaManager)]
+        of_this_step = [set(state.cached_blocks_this_step) for state in states]
         manager.cache_blocks(request, request.num_computed_tokens)
-        for single, hashes in zip(recurrent, of_this_step, strict=True):
-            single.cached_blocks_this_step.intersection_update(hashes)
+        for state, hashes in zip(states, of_this_step, strict=True):
+            state.cached_blocks_this_step.intersection_update(hashes)
 
 
 def in_whole_blocks(manager: KVCacheManager, num_tokens: int) -> int:
