@@ -80,7 +80,7 @@ LATER: dict[str, Later] = {
     ),
     "tests/engine/test_grouped.py::test_an_engine_answers_the_same_with_grouped_attention_and_reads_less": Later(
         Tier.ALL,
-        "a process with an engine for each of four cases; unit/…/grouped has the passes without a model",
+        "a process with an engine for each of five cases; unit/…/grouped has the passes without a model",
     ),
     "tests/engine/test_hybrid.py": Later(
         Tier.ALL, "an engine, and a process with one for each case; test_recurrent has states without a model"

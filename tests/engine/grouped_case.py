@@ -1,9 +1,10 @@
 """Grouped attention against vLLM's own, on the V2 runner, in a process of its own.
 
 ``python -m tests.engine.grouped_case async stitch`` prints a JSON line (sync or async scheduling; the kind of
-join). vLLM's FlashAttention runs on a stand-in of its kernels (``flash_attention.py``). The same requests run
-three times in one engine: ungrouped, grouped, and, as a control, grouped with shared blocks left unread. The
-model is so sure of its texts that one block less changes none of them; of each prefix the control reads a token.
+join). With ``full`` after these, decoding steps run emulated CUDA graphs (``emulated_graphs.py``). vLLM's
+FlashAttention runs on a stand-in of its kernels (``flash_attention.py``). The same requests run three times in
+one engine: ungrouped, grouped, and, as a control, grouped with shared blocks left unread. The model is so sure
+of its texts that one block less changes none of them; of each prefix the control reads a token.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from typing import Any
 
 
-def main(mode: str, join: str) -> dict[str, Any]:
+def main(mode: str, join: str, more: str = "") -> dict[str, Any]:
     """Run worksheets, branches, a vote and an abort; say whether all was the same and all came back."""
     from tests.engine.platform import force_async, run_engines_alone, use_v2_runner
 
@@ -22,9 +23,11 @@ def main(mode: str, join: str) -> dict[str, Any]:
     use_v2_runner()
     if mode == "async":
         force_async()
-    from tests.engine import flash_attention
+    from tests.engine import emulated_graphs, flash_attention
 
     flash_attention.use_flash_attention()
+    if more == "full":
+        emulated_graphs.emulate()
     from forkjoin_scheduler.dialects.files import load
     from forkjoin_scheduler.vllm_seam.compat import GROUPING_WORKER, WORKER
     from tests.engine.harness import THREADWEAVER, Engine
@@ -32,7 +35,7 @@ def main(mode: str, join: str) -> dict[str, Any]:
     is_stitched = join == "stitch"
     engine = Engine(
         load("multiverse") if is_stitched else THREADWEAVER,
-        policies={"grouped_attention": "0"},
+        policies={"grouped_attention": "0", "grouped_graphs": "full" if more == "full" else "piecewise"},
         worker_cls=WORKER if is_stitched else GROUPING_WORKER,
         block_size=16,
         max_num_seqs=16,
@@ -42,6 +45,7 @@ def main(mode: str, join: str) -> dict[str, Any]:
         **(_renamed() if is_stitched else {}),
     )
     reads = _count_reads()
+    replayed = _capture(engine) if more == "full" else {}
     grouping = engine.scheduler._grouping
     runs: dict[str, Any] = {}
     for name in ("read_ungrouped", "read", "unread"):
@@ -61,8 +65,29 @@ def main(mode: str, join: str) -> dict[str, Any]:
         "read_ungrouped": runs["read_ungrouped"][1]["num"],
         "read": runs["read"][1]["num"],
         "saved": runs["read"][1]["saved"],
+        "replayed": replayed,
         "differs_if_unread": plain[0] != unread[0] or _are_apart(plain[1], unread[1]),
     }
+
+
+def _capture(engine: Any) -> dict[str, int]:
+    """Capture graphs; how often those of each kind are replayed from now on."""
+    from vllm.v1.attention.backends import flash_attn
+
+    from tests.engine import emulated_graphs
+    from tests.engine.recorded_graph import RecordedGraph
+
+    flash_attn.flash_attn_varlen_func = RecordedGraph.kernel(flash_attn.flash_attn_varlen_func)
+    manager, replayed = emulated_graphs.capture(engine), dict[str, int]()
+    run = manager.run_fullgraph
+
+    def counted(desc: Any) -> Any:
+        kind = type(desc).__name__
+        replayed[kind] = replayed.get(kind, 0) + 1
+        return run(desc)
+
+    manager.run_fullgraph = counted
+    return replayed
 
 
 def _renamed() -> dict[str, Any]:
@@ -101,8 +126,8 @@ def _count_reads() -> dict[str, int]:
     from vllm.v1.attention.backends import flash_attn
 
     from forkjoin_scheduler.vllm_seam.grouped.flash_attention import GroupedMetadataBuilder
-    from tests.engine.flash_attention import attend
 
+    attend = flash_attn.flash_attn_varlen_func
     counts = {"num": 0, "saved": 0, "most": 1024}
     num_layers = _Layers()
 

@@ -227,11 +227,12 @@ def test_an_error_in_it_ends_grouping_and_no_request(family, monkeypatch):
 
 
 CASES = [f"{mode}-{join}" for mode in ("sync", "async") for join in ("reprefill", "stitch")]
+CASES += ["async-stitch-full"]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_engine_answers_the_same_with_grouped_attention_and_reads_less(case):
-    """vLLM's V2 runner and FlashAttention on the CPU, on a stand-in of its kernels."""
+    """vLLM's V2 runner and FlashAttention on the CPU, on a stand-in of its kernels; full: of CUDA graphs, too."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.grouped_case", *case.split("-")],
         cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=1500, check=False,
@@ -244,4 +245,6 @@ def test_an_engine_answers_the_same_with_grouped_attention_and_reads_less(case):
     assert found["returned"]
     assert found["read"] < 0.9 * found["read_ungrouped"]
     assert found["saved"] > 0
+    replayed = found["replayed"]
+    assert bool(replayed.get("GroupedDescriptor")) is case.endswith("full")
     assert found["differs_if_unread"], "the control, in which shared blocks are left unread, was not seen"
