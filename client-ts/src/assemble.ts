@@ -29,7 +29,8 @@ export class Assembler {
   private id: string | null = null;
   private content = "";
   private reasoning = "";
-  private readonly toolCalls: ToolCall[] = [];
+  /** By index: a server may skip one, of a call that has no name. */
+  private readonly toolCalls = new Map<number, ToolCall>();
   private finishReason: string | null = null;
   private usage: Usage | null = null;
   private tokenTree: TokenTree | null = null;
@@ -64,7 +65,8 @@ export class Assembler {
 
   /** The answer as a whole. */
   finish(): Extract<ForkJoinEvent, { type: "finished" }> {
-    const { id, content, reasoning, toolCalls, finishReason, usage, tree, tokenTree } = this;
+    const { id, content, reasoning, finishReason, usage, tree, tokenTree } = this;
+    const toolCalls = [...this.toolCalls.values()];
     return { type: "finished", id, content, reasoning, toolCalls, finishReason, usage, tree, tokenTree };
   }
 
@@ -95,10 +97,8 @@ export class Assembler {
 
   /** Puts a call together, as OpenAI's clients do: by `index`, its arguments appended. */
   private takeCall({ index, id, type, function: said }: ToolCallPiece): void {
-    const num = this.toolCalls.length;
-    if (index === num) this.toolCalls.push({ id: "", type: "function", function: { name: "", arguments: "" } });
-    const call = this.toolCalls[index];
-    if (call === undefined) throw new StreamBroken(`expected tool call ${num} next, got ${index}: a chunk is missing`);
+    const call = this.toolCalls.get(index) ?? { id: "", type: "function", function: { name: "", arguments: "" } };
+    this.toolCalls.set(index, call);
     call.id = id ?? call.id;
     call.type = type ?? call.type;
     call.function.name = said?.name ?? call.function.name;
