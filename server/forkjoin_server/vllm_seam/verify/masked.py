@@ -22,7 +22,8 @@ Likely = tuple[float, float]
 def main(seen_file: Path, out: Path, join: str) -> None:
     """Write log-probabilities to ``out``: of threads, of what follows the join, and of controls.
 
-    With 16 bits also the same with the weights in 32: where the two differ, rounding alone moves a token.
+    With 16 bits also the same with the weights in 32, if they can be: where the two differ, rounding alone
+    moves a token.
     """
     from transformers import AutoModelForCausalLM
 
@@ -37,12 +38,13 @@ def main(seen_file: Path, out: Path, join: str) -> None:
     )
     model = model.to(device).eval()
     told = _of_join(model, seen, join)
+    if join == "stitch":
+        told |= _controls(model, seen)
+    out.write_text(json.dumps(told))  # before what follows, for which there may be no memory
     if model.dtype != torch.float32:
         exact = _of_join(model.float(), seen, join)
         told |= {"unrounded": exact["right"], "threads_unrounded": exact["threads"]}
-    if join == "stitch":
-        told |= _controls(model.to(getattr(torch, seen["dtype"])), seen)
-    out.write_text(json.dumps(told))
+        out.write_text(json.dumps(told))
 
 
 def _of_join(model: Any, seen: dict[str, Any], join: str) -> dict[str, Any]:
