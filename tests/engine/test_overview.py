@@ -154,9 +154,12 @@ def test_what_admission_expects_is_shown_beside_what_came():
 def test_the_peak_is_seen_where_nobody_looks():
     fed = Scripted()
     fed.add("r0", 2, fork(fed, 200, 60, 60, 60), 4)
+    fed.step()
+    tokens = fed.scheduler.overview()["expected"]["tokens"]
+    prior = shown(fed)["r0"]["expected_kv_blocks"]
+    assert prior == pytest.approx(4 + 0.8 * (tokens / 16 + 4), abs=0.01)
     fed.step_until(lambda: not fed.scheduler.requests)
     (ratio,) = [r for e in fed.events if e["type"] == "admission" for r in e["peak_ratios"]]
-    prior = 4 + 0.8 * (512 / 16 + 4)
     assert ratio * prior > (64 + 2 + 4 * 60) / 16
 
 

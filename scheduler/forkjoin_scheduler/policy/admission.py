@@ -52,7 +52,7 @@ class Need:
     ``ahead``: blocks that each sequence takes beyond its own tokens, for drafts of those to come.
     ``max_tokens``: what it may generate at most. ``asked``: threads that the request itself asks for
     (0: the model decides), ``abreast``: how many of them start at once, if not all. ``ended_threads``: how
-    many of its threads have ended.
+    many of its threads have ended. ``given``: those of the tokens that are of an earlier answer.
     """
 
     generated: int = 0
@@ -65,6 +65,7 @@ class Need:
     abreast: int = 0
     ahead: float = 0.0
     ended_threads: int = 0
+    given: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,14 @@ class Admission:
         prior = self._prior(running, room)
         if not num_ended:
             return prior
-        written = sum(need.generated for need in running if not need.asked)
+        written = sum(need.generated for need in _telling(running))
         return max(mean, min(mean + written / (2 * num_ended), prior))
 
     def _prior(self, running: Sequence[Need], room: Room) -> float:
         """What is expected before any has ended: less, where the threads that have ended were short."""
         num_blocks = room.num_free + sum(need.blocks for need in running)
         most = min(self.PRIOR_PART * num_blocks * room.tokens_per_block, self.MOST_PRIOR_TOKENS)
-        own = [need for need in running if not need.asked]
+        own = _telling(running)
         written = self.PRIOR_WEIGHT * most / self.PRIOR_THREADS + sum(need.generated for need in own)
         of_each = written / (self.PRIOR_WEIGHT + sum(need.ended_threads for need in own))
         return max(min(most, self.PRIOR_THREADS * of_each), self.PRIOR_TOKENS)
@@ -205,6 +206,11 @@ def readmission(need: Need, room: Room) -> tuple[Need, Room]:
     num_lost = ceil(need.lost)
     new = replace(need, blocks=need.blocks + num_lost, lost=0)
     return new, replace(room, num_free=room.num_free + need.blocks)
+
+
+def _telling(running: Sequence[Need]) -> list[Need]:
+    """Those that tell what the model writes: it chose their threads, and began with none of their tokens."""
+    return [need for need in running if not need.asked and not need.given]
 
 
 def most_in_use(futures: Sequence[Future]) -> float:

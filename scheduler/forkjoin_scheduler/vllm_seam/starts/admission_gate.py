@@ -123,6 +123,7 @@ class AdmissionGate:
             asked=asked,
             abreast=abreast,
             ahead=ahead,
+            given=num_given,
         )
 
     def take_in_started(self) -> None:
@@ -202,6 +203,8 @@ class AdmissionGate:
 
     def _fits(self, need: Need, beside: Sequence[Admitted], room: Room) -> bool:
         """Whether one more that needs ``need`` may start. One that would run alone always may."""
+        if not beside:
+            self.admission.expected = self.admission.expected_tokens((), room)
         if not beside or (self._own is None and not self.admission.is_due(need)):
             return True  # without counting what the others use
         running = [self.come_to(admitted) for admitted in beside]

@@ -70,7 +70,7 @@ class Overview:
                 "for_room": self._gate.step_admission.num_kept,
             },
             "expected": {
-                "tokens": round(admission.tokens.mean, 1),
+                "tokens": round(admission.expected, 1),
                 "threads": round(admission.width.mean, 1),
                 "forking_share": round(admission.forks.mean, 3),
             },

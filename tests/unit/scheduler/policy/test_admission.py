@@ -192,6 +192,14 @@ def test_families_whose_threads_write_much_are_expected_to_take_no_more_than_bef
     assert Admission().expected_tokens([Need(900, width=4, ended_threads=1)] * 4, COLD) == 1600
 
 
+def test_what_was_given_or_asked_for_tells_nothing_of_what_the_model_writes():
+    admission, others = Admission(), [Need(20_000, given=20_000), Need(9000, asked=4)]
+    assert admission.expected_tokens(others, COLD) == admission.expected_tokens([], COLD)
+    for _ in range(3):
+        admission.learn(Need(300, width=2, critical=150))
+    assert admission.expected_tokens(others, COLD) == 300
+
+
 def test_the_first_to_end_are_the_shortest():
     admission, running = Admission(), [Need(400, blocks=100)] * 4
     admission.learn(Need(300, 4, 100))
