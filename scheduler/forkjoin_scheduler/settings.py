@@ -164,8 +164,9 @@ class Settings(BaseModel):
     grouped_attention: str = Field(
         default=AUTO,
         description="Whether KV that several rows of a step share is read once. auto: where a check at the "
-        "start finds it exact, in steps that save at least 50 MB a layer. N: in steps that save N tokens of "
-        "KV a layer or more. order: rows that share KV only stand side by side. off: as in vLLM.",
+        "start finds it exact, in steps that save at least 50 MB a layer (17 MB with --grouped-graphs full). "
+        "N: in steps that save N tokens of KV a layer or more. order: rows that share KV only stand side by "
+        "side. off: as in vLLM.",
         json_schema_extra={"metavar": "auto|N|order|off"},
     )
 

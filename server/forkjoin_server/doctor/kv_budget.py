@@ -42,8 +42,8 @@ def kv_budget(vllm_config: Any, cache: Cache) -> Check:
     num_slots = vllm_config.scheduler_config.max_num_seqs
     families = num_families(cache, num_slots)
     seen += (
-        f": {cache.num_tokens / longest:.1f} contexts of {longest} tokens, or {families} families of the "
-        f"expected need ({PROMPT_TOKENS} tokens of prompt, {Admission.PRIOR_TOKENS} generated, "
+        f": {cache.num_tokens / longest:.1f} contexts of {longest} tokens, or {families} small "
+        f"families ({PROMPT_TOKENS} tokens of prompt, {Admission.PRIOR_TOKENS} generated, "
         f"{Admission.PRIOR_WIDTH} threads; --max-num-seqs {num_slots})"
     )
     if families < 2:

@@ -257,8 +257,8 @@ def test_mla_keeps_one_vector_a_token():
             "FAIL",
             "7 blocks of 128 tokens, too few for one context of 1024: give the cache more memory",
         ),
-        (8, 128, "WARN", "1.0 contexts of 1024 tokens, or 1 families"),
-        (800, 128, "OK", "100.0 contexts of 1024 tokens, or 64 families"),
+        (8, 128, "WARN", "1.0 contexts of 1024 tokens, or 1 small families"),
+        (800, 128, "OK", "100.0 contexts of 1024 tokens, or 64 small families"),
         (800, 1, "WARN", "or raise --max-num-seqs"),
     ],
 )
