@@ -12,6 +12,8 @@ import torch
 from vllm.v1.attention.backends import flash_attn
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+from forkjoin_scheduler.vllm_seam.grouped.flash_attention import GroupedAttention
+
 VERSION = 3
 
 
@@ -119,3 +121,14 @@ def use_flash_attention() -> None:
     for name, function in functions().items():
         setattr(flash_attn, name, function)
     register_backend(AttentionBackendEnum.CPU_ATTN, f"{__name__}.StandIn")
+
+
+def grouped_attention(num_heads: int, num_kv_heads: int, head_size: int) -> GroupedAttention:
+    """Attention in two passes, as vLLM makes it for a plain layer of a decoder."""
+    attention = GroupedAttention.__new__(GroupedAttention)
+    vars(attention).update(
+        num_heads=num_heads, num_kv_heads=num_kv_heads, head_size=head_size, scale=head_size**-0.5,
+        sliding_window=(-1, -1), alibi_slopes=None, logits_soft_cap=0, sinks=None, kv_cache_dtype="auto",
+        attn_type="decoder", vllm_flash_attn_version=3, fa4_hd256=False, supports_quant_query_input=False,
+    )  # fmt: skip
+    return attention

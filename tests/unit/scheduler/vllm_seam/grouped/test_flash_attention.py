@@ -16,7 +16,6 @@ from forkjoin_scheduler.policy.shared_prefixes import SharedPrefixes
 from forkjoin_scheduler.tensors.two_passes import StepGroups
 from forkjoin_scheduler.vllm_seam.grouped.flash_attention import (
     _PASSES,
-    GroupedAttention,
     GroupedMetadataBuilder,
 )
 from tests.engine import flash_attention as stand_in
@@ -82,16 +81,6 @@ class Batch:
         )
 
 
-def _attention() -> GroupedAttention:
-    attention = GroupedAttention.__new__(GroupedAttention)
-    vars(attention).update(
-        num_heads=HEADS, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, scale=HEAD_SIZE**-0.5,
-        sliding_window=(-1, -1), alibi_slopes=None, logits_soft_cap=0, sinks=None, kv_cache_dtype="auto",
-        attn_type="decoder", vllm_flash_attn_version=3, fa4_hd256=False, supports_quant_query_input=False,
-    )  # fmt: skip
-    return attention
-
-
 def _metadata(batch: Batch, *, is_grouped: bool) -> Any:
     common = batch.common()
     metadata = flash_attn.FlashAttentionMetadata(
@@ -116,7 +105,9 @@ def _attend(batch: Batch, cache: torch.Tensor, query: torch.Tensor, *, is_groupe
     layer: Any = SimpleNamespace(_q_scale=scale, _k_scale=scale, _v_scale=scale)
     new, output = query[:, :KV_HEADS], torch.zeros_like(query)
     metadata = _metadata(batch, is_grouped=is_grouped)
-    return _attention().forward(layer, query, new, new, cache, metadata, output)
+    return stand_in.grouped_attention(HEADS, KV_HEADS, HEAD_SIZE).forward(
+        layer, query, new, new, cache, metadata, output
+    )
 
 
 def _inputs(batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

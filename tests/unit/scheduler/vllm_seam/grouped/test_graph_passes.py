@@ -18,7 +18,7 @@ from vllm.v1.attention.backends import flash_attn
 from forkjoin_scheduler.policy.shared_prefixes import SharedPrefixes
 from forkjoin_scheduler.tensors.fixed_passes import FixedPasses
 from forkjoin_scheduler.tensors.two_passes import StepGroups
-from forkjoin_scheduler.vllm_seam.grouped.flash_attention import GroupedAttention, GroupedMetadataBuilder
+from forkjoin_scheduler.vllm_seam.grouped.flash_attention import GroupedMetadataBuilder
 from forkjoin_scheduler.vllm_seam.grouped.graph_passes import GraphPasses
 from forkjoin_scheduler.vllm_seam.grouped.step import Step
 from tests.engine import flash_attention as stand_in
@@ -79,20 +79,12 @@ class Memory:
 
     def attend(self, metadata: Any) -> torch.Tensor:
         new = self.query[:, :KV_HEADS]
-        return _attention().forward(LAYER, self.query, new, new, self.cache, metadata, self.output)
+        return stand_in.grouped_attention(HEADS, KV_HEADS, HEAD_SIZE).forward(
+            LAYER, self.query, new, new, self.cache, metadata, self.output
+        )
 
 
 LAYER: Any = SimpleNamespace(_q_scale=torch.ones(()), _k_scale=torch.ones(()), _v_scale=torch.ones(()))
-
-
-def _attention() -> GroupedAttention:
-    attention = GroupedAttention.__new__(GroupedAttention)
-    vars(attention).update(
-        num_heads=HEADS, num_kv_heads=KV_HEADS, head_size=HEAD_SIZE, scale=HEAD_SIZE**-0.5,
-        sliding_window=(-1, -1), alibi_slopes=None, logits_soft_cap=0, sinks=None, kv_cache_dtype="auto",
-        attn_type="decoder", vllm_flash_attn_version=3, fa4_hd256=False, supports_quant_query_input=False,
-    )  # fmt: skip
-    return attention
 
 
 def _builder(max_rows: int) -> GroupedMetadataBuilder:
