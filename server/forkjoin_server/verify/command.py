@@ -93,8 +93,9 @@ def _judge(name: str, join: str, seen: dict[str, Any], seen_file: Path, report: 
     after = f"{name}: after it"
     passes = _passes(after, join, seen, seen_file, report)
     *threads, rest = zip(seen["own"], seen["plain"], strict=True)
+    rounded, exact = (passes.get(name, [None] * len(threads)) for name in ("threads", "threads_unrounded"))
     for n, (own, said) in enumerate(threads):
-        kept = _sure(passes.get("threads"), passes.get("threads_unrounded"), n, len(own), bound)
+        kept = sure(len(own), rounded[n], exact[n], bound)
         case = f"thread {n + 1}, a plain request"
         report.results += _judge_sure(f"{name}: threads", case, dtype, bound, own, said, kept)
     own, said = rest
@@ -104,7 +105,7 @@ def _judge(name: str, join: str, seen: dict[str, Any], seen_file: Path, report: 
             return
         said, controls = passes["right"], ["positions_wrong", "mask_wrong", "thread_unseen"]
     case = "transformers with positions and mask" if join == "stitch" else "a plain request"
-    kept = _sure([passes.get("right")], [passes.get("unrounded")], 0, len(own), bound)
+    kept = sure(len(own), passes.get("right"), passes.get("unrounded"), bound)
     report.results += _judge_sure(after, case, dtype, bound, own, said, kept)
     for control in controls:
         unlike = (passes if join == "stitch" else seen)[control]
@@ -125,13 +126,6 @@ def _passes(name: str, join: str, seen: dict[str, Any], seen_file: Path, report:
     if join == "stitch":
         report.not_run(name, ended, "transformers can't be the reference: ")
     return {}
-
-
-def _sure(said: Any, unrounded: Any, of: int, num: int, bound: Bound) -> list[int]:
-    """The places, of ``num`` tokens, of those that rounding does not move in transformers' pass ``of``."""
-    if not said or not unrounded or said[of] is None or unrounded[of] is None or len(said[of]) != num:
-        return [*range(num)]
-    return sure(said[of], unrounded[of], bound)
 
 
 def _judge_sure(

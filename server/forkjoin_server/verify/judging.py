@@ -71,13 +71,16 @@ def judge(
     ]
 
 
-def sure(said: Sequence[Likely], unrounded: Sequence[Likely] | None, bound: Bound) -> list[int]:
-    """The places of tokens that rounding alone leaves where they are, as the reference shows in 32 bits.
+def sure(
+    num: int, said: Sequence[Likely] | None, unrounded: Sequence[Likely] | None, bound: Bound
+) -> list[int]:
+    """The places, of ``num`` tokens, of those that rounding alone leaves where they are.
 
-    A model that copies may take another token to copy for the last bit of a number, and be nats off.
+    The reference in 16 bits (``said``) and in 32 shows it; without both, all are. A model that copies may
+    take another token to copy for the last bit of a number, and be nats off.
     """
-    if unrounded is None:
-        return [*range(len(said))]
+    if said is None or unrounded is None or len(said) != num:
+        return [*range(num)]
     pairs = zip(said, unrounded, strict=True)
     return [i for i, ((rounded, _), (exact, _)) in enumerate(pairs) if abs(rounded - exact) <= bound.mean]
 
